@@ -1,0 +1,368 @@
+"""From YAML files and `--set a.b=c` to validated Settings, with every mistake told at once.
+
+A preset only fills defaults: what the file or `--set` gives stays. Mistakes are gathered (unknown
+keys, wrong types, impossible combinations) and raised together as one ConfigError.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megaarch import catalogue
+from megaarch.settings import Settings
+
+Raw = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """Mistakes of the user in a configuration; `problems` has one sentence for each."""
+
+    def __init__(self, problems: Iterable[str], where: str = ""):
+        self.problems = list(dict.fromkeys(problems))
+        head = f"{where}: " if where else ""
+        if len(self.problems) == 1:
+            super().__init__(head + self.problems[0])
+        else:
+            lines = "".join(f"\n  - {problem}" for problem in self.problems)
+            super().__init__(f"{head}{len(self.problems)} settings are wrong:{lines}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-3 is a number), and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice",
+                                           problem_mark=key_node.start_mark)  # fmt: skip
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str | Path) -> Raw:
+    """The mapping in a YAML file. ConfigError names file, line and column of what is wrong."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError([f"cannot read the configuration: {error.strerror}"], str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(["is not UTF-8 text"], str(path)) from None
+    return _parse(text, str(path)) or {}
+
+
+def _parse(text: str, where: str) -> Raw | None:
+    try:
+        raw = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError([f"{place}{error.problem or 'not YAML'}"], where) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"is not YAML: {error}"], where) from None
+    if raw is not None and not isinstance(raw, dict):
+        raise ConfigError(["must be a mapping of sections (model, data, training, ...)"], where)
+    return raw
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'model.layers=4' -> ('model.layers', 4). The value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError([f"--set takes section.name=value, not {text!r}"])
+    try:
+        return key.strip(), yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError([f"--set {key}: {value!r} is not a YAML value"]) from None
+
+
+def set_path(raw: Raw, path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings, in place."""
+    *sections, name = path.split(".")
+    for section in sections:
+        below = raw.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError([f"{path}: {section} is a value and has no settings below it"])
+        raw = below
+    raw[name] = value
+
+
+def get_path(raw: Raw, path: str) -> Any:
+    """The value at a dotted path of nested mappings, or None."""
+    for name in path.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
+def flatten(raw: Raw, prefix: str = "") -> dict[str, Any]:
+    """{'model': {'layers': 2}} -> {'model.layers': 2}."""
+    flat = {}
+    for key, value in raw.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
+    """Settings of a YAML file with `--set` overrides on top."""
+    raw = read_yaml(path)
+    for text in overrides:
+        set_path(raw, *parse_override(text))
+    return resolve(raw, str(path))
+
+
+def resolve(raw: Raw, where: str = "") -> Settings:
+    """Fill in the preset's defaults, validate types and combinations. Raises ConfigError."""
+    raw = {key: {} if value is None else value for key, value in copy.deepcopy(raw).items()}
+    raw = fill_preset(raw)
+    problems: list[str] = []
+    wrong: set[str] = set()
+    for _ in range(50):  # drop what is wrong and look again, so that all is told at once
+        try:
+            settings = Settings.model_validate(raw)
+            break
+        except ValidationError as error:
+            faults = error.errors()
+            for fault in faults:
+                path = ".".join(str(x) for x in fault["loc"] if not _is_tag(x))
+                if not _other_branch(fault, faults):
+                    problems.append(_sentence(path, fault))
+                wrong.add(path)
+                _drop(raw, fault["loc"])
+    else:
+        raise ConfigError(problems, where)
+    for paths, sentence in combinations(settings):
+        if not wrong & set(paths):
+            problems.append(f"{paths[0]}: {sentence}")
+    if problems:
+        raise ConfigError(problems, where)
+    return settings
+
+
+def fill_preset(raw: Raw) -> Raw:
+    """Write the preset's architecture and objective where the user gave none."""
+    preset = catalogue.PRESETS.get(get_path(raw, "model.preset") or "")
+    if preset:
+        data = raw.setdefault("data", {})
+        raw["model"].setdefault("architecture", preset.architecture)
+        if isinstance(data, dict):
+            data.setdefault("objective", preset.objective)
+    return raw
+
+
+def _is_tag(x: Any) -> bool:
+    # pydantic puts the branch of a union (`str`, `list[Source]`) into the path
+    return isinstance(x, str) and (x in ("str", "float", "int", "bool") or "[" in x)
+
+
+def _other_branch(fault: dict, faults: list[dict]) -> bool:
+    # data.source is text or a list: a mistake inside the list is no "must be text", and what is
+    # neither is told once
+    *holder, tag = fault["loc"]
+    if not _is_tag(tag):
+        return False
+    beside = [f for f in faults if list(f["loc"][: len(holder)]) == holder and f is not fault]
+    return bool(beside) and (isinstance(fault["input"], list) or faults.index(fault) > 0
+                             and faults[faults.index(fault) - 1] in beside)  # fmt: skip
+
+
+def _drop(raw: Any, location: tuple) -> None:
+    """Remove the value at `location`, or the nearest thing above it that can be removed."""
+    trail = [(None, None)]
+    for key in location:
+        if isinstance(raw, dict) and key in raw or isinstance(raw, list) and _index(key, raw):
+            trail.append((raw, key))
+            raw = raw[key]
+    holder, key = trail[-1]
+    if holder is not None:
+        del holder[key]
+
+
+def _index(key: Any, raw: list) -> bool:
+    return isinstance(key, int) and key < len(raw)
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    for name, entry in section.model_fields.items():
+        name = entry.alias or name
+        yield f"{prefix}{name}"
+        for below in _sections(entry.annotation):
+            yield from setting_names(below, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
+
+
+def nearest(path: str, names: Iterable[str]) -> str | None:
+    """The valid dotted name that a wrong one most likely meant."""
+    names = list(names)
+    path = re.sub(r"\.\d+(?=\.|$)", "", path)  # list indices are no names
+    parent, _, leaf = path.rpartition(".")
+    siblings = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == parent}
+    if guess := difflib.get_close_matches(leaf, siblings, 1, 0.6):
+        return siblings[guess[0]]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(path, same_leaf or names, 1, 0.0 if same_leaf else 0.6)
+    if not close:
+        leaves = {name.rpartition(".")[2]: name for name in names}
+        close = [leaves[x] for x in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
+    return close[0] if close else None
+
+
+def unknown(path: str) -> str:
+    """The sentence for a setting that does not exist."""
+    guess = nearest(path, setting_names())
+    return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a section with settings below it",
+    "model_attributes_type": "a section with settings below it",
+    "tuple_type": "a list",
+}
+
+
+def _sentence(path: str, fault: dict) -> str:
+    kind, value = fault["type"], fault.get("input")
+    if kind == "extra_forbidden":
+        return unknown(path)
+    if kind == "missing":
+        return f"{path}: is required"
+    if kind in _WANTED:
+        return f"{path}: must be {_WANTED[kind]}, not {value!r}"
+    if kind == "literal_error":
+        choices = [str(c) for c in _literal_choices(fault)]
+        guess = difflib.get_close_matches(str(value), choices, 1, 0.5)
+        hint = f"; did you mean {guess[0]}?" if guess else ""
+        return f"{path}: must be one of {', '.join(choices)}, not {value!r}{hint}"
+    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt",
+              "less_than_equal": "le"}  # fmt: skip
+    if kind in bounds:
+        words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+        bound = bounds[kind]
+        return f"{path}: must be {words[bound]} {fault['ctx'][bound]}, not {value!r}"
+    return f"{path}: {fault['msg']}, not {value!r}"
+
+
+def _literal_choices(fault: dict) -> list[str]:
+    return [part.strip(" '") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
+
+
+def combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Impossible combinations: the settings involved (the one to blame first) and a sentence."""
+    yield from _model_combinations(settings)
+    training, parallel = settings.training, settings.parallel
+    if training.steps is not None and training.budget is not None:
+        yield ("training.steps", "training.budget"), (
+            "cannot be given together with training.budget: a budget sets the number of steps"
+        )
+    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    if training.global_batch_size % (training.micro_batch_size * ranks):
+        yield ("training.global_batch_size", "training.micro_batch_size"), (
+            f"{training.global_batch_size} rows do not divide into micro-batches of "
+            f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
+        )
+    if settings.study:
+        yield from _study_combinations(settings)
+
+
+def _model_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    model, data = settings.model, settings.data
+    architecture = catalogue.ARCHITECTURES[model.architecture]
+    if data.objective not in architecture.objectives:
+        runs = [a.name for a in catalogue.ARCHITECTURES.values() if data.objective in a.objectives]
+        yield ("data.objective", "model.architecture"), (
+            f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
+            f"{' or '.join(runs)}, and {architecture.name} runs "
+            f"{', '.join(architecture.objectives)}"
+        )
+    if model.head_size is None and model.hidden_size % model.heads:
+        yield ("model.heads", "model.hidden_size"), (
+            f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
+            "change one, or give model.head_size"
+        )
+    if model.kv_heads and model.heads % model.kv_heads:
+        yield ("model.kv_heads", "model.heads"), (
+            f"{model.kv_heads} key heads do not divide {model.heads} heads"
+        )
+    exact = model.head_size or model.hidden_size % model.heads == 0
+    head_size = model.head_size or model.hidden_size // model.heads
+    axes = catalogue.position_axes(data.objective)
+    if exact and model.position_encoding == "rope" and head_size % (2 * axes):
+        yield ("model.head_size", "model.heads", "model.hidden_size"), (
+            f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
+            f"not {head_size}"
+        )
+    if axes > 1 and model.position_encoding == "relative":
+        yield ("model.position_encoding", "data.objective"), (
+            f"relative positions have one axis and {data.objective} has {axes}: use rope"
+        )
+    if len(architecture.streams) == 1:
+        for name in ("encoder_layers", "decoder_layers", "target_length"):
+            if getattr(model, name) is not None:
+                yield (f"model.{name}", "model.architecture"), (
+                    f"belongs to an encoder_decoder; {architecture.name} has one stack"
+                )
+    if model.position_encoding == "learned" and (
+        (model.learned_positions or model.sequence_length) < model.sequence_length
+    ):
+        yield ("model.learned_positions", "model.sequence_length"), (
+            f"{model.learned_positions} positions are fewer than the "
+            f"{model.sequence_length} tokens of a row"
+        )
+    if (data.kind == "supervised") != (data.objective == "supervised") and data.kind != "auto":
+        yield ("data.kind", "data.objective"), (
+            f"{data.kind} data and the objective {data.objective} do not go together"
+        )
+
+
+def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    study, names = settings.study, set()
+    valid = set(setting_names())
+    for i, cell in enumerate(study.cells):
+        where = f"study.cells.{i}"
+        if cell.name in names:
+            yield (f"{where}.name",), f"{cell.name!r} is the name of two cells"
+        if "/" in cell.name or cell.name in ("", ".", ".."):
+            yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
+        if cell.start_from is not None and cell.start_from not in names:
+            guess = difflib.get_close_matches(cell.start_from, names, 1)
+            yield (f"{where}.from",), (
+                f"no cell {cell.start_from!r} stands before this one"
+                + (f"; did you mean {guess[0]!r}?" if guess else "")
+            )
+        for path in cell.set:
+            if path not in valid or path.startswith("study"):
+                yield (f"{where}.set",), unknown(path)
+        names.add(cell.name)
+    for section in ("steps", "budget"):
+        if getattr(settings.training, section) is not None:
+            yield (f"training.{section}",), "a study sets it for each cell: leave it out"

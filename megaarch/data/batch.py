@@ -1,0 +1,90 @@
+"""The Batch: fixed shapes for a whole run, and what was counted when it was made.
+
+Shape suffixes: B rows, S tokens of a stream, A position axes, P parts, M targets.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from megaarch.attention.parts import Parts
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stack's input.
+
+    tokens: int64 [B, S]; positions: int64 [B, S, A].
+    parts: self-attention. cross: attention from this stream to the one before it, or None.
+    segments: int64 [B, S] token types (BERT), or None.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    parts: Parts
+    cross: Parts | None = None
+    segments: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a batch really holds, padding left out. The only input of the FLOP count.
+
+    rows: batch rows. tokens: per stream, rows of some part's example.
+    areas: per stream, visible pairs of its self-attention. cross_areas: per stream (0 if none).
+    targets: targets of non-zero weight. slots: per stream, B·S, to report the share of padding.
+    """
+
+    rows: int
+    tokens: tuple[int, ...]
+    areas: tuple[int, ...]
+    cross_areas: tuple[int, ...]
+    targets: int
+    slots: tuple[int, ...]
+
+    def __add__(self, other: "Counts") -> "Counts":
+        def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(x + y for x, y in zip(a, b, strict=True))
+
+        return Counts(
+            self.rows + other.rows,
+            add(self.tokens, other.tokens),
+            add(self.areas, other.areas),
+            add(self.cross_areas, other.cross_areas),
+            self.targets + other.targets,
+            add(self.slots, other.slots),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch.
+
+    streams: in stack order; the last one carries the targets.
+    target_index: int64 [B, M], row of the last stream at which a target is read off.
+    target_tokens: int64 [B, M]. target_weights: float32 [B, M], 0 where a slot is unused.
+    head_rows: int64 [R], flat indices into [B·M] of the slots of non-zero weight, R padded to a
+        multiple of 128 by repeating slots of zero weight where there are some (the head runs on
+        these rows only); real slots come first, and `head_count` says how many they are.
+    sample_index: int64 [B], global row numbers: they key dropout and name a bad batch.
+    """
+
+    streams: tuple[Stream, ...]
+    target_index: torch.Tensor
+    target_tokens: torch.Tensor
+    target_weights: torch.Tensor
+    head_rows: torch.Tensor
+    head_count: int
+    sample_index: torch.Tensor
+    counts: Counts
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Tensors on `device`; parts and counts stay on the host."""
+
+        def move(x):
+            return x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x
+
+        streams = tuple(
+            replace(s, **{k: move(v) for k, v in vars(s).items()}) for s in self.streams
+        )
+        return replace(self, **{k: move(v) for k, v in vars(self).items()} | {"streams": streams})

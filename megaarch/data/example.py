@@ -1,0 +1,231 @@
+"""What flows between objective, feature converter and packing, in the order it flows.
+
+    objective   tokens      -> Example     what to condition on, what to predict
+    converter   Example     -> Converted   the streams, parts and targets that a stack eats
+    packing     [Converted] -> Batch       fixed shapes (data/batch.py)
+
+All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an objective makes of a segment of tokens.
+
+    inputs: int [n], tokens to condition on.
+    targets: int [m], tokens to predict.
+
+    Three families, told apart by `places`:
+
+    sequence (`places` is None): targets are generated left to right after the inputs. Target j is
+        read off at the row that is fed `feed[j]`; with `feed` None that is the target before it,
+        and the start token for j = 0.
+    cloze (`places` given, `permuted` False): target j is predicted at input row `places[j]`.
+        `prefix` input rows see each other and the rest see what is before them; None is all of
+        them, 0 is left to right. `reverse` turns the direction round: right to left.
+    permutation (`places` given, `permuted` True): `inputs` hold the uncorrupted tokens; target j
+        is the token at `places[j]`, seen only by targets after it. Targets are in permuted order.
+
+    input_positions, feed_positions: int [n, A] and [m, A]; None is 0, 1, 2, ... on one axis
+        (through inputs and then targets where they share a row).
+    weights: float [m], the loss weight of each target; None is all one.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    places: np.ndarray | None = None
+    permuted: bool = False
+    prefix: int | None = None
+    reverse: bool = False
+    feed: np.ndarray | None = None
+    input_positions: np.ndarray | None = None
+    feed_positions: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """An upper bound on the lengths of an Example: known from the raw length alone.
+
+    in_place: targets are predicted at input rows (cloze and permutation), so they need no rows
+        of their own in a decoder.
+    total: a bound on inputs and targets together, where it is tighter than their sum (a split
+        can fall anywhere, but both sides of it always make up the whole); None is the sum.
+    """
+
+    inputs: int
+    targets: int
+    in_place: bool = False
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Fixed sizes of one batch row: tokens of each stream, targets, parts of each attention.
+
+    `parts` and `cross_parts` count for every stream alike.
+    """
+
+    streams: tuple[int, ...]
+    targets: int
+    parts: int
+    cross_parts: int = 0
+
+    def fits(self, other: "RowShape") -> bool:
+        """Whether a row of shape `other` fits into one of this shape."""
+        return (
+            all(a >= b for a, b in zip(self.streams, other.streams, strict=True))
+            and self.targets >= other.targets
+            and self.parts >= other.parts
+            and self.cross_parts >= other.cross_parts
+        )
+
+    def __add__(self, other: "RowShape") -> "RowShape":
+        return RowShape(
+            tuple(a + b for a, b in zip(self.streams, other.streams, strict=True)),
+            self.targets + other.targets,
+            self.parts + other.parts,
+            self.cross_parts + other.cross_parts,
+        )
+
+
+@dataclass(frozen=True)
+class ConvertedStream:
+    """One stack's tokens. tokens int [S]; positions int [S, A]; parts index this stream's rows.
+
+    cross_parts: for a stream that attends to the one before it, parts whose queries index this
+        stream and whose keys index the stream before.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    parts: list[tuple[int, ...]]
+    cross_parts: list[tuple[int, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a converter makes of an Example: streams in stack order, targets on the last one.
+
+    target_index int [M]: row of the last stream at which each target is read off.
+    target_tokens int [M]; target_weights float32 [M].
+    """
+
+    streams: tuple[ConvertedStream, ...]
+    target_index: np.ndarray
+    target_tokens: np.ndarray
+    target_weights: np.ndarray
+
+    @property
+    def shape(self) -> RowShape:
+        return RowShape(
+            tuple(len(stream.tokens) for stream in self.streams),
+            len(self.target_index),
+            max(len(stream.parts) for stream in self.streams),
+            max(len(stream.cross_parts) for stream in self.streams),
+        )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids that objectives and converters need beside the text.
+
+    Ids run: the tokenizer's own pieces, then the named specials, then the sentinels, which count
+    down from the end of the vocabulary: sentinel(0) is size - 1 (T5, Raffel et al. 2020, 3.1.4).
+
+    size: number of ids. sentinels: how many of them are sentinels.
+    special: name -> id, for the names in SPECIALS.
+    text: bool [size], True for ids that spell text (pieces and bytes; no control, no special).
+    word_start: bool [size], True for ids that begin a word.
+    sentence_end: bool [size], True for ids that end a sentence.
+    """
+
+    size: int
+    sentinels: int
+    special: dict[str, int]
+    text: np.ndarray
+    word_start: np.ndarray
+    sentence_end: np.ndarray
+
+    def __getattr__(self, name: str) -> int:
+        # vocabulary.mask, vocabulary.bos, ...: the named specials.
+        if name != "special" and name in self.special:
+            return self.special[name]
+        raise AttributeError(name)
+
+    def sentinel(self, k: int) -> int:
+        """Id of sentinel k. ValueError where the vocabulary has no such sentinel."""
+        if not 0 <= k < self.sentinels:
+            raise ValueError(
+                f"sentinel {k} asked for, but the vocabulary has {self.sentinels}: "
+                "raise data.sentinels or shorten the rows"
+            )
+        return self.size - 1 - k
+
+
+SPECIALS = (
+    "pad",  # fills rows; never seen, never predicted
+    "bos",  # start token of every decoder
+    "eos",  # end of a document, an input or a target
+    "mask",  # BERT, UniLM, BART: [MASK]; GLM: [MASK]
+    "sentence_mask",  # GLM: [sMASK]
+    "suffix_mask",  # GLM: [gMASK]
+    "sop",  # GLM: start of a span
+    "eop",  # GLM: end of a span
+    "query",  # XLNet: what a query row is fed
+    "mode_r",  # UL2: regular denoising
+    "mode_s",  # UL2: sequential denoising
+    "mode_x",  # UL2: extreme denoising
+)
+
+
+class Objective(Protocol):
+    """A pure function of (tokens, vocabulary, rng), and its lengths.
+
+    `rng` is keyed by (seed, sample index) and nothing else, so that every rank, stage, worker,
+    restart and layout draws the same sample.
+    """
+
+    name: str
+
+    def __call__(
+        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Example:
+        """tokens: int [raw]. Returns an Example within `self.lengths(raw)`."""
+        ...
+
+    def lengths(self, raw: int) -> Lengths:
+        """The bound for `raw` tokens. Never falls as raw grows."""
+        ...
+
+
+class Converter(Protocol):
+    """An architecture's way to lay out an Example in its streams."""
+
+    def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted: ...
+
+    def shape(self, lengths: Lengths) -> RowShape:
+        """The bound on the row that an Example within `lengths` takes."""
+        ...
+
+
+def generator(seed: int, index: int) -> np.random.Generator:
+    """The generator of sample `index`: keyed by (seed, index) and nothing else."""
+    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
+
+
+def largest_raw(fits: Callable[[int], bool], limit: int = 1 << 20) -> int:
+    """The largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
+    low, high = 0, 1
+    while high < limit and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

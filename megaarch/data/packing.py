@@ -1,0 +1,148 @@
+"""Packing: converted examples to batches of one fixed shape.
+
+Examples of a row stand one after another in every stream; their parts move along, so they stay
+isolated from each other. What is left of a row is padding: in no part, of weight zero.
+
+    stream   a a a a a b b b . .        parts of a: R[0:2; 0:2] C[2:5; 0:5]
+    parts    R R C C C C C C            parts of b: C[5:8; 5:8]
+
+Legend: B rows, S tokens of a stream, A position axes, P parts, M targets.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megaarch.attention.parts import Parts
+from megaarch.data.batch import Batch, Counts, Stream
+from megaarch.data.example import Converted, RowShape
+
+HEAD_MULTIPLE = 128
+
+
+def plan_rows(shapes: Sequence[RowShape], limit: RowShape) -> list[list[int]]:
+    """Which examples share a row: in order, a new row where the next one does not fit.
+
+    shapes: a bound for each example, each of which fits `limit` alone.
+    """
+    rows: list[list[int]] = []
+    room: RowShape | None = None
+    for i, shape in enumerate(shapes):
+        assert limit.fits(shape), f"example {i} of shape {shape} fits no row of shape {limit}"
+        if room is not None and limit.fits(room + shape):
+            rows[-1].append(i)
+            room = room + shape
+        else:
+            rows.append([i])
+            room = shape
+    return rows
+
+
+def pack(
+    rows: Sequence[Sequence[Converted]],
+    shape: RowShape,
+    *,
+    pad: int,
+    axes: int,
+    sample_index: Sequence[int],
+) -> Batch:
+    """A Batch of `shape` with the examples of each row.
+
+    pad: token id that fills rows. axes: number of position axes.
+    ValueError where a row's examples do not fit `shape`.
+    """
+    streams = [
+        _pack_stream(rows, s, shape, pad=pad, axes=axes) for s in range(len(shape.streams))
+    ]
+    target_index, target_tokens, target_weights = _pack_targets(rows, shape)
+    used = np.flatnonzero(target_weights)
+    head_rows = np.zeros(-(-max(len(used), 1) // HEAD_MULTIPLE) * HEAD_MULTIPLE, dtype=np.int64)
+    head_rows[: len(used)] = used
+    counts = Counts(
+        rows=len(rows),
+        tokens=tuple(
+            sum(len(example.streams[s].tokens) for row in rows for example in row)
+            for s in range(len(streams))
+        ),
+        areas=tuple(stream.parts.area() for stream in streams),
+        cross_areas=tuple(stream.cross.area() if stream.cross else 0 for stream in streams),
+        targets=len(used),
+        slots=tuple(len(rows) * length for length in shape.streams),
+    )
+    return Batch(
+        streams=tuple(streams),
+        target_index=torch.from_numpy(target_index),
+        target_tokens=torch.from_numpy(target_tokens),
+        target_weights=torch.from_numpy(target_weights),
+        head_rows=torch.from_numpy(head_rows),
+        head_count=len(used),
+        sample_index=torch.tensor(list(sample_index), dtype=torch.int64),
+        counts=counts,
+    )
+
+
+def _pack_stream(
+    rows: Sequence[Sequence[Converted]], s: int, shape: RowShape, *, pad: int, axes: int
+) -> Stream:
+    length = shape.streams[s]
+    tokens = np.full((len(rows), length), pad, dtype=np.int64)
+    positions = np.zeros((len(rows), length, axes), dtype=np.int64)
+    parts: list[list[tuple[int, ...]]] = []
+    cross: list[list[tuple[int, ...]]] = []
+    for b, row in enumerate(rows):
+        start, before = 0, 0
+        parts.append([])
+        cross.append([])
+        for example in row:
+            stream = example.streams[s]
+            end = start + len(stream.tokens)
+            if end > length:
+                raise ValueError(f"row {b} holds {end} tokens or more and has room for {length}")
+            tokens[b, start:end] = stream.tokens
+            positions[b, start:end] = stream.positions
+            parts[b] += [_moved(part, start, start) for part in stream.parts]
+            cross[b] += [_moved(part, start, before) for part in stream.cross_parts]
+            start = end
+            before += len(example.streams[s - 1].tokens) if s else 0
+    return Stream(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        parts=Parts(_table(parts, shape.parts), length, length),
+        cross=Parts(_table(cross, shape.cross_parts), length, shape.streams[s - 1])
+        if s and shape.cross_parts
+        else None,
+    )
+
+
+def _moved(part: tuple[int, ...], q: int, k: int) -> tuple[int, ...]:
+    shape, q_start, q_end, k_start, k_end = part
+    return (shape, q_start + q, q_end + q, k_start + k, k_end + k)
+
+
+def _table(rows: list[list[tuple[int, ...]]], width: int) -> np.ndarray:
+    table = np.zeros((len(rows), width, 5), dtype=np.int32)
+    for b, row in enumerate(rows):
+        if len(row) > width:
+            raise ValueError(f"row {b} has {len(row)} parts and room for {width}")
+        if row:
+            table[b, : len(row)] = row
+    return table
+
+
+def _pack_targets(rows: Sequence[Sequence[Converted]], shape: RowShape) -> tuple[np.ndarray, ...]:
+    index = np.zeros((len(rows), shape.targets), dtype=np.int64)
+    tokens = np.zeros((len(rows), shape.targets), dtype=np.int64)
+    weights = np.zeros((len(rows), shape.targets), dtype=np.float32)
+    for b, row in enumerate(rows):
+        slot, start = 0, 0
+        for example in row:
+            end = slot + len(example.target_index)
+            if end > shape.targets:
+                raise ValueError(f"row {b} has {end} targets or more and room for {shape.targets}")
+            index[b, slot:end] = example.target_index + start
+            tokens[b, slot:end] = example.target_tokens
+            weights[b, slot:end] = example.target_weights
+            slot = end
+            start += len(example.streams[-1].tokens)
+    return index, tokens, weights

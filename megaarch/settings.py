@@ -1,0 +1,196 @@
+"""Every setting, typed, with its unit and its default. `config.py` reads files into these.
+
+Sections: model, data, training, parallel, logging; `study` holds a grid of cells.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from megaarch import catalogue
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+ArchitectureName = Literal[tuple(catalogue.ARCHITECTURES)]
+ObjectiveName = Literal[tuple(catalogue.OBJECTIVES)]
+PresetName = Literal[tuple(catalogue.PRESETS)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True)
+
+
+class Model(Section):
+    """The transformer. Defaults are the study's backbone, the same for all architectures."""
+
+    preset: PresetName | None = None
+    architecture: ArchitectureName = "causal_decoder"
+    layers: Positive = 6  # of each stack, unless encoder_layers or decoder_layers say otherwise
+    encoder_layers: Positive | None = None
+    decoder_layers: Positive | None = None
+    hidden_size: Positive = 256
+    heads: Positive = 4
+    kv_heads: Positive | None = None  # None: as many as heads
+    head_size: Positive | None = None  # None: hidden_size / heads
+    feed_forward_size: Positive = 688
+    sequence_length: Positive = 512  # tokens of a row of the first stream
+    target_length: Positive | None = None  # decoder row of an encoder-decoder; None: derived
+    vocabulary_size: Positive = 8192  # pieces, specials and sentinels together
+    normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    normalization_position: Literal["pre", "post"] = "pre"
+    normalization_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    final_normalization: bool = True
+    position_encoding: Literal["rope", "learned", "relative", "none"] = "rope"
+    rope_base: Annotated[float, Field(gt=0)] = 10000.0
+    relative_buckets: Positive = 32
+    relative_max_distance: Positive = 128
+    learned_positions: Positive | None = None  # rows of the table; None: sequence_length
+    position_offset: NonNegative = 0  # BART keeps two unused rows ahead of the table
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    bias: bool = False
+    attention_scale: Annotated[float, Field(gt=0)] | None = None  # None: 1/sqrt(head_size)
+    tied_embedding: bool = True
+    embedding_normalization: bool = False
+    output_scale: Annotated[float, Field(gt=0)] | None = None  # T5 tied: hidden_size ** -0.5
+    segments: NonNegative = 0  # token types (BERT has 2)
+    head_transform: bool = False  # BERT's dense + activation + norm before the output
+    output_bias: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    initial_deviation: Annotated[float, Field(gt=0)] = 0.02
+    attention: Literal["auto", "reference", "sdpa"] = "auto"
+
+
+class Source(Section):
+    path: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Data(Section):
+    source: str | list[Source] = "embedded"
+    kind: Literal["auto", "text", "supervised"] = "auto"
+    text_field: str = "text"
+    tokenizer: str | None = None  # file; None: train SentencePiece on the train split
+    sentinels: NonNegative = 100
+    objective: ObjectiveName = "full_lm"
+    noise_density: Share | None = None  # None: the objective's own
+    mean_span_length: Annotated[float, Field(gt=0)] | None = None
+    whole_word_masking: bool = False
+    pack: bool = True  # several short examples in a row (supervised data)
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    cache: str = "runs/data"
+    workers: NonNegative = 0
+
+
+class Budget(Section):
+    match: Literal["flops", "seen_tokens", "target_tokens"] = "flops"
+    amount: Annotated[float, Field(gt=0)]
+
+
+class Training(Section):
+    steps: Positive | None = None
+    budget: Budget | None = None
+    micro_batch_size: Positive = 8
+    global_batch_size: Positive = 8
+    seed: NonNegative = 0
+    optimizer: Literal["adamw", "adafactor", "sgd", "apex_adam"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "wsd", "inverse_square_root", "constant"] = "cosine"
+    warmup: Rate = 0.05  # below 1 a share of the run, else steps
+    decay: Share = 0.2  # wsd: share of the run that decays
+    minimum_learning_rate: Share = 0.1  # as a share of learning_rate
+    weight_decay: Rate = 0.1
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip_gradient: Rate = 1.0  # 0: no clipping
+    z_loss: Rate = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    deterministic: bool = False
+    threads: NonNegative = 0  # 0: torch's own choice
+    save_every: NonNegative = 0  # steps; 0: at the end only
+    evaluate_every: NonNegative = 0  # steps; 0: never (a study sets its own points)
+    keep_checkpoints: NonNegative = 2  # newest ones; 0: all
+    skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
+    resume: bool = True
+    start_from: str | None = None  # checkpoint whose weights a new run starts from
+
+
+class Parallel(Section):
+    tensor_parallel: Positive = 1
+    pipeline_parallel: Positive = 1
+    context_parallel: Positive = 1
+    data_parallel_shard: Positive = 1
+    data_parallel_replicate: Positive = 1
+
+
+class Logging(Section):
+    directory: str = "runs/train"
+    tensorboard: bool = True
+    wandb: bool = False
+    every: Positive = 1  # steps between progress lines
+
+
+class Size(Section):
+    """One size of a study; what is given replaces the model section's value."""
+
+    name: str
+    layers: Positive | None = None
+    hidden_size: Positive | None = None
+    heads: Positive | None = None
+    feed_forward_size: Positive | None = None
+
+
+class Cell(Section):
+    """One cell of a study's grid, before sizes, budgets and seeds multiply it.
+
+    `set` holds dotted settings, as `--set` takes them. `start_from` names the parent cell whose
+    weights it starts from; `budget` then is what it adds.
+    """
+
+    name: str
+    preset: PresetName | None = None
+    start_from: str | None = Field(default=None, alias="from")
+    budget: float | None = None
+    set: dict[str, object] = {}
+
+
+class Tune(Section):
+    learning_rates: list[Annotated[float, Field(gt=0)]]
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
+
+
+class Evaluation(Section):
+    points: Positive = 8  # held-out values on the curve, besides the one before training
+    curve_documents: Positive = 32
+    documents: Positive = 64
+    prefix_tokens: Positive = 64
+    continuation_tokens: Positive = 24
+    choices: Positive = 64  # items of the four-way choice
+    middles: NonNegative = 32
+    batch_rows: Positive = 32
+
+
+class Study(Section):
+    name: str = "study"
+    match: Literal["flops", "seen_tokens", "parameters", "target_tokens"] = "flops"
+    budgets: list[Annotated[float, Field(gt=0)]]
+    sizes: list[Size] = []
+    seeds: list[NonNegative] = [0]
+    encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
+    cells: list[Cell]
+    rates: str | None = None  # rates.json of a sweep: learning rate by cell name
+    tune: Tune | None = None
+    evaluation: Evaluation = Evaluation()
+
+
+class Settings(Section):
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    parallel: Parallel = Parallel()
+    logging: Logging = Logging()
+    study: Study | None = None

@@ -1,0 +1,189 @@
+"""One cell of a study: train it to its budget, score it, keep its record.
+
+    cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
+                                    heldout.jsonl  the held-out value along the run
+                                    metrics.jsonl, checkpoints/, tensorboard/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megaarch import catalogue, config
+from megaarch.model.count import non_embedding_parameter_count
+from megaarch.settings import Evaluation, Settings
+from megaarch.study import yardsticks
+from megaarch.study.display import CellLine
+from megaarch.study.environment import environment
+from megaarch.study.grid import GridCell, changed, signature
+from megaarch.study.items import Item
+from megaarch.study.score import Scorer
+from megaarch.training.metrics import cut_back, read_lines
+from megaarch.training.progress import Progress
+from megaarch.training.trainer import Trainer
+
+LOSS_POINTS = 200
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """cell.json of a cell's folder, or None."""
+    path = directory / "cell.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def finished(cell: GridCell) -> dict[str, Any] | None:
+    """The record of a cell that is done. ConfigError where its settings have changed since."""
+    record = read_record(Path(cell.settings.logging.directory))
+    if record is None:
+        return None
+    differences = changed(record["signature"], signature(cell.settings))
+    if differences:
+        raise config.ConfigError(
+            [
+                f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "
+                "Restore them, give the cell another name, or remove its folder "
+                f"{cell.settings.logging.directory}"
+            ]
+        )
+    return record if "result" in record else None
+
+
+def run(cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evaluation,
+        line: CellLine) -> dict[str, Any]:  # fmt: skip
+    """Train and score a cell, or continue one that was interrupted; returns its record."""
+    settings = cell.settings
+    directory = Path(settings.logging.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"key": cell.key, "signature": signature(settings)}
+    _write(directory / "cell.json", record)
+    curve = directory / "heldout.jsonl"
+
+    def hold_out(model, progress: Progress) -> None:
+        scorer = Scorer(model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
+        value = yardsticks.curve_point(scorer, held["validation"], evaluation)
+        with curve.open("a") as file:
+            file.write(json.dumps(_point(progress) | {"heldout": value}) + "\n")
+
+    shares = tuple(np.linspace(0, 1, evaluation.points + 1))
+    trainer = Trainer(settings, prepared, watch=line.step, hold_out=hold_out, shares=shares)
+    cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
+    progress = trainer.run()
+    line.say("scoring held-out text")
+    heldout = yardsticks.heldout_of(settings, trainer.model, prepared, held["test"], evaluation)
+    record |= {"result": result(cell, trainer, progress, heldout), "environment": environment()}
+    _write(directory / "cell.json", record)
+    return record
+
+
+def tuned_value(cell: GridCell, rate: float, share: float, prepared, held: dict[str, list[Item]],
+                evaluation: Evaluation, line: CellLine) -> dict[str, Any]:  # fmt: skip
+    """One trial of a learning rate: the validation value after `share` of the cell's budget."""
+    training = cell.settings.training
+    directory = Path(cell.settings.logging.directory) / "tune" / f"rate-{rate:.3g}"
+    record = read_record(directory)
+    budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
+    settings = _with(cell.settings, directory, rate, budget)
+    if record and not changed(record["signature"], signature(settings)) and "trial" in record:
+        return record["trial"]
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(settings, prepared, watch=line.step)
+    progress = trainer.run()
+    scorer = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
+    value = yardsticks.curve_point(scorer, held["validation"], evaluation)
+    trial = {
+        "cell": cell.name,
+        "key": cell.key,
+        "learning_rate": rate,
+        "heldout": value,
+        "flops": progress.flops,
+    }
+    _write(directory / "cell.json", {"signature": signature(settings), "trial": trial})
+    return trial
+
+
+def _with(settings: Settings, directory: Path, rate: float, budget) -> Settings:
+    return settings.model_copy(
+        update={
+            "training": settings.training.model_copy(
+                update={"learning_rate": rate, "budget": budget}
+            ),
+            "logging": settings.logging.model_copy(update={"directory": str(directory)}),
+        }
+    )
+
+
+def result(cell: GridCell, trainer: Trainer, progress: Progress, heldout: dict[str, Any]) -> dict:
+    """The cell's entry in results.json."""
+    settings, model = cell.settings, cell.settings.model
+    directory = Path(settings.logging.directory)
+    losses = list(read_lines(directory / "metrics.jsonl"))
+    last = [line["loss"] for line in losses[-max(1, len(losses) // 20) :]]
+    axes = catalogue.position_axes(settings.data.objective)
+    epochs = progress.step * settings.training.global_batch_size / trainer.rows.per_epoch
+    return {
+        "name": cell.name,
+        "key": cell.key,
+        "preset": model.preset,
+        "architecture": model.architecture,
+        "objective": settings.data.objective,
+        "size": cell.size,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "parent": cell.parent,
+        "parameters": trainer.parameters,
+        "non_embedding_parameters": non_embedding_parameter_count(model, axes),
+        "flops": progress.flops,
+        "palm_flops": progress.palm_flops,
+        "seen_tokens": progress.seen_tokens,
+        "target_tokens": progress.target_tokens,
+        "steps": progress.step,
+        "train_seconds": progress.seconds,
+        "tokens_per_second": progress.seen_tokens / max(progress.seconds, 1e-9),
+        "padding_share": 1 - progress.seen_tokens / max(progress.slots, 1),
+        "epochs": epochs,
+        "skipped_steps": progress.skipped,
+        "final_loss": float(np.mean(last)),
+        "precision": settings.training.precision,
+        "learning_rate": settings.training.learning_rate,
+        "heldout": heldout,
+        "curve": list(read_lines(directory / "heldout.jsonl")),
+        "losses": [_loss_point(losses[i]) for i in _thin(len(losses))],
+        "masks": masks(trainer),
+        "settings": settings.model_dump(mode="json", by_alias=True, exclude={"study"}),
+        "warnings": [],
+    }
+
+
+def masks(trainer: Trainer) -> list[dict[str, Any]]:
+    """The parts of the run's first row, for the report to draw."""
+    batch = trainer.steps.batch(range(1))
+    names = catalogue.ARCHITECTURES[trainer.settings.model.architecture].streams
+    drawn = []
+    for name, stream in zip(names, batch.streams, strict=True):
+        for kind, parts in (("self-attention", stream.parts), ("cross-attention", stream.cross)):
+            if parts is not None:
+                title = f"{name} {kind}" if len(names) > 1 else kind
+                drawn.append({"title": title, "queries": parts.queries, "keys": parts.keys,
+                              "parts": [list(part) for part in parts.row(0)]})  # fmt: skip
+    return drawn
+
+
+def _point(progress: Progress) -> dict[str, Any]:
+    return {"step": progress.step, "flops": progress.flops, "seconds": progress.seconds}
+
+
+def _loss_point(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: line[key] for key in ("step", "flops", "seconds", "loss")}
+
+
+def _thin(length: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, length - 1, min(length, LOSS_POINTS))})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
+

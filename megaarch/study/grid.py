@@ -1,0 +1,116 @@
+"""The grid of a study: cells × sizes × budgets × seeds, each resolved to settings of its own."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaarch import catalogue, config
+from megaarch.model.count import parameter_count
+from megaarch.settings import Cell, Settings, Size, Study
+
+BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One run of a study. `parent` is the key of the cell whose weights it starts from."""
+
+    name: str
+    size: str | None
+    budget: float
+    seed: int
+    settings: Settings
+    parent: str | None
+
+    @property
+    def key(self) -> str:
+        """Names the cell and its folder; does not change when the grid grows."""
+        return f"{self.name}/{self.size or 'base'}-{self.budget:.4g}-seed{self.seed}"
+
+
+def expand(raw: config.Raw, directory: Path, rates: dict[str, float] | None = None) -> list[GridCell]:
+    """All cells of a study's raw configuration, parents before their children.
+
+    directory: of the study; cells log below it. rates: learning rate by cell name, where a sweep
+    chose it. ConfigError names the cell at fault.
+    """
+    study = config.resolve(raw).study
+    if study is None:
+        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    cells = [
+        _resolve(raw, study, cell, size, amount, seed, directory, rates or {})
+        for size in (study.sizes or [None])
+        for amount in study.budgets
+        for seed in study.seeds
+        for cell in study.cells
+    ]
+    return cells
+
+
+def _resolve(raw: config.Raw, study: Study, cell: Cell, size: Size | None, amount: float,
+             seed: int, directory: Path, rates: dict[str, float]) -> GridCell:  # fmt: skip
+    own = copy.deepcopy({k: v for k, v in raw.items() if k != "study" and v is not None})
+    model = own.setdefault("model", {})
+    if size is not None:
+        model |= {k: v for k, v in size.model_dump(exclude={"name"}).items() if v is not None}
+    if cell.preset:
+        model.pop("architecture", None)
+        own.setdefault("data", {}).pop("objective", None)
+        model["preset"] = cell.preset
+    if cell.name in rates:
+        config.set_path(own, "training.learning_rate", rates[cell.name])
+    for path, value in cell.set.items():
+        config.set_path(own, path, copy.deepcopy(value))
+    budget = cell.budget if cell.start_from and cell.budget else amount
+    match = BUDGET_UNIT.get(study.match, study.match)
+    config.set_path(own, "training.budget", {"match": match, "amount": budget})
+    config.set_path(own, "training.seed", seed)
+    name = size.name if size else None
+    found = GridCell(cell.name, name, amount, seed, Settings(), None)
+    config.set_path(own, "logging.directory", str(directory / "cells" / found.key))
+    parent = None
+    if cell.start_from:
+        parent = GridCell(cell.start_from, name, amount, seed, Settings(), None).key
+        config.set_path(own, "training.start_from", str(directory / "cells" / parent))
+    settings = config.resolve(own, f"cell {cell.name}")
+    if study.encoder_decoder_size == "parameters" or study.match == "parameters":
+        settings = _match_parameters(settings)
+    return GridCell(cell.name, name, amount, seed, settings, parent)
+
+
+def _match_parameters(settings: Settings) -> Settings:
+    """An encoder-decoder with the stacks whose parameters come nearest to one stack of `layers`."""
+    model = settings.model
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or model.encoder_layers:
+        return settings
+    single = model.model_copy(update={"architecture": "causal_decoder"})
+    wanted = parameter_count(single)
+    candidates = [
+        model.model_copy(update={"encoder_layers": encoder, "decoder_layers": decoder})
+        for encoder in range(1, model.layers + 1)
+        for decoder in (encoder - 1, encoder, encoder + 1)
+        if decoder > 0
+    ]
+    best = min(candidates, key=lambda m: abs(parameter_count(m) - wanted))
+    return settings.model_copy(update={"model": best})
+
+
+VOLATILE = ("logging.", "data.workers", "data.cache", "training.resume", "training.threads",
+            "training.save_every", "training.keep_checkpoints", "training.start_from",
+            "model.attention")  # fmt: skip
+
+
+def signature(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a cell's result, flat."""
+    flat = config.flatten(settings.model_dump(mode="json", by_alias=True, exclude={"study"}))
+    return {k: v for k, v in flat.items() if not k.startswith(VOLATILE)}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of the settings in which two signatures differ, with both values."""
+    return [
+        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
+        for key in sorted({**before, **after})
+        if before.get(key) != after.get(key)
+    ]

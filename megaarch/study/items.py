@@ -1,0 +1,65 @@
+"""Held-out items: the same prefixes, continuations and middles for every cell of a study.
+
+Items are cut from held-out documents at word starts, so that no character is split and bytes are
+counted on the original text. Which windows are taken depends on the documents alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megaarch.settings import Evaluation
+
+
+@dataclass(frozen=True)
+class Item:
+    """A window of a held-out document.
+
+    document: its number, which a bootstrap resamples. left, span, right: int token arrays. The
+    continuation task predicts `span` from `left`; the middle task from `left` and `right`.
+    span_bytes: UTF-8 bytes of the span's text.
+    """
+
+    document: int
+    left: np.ndarray
+    span: np.ndarray
+    right: np.ndarray
+    span_bytes: int
+
+
+def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
+    """Items of all documents in rounds: first one of each document, then a second, ...
+
+    ValueError where no document is long enough for one item.
+    """
+    by_document = [_windows(d, text, tokenizer, evaluation) for d, text in enumerate(documents)]
+    most = max((len(items) for items in by_document), default=0)
+    rounds = [items[r] for r in range(most) for items in by_document if r < len(items)]
+    if not rounds:
+        need = evaluation.prefix_tokens + evaluation.continuation_tokens
+        raise ValueError(
+            f"no held-out document has {need} tokens for one item: give more text, or lower "
+            "study.evaluation.prefix_tokens and continuation_tokens"
+        )
+    return rounds
+
+
+def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]:
+    tokens = tokenizer.encode(text).astype(np.int64)
+    starts = np.flatnonzero(tokenizer.vocabulary.word_start[tokens])
+    prefix, length = evaluation.prefix_tokens, evaluation.continuation_tokens
+    items, begin = [], 0
+    while True:
+        cuts = [begin]
+        for step in (prefix, length):
+            following = starts[starts >= cuts[-1] + step]
+            if len(following) == 0 or following[0] > cuts[-1] + 2 * step:
+                return items
+            cuts.append(int(following[0]))
+        a, b, c = cuts
+        right = tokens[c : c + prefix // 2]
+        # a window may run over its nominal length by a word: the left side gives way
+        left = tokens[b - prefix : b]
+        span = tokens[b:c][: 2 * length]
+        items.append(Item(d, left, span, right, len(tokenizer.decode(span).encode())))
+        begin = c + prefix // 2

@@ -1,0 +1,78 @@
+"""Metrics of a run: `metrics.jsonl` (one object a step), TensorBoard, Weights & Biases."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megaarch.settings import Logging
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON lines file; a last line that was cut off is left out."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines after `step`: what a resumed run will write again."""
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    if path.exists():
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        aside.replace(path)
+
+
+class Metrics:
+    """Writes a step's numbers everywhere they are wanted. Close it at the end.
+
+    directory: of the run. start: step that the run continues from; later lines are cut.
+    """
+
+    def __init__(self, logging: Logging, start: int, settings: dict[str, Any]):
+        directory = Path(logging.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        cut_back(path, start)
+        self.file = path.open("a", buffering=1)
+        self.board = self.wandb = None
+        if logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        if logging.wandb:
+            self.wandb = _wandb().init(
+                project="megaarch", name=directory.name, dir=str(directory), config=settings
+            )
+
+    def write(self, line: dict[str, Any]) -> None:
+        """line: has at least `step`; numbers go to the boards too."""
+        self.file.write(json.dumps(line) + "\n")
+        step = line["step"]
+        numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _wandb():
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "logging.wandb: Weights & Biases is not installed: pip install wandb, or set it false"
+        ) from None
+    return wandb

@@ -1,0 +1,47 @@
+"""Optimizers: torch's own, NVIDIA apex's fused Adam where it is installed."""
+
+import torch
+from torch import nn
+
+from megaarch.settings import Training
+
+
+def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of `training.optimizer`. Matrices decay, vectors (norms, biases) do not."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    rate, betas = training.learning_rate, (training.beta1, training.beta2)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=training.epsilon, fused=True)
+    if training.optimizer == "adafactor":
+        # Shazeer and Stern 2018; decay 0.8 as T5
+        return torch.optim.Adafactor(groups, lr=rate, beta2_decay=-0.8)
+    if training.optimizer == "apex_adam":
+        return fused_adam()(groups, lr=rate, betas=betas, eps=training.epsilon)
+    return torch.optim.SGD(groups, lr=rate)
+
+
+def fused_adam() -> type[torch.optim.Optimizer]:
+    """NVIDIA apex's FusedAdam. ValueError where apex is absent or another package has its name."""
+    try:
+        import apex
+    except ImportError:
+        raise ValueError(
+            "training.optimizer: apex_adam needs NVIDIA's apex, which is not installed: build it "
+            "from its source (github.com/NVIDIA/apex), or use adamw, torch's fused AdamW"
+        ) from None
+    try:
+        from apex.optimizers import FusedAdam
+    except ImportError:
+        raise ValueError(
+            f"training.optimizer: the installed package apex ({getattr(apex, '__file__', None)}) "
+            "is not NVIDIA's but an unrelated package of the same name: uninstall it and build "
+            "NVIDIA's from source (github.com/NVIDIA/apex), or use adamw"
+        ) from None
+    if not torch.cuda.is_available():
+        raise ValueError("training.optimizer: apex_adam runs on CUDA only; use adamw")
+    return FusedAdam

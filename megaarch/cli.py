@@ -55,13 +55,25 @@ def parser() -> argparse.ArgumentParser:
         "report.html in the study's folder.",
     )
     _config_arguments(compare)
-    compare.add_argument("--data", metavar="PATH", help="your own text: .jsonl, .parquet or .txt "
-                         "(.gz and .zst too), a folder, or a tokenized .bin/.idx")  # fmt: skip
-    compare.add_argument("--tokenizer", metavar="FILE", help="a SentencePiece .model or Hugging "
-                         "Face tokenizer.json; without it one is trained on the text")  # fmt: skip
+    compare.add_argument(
+        "--data",
+        metavar="PATH",
+        help="your own text: .jsonl, .parquet or .txt "
+        "(.gz and .zst too), a folder, or a tokenized .bin/.idx",
+    )
+    compare.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a SentencePiece .model or Hugging "
+        "Face tokenizer.json; without it one is trained on the text",
+    )
     compare.add_argument("--output", metavar="DIR", help="the study's folder (default: runs/NAME)")
-    compare.add_argument("--dry-run", action="store_true", help="time a step of each cell and "
-                         "print steps, tokens, epochs, disk and hours; train nothing")  # fmt: skip
+    compare.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="time a step of each cell and "
+        "print steps, tokens, epochs, disk and hours; train nothing",
+    )
 
     evaluate = command(
         "evaluate",
@@ -99,8 +111,9 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _set_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--set", metavar="A.B=C", nargs="+", action="extend", default=[],
-                         help=SET_HELP)  # fmt: skip
+    command.add_argument(
+        "--set", metavar="A.B=C", nargs="+", action="extend", default=[], help=SET_HELP
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,10 +160,14 @@ def run_train(options: argparse.Namespace) -> int:
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     prepared = prepare(settings.data, settings.model.vocabulary_size)
-    with CellLine(settings.model.preset or settings.model.architecture, Console(stderr=True)) as line:
+    with CellLine(
+        settings.model.preset or settings.model.architecture, Console(stderr=True)
+    ) as line:
         progress = Trainer(settings, prepared, watch=line.step).run()
-    print(f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
-          f"{progress.seen_tokens:,} tokens: {settings.logging.directory}")  # fmt: skip
+    print(
+        f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
+        f"{progress.seen_tokens:,} tokens: {settings.logging.directory}"
+    )
     return 0
 
 

@@ -41,8 +41,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice",
-                                           problem_mark=key_node.start_mark)  # fmt: skip
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -178,15 +179,17 @@ def _other_branch(fault: dict, faults: list[dict]) -> bool:
     if not _is_tag(tag):
         return False
     beside = [f for f in faults if list(f["loc"][: len(holder)]) == holder and f is not fault]
-    return bool(beside) and (isinstance(fault["input"], list) or faults.index(fault) > 0
-                             and faults[faults.index(fault) - 1] in beside)  # fmt: skip
+    return bool(beside) and (
+        isinstance(fault["input"], list)
+        or (faults.index(fault) > 0 and faults[faults.index(fault) - 1] in beside)
+    )
 
 
 def _drop(raw: Any, location: tuple) -> None:
     """Remove the value at `location`, or the nearest thing above it that can be removed."""
     trail = [(None, None)]
     for key in location:
-        if isinstance(raw, dict) and key in raw or isinstance(raw, list) and _index(key, raw):
+        if (isinstance(raw, dict) and key in raw) or (isinstance(raw, list) and _index(key, raw)):
             trail.append((raw, key))
             raw = raw[key]
     holder, key = trail[-1]
@@ -263,8 +266,12 @@ def _sentence(path: str, fault: dict) -> str:
         guess = difflib.get_close_matches(str(value), choices, 1, 0.5)
         hint = f"; did you mean {guess[0]}?" if guess else ""
         return f"{path}: must be one of {', '.join(choices)}, not {value!r}{hint}"
-    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt",
-              "less_than_equal": "le"}  # fmt: skip
+    bounds = {
+        "greater_than": "gt",
+        "greater_than_equal": "ge",
+        "less_than": "lt",
+        "less_than_equal": "le",
+    }
     if kind in bounds:
         words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
         bound = bounds[kind]
@@ -281,14 +288,18 @@ def combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _model_combinations(settings)
     training, parallel = settings.training, settings.parallel
     if training.steps is not None and training.budget is not None:
-        yield ("training.steps", "training.budget"), (
-            "cannot be given together with training.budget: a budget sets the number of steps"
+        yield (
+            ("training.steps", "training.budget"),
+            ("cannot be given together with training.budget: a budget sets the number of steps"),
         )
     ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
     if training.global_batch_size % (training.micro_batch_size * ranks):
-        yield ("training.global_batch_size", "training.micro_batch_size"), (
-            f"{training.global_batch_size} rows do not divide into micro-batches of "
-            f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
+        yield (
+            ("training.global_batch_size", "training.micro_batch_size"),
+            (
+                f"{training.global_batch_size} rows do not divide into micro-batches of "
+                f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
+            ),
         )
     if settings.study:
         yield from _study_combinations(settings)
@@ -299,48 +310,64 @@ def _model_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
     architecture = catalogue.ARCHITECTURES[model.architecture]
     if data.objective not in architecture.objectives:
         runs = [a.name for a in catalogue.ARCHITECTURES.values() if data.objective in a.objectives]
-        yield ("data.objective", "model.architecture"), (
-            f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
-            f"{' or '.join(runs)}, and {architecture.name} runs "
-            f"{', '.join(architecture.objectives)}"
+        yield (
+            ("data.objective", "model.architecture"),
+            (
+                f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
+                f"{' or '.join(runs)}, and {architecture.name} runs "
+                f"{', '.join(architecture.objectives)}"
+            ),
         )
     if model.head_size is None and model.hidden_size % model.heads:
-        yield ("model.heads", "model.hidden_size"), (
-            f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
-            "change one, or give model.head_size"
+        yield (
+            ("model.heads", "model.hidden_size"),
+            (
+                f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
+                "change one, or give model.head_size"
+            ),
         )
     if model.kv_heads and model.heads % model.kv_heads:
-        yield ("model.kv_heads", "model.heads"), (
-            f"{model.kv_heads} key heads do not divide {model.heads} heads"
+        yield (
+            ("model.kv_heads", "model.heads"),
+            (f"{model.kv_heads} key heads do not divide {model.heads} heads"),
         )
     exact = model.head_size or model.hidden_size % model.heads == 0
     head_size = model.head_size or model.hidden_size // model.heads
     axes = catalogue.position_axes(data.objective)
     if exact and model.position_encoding == "rope" and head_size % (2 * axes):
-        yield ("model.head_size", "model.heads", "model.hidden_size"), (
-            f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
-            f"not {head_size}"
+        yield (
+            ("model.head_size", "model.heads", "model.hidden_size"),
+            (
+                f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
+                f"not {head_size}"
+            ),
         )
     if axes > 1 and model.position_encoding == "relative":
-        yield ("model.position_encoding", "data.objective"), (
-            f"relative positions have one axis and {data.objective} has {axes}: use rope"
+        yield (
+            ("model.position_encoding", "data.objective"),
+            (f"relative positions have one axis and {data.objective} has {axes}: use rope"),
         )
     if len(architecture.streams) == 1:
         for name in ("encoder_layers", "decoder_layers", "target_length"):
             if getattr(model, name) is not None:
-                yield (f"model.{name}", "model.architecture"), (
-                    f"belongs to an encoder_decoder; {architecture.name} has one stack"
+                yield (
+                    (f"model.{name}", "model.architecture"),
+                    (f"belongs to an encoder_decoder; {architecture.name} has one stack"),
                 )
     if model.position_encoding == "learned" and (
         (model.learned_positions or model.sequence_length) < model.sequence_length
     ):
-        yield ("model.learned_positions", "model.sequence_length"), (
-            f"{model.learned_positions} positions are fewer than the "
-            f"{model.sequence_length} tokens of a row"
+        yield (
+            ("model.learned_positions", "model.sequence_length"),
+            (
+                f"{model.learned_positions} positions are fewer than the "
+                f"{model.sequence_length} tokens of a row"
+            ),
         )
     if (data.kind == "supervised") != (data.objective == "supervised") and data.kind != "auto":
-        yield ("data.kind", "data.objective"), (
-            f"{data.kind} data and the objective {data.objective} do not go together"
+        yield (
+            ("data.kind", "data.objective"),
+            (f"{data.kind} data and the objective {data.objective} do not go together"),
         )
 
 
@@ -355,9 +382,12 @@ def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
             yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
         if cell.start_from is not None and cell.start_from not in names:
             guess = difflib.get_close_matches(cell.start_from, names, 1)
-            yield (f"{where}.from",), (
-                f"no cell {cell.start_from!r} stands before this one"
-                + (f"; did you mean {guess[0]!r}?" if guess else "")
+            yield (
+                (f"{where}.from",),
+                (
+                    f"no cell {cell.start_from!r} stands before this one"
+                    + (f"; did you mean {guess[0]!r}?" if guess else "")
+                ),
             )
         for path in cell.set:
             if path not in valid or path.startswith("study"):

@@ -7,6 +7,7 @@ the same fixed row shape. The sample index never wraps: each epoch has its own o
 Segments run over document boundaries, where the eos token stands, as in T5 and GPT pretraining.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -30,6 +31,8 @@ from megaarch.data.example import (
 from megaarch.data.objectives.language_modelling import PrefixLM
 from megaarch.data.packing import plan_rows
 from megaarch.settings import Data, Model
+
+DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from those of noise
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class TextRows:
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rng = generator(self.seed ^ 0xD0C5, epoch)
+        rng = generator(self.seed ^ DOCUMENTS, epoch)
         documents = rng.permutation(len(self.lengths))
         ends = np.cumsum(self.lengths[documents])
         return documents, ends, rng.permutation(self.per_epoch)
@@ -130,8 +133,9 @@ class TextRows:
         documents, ends, order = self._epoch(epoch)
         tokens = self._read(documents, ends, int(order[place]) * self.plan.tokens)
         return [
-            self.converter(objective(segment, self.vocabulary, generator(*rng_key)),
-                           self.vocabulary)  # fmt: skip
+            self.converter(
+                objective(segment, self.vocabulary, generator(*rng_key)), self.vocabulary
+            )
             for objective, segment in zip(
                 self.plan.segments, np.split(tokens, len(self.plan.segments)), strict=True
             )
@@ -152,53 +156,80 @@ class TextRows:
 class PairRows:
     """Supervised (input, target) pairs, several packed in a row.
 
-    dataset: an IndexedDataset whose sequences alternate input, target. Inputs and targets that
-    are too long for a row are cut at their end, as seqio does; `truncated` counts those pairs.
+    dataset: an IndexedDataset whose sequences alternate input, target, each ending in eos. What
+    is too long for a row is cut at its end, as seqio does; `truncated` counts those pairs.
     """
 
-    def __init__(self, dataset, model: Model, objective: Objective, converter: Converter,
-                 vocabulary: Vocabulary, *, pack: bool, seed: int):  # fmt: skip
-        self.dataset, self.objective = dataset, objective
-        self.converter, self.vocabulary, self.seed = converter, vocabulary, seed
+    def __init__(
+        self,
+        dataset,
+        model: Model,
+        converter: Converter,
+        vocabulary: Vocabulary,
+        *,
+        pack: bool,
+        seed: int,
+    ):
+        self.dataset, self.converter, self.vocabulary = dataset, converter, vocabulary
         lengths = np.asarray(dataset.lengths, dtype=np.int64).reshape(-1, 2)
-        streams = catalogue.ARCHITECTURES[model.architecture].streams
-        if len(streams) == 2:
-            limits = (model.sequence_length, model.target_length or model.sequence_length)
-            self.limits = np.minimum(lengths, limits)
-        else:
-            targets = np.minimum(lengths[:, 1], max(model.sequence_length // 2, 1))
-            limits = (model.sequence_length,)
-            self.limits = np.stack(
-                [np.minimum(lengths[:, 0], model.sequence_length - targets), targets], axis=1
-            )
-        self.truncated = int((self.limits != lengths).any(axis=1).sum())
-        shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.limits]
-        width = model.sequence_length if pack else 1
-        limit = RowShape(limits, limits[-1], width * max(s.parts for s in shapes),
-                         width * max(s.cross_parts for s in shapes))  # fmt: skip
-        order = generator(seed ^ 0xD0C5, 0).permutation(len(shapes))
-        planned = plan_rows([shapes[i] for i in order], limit) if pack else [[i] for i in range(len(order))]
+        self.lengths, room = pair_lengths(lengths, model)
+        self.truncated = int((self.lengths != lengths).any(axis=1).sum())
+        shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
+        most = room[0] if pack else 1  # no bound on parts but a token each
+        limit = RowShape(
+            room,
+            room[-1],
+            most * max(s.parts for s in shapes),
+            most * max(s.cross_parts for s in shapes),
+        )
+        order = generator(seed ^ DOCUMENTS, 0).permutation(len(shapes))
+        planned = (
+            plan_rows([shapes[i] for i in order], limit)
+            if pack
+            else [[i] for i in range(len(order))]
+        )
         self.rows = [[int(order[i]) for i in row] for row in planned]
         self.per_epoch = len(self.rows)
         most = max(len(row) for row in self.rows)
-        self.shape = replace(limit, parts=most * max(s.parts for s in shapes),
-                             cross_parts=most * max(s.cross_parts for s in shapes))  # fmt: skip
-        self._epoch = lru_cache(maxsize=2)(
-            lambda epoch: generator(seed ^ 0xE90C, epoch).permutation(self.per_epoch)
+        self.shape = RowShape(
+            room,
+            max(sum(shapes[i].targets for i in row) for row in self.rows),
+            most * max(s.parts for s in shapes),
+            most * max(s.cross_parts for s in shapes),
         )
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return generator(self.seed ^ ROWS, epoch).permutation(self.per_epoch)
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
+        """See Task; pairs have no noise, so the key is not used."""
         epoch, place = divmod(i, self.per_epoch)
-        rng = generator(*rng_key)
-        return [self._example(pair, rng) for pair in self.rows[self._epoch(epoch)[place]]]
+        return [self._example(pair) for pair in self.rows[self._epoch(epoch)[place]]]
 
-    def _example(self, pair: int, rng: np.random.Generator) -> Converted:
-        n, m = (int(x) for x in self.limits[pair])
-        example = self.objective.pair(
-            self.dataset.get(2 * pair, 0, n).astype(np.int64),
-            self.dataset.get(2 * pair + 1, 0, m).astype(np.int64),
+    def _example(self, pair: int) -> Converted:
+        n, m = (int(x) for x in self.lengths[pair])
+        example = objectives.supervised(
+            self.dataset.get(2 * pair, 0, n),
+            self.dataset.get(2 * pair + 1, 0, m - 1),  # without its eos, which is added
+            self.vocabulary,
         )
         return self.converter(example, self.vocabulary)
+
+
+def pair_lengths(lengths: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Lengths [N, 2] of pairs cut to what a row holds, and that row's stream lengths.
+
+    A decoder's row holds both; its target keeps at least half of the row if it needs it.
+    """
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
+        room = (model.sequence_length, model.target_length or model.sequence_length)
+        return np.minimum(lengths, room), room
+    row = model.sequence_length
+    inputs, targets = lengths.T
+    targets = np.minimum(targets, np.maximum(row - inputs, row // 2))
+    return np.stack([np.minimum(inputs, row - targets), targets], axis=1), (row,)
 
 
 class Rows:
@@ -212,24 +243,9 @@ class Rows:
         vocabulary = prepared.tokenizer.vocabulary
         self.vocabulary, self.seed = vocabulary, seed
         self.axes = catalogue.position_axes(data.objective)
-        components = objectives.build(
-            data.objective,
-            noise_density=data.noise_density,
-            mean_span_length=data.mean_span_length,
-            whole_word=data.whole_word_masking,
-        )
-        weights, self.tasks = [], []
-        for share, objective in components:
-            if prepared.pairs is not None:
-                weights.append(share)
-                self.tasks.append(PairRows(prepared.pairs, model, objective, converter,
-                                           vocabulary, pack=data.pack, seed=seed))  # fmt: skip
-                continue
-            plan = layout(model, objective)
-            for dataset, weight in prepared.train:
-                weights.append(share * weight)
-                self.tasks.append(TextRows(dataset, plan, converter, vocabulary, seed))
-        self.blend = Blend(weights, seed)
+        weighted = list(_tasks(model, data, prepared, converter, vocabulary, seed))
+        self.tasks = [task for _, task in weighted]
+        self.blend = Blend([weight for weight, _ in weighted], seed)
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
 
     @property
@@ -241,6 +257,33 @@ class Rows:
     def __getitem__(self, i: int) -> list[Converted]:
         task, place = self.blend[i]
         return self.tasks[task].row(place, (self.seed, i))
+
+
+def _tasks(
+    model: Model, data: Data, prepared, converter: Converter, vocabulary: Vocabulary, seed: int
+) -> Iterator[tuple[float, Task]]:
+    """Every dataset under every component of the objective, with the product of their weights."""
+    if prepared.supervised:
+        for dataset, weight in prepared.train:
+            yield (
+                weight,
+                PairRows(dataset, model, converter, vocabulary, pack=data.pack, seed=seed),
+            )
+        return
+    for share, objective in components(data):
+        plan = layout(model, objective)
+        for dataset, weight in prepared.train:
+            yield share * weight, TextRows(dataset, plan, converter, vocabulary, seed)
+
+
+def components(data: Data) -> tuple[tuple[float, Objective], ...]:
+    """The weighted components of the objective that `data` asks for."""
+    return objectives.build(
+        data.objective,
+        noise_density=data.noise_density,
+        mean_span_length=data.mean_span_length,
+        whole_word=data.whole_word_masking,
+    )
 
 
 def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:

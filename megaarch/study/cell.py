@@ -1,8 +1,8 @@
 """One cell of a study: train it to its budget, score it, keep its record.
 
-    cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
-                                    heldout.jsonl  the held-out value along the run
-                                    metrics.jsonl, checkpoints/, tensorboard/
+cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
+                                heldout.jsonl  the held-out value along the run
+                                metrics.jsonl, checkpoints/, tensorboard/
 """
 
 import json
@@ -186,4 +186,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(content, indent=1) + "\n")
     aside.replace(path)
-

@@ -7,12 +7,11 @@ import numpy as np
 
 from megaarch import catalogue, config, flops
 from megaarch.config import Raw
-from megaarch.data import objectives
 from megaarch.data.blend import Blend
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import SPECIALS, Vocabulary, generator
 from megaarch.data.packing import pack
-from megaarch.data.rows import fixed_shape, layout
+from megaarch.data.rows import components, fixed_shape, layout
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
 from megaarch.settings import Data, Model, Settings
 from megaarch.study.grid import expand
@@ -47,14 +46,8 @@ def row_counts(model: Model, data: Data):
     """Counts of SAMPLES rows of made-up text, and the lengths of a row."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
     converter = CONVERTERS[model.architecture]
-    components = objectives.build(
-        data.objective,
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-        whole_word=data.whole_word_masking,
-    )
-    plans = [layout(model, objective) for _, objective in components]
-    blend = Blend([weight for weight, _ in components], 0)
+    plans = [layout(model, objective) for _, objective in components(data)]
+    blend = Blend([weight for weight, _ in components(data)], 0)
     rows, raw = [], []
     for i in range(SAMPLES):
         plan = plans[blend[i][0]]

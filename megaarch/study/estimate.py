@@ -18,9 +18,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
     """A table of steps, tokens, epochs, disk and hours for each cell. Trains nothing for good."""
     settings = config.resolve(raw)
     prepared = prepare(settings.data, settings.model.vocabulary_size)
-    lines = [
-        f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"
-    ]
+    lines = [f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"]
     total = 0.0
     for cell in expand(raw, directory):
         steps, tokens, epochs, disk, hours = estimate(cell, prepared)

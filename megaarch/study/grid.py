@@ -29,7 +29,9 @@ class GridCell:
         return f"{self.name}/{self.size or 'base'}-{self.budget:.4g}-seed{self.seed}"
 
 
-def expand(raw: config.Raw, directory: Path, rates: dict[str, float] | None = None) -> list[GridCell]:
+def expand(
+    raw: config.Raw, directory: Path, rates: dict[str, float] | None = None
+) -> list[GridCell]:
     """All cells of a study's raw configuration, parents before their children.
 
     directory: of the study; cells log below it. rates: learning rate by cell name, where a sweep

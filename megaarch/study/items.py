@@ -56,7 +56,7 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
             if len(following) == 0 or following[0] > cuts[-1] + 2 * step:
                 return items
             cuts.append(int(following[0]))
-        a, b, c = cuts
+        _a, b, c = cuts
         right = tokens[c : c + prefix // 2]
         # a window may run over its nominal length by a word: the left side gives way
         left = tokens[b - prefix : b]

@@ -1,9 +1,9 @@
 """Checkpoints: complete or absent, verified, layout-free (torch.distributed.checkpoint).
 
-    run/checkpoints/step-00000100/   state/       weights and optimizer, by parameter name
-                                     progress.json  totals, settings, data fingerprint
-                                     manifest.json  size and checksum of every file
-    run/checkpoints/latest           the name of the newest complete one; moved last
+run/checkpoints/step-00000100/   state/       weights and optimizer, by parameter name
+                                 progress.json  totals, settings, data fingerprint
+                                 manifest.json  size and checksum of every file
+run/checkpoints/latest           the name of the newest complete one; moved last
 """
 
 import json

@@ -251,4 +251,3 @@ def _line(step: Step) -> dict[str, Any]:
         "seconds": progress.seconds,
         "skipped": progress.skipped,
     }
-

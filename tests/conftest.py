@@ -1,0 +1,116 @@
+"""What many tests share: a small corpus, prepared once, and the settings of a tiny run."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from megaarch import catalogue, config
+from megaarch.data.prepare import prepare
+
+torch.set_num_threads(1)
+
+PRESETS = tuple(catalogue.PRESETS)
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "garden",
+    "morning",
+    "teacher",
+    "letter",
+    "window",
+    "silver",
+    "forest",
+    "winter",
+    "market",
+    "carries",
+    "finds",
+    "opens",
+    "writes",
+    "follows",
+    "keeps",
+    "answers",
+    "watches",
+    "builds",
+    "remembers",
+]
+
+
+def made_up_text(seed: int, sentences: int) -> str:
+    """English-like sentences in paragraphs, from a generator of its own."""
+    rng = random.Random(seed)
+    paragraphs = []
+    for _ in range(max(1, sentences // 4)):
+        lines = [
+            f"The {rng.choice(WORDS[:12])} {rng.choice(WORDS[12:])} the {rng.choice(WORDS[:12])} "
+            f"near number {rng.randint(1, 99)}."
+            for _ in range(4)
+        ]
+        paragraphs.append(" ".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A JSON lines file of 80 documents."""
+    import json
+
+    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
+    with path.open("w") as file:
+        for i in range(80):
+            file.write(json.dumps({"text": made_up_text(i, 24)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def raw(corpus, tmp_path_factory):
+    """A tiny configuration as a raw mapping; copy before changing it."""
+    return {
+        "model": {
+            "preset": "gpt",
+            "layers": 2,
+            "hidden_size": 32,
+            "heads": 4,
+            "kv_heads": 2,
+            "feed_forward_size": 48,
+            "sequence_length": 48,
+            "vocabulary_size": 512,
+        },
+        "data": {
+            "source": str(corpus),
+            "sentinels": 16,
+            "cache": str(tmp_path_factory.mktemp("cache")),
+        },
+        "training": {
+            "steps": 6,
+            "micro_batch_size": 4,
+            "global_batch_size": 8,
+            "learning_rate": 3e-3,
+            "device": "cpu",
+        },
+        "logging": {"tensorboard": False},
+    }
+
+
+@pytest.fixture
+def tiny(raw, tmp_path):
+    """tiny(preset, **settings) -> Settings; double underscores stand for dots."""
+
+    def make(preset="gpt", **given):
+        mine = copy.deepcopy(raw)
+        mine["model"]["preset"] = preset
+        mine["logging"]["directory"] = str(tmp_path / "run")
+        for name, value in given.items():
+            config.set_path(mine, name.replace("__", "."), value)
+        return config.resolve(mine)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared(raw):
+    """The corpus, split, with its tokenizer and its indexed tokens."""
+    settings = config.resolve(copy.deepcopy(raw))
+    return prepare(settings.data, settings.model.vocabulary_size)

@@ -1,0 +1,96 @@
+"""Settings: presets fill, overrides win, and every mistake is told at once with its path."""
+
+import pytest
+
+from megaarch import catalogue, config
+
+
+def problems(raw):
+    with pytest.raises(config.ConfigError) as caught:
+        config.resolve(raw)
+    return caught.value.problems
+
+
+def test_preset_fills_architecture_and_objective():
+    for name, preset in catalogue.PRESETS.items():
+        settings = config.resolve({"model": {"preset": name, "head_size": 64}})
+        assert settings.model.architecture == preset.architecture
+        assert settings.data.objective == preset.objective
+
+
+def test_what_the_user_gives_wins_over_the_preset():
+    raw = {"model": {"preset": "gpt", "architecture": "prefix_decoder"}}
+    raw["data"] = {"objective": "span_corruption"}
+    settings = config.resolve(raw)
+    assert settings.model.architecture == "prefix_decoder"
+    assert settings.data.objective == "span_corruption"
+
+
+def test_overrides_are_yaml_and_win_over_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("model:\n  layers: 2\ntraining:\n  learning_rate: 3e-4\n")
+    settings = config.load(file, ["model.layers=5", "model.bias=true", "training.z_loss=1e-4"])
+    assert (settings.model.layers, settings.model.bias) == (5, True)
+    assert settings.training.learning_rate == 3e-4
+    assert settings.training.z_loss == 1e-4
+
+
+def test_all_mistakes_at_once_with_the_nearest_name():
+    found = problems(
+        {
+            "model": {"hiden_size": 64, "layers": "two", "heads": 3},
+            "data": {"objective": "span_coruption"},
+            "training": {"steps": 5, "budget": {"amount": 1e9}, "learning_rate": -1},
+        }
+    )
+    text = "\n".join(found)
+    assert "model.hiden_size: unknown setting; did you mean model.hidden_size?" in found
+    assert "model.layers: must be a whole number, not 'two'" in found
+    assert "did you mean span_corruption?" in text
+    assert "training.learning_rate: must be more than 0" in text
+    assert "training.steps: cannot be given together with training.budget" in text
+    assert "model.heads: 3 heads do not divide hidden_size 256" in text
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"model": {"preset": "bert"}, "data": {"objective": "full_lm"}}, "does not run on"),
+        ({"model": {"heads": 4, "kv_heads": 3}}, "3 key heads do not divide 4 heads"),
+        ({"model": {"hidden_size": 12, "heads": 4}}, "rope over 1 position axis"),
+        ({"model": {"preset": "glm", "head_size": 6}}, "divisible by 4"),
+        ({"model": {"preset": "glm", "position_encoding": "relative"}}, "use rope"),
+        ({"model": {"target_length": 8}}, "belongs to an encoder_decoder"),
+        ({"training": {"micro_batch_size": 3, "global_batch_size": 8}}, "do not divide into"),
+        ({"model": {"position_encoding": "learned", "learned_positions": 4}}, "fewer than"),
+        ({"study": {"budgets": [1], "cells": [{"name": "a", "from": "b"}]}}, "no cell 'b'"),
+        ({"study": {"budgets": [1], "cells": [{"name": "a"}, {"name": "a"}]}}, "two cells"),
+        (
+            {"study": {"budgets": [1], "cells": [{"name": "a", "set": {"model.layrs": 1}}]}},
+            "did you mean model.layers?",
+        ),
+        ({"data": {"source": [{"pth": "x"}]}}, "did you mean data.source.path?"),
+        ({"model": 3}, "must be a section"),
+    ],
+)
+def test_impossible_combinations(raw, sentence):
+    assert any(sentence in problem for problem in problems(raw)), problems(raw)
+
+
+def test_broken_yaml_names_file_and_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("model:\n  layers: [\n")
+    with pytest.raises(config.ConfigError, match=r"a\.yaml: line 3"):
+        config.load(file)
+    file.write_text("model:\n  layers: 1\n  layers: 2\n")
+    with pytest.raises(config.ConfigError, match=r"line 3.*given twice"):
+        config.load(file)
+    with pytest.raises(config.ConfigError, match="cannot read"):
+        config.load(tmp_path / "absent.yaml")
+    with pytest.raises(config.ConfigError, match="section.name=value"):
+        config.parse_override("model.layers")
+
+
+def test_an_empty_section_is_an_empty_section():
+    assert config.resolve({"model": None}).model.layers == 6

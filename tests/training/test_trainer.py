@@ -1,0 +1,186 @@
+"""A run: every preset learns, the split into micro-batches changes nothing, and a stopped run
+continues bit for bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaarch import flops
+from megaarch.training import checkpoint
+from megaarch.training.trainer import Trainer
+from tests.conftest import PRESETS
+
+
+def lines(settings):
+    path = Path(settings.logging.directory) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_learns_and_counts_what_it_ran(preset, tiny, prepared):
+    settings = tiny(preset, training__steps=12)
+    trainer = Trainer(settings, prepared)
+    progress = trainer.run()
+    written = lines(settings)
+    assert [line["step"] for line in written] == list(range(1, 13))
+    assert written[-1]["loss"] < written[0]["loss"] - 0.1
+    counts = [b.counts for s in range(12) for b in trainer.steps[s]]
+    assert progress.flops == sum(flops.training(settings.model, c) for c in counts)
+    assert progress.seen_tokens == sum(sum(c.tokens) for c in counts)
+    assert progress.target_tokens == sum(c.targets for c in counts)
+    assert written[-1]["flops"] == progress.flops
+    assert all(line["tokens_per_second"] > 0 for line in written)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_micro_batches_change_neither_loss_nor_gradients(preset, tiny, prepared):
+    found = []
+    for size in (1, 2, 8):
+        trainer = Trainer(
+            tiny(preset, training__micro_batch_size=size, training__z_loss=1e-3), prepared
+        )
+        batches = [without_targets(b, rows={1, 6}) for b in trainer.steps[3]]
+        loss = trainer.forward_backward(batches)
+        grads = {name: p.grad for name, p in trainer.model.named_parameters()}
+        found.append((loss, grads))
+    for loss, grads in found[1:]:
+        assert torch.allclose(loss, found[0][0], rtol=1e-6)
+        for name, grad in grads.items():
+            reference = found[0][1][name]
+            assert (grad - reference).norm() <= 1e-6 * max(float(reference.norm()), 1e-3), name
+
+
+def without_targets(batch, rows):
+    """The batch with some rows of the step (by their place in it) freed of all targets."""
+    keep = torch.tensor([int(i) % 8 not in rows for i in batch.sample_index])
+    weights = batch.target_weights * keep[:, None]
+    used = weights.flatten().nonzero()[:, 0]
+    padded = torch.zeros(max(128, -(-len(used) // 128) * 128), dtype=torch.int64)
+    padded[: len(used)] = used
+    return replace(batch, target_weights=weights, head_rows=padded, head_count=len(used))
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5", "xlnet"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_stopped_run_continues_bit_for_bit(preset, optimizer, tiny, prepared, tmp_path):
+    given = {"training__optimizer": optimizer, "model__dropout": 0.1, "training__save_every": 2}
+    whole = tiny(preset, logging__directory=str(tmp_path / "whole"), **given)
+    unbroken = Trainer(whole, prepared)
+    unbroken.run()
+    part = tiny(preset, logging__directory=str(tmp_path / "part"), **given)
+    first = Trainer(part, prepared)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step.progress.step == 5:  # one step past the checkpoint of step 4
+            raise Stop
+
+    first.watch = stop
+    with pytest.raises(Stop):
+        first.run()
+    second = Trainer(part, prepared)
+    assert second.progress.step == 4
+    second.run()
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    kept = ("step", "loss", "flops", "gradient_norm", "learning_rate")
+    assert [[line[k] for k in kept] for line in lines(whole)] == [
+        [line[k] for k in kept] for line in lines(part)
+    ]
+
+
+def test_loader_workers_change_nothing(tiny, prepared, tmp_path):
+    losses = []
+    for workers in (0, 2):
+        settings = tiny(
+            "glm", data__workers=workers, logging__directory=str(tmp_path / str(workers))
+        )
+        Trainer(settings, prepared).run()
+        losses.append([line["loss"] for line in lines(settings)])
+    assert losses[0] == losses[1]
+
+
+def test_other_data_is_refused(tiny, prepared):
+    settings = tiny()
+    Trainer(settings, prepared).run()
+    other = replace(prepared, fingerprint="another")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        Trainer(settings, other)
+
+
+def test_a_run_can_start_from_anothers_weights(tiny, prepared, tmp_path):
+    parent = tiny("gpt", logging__directory=str(tmp_path / "parent"))
+    trained = Trainer(parent, prepared)
+    trained.run()
+    child = tiny(
+        "prefix_lm",
+        training__start_from=str(tmp_path / "parent"),
+        logging__directory=str(tmp_path / "child"),
+    )
+    started = Trainer(child, prepared)
+    assert started.progress.step == 0
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, started.model.state_dict()[name]), name
+    misfit = tiny("t5", training__start_from=str(tmp_path / "parent"))
+    with pytest.raises(ValueError, match="is of another model"):
+        Trainer(misfit, prepared)
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        Trainer(tiny(training__start_from=str(tmp_path / "nowhere")), prepared)
+
+
+def test_a_damaged_checkpoint_is_named_skipped_and_the_one_before_used(tiny, prepared, caplog):
+    settings = tiny(training__save_every=2, training__keep_checkpoints=0)
+    Trainer(settings, prepared).run()
+    folder = Path(settings.logging.directory)
+    steps = sorted((folder / "checkpoints").glob("step-*"))
+    assert [p.name for p in steps] == ["step-00000002", "step-00000004", "step-00000006"]
+    assert (folder / "checkpoints" / "latest").read_text().strip() == "step-00000006"
+    data = next((steps[-1] / "state").glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-100])
+    (steps[1] / "progress.json").unlink()
+    assert checkpoint.newest(folder) == steps[0]
+    assert "step-00000006 is damaged" in caplog.text and "step-00000004 is damaged" in caplog.text
+
+
+def test_only_the_newest_checkpoints_are_kept(tiny, prepared):
+    settings = tiny(training__save_every=1, training__keep_checkpoints=2)
+    Trainer(settings, prepared).run()
+    steps = sorted((Path(settings.logging.directory) / "checkpoints").glob("step-*"))
+    assert [p.name for p in steps] == ["step-00000005", "step-00000006"]
+
+
+def test_a_budget_is_met_within_half_a_step(tiny, prepared):
+    settings = tiny(training__steps=None, training__budget={"match": "flops", "amount": 1.0e9})
+    progress = Trainer(settings, prepared).run()
+    assert abs(progress.flops - 1.0e9) <= 0.51 * progress.flops / progress.step
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(tiny, prepared):
+    settings = tiny(training__learning_rate=1e-3, training__skip_limit=2)
+    trainer = Trainer(settings, prepared)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    honest = trainer.forward_backward
+
+    def poisoned(batches):
+        loss = honest(batches)
+        next(trainer.model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    trainer.forward_backward = poisoned
+    with pytest.raises(FloatingPointError, match="3 steps in a row.*samples 16 to 23"):
+        trainer.run()
+    assert trainer.progress.skipped == 2
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]), name
+
+
+def test_bf16_and_compile_train(tiny, prepared):
+    settings = tiny("t5", training__precision="bf16", training__steps=8)
+    Trainer(settings, prepared).run()
+    written = lines(settings)
+    assert written[-1]["loss"] < written[0]["loss"]

@@ -45,7 +45,7 @@ class Scorer:
         self.length = settings.model.sequence_length
         self.device = next(model.parameters()).device
         self.bf16 = settings.training.precision == "bf16"
-        text = np.zeros(model.vocabulary_rows, dtype=bool)
+        text = np.zeros(settings.model.vocabulary_size, dtype=bool)
         text[: vocabulary.size] = vocabulary.text
         self.text_tokens = torch.from_numpy(text).to(self.device)
 

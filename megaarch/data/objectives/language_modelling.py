@@ -1,0 +1,58 @@
+"""Language modelling: predict a text, or what follows a prefix of it. And supervised pairs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.objectives.spans import as_row
+
+
+@dataclass(frozen=True)
+class FullLM:
+    """Every token is a target (Radford et al. 2019)."""
+
+    name: str = "full_lm"
+
+    def __call__(
+        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Example:
+        tokens = as_row(tokens, 1, self.name)
+        return Example(inputs=tokens[:0], targets=tokens)
+
+    def lengths(self, raw: int) -> Lengths:
+        """Exact."""
+        return Lengths(0, raw, total=raw)
+
+
+@dataclass(frozen=True)
+class PrefixLM:
+    """A split s uniform in [1, raw): the first s tokens are inputs, the others targets
+    (Liu et al. 2018; Raffel et al. 2020, 3.2.1; Wang et al. 2022, appendix D).
+
+    mirrored: split at raw - s for the same draw. Two examples of one generator, the second
+    mirrored, fill an encoder row and a decoder row of `raw` tokens each (Wang et al. 2022).
+    """
+
+    mirrored: bool = False
+    name: str = "prefix_lm"
+
+    def __call__(
+        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Example:
+        tokens = as_row(tokens, 2, self.name)
+        split = int(rng.integers(1, len(tokens)))
+        if self.mirrored:
+            split = len(tokens) - split
+        return Example(inputs=tokens[:split], targets=tokens[split:])
+
+    def lengths(self, raw: int) -> Lengths:
+        """Each side takes up to raw - 1; together they are exactly raw."""
+        raw = max(raw, 2)
+        return Lengths(raw - 1, raw - 1, total=raw)
+
+
+def supervised(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> Example:
+    """An {input, target} pair: inputs [n] as they are, targets [m] and the end token."""
+    inputs = np.asarray(inputs, dtype=np.int64)
+    return Example(inputs=inputs, targets=np.append(targets, vocabulary.eos).astype(np.int64))

@@ -1,0 +1,125 @@
+"""Spans over a row of tokens: what the objectives share. All vectorized, all on the host.
+
+Spans are (starts, lengths), two int arrays in left-to-right order that do not overlap.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from megaarch.data.example import Vocabulary
+
+
+def as_row(tokens: np.ndarray, least: int, name: str) -> np.ndarray:
+    """`tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
+    tokens = np.asarray(tokens, dtype=np.int64)
+    if tokens.ndim != 1 or len(tokens) < least:
+        raise ValueError(
+            f"{name} needs a row of at least {least} token{'s' * (least > 1)}, "
+            f"not shape {list(tokens.shape)}: use a longer row or text"
+        )
+    return tokens
+
+
+def require_share(name: str, noise_density: float, largest: float = 1.0) -> None:
+    """ValueError unless 0 < noise_density < largest (or = largest below 1)."""
+    if not 0 < noise_density <= largest or noise_density == 1:
+        raise ValueError(
+            f"{name} needs a noise density above 0 and "
+            f"{'below' if largest == 1 else 'at most'} {largest:g}, not {noise_density:g}"
+        )
+
+
+def require_span_length(name: str, mean_span_length: float) -> None:
+    """ValueError unless mean_span_length >= 1."""
+    if not 1 <= mean_span_length < math.inf:
+        raise ValueError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
+
+
+def share_up(length: int, share: float) -> int:
+    """ceil(length · share), safe from rounding noise: share_up(20, 0.15) is 3."""
+    return math.ceil(round(length * share, 9))
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices of all spans, one after the other, in the order given."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+def scatter_spans(lengths: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Starts of spans of these lengths in `total` items, uniform over all ways to place them in
+    this order with at least one item between neighbours. Needs len(lengths) <= total - sum + 1.
+    """
+    gaps = total - int(lengths.sum()) + 1
+    chosen = np.sort(rng.choice(gaps, len(lengths), replace=False))
+    return chosen + np.cumsum(lengths) - lengths
+
+
+def replace_spans(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, mask: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens` with one `mask` for each span, and the masks' indices in the result.
+
+    A span of length 0 inserts a mask ahead of the token at its start.
+    """
+    count = len(starts)
+    index = starts - (np.cumsum(lengths) - lengths) + np.arange(count)
+    keep = np.ones(len(tokens), dtype=bool)
+    keep[ranges(starts, lengths)] = False
+    kept = tokens[keep]
+    text = np.ones(len(kept) + count, dtype=bool)
+    text[index] = False
+    corrupted = np.full(len(text), mask, dtype=np.int64)
+    corrupted[text] = kept
+    return corrupted, index
+
+
+def word_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bool [raw]: where a word begins. A special is a word of its own, and the row begins one."""
+    text = vocabulary.text[tokens]
+    starts = vocabulary.word_start[tokens] | ~text
+    starts[1:] |= ~text[:-1]
+    starts[:1] = True
+    return starts
+
+
+def sentence_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Indices at which sentences begin, the first of them 0.
+
+    A sentence ends after a run of sentence-ending tokens ("." and a newline stay together), at
+    the end of a document and at the end of the row.
+    """
+    ends = vocabulary.sentence_end[tokens] | (tokens == vocabulary.eos)
+    last = np.flatnonzero(ends[:-1] & ~ends[1:])
+    return np.concatenate([[0], last + 1])
+
+
+@cache
+def restricted_poisson(mean: float, largest: int) -> np.ndarray:
+    """Probabilities of 1..largest under Poisson(mean) restricted to them."""
+    k = np.arange(1, largest + 1)
+    log_p = k * math.log(mean) - np.array([math.lgamma(i + 1) for i in k])
+    p = np.exp(log_p - log_p.max())
+    return p / p.sum()
+
+
+def draw_lengths(probabilities: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` draws of 1..n with these probabilities [n]."""
+    edges = np.cumsum(probabilities)[:-1]
+    return 1 + np.searchsorted(edges, rng.random(count), side="right")
+
+
+def until(lengths: np.ndarray, budget: int, surplus: int = 0) -> np.ndarray | None:
+    """The shortest run from the front that sums to at least `budget`; None if all do not.
+
+    Its last length is trimmed so that the sum is at most budget + surplus.
+    """
+    sums = np.cumsum(lengths)
+    count = int(np.searchsorted(sums, budget)) + 1
+    if count > len(lengths):
+        return None
+    chosen = lengths[:count].copy()
+    chosen[-1] -= max(0, int(sums[count - 1]) - budget - surplus)
+    return chosen

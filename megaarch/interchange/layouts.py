@@ -1,0 +1,75 @@
+"""How a megaarch tensor is made of Hugging Face ones, and taken apart again.
+
+A layout works on weights [rows, columns] and on biases [rows] alike. Legend: Hkv key heads,
+G = heads / Hkv, Dh head size, F feed-forward width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megaarch import settings
+from megaarch.model.layers import head_size, key_heads
+from megaarch.model.transformer import padded_vocabulary
+
+Tensors = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`fuse(parts, model)` makes one of ours of theirs; `split(ours, model)` undoes it exactly."""
+
+    fuse: Callable[[Tensors, settings.Model], torch.Tensor]
+    split: Callable[[torch.Tensor, settings.Model], Tensors]
+
+
+def _transpose(x: torch.Tensor) -> torch.Tensor:
+    return x.t() if x.ndim == 2 else x
+
+
+def _by_head(x: torch.Tensor, model: settings.Model) -> torch.Tensor:
+    """[heads·Dh, ...] to [Hkv, heads / Hkv, Dh, ...]."""
+    return x.unflatten(0, (key_heads(model), -1, head_size(model)))
+
+
+def _fuse_heads(parts: Tensors, model: settings.Model) -> torch.Tensor:
+    """q, k, v (or k, v), each [heads·Dh, ...], to [Hkv·(q ... q k v)·Dh, ...]."""
+    return torch.cat([_by_head(part, model) for part in parts], dim=1).flatten(0, 2)
+
+
+def _split_heads(fused: torch.Tensor, model: settings.Model) -> Tensors:
+    by_head = _by_head(fused, model)
+    queries = by_head.shape[1] - 2  # none in a fused k, v
+    sizes = (queries, 1, 1) if queries else (1, 1)
+    return [part.flatten(0, 2) for part in by_head.split(sizes, dim=1)]
+
+
+def _fuse_vocabulary(parts: Tensors, model: settings.Model) -> torch.Tensor:
+    (table,) = parts
+    padding = padded_vocabulary(model.vocabulary_size) - len(table)
+    return torch.cat((table, table.new_zeros(padding, *table.shape[1:])))
+
+
+def _split_vocabulary(table: torch.Tensor, model: settings.Model) -> Tensors:
+    return [table[: model.vocabulary_size]]
+
+
+COPY = Layout(lambda parts, _: parts[0], lambda ours, _: [ours])
+TRANSPOSED = Layout(lambda parts, _: _transpose(parts[0]), lambda ours, _: [_transpose(ours)])
+HEADS = Layout(_fuse_heads, _split_heads)
+# GPT-2's c_attn: [columns, (q k v)·rows] in one.
+TRANSPOSED_HEADS = Layout(
+    lambda parts, model: _fuse_heads(list(_transpose(parts[0]).chunk(3)), model),
+    lambda ours, model: [_transpose(torch.cat(_split_heads(ours, model)))],
+)
+GATED = Layout(
+    lambda parts, _: torch.stack(parts, dim=1).flatten(0, 1),
+    lambda ours, _: list(ours.unflatten(0, (-1, 2)).unbind(1)),
+)
+VOCABULARY = Layout(_fuse_vocabulary, _split_vocabulary)
+# BART's final_logits_bias: [1, V].
+VOCABULARY_ROW = Layout(
+    lambda parts, model: _fuse_vocabulary([parts[0][0]], model),
+    lambda ours, model: [_split_vocabulary(ours, model)[0][None]],
+)

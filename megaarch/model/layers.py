@@ -1,0 +1,181 @@
+"""The transformer layer, and what the layers of one stack share in a forward pass.
+
+Weight layouts are such that a contiguous split of the output rows is a split by heads or channels,
+which tensor parallelism needs: queries, keys and values lie per key group [Hkv, (q ... q k v), Dh],
+a cross-attention's keys and values [Hkv, (k v), Dh], gate and up [F, (gate up)].
+
+Legend: B rows, S tokens, D width, H heads, Hkv key heads, G = H / Hkv, Dh head size,
+F feed-forward width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megaarch import settings
+from megaarch.attention import attend
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.parts import Parts
+from megaarch.model.dropout import DropoutKeys, dropout
+from megaarch.model.positions import rotate
+
+ACTIVATIONS = {
+    "swiglu": F.silu,  # gated; Shazeer 2020
+    "geglu": lambda x: F.gelu(x, approximate="tanh"),  # gated; T5 v1.1's gelu is tanh's
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+GATED = ("swiglu", "geglu")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the layers of one stack share in a forward pass.
+
+    parts: self-attention. cross: attention to the memory, or None.
+    positions: int64 [B, S, A]. rotary: tables of `positions.rotary_tables`, or None.
+    bias: T5's relative bias, or None. dropout: None where dropout is off.
+    """
+
+    parts: Parts
+    cross: Parts | None
+    positions: torch.Tensor
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: RelativeBias | None = None
+    dropout: DropoutKeys | None = None
+
+
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
+    """Every linear layer is made here, so that another kind (fp8) has one place to enter."""
+    return nn.Linear(inputs, outputs, bias=bias)
+
+
+def normalization(model: settings.Model) -> nn.Module:
+    """RMSNorm or LayerNorm over the width; statistics in fp32."""
+    if model.normalization == "rmsnorm":
+        return nn.RMSNorm(model.hidden_size, model.normalization_epsilon)
+    return nn.LayerNorm(model.hidden_size, model.normalization_epsilon, bias=model.bias)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, model: settings.Model):
+        super().__init__()
+        self.head_size = head_size(model)
+        self.group = model.heads // key_heads(model)
+        self.scale, self.kernel = model.attention_scale, model.attention
+        fused = key_heads(model) * (self.group + 2) * self.head_size
+        self.qkv = linear(model.hidden_size, fused, model.bias)
+        self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
+
+    def forward(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
+        qkv = self.qkv(x_BSD).unflatten(-1, (-1, self.group + 2, self.head_size))
+        qk, v = qkv.split((self.group + 1, 1), dim=-2)
+        if context.rotary is not None:
+            qk = rotate(qk, context.rotary, axes=context.positions.shape[-1])
+        q, k = qk.split((self.group, 1), dim=-2)
+        out_BSHDh = attend(
+            q.flatten(2, 3),
+            k.squeeze(-2),
+            v.squeeze(-2),
+            context.parts,
+            scale=self.scale,
+            bias=context.bias,
+            query_positions=context.positions,
+            key_positions=context.positions,
+            kernel=self.kernel,
+        )
+        return self.output(out_BSHDh.flatten(2))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, model: settings.Model):
+        super().__init__()
+        self.head_size = head_size(model)
+        self.scale, self.kernel = model.attention_scale, model.attention
+        self.q = linear(model.hidden_size, model.heads * self.head_size, model.bias)
+        self.kv = linear(model.hidden_size, key_heads(model) * 2 * self.head_size, model.bias)
+        self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
+
+    def forward(
+        self, x_BSD: torch.Tensor, memory_BTD: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        q = self.q(x_BSD).unflatten(-1, (-1, self.head_size))
+        k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
+        out_BSHDh = attend(q, k, v, context.cross, scale=self.scale, kernel=self.kernel)
+        return self.output(out_BSHDh.flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, model: settings.Model):
+        super().__init__()
+        width = model.feed_forward_size
+        self.activation = ACTIVATIONS[model.activation]
+        self.gated = model.activation in GATED
+        if self.gated:
+            self.gate_up = linear(model.hidden_size, 2 * width, model.bias)
+        else:
+            self.up = linear(model.hidden_size, width, model.bias)
+        self.down = linear(width, model.hidden_size, model.bias)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        if not self.gated:
+            return self.down(self.activation(self.up(x_BSD)))
+        # Made contiguous first: on CPU an activation over every other element does not vectorize.
+        gate_up = self.gate_up(x_BSD).unflatten(-1, (-1, 2)).movedim(-1, 0).contiguous()
+        gate_BSF, up_BSF = gate_up.unbind(0)
+        return self.down(self.activation(gate_BSF) * up_BSF)
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where `cross`, feed-forward: each a residual branch with its
+    normalization, ahead of the branch (pre) or after the sum (post)."""
+
+    def __init__(self, model: settings.Model, cross: bool):
+        super().__init__()
+        self.pre = model.normalization_position == "pre"
+        self.rate = model.dropout
+        self.attention_norm = normalization(model)
+        self.attention = SelfAttention(model)
+        if cross:
+            self.cross_attention_norm = normalization(model)
+            self.cross_attention = CrossAttention(model)
+        else:
+            self.cross_attention = None
+        self.feed_forward_norm = normalization(model)
+        self.feed_forward = FeedForward(model)
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        context: Context,
+        memory_BTD: torch.Tensor | None = None,
+        dropout_key_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, S, D] to [B, S, D]. dropout_key: None where dropout is off."""
+
+        def residual(x, norm, branch, number):
+            out = branch(norm(x) if self.pre else x)
+            if dropout_key_B is not None:
+                out = dropout(out, dropout_key_B, self.rate, number)
+            return x + out if self.pre else norm(x + out)
+
+        x_BSD = residual(x_BSD, self.attention_norm, lambda x: self.attention(x, context), 0)
+        if self.cross_attention is not None:
+            x_BSD = residual(
+                x_BSD,
+                self.cross_attention_norm,
+                lambda x: self.cross_attention(x, memory_BTD, context),
+                1,
+            )
+        return residual(x_BSD, self.feed_forward_norm, self.feed_forward, 2)
+
+
+def key_heads(model: settings.Model) -> int:
+    return model.kv_heads or model.heads
+
+
+def head_size(model: settings.Model) -> int:
+    return model.head_size or model.hidden_size // model.heads

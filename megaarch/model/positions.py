@@ -1,0 +1,73 @@
+"""How a token's place reaches the model: rotary tables, and learned tables of embeddings.
+
+T5's relative bias lives with attention (megaarch/attention/bias.py); its tables live in the model.
+
+Legend: B rows, S tokens, A position axes, H heads, Dh head size, D width.
+"""
+
+import torch
+from torch import nn
+
+
+def rotary_tables(
+    positions_BSA: torch.Tensor, head_size: int, base: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and signed sin, each [B, S, 1, Dh] in `dtype`, for `rotate`; computed in fp32.
+
+    The head dimension is split evenly among the A axes. Within an axis's share, channel i pairs
+    with channel i + share/2 (rotate-half, as Llama has it) and turns by position·base^(-2i/share)
+    (RoPE: Su et al. 2021, section 3.2.2).
+    """
+    axes = positions_BSA.shape[-1]
+    share = head_size // axes
+    assert share % 2 == 0 and share * axes == head_size, (head_size, axes)
+    exponent = torch.arange(0, share, 2, device=positions_BSA.device, dtype=torch.float32) / share
+    angle = positions_BSA.to(torch.float32)[..., None] * base**-exponent  # [B, S, A, share/2]
+    cos, sin = angle.cos(), angle.sin()
+    tables = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    cos, sin = (table.flatten(-2)[:, :, None].to(dtype) for table in tables)
+    return cos, sin
+
+
+def _swap_halves(x: torch.Tensor, axes: int) -> torch.Tensor:
+    if axes > 1:
+        x = x.unflatten(-1, (axes, -1))
+    first, second = x.chunk(2, -1)
+    swapped = torch.cat((second, first), -1)
+    return swapped.flatten(-2) if axes > 1 else swapped
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation by the opposite angle: three passes, nothing saved."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin, axes):
+        ctx.save_for_backward(cos, sin)
+        ctx.axes = axes
+        return torch.addcmul(x * cos, _swap_halves(x, axes), sin)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        swapped = _swap_halves(grad, ctx.axes)
+        return torch.addcmul(grad * cos, swapped, sin, value=-1), None, None, None
+
+
+def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], axes: int) -> torch.Tensor:
+    """RoPE: x [B, S, ..., Dh] turned by `rotary_tables`; heads may fill several dimensions."""
+    cos, sin = (table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1) for table in tables)
+    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype), axes)
+
+
+class LearnedPositions(nn.ModuleList):
+    """One table of embeddings for each position axis; their rows are summed (GLM: Du et al. 2022,
+    section 2.1). `offset` rows ahead of each table stay unused (BART has two)."""
+
+    def __init__(self, rows: int, size: int, axes: int, offset: int):
+        super().__init__(nn.Embedding(rows + offset, size) for _ in range(axes))
+        self.offset = offset
+
+    def forward(self, positions_BSA: torch.Tensor) -> torch.Tensor:
+        """[B, S, D]."""
+        places = positions_BSA.unbind(-1)
+        return sum(table(p + self.offset) for table, p in zip(self, places, strict=True))

@@ -1,0 +1,234 @@
+"""One transformer for every architecture: it sees tokens, positions and parts, and no mask kind.
+
+An architecture is here only a count of stacks. Layers are keyed by their global index, encoder
+first, so that a name is the same in every layout; a pipeline stage keeps the layers and tables it
+needs and calls `embed`, `run` and `head` itself.
+
+Legend: B rows, S tokens, A position axes, D width, M targets, R head rows, V vocabulary.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megaarch import settings
+from megaarch.attention.bias import RelativeBias
+from megaarch.catalogue import ARCHITECTURES
+from megaarch.data.batch import Batch
+from megaarch.model.dropout import DropoutKeys, dropout
+from megaarch.model.layers import (
+    ACTIVATIONS,
+    Context,
+    Layer,
+    head_size,
+    key_heads,
+    linear,
+    normalization,
+)
+from megaarch.model.loss import TargetLosses, cross_entropy, head_logits
+from megaarch.model.positions import LearnedPositions, rotary_tables
+
+VOCABULARY_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack's stream, its global layer indices, and whether it attends to the stack before it."""
+
+    stream: str
+    layers: range
+    cross: bool
+
+
+def stacks(model: settings.Model) -> tuple[Stack, ...]:
+    """The stacks of a model, in order; the last one carries the targets."""
+    found, first = [], 0
+    for stream in ARCHITECTURES[model.architecture].streams:
+        count = getattr(model, f"{stream}_layers") or model.layers
+        found.append(Stack(stream, range(first, first + count), cross=first > 0))
+        first += count
+    return tuple(found)
+
+
+def padded_vocabulary(size: int) -> int:
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class HeadTransform(nn.Module):
+    """BERT's dense layer, activation and norm ahead of the output (Devlin et al. 2019)."""
+
+    def __init__(self, model: settings.Model):
+        super().__init__()
+        self.dense = linear(model.hidden_size, model.hidden_size, model.bias)
+        self.activation = ACTIVATIONS[model.activation]
+        self.norm = normalization(model)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.activation(self.dense(hidden))
+        return self.norm(hidden.to(self.norm.weight.dtype))  # autocast leaves it in half precision
+
+
+class Transformer(nn.Module):
+    """Streams of tokens in, one loss a target out.
+
+    `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
+    torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
+    """
+
+    def __init__(self, model: settings.Model, *, position_axes: int = 1):
+        super().__init__()
+        assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"
+        self.settings, self.stacks = model, stacks(model)
+        self.position_axes = position_axes
+        self.dropout_step: tuple[int, int] | None = None
+        streams = [stack.stream for stack in self.stacks]
+        rows, width = padded_vocabulary(model.vocabulary_size), model.hidden_size
+
+        self.embedding = nn.Embedding(rows, width)
+        self.segments = nn.Embedding(model.segments, width) if model.segments else None
+        self.positions = nn.ModuleDict()
+        if model.position_encoding == "learned":
+            table = model.learned_positions or max(model.sequence_length, model.target_length or 0)
+            for s in streams:
+                self.positions[s] = LearnedPositions(
+                    table, width, position_axes, model.position_offset
+                )
+        self.embedding_norm = nn.ModuleDict()
+        if model.embedding_normalization:
+            self.embedding_norm.update({s: normalization(model) for s in streams})
+        self.relative_bias = nn.ParameterDict()
+        if model.position_encoding == "relative":
+            shape = (model.relative_buckets, model.heads)
+            self.relative_bias.update({s: nn.Parameter(torch.zeros(shape)) for s in streams})
+        self.layers = nn.ModuleDict(
+            {str(i): Layer(model, stack.cross) for stack in self.stacks for i in stack.layers}
+        )
+        final = model.final_normalization
+        self.encoder_norm = normalization(model) if final and len(self.stacks) > 1 else None
+        self.norm = normalization(model) if final else None
+        self.head_transform = HeadTransform(model) if model.head_transform else None
+        self.output = None if model.tied_embedding else linear(width, rows, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(rows)) if model.output_bias else None
+
+    def set_dropout_step(self, seed: int, step: int) -> None:
+        """Says which masks dropout draws from here on; call it ahead of each optimizer step."""
+        self.dropout_step = (seed, step)
+
+    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
+        """Losses of a micro-batch's targets. text_tokens: bool [vocabulary_size], or None."""
+        return self.head(self.hidden(batch), batch, text_tokens)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """[B, S, D]: what the last stack leaves, ahead of the final norm."""
+        hidden = memory = None
+        for index, stack in enumerate(self.stacks):
+            if hidden is not None:
+                memory = self.to_memory(hidden)
+            context = self.context(index, batch)
+            hidden = self.run(self.embed(index, batch), context, stack.layers, memory)
+        return hidden
+
+    def context(self, index: int, batch: Batch) -> Context:
+        """What the layers of stack `index` share. Made once for each micro-batch and stack."""
+        model, stack, stream = self.settings, self.stacks[index], batch.streams[index]
+        rotary = bias = None
+        if model.position_encoding == "rope":
+            device = stream.positions.device.type
+            dtype = next(self.parameters()).dtype
+            if torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
+            rotary = rotary_tables(stream.positions, head_size(model), model.rope_base, dtype)
+        elif model.position_encoding == "relative":
+            sees_ahead = not stack.cross and model.architecture != "causal_decoder"
+            table = self.relative_bias[stack.stream]
+            bias = RelativeBias(table, sees_ahead, model.relative_max_distance)
+        return Context(
+            stream.parts, stream.cross, stream.positions, rotary, bias, self._dropout_keys(batch)
+        )
+
+    def embed(self, index: int, batch: Batch) -> torch.Tensor:
+        """[B, S, D]: the input of stack `index`'s first layer."""
+        stream, name = batch.streams[index], self.stacks[index].stream
+        x_BSD = self.embedding(stream.tokens)
+        if name in self.positions:
+            x_BSD = x_BSD + self.positions[name](stream.positions)
+        if self.segments is not None:
+            segments = stream.segments
+            kinds = torch.zeros_like(stream.tokens) if segments is None else segments
+            x_BSD = x_BSD + self.segments(kinds)
+        if name in self.embedding_norm:
+            x_BSD = self.embedding_norm[name](x_BSD)
+        keys = self._dropout_keys(batch)
+        if keys is not None:
+            x_BSD = dropout(x_BSD, keys.of(f"embedding.{name}"), self.settings.dropout)
+        return x_BSD
+
+    def run(
+        self,
+        x_BSD: torch.Tensor,
+        context: Context,
+        layers: Iterable[int],
+        memory: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, S, D] through layers of one stack, by global index."""
+        for index in layers:
+            key = None if context.dropout is None else context.dropout.of(f"layers.{index}")
+            x_BSD = self.layers[str(index)](x_BSD, context, memory, key)
+        return x_BSD
+
+    def to_memory(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What a decoder attends to, from what its encoder's last layer leaves."""
+        return hidden if self.encoder_norm is None else self.encoder_norm(hidden)
+
+    def head(
+        self, hidden_BSD: torch.Tensor, batch: Batch, text_tokens: torch.Tensor | None = None
+    ) -> TargetLosses:
+        """The losses [B, M], from what the last layer leaves; runs on `batch.head_rows` only."""
+        B, M = batch.target_index.shape
+        slot_R = batch.head_rows
+        row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
+        hidden_RD = self._before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
+        losses = cross_entropy(
+            hidden_RD,
+            self._output_weight,
+            self.output_bias,
+            batch.target_tokens.flatten()[slot_R],
+            vocabulary_size=self.settings.vocabulary_size,
+            text_tokens=text_tokens,
+        )
+        used = slot_R[: batch.head_count]
+
+        def place(loss_R):
+            return loss_R.new_zeros(B * M).index_copy(0, used, loss_R[: len(used)]).view(B, M)
+
+        return TargetLosses(*(None if loss is None else place(loss) for loss in losses))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """[B, S, vocabulary_size] of the last stream, whole: for tests and conversion checks."""
+        size = self.settings.vocabulary_size
+        hidden_BSD = self._before_output(self.hidden(batch))
+        return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
+
+    @property
+    def _output_weight(self) -> torch.Tensor:
+        return (self.embedding if self.output is None else self.output).weight
+
+    def _before_output(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        if self.head_transform is not None:
+            hidden = self.head_transform(hidden)
+        scale = self.settings.output_scale
+        return hidden if scale is None else hidden * scale
+
+    def _dropout_keys(self, batch: Batch) -> DropoutKeys | None:
+        if not self.training or self.settings.dropout == 0:
+            return None
+        if self.dropout_step is None:
+            raise ValueError(
+                "dropout is on and no step is known: call model.set_dropout_step(seed, step) ahead "
+                "of each training step, or model.eval()"
+            )
+        return DropoutKeys(*self.dropout_step, batch.sample_index)

@@ -1,0 +1,149 @@
+"""Conditional forms: what is scored, and what can be known when it is."""
+
+import numpy as np
+import pytest
+from toy_vocabulary import TEXT, toy_vocabulary
+
+from megaarch.attention.parts import Parts
+from megaarch.catalogue import ARCHITECTURES, OBJECTIVES, PRESETS
+from megaarch.data.conditional import MIDDLES, continuation, middle
+from megaarch.data.converters import CONVERTERS
+
+VOCABULARY = toy_vocabulary()
+BEFORE, SCORED, AFTER = np.arange(10, 17), np.arange(100, 105), np.arange(200, 206)
+PAIRS = [(o, a.name) for a in ARCHITECTURES.values() for o in a.objectives]
+MIDDLE_PAIRS = [(o, a) for o, a in PAIRS if o in MIDDLES]
+pairs = pytest.mark.parametrize("objective, architecture", PAIRS)
+middle_pairs = pytest.mark.parametrize("objective, architecture", MIDDLE_PAIRS)
+
+
+def known(converted):
+    """For each target: the text tokens that its row can know of, through any number of layers."""
+    rows = [len(stream.tokens) for stream in converted.streams]
+    edges = np.cumsum([0, *rows])
+    sees = np.eye(edges[-1], dtype=bool)
+    for s, stream in enumerate(converted.streams):
+        here = slice(edges[s], edges[s + 1])
+        sees[here, here] |= Parts.of([stream.parts], rows[s], rows[s]).dense()[0]
+        if stream.cross_parts:
+            before = slice(edges[s - 1], edges[s])
+            sees[here, before] |= Parts.of([stream.cross_parts], rows[s], rows[s - 1]).dense()[0]
+    for _ in range(len(sees).bit_length()):
+        sees = (sees.astype(int) @ sees.astype(int)) > 0
+    tokens = np.concatenate([stream.tokens for stream in converted.streams])
+    last = edges[-2]
+    return [
+        {int(t) for t in tokens[sees[last + row]] if t < TEXT} for row in converted.target_index
+    ]
+
+
+def scored(examples, architecture):
+    """[(token, what its row can know)] of the targets of weight 1, in order; others weigh 0."""
+    found = []
+    for example in examples:
+        converted = CONVERTERS[architecture](example, VOCABULARY)
+        weights = converted.target_weights
+        assert set(weights.tolist()) <= {0.0, 1.0}
+        for token, weight, knows in zip(
+            converted.target_tokens, weights, known(converted), strict=True
+        ):
+            if weight:
+                found.append((int(token), knows))
+    return found
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+@pairs
+def test_continuations(objective, architecture, length):
+    prefix = BEFORE[:length]
+    examples = continuation(objective, architecture, prefix, SCORED, VOCABULARY)
+    found = scored(examples, architecture)
+    assert [token for token, _ in found] == SCORED.tolist()
+    for j, (token, knows) in enumerate(found):
+        assert token not in knows
+        if objective == "masked_lm":  # a pseudo-likelihood: it knows all the others
+            assert knows == {*prefix.tolist(), *SCORED.tolist()} - {token}
+        else:
+            assert knows == {*prefix.tolist(), *SCORED[:j].tolist()}
+
+
+@middle_pairs
+@pytest.mark.parametrize("sides", [(7, 6), (0, 6), (7, 0), (1, 1)])
+def test_middles(objective, architecture, sides):
+    before, after = BEFORE[: sides[0]], AFTER[: sides[1]]
+    examples = middle(objective, architecture, before, SCORED, after, VOCABULARY)
+    found = scored(examples, architecture)
+    assert [token for token, _ in found] == SCORED.tolist()
+    for j, (_, knows) in enumerate(found):
+        assert knows == {*before.tolist(), *after.tolist(), *SCORED[:j].tolist()}
+
+
+def test_middles_are_those_of_the_catalogue():
+    for preset in PRESETS.values():
+        assert (preset.objective in MIDDLES) == preset.fills_middle
+    for objective, architecture in PAIRS:
+        if objective not in MIDDLES:
+            with pytest.raises(ValueError, match="cannot state a middle"):
+                middle(objective, architecture, BEFORE, SCORED, AFTER, VOCABULARY)
+
+
+def test_pairs_that_cannot_be_trained_are_refused():
+    refused = [(o, a) for o in OBJECTIVES for a in ARCHITECTURES if (o, a) not in PAIRS]
+    assert refused
+    for objective, architecture in [*refused, ("full_lm", "no_such")]:
+        with pytest.raises(ValueError, match="cannot run the objective"):
+            continuation(objective, architecture, BEFORE, SCORED, VOCABULARY)
+
+
+@pairs
+def test_nothing_to_score_is_refused(objective, architecture):
+    with pytest.raises(ValueError, match="no token to score"):
+        continuation(objective, architecture, BEFORE, SCORED[:0], VOCABULARY)
+
+
+def rows(examples):
+    return [(e.inputs.tolist(), e.targets.tolist()) for e in examples]
+
+
+def test_the_forms_are_those_of_training():
+    """Written out, token by token, for a prefix 1 2, a continuation 3 4 and a following 5."""
+    v = VOCABULARY
+    p, c, a = np.array([1, 2]), np.array([3, 4]), np.array([5])
+
+    def after(objective, architecture):
+        return rows(continuation(objective, architecture, p, c, v))
+
+    def between(objective, architecture):
+        return rows(middle(objective, architecture, p, c, a, v))
+
+    first = v.size - 1
+    assert after("full_lm", "causal_decoder") == [([1, 2], [3, 4])]
+    assert after("prefix_lm", "prefix_decoder") == [([1, 2], [3, 4])]
+    assert after("span_corruption", "encoder_decoder") == [([1, 2, first, v.eos], [first, 3, 4])]
+    assert between("span_corruption", "prefix_decoder") == [
+        ([1, 2, first, 5, v.eos], [first, 3, 4])
+    ]
+    assert after("ul2", "encoder_decoder") == [([v.mode_s, 1, 2], [3, 4])]
+    assert between("ul2", "encoder_decoder") == [([v.mode_r, 1, 2, first, 5, v.eos], [first, 3, 4])]
+    assert after("denoising", "encoder_decoder") == [([1, 2, v.mask], [1, 2, 3, 4])]
+    assert between("denoising", "encoder_decoder") == [([1, 2, v.mask, 5], [1, 2, 3, 4])]
+    assert after("blank_infilling", "prefix_decoder") == [([1, 2, v.suffix_mask], [3, 4])]
+    assert between("blank_infilling", "prefix_decoder") == [([1, 2, v.mask, 5], [3, 4])]
+    assert after("permutation_lm", "two_stream") == [([1, 2, 3, 4], [3, 4])]
+    assert after("unilm", "prefix_decoder") == [([1, 2, v.mask], [3]), ([1, 2, 3, v.mask], [4])]
+    assert (
+        between("unilm", "prefix_decoder")
+        == between("masked_lm", "encoder")
+        == [
+            ([1, 2, v.mask, v.mask, 5], [3]),
+            ([1, 2, 3, v.mask, 5], [4]),
+        ]
+    )
+    assert after("masked_lm", "encoder") == [([1, 2, v.mask, 4], [3]), ([1, 2, 3, v.mask], [4])]
+
+
+def test_glm_positions_are_those_of_training():
+    (example,) = middle("blank_infilling", "prefix_decoder", BEFORE, SCORED, AFTER, VOCABULARY)
+    assert example.feed.tolist() == [VOCABULARY.sop, *SCORED[:-1].tolist()]
+    assert example.input_positions.tolist() == [[i, 0] for i in range(14)]
+    assert example.feed_positions.tolist() == [[7, k] for k in range(1, 6)]

@@ -1,0 +1,117 @@
+"""The chunked loss against torch's cross-entropy over whole logits, in fp64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megaarch.model import loss
+from megaarch.model.loss import cross_entropy
+
+R, D, V, PADDED = 300, 8, 100, 128
+
+
+@pytest.fixture
+def problem():
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
+        for shape in ((R, D), (PADDED, D), (PADDED,))
+    )
+    target = torch.randint(0, V, (R,), generator=g)
+    upstream = torch.randn(2, R, generator=g, dtype=torch.float64)
+    return hidden, weight, bias, target, upstream
+
+
+def plain(hidden, weight, bias, target):
+    logits = (hidden @ weight.T + (0 if bias is None else bias))[:, :V]
+    return F.cross_entropy(logits, target, reduction="none"), logits.logsumexp(-1)
+
+
+def gradients(losses, inputs, upstream):
+    return torch.autograd.grad(losses, inputs, list(upstream))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 150_000, 1 << 30])  # none, some, all chunks
+@pytest.mark.parametrize("chunk_rows", [1, 128, 299, 1000])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_equals_plain_cross_entropy(problem, monkeypatch, kept_bytes, chunk_rows, with_bias):
+    monkeypatch.setattr(loss, "KEPT_BYTES", kept_bytes)
+    hidden, weight, bias, target, upstream = problem
+    bias = bias if with_bias else None
+    inputs = [x for x in (hidden, weight, bias) if x is not None]
+    ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V, chunk_rows=chunk_rows)
+    expected = plain(hidden, weight, bias, target)
+    torch.testing.assert_close(ours.nll, expected[0])
+    torch.testing.assert_close(ours.log_partition, expected[1])
+    assert ours.text_nll is None
+    # Upstream gradients differ for each target, as weights and z-loss make them.
+    for a, b in zip(
+        gradients(ours[:2], inputs, upstream), gradients(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_z_loss(problem):
+    hidden, weight, bias, target, upstream = problem
+
+    def total(nll, log_partition):
+        return (upstream[0] * (nll + 1e-2 * log_partition**2)).sum()
+
+    ours = total(*cross_entropy(hidden, weight, bias, target, vocabulary_size=V)[:2])
+    expected = total(*plain(hidden, weight, bias, target))
+    for a, b in zip(*(torch.autograd.grad(x, problem[:3]) for x in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_padded_ids_have_no_gradient(problem):
+    hidden, weight, bias, target, upstream = problem
+    ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V)
+    _, grad, grad_bias = gradients(ours[:2], [hidden, weight, bias], upstream)
+    assert not grad[V:].any() and not grad_bias[V:].any() and grad[:V].any(1).all()
+
+
+def test_backward_twice_gives_the_same(problem):
+    hidden, weight, bias, target, upstream = problem
+    ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V)
+    first, second = (
+        torch.autograd.grad(ours[:2], [hidden, weight], list(upstream), retain_graph=True)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_text_renormalization(problem):
+    hidden, weight, bias, target, _ = problem
+    text = torch.arange(V) % 3 != 0
+    target = torch.where(text[target], target, target + 1) % V
+    ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V, text_tokens=text)
+    p = torch.softmax((hidden @ weight.T + bias)[:, :V], -1) * text
+    expected = -(p / p.sum(-1, keepdim=True)).gather(1, target[:, None])[:, 0].log()
+    kept = text[target]
+    assert kept.sum() > 200
+    torch.testing.assert_close(ours.text_nll[kept], expected[kept])
+    assert (ours.text_nll < ours.nll).all()
+
+
+def test_under_autocast(problem):
+    hidden, weight, bias, target, upstream = (
+        x.detach().float() if x.is_floating_point() else x for x in problem
+    )
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = cross_entropy(*inputs, target, vocabulary_size=V)
+    assert ours.nll.dtype == torch.float32
+    expected = plain(*inputs, target)
+    torch.testing.assert_close(ours.nll, expected[0], atol=0.1, rtol=0.02)
+    for a, b in zip(
+        gradients(ours[:2], inputs, upstream), gradients(expected, inputs, upstream), strict=True
+    ):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_no_row(problem):
+    hidden, weight, bias, target, _ = problem
+    ours = cross_entropy(hidden[:0], weight, bias, target[:0], vocabulary_size=V)
+    (ours.nll.sum() + ours.log_partition.sum()).backward()
+    assert ours.nll.shape == (0,) and not weight.grad.any()

@@ -1,0 +1,23 @@
+"""What a researcher sees at the end of a study: a pure function of `results.json`.
+
+results ──> cells (seeds merged, ranked) ──> text, csv, latex, figures, page
+        └─> warnings (what makes the comparison unfair or thin)
+"""
+
+from megaarch.study.report.cells import distinguishable
+from megaarch.study.report.figures import write_figures
+from megaarch.study.report.page import write_page
+from megaarch.study.report.tables import csv, latex
+from megaarch.study.report.text import text
+from megaarch.study.report.warnings import warnings_for, warnings_of
+
+__all__ = [
+    "csv",
+    "distinguishable",
+    "latex",
+    "text",
+    "warnings_for",
+    "warnings_of",
+    "write_figures",
+    "write_page",
+]

@@ -1,0 +1,89 @@
+"""The grid: what multiplies, what a cell is called, and what decides that it has changed."""
+
+import copy
+
+import pytest
+
+from megaarch import config
+from megaarch.model.count import parameter_count
+from megaarch.study.grid import changed, expand, signature
+
+
+@pytest.fixture
+def study(raw):
+    mine = copy.deepcopy(raw)
+    del mine["training"]["steps"]
+    mine["study"] = {
+        "name": "s",
+        "budgets": [1e9],
+        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
+    }
+    return mine
+
+
+def test_sizes_budgets_and_seeds_multiply_and_keys_stay(study, tmp_path):
+    before = [cell.key for cell in expand(study, tmp_path)]
+    assert before == ["gpt/base-1e+09-seed0", "t5/base-1e+09-seed0"]
+    study["study"] |= {"budgets": [1e9, 2e9], "seeds": [0, 1]}
+    after = [cell.key for cell in expand(study, tmp_path)]
+    assert len(set(after)) == 8 and set(before) < set(after)
+    study["study"]["sizes"] = [{"name": "a", "layers": 1}, {"name": "b", "hidden_size": 64}]
+    sized = expand(study, tmp_path)
+    assert len({cell.key for cell in sized}) == 16
+    assert {(c.settings.model.layers, c.settings.model.hidden_size) for c in sized} == {
+        (1, 32),
+        (2, 64),
+    }
+
+
+def test_a_cell_resolves_to_settings_of_its_own(study, tmp_path):
+    study["study"]["cells"][0]["set"] = {"model.kv_heads": 4, "training.learning_rate": 0.5}
+    gpt, t5 = expand(study, tmp_path, rates={"gpt": 0.1, "t5": 0.2})
+    assert (gpt.settings.model.architecture, t5.settings.model.architecture) == (
+        "causal_decoder",
+        "encoder_decoder",
+    )
+    assert gpt.settings.training.learning_rate == 0.5  # the cell's own word is last
+    assert t5.settings.training.learning_rate == 0.2
+    assert gpt.settings.training.budget.amount == 1e9
+    assert gpt.settings.logging.directory == str(tmp_path / "cells" / gpt.key)
+
+
+def test_a_child_starts_from_its_parents_weights_with_a_budget_of_its_own(study, tmp_path):
+    study["study"]["cells"].append(
+        {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 5e8}
+    )
+    parent, _, child = expand(study, tmp_path)
+    assert child.parent == parent.key
+    assert child.settings.training.start_from == parent.settings.logging.directory
+    assert child.settings.training.budget.amount == 5e8
+
+
+@pytest.mark.parametrize("match", ["flops", "seen_tokens", "target_tokens", "parameters"])
+def test_every_way_to_match(study, tmp_path, match):
+    study["study"]["match"] = match
+    study["model"] |= {"layers": 8, "hidden_size": 64}
+    gpt, t5 = expand(study, tmp_path)
+    kind = "seen_tokens" if match == "parameters" else match
+    assert {c.settings.training.budget.match for c in (gpt, t5)} == {kind}
+    ratio = parameter_count(t5.settings.model) / parameter_count(gpt.settings.model)
+    if match == "parameters":
+        assert abs(ratio - 1) < 0.06
+    else:
+        assert ratio > 1.5
+
+
+def test_a_change_that_matters_is_named_and_one_that_does_not_is_not(study, tmp_path):
+    before = signature(expand(study, tmp_path)[0].settings)
+    study["training"]["clip_gradient"] = 0.5
+    study["data"]["workers"] = 3
+    after = signature(expand(study, tmp_path / "elsewhere")[0].settings)
+    assert changed(before, after) == ["training.clip_gradient was 1.0 and is 0.5"]
+
+
+def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):
+    with pytest.raises(config.ConfigError, match="has no grid of cells"):
+        expand(raw, tmp_path)
+    study["study"]["cells"][1]["set"] = {"model.heads": 5}
+    with pytest.raises(config.ConfigError, match="(?s)cell t5.*5 heads do not divide"):
+        expand(study, tmp_path)

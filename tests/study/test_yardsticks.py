@@ -1,0 +1,139 @@
+"""Yardsticks against models whose answers are known: one that knows the text, one that does not."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from megaarch.model.transformer import TargetLosses
+from megaarch.settings import Evaluation
+from megaarch.study import yardsticks
+from megaarch.study.items import Item, cut
+from megaarch.study.score import Scorer
+from megaarch.training.trainer import Trainer
+from tests.conftest import PRESETS
+
+EVALUATION = Evaluation(prefix_tokens=12, continuation_tokens=6, documents=8, choices=8, middles=4,
+                        curve_documents=4, batch_rows=4)  # fmt: skip
+
+
+class Uniform(torch.nn.Module):
+    """Gives every token the same probability, and the text tokens likewise."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.zeros(1))
+        self.size = size
+
+    def forward(self, batch, text_tokens):
+        nll = torch.full(batch.target_tokens.shape, math.log(self.size))
+        return TargetLosses(nll, nll, torch.full_like(nll, math.log(int(text_tokens.sum()))))
+
+
+@pytest.fixture(scope="module")
+def items(prepared):
+    return cut(prepared.heldout, prepared.tokenizer, EVALUATION)
+
+
+def test_items_are_cut_at_words_and_their_bytes_are_the_texts(prepared, items):
+    texts = prepared.heldout
+    decode = prepared.tokenizer.decode
+    for item in items:
+        span = decode(item.span)
+        assert item.span_bytes == len(span.encode())
+        assert decode(item.left)[-8:] + span in texts[item.document]
+        assert span + decode(item.right)[:5] in texts[item.document]
+        assert prepared.tokenizer.vocabulary.word_start[item.span[0]]
+        assert len(item.left) == 12 and 6 <= len(item.span) <= 12
+    firsts = {item.document for item in items[:3]}
+    assert len(firsts) == min(3, len({i.document for i in items}))  # rounds over documents
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_uniform_model_costs_log2_of_the_text_tokens(preset, tiny, prepared, items):
+    settings = tiny(preset)
+    vocabulary = prepared.tokenizer.vocabulary
+    scorer = Scorer(Uniform(512), settings, vocabulary, 4)
+    held = yardsticks.evaluate(scorer, items, EVALUATION)
+    chosen = items[:8]
+    tokens, size = sum(len(i.span) for i in chosen), sum(i.span_bytes for i in chosen)
+    bits = math.log2(int(vocabulary.text.sum())) * tokens / size
+    assert held["continuation_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert held["continuation_bits_per_byte_raw"] == pytest.approx(9 * tokens / size, rel=1e-5)
+    low, high = held["continuation_interval"]
+    assert low <= bits <= high
+    assert held["items"]["continuation"] == 8 and held["items"]["choice"] == 8
+    assert (held["middle_bits_per_byte"] is not None) == (preset not in ("gpt", "prefix_lm"))
+    assert held["comparable"] == (preset != "bert")
+
+
+def test_the_choice_finds_the_continuation_that_its_prefix_makes_likelier():
+    """Scores with a bias for one continuation: raw scores would choose it everywhere."""
+    items = [Item(d, np.array([d]), np.array([d]), np.array([0]), 1) for d in range(8)]
+
+    class Biased:
+        def continuations(self, pairs):
+            scores = [
+                (5.0 if span[0] % 4 == 0 else 0.0) + (1.0 if left[0] == span[0] else 0.0)
+                for left, span in pairs
+            ]
+            return type("S", (), {"text": np.array(scores), "raw": np.array(scores)})
+
+    counts = {}
+    found = yardsticks._choice(Biased(), items, counts)
+    assert found["choice_accuracy"] == 1.0 and counts["choice"] == 8
+
+
+def test_loglikelihood_is_the_sum_of_a_trained_models_losses(tiny, prepared, items):
+    """GPT's conditional, by hand: rows [bos] + tokens, probabilities over text tokens."""
+    settings = tiny("gpt", training__steps=4)
+    trainer = Trainer(settings, prepared)
+    trainer.run()
+    vocabulary = prepared.tokenizer.vocabulary
+    scorer = Scorer(trainer.model, settings, vocabulary, 4)
+    item = items[0]
+    batch = trainer.steps.batch(range(1))
+    tokens = np.concatenate([[vocabulary.bos], item.left, item.span])
+    length = batch.streams[0].tokens.shape[1]
+    row = torch.zeros(1, length, dtype=torch.int64)
+    row[0, : len(tokens)] = torch.from_numpy(tokens)
+    from dataclasses import replace
+
+    stream = replace(batch.streams[0], tokens=row)
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model.logits(replace(batch, streams=(stream,)))[0].double()
+    logits[:, ~torch.from_numpy(vocabulary.text)] = -torch.inf
+    expected = 0.0
+    for j, token in enumerate(item.span):
+        expected += float(logits[len(item.left) + j].log_softmax(-1)[token])
+    assert scorer.loglikelihood(item.left, item.span) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_how_items_share_rows_changes_no_score(preset, tiny, prepared, items):
+    settings = tiny(preset, training__steps=3)
+    trainer = Trainer(settings, prepared)
+    trainer.run()
+    pairs = [(item.left, item.span) for item in items[:5]]
+    together = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, 32)
+    apart = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, 1)
+    one_by_one = [apart.loglikelihood(*pair) for pair in pairs]
+    assert together.continuations(pairs).text == pytest.approx(one_by_one, rel=1e-4)
+
+
+def test_unigram_bits_are_those_of_the_smoothed_counts():
+    items = [Item(0, np.array([0]), np.array([0, 1]), np.array([0]), 3)]
+    text = np.array([True, True, False])
+    bits = yardsticks.unigram_bits_per_byte(np.array([2.0, 0.0, 9.0]), items, text)
+    assert bits == pytest.approx(-(math.log2(3 / 4) + math.log2(1 / 4)) / 3)
+
+
+def test_the_interval_shrinks_with_documents_and_holds_the_mean():
+    rng = np.random.default_rng(0)
+    for n in (20, 2000):
+        values = rng.normal(5.0, 1.0, n)
+        low, high = yardsticks.ratio_interval(values, np.ones(n), np.arange(n))
+        assert low < 5.0 < high
+        assert high - low == pytest.approx(2 * 1.96 / math.sqrt(n), rel=0.4)

@@ -52,9 +52,7 @@ def pack(
     pad: token id that fills rows. axes: number of position axes.
     ValueError where a row's examples do not fit `shape`.
     """
-    streams = [
-        _pack_stream(rows, s, shape, pad=pad, axes=axes) for s in range(len(shape.streams))
-    ]
+    streams = [_pack_stream(rows, s, shape, pad=pad, axes=axes) for s in range(len(shape.streams))]
     target_index, target_tokens, target_weights = _pack_targets(rows, shape)
     used = np.flatnonzero(target_weights)
     head_rows = np.zeros(-(-max(len(used), 1) // HEAD_MULTIPLE) * HEAD_MULTIPLE, dtype=np.int64)

@@ -292,7 +292,7 @@ def losses(name: str, title: str, cells: list[dict], look: Looks) -> Panel:
 
 def running_mean(values: list[float]) -> list[float]:
     """Mean of each value and its neighbours, a twentieth of the run in all."""
-    half = max(1, len(values) // 40)
+    half = len(values) // 40
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 

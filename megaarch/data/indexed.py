@@ -1,0 +1,233 @@
+"""Megatron's indexed dataset: token sequences in a `.bin`, where they lie in an `.idx`.
+
+The layout, all little-endian (megatron.core.datasets.indexed_dataset, version 1):
+
+    .bin   the tokens of every sequence, one after the other
+    .idx   9 bytes magic, uint64 version, uint8 dtype code, uint64 sequences n, uint64 documents d,
+           int32 lengths [n], int64 byte pointers [n], int64 document boundaries [d],
+           and, for multimodal data only, int8 modes [n]
+
+Document k is the sequences document_index[k] up to document_index[k + 1]; so d counts one more
+than there are documents.
+"""
+
+import hashlib
+import os
+import struct
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+CODES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2"}
+SAMPLES, SAMPLE_BYTES = 256, 4096
+
+
+def prefix_of(path: str | os.PathLike) -> str:
+    """The path without a trailing `.bin` or `.idx`."""
+    name = os.fspath(path)
+    return name[:-4] if name.endswith((".bin", ".idx")) else name
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """uint16 where every id fits below 65,500, else int32, as Megatron chooses."""
+    return np.dtype(np.uint16 if vocabulary_size < 65500 else np.int32)
+
+
+class IndexedDataset:
+    """Sequences of token ids, memory-mapped.
+
+    path: the prefix of both files. Indexing and slices give int32 copies (int64 if the file
+    holds int64). Pickles as its path.
+
+    lengths: int32 [n], tokens of each sequence. document_index: int64 [documents + 1].
+    dtype: as stored. tokens: number in all.
+    ValueError names the file that is missing, truncated or no indexed dataset.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = prefix_of(path)
+        for suffix in (".idx", ".bin"):
+            if not Path(self.path + suffix).is_file():
+                raise ValueError(f"indexed dataset {self.path}: {self.path}{suffix} is missing")
+        self._read_index()
+        self._read_tokens()
+
+    def _read_index(self) -> None:
+        file = self.path + ".idx"
+        raw = _mapped(file, np.dtype(np.uint8))
+        if raw[:9].tobytes() != MAGIC:
+            raise ValueError(f"{file} is not an indexed dataset: it does not begin with MMIDIDX")
+        if len(raw) < HEADER.size:
+            raise ValueError(f"{file} is truncated: {len(raw)} bytes, less than its header")
+        _, version, code, sequences, documents = HEADER.unpack(raw[: HEADER.size].tobytes())
+        if version != VERSION:
+            raise ValueError(f"{file} has version {version}: only version {VERSION} is known")
+        if code not in CODES or CODES[code][0] == "f":
+            raise ValueError(f"{file} has dtype code {code}, which is no integer type of tokens")
+        need = HEADER.size + 12 * sequences + 8 * documents
+        if len(raw) not in (need, need + sequences):
+            what = "is truncated" if len(raw) < need else "does not match its header"
+            raise ValueError(
+                f"{file} {what}: {len(raw)} bytes, where {sequences} sequences and {documents} "
+                f"document boundaries take {need}"
+            )
+        body = raw[HEADER.size :]
+        self.dtype = np.dtype("<" + CODES[code])
+        self.lengths = body[: 4 * sequences].view("<i4")
+        self._pointers = body[4 * sequences : 12 * sequences].view("<i8")
+        self.document_index = body[12 * sequences : 12 * sequences + 8 * documents].view("<i8")
+        self.tokens = int(self.lengths.sum(dtype=np.int64))
+
+    def _read_tokens(self) -> None:
+        file, index = self.path + ".bin", self.path + ".idx"
+        size, item = Path(file).stat().st_size, self.dtype.itemsize
+        starts = self._pointers
+        if (self.lengths < 0).any() or (starts < 0).any() or (starts % item).any():
+            raise ValueError(f"{index} is damaged: a length or a pointer is impossible")
+        ends = starts + self.lengths.astype(np.int64) * item
+        if len(ends) and ends.max() > size:
+            raise ValueError(
+                f"{file} is truncated: {size} bytes, but {index} points up to byte {ends.max()}"
+            )
+        bounds = self.document_index
+        if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
+            raise ValueError(f"{index} is damaged: its document boundaries are out of order")
+        self._contiguous = bool(
+            len(ends) == 0 or (starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
+        )
+        self._tokens = _mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
+        self._given = np.int64 if item == 8 else np.int32
+
+    def __reduce__(self):
+        return IndexedDataset, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Sequence `index`, [length]. IndexError past either end."""
+        return self.get(index)
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """`length` tokens of sequence `index` from `offset`; None is up to its end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)} in {self.path}")
+        size = int(self.lengths[index])
+        length = size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > size:
+            raise IndexError(f"tokens {offset}:{offset + length} of {size} in sequence {index}")
+        start = int(self._pointers[index]) // self.dtype.itemsize + offset
+        return self._tokens[start : start + length].astype(self._given)
+
+    def stream(self, start: int, length: int) -> np.ndarray:
+        """Tokens start : start + length of all sequences laid end to end, [length]."""
+        if start < 0 or length < 0 or start + length > self.tokens:
+            raise IndexError(f"tokens {start}:{start + length} of {self.tokens} in {self.path}")
+        if self._contiguous:
+            return self._tokens[start : start + length].astype(self._given)
+        first, last = np.searchsorted(self._ends, [start, start + length], side="right")
+        whole = [self[i] for i in range(first, min(last + 1, len(self)))]
+        skipped = start - (int(self._ends[first - 1]) if first else 0)
+        joined = np.concatenate([np.zeros(0, self._given), *whole])
+        return joined[skipped : skipped + length]
+
+    def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
+        """All tokens of the .bin as stored, in views of up to `tokens`."""
+        for start in range(0, len(self._tokens), tokens):
+            yield self._tokens[start : start + tokens]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    def checksum(self) -> dict[str, str | int]:
+        """What tells whether the files have changed: the whole index, a sample of the tokens.
+
+        The sample is 256 pages of 4 KiB, evenly spread; files up to 1 MiB are read whole.
+        """
+        raw = self._tokens.view(np.uint8)
+        last = max(0, len(raw) - SAMPLE_BYTES)
+        sample = hashlib.blake2b(digest_size=16)
+        for start in np.linspace(0, last, SAMPLES).astype(np.int64):
+            sample.update(raw[start : start + SAMPLE_BYTES].tobytes())
+        index = hashlib.blake2b(_mapped(self.path + ".idx", np.dtype(np.uint8)), digest_size=16)
+        return {
+            "index": index.hexdigest(),
+            "bytes": Path(self.path + ".bin").stat().st_size,
+            "sample": sample.hexdigest(),
+        }
+
+
+class IndexedWriter:
+    """Writes an indexed dataset aside and puts it in place at `finish`: complete or absent.
+
+    with IndexedWriter(prefix, dtype) as writer:
+        writer.add(tokens)       # a sequence
+        writer.end_document()
+
+    Leaving the block finishes; leaving it by an error deletes what was written.
+    """
+
+    def __init__(self, path: str | os.PathLike, dtype: np.dtype | type = np.int32):
+        self.path = prefix_of(path)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._code = {v: k for k, v in CODES.items()}[self.dtype.kind + str(self.dtype.itemsize)]
+        assert self.dtype.kind in "iu", "tokens are integers"
+        self._lengths = array("i")
+        self._documents = array("q", [0])
+        self._aside = f"{self.path}.{os.getpid()}.aside"
+        self._bin = Path(self._aside + ".bin").open("wb")  # noqa: SIM115
+
+    def add(self, tokens: np.ndarray) -> None:
+        """A sequence, int [length]. ValueError for an id that the dtype cannot hold."""
+        tokens = np.asarray(tokens)
+        assert tokens.ndim == 1, tokens.shape
+        limits = np.iinfo(self.dtype)
+        if tokens.size and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
+            raise ValueError(f"{self.path}: token ids do not fit into {self.dtype.name}")
+        self._bin.write(tokens.astype(self.dtype).tobytes())
+        self._lengths.append(tokens.size)
+
+    def end_document(self) -> None:
+        """The sequences since the last call are one document."""
+        self._documents.append(len(self._lengths))
+
+    def finish(self) -> None:
+        """Writes the index and puts both files in place."""
+        lengths = np.array(self._lengths, dtype="<i4")
+        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+        pointers = (ends - lengths.astype(np.int64) * self.dtype.itemsize).astype("<i8")
+        documents = np.array(self._documents, dtype="<i8")
+        self._bin.close()
+        with Path(self._aside + ".idx").open("wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(documents)))
+            for values in (lengths, pointers, documents):
+                file.write(values.tobytes())
+        # Without its index a .bin is no dataset, so a half replaced pair is never read.
+        Path(self.path + ".idx").unlink(missing_ok=True)
+        Path(self._aside + ".bin").replace(self.path + ".bin")
+        Path(self._aside + ".idx").replace(self.path + ".idx")
+
+    def __enter__(self) -> "IndexedWriter":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.finish()
+            return
+        self._bin.close()
+        for suffix in (".bin", ".idx"):
+            Path(self._aside + suffix).unlink(missing_ok=True)
+
+
+def _mapped(file: str, dtype: np.dtype) -> np.ndarray:
+    # An empty file cannot be mapped. The view sheds np.memmap, whose slices are slow.
+    if Path(file).stat().st_size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(file, dtype, mode="r").view(np.ndarray)

@@ -1,0 +1,367 @@
+"""From a source to what training reads: split, tokenizer, indexed dataset, held-out documents.
+
+The result lies under `data.cache`, in a directory named by everything that it depends on, and is
+reused while none of that changes. It is written aside and renamed: complete or absent, also when
+several processes prepare the same data at once.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megaarch.data import corpus, split
+from megaarch.data.example import SPECIALS
+from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
+from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
+from megaarch.settings import Data, Source
+
+FORMAT = 1  # raise it when the same settings would give other files
+LEAST_BYTES = 1000  # of a corpus
+TOKENIZER_BYTES = 1 << 25  # a larger corpus trains its tokenizer on a sample of this size
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready to train on.
+
+    train: (dataset, weight) of each blended source. Every document ends with eos. Of supervised
+        sources the sequences alternate input, target, and each ends with eos.
+    supervised: whether they do.
+    heldout: held-out documents, less the paragraphs that also stand in train. Of supervised
+        sources, input and target joined by a newline. Empty where the source was tokenized.
+    heldout_pairs: (input, target) of supervised sources, else empty.
+    manifest: the counts, as manifest.json has them.
+    fingerprint: of the content (train and held-out text, tokenizer, weights), so it is the same
+        wherever the same data are prepared.
+    """
+
+    tokenizer: Tokenizer
+    train: list[tuple[IndexedDataset, float]]
+    supervised: bool
+    heldout: list[str]
+    heldout_pairs: list[tuple[str, str]]
+    manifest: dict[str, Any]
+    fingerprint: str
+
+
+def prepare(data: Data, vocabulary_size: int, progress: Progress | None = None) -> Prepared:
+    """Prepares the data, or finds it prepared.
+
+    vocabulary_size: ids of pieces, specials and sentinels together; Prepared.tokenizer's
+        vocabulary has exactly that many.
+    progress: is told in a few words what is being done.
+    ValueError: the source or the tokenizer file is missing, malformed or too small, or prepared
+        data have changed since; nothing half done is left behind.
+    """
+    job = _Job(data, vocabulary_size, progress or (lambda words: None))
+    if not job.directory.exists():
+        job.build()
+    return job.load()
+
+
+class _Item(NamedTuple):
+    """A document, or a supervised pair. A pair's side of the split hangs on its input alone, so
+    that no held-out input is trained on with another target."""
+
+    source: int
+    side: bytes
+    key: bytes
+    parts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.parts)
+
+    @property
+    def size(self) -> int:
+        return sum(len(part.encode()) for part in self.parts)
+
+
+class _Job:
+    def __init__(self, data: Data, vocabulary_size: int, progress: Progress):
+        self.data, self.vocabulary_size, self.progress = data, vocabulary_size, progress
+        path = data.source
+        self.sources = [Source(path=path)] if isinstance(path, str) else list(path)
+        self.kind = _kind(data, self.sources)
+        given = data.tokenizer and Tokenizer(data.tokenizer, data.sentinels, vocabulary_size)
+        key = {
+            "format": FORMAT,
+            "sources": [[corpus.identity(s.path), s.weight] for s in self.sources],
+            "kind": self.kind,
+            "text_field": data.text_field,
+            "sentinels": data.sentinels,
+            "held_out": data.held_out,
+            "vocabulary_size": vocabulary_size,
+            "tokenizer": given and given.fingerprint,
+        }
+        self.key = hashlib.blake2b(json.dumps(key).encode(), digest_size=10).hexdigest()
+        self.directory = Path(data.cache) / self.key
+
+    def build(self) -> None:
+        """Prepares everything in a directory aside and renames it to `self.directory`."""
+        try:
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".preparing-", dir=self.directory.parent))
+        except OSError as error:
+            raise ValueError(f"data.cache {self.data.cache} cannot be written: {error}") from error
+        try:
+            aside.chmod(0o755)
+            manifest = self._build_indexed(aside) if self.kind == "indexed" else self._build(aside)
+            tokens, text = manifest["train_tokens"], manifest["train_bytes"]
+            manifest["bytes_per_token"] = text / tokens if text else None
+            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            try:
+                aside.rename(self.directory)
+            except OSError:
+                if not self.directory.exists():  # where it does, another process was faster
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _build_indexed(self, aside: Path) -> dict[str, Any]:
+        tokenizer = self._tokenizer(aside, iter(()))
+        self.progress("checking token ids")
+        for dataset in self._datasets(self.directory):
+            _check_ids(dataset, tokenizer)
+        _write_lines(aside / "heldout.jsonl", [])
+        return self._manifest(tokenizer, self._datasets(aside), b"")
+
+    def _build(self, aside: Path) -> dict[str, Any]:
+        self.progress("splitting the corpus")
+        threshold, heldout, counts = self._split()
+        if self.data.tokenizer is None:
+            self.progress("training the tokenizer")
+        tokenizer = self._tokenizer(aside, self._sample(threshold, counts["train_bytes"]))
+        self.progress("tokenizing")
+        mark = self._write_train(aside, tokenizer, threshold)
+        rows = [{"text": h.text} if self.kind == "text" else list(h.parts) for h in heldout]
+        _write_lines(aside / "heldout.jsonl", rows)
+        mark.update((aside / "heldout.jsonl").read_bytes())
+        return self._manifest(tokenizer, self._datasets(aside), mark.digest()) | counts
+
+    def _split(self) -> tuple[float, list[_Item], dict[str, Any]]:
+        """The threshold, the held-out items less what also stands in train, and all counts.
+
+        The threshold climbs, up to twice the share, until what is left is the share asked for.
+        """
+        counts: dict[str, Any] = {"duplicates": 0}
+        share = self.data.held_out
+        places = split.Places((item.side, item.size) for item in self._items(counts))
+        counts["documents"], total = len(places.sizes), int(places.sizes.sum())
+        if total < LEAST_BYTES:
+            raise ValueError(
+                f"the corpus holds only {total} bytes of text: at least {LEAST_BYTES} are needed"
+                if total
+                else f"data source {self.sources[0].path} holds no text"
+            )
+        threshold = places.threshold(share)
+        while True:
+            train_bytes = total - places.below(threshold)
+            heldout, dropped = self._heldout(threshold)
+            heldout_bytes = sum(item.size for item in heldout)
+            left = heldout_bytes / (heldout_bytes + train_bytes)
+            if left >= share or threshold >= 2 * share:
+                break
+            climbed = min(threshold * share / left if left else 1.0, 2 * share)
+            threshold = places.threshold(share, max(climbed, threshold + share / split.RUNGS))
+        counts |= {
+            "train_documents": int((places.places >= threshold).sum()),
+            "train_bytes": train_bytes,
+            "heldout_documents": len(heldout),
+            "heldout_bytes": heldout_bytes,
+            "heldout_share": left,
+            "dropped_paragraphs": dropped,
+        }
+        return threshold, heldout, counts
+
+    def _heldout(self, threshold: float) -> tuple[list[_Item], int]:
+        """What is left of the held-out items, and how many paragraphs were dropped from them."""
+        heldout = [item for item in self._items() if split.place(item.side) < threshold]
+        if self.kind == "supervised":
+            return heldout, 0
+        wanted = {key for item in heldout for key in split.paragraphs(item.text)}
+        shared: set[bytes] = set()
+        for item in self._items():
+            if split.place(item.side) >= threshold:
+                shared.update(wanted.intersection(split.paragraphs(item.text)))
+        kept, dropped = [], 0
+        for item in heldout:
+            text, paragraphs = split.drop_paragraphs(item.text, shared)
+            dropped += paragraphs
+            if not paragraphs or any(True for _ in split.paragraphs(text)):
+                kept.append(item._replace(parts=(text,)))
+        return kept, dropped
+
+    def _items(self, counts: dict[str, Any] | None = None) -> Iterator[_Item]:
+        """The distinct items of all sources, in order; exact copies are counted and skipped."""
+        seen = set()
+        for number, source in enumerate(self.sources):
+            for parts in self._read(source.path):
+                key = split.digest("\0".join(parts))
+                if key not in seen:
+                    seen.add(key)
+                    yield _Item(number, split.digest(parts[0]), key, parts)
+                elif counts is not None:
+                    counts["duplicates"] += 1
+
+    def _read(self, path: str) -> Iterator[tuple[str, ...]]:
+        if self.kind == "supervised":
+            yield from corpus.pairs(path)
+        else:
+            yield from ((text,) for text in corpus.documents(path, self.data.text_field))
+
+    def _sample(self, threshold: float, train_bytes: int) -> Iterator[str]:
+        """Train text for the tokenizer: all of it, or of a larger corpus a sample by hash."""
+        for item in self._items():
+            wanted = split.place(item.key[8:]) < TOKENIZER_BYTES / train_bytes
+            if wanted and split.place(item.side) >= threshold:
+                yield item.text
+
+    def _tokenizer(self, aside: Path, sample: Iterator[str]) -> Tokenizer:
+        """The tokenizer, its file copied to or made in `aside`."""
+        sentinels, file = self.data.sentinels, aside / "tokenizer"
+        if self.data.tokenizer is None:
+            return train_sentencepiece(sample, self.vocabulary_size, sentinels, file)
+        shutil.copyfile(self.data.tokenizer, file)
+        return Tokenizer(file, sentinels, self.vocabulary_size)
+
+    def _write_train(self, aside: Path, tokenizer: Tokenizer, threshold: float) -> Any:
+        """Tokenizes train, a dataset a source. Returns the running hash of its text."""
+        mark = hashlib.blake2b(digest_size=16)
+        eos, dtype = [tokenizer.vocabulary.eos], token_dtype(tokenizer.vocabulary.size)
+        with ExitStack() as stack:
+            prefixes = (aside / f"train-{k}" for k in range(len(self.sources)))
+            writers = [stack.enter_context(IndexedWriter(p, dtype)) for p in prefixes]
+            for item in self._items():
+                if split.place(item.side) < threshold:
+                    continue
+                for part in item.parts:
+                    writers[item.source].add(np.append(tokenizer.encode(part), eos))
+                writers[item.source].end_document()
+                mark.update(item.key)
+        return mark
+
+    def _datasets(self, directory: Path) -> list[IndexedDataset]:
+        if self.kind == "indexed":
+            return [IndexedDataset(corpus.indexed_prefix(s.path)) for s in self.sources]
+        return [IndexedDataset(directory / f"train-{k}") for k in range(len(self.sources))]
+
+    def _manifest(
+        self, tokenizer: Tokenizer, datasets: list[IndexedDataset], text: bytes
+    ) -> dict[str, Any]:
+        for source, dataset in zip(self.sources, datasets, strict=True):
+            if not dataset.tokens:
+                raise ValueError(
+                    f"data source {source.path} has no train text that other sources do not have"
+                )
+        checksums = [dataset.checksum() for dataset in datasets]
+        weights = [source.weight for source in self.sources]
+        content = [checksums, weights, tokenizer.fingerprint, text.hex()]
+        origin = "trained on train" if self.data.tokenizer is None else self.data.tokenizer
+        documents = sum(len(dataset.document_index) - 1 for dataset in datasets)
+        return {
+            "key": self.key,
+            "fingerprint": hashlib.blake2b(
+                json.dumps(content).encode(), digest_size=10
+            ).hexdigest(),
+            "kind": self.kind,
+            "source": ", ".join(source.path for source in self.sources),
+            "sources": [corpus.identity(source.path) for source in self.sources],
+            "tokenizer": f"{tokenizer.description}, {origin}",
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "checksums": checksums,
+            "documents": documents,
+            "duplicates": 0,
+            "train_documents": documents,
+            "train_bytes": None,
+            "train_tokens": sum(dataset.tokens for dataset in datasets),
+            "heldout_documents": 0,
+            "heldout_bytes": 0,
+            "heldout_share": 0.0,
+            "dropped_paragraphs": 0,
+        }
+
+    def load(self) -> Prepared:
+        """Opens what lies in `self.directory`. ValueError where it is not what was written."""
+        file = self.directory / "manifest.json"
+        try:
+            manifest = json.loads(file.read_text())
+            rows = [json.loads(s) for s in _lines(self.directory / "heldout.jsonl")]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"prepared data in {self.directory} are damaged ({error}): delete "
+                             "that directory to prepare them again") from error  # fmt: skip
+        tokenizer = Tokenizer(
+            self.directory / "tokenizer", self.data.sentinels, self.vocabulary_size
+        )
+        datasets = self._datasets(self.directory)
+        changed = [d.path for d, was in zip(datasets, manifest["checksums"], strict=True)
+                   if d.checksum() != was]  # fmt: skip
+        if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+            changed.append(tokenizer.path)
+        if changed:
+            raise ValueError(
+                f"{changed[0]} has changed since the data were prepared: restore it, or delete "
+                f"{self.directory} to prepare them again"
+            )
+        weights = [source.weight for source in self.sources]
+        return Prepared(
+            tokenizer=tokenizer,
+            train=list(zip(datasets, weights, strict=True)),
+            supervised=self.kind == "supervised",
+            heldout=[_as_text(row) for row in rows],
+            heldout_pairs=[tuple(row) for row in rows if self.kind == "supervised"],
+            manifest=manifest,
+            fingerprint=manifest["fingerprint"],
+        )
+
+
+def _kind(data: Data, sources: list[Source]) -> str:
+    if not sources:
+        raise ValueError("data.source is an empty list: give at least one source")
+    found = {source.path: corpus.kind(source.path, data.text_field) for source in sources}
+    if data.kind != "auto":
+        found = {path: kind if kind == "indexed" else data.kind for path, kind in found.items()}
+    kinds = sorted(set(found.values()))
+    if len(kinds) > 1:
+        raise ValueError(f"data.source mixes {' and '.join(kinds)} sources: blend one kind only")
+    if kinds == ["indexed"] and data.tokenizer is None:
+        raise ValueError(
+            f"data source {sources[0].path} is tokenized already: set data.tokenizer to the file "
+            "that it was tokenized with"
+        )
+    return kinds[0]
+
+
+def _check_ids(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
+    """ValueError for ids that are neither pieces nor specials of the tokenizer."""
+    for ids in dataset.blocks():
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= tokenizer.base_size + len(SPECIALS):
+            raise ValueError(
+                f"{dataset.path}.bin holds token {least if least < 0 else most}, but the "
+                f"tokenizer has {tokenizer.base_size} pieces and {len(SPECIALS)} specials: it was "
+                "made with another one"
+            )
+
+
+def _as_text(row: Any) -> str:
+    return row["text"] if isinstance(row, dict) else "\n".join(row)
+
+
+def _write_lines(file: Path, rows: list[Any]) -> None:
+    with file.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").split("\n") if line]

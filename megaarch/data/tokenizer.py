@@ -1,0 +1,282 @@
+"""Text to token ids and back, from a SentencePiece model or a Hugging Face `tokenizers` file.
+
+Ids run: the file's own pieces, the specials of `data/example.py`, the sentinels. Specials are
+always appended here and never taken from the file, and no text encodes to them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from megaarch.data.example import SPECIALS, Vocabulary
+
+SPACE = "\u2581"  # how SentencePiece spells a space
+FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes
+LEAST_PIECES = FIXED_PIECES + 2
+COVERAGE = 0.9999  # share of the characters that get a piece; the rest are spelt in bytes
+SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # and the full-width ones
+
+
+class Tokenizer:
+    """A tokenizer file with megaarch's specials and sentinels behind its pieces.
+
+    vocabulary: the ids; vocabulary_size of them if that is given, the ones that are left over
+    standing unused between specials and sentinels. base_size: number of the file's own ids.
+    fingerprint: of the file and of the ids behind it. description: in words. Pickles as its path.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, sentinels: int = 100, vocabulary_size: int | None = None
+    ):
+        """ValueError where the file is missing, unreadable, of neither kind, or too large for
+        `vocabulary_size`."""
+        self.path = os.fspath(path)
+        self._made = (self.path, sentinels, vocabulary_size)
+        content = _read(self.path)
+        self._backend = _backend(self.path, content)
+        self.base_size = len(self._backend.pieces)
+        least = self.base_size + len(SPECIALS) + sentinels
+        if vocabulary_size is not None and vocabulary_size < least:
+            raise ValueError(
+                f"tokenizer file {self.path} has {self.base_size} pieces, which with "
+                f"{len(SPECIALS)} specials and {sentinels} sentinels make {least} ids: raise "
+                f"model.vocabulary_size from {vocabulary_size} to at least that"
+            )
+        size = vocabulary_size or least
+        self.vocabulary = _vocabulary(self._backend.pieces, size, sentinels)
+        self.description = f"{self._backend.name}, {self.base_size:,} pieces"
+        mark = hashlib.blake2b(content, digest_size=16)
+        mark.update(f"{SPECIALS} {sentinels} {size}".encode())
+        self.fingerprint = mark.hexdigest()
+
+    def __reduce__(self):
+        return Tokenizer, self._made
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [tokens], without any special."""
+        return np.array(self._backend.encode(text), dtype=np.int32)
+
+    def decode(self, ids: np.ndarray | Iterable[int]) -> str:
+        """The text of the ids; specials and sentinels give none."""
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        return self._backend.decode([i for i in ids.tolist() if 0 <= i < self.base_size])
+
+
+class _Backend(Protocol):
+    """pieces: of each id the text it spells, or None for a control or unknown id."""
+
+    name: str
+    pieces: list[str | None]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class _SentencePiece:
+    name = "SentencePiece"
+
+    def __init__(self, content: bytes):
+        from sentencepiece import SentencePieceProcessor
+
+        self.model = model = SentencePieceProcessor(model_proto=content)
+        self.pieces = [
+            None
+            if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)
+            else _spelling(model.id_to_piece(i), model.is_byte(i))
+            for i in range(model.get_piece_size())
+        ]
+        # The model takes a literal U+2581 for a space: spell it in bytes, if the model has them.
+        names = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
+        ids = [model.piece_to_id(name) for name in names]
+        self._space = ids if all(model.is_byte(i) for i in ids) else None
+
+    def encode(self, text: str) -> list[int]:
+        if self._space is None or SPACE not in text:
+            return self.model.encode(text)
+        first, *rest = text.split(SPACE)
+        ids = self.model.encode(first)
+        for part in rest:
+            ids += self._space + self.model.encode(part)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.model.decode(ids)
+
+
+class _HuggingFace:
+    name = "Hugging Face tokenizers"
+
+    def __init__(self, content: bytes):
+        from tokenizers import Tokenizer as Backend
+
+        text = content.decode()
+        self.model = Backend.from_str(text)
+        self.model.no_padding()
+        self.model.no_truncation()
+        self.model.encode_special_tokens = True  # "</s>" in a text is text
+        self.pieces = _hugging_face_pieces(self.model.get_vocab(with_added_tokens=True), text)
+
+    def encode(self, text: str) -> list[int]:
+        return self.model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.model.decode(ids, skip_special_tokens=True)
+
+
+def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
+    """The spelling of every id, by the file's scheme: byte-level, WordPiece, words or metaspace."""
+    file = json.loads(text)
+    model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
+    added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
+    kinds = set(re.findall(r'"type": *"(\w+)"', json.dumps(steps)))
+    letters = _byte_letters() if "ByteLevel" in kinds else {}
+    prefix = model.get("continuing_subword_prefix") or "##"
+    pieces: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    for piece, i in ids.items():
+        if added.get(piece) or piece == model.get("unk_token"):
+            continue
+        if piece in added:
+            pieces[i] = piece
+        elif letters:
+            raw = b"".join(letters.get(letter, letter.encode()) for letter in piece)
+            pieces[i] = raw.decode(errors="replace")
+        elif model["type"] == "WordPiece":
+            pieces[i] = piece[len(prefix) :] if piece.startswith(prefix) else " " + piece
+        elif model["type"] == "WordLevel":
+            pieces[i] = " " + piece
+        else:
+            is_byte = bool(model.get("byte_fallback")) and bool(re.fullmatch("<0x..>", piece))
+            pieces[i] = _spelling(piece, is_byte)
+    return pieces
+
+
+def _byte_letters() -> dict[str, bytes]:
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, other bytes from U+0100."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): bytes([byte]) for byte in printable}
+    return letters | {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
+
+
+def _spelling(piece: str, is_byte: bool) -> str:
+    if is_byte:
+        return chr(int(piece[3:5], 16)) if int(piece[3:5], 16) < 128 else "\ufffd"
+    return piece.replace(SPACE, " ")
+
+
+def _vocabulary(pieces: list[str | None], size: int, sentinels: int) -> Vocabulary:
+    base = len(pieces)
+    text, word_start, sentence_end = (np.zeros(size, dtype=bool) for _ in range(3))
+    for i, piece in enumerate(pieces):
+        if piece is not None:
+            text[i] = True
+            word_start[i] = piece[:1].isspace()
+            sentence_end[i] = "\n" in piece or piece.strip().endswith(SENTENCE_ENDS)
+    special = {name: base + k for k, name in enumerate(SPECIALS)}
+    return Vocabulary(size, sentinels, special, text, word_start, sentence_end)
+
+
+def _read(path: str) -> bytes:
+    if not Path(path).exists():
+        raise ValueError(f"tokenizer file {path} does not exist")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
+
+
+def _backend(path: str, content: bytes) -> _Backend:
+    kind = _HuggingFace if content.lstrip()[:1] == b"{" else _SentencePiece
+    if not content:
+        raise ValueError(f"tokenizer file {path} is empty")
+    try:
+        return kind(content)
+    except Exception as error:  # both libraries raise bare exceptions of their own
+        raise ValueError(
+            f"tokenizer file {path} is neither a SentencePiece model nor a Hugging Face "
+            f"tokenizer.json ({kind.name} says: {str(error).splitlines()[0][:120]})"
+        ) from error
+
+
+def train_sentencepiece(
+    documents: Iterable[str], vocabulary_size: int, sentinels: int, path: str | os.PathLike
+) -> Tokenizer:
+    """Trains a SentencePiece BPE model on the documents and writes it to `path`.
+
+    vocabulary_size counts the model's pieces, the specials and the sentinels. Any text survives
+    encode and decode: identity normalization, no dummy prefix, runs of spaces kept, a newline is a
+    piece of its own, and what has no piece is spelt in bytes. A text too small to fill the
+    vocabulary leaves ids unused. The same documents give the same file.
+
+    BPE rather than unigram: on the embedded corpus equally short (3.0 bytes a token at 2,048) and
+    about ten times faster.
+    ValueError: the vocabulary cannot hold bytes, specials and sentinels; there is no text.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    reserved = len(SPECIALS) + sentinels
+    pieces = vocabulary_size - reserved
+    if pieces < LEAST_PIECES:
+        raise ValueError(
+            f"vocabulary too small for the sentinels: model.vocabulary_size {vocabulary_size} less "
+            f"{sentinels} sentinels and {len(SPECIALS)} specials leaves no room for {LEAST_PIECES} "
+            f"pieces; use at least {LEAST_PIECES + reserved}, or lower data.sentinels"
+        )
+    lines = _training_lines(documents, (pieces - FIXED_PIECES) // 2)
+    if not lines:
+        raise ValueError("there is no text to train a tokenizer on")
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=pieces,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,  # rare characters are gone already
+        max_sentence_length=1 << 30,  # longer ones would be dropped without a word
+        user_defined_symbols=["\n"],
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
+    aside.write_bytes(model.getvalue())
+    aside.replace(path)
+    return Tokenizer(path, sentinels, vocabulary_size)
+
+
+def _training_lines(documents: Iterable[str], most_characters: int) -> list[str]:
+    """Lines of the text, broken at characters that get no piece of their own.
+
+    Those are control characters and U+2581, some of which the trainer would drop whole lines for,
+    and the rarest characters, so that at most `most_characters` take a piece.
+    """
+    texts = list(documents)
+    counts = Counter()
+    for text in texts:
+        counts.update(text)
+    reserved = {c for c in counts if c < " " or c in (SPACE, "\u2585", "\x7f")}
+    ranked = [c for c, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    left = sum(counts.values()) * (1 - COVERAGE)
+    ranked = [c for c in ranked if c not in reserved]
+    while ranked and (len(ranked) > most_characters or left > counts[ranked[-1]]):
+        left -= counts[ranked.pop()]
+    breaks = {ord(c): "\n" for c in set(counts) - set(ranked)}
+    return [line for text in texts for line in text.translate(breaks).split("\n") if line]

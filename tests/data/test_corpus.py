@@ -1,0 +1,182 @@
+import gzip
+import hashlib
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaarch.data import corpus, embedded, split
+
+TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
+
+
+def lines(texts, field="text"):
+    return "".join(json.dumps({field: text}) + "\n" for text in texts).encode()
+
+
+def pack(name, content):
+    if name.endswith(".gz"):
+        return gzip.compress(content)
+    if name.endswith(".zst"):
+        half = len(content) // 2  # two frames, as concatenated files have
+        compress = zstandard.ZstdCompressor().compress
+        return compress(content[:half]) + compress(content[half:])
+    return content
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst"])
+def test_json_lines(tmp_path, name):
+    (tmp_path / name).write_bytes(pack(name, lines(TEXTS) + b"\n" + lines(["   ", "last"])))
+    assert list(corpus.documents(str(tmp_path / name))) == [*TEXTS, "last"]
+
+
+def test_a_record_longer_than_a_read_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BLOCK", 7)
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        (tmp_path / name).write_bytes(pack(name, lines(TEXTS)))
+        assert list(corpus.documents(str(tmp_path / name))) == TEXTS
+
+
+def test_parquet_in_another_field(tmp_path):
+    table = pyarrow.table({"body": TEXTS, "n": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert list(corpus.documents(str(tmp_path / "a.parquet"), "body")) == TEXTS
+    with pytest.raises(ValueError, match=r"a.parquet: no field 'text' \(there are: body, n\)"):
+        list(corpus.documents(str(tmp_path / "a.parquet")))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(ValueError, match=r"b.parquet cannot be read as parquet"):
+        list(corpus.documents(str(tmp_path / "b.parquet")))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.txt.gz", "a.md.zst"])
+def test_plain_text_is_one_document_unless_divided(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(pack(name, b"\xef\xbb\xbfone\n\n\n\nstill one\r\n"))
+    assert list(corpus.documents(str(file))) == ["one\n\n\n\nstill one\r\n"]
+    file.write_bytes(pack(name, b"one\n<|endoftext|>\ntwo\n\x0cthree\x0c\n<|endoftext|>\nfour"))
+    assert list(corpus.documents(str(file))) == ["one\n", "two\n", "three", "four"]
+
+
+def test_directories_and_globs_are_sorted(tmp_path):
+    for name in ("b/2.txt", "b/10.txt", "a.md", "c.jsonl", "skipped.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(lines(["c"]) if name == "c.jsonl" else name.encode())
+    assert list(corpus.documents(str(tmp_path))) == ["a.md", "b/10.txt", "b/2.txt", "c"]
+    assert list(corpus.documents(str(tmp_path / "b" / "*.txt"))) == ["b/10.txt", "b/2.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", lines(TEXTS) + b'{"text": \n', r"a.jsonl, line 4: malformed JSON"),
+        ("a.jsonl", b'["text"]\n', r"a.jsonl, line 1: one JSON object a line is expected"),
+        ("a.jsonl", b'\n{"body": "x"}\n', r"line 2: no field 'text' \(there are: body\); set data"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1: field 'text' is not a string but int"),
+        ("a.jsonl", b'{"text": "\\ud83d x \xc3\xa4"}', r"line 1: field 'text' holds half a surr"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', r"a.jsonl, line 2: not UTF-8"),
+        ("a.txt", b"fine\nfine\n\xc3\x28", r"a.txt, line 3: not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-9], r"a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", b"plain", r"a.jsonl.gz cannot be read"),
+        ("a.txt.zst", zstandard.compress(b"x" * 999)[:-4], r"a.txt.zst cannot be read"),
+        ("a.txt.zst", b"plain", r"a.txt.zst cannot be read"),
+        ("a.csv", b"x", r"a.csv is of no known format: known are .jsonl"),
+    ],
+)
+def test_malformed_input_is_named(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        list(corpus.documents(str(tmp_path / name)))
+
+
+def test_missing_sources(tmp_path):
+    with pytest.raises(ValueError, match="nowhere does not exist: give a file"):
+        list(corpus.documents(str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="directory without a text file"):
+        list(corpus.documents(str(tmp_path)))
+
+
+def test_supervised_pairs_and_kinds(tmp_path):
+    file, text = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    records = [{"input": "2+2", "target": "4", "task": "sum"}, {"input": "", "target": "x"}]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    text.write_bytes(lines(TEXTS))
+    assert list(corpus.pairs(str(file))) == [("2+2", "4"), ("", "x")]
+    assert corpus.kind(str(file)) == "supervised"
+    assert corpus.kind(str(file), text_field="input") == "text"
+    assert corpus.kind(str(text)) == corpus.kind("embedded") == "text"
+    with pytest.raises(ValueError, match="line 1: no field 'input'"):
+        list(corpus.pairs(str(text)))
+
+
+def test_the_source_changes_its_identity(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    before = corpus.identity(str(file))
+    file.write_text("two!")
+    assert corpus.identity(str(file)) != before
+
+
+def test_embedded_corpus():
+    texts = embedded.documents()
+    assert sum(map(len, texts)) > 2_000_000
+    assert len(texts) > 400
+    assert texts == tuple(corpus.documents("embedded"))
+    assert any("An identifier occurring as an atom is a name." in text for text in texts)
+    [difflib] = [text for text in texts if text.startswith("Module difflib -- helpers")]
+    assert "Return list of triples describing matching subsequences." in difflib  # a method's
+    assert "import" not in difflib[:20]
+    assert not any(text.startswith("Python Character Mapping Codec") for text in texts)
+
+
+# The split -------------------------------------------------------------------------------------
+
+
+def test_a_documents_place_is_the_hash_of_its_text():
+    text = "größer"
+    raw = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    assert split.digest(text) == raw
+    assert split.place(raw) == pytest.approx(int.from_bytes(raw[:8], "big") / 2**64, abs=1e-15)
+    assert 0 <= split.place(b"\xff" * 16) < 1
+
+
+def rows(n, size=100):
+    return [(split.digest(str(i)), size + i % 7) for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [3, 10, 50, 200, 3000])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_at_least_the_share_is_held_out(n, share):
+    places = split.Places(rows(n))
+    held_out = places.below(places.threshold(share))
+    total = sum(size for _, size in rows(n))
+    assert share * total <= held_out < total
+
+
+def test_appending_documents_moves_none_of_a_large_corpus():
+    before, after = (split.Places(rows(n)).threshold(0.1) for n in (5000, 6000))
+    assert before == after == pytest.approx(0.1 * 17 / 16)
+
+
+def test_too_few_documents():
+    with pytest.raises(ValueError, match=r"too few documents \(1\) to hold out 10%"):
+        split.Places(rows(1)).threshold(0.1)
+
+
+A = "A paragraph that is certainly long enough to count."
+B = "Another paragraph, which is also long enough to count."
+
+
+def test_shared_paragraphs_are_dropped_and_short_ones_kept():
+    train = f"{A}\n\nNote:\n"
+    shared = set(split.paragraphs(train))
+    assert split.drop_paragraphs(f"Note:\n\n  {A}\n \n{B}\n", shared) == (f"Note:\n\n{B}\n", 1)
+    assert split.drop_paragraphs(f"{B}\n\n\nNote:", shared) == (f"{B}\n\n\nNote:", 0)
+
+
+@given(st.text(alphabet="ab \n", max_size=200))
+def test_nothing_shared_leaves_the_text_as_it_was(text):
+    assert split.drop_paragraphs(text, {b"other"}) == (text, 0)

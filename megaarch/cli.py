@@ -153,16 +153,15 @@ def run_train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megaarch.data.prepare import prepare
-    from megaarch.study.display import CellLine
+    from megaarch.study.display import Board, Line
     from megaarch.training.trainer import Trainer
 
     settings = config.resolve(read(options), options.config)
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     prepared = prepare(settings.data, settings.model.vocabulary_size)
-    with CellLine(
-        settings.model.preset or settings.model.architecture, Console(stderr=True)
-    ) as line:
+    with Board(Console(stderr=True)) as board:
+        line = Line(settings.model.preset or settings.model.architecture, board.show)
         progress = Trainer(settings, prepared, watch=line.step).run()
     print(
         f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "

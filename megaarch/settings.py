@@ -182,6 +182,7 @@ class Study(Section):
     seeds: list[NonNegative] = [0]
     encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
     cells: list[Cell]
+    lanes: Positive = 1  # cells that run at a time, in processes of their own
     rates: str | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
     evaluation: Evaluation = Evaluation()

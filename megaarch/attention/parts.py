@@ -15,8 +15,9 @@ outputs of parts are rows of one tensor, dQ concatenates, dK and dV add. A row i
 padding, and gives exactly zero, forward and backward; so does a row whose part shows it no key.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class Parts:
     table: np.ndarray
     queries: int
     keys: int
+    _plans: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         table = np.asarray(self.table)
@@ -88,6 +90,16 @@ class Parts:
     def row(self, b: int) -> list[tuple[int, ...]]:
         """The parts in use in batch row b."""
         return [tuple(int(x) for x in part) for part in self.table[b] if part[0] != UNUSED]
+
+    def plan(self, kernel: str, build: Callable[["Parts"], Any]) -> Any:
+        """What `kernel` derives from these parts: `build(self)`, once, then remembered.
+
+        Every layer shares it, and it is pickled with the parts, so that a loader's worker can
+        build it ahead of the step.
+        """
+        if kernel not in self._plans:
+            self._plans[kernel] = build(self)
+        return self._plans[kernel]
 
     def area(self) -> int:
         """Number of visible (query, key) pairs in the whole batch. Exact."""

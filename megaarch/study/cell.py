@@ -15,7 +15,7 @@ from megaarch import catalogue, config
 from megaarch.model.count import non_embedding_parameter_count
 from megaarch.settings import Evaluation, Settings
 from megaarch.study import yardsticks
-from megaarch.study.display import CellLine
+from megaarch.study.display import Line
 from megaarch.study.environment import environment
 from megaarch.study.grid import GridCell, changed, signature
 from megaarch.study.items import Item
@@ -51,7 +51,7 @@ def finished(cell: GridCell) -> dict[str, Any] | None:
 
 
 def run(cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evaluation,
-        line: CellLine) -> dict[str, Any]:  # fmt: skip
+        line: Line) -> dict[str, Any]:  # fmt: skip
     """Train and score a cell, or continue one that was interrupted; returns its record."""
     settings = cell.settings
     directory = Path(settings.logging.directory)
@@ -74,11 +74,23 @@ def run(cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evalu
     heldout = yardsticks.heldout_of(settings, trainer.model, prepared, held["test"], evaluation)
     record |= {"result": result(cell, trainer, progress, heldout), "environment": environment()}
     _write(directory / "cell.json", record)
+    line.say(f"done  {summary(record['result'])}")
     return record
 
 
-def tuned_value(cell: GridCell, rate: float, share: float, prepared, held: dict[str, list[Item]],
-                evaluation: Evaluation, line: CellLine) -> dict[str, Any]:  # fmt: skip
+def summary(result: dict[str, Any]) -> str:
+    """A finished cell in a few words."""
+    held = result["heldout"]
+    choice = held["choice_accuracy"]
+    return (
+        f"{result['steps']} steps  {held['continuation_bits_per_byte']:.3f} bits per byte"
+        + (f"  choice {choice:.2f}" if choice is not None else "")
+        + ("" if held["comparable"] else "  (pseudo-likelihood)")
+    )
+
+
+def trial(cell: GridCell, rate: float, share: float, prepared, held: dict[str, list[Item]],
+                evaluation: Evaluation, line: Line) -> dict[str, Any]:  # fmt: skip
     """One trial of a learning rate: the validation value after `share` of the cell's budget."""
     training = cell.settings.training
     directory = Path(cell.settings.logging.directory) / "tune" / f"rate-{rate:.3g}"
@@ -92,15 +104,16 @@ def tuned_value(cell: GridCell, rate: float, share: float, prepared, held: dict[
     progress = trainer.run()
     scorer = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
     value = yardsticks.curve_point(scorer, held["validation"], evaluation)
-    trial = {
+    found = {
         "cell": cell.name,
         "key": cell.key,
         "learning_rate": rate,
         "heldout": value,
         "flops": progress.flops,
     }
-    _write(directory / "cell.json", {"signature": signature(settings), "trial": trial})
-    return trial
+    _write(directory / "cell.json", {"signature": signature(settings), "trial": found})
+    line.say(f"done  {value:.4f} bits per byte")
+    return found
 
 
 def _with(settings: Settings, directory: Path, rate: float, budget) -> Settings:

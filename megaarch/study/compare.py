@@ -9,31 +9,12 @@ import numpy as np
 from rich.console import Console
 
 from megaarch import config
-from megaarch.data.prepare import prepare
 from megaarch.settings import Study
 from megaarch.study import cell as cells
-from megaarch.study import yardsticks
-from megaarch.study.display import CellLine
+from megaarch.study import lanes, yardsticks
+from megaarch.study.display import Board
 from megaarch.study.environment import environment
 from megaarch.study.grid import GridCell, expand
-from megaarch.study.items import Item, cut
-
-
-def split_items(documents: list[str], tokenizer, study: Study) -> dict[str, list[Item]]:
-    """Held-out items by use. Every third document serves validation (the curve, tuning), the
-    others the test: what chose a learning rate does not judge the model."""
-    items = cut(documents, tokenizer, study.evaluation)
-    parts = {
-        "validation": [item for item in items if item.document % 3 == 0],
-        "test": [item for item in items if item.document % 3 != 0],
-    }
-    for name, found in parts.items():
-        if not found:
-            raise ValueError(
-                f"the held-out text has no item for {name}: give more text, raise data.held_out, "
-                "or lower study.evaluation.prefix_tokens"
-            )
-    return parts
 
 
 def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any]:
@@ -50,41 +31,49 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any
     for cell in grid:
         cells.finished(cell)
     console.print(f"Preparing the text of {settings.data.source} ...")
-    prepared = prepare(settings.data, settings.model.vocabulary_size)
-    held = split_items(prepared.heldout, prepared.tokenizer, study)
+    prepared, held = lanes.text_of(grid[0], study)
     _say_data(prepared.manifest, console)
     trials: list[dict[str, Any]] = []
-    if study.tune:
-        trials = tune(grid, study, prepared, held, console)
-        _write(directory / "rates.json", rates_file(trials, study, settings.data.source))
-        grid = expand(raw, directory, best_rates(trials))
-    records = []
-    for cell in grid:
-        record = cells.finished(cell)
-        if record is None:
-            with CellLine(cell.name if len(study.seeds) == 1 else cell.key, console) as line:
-                record = cells.run(cell, prepared, held, study.evaluation, line)
-                line.say(_summary(record["result"]))
-        records.append(record)
+    with Board(console) as board:
+        if study.tune:
+            trials = tune(grid, study, board)
+            _write(directory / "rates.json", rates_file(trials, study, settings.data.source))
+            grid = expand(raw, directory, best_rates(trials))
+        records = run(grid, study, board)
     results = assemble(study, settings, prepared, held, grid, records, trials)
     _write(directory / "results.json", results)
     return results
 
 
-def tune(grid: list[GridCell], study: Study, prepared, held, console: Console) -> list[dict]:
-    """The same grid of learning rates and trial budget for every cell; counted apart."""
-    trials = []
+def run(grid: list[GridCell], study: Study, board: Board) -> list[dict[str, Any]]:
+    """The records of all cells, in the order of the grid; those that are not finished are run."""
+    records = {cell.key: cells.finished(cell) for cell in grid}
+    missing = [cell for cell in grid if records[cell.key] is None]
     for cell in grid:
-        if cell.seed != study.seeds[0]:
-            continue
-        for rate in study.tune.learning_rates:
-            with CellLine(f"{cell.name} {rate:.3g}", console) as line:
-                trial = cells.tuned_value(
-                    cell, rate, study.tune.budget, prepared, held, study.evaluation, line
-                )
-                line.say(f"held-out {trial['heldout']:.4f} bits per byte")
-            trials.append(trial)
-    return trials
+        if records[cell.key]:
+            summary = cells.summary(records[cell.key]["result"])
+            board.show(_title(cell, study), 1.0, f"done before  {summary}")
+    todo = [lanes.Job(_title(cell, study), cell, study) for cell in missing]
+    for job, record in lanes.run(todo, study.lanes, board):
+        records[job.cell.key] = record
+    return [records[cell.key] for cell in grid]
+
+
+def _title(cell: GridCell, study: Study) -> str:
+    several = len(study.sizes) > 1 or len(study.budgets) > 1 or len(study.seeds) > 1
+    return cell.key if several else cell.name
+
+
+def tune(grid: list[GridCell], study: Study, board: Board) -> list[dict[str, Any]]:
+    """The same learning rates and trial budget for every cell; counted apart."""
+    todo = [
+        lanes.Job(f"{_title(cell, study)} {rate:.3g}", cell, study, rate)
+        for cell in grid
+        if cell.seed == study.seeds[0]
+        for rate in study.tune.learning_rates
+    ]
+    found = {(job.cell.key, job.rate): trial for job, trial in lanes.run(todo, study.lanes, board)}
+    return [found[job.cell.key, job.rate] for job in todo]
 
 
 def best_rates(trials: list[dict[str, Any]]) -> dict[str, float]:
@@ -174,16 +163,6 @@ def _say_data(manifest: dict[str, Any], console: Console) -> None:
         f"  {manifest['train_documents']:,} documents, {manifest['train_tokens']:,} tokens to train "
         f"on; {manifest['heldout_documents']:,} documents held out "
         f"({manifest['dropped_paragraphs']} paragraphs that also stand in train dropped)"
-    )
-
-
-def _summary(result: dict[str, Any]) -> str:
-    held = result["heldout"]
-    choice = held["choice_accuracy"]
-    return (
-        f"{result['steps']} steps  {held['continuation_bits_per_byte']:.3f} bits per byte"
-        + (f"  choice {choice:.2f}" if choice is not None else "")
-        + ("" if held["comparable"] else "  (pseudo-likelihood)")
     )
 
 

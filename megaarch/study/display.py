@@ -2,51 +2,76 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megaarch.training.trainer import Step
 
-PLAIN_EVERY = 20.0  # seconds between lines where the output is no terminal
+PLAIN_EVERY = 15.0  # seconds between a cell's lines where the output is no terminal
+
+Show = Callable[[str, float | None, str], None]  # name, share of the budget or None, text
 
 
-class CellLine:
-    """The progress line of one run. Use as a context manager; call `step` after every step."""
+class Board:
+    """All lines of a study. Use as a context manager; `show` may be called for any name."""
 
-    def __init__(self, name: str, console: Console):
-        self.name, self.console = name, console
-        self.started = time.monotonic()
-        self.printed = 0.0
-        self.smooth: float | None = None
-        self.bar = None
+    def __init__(self, console: Console):
+        self.console = console
+        self.tasks: dict[str, int] = {}
+        self.printed: dict[str, float] = {}
+        self.progress: Progress | None = None
 
-    def __enter__(self) -> "CellLine":
+    def __enter__(self) -> "Board":
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description:<14}"),
-                BarColumn(bar_width=16),
+            self.progress = Progress(
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=12),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
                 console=self.console,
             )
-            self.bar.start()
-            self.task = self.bar.add_task(self.name, total=1.0, text="preparing")
+            self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        if self.progress:
+            self.progress.stop()
+
+    def show(self, name: str, share: float | None, text: str) -> None:
+        """Set a line's text and, where `share` is given, how far it has come."""
+        if self.console.quiet:
+            return
+        if self.progress is None:
+            now = time.monotonic()
+            if share is None or share >= 1 or now - self.printed.get(name, 0) > PLAIN_EVERY:
+                self.printed[name] = now
+                part = "" if share is None else f"{share:4.0%}  "
+                print(f"{name}: {part}{text}", file=sys.stderr, flush=True)
+            return
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=1.0, text="")
+        given = {} if share is None else {"completed": share}
+        self.progress.update(self.tasks[name], text=text, **given)
+        if text.startswith("done"):
+            self.progress.stop_task(self.tasks[name])
+
+
+class Line:
+    """One run's line; `show` is a board's, or leads to one from another process."""
+
+    def __init__(self, name: str, show: Show):
+        self.name, self.show = name, show
+        self.smooth: float | None = None
 
     def say(self, text: str) -> None:
-        """Replace the text of the line, e.g. while evaluating."""
-        if self.bar:
-            self.bar.update(self.task, text=text)
-        else:
-            print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+        """Replace the text, e.g. while scoring."""
+        self.show(self.name, None, text)
 
     def step(self, step: Step) -> None:
+        """After every training step."""
         self.smooth = step.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * step.loss
         speed = step.progress.seen_tokens / max(step.progress.seconds, 1e-9)
         left = step.progress.seconds * (1 - step.share) / max(step.share, 1e-9)
@@ -54,11 +79,7 @@ class CellLine:
             f"step {step.progress.step}  loss {self.smooth:.3f}  "
             f"{speed:,.0f} tok/s  {_clock(left)} left"
         )
-        if self.bar:
-            self.bar.update(self.task, completed=step.share, text=text)
-        elif time.monotonic() - self.printed > PLAIN_EVERY or step.share >= 1.0:
-            self.printed = time.monotonic()
-            print(f"{self.name}: {step.share:4.0%}  {text}", file=sys.stderr, flush=True)
+        self.show(self.name, step.share, text)
 
 
 def _clock(seconds: float) -> str:

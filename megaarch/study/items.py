@@ -63,3 +63,23 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
         span = tokens[b:c][: 2 * length]
         items.append(Item(d, left, span, right, len(tokenizer.decode(span).encode())))
         begin = c + prefix // 2
+
+
+def split(documents: list[str], tokenizer, evaluation: Evaluation) -> dict[str, list[Item]]:
+    """Items by use. Every third document serves `validation` (the curve, tuning), the others
+    `test`: what chose a learning rate does not judge the model.
+
+    ValueError where the text gives no item for one of them.
+    """
+    items = cut(documents, tokenizer, evaluation)
+    parts = {
+        "validation": [item for item in items if item.document % 3 == 0],
+        "test": [item for item in items if item.document % 3 != 0],
+    }
+    for name, found in parts.items():
+        if not found:
+            raise ValueError(
+                f"the held-out text has no item for {name}: give more text, raise data.held_out, "
+                "or lower study.evaluation.prefix_tokens"
+            )
+    return parts

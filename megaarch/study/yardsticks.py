@@ -12,11 +12,11 @@ import numpy as np
 
 from megaarch import catalogue
 from megaarch.settings import Evaluation, Settings
+from megaarch.study.intervals import ratio_interval
 from megaarch.study.items import Item
 from megaarch.study.score import Scorer
 
 CHOICES = 4
-RESAMPLES = 1000
 
 
 def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[str, Any]:
@@ -29,10 +29,14 @@ def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[
         "continuation_bits_per_byte": bits(nats, size),
         "continuation_bits_per_byte_raw": bits(-scores.raw, size),
         "continuation_interval": ratio_interval(nats / math.log(2), size, documents),
-        "continuation_nats": [round(float(x), 4) for x in nats],
+        "paired": {
+            "documents": documents.tolist(),
+            "sizes": size.tolist(),
+            "amounts": [round(float(x), 4) for x in nats / math.log(2)],
+        },
         "middle_bits_per_byte": None,
         "middle_interval": None,
-        "interval_kind": "bootstrap over documents",
+        "interval_kind": "paired bootstrap over documents",
         "comparable": comparable(scorer.objective),
         "items": {"continuation": len(chosen), "choice": 0, "middle": 0},
     }
@@ -100,18 +104,6 @@ def _middle(scorer: Scorer, items: list[Item], most: int, counts: dict[str, int]
 def bits(nats: np.ndarray, size: np.ndarray) -> float:
     """Bits per byte of spans that cost `nats` and hold `size` bytes."""
     return float(nats.sum() / math.log(2) / size.sum())
-
-
-def ratio_interval(amounts: np.ndarray, sizes: np.ndarray, documents: np.ndarray) -> list[float]:
-    """95% interval of sum(amounts) / sum(sizes): bootstrap over documents, the same resamples for
-    every cell, so that cells are compared in pairs."""
-    names, place = np.unique(documents, return_inverse=True)
-    top = np.bincount(place, weights=amounts, minlength=len(names))
-    bottom = np.bincount(place, weights=sizes, minlength=len(names))
-    draws = np.random.default_rng(0).integers(0, len(names), size=(RESAMPLES, len(names)))
-    ratios = top[draws].sum(axis=1) / np.maximum(bottom[draws].sum(axis=1), 1e-12)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return [float(low), float(high)]
 
 
 def unigram_bits_per_byte(counts: np.ndarray, items: list[Item], text: np.ndarray) -> float:

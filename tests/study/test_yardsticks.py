@@ -9,6 +9,7 @@ import torch
 from megaarch.model.transformer import TargetLosses
 from megaarch.settings import Evaluation
 from megaarch.study import yardsticks
+from megaarch.study.intervals import paired_interval, ratio_interval
 from megaarch.study.items import Item, cut
 from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
@@ -134,6 +135,20 @@ def test_the_interval_shrinks_with_documents_and_holds_the_mean():
     rng = np.random.default_rng(0)
     for n in (20, 2000):
         values = rng.normal(5.0, 1.0, n)
-        low, high = yardsticks.ratio_interval(values, np.ones(n), np.arange(n))
+        low, high = ratio_interval(values, np.ones(n), np.arange(n))
         assert low < 5.0 < high
         assert high - low == pytest.approx(2 * 1.96 / math.sqrt(n), rel=0.4)
+
+
+def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
+    rng = np.random.default_rng(1)
+    hard = rng.normal(50, 20, 60)  # what makes an item hard for every model
+    better = {"documents": list(range(60)), "sizes": [10] * 60}
+    worse = better | {"amounts": (hard + 2 + rng.normal(0, 1, 60)).tolist()}
+    better = better | {"amounts": hard.tolist()}
+    a, b = (ratio_interval(np.array(x["amounts"]), np.full(60, 10), np.arange(60))
+            for x in (better, worse))  # fmt: skip
+    assert a[1] > b[0]
+    low, high = paired_interval(worse, better)
+    assert 0 < low < 0.2 < high
+    assert paired_interval(worse, better | {"sizes": [9] * 60}) is None

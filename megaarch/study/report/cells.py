@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megaarch.study.intervals import paired_interval
 from megaarch.study.report import notation
 from megaarch.study.report.notation import finite
 
@@ -141,12 +142,20 @@ def interval_of(cell: dict, measure: str = "continuation_bits_per_byte") -> list
 def distinguishable(
     cell_a: dict, cell_b: dict, measure: str = "continuation_bits_per_byte"
 ) -> bool:
-    """Whether the 95% intervals of two cells leave a gap between them.
+    """Whether two cells differ by more than chance, at 95%.
 
-    A cell without an interval is distinguishable from none; nor is one that is not comparable.
+    One seed each: by a paired bootstrap, the interval of their difference over the same held-out
+    documents leaves out zero. Several seeds: their intervals over seeds leave a gap. A cell
+    without an interval is distinguishable from none; nor is one that is not comparable.
     """
     if not (comparable(cell_a) and comparable(cell_b)):
         return False
+    paired = [cell["heldout"].get("paired") for cell in (cell_a, cell_b)]
+    single = all(cell.get("seeds", 1) == 1 for cell in (cell_a, cell_b))
+    if single and all(paired) and measure == "continuation_bits_per_byte":
+        between = paired_interval(*paired)
+        if between is not None:
+            return between[0] > 0 or between[1] < 0
     a, b = interval_of(cell_a, measure), interval_of(cell_b, measure)
     return a is not None and b is not None and (a[1] < b[0] or b[1] < a[0])
 

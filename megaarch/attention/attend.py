@@ -1,0 +1,121 @@
+"""The one attention interface, and the choice of the kernel behind it.
+
+A kernel is a module with two functions:
+    cannot_run(q, k, parts, bias) -> str | None   a reason not to use it here, or None
+    attend(q, k, v, parts, scale, bias, query_positions, key_positions) -> out
+Each is tested against `reference` on the same cases, output and all gradients.
+
+Shape suffixes: B rows, S length (Sq queries, Sk keys), H heads, D head size, A position axes.
+"""
+
+import torch
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without its slow import
+
+from megaarch.attention import reference, sdpa
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.parts import Parts
+
+KERNELS = {"reference": reference, "sdpa": sdpa}
+PREFERENCE = ("sdpa",)  # what `auto` tries, best first
+
+
+@_disable_dynamo  # a plan is host work on numpy tables: a compiled block breaks its graph here
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    parts: Parts,
+    *,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
+    query_positions: torch.Tensor | None = None,
+    key_positions: torch.Tensor | None = None,
+    kernel: str = "auto",
+) -> torch.Tensor:
+    """Attention of q to k and v where `parts` lets a query see a key.
+
+    q: [B, Sq, H, D]; k, v: [B, Sk, Hkv, D] with Hkv dividing H: query head h reads key head
+        h // (H / Hkv). Queries may be fewer than keys, as with a key-value cache.
+    parts: on the host, for B rows, Sq queries and Sk keys.
+    scale: of q·k; None is 1 / sqrt(D).
+    bias: added to the scaled scores; needs query_positions [B, Sq, A] and key_positions
+        [B, Sk, A], int64, of which axis 0 is used.
+    kernel: a name in KERNELS, or "auto".
+
+    Returns [B, Sq, H, D] in q's dtype. Rows in no part, and rows that see no key, are exactly
+    zero and give exactly zero gradients; what padding rows of q, k and v hold reaches nothing.
+    Raises ValueError for shapes that do not fit and for a kernel that is unknown or cannot run.
+    Nothing waits for the device.
+    """
+    check(q, k, v, parts, bias, query_positions, key_positions)
+    name, _ = choose(kernel, q, k, parts, bias)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    return KERNELS[name].attend(q, k, v, parts, scale, bias, query_positions, key_positions)
+
+
+def choose(
+    kernel: str, q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None = None
+) -> tuple[str, str]:
+    """The kernel that `attend` runs for these arguments, and why: (name, reason)."""
+    if kernel != "auto":
+        if kernel not in KERNELS:
+            known = ", ".join(("auto", *KERNELS))
+            raise ValueError(f"attention kernel {kernel!r} is unknown: choose one of {known}")
+        obstacle = KERNELS[kernel].cannot_run(q, k, parts, bias)
+        if obstacle:
+            raise ValueError(f"attention kernel {kernel!r} cannot run here: {obstacle}")
+        return kernel, "asked for"
+    obstacles = []
+    for name in PREFERENCE:
+        obstacle = KERNELS[name].cannot_run(q, k, parts, bias)
+        if not obstacle:
+            return name, "; ".join((*obstacles, "the first that runs"))
+        obstacles.append(f"{name}: {obstacle}")
+    raise ValueError(f"no attention kernel can run here: {'; '.join(obstacles)}")
+
+
+def warm(parts: Parts, device_type: str = "cpu") -> Parts:
+    """Builds ahead what the kernels of `auto` plan from these parts; returns the same parts.
+
+    For a loader's worker: the plan is remembered on the parts and pickled with them.
+    """
+    sdpa.plan(parts, device_type)
+    return parts
+
+
+def check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    parts: Parts,
+    bias: RelativeBias | None,
+    query_positions: torch.Tensor | None,
+    key_positions: torch.Tensor | None,
+) -> None:
+    """ValueError that names the first argument that does not fit the others."""
+    rows, queries, heads, size = q.shape
+    keys, key_heads = k.shape[1:3]
+    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
+        raise ValueError(
+            f"attend: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be "
+            "[B, Sq, H, D], [B, Sk, Hkv, D] and [B, Sk, Hkv, D]"
+        )
+    if heads % key_heads:
+        raise ValueError(f"attend: {key_heads} key heads do not divide {heads} query heads")
+    if (len(parts), parts.queries, parts.keys) != (rows, queries, keys):
+        raise ValueError(
+            f"attend: parts are for {len(parts)} rows of {parts.queries} queries and "
+            f"{parts.keys} keys, but the tensors have {rows}, {queries} and {keys}"
+        )
+    if bias is None:
+        return
+    if bias.heads != heads:
+        raise ValueError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
+    for name, positions, length in (
+        ("query_positions", query_positions, queries),
+        ("key_positions", key_positions, keys),
+    ):
+        if positions is None or positions.shape[:2] != (rows, length):
+            given = None if positions is None else list(positions.shape)
+            raise ValueError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")

@@ -1,0 +1,81 @@
+"""Position-based attention biases: a small table and a rule, never a dense [S, S] tensor.
+
+Shape suffixes: G batch rows or groups, Q queries, K keys, H heads, A position axes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+def relative_bucket(
+    distance: torch.Tensor, bidirectional: bool, buckets: int, max_distance: int
+) -> torch.Tensor:
+    """T5's bucket of each `distance` (key position - query position). int64, same shape.
+
+    The first half of the buckets holds one distance each; the second half grows
+    logarithmically up to `max_distance`, and everything farther shares the last. Bidirectional
+    halves the buckets between keys behind and keys ahead; otherwise keys ahead count as distance
+    0. (Raffel et al. 2020, section 2.1.)
+    """
+    ahead = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        ahead = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    # fp32, and in this order, so that boundaries round as in the published models.
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    grown = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return ahead + torch.where(distance < exact, distance, grown)
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """T5's relative attention bias (Raffel et al. 2020, section 2.1).
+
+    table: [buckets, H], one learned scalar for each bucket and query head; differentiable.
+    bidirectional: whether keys ahead of the query have buckets of their own (encoders).
+    max_distance: tokens; farther keys share one bucket.
+
+    Raises ValueError where the buckets leave no room for the logarithmic half.
+    """
+
+    table: torch.Tensor
+    bidirectional: bool
+    max_distance: int = 128
+
+    def __post_init__(self):
+        exact = self.table.shape[0] // (4 if self.bidirectional else 2)
+        if not 1 <= exact < self.max_distance:
+            raise ValueError(
+                f"a relative bias of {self.table.shape[0]} buckets cannot reach "
+                f"{self.max_distance} tokens: give at least 4 buckets, and more distance than half"
+            )
+
+    @property
+    def heads(self) -> int:
+        return self.table.shape[1]
+
+    def block(
+        self, query_positions_GQ: torch.Tensor, key_positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        """The dense bias [G, H, Q, K] of queries and keys at these integer positions.
+
+        Positions are [G, Q] and [G, K]; of [G, Q, A] and [G, K, A], axis 0 is used.
+        """
+        if query_positions_GQ.ndim == 3:
+            query_positions_GQ = query_positions_GQ[..., 0]
+        if key_positions_GK.ndim == 3:
+            key_positions_GK = key_positions_GK[..., 0]
+        distance_GQK = key_positions_GK[:, None, :] - query_positions_GQ[:, :, None]
+        reach = self.max_distance
+        distance = torch.arange(-reach, reach + 1, device=distance_GQK.device)
+        bucket = relative_bucket(distance, self.bidirectional, self.table.shape[0], reach)
+        bucket_GQK = bucket[distance_GQK.clamp(-reach, reach) + reach]
+        # index_select along the buckets: its backward is the fastest of the gathers on a CPU.
+        bias_HGQK = self.table.t().index_select(1, bucket_GQK.flatten())
+        return bias_HGQK.unflatten(1, bucket_GQK.shape).transpose(0, 1)

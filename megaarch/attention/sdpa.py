@@ -1,0 +1,275 @@
+"""Attention by decomposition into calls of torch's scaled_dot_product_attention.
+
+The plan (sdpa_plan.py) says which rows go into which call. `Take` hands the calls their rows and
+adds up the gradients that come back; `Put` lays the results out as one tensor. They are each
+other's transpose, and run index kernels on the device only.
+
+Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L padded length.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megaarch.attention import sdpa_plan
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.parts import FULL, UNUSED, Parts
+from megaarch.attention.sdpa_plan import Costs, Group, Plan
+
+Where = tuple[slice, slice] | torch.Tensor
+HALF = (torch.bfloat16, torch.float16)
+MASKED_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def cannot_run(q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None) -> None:
+    """It runs everything."""
+    return None
+
+
+def plan(parts: Parts, device_type: str = "cpu") -> Plan:
+    """The calls of these parts on a type of device, remembered on the parts.
+
+    Called ahead, as in a loader's worker, it takes the planning out of the step.
+    """
+    return parts.plan(f"sdpa:{device_type}", lambda p: sdpa_plan.build(p, Costs.of(device_type)))
+
+
+def attend(
+    q_BSHD: torch.Tensor,
+    k_BSHD: torch.Tensor,
+    v_BSHD: torch.Tensor,
+    parts: Parts,
+    scale: float,
+    bias: RelativeBias | None = None,
+    query_positions: torch.Tensor | None = None,
+    key_positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `attend.attend`, whose contract this fulfils."""
+    device, dtype = q_BSHD.device, compute_dtype(q_BSHD)
+    calls_plan = plan(parts, device.type)
+    calls = on_device(calls_plan, parts, device)
+    if not calls:
+        tables = () if bias is None else (bias.table,)
+        return nothing(q_BSHD, k_BSHD, v_BSHD, *tables)
+    sides = ([c.q for c in calls], [c.k for c in calls], [c.k for c in calls])
+    q_calls, k_calls, v_calls = (
+        Take.apply(x.to(dtype), side)
+        for x, side in zip((q_BSHD, k_BSHD, v_BSHD), sides, strict=True)
+    )
+    results = []
+    with torch.autocast(device.type, enabled=False):
+        for call, q, k, v in zip(calls, q_calls, k_calls, v_calls, strict=True):
+            if bias is None:
+                mask = call.mask(dtype) if call.group.masked else None
+            else:
+                mask = call.bias(bias, query_positions, key_positions, dtype)
+            results.append(run(call, q, k, v, mask, scale))
+    if calls_plan.whole:
+        return results[0].to(q_BSHD.dtype)
+    out = Put.apply([c.put for c in calls], q_BSHD.shape, calls_plan.filled, *results)
+    return out.to(q_BSHD.dtype)
+
+
+def nothing(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Zero in q's shape, with zero gradients for all, whatever they hold."""
+    always = torch.ones((), dtype=torch.bool, device=q.device)
+    q, *others = (x.masked_fill(always, 0) for x in (q, *others))
+    return q + sum(x.sum() for x in others)
+
+
+def compute_dtype(q: torch.Tensor) -> torch.dtype:
+    """The dtype that the calls run in: autocast's, and on a CPU only what it has units for."""
+    kind, dtype = q.device.type, q.dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    # Without matrix units the CPU kernel's 16-bit backward takes 8 times as long as fp32.
+    if kind == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
+        return torch.float32
+    return dtype
+
+
+@dataclass
+class Call:
+    """A group's tensors on one device. q, k: slices, or int64 [G, L] flat rows. put: as in Group."""
+
+    group: Group
+    parts: Parts
+    device: torch.device
+    q: Where
+    k: Where
+    put: tuple
+    masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]. Made once."""
+        if dtype not in self.masks:
+            with torch.inference_mode(False):  # it may serve a later training step
+                seen = self.seen()
+                mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+                self.masks[dtype] = mask.masked_fill_(~seen, float("-inf"))
+        return self.masks[dtype]
+
+    def seen(self) -> torch.Tensor:
+        """bool: key j is one of the tile's, and not right of query i's bottom-right diagonal."""
+        group, device = self.group, self.device
+        if group.shape == UNUSED:
+            seen = self.parts.dense()
+            seen |= ~seen.any(2, keepdims=True)  # unread rows: a softmax of nothing is NaN
+            return to_device(seen, device)[:, None]
+        q_lengths, k_lengths = group.q_lengths, group.k_lengths
+        i = torch.arange(int(q_lengths.max()), device=device)[:, None]
+        j = torch.arange(int(k_lengths.max()), device=device)
+        if (k_lengths == k_lengths[0]).all() and (q_lengths == q_lengths[0]).all():
+            q_lengths, k_lengths = q_lengths[:1], k_lengths[:1]
+        seen = j < to_device(k_lengths, device)[:, None, None, None]
+        if group.shape == FULL:
+            return seen
+        return seen & (j <= i + to_device(k_lengths - q_lengths, device)[:, None, None, None])
+
+    def bias(
+        self,
+        bias: RelativeBias,
+        query_positions: torch.Tensor,
+        key_positions: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The call's bias [G, H, Q, K], -inf where its queries may not look."""
+        block = bias.block(pick(query_positions, self.q), pick(key_positions, self.k)).to(dtype)
+        if self.group.masked or self.group.square:
+            return block + self.mask(dtype)
+        return block
+
+
+def on_device(plan: Plan, parts: Parts, device: torch.device) -> list[Call]:
+    """The plan's calls with their index tensors on `device`, made once."""
+    if device not in plan.on_device:
+        plan.on_device[device] = [
+            Call(
+                group,
+                parts,
+                device,
+                to_device(group.q, device),
+                to_device(group.k, device),
+                tuple(to_device(x, device) for x in group.put),
+            )
+            for group in plan.groups
+        ]
+    return plan.on_device[device]
+
+
+def to_device(x, device: torch.device):
+    """Arrays become tensors, without waiting for the device; anything else stays what it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    x = torch.from_numpy(x)
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def run(
+    call: Call,
+    q_GLHD: torch.Tensor,
+    k_GLHD: torch.Tensor,
+    v_GLHD: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """One call of SDPA. Returns [G, L, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q_GLHD, k_GLHD, v_GLHD))
+    cpu, grouped = q.device.type == "cpu", q.shape[1] != k.shape[1]
+    # On an accelerator only the flash backend takes grouped keys; anything else falls to math.
+    if grouped and not (cpu or (mask is None and q.dtype in HALF)):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    # cuDNN's backward has given NaN for dense masks.
+    with nullcontext() if cpu or mask is None else sdpa_kernel(MASKED_BACKENDS):
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and call.group.square,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+    return out.transpose(1, 2)
+
+
+def pick(x: torch.Tensor, where: Where) -> torch.Tensor:
+    """Rows of x [B, S, ...] as [G, L, ...]."""
+    if isinstance(where, tuple):
+        return x[where]
+    return x.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape)
+
+
+class Take(torch.autograd.Function):
+    """Rows of x for each call, [G, L, H, D]; the gradients are added up in one tensor."""
+
+    @staticmethod
+    def forward(ctx, x_BSHD, sides):
+        ctx.set_materialize_grads(False)
+        ctx.sides, ctx.shape = sides, x_BSHD.shape
+        return tuple(pick(x_BSHD, where) for where in sides)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        total = None
+        for where, grad in zip(ctx.sides, grads, strict=True):
+            if grad is None:
+                continue
+            if total is None:
+                if grad.shape == ctx.shape and isinstance(where, tuple):
+                    alone, plain = len(grads) == 1, torch.contiguous_format
+                    total = grad if alone else grad.clone(memory_format=plain)
+                    continue
+                total = grad.new_zeros(ctx.shape)
+            if isinstance(where, tuple):
+                total[where] += grad
+            else:
+                total.view(-1, *ctx.shape[2:]).index_add_(0, where.flatten(), grad.flatten(0, 1))
+        return total, None
+
+
+class Put(torch.autograd.Function):
+    """The results of the calls as rows of one tensor, zero where no call writes."""
+
+    @staticmethod
+    def forward(ctx, puts, shape, filled, *results):
+        ctx.set_materialize_grads(False)
+        ctx.puts, ctx.shapes = puts, [result.shape for result in results]
+        first = results[0]
+        out = first.new_empty(shape) if filled else first.new_zeros(shape)
+        rows = out.view(-1, *shape[2:])
+        for (to, source), result in zip(puts, results, strict=True):
+            if isinstance(to, tuple):
+                out[to] = result[:, source:]
+                continue
+            flat = result.flatten(0, 1)
+            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_BSHD):
+        if grad_BSHD is None:
+            return None, None, None, *(None for _ in ctx.puts)
+        rows, grads = grad_BSHD.flatten(0, 1), []
+        for (to, source), shape in zip(ctx.puts, ctx.shapes, strict=True):
+            if isinstance(to, tuple):
+                grad = grad_BSHD[to]
+                if source:
+                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
+            else:
+                grad = rows.index_select(0, to)
+                if source is not None:
+                    whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
+                    grad = whole.index_copy_(0, source, grad)
+                grad = grad.view(shape)
+            grads.append(grad)
+        return None, None, None, *grads

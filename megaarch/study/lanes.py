@@ -1,0 +1,110 @@
+"""Running cells and trials: one after another, or several at a time in processes of their own.
+
+A cell that starts from another waits for it. Small models on a CPU gain from lanes: two processes
+of one thread each do more than one process of two threads.
+"""
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from megaarch.data.prepare import Prepared, prepare
+from megaarch.settings import Data, Study
+from megaarch.study import cell as cells
+from megaarch.study.display import Board, Line, Show
+from megaarch.study.grid import GridCell
+from megaarch.study.items import Item, split
+
+_queue = None  # of a lane's process: leads to the board
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run, or, with `rate`, a trial of a learning rate on it."""
+
+    name: str
+    cell: GridCell
+    study: Study
+    rate: float | None = None
+
+
+@lru_cache(maxsize=2)
+def _text(data: str, size: int, evaluation: str) -> tuple[Prepared, dict[str, list[Item]]]:
+    settings = Study.model_fields["evaluation"].annotation.model_validate_json(evaluation)
+    prepared = prepare(Data.model_validate_json(data), size)
+    return prepared, split(prepared.heldout, prepared.tokenizer, settings)
+
+
+def text_of(cell: GridCell, study: Study) -> tuple[Prepared, dict[str, list[Item]]]:
+    """The prepared text and the held-out items of a study; read once in a process."""
+    # the objective does not touch the text
+    data = cell.settings.data.model_copy(update={"objective": "full_lm"})
+    return _text(
+        data.model_dump_json(),
+        cell.settings.model.vocabulary_size,
+        study.evaluation.model_dump_json(),
+    )
+
+
+def perform(job: Job, show: Show) -> dict[str, Any]:
+    """Run one job; returns a cell's record or a trial."""
+    prepared, held = text_of(job.cell, job.study)
+    line = Line(job.name, show)
+    line.say("building")
+    evaluation = job.study.evaluation
+    if job.rate is None:
+        return cells.run(job.cell, prepared, held, evaluation, line)
+    share = job.study.tune.budget
+    return cells.trial(job.cell, job.rate, share, prepared, held, evaluation, line)
+
+
+def run(jobs: list[Job], lanes: int, board: Board) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Each job with what it gave, as they end; parents before their children."""
+    if lanes == 1 or len(jobs) == 1:
+        for job in jobs:
+            yield job, perform(job, board.show)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    drain = threading.Thread(target=_drain, args=(queue, board), daemon=True)
+    drain.start()
+    threads = max(1, torch.get_num_threads() // lanes)
+    waiting = list(jobs)
+    with ProcessPoolExecutor(lanes, context, _enter_lane, (queue, threads)) as pool:
+        running = {}
+        try:
+            while waiting or running:
+                held_back = {job.cell.key for job in [*waiting, *running.values()]}
+                for job in [job for job in waiting if job.cell.parent not in held_back]:
+                    waiting.remove(job)
+                    running[pool.submit(_in_lane, job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    yield job, future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            queue.put(None)
+            drain.join(timeout=5)
+
+
+def _enter_lane(queue, threads: int) -> None:
+    global _queue
+    _queue = queue
+    torch.set_num_threads(threads)
+
+
+def _in_lane(job: Job) -> dict[str, Any]:
+    return perform(job, lambda *message: _queue.put(message))
+
+
+def _drain(queue, board: Board) -> None:
+    while (message := queue.get()) is not None:
+        board.show(*message)

@@ -16,7 +16,14 @@ REQUIRED = [
     "matplotlib",
     "jinja2",
 ]
-TEST = ["pytest", "pytest-timeout", "hypothesis", "transformers>=4.50", "megatron-core", "playwright"]
+TEST = [
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+    "transformers>=4.50",
+    "megatron-core",
+    "playwright",
+]
 
 setup(
     name="megaarch",

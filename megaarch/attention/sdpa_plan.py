@@ -131,12 +131,14 @@ def build(parts: Parts, costs: Costs) -> Plan:
     visible = visible_tiles(parts)
     tiles = overlay(visible, parts) if costs.band is None else cut(visible, costs.band)
     runs = batch(tiles, len(parts), costs)
+    filled = sum(tile.q for tile in visible) == len(parts) * parts.queries
     dense = costs.call + len(parts) * parts.queries * parts.keys
+    if not filled:  # around padding, all rows are gathered
+        dense += 2 * costs.row * len(parts) * (parts.queries + parts.keys)
     if costs.band and len(runs) > 1 and sum(cost(run, costs) for run in runs) > dense:
         groups = (dense_group(visible, parts),)
     else:
         groups = tuple(group_of(run, parts) for run in runs)
-    filled = sum(tile.q for tile in visible) == len(parts) * parts.queries
     whole = filled and len(groups) == 1 and isinstance(groups[0].put[0], tuple)
     return Plan(groups, whole, filled)
 

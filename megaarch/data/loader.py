@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
+from megaarch.attention import warm
 from megaarch.data.batch import Batch
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows
@@ -17,7 +18,8 @@ class Steps(torch.utils.data.Dataset):
     """`steps[s]` is the list of micro-batches of step s for one data-parallel rank.
 
     global_batch_size, micro_batch_size: rows. rank, ranks: place among the data-parallel ranks;
-    a step's rows are dealt out in contiguous shares.
+    a step's rows are dealt out in contiguous shares. device_type: where batches will run; the
+    kernels' plans of their parts are made here, ahead of the step.
     """
 
     def __init__(self, rows: Rows, *, global_batch_size: int, micro_batch_size: int,
@@ -25,7 +27,7 @@ class Steps(torch.utils.data.Dataset):
         assert global_batch_size % (micro_batch_size * ranks) == 0
         self.rows = rows
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.device_type = rank, ranks, device_type
 
     def __getitem__(self, step: int) -> list[Batch]:
         share = self.global_batch_size // self.ranks
@@ -37,13 +39,18 @@ class Steps(torch.utils.data.Dataset):
 
     def batch(self, sample_index: range) -> Batch:
         """The Batch of these samples."""
-        return pack(
+        batch = pack(
             [self.rows[i] for i in sample_index],
             self.rows.shape,
             pad=self.rows.vocabulary.pad,
             axes=self.rows.axes,
             sample_index=sample_index,
         )
+        for stream in batch.streams:
+            for parts in (stream.parts, stream.cross):
+                if parts is not None:
+                    warm(parts, self.device_type)
+        return batch
 
 
 class _From(torch.utils.data.Sampler):

@@ -84,6 +84,7 @@ class Trainer:
             self.rows,
             global_batch_size=training.global_batch_size,
             micro_batch_size=training.micro_batch_size,
+            device_type=self.device.type,
         )
         self.fingerprint = prepared.fingerprint
         self.model = build_model(settings.model, settings.data.objective)

@@ -43,10 +43,17 @@ def test_describe_prints_cells(file, capsys):
     assert main(["describe", str(file), "--json"]) == 0
     (cell,) = json.loads(capsys.readouterr().out)["cells"]
     assert set(cell) == {
-        "name", "architecture", "objective", "parameters", "non_embedding_parameters",
-        "flops_per_row", "palm_flops_per_row", "seen_tokens_per_row", "target_tokens_per_row",
+        "name",
+        "architecture",
+        "objective",
+        "parameters",
+        "non_embedding_parameters",
+        "flops_per_row",
+        "palm_flops_per_row",
+        "seen_tokens_per_row",
+        "target_tokens_per_row",
         "lengths",
-    }  # fmt: skip
+    }
     assert cell["seen_tokens_per_row"] == 48 and cell["target_tokens_per_row"] == 48
     assert main(["describe", str(file)]) == 0
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())

@@ -22,8 +22,16 @@ class Steps(torch.utils.data.Dataset):
     kernels' plans of their parts are made here, ahead of the step.
     """
 
-    def __init__(self, rows: Rows, *, global_batch_size: int, micro_batch_size: int,
-                 rank: int = 0, ranks: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        device_type: str = "cpu",
+    ):
         assert global_batch_size % (micro_batch_size * ranks) == 0
         self.rows = rows
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size

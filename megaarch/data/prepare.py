@@ -298,14 +298,19 @@ class _Job:
             manifest = json.loads(file.read_text())
             rows = [json.loads(s) for s in _lines(self.directory / "heldout.jsonl")]
         except (OSError, ValueError) as error:
-            raise ValueError(f"prepared data in {self.directory} are damaged ({error}): delete "
-                             "that directory to prepare them again") from error  # fmt: skip
+            raise ValueError(
+                f"prepared data in {self.directory} are damaged ({error}): delete "
+                "that directory to prepare them again"
+            ) from error
         tokenizer = Tokenizer(
             self.directory / "tokenizer", self.data.sentinels, self.vocabulary_size
         )
         datasets = self._datasets(self.directory)
-        changed = [d.path for d, was in zip(datasets, manifest["checksums"], strict=True)
-                   if d.checksum() != was]  # fmt: skip
+        changed = [
+            d.path
+            for d, was in zip(datasets, manifest["checksums"], strict=True)
+            if d.checksum() != was
+        ]
         if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
             changed.append(tokenizer.path)
         if changed:

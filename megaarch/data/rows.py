@@ -108,8 +108,9 @@ class TextRows:
     dataset: an IndexedDataset of documents that end in eos.
     """
 
-    def __init__(self, dataset, plan: Layout, converter: Converter, vocabulary: Vocabulary,
-                 seed: int):  # fmt: skip
+    def __init__(
+        self, dataset, plan: Layout, converter: Converter, vocabulary: Vocabulary, seed: int
+    ):
         self.dataset, self.plan = dataset, plan
         self.converter, self.vocabulary, self.seed = converter, vocabulary, seed
         self.shape = plan.shape

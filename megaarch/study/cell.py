@@ -50,8 +50,9 @@ def finished(cell: GridCell) -> dict[str, Any] | None:
     return record if "result" in record else None
 
 
-def run(cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evaluation,
-        line: Line) -> dict[str, Any]:  # fmt: skip
+def run(
+    cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evaluation, line: Line
+) -> dict[str, Any]:
     """Train and score a cell, or continue one that was interrupted; returns its record."""
     settings = cell.settings
     directory = Path(settings.logging.directory)
@@ -89,8 +90,15 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def trial(cell: GridCell, rate: float, share: float, prepared, held: dict[str, list[Item]],
-                evaluation: Evaluation, line: Line) -> dict[str, Any]:  # fmt: skip
+def trial(
+    cell: GridCell,
+    rate: float,
+    share: float,
+    prepared,
+    held: dict[str, list[Item]],
+    evaluation: Evaluation,
+    line: Line,
+) -> dict[str, Any]:
     """One trial of a learning rate: the validation value after `share` of the cell's budget."""
     training = cell.settings.training
     directory = Path(cell.settings.logging.directory) / "tune" / f"rate-{rate:.3g}"
@@ -178,8 +186,14 @@ def masks(trainer: Trainer) -> list[dict[str, Any]]:
         for kind, parts in (("self-attention", stream.parts), ("cross-attention", stream.cross)):
             if parts is not None:
                 title = f"{name} {kind}" if len(names) > 1 else kind
-                drawn.append({"title": title, "queries": parts.queries, "keys": parts.keys,
-                              "parts": [list(part) for part in parts.row(0)]})  # fmt: skip
+                drawn.append(
+                    {
+                        "title": title,
+                        "queries": parts.queries,
+                        "keys": parts.keys,
+                        "parts": [list(part) for part in parts.row(0)],
+                    }
+                )
     return drawn
 
 

@@ -122,8 +122,11 @@ def chosen_rates(path: str) -> dict[str, float]:
 
 def assemble(study: Study, settings, prepared, held, grid, records, trials) -> dict[str, Any]:
     """results.json: everything that the report needs, and nothing that it must look up."""
-    sweep = {"best": best_rates(trials), "grid": sorted(study.tune.learning_rates)} if trials else (
-        read_rates(study.rates) if study.rates else {"best": {}, "grid": []})  # fmt: skip
+    sweep = (
+        {"best": best_rates(trials), "grid": sorted(study.tune.learning_rates)}
+        if trials
+        else (read_rates(study.rates) if study.rates else {"best": {}, "grid": []})
+    )
     same_text = bool(trials) or sweep.get("source") == str(settings.data.source)
     vocabulary = prepared.tokenizer.vocabulary
     counts = np.zeros(vocabulary.size)

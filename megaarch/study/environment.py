@@ -16,7 +16,8 @@ def environment() -> dict[str, Any]:
     return {
         "hardware": {
             "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "memory_gib": round(_memory() / 2**30, 1),
@@ -27,7 +28,7 @@ def environment() -> dict[str, Any]:
             "megaarch": megaarch.__version__,
         },
         "commit": commit(),
-    }  # fmt: skip
+    }
 
 
 def commit() -> str | None:

@@ -50,8 +50,16 @@ def expand(
     return cells
 
 
-def _resolve(raw: config.Raw, study: Study, cell: Cell, size: Size | None, amount: float,
-             seed: int, directory: Path, rates: dict[str, float]) -> GridCell:  # fmt: skip
+def _resolve(
+    raw: config.Raw,
+    study: Study,
+    cell: Cell,
+    size: Size | None,
+    amount: float,
+    seed: int,
+    directory: Path,
+    rates: dict[str, float],
+) -> GridCell:
     own = copy.deepcopy({k: v for k, v in raw.items() if k != "study" and v is not None})
     model = own.setdefault("model", {})
     if size is not None:
@@ -98,9 +106,17 @@ def _match_parameters(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": best})
 
 
-VOLATILE = ("logging.", "data.workers", "data.cache", "training.resume", "training.threads",
-            "training.save_every", "training.keep_checkpoints", "training.start_from",
-            "model.attention")  # fmt: skip
+VOLATILE = (
+    "logging.",
+    "data.workers",
+    "data.cache",
+    "training.resume",
+    "training.threads",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.start_from",
+    "model.attention",
+)
 
 
 def signature(settings: Settings) -> dict[str, Any]:

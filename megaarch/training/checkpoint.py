@@ -22,8 +22,14 @@ from torch.optim import Optimizer
 log = logging.getLogger(__name__)
 
 
-def save(run: Path, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any],
-         keep: int) -> Path:  # fmt: skip
+def save(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: dict[str, Any],
+    keep: int,
+) -> Path:
     """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
 
     keep: how many of the newest to keep; 0 keeps all.
@@ -111,8 +117,9 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
 
 def _compare(path: Path, model: nn.Module) -> None:
     saved = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
-    there = {k.removeprefix("model."): tuple(v.size) for k, v in saved.items()
-             if k.startswith("model.")}  # fmt: skip
+    there = {
+        k.removeprefix("model."): tuple(v.size) for k, v in saved.items() if k.startswith("model.")
+    }
     here = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
     if names:

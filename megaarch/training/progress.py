@@ -26,8 +26,9 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
 
-    def after(self, counts: Counts, *, flops: int, palm_flops: float, seconds: float,
-              skipped: bool) -> "Progress":  # fmt: skip
+    def after(
+        self, counts: Counts, *, flops: int, palm_flops: float, seconds: float, skipped: bool
+    ) -> "Progress":
         """The totals one step later."""
         return Progress(
             self.step + 1,

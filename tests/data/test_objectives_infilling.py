@@ -1,5 +1,6 @@
 """Denoising (BART) and blank infilling (GLM)."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -189,7 +190,7 @@ def test_glm_sentences_are_whole():
         tokens = toy_text(200, key)
         ends = (tokens % 10 == 0) & ~np.append(tokens[1:] % 10 == 0, False)
         starts = np.concatenate([[0], np.flatnonzero(ends[:-1]) + 1, [200]])
-        sentences = {tuple(tokens[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)}
+        sentences = {tuple(tokens[a:b]) for a, b in itertools.pairwise(starts)}
         example = SentenceInfilling()(tokens, VOCABULARY, generator(0, key))
         text = example.targets.tolist()
         masked = 0

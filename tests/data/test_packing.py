@@ -60,8 +60,9 @@ def test_packed_rows_hold_every_example_in_a_block_of_its_own(sizes):
 
 
 def test_positions_restart_and_the_shape_is_fixed():
-    batch = pack([[two_stacks(3, 2, 100), two_stacks(4, 2, 200)]], LIMIT, pad=0, axes=1,
-                 sample_index=[5])  # fmt: skip
+    batch = pack(
+        [[two_stacks(3, 2, 100), two_stacks(4, 2, 200)]], LIMIT, pad=0, axes=1, sample_index=[5]
+    )
     assert batch.streams[0].positions[0, :8, 0].tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
     assert batch.streams[0].tokens.shape == (1, 20)
     assert batch.target_tokens.shape == (1, 12)

@@ -37,9 +37,28 @@ def test_ids_are_pieces_then_specials_then_sentinels(trained):
     assert vocabulary.text[1 : trained.base_size].all()
 
 
-TRICKY = ["", " ", "  a  ", "\n\n \n", "\t", "\r\n", "\x00", "\u2581", "a \u2581 b\u2581", "<unk>",
-          "<s>", "</s>", "<0x41>", "<|endoftext|>", "⁇",
-          "\u2585", "\ufeff", "é\u0301", "🙂", "日本"]  # fmt: skip
+TRICKY = [
+    "",
+    " ",
+    "  a  ",
+    "\n\n \n",
+    "\t",
+    "\r\n",
+    "\x00",
+    "\u2581",
+    "a \u2581 b\u2581",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<0x41>",
+    "<|endoftext|>",
+    "⁇",
+    "\u2585",
+    "\ufeff",
+    "é\u0301",
+    "🙂",
+    "日本",
+]
 
 
 @pytest.mark.parametrize("text", TRICKY)
@@ -209,8 +228,11 @@ def test_hugging_face_word_starts_and_sentence_ends(hugging_face):
     if isinstance(model.model, models.BPE):  # its words include punctuation without a space
         expected &= np.array([PROSE[1][a].isspace() for a, _ in encoding.offsets])
     assert np.array_equal(starts, expected), encoding.tokens
-    ends = [token for token, end in zip(encoding.tokens, vocabulary.sentence_end[ids], strict=True)
-            if end]  # fmt: skip
+    ends = [
+        token
+        for token, end in zip(encoding.tokens, vocabulary.sentence_end[ids], strict=True)
+        if end
+    ]
     assert [token[-1] for token in ends] == [".", "!"]
 
 
@@ -250,9 +272,12 @@ def test_byte_level_newline_starts_a_word_and_ends_a_sentence(byte_level_tokeniz
 def test_a_foreign_sentencepiece_model(tmp_path):
     (tmp_path / "text").write_text("\n".join(PROSE))
     SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=60,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     tokenizer = Tokenizer(tmp_path / "m.model", 0)
     assert not tokenizer.vocabulary.text[:3].any(), "<unk>, <s> and </s>"
     assert tokenizer.decode(tokenizer.encode("five quick dogs")) == "five quick dogs"

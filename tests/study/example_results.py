@@ -55,14 +55,35 @@ def example_masks(preset: str) -> list[dict]:
 def example_settings(preset: str, rate: float, seed: int = 0) -> dict:
     entry = PRESETS[preset]
     return {
-        "model": {"preset": preset, "architecture": entry.architecture, "layers": 4,
-                  "hidden_size": 192, "heads": 4, "kv_heads": None, "feed_forward_size": 512,
-                  "sequence_length": 128, "vocabulary_size": 4096, "tied_embedding": True},
-        "data": {"source": "embedded", "kind": "auto", "text_field": "text", "tokenizer": None,
-                 "objective": entry.objective, "held_out": 0.1},
-        "training": {"learning_rate": rate, "global_batch_size": 32, "schedule": "cosine",
-                     "optimizer": "adamw", "precision": "fp32", "seed": seed},
-    }  # fmt: skip
+        "model": {
+            "preset": preset,
+            "architecture": entry.architecture,
+            "layers": 4,
+            "hidden_size": 192,
+            "heads": 4,
+            "kv_heads": None,
+            "feed_forward_size": 512,
+            "sequence_length": 128,
+            "vocabulary_size": 4096,
+            "tied_embedding": True,
+        },
+        "data": {
+            "source": "embedded",
+            "kind": "auto",
+            "text_field": "text",
+            "tokenizer": None,
+            "objective": entry.objective,
+            "held_out": 0.1,
+        },
+        "training": {
+            "learning_rate": rate,
+            "global_batch_size": 32,
+            "schedule": "cosine",
+            "optimizer": "adamw",
+            "precision": "fp32",
+            "seed": seed,
+        },
+    }
 
 
 def example_cell(preset: str, budget: float = 3e13, seed: int = 0, size: str | None = None) -> dict:
@@ -77,28 +98,49 @@ def example_cell(preset: str, budget: float = 3e13, seed: int = 0, size: str | N
     shares = [0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 7 / 8, 1]
     start = 3.05 if preset == "bert" else 3.31
     curve = [
-        {"step": int(steps * s), "flops": flops * s, "seconds": seconds * s,
-         "heldout": final + (start - final) * (1 - s**0.3) ** 1.4}
+        {
+            "step": int(steps * s),
+            "flops": flops * s,
+            "seconds": seconds * s,
+            "heldout": final + (start - final) * (1 - s**0.3) ** 1.4,
+        }
         for s in shares
-    ]  # fmt: skip
+    ]
     last = {"bert": 4.9, "t5": 4.6, "unilm": 5.2}.get(preset, 4.1)
     losses = [
-        {"step": 3 * i, "flops": flops * i / 199, "seconds": seconds * i / 199,
-         "loss": last + (8.3 - last) * (1 - (i / 199) ** 0.35) ** 1.6 + rng.gauss(0, 0.05)}
+        {
+            "step": 3 * i,
+            "flops": flops * i / 199,
+            "seconds": seconds * i / 199,
+            "loss": last + (8.3 - last) * (1 - (i / 199) ** 0.35) ** 1.6 + rng.gauss(0, 0.05),
+        }
         for i in range(200)
-    ]  # fmt: skip
+    ]
     entry = PRESETS[preset]
     return {
-        "name": preset, "architecture": entry.architecture, "objective": entry.objective,
-        "preset": preset, "size": size, "budget": budget, "seed": seed, "parent": None,
+        "name": preset,
+        "architecture": entry.architecture,
+        "objective": entry.objective,
+        "preset": preset,
+        "size": size,
+        "budget": budget,
+        "seed": seed,
+        "parent": None,
         "parameters": int(parameters * factor * 1e6),
         "non_embedding_parameters": int((parameters * factor - 0.79 * factor**0.5) * 1e6),
-        "flops": flops, "palm_flops": flops * 1.06,
+        "flops": flops,
+        "palm_flops": flops * 1.06,
         "seen_tokens": int(seen / factor * budget / 3e13 * 1e6),
-        "target_tokens": int(seen / factor * budget / 3e13 * targets * 1e6), "steps": steps,
-        "train_seconds": seconds, "tokens_per_second": speed / factor, "final_loss": last + 0.02,
-        "padding_share": 0.08 if preset == "bart" else 0.004, "epochs": 0.9 + 2 * (preset == "t5"),
-        "precision": "fp32", "tuned": True, "learning_rate": 2e-3,
+        "target_tokens": int(seen / factor * budget / 3e13 * targets * 1e6),
+        "steps": steps,
+        "train_seconds": seconds,
+        "tokens_per_second": speed / factor,
+        "final_loss": last + 0.02,
+        "padding_share": 0.08 if preset == "bart" else 0.004,
+        "epochs": 0.9 + 2 * (preset == "t5"),
+        "precision": "fp32",
+        "tuned": True,
+        "learning_rate": 2e-3,
         "learning_rate_at_edge": preset == "glm",
         "heldout": {
             "continuation_bits_per_byte": final,
@@ -112,29 +154,56 @@ def example_cell(preset: str, budget: float = 3e13, seed: int = 0, size: str | N
             "items": {"continuation": 256, "choice": 256, "middle": 128 if middle else 0},
             "interval_kind": "bootstrap over documents",
         },
-        "curve": curve, "losses": losses, "masks": example_masks(preset),
-        "settings": example_settings(preset, 2e-3, seed), "warnings": [],
-    }  # fmt: skip
+        "curve": curve,
+        "losses": losses,
+        "masks": example_masks(preset),
+        "settings": example_settings(preset, 2e-3, seed),
+        "warnings": [],
+    }
 
 
 def example_results(cells: list[dict] | None = None, match: str = "flops") -> dict:
     cells = [example_cell(preset) for preset in CELLS] if cells is None else cells
     return {
-        "format": 1, "study": "demo", "created": "2026-03-02T10:31:00+00:00",
-        "commit": "4f0c2ab91e", "command": "megaarch compare configs/demo.yaml",
-        "hardware": {"cpu": "Intel Xeon Platinum 8481C", "cores": 2, "gpu": None,
-                     "memory_gib": 15.6},
+        "format": 1,
+        "study": "demo",
+        "created": "2026-03-02T10:31:00+00:00",
+        "commit": "4f0c2ab91e",
+        "command": "megaarch compare configs/demo.yaml",
+        "hardware": {
+            "cpu": "Intel Xeon Platinum 8481C",
+            "cores": 2,
+            "gpu": None,
+            "memory_gib": 15.6,
+        },
         "versions": {"python": "3.12.4", "torch": "2.13.0", "megaarch": "0.1.0"},
         "budget": {"match": match, "amounts": sorted({cell["budget"] for cell in cells})},
-        "data": {"source": "embedded", "train_tokens": 612_345, "train_documents": 2_310,
-                 "heldout_documents": 257, "heldout_bytes": 231_004, "dropped_paragraphs": 112,
-                 "tokenizer": "SentencePiece unigram, 4,096 pieces", "fingerprint": "9c1ff0a7",
-                 "bytes_per_token": 3.61},
-        "unigram_bits_per_byte": 2.412, "chance": 0.25, "cells": cells,
-        "tuning": [{"cell": preset, "learning_rate": rate, "heldout": 2.2 + abs(rate - 2e-3) * 60,
-                    "flops": 9e12} for preset in CELLS for rate in (1e-3, 2e-3, 4e-3)],
+        "data": {
+            "source": "embedded",
+            "train_tokens": 612_345,
+            "train_documents": 2_310,
+            "heldout_documents": 257,
+            "heldout_bytes": 231_004,
+            "dropped_paragraphs": 112,
+            "tokenizer": "SentencePiece unigram, 4,096 pieces",
+            "fingerprint": "9c1ff0a7",
+            "bytes_per_token": 3.61,
+        },
+        "unigram_bits_per_byte": 2.412,
+        "chance": 0.25,
+        "cells": cells,
+        "tuning": [
+            {
+                "cell": preset,
+                "learning_rate": rate,
+                "heldout": 2.2 + abs(rate - 2e-3) * 60,
+                "flops": 9e12,
+            }
+            for preset in CELLS
+            for rate in (1e-3, 2e-3, 4e-3)
+        ],
         "warnings": [],
-    }  # fmt: skip
+    }
 
 
 def scaling_results() -> dict:

@@ -15,8 +15,15 @@ from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 
-EVALUATION = Evaluation(prefix_tokens=12, continuation_tokens=6, documents=8, choices=8, middles=4,
-                        curve_documents=4, batch_rows=4)  # fmt: skip
+EVALUATION = Evaluation(
+    prefix_tokens=12,
+    continuation_tokens=6,
+    documents=8,
+    choices=8,
+    middles=4,
+    curve_documents=4,
+    batch_rows=4,
+)
 
 
 class Uniform(torch.nn.Module):
@@ -146,8 +153,10 @@ def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
     better = {"documents": list(range(60)), "sizes": [10] * 60}
     worse = better | {"amounts": (hard + 2 + rng.normal(0, 1, 60)).tolist()}
     better = better | {"amounts": hard.tolist()}
-    a, b = (ratio_interval(np.array(x["amounts"]), np.full(60, 10), np.arange(60))
-            for x in (better, worse))  # fmt: skip
+    a, b = (
+        ratio_interval(np.array(x["amounts"]), np.full(60, 10), np.arange(60))
+        for x in (better, worse)
+    )
     assert a[1] > b[0]
     low, high = paired_interval(worse, better)
     assert 0 < low < 0.2 < high

@@ -102,17 +102,20 @@ class SequentialDenoising:
         return Lengths(raw - count + 1, count + 1)
 
 
-UL2 = tuple(
-    SpanCorruption(density, length, mode, name="ul2")
-    for mode, length, density in (
-        ("mode_r", 3.0, 0.15),
-        ("mode_r", 8.0, 0.15),
-        ("mode_x", 3.0, 0.5),
-        ("mode_x", 8.0, 0.5),
-        ("mode_x", 64.0, 0.15),
-        ("mode_x", 64.0, 0.5),
-    )
-) + (SequentialDenoising(),)
+UL2 = (
+    *tuple(
+        SpanCorruption(density, length, mode, name="ul2")
+        for mode, length, density in (
+            ("mode_r", 3.0, 0.15),
+            ("mode_r", 8.0, 0.15),
+            ("mode_x", 3.0, 0.5),
+            ("mode_x", 8.0, 0.5),
+            ("mode_x", 64.0, 0.15),
+            ("mode_x", 64.0, 0.5),
+        )
+    ),
+    SequentialDenoising(),
+)
 
 
 def segment(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:

@@ -68,17 +68,25 @@ def heldout(results: dict, cells: list[dict], look: dict, suffix: str) -> list[P
     panels = []
     if order:
         panels += [
-            plots.curves(f"heldout-flops{suffix}", "Against compute", order, look, "flops",
-                         reference),
-            plots.curves(f"heldout-time{suffix}", "Against time", order, look, "seconds",
-                         reference),
-        ]  # fmt: skip
+            plots.curves(
+                f"heldout-flops{suffix}", "Against compute", order, look, "flops", reference
+            ),
+            plots.curves(
+                f"heldout-time{suffix}", "Against time", order, look, "seconds", reference
+            ),
+        ]
     entries = plots.entries(cells, "continuation_bits_per_byte")
     if entries:
         panels.append(
-            plots.dots(f"heldout-final{suffix}", "At the end, with 95% intervals", entries,
-                       look, "bits per byte", reference)
-        )  # fmt: skip
+            plots.dots(
+                f"heldout-final{suffix}",
+                "At the end, with 95% intervals",
+                entries,
+                look,
+                "bits per byte",
+                reference,
+            )
+        )
     others = [c for c in report_cells.apart(cells) if has_points(c, "curve", "heldout")]
     if others:
         panel = plots.curves(
@@ -118,11 +126,21 @@ def throughput(results: dict, cells: list[dict], look: dict, suffix: str) -> lis
     tokens = [(name, kind, value) for name, kind, value, _ in entries]
     rates = [(name, kind, None if r is None else r / divisor) for name, kind, _, r in entries]
     return [
-        plots.bars(f"throughput-tokens{suffix}", "Seen tokens per second", tokens, look,
-                   "seen tokens per second"),
-        plots.bars(f"throughput-flops{suffix}", f"Useful {prefix}FLOP/s", rates, look,
-                   f"{prefix}FLOP/s of useful work"),
-    ]  # fmt: skip
+        plots.bars(
+            f"throughput-tokens{suffix}",
+            "Seen tokens per second",
+            tokens,
+            look,
+            "seen tokens per second",
+        ),
+        plots.bars(
+            f"throughput-flops{suffix}",
+            f"Useful {prefix}FLOP/s",
+            rates,
+            look,
+            f"{prefix}FLOP/s of useful work",
+        ),
+    ]
 
 
 def choice(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
@@ -132,14 +150,22 @@ def choice(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Pa
     panels = []
     if accuracy:
         panels.append(
-            plots.dots(f"choice{suffix}", "Choice of the true continuation", accuracy, look,
-                       "accuracy (share of items)", chance, always=True)
-        )  # fmt: skip
+            plots.dots(
+                f"choice{suffix}",
+                "Choice of the true continuation",
+                accuracy,
+                look,
+                "accuracy (share of items)",
+                chance,
+                always=True,
+            )
+        )
     if middles:
         panels.append(
-            plots.dots(f"middle{suffix}", "A middle given both sides", middles, look,
-                       "bits per byte", None)
-        )  # fmt: skip
+            plots.dots(
+                f"middle{suffix}", "A middle given both sides", middles, look, "bits per byte", None
+            )
+        )
     return panels
 
 

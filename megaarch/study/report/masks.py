@@ -59,8 +59,9 @@ def mask_panel(cell: dict, name: str, labelled: bool) -> Panel:
         small = {"fontsize": 8, "color": LIGHT["muted"]}
         ax.annotate(f"{columns} keys →", (0, 1), (0, 4), "axes fraction", "offset points", **small)
         where = {"xy": (0, 1), "xytext": (4 - left, 0), "textcoords": "offset points"}
-        ax.annotate(f"← {rows} queries", xycoords="axes fraction", rotation=90, va="top", **where,
-                    **small)  # fmt: skip
+        ax.annotate(
+            f"← {rows} queries", xycoords="axes fraction", rotation=90, va="top", **where, **small
+        )
     return panel
 
 

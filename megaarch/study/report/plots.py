@@ -30,9 +30,13 @@ def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float
     """Axes with margins in points."""
     width, height = panel.figure.get_size_inches() * 72
     return panel.figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width,
-         (height - bottom - top) / height)
-    )  # fmt: skip
+        (
+            left / width,
+            bottom / height,
+            (width - left - right) / width,
+            (height - bottom - top) / height,
+        )
+    )
 
 
 def shown(label: str) -> str:
@@ -75,8 +79,14 @@ def curves(
         style = look[label]
         says = f"{label}: {points[-1][1]:.3f} bits per byte at the end"
         xs, ys = [a / divisor for a, _ in points], [b for _, b in points]
-        ax.plot(xs, ys, color=style.colour, linestyle=style.dash, gid=panel.gid(label, says),
-                marker=style.marker)  # fmt: skip
+        ax.plot(
+            xs,
+            ys,
+            color=style.colour,
+            linestyle=style.dash,
+            gid=panel.gid(label, says),
+            marker=style.marker,
+        )
     low, high, start = vertical_range(list(series.values()), reference)
     ax.set(xlabel=x_label, ylabel="held-out bits per byte")
     ax.set(ylim=(low, high), xlim=(-0.02 * largest / divisor, 1.01 * largest / divisor))
@@ -119,8 +129,16 @@ def tidy(ax: Axes) -> None:
 def horizontal_reference(ax: Axes, reference: tuple[str, float]) -> None:
     name, value = reference
     ax.axhline(value, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
-    ax.annotate(f"{name} {value:.2f}", (1, value), (-2, 3), ("axes fraction", "data"),
-                "offset points", ha="right", fontsize=8.5, color=LIGHT["muted"])  # fmt: skip
+    ax.annotate(
+        f"{name} {value:.2f}",
+        (1, value),
+        (-2, 3),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        fontsize=8.5,
+        color=LIGHT["muted"],
+    )
 
 
 def name_ends(ax: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
@@ -131,8 +149,14 @@ def name_ends(ax: Axes, ends: dict[str, tuple[float, float]], colours: dict[str,
     labels = sorted(ends, key=lambda label: ends[label][1])
     wanted = [(ends[label][1] - low) / (high - low) * points for label in labels]
     for label, place in zip(labels, spread(wanted, LINE_GAP), strict=True):
-        arrow = {"arrowstyle": "-", "color": colours[label], "linewidth": 0.6, "shrinkA": 1,
-                 "shrinkB": 3, "alpha": 0.6}  # fmt: skip
+        arrow = {
+            "arrowstyle": "-",
+            "color": colours[label],
+            "linewidth": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 3,
+            "alpha": 0.6,
+        }
         ax.annotate(
             shown(label),
             ends[label],
@@ -205,8 +229,15 @@ def dots(
             markersize=6,
             gid=panel.gid(label, says),
         )
-        ax.annotate(f"{value:.3f}", (1, place), (40, 0), ("axes fraction", "data"), "offset points",
-                    ha="right", va="center")  # fmt: skip
+        ax.annotate(
+            f"{value:.3f}",
+            (1, place),
+            (40, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            ha="right",
+            va="center",
+        )
     if reference and (always or reference_in_view(rows, reference[1])):
         vertical_reference(ax, reference)
     name_rows(ax, [label for label, *_ in rows], look)
@@ -226,8 +257,16 @@ def reference_in_view(rows: list[Entry], value: float) -> bool:
 def vertical_reference(ax: Axes, reference: tuple[str, float]) -> None:
     name, value = reference
     ax.axvline(value, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
-    ax.annotate(f"{name} {value:.2f}", (value, 1), (0, 4), ("data", "axes fraction"),
-                "offset points", ha="center", fontsize=8.5, color=LIGHT["muted"])  # fmt: skip
+    ax.annotate(
+        f"{name} {value:.2f}",
+        (value, 1),
+        (0, 4),
+        ("data", "axes fraction"),
+        "offset points",
+        ha="center",
+        fontsize=8.5,
+        color=LIGHT["muted"],
+    )
 
 
 def name_rows(ax: Axes, labels: list[str], look: Looks) -> None:
@@ -251,8 +290,15 @@ def bars(
         bar.set_gid(panel.gid(label, says))
         text = notation.MISSING if value is None else notation.three_digits(value)
         ax.annotate(text, (value or 0, place), (5, 0), textcoords="offset points", va="center")
-        ax.annotate(kind, (0, place), (1, 7), textcoords="offset points", va="bottom",
-                    fontsize=7.5, color=LIGHT["muted"])  # fmt: skip
+        ax.annotate(
+            kind,
+            (0, place),
+            (1, 7),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=7.5,
+            color=LIGHT["muted"],
+        )
     name_rows(ax, [label for label, *_ in rows], look)
     ax.set_xlabel(unit)
     ax.set_xlim(left=0)
@@ -275,9 +321,14 @@ def losses(name: str, title: str, cells: list[dict], look: Looks) -> Panel:
         style = look[label]
         ax.plot(xs, ys, color=style.colour, linewidth=0.7, alpha=0.35)
         says = f"{label}: {ys[-1]:.3f} nats per target at the end"
-        ax.plot(xs, running_mean(ys), color=style.colour, gid=panel.gid(label, says),
-                linestyle=style.dash if style.dash != "--" else "-",
-                marker="o" if len(xs) == 1 else None)  # fmt: skip
+        ax.plot(
+            xs,
+            running_mean(ys),
+            color=style.colour,
+            gid=panel.gid(label, says),
+            linestyle=style.dash if style.dash != "--" else "-",
+            marker="o" if len(xs) == 1 else None,
+        )
     exponent = round(math.log10(divisor))
     ax.set_xlabel(f"compute ({notation.ten(exponent)} FLOPs)", fontsize=8.5)
     ax.set_ylabel("nats per target", fontsize=8.5)

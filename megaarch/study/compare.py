@@ -1,6 +1,8 @@
 """A study from its configuration to results.json: prepare, tune, run every cell, report."""
 
 import json
+import shlex
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import numpy as np
 from rich.console import Console
 
 from megaarch import config
-from megaarch.settings import Study
+from megaarch.settings import Data, Study
 from megaarch.study import cell as cells
 from megaarch.study import lanes, yardsticks
 from megaarch.study.display import Board
 from megaarch.study.environment import environment
 from megaarch.study.grid import GridCell, expand
+from megaarch.study.items import Item
 
 
 def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any]:
@@ -31,21 +34,23 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any
     for cell in grid:
         cells.finished(cell)
     console.print(f"Preparing the text of {settings.data.source} ...")
-    prepared, held = lanes.text_of(grid[0], study)
+    base, size = settings.data, settings.model.vocabulary_size
+    prepared = lanes.text_of(grid[0], base)
+    held = lanes.held_out(base, size, study.evaluation)
     _say_data(prepared.manifest, console)
     trials: list[dict[str, Any]] = []
     with Board(console) as board:
         if study.tune:
-            trials = tune(grid, study, board)
+            trials = tune(grid, study, base, board)
             _write(directory / "rates.json", rates_file(trials, study, settings.data.source))
             grid = expand(raw, directory, best_rates(trials))
-        records = run(grid, study, board)
+        records = run(grid, study, base, board)
     results = assemble(study, settings, prepared, held, grid, records, trials)
     _write(directory / "results.json", results)
     return results
 
 
-def run(grid: list[GridCell], study: Study, board: Board) -> list[dict[str, Any]]:
+def run(grid: list[GridCell], study: Study, base: Data, board: Board) -> list[dict[str, Any]]:
     """The records of all cells, in the order of the grid; those that are not finished are run."""
     records = {cell.key: cells.finished(cell) for cell in grid}
     missing = [cell for cell in grid if records[cell.key] is None]
@@ -53,7 +58,7 @@ def run(grid: list[GridCell], study: Study, board: Board) -> list[dict[str, Any]
         if records[cell.key]:
             summary = cells.summary(records[cell.key]["result"])
             board.show(_title(cell, study), 1.0, f"done before  {summary}")
-    todo = [lanes.Job(_title(cell, study), cell, study) for cell in missing]
+    todo = [lanes.Job(_title(cell, study), cell, study, base) for cell in missing]
     for job, record in lanes.run(todo, study.lanes, board):
         records[job.cell.key] = record
     return [records[cell.key] for cell in grid]
@@ -64,10 +69,10 @@ def _title(cell: GridCell, study: Study) -> str:
     return cell.key if several else cell.name
 
 
-def tune(grid: list[GridCell], study: Study, board: Board) -> list[dict[str, Any]]:
+def tune(grid: list[GridCell], study: Study, base: Data, board: Board) -> list[dict[str, Any]]:
     """The same learning rates and trial budget for every cell; counted apart."""
     todo = [
-        lanes.Job(f"{_title(cell, study)} {rate:.3g}", cell, study, rate)
+        lanes.Job(f"{_title(cell, study)} {rate:.3g}", cell, study, base, rate)
         for cell in grid
         if cell.seed == study.seeds[0]
         for rate in study.tune.learning_rates
@@ -96,6 +101,7 @@ def rates_file(trials: list[dict], study: Study, source: Any) -> dict[str, Any]:
         "source": str(source),
         "grid": grid,
         "trial_budget_share": study.tune.budget,
+        "command": command(),
         "best": best_rates(trials),
         "trials": trials,
         **environment(),
@@ -132,6 +138,10 @@ def assemble(study: Study, settings, prepared, held, grid, records, trials) -> d
     counts = np.zeros(vocabulary.size)
     for dataset, _ in prepared.train:
         counts += np.bincount(dataset.stream(0, dataset.tokens), minlength=vocabulary.size)
+
+    def unigram(items: list[Item], most: int) -> float:
+        return yardsticks.unigram_bits_per_byte(counts, items[:most], vocabulary.text)
+
     entries = []
     for cell, record in zip(grid, records, strict=True):
         rate = record["result"]["learning_rate"]
@@ -149,16 +159,23 @@ def assemble(study: Study, settings, prepared, held, grid, records, trials) -> d
         "study": study.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
+        "command": command(),
         "budget": {"match": study.match, "amounts": study.budgets},
         "data": prepared.manifest | {"source": str(settings.data.source)},
-        "unigram_bits_per_byte": yardsticks.unigram_bits_per_byte(
-            counts, held["test"][: study.evaluation.documents], vocabulary.text
+        "unigram_bits_per_byte": unigram(held["test"], study.evaluation.documents),
+        "curve_unigram_bits_per_byte": unigram(
+            held["validation"], study.evaluation.curve_documents
         ),
         "chance": 1 / yardsticks.CHOICES,
         "cells": entries,
         "tuning": trials or sweep.get("trials", []),
         "warnings": [],
     }
+
+
+def command() -> str:
+    """The command that this process was given."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _say_data(manifest: dict[str, Any], console: Console) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from megaarch.data.prepare import Prepared, prepare
-from megaarch.settings import Data, Study
+from megaarch.settings import Data, Evaluation, Study
 from megaarch.study import cell as cells
 from megaarch.study.display import Board, Line, Show
 from megaarch.study.grid import GridCell
@@ -31,33 +31,53 @@ class Job:
     name: str
     cell: GridCell
     study: Study
+    base: Data  # of the study
     rate: float | None = None
 
 
-@lru_cache(maxsize=2)
-def _text(data: str, size: int, evaluation: str) -> tuple[Prepared, dict[str, list[Item]]]:
-    settings = Study.model_fields["evaluation"].annotation.model_validate_json(evaluation)
-    prepared = prepare(Data.model_validate_json(data), size)
-    return prepared, split(prepared.heldout, prepared.tokenizer, settings)
+def _prepared(data: Data, size: int) -> Prepared:
+    return _read_once(data.model_dump_json(), size)
 
 
-def text_of(cell: GridCell, study: Study) -> tuple[Prepared, dict[str, list[Item]]]:
-    """The prepared text and the held-out items of a study; read once in a process."""
-    # the objective does not touch the text
-    data = cell.settings.data.model_copy(update={"objective": "full_lm"})
-    return _text(
-        data.model_dump_json(),
-        cell.settings.model.vocabulary_size,
-        study.evaluation.model_dump_json(),
+@lru_cache(maxsize=4)
+def _read_once(data: str, size: int) -> Prepared:
+    return prepare(Data.model_validate_json(data), size)
+
+
+def held_out(base: Data, size: int, evaluation: Evaluation) -> dict[str, list[Item]]:
+    """The items that score every cell of a study: cut from the study's own text."""
+    prepared = _prepared(base, size)
+    return split(prepared.heldout, prepared.tokenizer, evaluation)
+
+
+def text_of(cell: GridCell, base: Data) -> Prepared:
+    """What a cell trains on: the study's text, or data of its own under the study's tokenizer."""
+    size, own = cell.settings.model.vocabulary_size, cell.settings.data
+    shared = _prepared(base, size)
+    same = own.source == base.source and own.kind == base.kind and own.held_out == base.held_out
+    if same and own.tokenizer == base.tokenizer:
+        return shared
+    tokenizer = own.tokenizer or str(shared.tokenizer.path)
+    # the objective and its settings do not touch the text
+    plain = base.model_copy(
+        update={
+            "source": own.source,
+            "kind": own.kind,
+            "text_field": own.text_field,
+            "held_out": own.held_out,
+            "tokenizer": tokenizer,
+        }
     )
+    return _prepared(plain, size)
 
 
 def perform(job: Job, show: Show) -> dict[str, Any]:
     """Run one job; returns a cell's record or a trial."""
-    prepared, held = text_of(job.cell, job.study)
+    evaluation = job.study.evaluation
+    prepared = text_of(job.cell, job.base)
+    held = held_out(job.base, job.cell.settings.model.vocabulary_size, evaluation)
     line = Line(job.name, show)
     line.say("building")
-    evaluation = job.study.evaluation
     if job.rate is None:
         return cells.run(job.cell, prepared, held, evaluation, line)
     share = job.study.tune.budget

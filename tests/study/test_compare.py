@@ -132,3 +132,40 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
     study["study"]["rates"] = str(tmp_path / "absent.json")
     with pytest.raises(ValueError, match="study.rates: cannot read"):
         compare(study, tmp_path / "x", QUIET)
+
+
+def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    with pairs.open("w") as file:
+        for i in range(200):
+            pair = {"input": f"what is {i} and {i}?", "target": f"it is {2 * i}."}
+            file.write(json.dumps(pair) + "\n")
+    study["study"]["cells"] = [
+        {"name": "t5", "preset": "t5", "set": {"model.target_length": 24}},
+        {
+            "name": "finetuned",
+            "preset": "t5",
+            "from": "t5",
+            "budget": 4e8,
+            "set": {
+                "data.objective": "supervised",
+                "data.source": str(pairs),
+                "model.target_length": 24,
+                "model.dropout": 0.1,
+            },
+        },
+    ]
+    parent, child = compare(study, tmp_path / "s", QUIET)["cells"]
+    assert child["objective"] == "supervised" and child["parent"] == parent["key"]
+    assert child["losses"][-1]["loss"] < child["losses"][0]["loss"]
+    # scored on the study's own held-out items, under its tokenizer
+    sizes = [cell["heldout"]["paired"]["sizes"] for cell in (parent, child)]
+    assert sizes[0] == sizes[1]
+
+
+def test_lanes_give_what_one_after_another_gives(study, tmp_path):
+    alone = compare(study, tmp_path / "alone", QUIET)
+    study["study"]["lanes"] = 2
+    together = compare(study, tmp_path / "together", QUIET)
+    for a, b in zip(alone["cells"], together["cells"], strict=True):
+        assert a["final_loss"] == b["final_loss"] and a["heldout"] == b["heldout"]

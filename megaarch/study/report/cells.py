@@ -240,4 +240,4 @@ def answer(results: dict, finding: Finding, plain: bool) -> str:
     if finding.tied:
         names = notation.listed([cell["label"] for cell in finding.tied])
         return f"{sentence}, but is not distinguishable from {names}."
-    return f"{sentence}; its 95% interval overlaps no other."
+    return f"{sentence}; every other cell is distinguishable from it."

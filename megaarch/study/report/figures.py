@@ -63,17 +63,20 @@ def has_points(cell: dict, curve: str, value: str) -> bool:
 
 def heldout(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
     order = [c for c in report_cells.ranked(cells) if has_points(c, "curve", "heldout")]
-    unigram = finite(results.get("unigram_bits_per_byte"))
-    reference = None if unigram is None else ("unigram", unigram)
+    reference, of_curve = (
+        None if value is None else ("unigram", value)
+        for value in (
+            finite(results.get("unigram_bits_per_byte")),
+            finite(results.get("curve_unigram_bits_per_byte")),  # the curve's own documents
+        )
+    )
     panels = []
     if order:
         panels += [
             plots.curves(
-                f"heldout-flops{suffix}", "Against compute", order, look, "flops", reference
+                f"heldout-flops{suffix}", "Against compute", order, look, "flops", of_curve
             ),
-            plots.curves(
-                f"heldout-time{suffix}", "Against time", order, look, "seconds", reference
-            ),
+            plots.curves(f"heldout-time{suffix}", "Against time", order, look, "seconds", of_curve),
         ]
     entries = plots.entries(cells, "continuation_bits_per_byte")
     if entries:

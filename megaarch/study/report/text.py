@@ -95,7 +95,7 @@ def footnotes(results: dict) -> list[str]:
     merged = report_cells.merged_cells(results)
     lines = []
     if any(finding.tied for finding in report_cells.findings(results)):
-        lines.append("~ not distinguishable from the best: the 95% intervals overlap")
+        lines.append("~ not distinguishable from the best at 95%")
     kinds = {cell["heldout"].get("interval_kind") for cell in merged} - {None}
     if kinds:
         lines.append("intervals: " + "; ".join(sorted(kinds)))

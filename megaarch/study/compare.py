@@ -31,8 +31,9 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any
     grid = expand(raw, directory)  # every mistake in the grid shows before anything runs
     if study.rates:
         grid = expand(raw, directory, chosen_rates(study.rates))
-    for cell in grid:
-        cells.finished(cell)
+    if not study.tune:  # a sweep may yet change the rates
+        for cell in grid:
+            cells.finished(cell)
     console.print(f"Preparing the text of {settings.data.source} ...")
     base, size = settings.data, settings.model.vocabulary_size
     prepared = lanes.text_of(grid[0], base)
@@ -175,7 +176,7 @@ def assemble(study: Study, settings, prepared, held, grid, records, trials) -> d
 
 def command() -> str:
     """The command that this process was given."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["megaarch", *sys.argv[1:]])
 
 
 def _say_data(manifest: dict[str, Any], console: Console) -> None:

@@ -119,7 +119,8 @@ def _set_argument(command: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for a user's mistake, told in one sentence."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("megaarch").setLevel(logging.INFO)
     try:
         return COMMANDS[options.command](options)
     except (ValueError, OSError, FloatingPointError) as error:

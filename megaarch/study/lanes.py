@@ -5,6 +5,7 @@ of one thread each do more than one process of two threads.
 """
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -119,6 +120,13 @@ def _enter_lane(queue, threads: int) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A lane whose study was killed must not train on unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _in_lane(job: Job) -> dict[str, Any]:

@@ -126,11 +126,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if options.debug:
             raise
-        print(f"megaarch: {_sentence(error)}", file=sys.stderr)
+        if _speaks() or isinstance(error, OSError):
+            print(f"megaarch: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("megaarch: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+def _speaks() -> bool:
+    """Whether this process prints: of a job's processes, the first. A user's mistake is the same
+    on all of them."""
+    from megaarch.parallel import launch
+
+    return launch.find()[1].rank == 0
 
 
 def _sentence(error: Exception) -> str:
@@ -154,26 +163,32 @@ def run_train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megaarch.data.prepare import prepare
+    from megaarch.parallel import launch
+    from megaarch.parallel.mesh import Grid
     from megaarch.study.display import Board, Line
-    from megaarch.training.trainer import Trainer
+    from megaarch.training.trainer import Trainer, device_of
 
     settings = config.resolve(read(options), options.config)
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
-    prepared = prepare(settings.data, settings.model.vocabulary_size)
-    with Board(Console(stderr=True)) as board:
+    grid = Grid.join(settings, device_of(settings))
+    prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
+    with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
         line = Line(settings.model.preset or settings.model.architecture, board.show)
-        progress = Trainer(settings, prepared, watch=line.step).run()
-    print(
-        f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
-        f"{progress.seen_tokens:,} tokens: {settings.logging.directory}"
-    )
+        progress = Trainer(settings, prepared, grid=grid, watch=line.step).run()
+    if grid.is_main:
+        print(
+            f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
+            f"{progress.seen_tokens:,} tokens: {settings.logging.directory}"
+        )
+    launch.leave()
     return 0
 
 
 def run_compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from megaarch.parallel import launch
     from megaarch.study import compare, report
     from megaarch.study.estimate import dry_run
 
@@ -181,6 +196,8 @@ def run_compare(options: argparse.Namespace) -> int:
     study = config.resolve(raw, options.config).study
     if study is None:
         raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    if launch.find()[1].world_size > 1:
+        raise ValueError("compare runs in one process and was started as several: start it once")
     directory = Path(options.output or Path("runs") / study.name)
     if options.dry_run:
         print(dry_run(raw, directory))
@@ -193,9 +210,13 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
+    from megaarch.parallel import launch
     from megaarch.study.evaluate import evaluate_run
 
     found = evaluate_run(Path(options.run), options.set)
+    launch.leave()
+    if not _speaks():
+        return 0
     if options.json:
         print(json.dumps(found, indent=1))
     else:

@@ -39,7 +39,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is no name", problem_mark=key_node.start_mark
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
@@ -95,7 +101,9 @@ def set_path(raw: Raw, path: str, value: Any) -> None:
     """Set a dotted path in nested mappings, in place."""
     *sections, name = path.split(".")
     for section in sections:
-        below = raw.setdefault(section, {})
+        if raw.get(section) is None:
+            raw[section] = {}
+        below = raw[section]
         if not isinstance(below, dict):
             raise ConfigError([f"{path}: {section} is a value and has no settings below it"])
         raw = below
@@ -158,7 +166,8 @@ def resolve(raw: Raw, where: str = "") -> Settings:
 
 def fill_preset(raw: Raw) -> Raw:
     """Write the preset's architecture and objective where the user gave none."""
-    preset = catalogue.PRESETS.get(get_path(raw, "model.preset") or "")
+    name = get_path(raw, "model.preset")
+    preset = catalogue.PRESETS.get(name) if isinstance(name, str) else None
     if preset:
         data = raw.setdefault("data", {})
         raw["model"].setdefault("architecture", preset.architecture)
@@ -389,10 +398,25 @@ def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
                     + (f"; did you mean {guess[0]!r}?" if guess else "")
                 ),
             )
+        if cell.budget is not None and cell.start_from is None:
+            yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
         for path in cell.set:
-            if path not in valid or path.startswith("study"):
+            if path in ("training.seed", "logging.directory"):
+                yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
+            elif path not in valid or path.startswith("study"):
                 yield (f"{where}.set",), unknown(path)
         names.add(cell.name)
+    names = [size.name for size in study.sizes]
+    amounts = [f"{amount:.4g}" for amount in study.budgets]
+    for key, values in (("sizes", names), ("budgets", amounts), ("seeds", study.seeds)):
+        twice = sorted({str(v) for v in values if values.count(v) > 1})
+        if twice:
+            yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
+    if study.tune and study.rates:
+        yield (
+            ("study.tune", "study.rates"),
+            ("cannot be given together with study.rates: a sweep chooses its own rates"),
+        )
     for section in ("steps", "budget"):
         if getattr(settings.training, section) is not None:
             yield (f"training.{section}",), "a study sets it for each cell: leave it out"

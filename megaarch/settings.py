@@ -112,7 +112,6 @@ class Training(Section):
     deterministic: bool = False
     threads: NonNegative = 0  # 0: torch's own choice
     save_every: NonNegative = 0  # steps; 0: at the end only
-    evaluate_every: NonNegative = 0  # steps; 0: never (a study sets its own points)
     keep_checkpoints: NonNegative = 2  # newest ones; 0: all
     skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
     resume: bool = True
@@ -125,13 +124,17 @@ class Parallel(Section):
     context_parallel: Positive = 1
     data_parallel_shard: Positive = 1
     data_parallel_replicate: Positive = 1
+    reshard_after_forward: bool = True  # gather a layer's parameters again for its backward
+    # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
+    recompute: Literal["none", "selective", "full"] = "none"
+    schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
+    stages_per_rank: Positive = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
 
 
 class Logging(Section):
     directory: str = "runs/train"
     tensorboard: bool = True
     wandb: bool = False
-    every: Positive = 1  # steps between progress lines
 
 
 class Size(Section):

@@ -94,3 +94,19 @@ def test_broken_yaml_names_file_and_line(tmp_path):
 
 def test_an_empty_section_is_an_empty_section():
     assert config.resolve({"model": None}).model.layers == 6
+
+
+def test_oddities_of_yaml_and_of_set(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("model:\ntraining: &t {steps: 3}\n")
+    assert config.load(file, ["model.layers=1"]).model.layers == 1
+    file.write_text("model: {{n}}\n")
+    with pytest.raises(config.ConfigError, match=r"a\.yaml: line 1"):
+        config.load(file)
+    with pytest.raises(config.ConfigError, match="model.preset: must be"):
+        config.resolve({"model": {"preset": ["gpt"]}})
+    study = {"budgets": [1e9, 1.00001e9], "seeds": [0, 0], "cells": [{"name": "a", "budget": 1.0}]}
+    found = problems({"study": study})
+    assert "study.budgets: 1e+09 is given twice" in found
+    assert "study.seeds: 0 is given twice" in found
+    assert any(problem.startswith("study.cells.0.budget") for problem in found)

@@ -17,6 +17,8 @@ class Stream:
     tokens: int64 [B, S]; positions: int64 [B, S, A].
     parts: self-attention. cross: attention from this stream to the one before it, or None.
     segments: int64 [B, S] token types (BERT), or None.
+    first: slot of the row at which tokens and segments begin. Above 0 only in a shard of a stream
+        (context parallelism), whose positions and parts are still those of the whole row.
     """
 
     tokens: torch.Tensor
@@ -24,6 +26,12 @@ class Stream:
     parts: Parts
     cross: Parts | None = None
     segments: torch.Tensor | None = None
+    first: int = 0
+
+    @property
+    def token_positions(self) -> torch.Tensor:
+        """[B, S, A] of this stream's own tokens."""
+        return self.positions[:, self.first : self.first + self.tokens.shape[1]]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ All arrays are numpy, all on the host. Legend: n inputs, m targets, A position a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +85,10 @@ class RowShape:
             and self.parts >= other.parts
             and self.cross_parts >= other.cross_parts
         )
+
+    def stretched(self, multiple: int) -> "RowShape":
+        """Streams padded to lengths that `multiple` divides."""
+        return replace(self, streams=tuple(-(-n // multiple) * multiple for n in self.streams))
 
     def __add__(self, other: "RowShape") -> "RowShape":
         return RowShape(

@@ -4,6 +4,7 @@ It holds no state: a run resumes from one integer. Workers make steps ahead of t
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,8 +19,9 @@ class Steps(torch.utils.data.Dataset):
     """`steps[s]` is the list of micro-batches of step s for one data-parallel rank.
 
     global_batch_size, micro_batch_size: rows. rank, ranks: place among the data-parallel ranks;
-    a step's rows are dealt out in contiguous shares. device_type: where batches will run; the
-    kernels' plans of their parts are made here, ahead of the step.
+    a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
+    (what that adds is no padding that counts). device_type: where batches will run; the kernels'
+    plans of their parts are made here, ahead of the step.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class Steps(torch.utils.data.Dataset):
         micro_batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        multiple: int = 1,
         device_type: str = "cpu",
     ):
         assert global_batch_size % (micro_batch_size * ranks) == 0
         self.rows = rows
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.ranks, self.device_type = rank, ranks, device_type
+        self.shape = rows.shape.stretched(multiple)
 
     def __getitem__(self, step: int) -> list[Batch]:
         share = self.global_batch_size // self.ranks
@@ -49,11 +53,13 @@ class Steps(torch.utils.data.Dataset):
         """The Batch of these samples."""
         batch = pack(
             [self.rows[i] for i in sample_index],
-            self.rows.shape,
+            self.shape,
             pad=self.rows.vocabulary.pad,
             axes=self.rows.axes,
             sample_index=sample_index,
         )
+        slots = tuple(len(sample_index) * length for length in self.rows.shape.streams)
+        batch = replace(batch, counts=replace(batch.counts, slots=slots))
         for stream in batch.streams:
             for parts in (stream.parts, stream.cross):
                 if parts is not None:

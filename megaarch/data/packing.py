@@ -97,6 +97,7 @@ def _pack_stream(
             end = start + len(stream.tokens)
             if end > length:
                 raise ValueError(f"row {b} holds {end} tokens or more and has room for {length}")
+            assert stream.positions.shape[1] == axes, "positions of another number of axes"
             tokens[b, start:end] = stream.tokens
             positions[b, start:end] = stream.positions
             parts[b] += [_moved(part, start, start) for part in stream.parts]

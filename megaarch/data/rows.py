@@ -105,21 +105,30 @@ class Task(Protocol):
 class TextRows:
     """Rows of one segment each (two where the layout pairs them), documents shuffled per epoch.
 
-    dataset: an IndexedDataset of documents that end in eos.
+    dataset: an IndexedDataset of documents that end in eos. region: the share of each epoch's
+    tokens that these rows read, from and to; the components of a mixture divide an epoch among
+    them, so that none reads what another has read.
     """
 
     def __init__(
-        self, dataset, plan: Layout, converter: Converter, vocabulary: Vocabulary, seed: int
+        self,
+        dataset,
+        plan: Layout,
+        converter: Converter,
+        vocabulary: Vocabulary,
+        seed: int,
+        region: tuple[float, float] = (0.0, 1.0),
     ):
         self.dataset, self.plan = dataset, plan
         self.converter, self.vocabulary, self.seed = converter, vocabulary, seed
         self.shape = plan.shape
         self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
-        self.per_epoch = int(self.lengths.sum()) // plan.tokens
+        self.first, end = (int(share * int(self.lengths.sum())) for share in region)
+        self.per_epoch = (end - self.first) // plan.tokens
         if self.per_epoch == 0:
             raise ValueError(
-                f"the text has {int(self.lengths.sum())} tokens and one row needs {plan.tokens}: "
-                "give more text or lower model.sequence_length"
+                f"the text has {end - self.first} tokens for {plan.segments[0].name} and one row "
+                f"needs {plan.tokens}: give more text or lower model.sequence_length"
             )
         self._epoch = lru_cache(maxsize=2)(self._order)
 
@@ -132,7 +141,7 @@ class TextRows:
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         epoch, place = divmod(i, self.per_epoch)
         documents, ends, order = self._epoch(epoch)
-        tokens = self._read(documents, ends, int(order[place]) * self.plan.tokens)
+        tokens = self._read(documents, ends, self.first + int(order[place]) * self.plan.tokens)
         return [
             self.converter(
                 objective(segment, self.vocabulary, generator(*rng_key)), self.vocabulary
@@ -240,6 +249,13 @@ class Rows:
     """
 
     def __init__(self, model: Model, data: Data, prepared, seed: int):
+        if prepared.supervised != (data.objective == "supervised"):
+            what = "{input, target} pairs" if prepared.supervised else "text"
+            raise ValueError(
+                f"data.objective: {data.objective} cannot train on {what}, which data.source "
+                f"{data.source} holds: "
+                + ("use supervised" if prepared.supervised else "give pairs, or another objective")
+            )
         converter = CONVERTERS[model.architecture]
         vocabulary = prepared.tokenizer.vocabulary
         self.vocabulary, self.seed = vocabulary, seed
@@ -251,7 +267,8 @@ class Rows:
 
     @property
     def per_epoch(self) -> float:
-        """Rows after which the first task has seen all of its data."""
+        """Rows after which the first source has been read once. (The components of a mixture
+        come to the ends of their regions together.)"""
         shares = np.diff(self.blend.cumulative)
         return min(t.per_epoch / share for t, share in zip(self.tasks, shares, strict=True))
 
@@ -271,10 +288,15 @@ def _tasks(
                 PairRows(dataset, model, converter, vocabulary, pack=data.pack, seed=seed),
             )
         return
-    for share, objective in components(data):
-        plan = layout(model, objective)
+    plans = [(share, layout(model, objective)) for share, objective in components(data)]
+    ends = np.cumsum([share * plan.tokens for share, plan in plans])
+    ends = [0.0, *(ends / ends[-1]).tolist()]
+    for (share, plan), *region in zip(plans, ends[:-1], ends[1:], strict=True):
         for dataset, weight in prepared.train:
-            yield share * weight, TextRows(dataset, plan, converter, vocabulary, seed)
+            yield (
+                share * weight,
+                TextRows(dataset, plan, converter, vocabulary, seed, tuple(region)),
+            )
 
 
 def components(data: Data) -> tuple[tuple[float, Objective], ...]:

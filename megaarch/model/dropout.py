@@ -39,14 +39,17 @@ class DropoutKeys:
         return _mix(low ^ (self.rows >> 32) ^ (digest >> 32))
 
 
-def dropout(x_BSD: torch.Tensor, key_B: torch.Tensor, rate: float, branch: int = 0) -> torch.Tensor:
+def dropout(
+    x_BSD: torch.Tensor, key_B: torch.Tensor, rate: float, branch: int = 0, first: int = 0
+) -> torch.Tensor:
     """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate).
 
     `branch` tells apart several masks drawn from one key. Slot s, channel d of a row has the same
-    fate whatever the other rows of the batch are.
+    fate whatever the other rows of the batch are. `first` is the slot of x's first one, where x is
+    a shard of a longer sequence.
     """
     _, S, D = x_BSD.shape
-    element_SD = _mix(torch.arange(S * D, device=x_BSD.device).view(S, D))
+    element_SD = _mix(torch.arange(first * D, (first + S) * D, device=x_BSD.device).view(S, D))
     bits_BSD = _mix(element_SD ^ _mix((key_B + branch) & _LOW)[:, None, None])
     keep_BSD = bits_BSD >= int(rate * 2**32)
     return x_BSD * (keep_BSD.to(x_BSD.dtype) * (1 / (1 - rate)))

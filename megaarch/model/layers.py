@@ -36,8 +36,9 @@ class Context:
     """What the layers of one stack share in a forward pass.
 
     parts: self-attention. cross: attention to the memory, or None.
-    positions: int64 [B, S, A]. rotary: tables of `positions.rotary_tables`, or None.
-    bias: T5's relative bias, or None. dropout: None where dropout is off.
+    positions: int64 [B, S, A], of the whole row. rotary: tables of `positions.rotary_tables` for
+    the tokens at hand, or None. bias: T5's relative bias, or None. dropout: None where it is off.
+    first: slot of the first token at hand.
     """
 
     parts: Parts
@@ -46,6 +47,7 @@ class Context:
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None
     bias: RelativeBias | None = None
     dropout: DropoutKeys | None = None
+    first: int = 0
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
@@ -66,6 +68,7 @@ class SelfAttention(nn.Module):
         self.head_size = head_size(model)
         self.group = model.heads // key_heads(model)
         self.scale, self.kernel = model.attention_scale, model.attention
+        self.attend = attend
         fused = key_heads(model) * (self.group + 2) * self.head_size
         self.qkv = linear(model.hidden_size, fused, model.bias)
         self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
@@ -76,7 +79,7 @@ class SelfAttention(nn.Module):
         if context.rotary is not None:
             qk = rotate(qk, context.rotary, axes=context.positions.shape[-1])
         q, k = qk.split((self.group, 1), dim=-2)
-        out_BSHDh = attend(
+        out_BSHDh = self.attend(
             q.flatten(2, 3),
             k.squeeze(-2),
             v.squeeze(-2),
@@ -95,6 +98,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_size = head_size(model)
         self.scale, self.kernel = model.attention_scale, model.attention
+        self.attend = attend
         self.q = linear(model.hidden_size, model.heads * self.head_size, model.bias)
         self.kv = linear(model.hidden_size, key_heads(model) * 2 * self.head_size, model.bias)
         self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
@@ -104,7 +108,7 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         q = self.q(x_BSD).unflatten(-1, (-1, self.head_size))
         k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
-        out_BSHDh = attend(q, k, v, context.cross, scale=self.scale, kernel=self.kernel)
+        out_BSHDh = self.attend(q, k, v, context.cross, scale=self.scale, kernel=self.kernel)
         return self.output(out_BSHDh.flatten(2))
 
 
@@ -159,7 +163,7 @@ class Layer(nn.Module):
         def residual(x, norm, branch, number):
             out = branch(norm(x) if self.pre else x)
             if dropout_key_B is not None:
-                out = dropout(out, dropout_key_B, self.rate, number)
+                out = dropout(out, dropout_key_B, self.rate, number, context.first)
             return x + out if self.pre else norm(x + out)
 
         x_BSD = residual(x_BSD, self.attention_norm, lambda x: self.attention(x, context), 0)

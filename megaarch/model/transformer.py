@@ -16,7 +16,7 @@ from torch import nn
 from megaarch import settings
 from megaarch.attention.bias import RelativeBias
 from megaarch.catalogue import ARCHITECTURES
-from megaarch.data.batch import Batch
+from megaarch.data.batch import Batch, Stream
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -27,7 +27,8 @@ from megaarch.model.layers import (
     linear,
     normalization,
 )
-from megaarch.model.loss import TargetLosses, cross_entropy, head_logits
+from megaarch.model.layout import Layout
+from megaarch.model.loss import TargetLosses, head_logits
 from megaarch.model.positions import LearnedPositions, rotary_tables
 
 VOCABULARY_MULTIPLE = 128
@@ -83,6 +84,7 @@ class Transformer(nn.Module):
         self.settings, self.stacks = model, stacks(model)
         self.position_axes = position_axes
         self.dropout_step: tuple[int, int] | None = None
+        self.layout = Layout()
         streams = [stack.stream for stack in self.stacks]
         rows, width = padded_vocabulary(model.vocabulary_size), model.hidden_size
 
@@ -139,21 +141,20 @@ class Transformer(nn.Module):
             dtype = next(self.parameters()).dtype
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
-            rotary = rotary_tables(stream.positions, head_size(model), model.rope_base, dtype)
+            rotary = rotary_tables(stream.token_positions, head_size(model), model.rope_base, dtype)
         elif model.position_encoding == "relative":
             sees_ahead = not stack.cross and model.architecture != "causal_decoder"
-            table = self.relative_bias[stack.stream]
+            table = self.layout.own_heads(self.relative_bias[stack.stream])
             bias = RelativeBias(table, sees_ahead, model.relative_max_distance)
-        return Context(
-            stream.parts, stream.cross, stream.positions, rotary, bias, self._dropout_keys(batch)
-        )
+        keys, first = self._dropout_keys(batch), self._first(stream)
+        return Context(stream.parts, stream.cross, stream.positions, rotary, bias, keys, first)
 
     def embed(self, index: int, batch: Batch) -> torch.Tensor:
         """[B, S, D]: the input of stack `index`'s first layer."""
         stream, name = batch.streams[index], self.stacks[index].stream
         x_BSD = self.embedding(stream.tokens)
         if name in self.positions:
-            x_BSD = x_BSD + self.positions[name](stream.positions)
+            x_BSD = x_BSD + self.positions[name](stream.token_positions)
         if self.segments is not None:
             segments = stream.segments
             kinds = torch.zeros_like(stream.tokens) if segments is None else segments
@@ -162,7 +163,8 @@ class Transformer(nn.Module):
             x_BSD = self.embedding_norm[name](x_BSD)
         keys = self._dropout_keys(batch)
         if keys is not None:
-            x_BSD = dropout(x_BSD, keys.of(f"embedding.{name}"), self.settings.dropout)
+            key_B = keys.of(f"embedding.{name}")
+            x_BSD = dropout(x_BSD, key_B, self.settings.dropout, first=self._first(stream))
         return x_BSD
 
     def run(
@@ -186,11 +188,12 @@ class Transformer(nn.Module):
         self, hidden_BSD: torch.Tensor, batch: Batch, text_tokens: torch.Tensor | None = None
     ) -> TargetLosses:
         """The losses [B, M], from what the last layer leaves; runs on `batch.head_rows` only."""
+        hidden_BSD = self.layout.gather(hidden_BSD)
         B, M = batch.target_index.shape
         slot_R = batch.head_rows
         row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
         hidden_RD = self._before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
-        losses = cross_entropy(
+        losses = self.layout.cross_entropy(
             hidden_RD,
             self._output_weight,
             self.output_bias,
@@ -206,7 +209,8 @@ class Transformer(nn.Module):
         return TargetLosses(*(None if loss is None else place(loss) for loss in losses))
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """[B, S, vocabulary_size] of the last stream, whole: for tests and conversion checks."""
+        """[B, S, vocabulary_size] of the last stream, whole: for tests and conversion checks of a
+        model that one process holds."""
         size = self.settings.vocabulary_size
         hidden_BSD = self._before_output(self.hidden(batch))
         return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
@@ -222,6 +226,10 @@ class Transformer(nn.Module):
             hidden = self.head_transform(hidden)
         scale = self.settings.output_scale
         return hidden if scale is None else hidden * scale
+
+    def _first(self, stream: Stream) -> int:
+        """The slot of the row whose hidden state is the first one held here."""
+        return stream.first + self.layout.first(stream.tokens.shape[1])
 
     def _dropout_keys(self, batch: Batch) -> DropoutKeys | None:
         if not self.training or self.settings.dropout == 0:

@@ -6,18 +6,22 @@ cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the 
 """
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megaarch import catalogue, config
+from megaarch.data.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
 from megaarch.settings import Evaluation, Settings
+from megaarch.signature import changed, signature
 from megaarch.study import yardsticks
 from megaarch.study.display import Line
 from megaarch.study.environment import environment
-from megaarch.study.grid import GridCell, changed, signature
+from megaarch.study.grid import GridCell, rate_key
 from megaarch.study.items import Item
 from megaarch.study.score import Scorer
 from megaarch.training.metrics import cut_back, read_lines
@@ -33,12 +37,19 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def finished(cell: GridCell) -> dict[str, Any] | None:
-    """The record of a cell that is done. ConfigError where its settings have changed since."""
+def identity(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
+    """All that decides a cell's result: its settings, data, yardsticks and parent."""
+    scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump().items()}
+    about = {"data": prepared.fingerprint, "from": cell.parent}
+    return signature(cell.settings) | scoring | about
+
+
+def finished(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any] | None:
+    """The record of a cell that is done. ConfigError where what decides it has changed since."""
     record = read_record(Path(cell.settings.logging.directory))
     if record is None:
         return None
-    differences = changed(record["signature"], signature(cell.settings))
+    differences = changed(record["signature"], identity(cell, prepared, evaluation))
     if differences:
         raise config.ConfigError(
             [
@@ -57,7 +68,7 @@ def run(
     settings = cell.settings
     directory = Path(settings.logging.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"key": cell.key, "signature": signature(settings)}
+    record = {"key": cell.key, "signature": identity(cell, prepared, evaluation)}
     _write(directory / "cell.json", record)
     curve = directory / "heldout.jsonl"
 
@@ -73,7 +84,11 @@ def run(
     progress = trainer.run()
     line.say("scoring held-out text")
     heldout = yardsticks.heldout_of(settings, trainer.model, prepared, held["test"], evaluation)
-    record |= {"result": result(cell, trainer, progress, heldout), "environment": environment()}
+    about = {"fingerprint": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
+    record |= {
+        "result": result(cell, trainer, progress, heldout),
+        "environment": environment() | about,
+    }
     _write(directory / "cell.json", record)
     line.say(f"done  {summary(record['result'])}")
     return record
@@ -101,26 +116,37 @@ def trial(
 ) -> dict[str, Any]:
     """One trial of a learning rate: the validation value after `share` of the cell's budget."""
     training = cell.settings.training
-    directory = Path(cell.settings.logging.directory) / "tune" / f"rate-{rate:.3g}"
+    folder = f"rate-{rate:.3g}-share-{share:.3g}"
+    directory = Path(cell.settings.logging.directory) / "tune" / folder
     record = read_record(directory)
     budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
     settings = _with(cell.settings, directory, rate, budget)
-    if record and not changed(record["signature"], signature(settings)) and "trial" in record:
+    mark = identity(replace(cell, settings=settings), prepared, evaluation)
+    if record and not changed(record["signature"], mark) and "trial" in record:
         return record["trial"]
+    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(settings, prepared, watch=line.step)
-    progress = trainer.run()
-    scorer = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
-    value = yardsticks.curve_point(scorer, held["validation"], evaluation)
+    value = None
+    try:
+        trainer.run()
+        scorer = Scorer(
+            trainer.model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows
+        )
+        items = held["validation"][: evaluation.documents]
+        value = yardsticks.continuation_bits(scorer, items)
+    except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
+        line.say(str(error))
     found = {
         "cell": cell.name,
         "key": cell.key,
+        "rate_key": rate_key(cell),
         "learning_rate": rate,
         "heldout": value,
-        "flops": progress.flops,
+        "flops": trainer.progress.flops,
     }
-    _write(directory / "cell.json", {"signature": signature(settings), "trial": found})
-    line.say(f"done  {value:.4f} bits per byte")
+    _write(directory / "cell.json", {"signature": mark, "trial": found})
+    line.say("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
     return found
 
 

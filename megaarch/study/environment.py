@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ def environment() -> dict[str, Any]:
         },
         "commit": commit(),
     }
+
+
+def command() -> str:
+    """The command that this process was given."""
+    return shlex.join(["megaarch", *sys.argv[1:]])
 
 
 def commit() -> str | None:

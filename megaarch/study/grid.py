@@ -3,7 +3,6 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megaarch import catalogue, config
 from megaarch.model.count import parameter_count
@@ -34,8 +33,8 @@ def expand(
 ) -> list[GridCell]:
     """All cells of a study's raw configuration, parents before their children.
 
-    directory: of the study; cells log below it. rates: learning rate by cell name, where a sweep
-    chose it. ConfigError names the cell at fault.
+    directory: of the study; cells log below it. rates: learning rate by `rate_key` or by cell
+    name, where a sweep chose it. ConfigError names the cell at fault.
     """
     study = config.resolve(raw).study
     if study is None:
@@ -68,16 +67,17 @@ def _resolve(
         model.pop("architecture", None)
         own.setdefault("data", {}).pop("objective", None)
         model["preset"] = cell.preset
-    if cell.name in rates:
-        config.set_path(own, "training.learning_rate", rates[cell.name])
+    name = size.name if size else None
+    found = GridCell(cell.name, name, amount, seed, Settings(), None)
+    rate = rates.get(rate_key(found), rates.get(cell.name))
+    if rate is not None:
+        config.set_path(own, "training.learning_rate", rate)
     for path, value in cell.set.items():
         config.set_path(own, path, copy.deepcopy(value))
     budget = cell.budget if cell.start_from and cell.budget else amount
     match = BUDGET_UNIT.get(study.match, study.match)
     config.set_path(own, "training.budget", {"match": match, "amount": budget})
     config.set_path(own, "training.seed", seed)
-    name = size.name if size else None
-    found = GridCell(cell.name, name, amount, seed, Settings(), None)
     config.set_path(own, "logging.directory", str(directory / "cells" / found.key))
     parent = None
     if cell.start_from:
@@ -87,6 +87,17 @@ def _resolve(
     if study.encoder_decoder_size == "parameters" or study.match == "parameters":
         settings = _match_parameters(settings)
     return GridCell(cell.name, name, amount, seed, settings, parent)
+
+
+def rate_key(cell: GridCell) -> str:
+    """What a sweep chooses a rate for: the cell whatever its seed."""
+    return f"{cell.name}/{cell.size or 'base'}-{cell.budget:.4g}"
+
+
+def title(cell: GridCell, study: Study) -> str:
+    """What a person sees of a cell's key: as little as tells it from the others."""
+    several = len(study.sizes) > 1 or len(study.budgets) > 1 or len(study.seeds) > 1
+    return cell.key if several else cell.name
 
 
 def _match_parameters(settings: Settings) -> Settings:
@@ -104,31 +115,3 @@ def _match_parameters(settings: Settings) -> Settings:
     ]
     best = min(candidates, key=lambda m: abs(parameter_count(m) - wanted))
     return settings.model_copy(update={"model": best})
-
-
-VOLATILE = (
-    "logging.",
-    "data.workers",
-    "data.cache",
-    "training.resume",
-    "training.threads",
-    "training.save_every",
-    "training.keep_checkpoints",
-    "training.start_from",
-    "model.attention",
-)
-
-
-def signature(settings: Settings) -> dict[str, Any]:
-    """The settings that decide a cell's result, flat."""
-    flat = config.flatten(settings.model_dump(mode="json", by_alias=True, exclude={"study"}))
-    return {k: v for k, v in flat.items() if not k.startswith(VOLATILE)}
-
-
-def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of the settings in which two signatures differ, with both values."""
-    return [
-        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
-        for key in sorted({**before, **after})
-        if before.get(key) != after.get(key)
-    ]

@@ -46,6 +46,7 @@ def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
 
 def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]:
     tokens = tokenizer.encode(text).astype(np.int64)
+    text_ids = tokenizer.vocabulary.text
     starts = np.flatnonzero(tokenizer.vocabulary.word_start[tokens])
     prefix, length = evaluation.prefix_tokens, evaluation.continuation_tokens
     items, begin = [], 0
@@ -61,8 +62,13 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
         # a window may run over its nominal length by a word: the left side gives way
         left = tokens[b - prefix : b]
         span = tokens[b:c][: 2 * length]
-        items.append(Item(d, left, span, right, len(tokenizer.decode(span).encode())))
         begin = c + prefix // 2
+        if text_ids[span].all():  # an unknown token has no probability among text tokens
+            # the span's bytes behind its left side: a decoder may strip a leading space
+            size = len(tokenizer.decode(tokens[b - prefix : b + len(span)]).encode()) - len(
+                tokenizer.decode(left).encode()
+            )
+            items.append(Item(d, left, span, right, size))
 
 
 def split(documents: list[str], tokenizer, evaluation: Evaluation) -> dict[str, list[Item]]:

@@ -16,6 +16,7 @@ from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.packing import pack, plan_rows
 from megaarch.model.transformer import Transformer
+from megaarch.parallel.replica import Replica
 from megaarch.settings import Settings
 
 
@@ -33,10 +34,17 @@ class Scores:
 class Scorer:
     """Scores token spans with a model under the settings it was trained with.
 
+    model: a Transformer, or the Replica of a layout, every process of which scores the same.
     rows: batch rows of a forward pass.
     """
 
-    def __init__(self, model: Transformer, settings: Settings, vocabulary: Vocabulary, rows: int):
+    def __init__(
+        self,
+        model: Transformer | Replica,
+        settings: Settings,
+        vocabulary: Vocabulary,
+        rows: int,
+    ):
         self.model, self.vocabulary, self.rows = model, vocabulary, rows
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
@@ -44,6 +52,7 @@ class Scorer:
         self.axes = catalogue.position_axes(self.objective)
         self.length = settings.model.sequence_length
         self.device = next(model.parameters()).device
+        self.multiple = model.grid.row_multiple if isinstance(model, Replica) else 1
         self.bf16 = settings.training.precision == "bf16"
         text = np.zeros(settings.model.vocabulary_size, dtype=bool)
         text[: vocabulary.size] = vocabulary.text
@@ -103,13 +112,19 @@ class Scorer:
     def _limit(self, converted: list[Converted]) -> RowShape:
         shapes = [c.shape for c in converted]
         longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
+        if longest[0] > self.length:
+            raise ValueError(
+                f"an item takes a row of {longest[0]} tokens and {self.objective} was trained on "
+                f"rows of {self.length}: lower study.evaluation.prefix_tokens and "
+                "continuation_tokens, or raise model.sequence_length"
+            )
         fit = max(1, self.length // max(longest[0], 1))
         return RowShape(
             tuple(fit * n for n in longest),
             fit * max(s.targets for s in shapes),
             fit * max(s.parts for s in shapes),
             fit * max(s.cross_parts for s in shapes),
-        )
+        ).stretched(self.multiple)
 
     def _forward(self, rows: list[list[Converted]], shape: RowShape) -> np.ndarray:
         batch = pack(

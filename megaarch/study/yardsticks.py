@@ -36,7 +36,7 @@ def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[
         },
         "middle_bits_per_byte": None,
         "middle_interval": None,
-        "interval_kind": "paired bootstrap over documents",
+        "interval_kind": "bootstrap over documents",
         "comparable": comparable(scorer.objective),
         "items": {"continuation": len(chosen), "choice": 0, "middle": 0},
     }
@@ -48,9 +48,13 @@ def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[
 
 def curve_point(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> float:
     """Bits per byte of the continuations of the first `curve_documents` items."""
-    chosen = items[: evaluation.curve_documents]
-    scores = scorer.continuations([(item.left, item.span) for item in chosen])
-    return bits(-scores.text, np.array([item.span_bytes for item in chosen]))
+    return continuation_bits(scorer, items[: evaluation.curve_documents])
+
+
+def continuation_bits(scorer: Scorer, items: list[Item]) -> float:
+    """Bits per byte of the items' continuations."""
+    scores = scorer.continuations([(item.left, item.span) for item in items])
+    return bits(-scores.text, np.array([item.span_bytes for item in items]))
 
 
 def _choice(scorer: Scorer, items: list[Item], counts: dict[str, int]) -> dict[str, Any]:

@@ -11,15 +11,25 @@ import logging
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.optim import Optimizer
 
+from megaarch.parallel.mesh import Grid
+
 log = logging.getLogger(__name__)
+# One entry a parameter: a pipeline rank, and another layout's parameter groups, take their own.
+BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save(
@@ -29,18 +39,29 @@ def save(
     optimizer: Optimizer,
     progress: dict[str, Any],
     keep: int,
+    grid: Grid | None = None,
 ) -> Path:
     """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
 
-    keep: how many of the newest to keep; 0 keeps all.
+    keep: how many of the newest to keep; 0 keeps all. grid: all its processes call this and write
+    their shards; the main one does the rest. OSError on all of them where something fails.
     """
     folder = run / "checkpoints"
     path = folder / f"step-{step:08d}"
     aside = folder / f"{path.name}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    weights, state = get_state_dict(model, optimizer)
+    with _on_main(grid) as main:
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+    weights, state = get_state_dict(model, optimizer, options=BY_NAME)
     _quietly(dcp.save, {"model": weights, "optimizer": state}, checkpoint_id=aside / "state")
+    with _on_main(grid) as main:
+        if main:
+            _finish(folder, path, aside, progress, keep)
+    return path
+
+
+def _finish(folder: Path, path: Path, aside: Path, progress: dict[str, Any], keep: int) -> None:
     (aside / "progress.json").write_text(json.dumps(progress, indent=1))
     files = sorted(p for p in aside.rglob("*") if p.is_file())
     manifest = {str(p.relative_to(aside)): [p.stat().st_size, _checksum(p)] for p in files}
@@ -58,7 +79,20 @@ def save(
     if keep:
         for old in _complete(folder)[:-keep]:
             shutil.rmtree(old)
-    return path
+
+
+@contextmanager
+def _on_main(grid: Grid | None) -> Iterator[bool]:
+    """Whether this is the main process. All wait for its block, and raise the error it raises."""
+    error = None
+    try:
+        yield grid is None or grid.is_main
+    except OSError as raised:
+        error = raised
+    if grid is not None:
+        error = grid.share(error)
+    if error:
+        raise error
 
 
 def newest(run: Path) -> Path | None:
@@ -95,33 +129,38 @@ def read_progress(path: Path) -> dict[str, Any]:
     return json.loads((path / "progress.json").read_text())
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+def load(
+    path: Path, model: nn.Module, optimizer: Optimizer | None, grid: Grid | None = None
+) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
-    ValueError where the checkpoint's parameters are not the model's.
+    grid: all its processes call this. ValueError where the checkpoint's parameters are not the
+    model's; a pipeline rank holds some of them only.
     """
     optimizers = [optimizer] if optimizer else []
-    weights, state = get_state_dict(model, optimizers)
+    weights, state = get_state_dict(model, optimizers, options=BY_NAME)
     wanted: dict[str, Any] = {"model": weights}
     if optimizer:
         wanted["optimizer"] = state
-    _compare(path, model)
+    _compare(path, weights, partial=grid is not None and grid.size("pp") > 1)
     _quietly(dcp.load, wanted, checkpoint_id=path / "state")
     set_state_dict(
         model,
         optimizers,
         model_state_dict=wanted["model"],
         optim_state_dict=wanted.get("optimizer", {}),
+        options=BY_NAME,
     )
 
 
-def _compare(path: Path, model: nn.Module) -> None:
+def _compare(path: Path, weights: dict[str, Any], partial: bool) -> None:
     saved = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
     there = {
         k.removeprefix("model."): tuple(v.size) for k, v in saved.items() if k.startswith("model.")
     }
-    here = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
+    here = {name: tuple(p.shape) for name, p in weights.items()}
+    wanted = here if partial else {**there, **here}
+    names = [n for n in wanted if there.get(n) != here.get(n)]
     if names:
         name = names[0]
         raise ValueError(

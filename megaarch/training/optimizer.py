@@ -8,18 +8,23 @@ from megaarch.settings import Training
 
 def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimizer of `training.optimizer`. Matrices decay, vectors (norms, biases) do not."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    kinds: dict[tuple, list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:  # a fused kernel takes tensors of one device mesh
+            kinds.setdefault((p.ndim < 2, str(getattr(p, "device_mesh", ""))), []).append(p)
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": kinds[kind], "weight_decay": 0.0 if kind[0] else training.weight_decay}
+        for kind in sorted(kinds)
     ]
-    groups = [group for group in groups if group["params"]]
     rate, betas = training.learning_rate, (training.beta1, training.beta2)
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=training.epsilon, fused=True)
     if training.optimizer == "adafactor":
         # Shazeer and Stern 2018; decay 0.8 as T5
-        return torch.optim.Adafactor(groups, lr=rate, beta2_decay=-0.8)
+        kind = torch.optim.Adafactor
+        if any(mesh for _, mesh in kinds):
+            from megaarch.parallel.adafactor import Adafactor as kind
+        return kind(groups, lr=rate, beta2_decay=-0.8)
     if training.optimizer == "apex_adam":
         return fused_adam()(groups, lr=rate, betas=betas, eps=training.epsilon)
     return torch.optim.SGD(groups, lr=rate)

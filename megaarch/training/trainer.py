@@ -2,7 +2,8 @@
 
 A step: micro-batches from the loader, loss summed over their targets and divided by the target
 weight of all of them (never a mean of means, so the result does not depend on how the rows are
-split), gradients clipped, one optimizer step, one line of metrics.
+split), gradients clipped, one optimizer step, one line of metrics. Every process of a layout runs
+the same trainer; the main one alone writes.
 """
 
 import time
@@ -13,16 +14,21 @@ from typing import Any
 
 import torch
 
-from megaarch import catalogue, flops
-from megaarch.data.batch import Batch
+from megaarch import flops
+from megaarch.data.batch import Batch, Counts
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
-from megaarch.model.initialize import initialize
-from megaarch.model.transformer import Transformer
-from megaarch.settings import Model, Settings
+from megaarch.model.count import parameter_count
+from megaarch.parallel.build import build_model
+from megaarch.parallel.mesh import DATA, Grid, check
+from megaarch.parallel.replica import Replica
+from megaarch.settings import Settings
+from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, optimizer
 from megaarch.training.metrics import Metrics
 from megaarch.training.progress import Limit, Progress, learning_rate
+
+__all__ = ["Step", "Trainer", "build_model", "device_of"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,12 @@ def device_of(settings: Settings) -> torch.device:
     return torch.device(wanted)
 
 
-def build_model(model: Model, objective: str) -> Transformer:
-    """The Transformer of these settings, not yet initialized."""
-    return Transformer(model, position_axes=catalogue.position_axes(objective))
-
-
 class Trainer:
     """A run. `prepared` is the data (data/prepare.py); `fingerprint` guards a resumed run.
 
-    watch: called after every step. hold_out: called with (model, progress) at `shares` of the
-    limit, not counted as training time.
+    grid: the processes of the layout; None: this one alone. `model` is what this one holds.
+    watch: called after every step, on every process. hold_out: called with (replica, progress) at
+    `shares` of the limit, on every process, not counted as training time.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Trainer:
         settings: Settings,
         prepared,
         *,
+        grid: Grid | None = None,
         watch: Callable[[Step], None] = lambda step: None,
-        hold_out: Callable[[Transformer, Progress], None] | None = None,
+        hold_out: Callable[[Replica, Progress], None] | None = None,
         shares: tuple[float, ...] = (),
     ):
         self.settings, self.watch = settings, watch
@@ -77,20 +80,28 @@ class Trainer:
         if training.deterministic:
             torch.use_deterministic_algorithms(True)
         self.limit = Limit.of(training)
-        self.device = device_of(settings)
+        self.grid = grid or Grid.single(device_of(settings))
+        check(settings, self.grid.world_size)
+        self.device = self.grid.device
         self.directory = Path(settings.logging.directory)
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
         self.steps = Steps(
             self.rows,
             global_batch_size=training.global_batch_size,
             micro_batch_size=training.micro_batch_size,
+            rank=self.grid.data_rank,
+            ranks=self.grid.data_ranks,
+            multiple=self.grid.row_multiple,
             device_type=self.device.type,
         )
         self.fingerprint = prepared.fingerprint
-        self.model = build_model(settings.model, settings.data.objective)
-        initialize(self.model, training.seed)
-        self.model.to(self.device)
-        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.tokenizer = {
+            "path": prepared.tokenizer.path,
+            "fingerprint": prepared.tokenizer.fingerprint,
+        }
+        self.replica = Replica(settings, self.grid)
+        self.model = self.replica.model
+        self.parameters = parameter_count(settings.model, self.model.position_axes)
         self.optimizer = optimizer.build(self.model, training)
         self.progress = Progress()
         self._skipped_in_a_row = 0
@@ -103,7 +114,7 @@ class Trainer:
     def _start(self) -> None:
         """Continue the newest checkpoint of this directory, or start from another's weights."""
         training = self.settings.training
-        path = checkpoint.newest(self.directory) if training.resume else None
+        path = self._newest(self.directory) if training.resume else None
         if path is not None:
             saved = checkpoint.read_progress(path)
             if saved["fingerprint"] != self.fingerprint:
@@ -112,20 +123,42 @@ class Trainer:
                     f"and this data's is {self.fingerprint}; restore the data or use another "
                     "logging.directory"
                 )
-            checkpoint.load(path, self.model, self.optimizer)
+            differences = changed(
+                signature(saved["settings"], RESUMABLE), signature(self.settings, RESUMABLE)
+            )
+            if differences:
+                raise ValueError(
+                    f"{path} was trained with other settings: {'; '.join(differences)}; restore "
+                    "them, use another logging.directory, or start a new run from these weights "
+                    "with training.start_from"
+                )
+            checkpoint.load(path, self.model, self.optimizer, self.grid)
             self.progress = Progress.of(saved["progress"])
             self._saved = self.progress.step
         elif training.start_from:
             parent = Path(training.start_from)
-            found = parent if (parent / "manifest.json").exists() else checkpoint.newest(parent)
+            found = parent if (parent / "manifest.json").exists() else self._newest(parent)
             if found is None:
                 raise ValueError(f"training.start_from: no complete checkpoint in {parent}")
-            checkpoint.load(found, self.model, None)
+            tokenizer = checkpoint.read_progress(found)["tokenizer"]
+            if tokenizer["fingerprint"] != self.tokenizer["fingerprint"]:
+                raise ValueError(
+                    f"training.start_from: {found} was trained with another tokenizer: set "
+                    f"data.tokenizer={tokenizer['path']}"
+                )
+            checkpoint.load(found, self.model, None, self.grid)
+
+    def _newest(self, run: Path) -> Path | None:
+        # one process reads and verifies the files, and all take the same checkpoint
+        return self.grid.share(checkpoint.newest(run) if self.grid.is_main else None)
 
     def run(self) -> Progress:
         """Train to the limit; returns the totals."""
         settings = self.settings
-        metrics = Metrics(settings.logging, self.progress.step, settings.model_dump(mode="json"))
+        metrics = None
+        if self.grid.is_main:
+            given = settings.model_dump(mode="json")
+            metrics = Metrics(settings.logging, self.progress.step, given)
         try:
             if self.progress.step == 0:
                 self._evaluate(-1.0)
@@ -133,7 +166,8 @@ class Trainer:
             while not self.limit.reached(self.progress):
                 before = self.limit.share(self.progress)
                 step = self.train_step(next(batches))
-                metrics.write(_line(step))
+                if metrics:
+                    metrics.write(_line(step))
                 self.watch(step)
                 done = self.limit.reached(self.progress)
                 self._evaluate(before, done)
@@ -142,15 +176,16 @@ class Trainer:
                     self.save()
             self.save()
         finally:
-            metrics.close()
+            if metrics:
+                metrics.close()
         return self.progress
 
     def _evaluate(self, before: float, done: bool = False) -> None:
         share = 1.0 if done else self.limit.share(self.progress)
         if self.hold_out and any(before < point <= share for point in self.shares):
-            self.model.eval()
-            with torch.no_grad(), self._autocast():
-                self.hold_out(self.model, self.progress)
+            self.replica.eval()
+            with torch.no_grad():
+                self.hold_out(self.replica, self.progress)
 
     def save(self) -> None:
         """A checkpoint of this moment, unless there is one."""
@@ -159,23 +194,25 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "fingerprint": self.fingerprint,
                 "settings": self.settings.model_dump(mode="json", by_alias=True),
+                "tokenizer": self.tokenizer,
             }
             keep = self.settings.training.keep_checkpoints
             checkpoint.save(
-                self.directory, self.progress.step, self.model, self.optimizer, record, keep
+                self.directory,
+                self.progress.step,
+                self.model,
+                self.optimizer,
+                record,
+                keep,
+                self.grid,
             )
             self._saved = self.progress.step
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.training.precision == "bf16"
-        )
 
     def train_step(self, batches: list[Batch]) -> Step:
         """One optimizer step on these micro-batches."""
         training, model = self.settings.training, self.settings.model
         started = time.perf_counter()
-        counts = sum((b.counts for b in batches[1:]), batches[0].counts)
+        counts = self._everywhere(sum((b.counts for b in batches[1:]), batches[0].counts))
         cost = flops.training(model, counts)
         palm = flops.palm(model, counts, self.parameters)
         after = self.progress.after(counts, flops=cost, palm_flops=palm, seconds=0.0, skipped=False)
@@ -183,14 +220,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.forward_backward(batches)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), training.clip_gradient or float("inf")
-        )
+        norm = self.replica.clip(training.clip_gradient)
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._guard(finite, batches)
+        self._guard(finite)
         seconds = time.perf_counter() - started
         self.progress = self.progress.after(
             counts, flops=cost, palm_flops=palm, seconds=seconds, skipped=not finite
@@ -208,31 +243,39 @@ class Trainer:
     def forward_backward(self, batches: list[Batch]) -> torch.Tensor:
         """Gradients of the mean loss over all targets of `batches`; returns that loss (nats a
         target, z-loss left out)."""
-        z_loss = self.settings.training.z_loss
-        total = max(float(sum(b.target_weights.sum() for b in batches)), 1e-8)
-        self.model.train()
+        weight = self._sum([float(sum(b.target_weights.sum() for b in batches))])[0]
+        self.replica.train()
         self.model.set_dropout_step(self.settings.training.seed, self.progress.step)
-        loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            batch = batch.to(self.device)
-            with self._autocast():
-                out = self.model(batch)
-            nll = (out.nll * batch.target_weights).sum() / total
-            penalized = nll
-            if z_loss:  # PaLM, Chowdhery et al. 2022, section 5
-                square = out.log_partition.square() * batch.target_weights
-                penalized = nll + z_loss * square.sum() / total
-            penalized.backward()
-            loss += nll.detach()
-        return loss
+        return self.replica.forward_backward(batches, max(weight, 1e-8))
 
-    def _guard(self, finite: bool, batches: list[Batch]) -> None:
+    def _everywhere(self, counts: Counts) -> Counts:
+        """The counts of all data ranks' micro-batches."""
+        flat = [counts.rows, counts.targets]
+        tuples = (counts.tokens, counts.areas, counts.cross_areas, counts.slots)
+        for values in tuples:
+            flat += values
+        rows, targets, *rest = (int(x) for x in self._sum(flat))
+        streams = len(counts.tokens)
+        tokens, areas, cross, slots = (
+            tuple(rest[i * streams : (i + 1) * streams]) for i in range(len(tuples))
+        )
+        return Counts(rows, tokens, areas, cross, targets, slots)
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Each figure summed over the data ranks; whole numbers exactly, up to 2**53."""
+        if self.grid.data_ranks == 1:
+            return values
+        figures = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self.grid.sum(figures, DATA).tolist()
+
+    def _guard(self, finite: bool) -> None:
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         if self._skipped_in_a_row > self.settings.training.skip_limit:
-            samples = [int(i) for b in batches for i in b.sample_index]
+            rows = self.settings.training.global_batch_size
+            first = self.progress.step * rows
             raise FloatingPointError(
                 f"loss or gradient was not finite in {self._skipped_in_a_row} steps in a row, up "
-                f"to step {self.progress.step + 1} with samples {samples[0]} to {samples[-1]}: "
+                f"to step {self.progress.step + 1} with samples {first} to {first + rows - 1}: "
                 "lower training.learning_rate, or look at these samples"
             )
 

@@ -6,7 +6,8 @@ import pytest
 
 from megaarch import config
 from megaarch.model.count import parameter_count
-from megaarch.study.grid import changed, expand, signature
+from megaarch.signature import changed, signature
+from megaarch.study.grid import expand
 
 
 @pytest.fixture

@@ -184,3 +184,12 @@ def test_bf16_and_compile_train(tiny, prepared):
     Trainer(settings, prepared).run()
     written = lines(settings)
     assert written[-1]["loss"] < written[0]["loss"]
+
+
+def test_a_run_continued_with_other_settings_is_refused_and_names_them(tiny, prepared):
+    Trainer(tiny(), prepared).run()
+    Trainer(tiny(training__steps=8), prepared)  # going further is no other run
+    with pytest.raises(ValueError, match=r"training.learning_rate was 0.003 and is 0.5"):
+        Trainer(tiny(training__learning_rate=0.5), prepared)
+    with pytest.raises(ValueError, match=r"model.preset was 'gpt' and is 'prefix_lm'"):
+        Trainer(tiny("prefix_lm"), prepared)

@@ -1,0 +1,72 @@
+"""The model of a layout: built on meta, planned, pruned, sharded, and only then given memory.
+
+Every parameter is drawn whole from its global name and shape, and its shard kept, so that the same
+seed gives the same weights in any layout.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from megaarch import catalogue
+from megaarch.model.initialize import initial_value
+from megaarch.model.transformer import Transformer
+from megaarch.parallel.mesh import Grid
+from megaarch.settings import Model, Settings
+
+
+def build_model(model: Model, objective: str) -> Transformer:
+    """The Transformer of these settings in one process, not yet initialized."""
+    return Transformer(model, position_axes=catalogue.position_axes(objective))
+
+
+def build(settings: Settings, grid: Grid) -> Transformer:
+    """This process's part of the model, initialized, under global names."""
+    with torch.device("meta"):
+        model = build_model(settings.model, settings.data.objective)
+    model = _place(model, settings, grid)
+    model.to_empty(device=grid.device)
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        keep(parameter, initial_value(name, shape, settings.model, settings.training.seed))
+    return model
+
+
+def _place(model: Transformer, settings: Settings, grid: Grid) -> Transformer:
+    # imported where they are used: one process needs none of them
+    if grid.size("tp") > 1:
+        from megaarch.parallel import tensor
+
+        tensor.apply(model, grid)
+    if grid.size("cp") > 1:
+        from megaarch.parallel import context
+
+        context.apply(model, grid)
+    if settings.parallel.recompute != "none":
+        from megaarch.parallel import recompute
+
+        recompute.apply(model, settings.parallel.recompute)
+    if grid.size("pp") > 1:
+        from megaarch.parallel import pipeline
+
+        model = pipeline.prune(model, grid, settings)
+    if grid.gradient_ranks > 1:
+        from megaarch.parallel import data
+
+        data.shard(model, grid, settings)
+    return model
+
+
+@torch.no_grad()
+def keep(parameter: nn.Parameter, value: torch.Tensor) -> None:
+    """Copies this process's shard of a whole `value` into the parameter."""
+    if not isinstance(parameter, DTensor):
+        parameter.copy_(value)
+        return
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    for axis, (start, size) in enumerate(zip(offset, shape, strict=True)):
+        value = value.narrow(axis, min(start, value.shape[axis]), size)
+    parameter.to_local().copy_(value)

@@ -1,0 +1,167 @@
+"""Context parallelism: each rank holds a contiguous shard of every row's tokens (Ulysses:
+Jacobs et al. 2023).
+
+All of a layer but attention works on tokens alone. Around attention, one all-to-all trades token
+shards for head shards, so that `attend` sees whole rows and the batch's unchanged parts, and one
+more trades back. No mask knowledge is needed.
+
+    rank 0: tokens 0..s, all heads          all tokens, heads 0..h
+    rank 1: tokens s..2s, all heads  --->   all tokens, heads h..2h   --> attend --> and back
+
+The head runs on the targets whose row lies in the rank's shard, so that losses and gradients of
+parameters are partial: their sums over the ranks are those of one process.
+
+Legend: B rows, S tokens of a row, s = S / C tokens of a shard, C ranks, H heads, h = H / C heads,
+G key heads, D head size, N slots of a message.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import distributed
+from torch._compile import _disable_dynamo
+
+from megaarch.attention import Parts, RelativeBias, attend
+from megaarch.data.batch import Batch, Stream
+from megaarch.data.packing import HEAD_MULTIPLE
+from megaarch.model import TargetLosses, Transformer
+from megaarch.model.layers import CrossAttention, SelfAttention
+from megaarch.parallel.mesh import Grid
+
+
+def apply(model: Transformer, grid: Grid) -> None:
+    """Makes every attention exchange tokens for heads. The model then takes batches of
+    `local_batch`. Apply it after the tensor plan and ahead of sharding; meta is fine."""
+    if grid.size("cp") == 1:
+        return
+    ranks, heads = grid.size("tp") * grid.size("cp"), model.settings.heads
+    assert heads % ranks == 0, f"{heads} heads among {ranks} ranks of tp x cp"
+    exchange = Ulysses(grid.group("cp"), grid.rank("cp"), grid.size("cp"))
+    for module in model.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.attend = exchange
+
+
+@dataclass(frozen=True)
+class Ulysses:
+    """`attend` for token shards: q [B, s, H, D], k and v [B, t, G, D], of s and t tokens of rows
+    that `parts` and the positions describe whole. Returns [B, s, H, D]."""
+
+    group: distributed.ProcessGroup
+    rank: int
+    ranks: int
+
+    @_disable_dynamo
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        parts: Parts,
+        *,
+        bias: RelativeBias | None = None,
+        **options,
+    ) -> torch.Tensor:
+        here, whole = (q.shape[1], k.shape[1]), (parts.queries, parts.keys)
+        assert tuple(n * self.ranks for n in here) == whole, f"shards of {here} tokens, not {whole}"
+        repeats = self.ranks // math.gcd(k.shape[2], self.ranks)
+        if repeats > 1:  # too few key heads for the ranks: several get the same, gradients add up
+            k, v = (x.repeat_interleave(repeats, dim=2) for x in (k, v))
+        if here[0] == here[1]:
+            q, k, v = self.to_heads(q, k, v)
+        else:
+            (q,), (k, v) = self.to_heads(q), self.to_heads(k, v)
+        if bias is not None:
+            heads = q.shape[2]
+            bias = replace(bias, table=bias.table.narrow(1, self.rank * heads, heads))
+        return self.to_tokens(attend(q, k, v, parts, bias=bias, **options))
+
+    def to_heads(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of each [B, s, H, D], this rank's heads of all tokens: [B, S, h, D]. One exchange."""
+        sent = [x.unflatten(2, (self.ranks, -1)) for x in tensors]
+        heads = [x.shape[3] for x in sent]
+        sent_CBShD = torch.cat(sent, dim=3).movedim(2, 0)
+        received_CBShD = _AllToAll.apply(sent_CBShD, self.group)
+        return received_CBShD.movedim(0, 1).flatten(1, 2).split(heads, dim=2)
+
+    def to_tokens(self, x_BShD: torch.Tensor) -> torch.Tensor:
+        """[B, S, h, D] to this rank's tokens of all heads: [B, s, H, D]."""
+        sent_CBshD = x_BShD.unflatten(1, (self.ranks, -1)).movedim(1, 0)
+        return _AllToAll.apply(sent_CBshD, self.group).movedim(0, 2).flatten(2, 3)
+
+
+class _AllToAll(torch.autograd.Function):
+    """Message c of x [C, ...] goes to rank c; message c of the result came from rank c. It is its
+    own transpose."""
+
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return _exchange(x, group)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _exchange(grad, ctx.group), None
+
+
+def _exchange(x: torch.Tensor, group: distributed.ProcessGroup) -> torch.Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    distributed.all_to_all_single(out, x, group=group)
+    return out
+
+
+def local_batch(batch: Batch, grid: Grid) -> Batch:
+    """This rank's shard of a batch: its tokens of each stream, and the head on the targets there.
+
+    Positions, parts, targets, weights and counts stay those of the whole batch; `target_index`
+    counts from the shard's first slot. Call it on the host, ahead of `Batch.to`: on a device it
+    waits for the choice of head rows. ValueError where a row does not divide among the ranks.
+    """
+    ranks, rank = grid.size("cp"), grid.rank("cp")
+    if ranks == 1:
+        return batch
+    streams = tuple(_shard(stream, rank, ranks) for stream in batch.streams)
+    last = streams[-1]
+    index = batch.target_index - last.first
+    used = batch.head_rows[: batch.head_count]
+    here = index.flatten()[used]
+    used = used[(here >= 0) & (here < last.tokens.shape[1])]
+    padding = -len(used) % HEAD_MULTIPLE if len(used) else HEAD_MULTIPLE
+    return replace(
+        batch,
+        streams=streams,
+        target_index=index.clamp(0, last.tokens.shape[1] - 1),
+        head_rows=torch.cat((used, used.new_zeros(padding))),
+        head_count=len(used),
+    )
+
+
+def _shard(stream: Stream, rank: int, ranks: int) -> Stream:
+    length = stream.tokens.shape[1]
+    if length % ranks:
+        raise ValueError(
+            f"parallel.context_parallel: a row of {length} tokens does not divide among {ranks} "
+            "ranks; lengthen it with padding"
+        )
+    assert length == stream.parts.queries, "this batch is a shard already"
+    first, share = rank * (length // ranks), length // ranks
+    segments = stream.segments
+    return replace(
+        stream,
+        tokens=stream.tokens[:, first : first + share],
+        segments=None if segments is None else segments[:, first : first + share],
+        first=first,
+    )
+
+
+def gather(losses: TargetLosses, grid: Grid) -> TargetLosses:
+    """The losses of all targets on every rank, from those of each rank's shard; no gradient."""
+    if grid.size("cp") == 1:
+        return losses
+    whole = [None if loss is None else loss.detach().clone() for loss in losses]
+    for loss in whole:
+        if loss is not None:
+            distributed.all_reduce(loss, group=grid.group("cp"))
+    return TargetLosses(*whole)

@@ -1,0 +1,152 @@
+"""Joining the processes of a job, whoever started them: torchrun, srun or mpirun.
+
+    torchrun   RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+    Open MPI   OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK
+    MPICH      PMI_RANK, PMI_SIZE, MPI_LOCALRANKID (Intel MPI and MVAPICH too)
+    SLURM      SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID
+
+Where no MASTER_ADDR is given, SLURM's list of nodes says where rank 0 is, and under mpirun rank 0
+tells the others through mpi4py.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import distributed
+
+Result = TypeVar("Result")
+TIMEOUT = timedelta(minutes=10)  # of a collective
+FIRST_PORT, PORTS = 20000, 20000  # a SLURM job's port follows from its number
+
+
+class Place(NamedTuple):
+    """A process among those of its job. local_rank: among those of its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+_STARTERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+
+
+def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
+    """Who started this process ("" for nobody), and its place."""
+    for starter, (rank, size, local) in _STARTERS.items():
+        if rank not in environment or size not in environment:
+            continue
+        # sbatch sets these variables for the script too, in which a command has no srun around it
+        if starter == "slurm" and "SLURM_STEP_NUM_TASKS" not in environment:
+            continue
+        number = int(environment[rank])
+        return starter, Place(number, int(environment[size]), int(environment.get(local, number)))
+    return "", Place(0, 1, 0)
+
+
+def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
+    """Brings this process together with the others of its job: NCCL on CUDA, gloo on CPU.
+
+    One process alone needs no process group and gets none. Sets the variables of torchrun, which
+    other libraries read. ValueError where there is no address to meet at.
+    """
+    starter, place = find()
+    if device.type == "cuda":
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    if place.world_size == 1 or distributed.is_initialized():
+        return place
+    address, port = rendezvous(starter, place)
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_RANK": str(place.local_rank),
+    }
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timeout,
+    )
+    return place
+
+
+def first(action: Callable[[], Result]) -> Result:
+    """`action()` on the main process, and on the others once it is done there (it may take hours:
+    preparing data). Its ValueError or OSError is raised on every process."""
+    if not distributed.is_initialized():
+        return action()
+    patient = distributed.new_group(backend="gloo", timeout=timedelta(days=2))
+    result, fault = None, [None]
+    if distributed.get_rank() == 0:
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            fault = [error]
+    distributed.broadcast_object_list(fault, src=0, group=patient)
+    if fault[0] is not None:
+        raise fault[0]
+    return result if distributed.get_rank() == 0 else action()
+
+
+def leave() -> None:
+    """Ends what `join` began."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rendezvous(
+    starter: str, place: Place, environment: Mapping[str, str] = os.environ
+) -> tuple[str, int]:
+    """Host and port at which the processes meet: MASTER_ADDR where it is given."""
+    job = int(environment.get("SLURM_JOB_ID", 0)) * 31 + int(environment.get("SLURM_STEP_ID", 0))
+    port = int(environment.get("MASTER_PORT", FIRST_PORT + job % PORTS))
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"], port
+    if starter == "slurm":
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+        return first_host(nodes), port
+    if starter in ("openmpi", "mpich"):
+        return _ask_by_mpi(place)
+    raise ValueError(
+        "RANK and WORLD_SIZE are set and MASTER_ADDR is not: start with torchrun, or set "
+        "MASTER_ADDR and MASTER_PORT to an address of rank 0's machine"
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first host of SLURM's list: "gpu[003-005,9],x" -> "gpu003"."""
+    found = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    return "".join(group or "" for group in found.groups())
+
+
+def _ask_by_mpi(place: Place) -> tuple[str, int]:
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise ValueError(
+            "mpirun gives no address to meet at: pip install mpi4py, so that rank 0 can tell the "
+            "others its own, or set MASTER_ADDR and MASTER_PORT (mpirun -x MASTER_ADDR=...)"
+        ) from None
+    world = MPI.COMM_WORLD
+    if world.Get_size() != place.world_size:
+        raise ValueError(
+            f"mpirun started {place.world_size} processes and mpi4py sees {world.Get_size()}: it "
+            "was built for another MPI; reinstall it, or set MASTER_ADDR and MASTER_PORT"
+        )
+    own = None
+    if place.rank == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            own = socket.gethostname(), probe.getsockname()[1]
+    return world.bcast(own, root=0)

@@ -1,0 +1,173 @@
+"""The whole grid of processes: five axes, the innermost last, so that neighbours share a machine.
+
+    pp            pipeline stages
+    dp_replicate  copies of the parameters
+    dp_shard      shards of one copy (FSDP)
+    cp            shards of every row's tokens, all heads of attention exchanged (Ulysses)
+    tp            shards of every layer's weights
+
+Parameters are sharded over dp_shard and cp together (data.py).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megaarch.config import ConfigError
+from megaarch.model import padded_vocabulary
+from megaarch.parallel import launch, stages
+from megaarch.settings import Parallel, Settings
+
+AXES = {
+    "pp": "pipeline_parallel",
+    "dp_replicate": "data_parallel_replicate",
+    "dp_shard": "data_parallel_shard",
+    "cp": "context_parallel",
+    "tp": "tensor_parallel",
+}
+DATA = ("dp_replicate", "dp_shard")  # ranks that read rows of their own
+GRADIENT = (*DATA, "cp")  # ranks whose gradients are parts of one sum
+
+
+@dataclass(frozen=True)
+class Grid:
+    """This process's place among all. mesh: None where there is one process only."""
+
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def single(cls, device: torch.device | str) -> "Grid":
+        """One process, without process groups."""
+        return cls(torch.device(device))
+
+    @classmethod
+    def build(cls, parallel: Parallel, device: torch.device | str) -> "Grid":
+        """The grid of the processes that `launch.join` brought together. Every process calls it."""
+        sizes = tuple(getattr(parallel, setting) for setting in AXES.values())
+        if math.prod(sizes) == 1:
+            return cls.single(device)
+        assert distributed.is_initialized(), "launch.join comes first"
+        device = torch.device(device)
+        return cls(device, init_device_mesh(device.type, sizes, mesh_dim_names=tuple(AXES)))
+
+    @classmethod
+    def join(cls, settings: Settings, device: torch.device) -> "Grid":
+        """The grid of `settings`, of the processes that someone started for it (launch.py).
+        ConfigError, before anything starts, where the layout does not fit."""
+        check(settings, launch.find()[1].world_size)
+        launch.join(device)
+        return cls.build(settings.parallel, device)
+
+    def size(self, axis: str) -> int:
+        """Ranks along an axis."""
+        return 1 if self.mesh is None else self.mesh.size(list(AXES).index(axis))
+
+    def rank(self, axis: str) -> int:
+        """This process's place along an axis."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+
+    @property
+    def world_size(self) -> int:
+        """All processes."""
+        return 1 if self.mesh is None else self.mesh.size()
+
+    def group(self, axis: str) -> distributed.ProcessGroup | None:
+        """The processes that differ from this one along `axis` alone; None where it has size 1."""
+        return self.mesh.get_group(axis) if self.size(axis) > 1 else None
+
+    def submesh(self, *axes: str) -> DeviceMesh:
+        """The mesh of these axes, through this process."""
+        assert self.mesh is not None, "one process has no mesh"
+        return self.mesh[axes]
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's rows this process reads."""
+        return self.rank("dp_replicate") * self.size("dp_shard") + self.rank("dp_shard")
+
+    @property
+    def data_ranks(self) -> int:
+        """Shares that a step's rows are dealt in."""
+        return math.prod(self.size(axis) for axis in DATA)
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks over which gradients are averaged."""
+        return math.prod(self.size(axis) for axis in GRADIENT)
+
+    @property
+    def row_multiple(self) -> int:
+        """Streams' lengths are multiples of this: tp and cp hold equal shards of a row's tokens."""
+        return self.size("tp") * self.size("cp")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
+        return self.mesh is None or distributed.get_rank() == 0
+
+    def sum(self, values: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
+        """`values` summed in place over the ranks along `axes`."""
+        for axis in axes:
+            if group := self.group(axis):
+                distributed.all_reduce(values, group=group)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The main process's `value` (anything that pickles) on every process."""
+        if self.mesh is None:
+            return value
+        held = [value]
+        distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def barrier(self) -> None:
+        """Waits for every process."""
+        if self.mesh is not None:
+            distributed.barrier()
+
+
+def check(settings: Settings, world_size: int) -> None:
+    """ConfigError with every way in which the layout does not fit, before anything starts."""
+    problems = list(_problems(settings, world_size))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(settings: Settings, world_size: int) -> Iterator[str]:
+    model, parallel = settings.model, settings.parallel
+    sizes = {name: getattr(parallel, name) for name in AXES.values()}
+    product = math.prod(sizes.values())
+    if product != world_size:
+        given = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+        started = "1 process was" if world_size == 1 else f"{world_size} processes were"
+        yield (
+            f"parallel: the layout {'of one process' if product == 1 else given} needs {product} "
+            f"process{'es' if product > 1 else ''} and {started} started: start as many "
+            f"(torchrun --nproc-per-node {product}), or change the layout"
+        )
+    tensor, context = parallel.tensor_parallel, parallel.context_parallel
+    among = f"tensor_parallel {tensor} x context_parallel {context}"
+    if model.heads % (tensor * context):
+        yield f"model.heads: {model.heads} heads do not divide among {among} ranks"
+    keys = model.kv_heads or model.heads
+    for name, ranks in (("tensor_parallel", tensor), ("context_parallel", tensor * context)):
+        if keys % ranks and ranks % keys:
+            yield (
+                f"model.kv_heads: {keys} key heads neither divide among {ranks} ranks "
+                f"(parallel.{name}) nor {ranks} ranks among them"
+            )
+            break
+    for name, width in (
+        ("feed_forward_size", model.feed_forward_size),
+        ("vocabulary_size", padded_vocabulary(model.vocabulary_size)),
+    ):
+        if width % tensor:
+            yield f"model.{name}: {width} does not divide among tensor_parallel {tensor} ranks"
+    if parallel.pipeline_parallel > 1:
+        yield from stages.problems(settings)

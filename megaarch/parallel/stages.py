@@ -1,0 +1,206 @@
+"""Which layers a pipeline stage runs, which rank runs the stage, and what of the model it needs.
+
+A stage is a contiguous range of global layer indices, encoder first. Costs are forward FLOPs:
+encoder and decoder layers differ, and the head belongs to the last stage.
+
+    t5, 4 + 4 layers, 4 stages on 2 ranks        looped          V (zero bubble)
+    encoder 0 1 2 | 3     decoder 4 5 6 | 7      0 | 1 | 0 | 1   0 | 1 | 1 | 0
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from megaarch import flops
+from megaarch.config import ConfigError
+from megaarch.data.batch import Counts
+from megaarch.data.rows import components, layout
+from megaarch.model.transformer import stacks
+from megaarch.settings import Model, Settings
+
+
+@dataclass(frozen=True)
+class Stages:
+    """layers: of each stage. ranks: the pipeline rank that runs each stage."""
+
+    layers: tuple[range, ...]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Stages":
+        """The stages of a run, the same on every rank. ConfigError for what does not fit."""
+        check(settings)
+        ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
+        lengths, targets = row_shape(settings)
+        layers = split(settings.model, ranks * each, lengths, targets)
+        order = list(range(ranks)) * each
+        if is_v(settings):
+            order = [*range(ranks), *reversed(range(ranks))]
+        return cls(tuple(layers), tuple(order))
+
+    def on(self, rank: int) -> list[int]:
+        """The stages that this pipeline rank runs."""
+        return [stage for stage, owner in enumerate(self.ranks) if owner == rank]
+
+    def holders(self, name: str, model: Model) -> tuple[int, ...]:
+        """The pipeline ranks that hold the parameter of this global name, in order."""
+        pairs = zip(self.layers, self.ranks, strict=True)
+        return tuple(sorted({rank for layers, rank in pairs if needs(name, model, layers)}))
+
+
+def is_v(settings: Settings) -> bool:
+    """Whether the stages go down the ranks and come back, so that rank 0 has first and last."""
+    return settings.parallel.schedule == "zero_bubble" and settings.parallel.stages_per_rank == 2
+
+
+def check(settings: Settings) -> None:
+    """ConfigError for a pipeline that cannot be."""
+    found = list(problems(settings)) if settings.parallel.pipeline_parallel > 1 else []
+    if found:
+        raise ConfigError(found)
+
+
+def problems(settings: Settings) -> Iterator[str]:
+    """A sentence for each thing that does not fit a pipeline of more than one rank."""
+    parallel, training = settings.parallel, settings.training
+    ranks, each, schedule = (
+        parallel.pipeline_parallel,
+        parallel.stages_per_rank,
+        parallel.schedule,
+    )
+    layers = stacks(settings.model)[-1].layers.stop
+    if ranks * each > layers:
+        yield (
+            f"parallel.pipeline_parallel: {ranks} ranks of {each} stage(s) are more stages than "
+            f"the model's {layers} layers: lower it or parallel.stages_per_rank"
+        )
+    if schedule in ("gpipe", "1f1b") and each > 1:
+        yield (
+            f"parallel.stages_per_rank: {schedule} runs one stage on a rank, not {each}: take "
+            "schedule interleaved_1f1b or zero_bubble"
+        )
+    if schedule == "interleaved_1f1b" and each == 1:
+        yield "parallel.stages_per_rank: interleaved_1f1b needs 2 or more; take schedule 1f1b"
+    data_ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    batches = training.global_batch_size // (training.micro_batch_size * data_ranks)
+    if schedule == "1f1b" and batches < ranks:
+        yield (
+            f"parallel.schedule: 1f1b on {ranks} ranks needs as many micro-batches a step, not "
+            f"{batches}: raise training.global_batch_size or take gpipe"
+        )
+    rounds = max(1, batches // ranks)
+    if schedule in ("interleaved_1f1b", "zero_bubble") and not is_v(settings) and batches % rounds:
+        yield (
+            f"parallel.schedule: {schedule} on {ranks} ranks runs micro-batches in {rounds} rounds "
+            f"and {batches} do not divide: make them a multiple of {ranks}"
+        )
+    if schedule == "zero_bubble" and parallel.recompute != "none":
+        yield (
+            "parallel.recompute: zero_bubble runs each backward pass twice and would recompute "
+            "twice too; use another schedule or recompute none"
+        )
+    if schedule == "zero_bubble" and training.compile:
+        yield "training.compile: zero_bubble cannot split the backward pass of compiled layers"
+
+
+def needs(name: str, model: Model, layers: range) -> bool:
+    """Whether the stage of these layers needs the parameter (or module) of this global name."""
+    kind, _, rest = name.partition(".")
+    key = rest.partition(".")[0]
+    all_stacks = stacks(model)
+    begun = [s.stream for s in all_stacks if s.layers.start in layers]
+    last = all_stacks[-1].layers.stop == layers.stop
+    if kind == "layers":
+        return int(key) in layers
+    if kind in ("positions", "embedding_norm"):
+        return key in begun
+    if kind == "relative_bias":
+        return any(s.stream == key and overlap(s.layers, layers) for s in all_stacks)
+    if kind == "segments":
+        return bool(begun)
+    if kind == "embedding":
+        return bool(begun) or (last and model.tied_embedding)
+    if kind == "encoder_norm":
+        return len(all_stacks) > 1 and all_stacks[1].stream in begun
+    assert kind in ("norm", "head_transform", "output", "output_bias"), name
+    return last
+
+
+def overlap(a: range, b: range) -> range:
+    """The indices in both ranges."""
+    return range(max(a.start, b.start), min(a.stop, b.stop))
+
+
+def row_shape(settings: Settings) -> tuple[tuple[int, ...], int]:
+    """Mean tokens of each stream and mean targets of a row, as far as settings alone tell."""
+    model, data = settings.model, settings.data
+    if data.objective == "supervised":
+        lengths = (model.sequence_length, model.target_length or model.sequence_length)
+        lengths = lengths[: len(stacks(model))]
+        return lengths, lengths[-1]
+    shapes = [(share, layout(model, objective).shape) for share, objective in components(data)]
+    streams = zip(*([share * n for n in shape.streams] for share, shape in shapes), strict=True)
+    return tuple(round(sum(s)) for s in streams), round(sum(s * x.targets for s, x in shapes))
+
+
+def split(
+    model: Model, stages: int, lengths: tuple[int, ...] | None = None, targets: int | None = None
+) -> list[range]:
+    """The layers of each stage: contiguous, none empty, the dearest stage as cheap as can be, and
+    among those the evenest.
+
+    lengths, targets: tokens of each stream and targets of a row; None: full rows, all targets.
+    """
+    costs = layer_costs(model, lengths, targets)
+    count = len(costs)
+    assert 1 <= stages <= count, f"{stages} stages of {count} layers"
+    before = [0.0]
+    for cost in costs:
+        before.append(before[-1] + cost)
+    # best[i]: (dearest stage, sum of squares, where the stages begin) of the first i layers
+    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1)}
+    for stage in range(1, stages):
+        reached = {}
+        for stop in range(stage + 1, count + 1):
+            reached[stop] = min(
+                (max(dearest, cost), squares + cost**2, (*starts, start))
+                for start, (dearest, squares, starts) in best.items()
+                if start < stop
+                for cost in [before[stop] - before[start]]
+            )
+        best = reached
+    starts = best[count][2]
+    return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
+
+
+def layer_costs(
+    model: Model, lengths: tuple[int, ...] | None = None, targets: int | None = None
+) -> list[float]:
+    """Forward FLOPs of each layer for one row, the head added to the last one and, to the first of
+    each stack, its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
+    names = [stack.stream for stack in stacks(model)]
+    lengths = lengths or (model.sequence_length, model.target_length or model.sequence_length)
+    lengths = tuple(lengths[: len(names)])
+    decoders = model.architecture != "encoder"
+    causal = [decoders and s == len(names) - 1 for s in range(len(names))]
+    counts = Counts(
+        rows=1,
+        tokens=lengths,
+        areas=tuple(n * n // (2 if c else 1) for n, c in zip(lengths, causal, strict=True)),
+        cross_areas=(0, *(a * b for a, b in pairwise(lengths))),
+        targets=lengths[-1] if targets is None else targets,
+        slots=lengths,
+    )
+
+    def forward(**layers: int) -> flops.Forward:
+        one = {"layers": 1, "encoder_layers": None, "decoder_layers": None}
+        return flops.forward(model.model_copy(update=one | layers), counts)
+
+    costs: list[float] = []
+    base = forward()
+    for name, stack, length in zip(names, stacks(model), lengths, strict=True):
+        more = forward(**{f"{name}_layers" if len(names) > 1 else "layers": 2})
+        costs += [float(more.total - base.total)] * len(stack.layers)
+        costs[-len(stack.layers)] += 2 * length * model.hidden_size
+    costs[-1] += base.head
+    return costs

@@ -1,0 +1,236 @@
+"""Tensor and sequence parallelism: a plan that maps module names to how their weights are split.
+
+Between modules, hidden states are plain tensors split along the sequence; a column-wise linear
+layer gathers the sequence and makes its share of heads or channels, a row-wise one sums over ranks
+and scatters the sequence again (Korthikanti et al. 2022, figure 5):
+
+    [B, s, D] norm -> gather [B, S, D] -> column-wise -> attend, activation -> row-wise -> scatter
+
+Embedding and output layer are split by vocabulary (vocabulary.py). The head gathers the sequence
+first and runs the last norm on target rows, the same on every rank.
+
+Legend: B rows, S tokens, s = S / T of them, T ranks, D width, H heads, Hkv key heads,
+G = H / Hkv, Dh head size.
+"""
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.tensor import (
+    DeviceMesh,
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from megaarch import settings
+from megaarch.model.layers import head_size, key_heads
+from megaarch.model.transformer import Transformer
+from megaarch.parallel import vocabulary
+from megaarch.parallel.mesh import Grid
+
+
+def apply(model: Transformer, grid: Grid) -> None:
+    """Splits the parameters of a model that is not split yet, on `meta` or holding the same values
+    on every rank, over the ranks of axis `tp`: they become DTensors, under unchanged names.
+
+    Streams then need lengths that are multiples of the ranks. Apply it ahead of all else.
+    What must divide is checked by `mesh.check`.
+    """
+    if grid.size("tp") == 1:
+        return
+    mesh, rank, ranks = grid.submesh("tp"), grid.rank("tp"), grid.size("tp")
+    heads = model.settings.heads
+    assert heads % ranks == 0, f"{heads} heads among {ranks} ranks"
+    styles = plan(model.settings, rank, ranks)
+    for name, module in list(model.named_modules()):
+        for pattern, style in styles.items():
+            if fnmatchcase(name, pattern):
+                parallelize_module(module, mesh, style, src_data_rank=None)
+                break
+    for stream in model.relative_bias:
+        _split(model.relative_bias, stream, mesh, Shard(1))
+    if model.output_bias is not None:
+        _split(model, "output_bias", mesh, Shard(0))
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor), f"{name} is not in the tensor plan"
+    for layer in model.layers.values():
+        # Where ranks share a key head, each runs only some of its queries.
+        layer.attention.group = min(layer.attention.group, heads // ranks)
+    model.layout = replace(
+        model.layout,
+        cross_entropy=vocabulary.CrossEntropy(mesh),
+        gather=lambda x_BsD: _gather(x_BsD, mesh, Replicate()),
+        own_heads=lambda table: table.to_local(),
+        first=lambda length: rank * (length // ranks),
+    )
+
+
+def plan(model: settings.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
+    """How each module is split, by patterns of its name; the first that fits counts."""
+    column, row = Column(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
+    qkv = kv = column
+    if key_heads(model) < ranks:
+        qkv, kv = (KeyGroup(rows) for rows in key_group_rows(model, rank, ranks))
+    on_share, on_all = Whole(split=False, share=True), Whole(split=False, share=False)
+    return {
+        "embedding": Vocabulary(),
+        "output": Vocabulary(),
+        "positions.*.*": Whole(split=True, share=True),
+        "segments": Whole(split=True, share=True),
+        "embedding_norm.*": on_share,
+        "layers.*_norm": on_share,
+        "encoder_norm": on_share,
+        "norm": on_all,
+        "head_transform.dense": on_all,
+        "head_transform.norm": on_all,
+        "layers.*.attention.qkv": qkv,
+        "layers.*.cross_attention.q": column,
+        "layers.*.cross_attention.kv": kv,
+        "layers.*.feed_forward.gate_up": column,
+        "layers.*.feed_forward.up": column,
+        "layers.*.output": row,
+        "layers.*.feed_forward.down": row,
+    }
+
+
+class Column(ColwiseParallel):
+    """torch's column-wise style, which gathers what autocast would make of the input: half of the
+    bytes in half precision."""
+
+    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(lambda _, inputs: (_autocast(inputs[0]), *inputs[1:]))
+        return super()._apply(module, mesh)
+
+
+class Whole(ParallelStyle):
+    """Every rank holds the parameters whole.
+
+    split: the input [B, S, ...] is the same on every rank, which takes its share of the sequence.
+    share: what runs is a share of the sequence, so a rank's gradients are a summand: they are
+        summed over the ranks. Otherwise every rank runs the same and has all of the gradient.
+
+    Not torch's SequenceParallel, which leaves such gradients unsummed on the parameters (placement
+    Partial), so that their norm, and every other reader, must know.
+    """
+
+    def __init__(self, *, split: bool, share: bool):
+        self.split, self.share = split, share
+
+    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        for name, _ in list(module.named_parameters()):
+            _split(module, name, mesh, Replicate())
+        split, of_gradient = self.split, Partial() if self.share else Replicate()
+
+        def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            if split:
+                x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
+            parameters = {
+                name: _whole(p, of_gradient) for name, p in module.named_parameters(recurse=False)
+            }
+            return RUN[type(module)](module, x, **parameters)
+
+        module.forward = MethodType(forward, module)
+        return module
+
+
+RUN = {
+    nn.RMSNorm: lambda m, x, weight: F.rms_norm(x, m.normalized_shape, weight, m.eps),
+    nn.LayerNorm: lambda m, x, weight, bias=None: F.layer_norm(
+        x, m.normalized_shape, weight, bias, m.eps
+    ),
+    nn.Embedding: lambda m, x, weight: F.embedding(x, weight),
+    nn.Linear: lambda m, x, weight, bias=None: F.linear(x, weight, bias),
+}
+
+
+class Vocabulary(ParallelStyle):
+    """A table [V, D] split by its rows; called, it looks tokens up. See vocabulary.py."""
+
+    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        _split(module, "weight", mesh, Shard(0))
+        module.forward = MethodType(
+            lambda m, tokens: vocabulary.embed(tokens, m.weight, mesh), module
+        )
+        return module
+
+
+class KeyGroup(ParallelStyle):
+    """A column-wise layer for fewer key heads than ranks: ranks share a key head, and each runs
+    some of its queries.
+
+    rows: (start, length) of the output rows that run here. Rows of keys and values run on several
+    ranks, which no placement of a DTensor says; so the weight is stored in even contiguous shares
+    and gathered for use, and its gradient, a summand on every rank, is reduce-scattered back.
+    """
+
+    def __init__(self, rows: list[tuple[int, int]]):
+        self.rows = rows
+
+    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        even = module.weight.shape[0] % mesh.size() == 0
+        for name, _ in list(module.named_parameters()):
+            _split(module, name, mesh, Shard(0) if even else Replicate())
+        rows = self.rows
+
+        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
+            x_BSD = _gather(_autocast(x_BsD), mesh, Partial())
+            parameters = {}
+            for name, parameter in module.named_parameters(recurse=False):
+                whole = _whole(parameter, Partial())
+                parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
+            return RUN[type(module)](module, x_BSD, **parameters)
+
+        module.forward = MethodType(forward, module)
+        return module
+
+
+def key_group_rows(
+    model: settings.Model, rank: int, ranks: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks` runs,
+    as (start, length), where several ranks share a key head."""
+    size, keys, heads = head_size(model), key_heads(model), model.heads // ranks
+    group = model.heads // keys
+    key, first = divmod(rank * heads, group)
+    start = key * (group + 2)
+    qkv = [((start + first) * size, heads * size), ((start + group) * size, 2 * size)]
+    return qkv, [(key * 2 * size, 2 * size)]
+
+
+def _split(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
+    """Makes one parameter a DTensor. Every rank has the same values: nothing is sent."""
+    parameter = owner.get_parameter(name)
+    split = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
+    setattr(owner, name, nn.Parameter(split, requires_grad=parameter.requires_grad))
+
+
+def _whole(parameter: DTensor, of_gradient: Placement) -> torch.Tensor:
+    """All of a parameter as a plain tensor, whose gradient on this rank is `of_gradient`'s."""
+    whole = parameter.redistribute(placements=[Replicate()])
+    return whole.to_local(grad_placements=[of_gradient])
+
+
+def _gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> torch.Tensor:
+    """[B, s, D] to [B, S, D]. of_gradient: Partial where every rank has a summand of the result's
+    gradient, Replicate where each has all of it."""
+    x = DTensor.from_local(x_BsD, mesh, [Shard(1)], run_check=False)
+    return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[of_gradient])
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

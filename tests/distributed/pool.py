@@ -1,0 +1,169 @@
+"""Worker processes for distributed tests: `world_size` ranks joined by gloo on this machine.
+
+    def losses(preset, layout):            # at the top level of a test module
+        ...                                # torch.distributed is ready here
+        return [1.0, 2.0]                  # anything that pickles; tensors come back whole
+
+    def test_it(pool):                     # the fixture of tests/distributed/conftest.py
+        first, second = pool.run(2, losses, "gpt", {"tensor_parallel": 2})
+
+Each run has processes and process groups of its own, forked from one server that has imported
+torch, so a run costs a fraction of an import. Workers are not used again: torch compares device
+meshes without their process groups, so a cache of an earlier run would answer with dead groups.
+A run does several presets in one go where that saves time.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+LARGEST = 8
+GRACE = 3.0  # seconds that the other ranks have to answer once one has failed
+PRELOAD = [
+    "pytest",
+    "torch",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "torch.distributed.tensor.parallel",
+    "megaarch.data.prepare",
+    "megaarch.training.trainer",
+]
+
+
+class RankError(AssertionError):
+    """A rank raised, died or did not answer; the message has its traceback."""
+
+
+class Pool:
+    """See the module's docstring."""
+
+    def __init__(self):
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOAD)
+
+    def run(
+        self,
+        world_size: int,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout: float = 120.0,
+        environment: dict[str, str] | None = None,
+    ) -> list[Any]:
+        """`function(*args)` on each of `world_size` ranks; returns their results in rank order.
+
+        function: importable by name. timeout: seconds, after which every rank is killed.
+        environment: variables set in every rank.
+        Raises RankError with the traceback of the first rank that failed.
+        """
+        assert 1 <= world_size <= LARGEST, world_size
+        payload = pickle.dumps((function, args))
+        variables = {"OMP_NUM_THREADS": "1", **(environment or {})}
+        with tempfile.TemporaryDirectory() as folder, _environment(variables):
+            store = f"file://{Path(folder) / 'store'}"
+            workers, pipes = [], []
+            for rank in range(world_size):
+                ours, theirs = self.context.Pipe()
+                worker = self.context.Process(
+                    target=_work,
+                    args=(theirs, payload, rank, world_size, store, timeout, variables),
+                    daemon=True,
+                )
+                worker.start()
+                theirs.close()
+                workers.append(worker)
+                pipes.append(ours)
+            try:
+                return _gather(workers, pipes, timeout)
+            finally:
+                for worker in workers:
+                    worker.kill()
+                    worker.join()
+
+
+def _gather(workers: list, pipes: list[Connection], timeout: float) -> list[Any]:
+    waiting, results, failed = dict(enumerate(pipes)), {}, ""
+    deadline = time.monotonic() + timeout
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for pipe in wait(waiting.values(), left):
+            rank = pipes.index(pipe)
+            del waiting[rank]
+            try:
+                fine, result = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                workers[rank].join(GRACE)
+                fine, result = False, f"died with exit code {workers[rank].exitcode}"
+            if fine:
+                results[rank] = result
+            elif not failed:
+                failed = f"rank {rank} of {len(pipes)}: {result}"
+                deadline = min(deadline, time.monotonic() + GRACE)
+    if failed:
+        raise RankError(failed)
+    if waiting:
+        raise RankError(f"no answer within {timeout:g} s from ranks {sorted(waiting)}; killed all")
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _work(
+    pipe: Connection,
+    payload: bytes,
+    rank: int,
+    world_size: int,
+    store: str,
+    timeout: float,
+    variables: dict[str, str],
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank}  # as torchrun says it
+    os.environ |= variables | {name: str(number) for name, number in place.items()}
+    try:
+        import torch
+        from torch import distributed
+
+        torch.set_num_threads(1)
+        distributed.init_process_group(
+            "gloo",
+            init_method=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+        function, args = pickle.loads(payload)
+        answer = pickle.dumps((True, function(*args)))
+        distributed.barrier()  # no rank closes its sockets while another still reads
+    except BaseException:
+        answer = pickle.dumps((False, traceback.format_exc()))
+    pipe.send_bytes(answer)
+    pipe.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+class _environment:
+    """Variables set for a while: the fork server takes those of the moment it starts."""
+
+    def __init__(self, variables: dict[str, str]):
+        self.variables = variables
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in self.variables}
+        os.environ |= self.variables
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

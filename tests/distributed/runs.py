@@ -1,0 +1,131 @@
+"""What tests of layouts compare: gradients and norm of the first step, losses of a short run."""
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from megaarch import config
+from megaarch.data.prepare import prepare
+from megaarch.parallel.mesh import Grid
+from megaarch.settings import Settings
+from megaarch.training.trainer import Trainer
+
+PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class Found:
+    """losses: of the steps of a run. norm: of the first step's gradients, ahead of clipping.
+    gradients, weights: whole, by global name; of the first step, and after the run."""
+
+    losses: list[float]
+    norm: float
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    counts: tuple[float, ...]
+
+
+def settings_of(raw: dict[str, Any], preset: str, given: dict[str, Any]) -> Settings:
+    """raw: of conftest. given: dotted settings."""
+    mine = copy.deepcopy(raw)
+    mine["model"]["preset"] = preset
+    mine["training"] |= {"micro_batch_size": 2, "steps": 5, "warmup": 0.0}
+    for name, value in given.items():
+        config.set_path(mine, name, value)
+    return config.resolve(mine)
+
+
+def trainer_of(settings: Settings) -> Trainer:
+    """A trainer in the layout of `settings.parallel`, on the processes that there are."""
+    prepared = _prepared(settings.data, settings.model.vocabulary_size)
+    return Trainer(settings, prepared, grid=Grid.build(settings.parallel, "cpu"))
+
+
+@lru_cache
+def _prepared_text(data: str, vocabulary_size: int):
+    from megaarch.settings import Data
+
+    return prepare(Data.model_validate_json(data), vocabulary_size)
+
+
+def _prepared(data, vocabulary_size: int):
+    return _prepared_text(data.model_dump_json(), vocabulary_size)
+
+
+def run(
+    raw: dict[str, Any], presets: list[str], given: dict[str, Any], precision: str = "fp32"
+) -> dict[str, Found]:
+    """The run of each preset. Every rank returns what it holds; `merge` joins them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(PRECISION[precision])
+    try:
+        return {preset: _run(settings_of(raw, preset, given)) for preset in presets}
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _run(settings: Settings) -> Found:
+    trainer = trainer_of(settings)
+    trainer.forward_backward(trainer.steps[0])
+    gradients = {n: whole(p.grad) for n, p in trainer.model.named_parameters()}
+    norm = float(trainer.replica.clip(0.0))
+    trainer.optimizer.zero_grad(set_to_none=True)
+    losses = [trainer.train_step(trainer.steps[s]).loss for s in range(settings.training.steps)]
+    progress = trainer.progress
+    counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
+    return Found(losses, norm, gradients, weights(trainer), counts)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Of this rank's part of the model, each whole."""
+    return {n: whole(p.detach()) for n, p in trainer.model.named_parameters()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a shard; every rank takes part."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+
+
+def merge(ranks: list[dict[str, Found]]) -> dict[str, Found]:
+    """Parameters of all ranks (pipeline stages hold some each); the rest must agree."""
+    merged = {}
+    for preset, first in ranks[0].items():
+        for other in ranks[1:]:
+            assert other[preset].losses == first.losses, "ranks report different losses"
+            assert other[preset].norm == first.norm and other[preset].counts == first.counts
+            for name, value in other[preset].gradients.items():
+                assert torch.equal(first.gradients.setdefault(name, value), value), name
+            for name, value in other[preset].weights.items():
+                first.weights.setdefault(name, value)
+        merged[preset] = first
+    return merged
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative L2."""
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+def compare(found: Found, wanted: Found, where: str, limit: float, weights: float = 1e-4) -> float:
+    """Asserts that a run equals one process; returns the largest difference of a gradient."""
+    assert found.gradients.keys() == wanted.gradients.keys(), where
+    worst = 0.0
+    for name, value in wanted.gradients.items():
+        if value.norm() == 0:
+            assert found.gradients[name].norm() == 0, f"{where} {name}"
+            continue
+        there = distance(found.gradients[name], value)
+        assert there < limit, f"{where}: gradient of {name} differs by {there:.2g}"
+        worst = max(worst, there)
+    assert abs(found.norm / wanted.norm - 1) < limit, f"{where}: norm {found.norm} {wanted.norm}"
+    for step, (a, b) in enumerate(zip(found.losses, wanted.losses, strict=True)):
+        assert abs(a - b) < limit * max(1.0, abs(b)), f"{where}: loss of step {step + 1}: {a} {b}"
+    for name, value in wanted.weights.items():
+        there = distance(found.weights[name], value)
+        assert there < weights, f"{where}: final {name} differs by {there:.2g}"
+    assert found.counts == wanted.counts, where
+    return worst

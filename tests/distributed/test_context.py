@@ -1,0 +1,215 @@
+"""Context parallelism against one process: every preset, every kind of position, few key heads."""
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import distributed
+
+from megaarch import config, settings
+from megaarch.data.loader import Steps
+from megaarch.data.rows import Rows
+from megaarch.model import initialize
+from megaarch.parallel import context, data, recompute, tensor
+from megaarch.parallel.mesh import Grid
+from megaarch.training.trainer import build_model
+from tests.conftest import PRESETS
+
+LAYOUTS = {
+    "cp2": settings.Parallel(context_parallel=2),
+    "cp4": settings.Parallel(context_parallel=4),
+    "cp2 x tp2": settings.Parallel(context_parallel=2, tensor_parallel=2),
+}
+LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
+TARGET_LENGTH = {"t5": 24, "ul2": 32, "bart": 48}
+RELATIVE = {"position_encoding": "relative", "relative_buckets": 8, "relative_max_distance": 16}
+CASES = {preset: (preset, {}) for preset in PRESETS} | {
+    "relative bias": ("t5", RELATIVE),
+    "relative bias, tokens out of order": ("xlnet", RELATIVE | {"kv_heads": 1}),
+    "one key head": ("t5", {"kv_heads": 1}),
+    "three key heads": ("prefix_lm", {"heads": 12, "kv_heads": 3, "head_size": 8}),
+    "learned positions": ("glm", {"position_encoding": "learned"}),
+    "segments and a head transform": (
+        "bert",
+        {"segments": 2, "head_transform": True, "output_bias": True, "bias": True},
+    ),
+    "dropout": ("bart", {"dropout": 0.2, "embedding_normalization": True}),
+}
+
+
+def make(raw, prepared, preset, options):
+    """Settings and the first micro-batch of a tiny run."""
+    mine = copy.deepcopy(raw)
+    mine["model"] |= {"preset": preset, **options}
+    if preset in TARGET_LENGTH:
+        mine["model"]["target_length"] = TARGET_LENGTH[preset]
+    resolved = config.resolve(mine)
+    rows = Rows(resolved.model, resolved.data, prepared, 0)
+    batch = Steps(rows, global_batch_size=3, micro_batch_size=3)[0][0]
+    if options.get("segments"):
+        (stream,) = batch.streams
+        kinds = torch.arange(stream.tokens.shape[1]).expand_as(stream.tokens) % 5 // 3
+        batch = dataclasses.replace(
+            batch, streams=(dataclasses.replace(stream, segments=kinds.contiguous()),)
+        )
+    return resolved, batch
+
+
+@pytest.fixture(scope="session")
+def cases(raw, prepared):
+    return {name: make(raw, prepared, *case) for name, case in CASES.items()}
+
+
+def run(given: settings.Settings, batch, dtype, grid=None, mode="none"):
+    """Gradients by name and losses [B, M], whole, of one micro-batch."""
+    model = build_model(given.model, given.data.objective)
+    initialize(model, 0)
+    model.to(dtype).train()
+    model.set_dropout_step(0, 3)
+    if grid is not None:
+        tensor.apply(model, grid)
+        context.apply(model, grid)
+        recompute.apply(model, mode)
+        batch = context.local_batch(batch, grid)
+    losses = model(batch)
+    penalty = 1e-2 * losses.log_partition.square()
+    ((losses.nll + penalty) * batch.target_weights).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    if grid is not None:
+        if grid.size("tp") > 1:
+            gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}
+        for gradient in gradients.values():
+            distributed.all_reduce(gradient, group=grid.group("cp"))
+        losses = context.gather(losses, grid)
+    return gradients, losses
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float(((found - wanted).norm() / wanted.norm()).detach())
+
+
+def largest_differences(cases, parallel, dtype):
+    """By case: the largest relative L2 of a gradient, with its name, and that of the losses."""
+    grid, found = Grid.build(parallel, torch.device("cpu")), {}
+    for name, (given, batch) in cases.items():
+        wanted, wanted_losses = run(given, batch, dtype)
+        gradients, losses = run(given, batch, dtype, grid, parallel.recompute)
+        assert gradients.keys() == wanted.keys()
+        worst = max((relative(gradients[n], wanted[n]), n) for n in wanted)
+        pairs = list(zip(losses[:2], wanted_losses[:2], strict=True))
+        found[name] = worst, max(relative(*pair) for pair in pairs)
+    return found
+
+
+def check(differences, names, dtype):
+    assert differences.keys() == names
+    for name, ((gradient, parameter), losses) in differences.items():
+        assert gradient < LIMITS[dtype], f"{name}, {parameter}: {gradient}"
+        assert losses < LIMITS[dtype], f"{name}: {losses}"
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [("cp2", torch.float32), *((layout, torch.float64) for layout in LAYOUTS)],
+    ids=str,
+)
+def test_gradients_and_losses_are_those_of_one_process(pool, cases, layout, dtype):
+    parallel, fitting = LAYOUTS[layout], dict(cases)
+    if parallel.tensor_parallel > 1:
+        del fitting["three key heads"]  # which tensor parallelism cannot split
+    ranks = parallel.context_parallel * parallel.tensor_parallel
+    for differences in pool.run(ranks, largest_differences, fitting, parallel, dtype):
+        check(differences, fitting.keys(), dtype)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_layers_exchange_again_when_they_recompute(pool, cases, mode):
+    some = {name: cases[name] for name in ("gpt", "t5", "xlnet", "relative bias", "dropout")}
+    parallel = LAYOUTS["cp2 x tp2"].model_copy(update={"recompute": mode})
+    for differences in pool.run(4, largest_differences, some, parallel, torch.float64):
+        check(differences, some.keys(), torch.float64)
+
+
+def sharded(given, batch):
+    """The largest relative L2 of a gradient, with its name, for each way to recompute; parameters
+    are sharded over four ranks, two of them of context parallelism."""
+    parallel = settings.Parallel(context_parallel=2, data_parallel_shard=2)
+    grid, found = Grid.build(parallel, torch.device("cpu")), {}
+    wanted, _ = run(given, batch, torch.float64)
+    for mode in ("none", "selective", "full"):
+        model = build_model(given.model, given.data.objective)
+        initialize(model, 0)
+        model.double().train()
+        model.set_dropout_step(0, 3)
+        context.apply(model, grid)
+        recompute.apply(model, mode)
+        data.shard(model, grid, given.model_copy(update={"parallel": parallel}))
+        losses = model(context.local_batch(batch, grid))
+        penalty = 1e-2 * losses.log_partition.square()
+        ranks = grid.size("cp")  # gradients are means over four, and two pairs have the same rows
+        (ranks * (losses.nll + penalty) * batch.target_weights).sum().backward()
+        gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+        assert gradients.keys() == wanted.keys()
+        found[mode] = max((relative(gradients[name], wanted[name]), name) for name in wanted)
+    return found
+
+
+def test_under_sharded_parameters(pool, cases):
+    for found in pool.run(4, sharded, *cases["dropout"]):
+        for mode, (difference, parameter) in found.items():
+            assert difference < 1e-10, (mode, parameter, difference)
+
+
+def under_autocast(given, batch):
+    grid = Grid.build(LAYOUTS["cp2"], torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, wanted = run(given, batch, torch.float32)
+        _, losses = run(given, batch, torch.float32, grid)
+    return relative(losses.nll, wanted.nll)
+
+
+def test_under_autocast(pool, cases):
+    assert max(pool.run(2, under_autocast, *cases["t5"])) < 1e-3
+
+
+def place(rank, ranks):
+    """A rank's place, without processes."""
+    return SimpleNamespace(rank=lambda axis: rank, size=lambda axis: ranks)
+
+
+@pytest.mark.parametrize("name", ["gpt", "t5", "segments and a head transform"])
+def test_shards_hold_every_token_and_every_target_once(cases, name):
+    _, batch = cases[name]
+    shards = [context.local_batch(batch, place(rank, 4)) for rank in range(4)]
+    for s, stream in enumerate(batch.streams):
+        parts = [shard.streams[s] for shard in shards]
+        assert torch.cat([p.tokens for p in parts], 1).equal(stream.tokens)
+        assert torch.cat([p.token_positions for p in parts], 1).equal(stream.positions)
+        if stream.segments is not None:
+            assert torch.cat([p.segments for p in parts], 1).equal(stream.segments)
+    used = [shard.head_rows[: shard.head_count] for shard in shards]
+    assert torch.cat(used).sort().values.equal(batch.head_rows[: batch.head_count].sort().values)
+    tokens = batch.streams[-1].tokens
+    for shard, rows in zip(shards, used, strict=True):
+        assert len(shard.head_rows) % 128 == 0 < len(shard.head_rows)
+        held = shard.streams[-1].tokens.gather(1, shard.target_index)
+        assert held.flatten()[rows].equal(tokens.gather(1, batch.target_index).flatten()[rows])
+
+
+def test_rows_that_do_not_divide_are_told(cases):
+    with pytest.raises(ValueError, match="48 tokens does not divide among 5 ranks"):
+        context.local_batch(cases["gpt"][1], place(0, 5))
+
+
+def whole_batch(given, batch):
+    grid = Grid.build(LAYOUTS["cp2"], torch.device("cpu"))
+    model = build_model(given.model, given.data.objective)
+    context.apply(model, grid)
+    with pytest.raises(AssertionError, match="shards of"):
+        model(batch)
+
+
+def test_a_batch_that_is_not_a_shard_is_refused(pool, cases):
+    pool.run(2, whole_batch, *cases["gpt"])

@@ -1,0 +1,241 @@
+"""Every schedule and every split gives the loss and the gradients of one process."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from megaarch import catalogue
+from megaarch.data.loader import Steps
+from megaarch.data.rows import Rows
+from megaarch.model import Transformer, initialize
+from tests.conftest import PRESETS
+
+Z_LOSS = 1e-2
+PRECISION = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@dataclasses.dataclass
+class Case:
+    """What one run of workers compares: a model, its micro-batches and a type."""
+
+    name: str
+    settings: object
+    batches: list
+    dtype: torch.dtype
+
+    def model(self) -> Transformer:
+        axes = catalogue.position_axes(self.settings.data.objective)
+        return Transformer(self.settings.model, position_axes=axes)
+
+
+@pytest.fixture
+def case(tiny, prepared):
+    def make(preset, dtype=torch.float32, **given):
+        given = {
+            "model__kv_heads": None,
+            "model__layers": 2,
+            "training__micro_batch_size": 2,
+            "training__z_loss": Z_LOSS,
+            **given,
+        }
+        settings = tiny(preset, **given)
+        training = settings.training
+        rows = Rows(settings.model, settings.data, prepared, training.seed)
+        steps = Steps(
+            rows,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            multiple=settings.parallel.tensor_parallel * settings.parallel.context_parallel,
+        )
+        return Case(f"{preset} {given}", settings, steps[0], dtype)
+
+    return make
+
+
+def one_process(case):
+    model = case.model()
+    initialize(model, 0)
+    model.to(case.dtype).train()
+    model.set_dropout_step(0, 3)
+    total, scale = 0.0, 1 / sum(float(b.target_weights.sum()) for b in case.batches)
+    for batch in case.batches:
+        out = model(batch)
+        nll = (out.nll * batch.target_weights).sum()
+        square = (out.log_partition.square() * batch.target_weights).sum()
+        ((nll + Z_LOSS * square) * scale).backward()
+        total += float(nll.detach())
+    model.eval()
+    text = torch.arange(case.settings.model.vocabulary_size) > 7
+    with torch.no_grad():
+        losses = model(case.batches[0], text)
+    return total, {n: p.grad for n, p in model.named_parameters()}, losses
+
+
+def pipelined(cases):
+    """On each rank, for each case: loss, gradients, names it counts, held-out losses."""
+    from megaarch.parallel.mesh import Grid
+    from megaarch.parallel.pipeline import Engine, prune
+
+    found = []
+    for case in cases:
+        grid = Grid.build(case.settings.parallel, "cpu")
+        with torch.device("meta"):
+            model = case.model()
+        model = prune(model, grid, case.settings)
+        model.to_empty(device="cpu")
+        initialize(model, 0)
+        model.to(case.dtype).train()
+        model.set_dropout_step(0, 3)
+        engine = Engine(model, grid, case.settings)
+        text = torch.arange(case.settings.model.vocabulary_size) > 7
+        scale = 1 / sum(float(b.target_weights.sum()) for b in case.batches)
+        steps, forwards = [], []
+        for _ in range(2):  # the second step runs on buffers that have been used
+            model.zero_grad()
+            hook = model.register_forward_hook(lambda *_: forwards.append(1))
+            steps.append(float(engine.forward_backward(case.batches, scale)))
+            hook.remove()
+            losses = engine.evaluate(case.batches[0], text)
+        assert steps[0] == steps[1], (case.name, steps)
+        stages = case.settings.parallel.stages_per_rank
+        assert len(forwards) == 2 * stages * len(case.batches), "a pass to learn shapes has run"
+        grads = {n: p.grad for n, p in model.named_parameters()}
+        counted = {n for n in grads if engine.counts(n)}
+        found.append((steps[0], grads, counted, losses))
+    return found
+
+
+def compare(pool, ranks, cases, run=pipelined):
+    for case, results in zip(cases, zip(*pool.run(ranks, run, cases), strict=True), strict=True):
+        expected, reference, losses = one_process(case)
+        bound, counted = PRECISION[case.dtype], []
+        for loss, grads, counts, held_out in results:
+            assert abs(loss - expected) <= bound * expected, case.name
+            for name, grad in grads.items():
+                error = (grad - reference[name]).norm()
+                assert error <= bound * max(float(reference[name].norm()), 1e-6), (case.name, name)
+            for ours, theirs in zip(held_out, losses, strict=True):
+                assert torch.allclose(ours, theirs, rtol=bound, atol=bound), case.name
+            counted += counts
+        assert sorted(counted) == sorted(reference), case.name
+
+
+PIPELINE = "parallel__pipeline_parallel"
+SCHEDULE, EACH = "parallel__schedule", "parallel__stages_per_rank"
+EXACT = torch.float64
+
+
+def test_every_preset_on_two_ranks(case, pool):
+    cases = [
+        case(preset, dtype, **{PIPELINE: 2, SCHEDULE: schedule, "model__tied_embedding": tied})
+        for preset in PRESETS
+        for schedule, dtype, tied in (("1f1b", EXACT, True), ("gpipe", torch.float32, False))
+    ]
+    compare(pool, 2, cases)
+
+
+def test_every_preset_on_four_ranks(case, pool):
+    cases = [
+        case(preset, dtype, model__layers=layers, **{PIPELINE: 4, SCHEDULE: schedule})
+        for preset in PRESETS
+        for schedule, dtype, layers in (("1f1b", torch.float32, 5), ("gpipe", EXACT, 4))
+    ]
+    compare(pool, 4, cases)
+
+
+def test_several_stages_on_a_rank(case, pool):
+    cases = [
+        case(preset, EXACT, model__layers=4, **{PIPELINE: 2, SCHEDULE: "interleaved_1f1b", EACH: 2})
+        for preset in PRESETS
+    ]
+    cases.append(
+        case("t5", model__layers=7, **{PIPELINE: 2, SCHEDULE: "interleaved_1f1b", EACH: 4})
+    )
+    compare(pool, 2, cases)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_zero_bubble(each, case, pool):
+    given = {PIPELINE: 2, SCHEDULE: "zero_bubble", EACH: each}
+    cases = [
+        case(preset, dtype, model__layers=layers, model__tied_embedding=tied, **given)
+        for preset in ("gpt", "t5", "xlnet")
+        for dtype, layers, tied in ((EXACT, 6, True), (torch.float32, 7, False))
+    ]
+    cases.append(case("t5", EXACT, model__layers=5, model__position_encoding="relative", **given))
+    compare(pool, 2, cases)
+
+
+OPTIONS = {
+    "bias tables": {"position_encoding": "relative"},
+    "bert": {
+        "position_encoding": "learned",
+        "normalization": "layernorm",
+        "normalization_position": "post",
+        "final_normalization": False,
+        "bias": True,
+        "activation": "gelu",
+        "embedding_normalization": True,
+        "head_transform": True,
+        "output_bias": True,
+        "segments": 2,
+    },
+    "dropout": {"dropout": 0.2, "kv_heads": 2},
+    "uneven stacks": {"encoder_layers": 5, "decoder_layers": 2, "position_encoding": "relative"},
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_option_of_the_model(ranks, case, pool):
+    cases = []
+    for preset in ("t5", "gpt"):
+        for options in OPTIONS.values():
+            if preset == "t5" or "encoder_layers" not in options:
+                given = {f"model__{name}": value for name, value in options.items()}
+                cases.append(case(preset, EXACT, **({"model__layers": 3, PIPELINE: ranks} | given)))
+    compare(pool, ranks, cases)
+
+
+def combined(cases):
+    """As `pipelined`, in any layout of four ranks; gradients whole."""
+    from torch.distributed.tensor import DTensor
+
+    from megaarch.parallel.mesh import Grid
+    from megaarch.parallel.replica import Replica
+
+    found = []
+    for case in cases:
+        grid = Grid.build(case.settings.parallel, "cpu")
+        replica = Replica(case.settings, grid)
+        replica.train()
+        replica.model.set_dropout_step(0, 3)
+        share = len(case.batches) // grid.data_ranks
+        mine = case.batches[grid.data_rank * share :][:share]
+        weight = sum(float(b.target_weights.sum()) for b in case.batches)
+        loss = float(replica.forward_backward(mine, weight)) * weight
+        grads = {
+            n: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+            for n, p in replica.model.named_parameters()
+        }
+        counted = {n for n in grads if replica.engine.counts(n)}
+        text = torch.arange(case.settings.model.vocabulary_size) > 7
+        with torch.no_grad():
+            losses = replica(case.batches[0], text)
+        first = all(grid.rank(axis) == 0 for axis in ("dp_shard", "cp", "tp"))
+        found.append((loss, grads, counted if first else set(), losses))
+    return found
+
+
+@pytest.mark.parametrize("axis", ["data_parallel_shard", "tensor_parallel", "context_parallel"])
+def test_with_another_axis(axis, case, pool):
+    cases = [
+        case(preset, model__layers=4, **{PIPELINE: 2, f"parallel__{axis}": 2} | schedule)
+        for preset in ("gpt", "t5", "xlnet")
+        for schedule in (
+            {SCHEDULE: "1f1b"},
+            {SCHEDULE: "interleaved_1f1b", EACH: 2},
+            {SCHEDULE: "zero_bubble", EACH: 2},
+        )
+    ]
+    compare(pool, 4, cases, combined)

@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
 from megaarch import __version__, config
+from megaarch.training.faults import REQUEUE, Stopped
 
 EPILOG = """\
 examples:
@@ -129,6 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
         if _speaks() or isinstance(error, OSError):
             print(f"megaarch: {_sentence(error)}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if _speaks():
+            print(f"megaarch: {stop}", file=sys.stderr)
+        return 130 if stop.number == signal.SIGINT else REQUEUE
     except KeyboardInterrupt:
         print("megaarch: interrupted; run the same command again to continue", file=sys.stderr)
         return 130

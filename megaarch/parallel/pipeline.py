@@ -64,6 +64,7 @@ class Engine:
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
         self.dtype = dtype or next(model.parameters()).dtype
+        self.width = model.settings.hidden_size
         self.parts = {stage: _Part(self, stage) for stage in self.stages.on(self.rank)}
         self.batches: list[Batch] = []
         self.scale, self.sums = 1.0, torch.zeros(0)
@@ -148,23 +149,17 @@ class Engine:
 
     def _inputs(self, stage: int, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Shapes and types, as meta tensors, of what `stage` receives."""
-        first = self.stages.layers[stage].start
-        if first == 0:
-            return ()
-        encoder, *decoder = self.model.stacks
-        if first <= encoder.layers.stop or not decoder:
-            streams = (0,)
-        else:
-            streams = (0, 1)
+        first, boundary = self.stages.layers[stage].start, self.model.stacks[0].layers.stop
+        streams = batch.streams[: (first > 0) + (first > boundary)]
         shards = self.grid.size("tp")  # sequence parallelism: a rank has its share of the tokens
         return tuple(
             torch.empty(
-                (len(tokens), tokens.shape[1] // shards, self.model.settings.hidden_size),
+                (len(stream.tokens), stream.tokens.shape[1] // shards, self.width),
                 dtype=self.dtype,
                 device="meta",
                 requires_grad=True,
             )
-            for tokens in (batch.streams[s].tokens for s in streams)
+            for stream in streams
         )
 
     def _schedule_for(self, batches: list[Batch]) -> Any:

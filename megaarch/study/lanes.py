@@ -6,7 +6,9 @@ of one thread each do more than one process of two threads.
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -124,8 +126,10 @@ def _enter_lane(queue, threads: int) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A lane whose study was killed must not train on unseen."""
+    """A lane whose study was killed saves its run and ends; it must not train on unseen."""
     multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
     os._exit(1)
 
 

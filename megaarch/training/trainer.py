@@ -6,6 +6,7 @@ split), gradients clipped, one optimizer step, one line of metrics. Every proces
 the same trainer; the main one alone writes.
 """
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,11 +21,12 @@ from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
 from megaarch.model.count import parameter_count
 from megaarch.parallel.build import build_model
-from megaarch.parallel.mesh import DATA, Grid, check
+from megaarch.parallel.mesh import AXES, DATA, Grid, check
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Settings
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, optimizer
+from megaarch.training.faults import Stopped, Watch
 from megaarch.training.metrics import Metrics
 from megaarch.training.progress import Limit, Progress, learning_rate
 
@@ -153,32 +155,50 @@ class Trainer:
         return self.grid.share(checkpoint.newest(run) if self.grid.is_main else None)
 
     def run(self) -> Progress:
-        """Train to the limit; returns the totals."""
+        """Train to the limit; returns the totals. Told to stop by a signal, it finishes the step,
+        saves and raises Stopped."""
         settings = self.settings
         metrics = None
         if self.grid.is_main:
             given = settings.model_dump(mode="json")
             metrics = Metrics(settings.logging, self.progress.step, given)
         try:
-            if self.progress.step == 0:
-                self._evaluate(-1.0)
-            batches = prefetch(self.steps, self.progress.step, settings.data.workers)
-            while not self.limit.reached(self.progress):
-                before = self.limit.share(self.progress)
-                step = self.train_step(next(batches))
-                if metrics:
-                    metrics.write(_line(step))
-                self.watch(step)
-                done = self.limit.reached(self.progress)
-                self._evaluate(before, done)
-                every = settings.training.save_every
-                if every and self.progress.step % every == 0 and not done:
-                    self.save()
+            with Watch() as signals:
+                if self.progress.step == 0:
+                    self._evaluate(-1.0)
+                self._train(metrics, signals)
             self.save()
         finally:
             if metrics:
                 metrics.close()
         return self.progress
+
+    def _train(self, metrics: Metrics | None, signals: Watch) -> None:
+        batches = prefetch(self.steps, self.progress.step, self.settings.data.workers)
+        every = self.settings.training.save_every
+        while not self.limit.reached(self.progress):
+            before = self.limit.share(self.progress)
+            step = self.train_step(next(batches))
+            if metrics:
+                metrics.write(_line(step))
+            self.watch(step)
+            done = self.limit.reached(self.progress)
+            self._evaluate(before, done)
+            asked = self._asked(signals)
+            if asked or (every and self.progress.step % every == 0 and not done):
+                self.save()
+            if asked:
+                raise Stopped(asked, self.progress.step)
+
+    def _asked(self, signals: Watch) -> int:
+        """The signal that any rank has heard, or 0: all stop at the same step."""
+        if self.grid.mesh is None:
+            return signals.asked
+        heard = torch.zeros(signal.NSIG, device=self.device)
+        heard[signals.asked] = 1.0
+        heard[0] = 0.0
+        heard = self.grid.sum(heard, tuple(AXES))
+        return int(heard.argmax()) if bool(heard.any()) else 0
 
     def _evaluate(self, before: float, done: bool = False) -> None:
         share = 1.0 if done else self.limit.share(self.progress)

@@ -1,14 +1,19 @@
 """Every schedule and every split gives the loss and the gradients of one process."""
 
 import dataclasses
+import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from megaarch import catalogue
+from megaarch import catalogue, flops
+from megaarch.config import ConfigError
+from megaarch.data.batch import Counts
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import Transformer, initialize
+from megaarch.parallel.stages import check, layer_costs, row_shape, split
 from tests.conftest import PRESETS
 
 Z_LOSS = 1e-2
@@ -91,9 +96,10 @@ def pipelined(cases):
         text = torch.arange(case.settings.model.vocabulary_size) > 7
         scale = 1 / sum(float(b.target_weights.sum()) for b in case.batches)
         steps, forwards = [], []
+        count = partial(lambda into, *_: into.append(1), forwards)
         for _ in range(2):  # the second step runs on buffers that have been used
             model.zero_grad()
-            hook = model.register_forward_hook(lambda *_: forwards.append(1))
+            hook = model.register_forward_hook(count)
             steps.append(float(engine.forward_backward(case.batches, scale)))
             hook.remove()
             losses = engine.evaluate(case.batches[0], text)
@@ -136,34 +142,36 @@ def test_every_preset_on_two_ranks(case, pool):
 
 
 def test_every_preset_on_four_ranks(case, pool):
-    cases = [
-        case(preset, dtype, model__layers=layers, **{PIPELINE: 4, SCHEDULE: schedule})
-        for preset in PRESETS
-        for schedule, dtype, layers in (("1f1b", torch.float32, 5), ("gpipe", EXACT, 4))
-    ]
+    kinds = [("1f1b", torch.float32, 5), ("gpipe", EXACT, 4)]
+    cases = []
+    for i, preset in enumerate(PRESETS):
+        schedule, dtype, layers = kinds[i % 2]
+        cases.append(case(preset, dtype, model__layers=layers, **{PIPELINE: 4, SCHEDULE: schedule}))
     compare(pool, 4, cases)
 
 
 def test_several_stages_on_a_rank(case, pool):
-    cases = [
-        case(preset, EXACT, model__layers=4, **{PIPELINE: 2, SCHEDULE: "interleaved_1f1b", EACH: 2})
-        for preset in PRESETS
-    ]
-    cases.append(
-        case("t5", model__layers=7, **{PIPELINE: 2, SCHEDULE: "interleaved_1f1b", EACH: 4})
-    )
+    given = {PIPELINE: 2, SCHEDULE: "interleaved_1f1b"}
+    cases = [case(preset, EXACT, model__layers=4, **{**given, EACH: 2}) for preset in PRESETS]
+    cases.append(case("t5", model__layers=7, **{**given, EACH: 4}))
     compare(pool, 2, cases)
 
 
-@pytest.mark.parametrize("each", [1, 2, 3])
-def test_zero_bubble(each, case, pool):
-    given = {PIPELINE: 2, SCHEDULE: "zero_bubble", EACH: each}
+def test_zero_bubble(case, pool):
+    given = {PIPELINE: 2, SCHEDULE: "zero_bubble"}
     cases = [
-        case(preset, dtype, model__layers=layers, model__tied_embedding=tied, **given)
+        case(
+            preset, dtype, model__layers=layers, model__tied_embedding=tied, **{**given, EACH: each}
+        )
         for preset in ("gpt", "t5", "xlnet")
-        for dtype, layers, tied in ((EXACT, 6, True), (torch.float32, 7, False))
+        for dtype, layers, tied, each in (
+            (EXACT, 3, True, 1),
+            (EXACT, 4, True, 2),
+            (torch.float32, 7, False, 3),
+        )
     ]
-    cases.append(case("t5", EXACT, model__layers=5, model__position_encoding="relative", **given))
+    options = {"model__layers": 5, "model__position_encoding": "relative"}
+    cases += [case("t5", EXACT, **options, **{**given, EACH: each}) for each in (1, 2)]
     compare(pool, 2, cases)
 
 
@@ -229,13 +237,61 @@ def combined(cases):
 
 @pytest.mark.parametrize("axis", ["data_parallel_shard", "tensor_parallel", "context_parallel"])
 def test_with_another_axis(axis, case, pool):
+    schedules = [
+        {SCHEDULE: "1f1b"},
+        {SCHEDULE: "interleaved_1f1b", EACH: 2},
+        {SCHEDULE: "zero_bubble", EACH: 2},
+    ]
     cases = [
         case(preset, model__layers=4, **{PIPELINE: 2, f"parallel__{axis}": 2} | schedule)
-        for preset in ("gpt", "t5", "xlnet")
-        for schedule in (
-            {SCHEDULE: "1f1b"},
-            {SCHEDULE: "interleaved_1f1b", EACH: 2},
-            {SCHEDULE: "zero_bubble", EACH: 2},
-        )
+        for preset, given in (("gpt", schedules[:2]), ("t5", schedules), ("xlnet", schedules[2:]))
+        for schedule in given
     ]
     compare(pool, 4, cases, combined)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("preset", ["gpt", "t5", "bert"])
+def test_no_split_has_a_cheaper_dearest_stage(preset, stages, tiny):
+    options = {"decoder_layers": 4} if preset == "t5" else {}
+    given = {f"model__{name}": value for name, value in options.items()}
+    settings = tiny(preset, model__layers=7, **given)
+    lengths, targets = row_shape(settings)
+    costs = layer_costs(settings.model, lengths, targets)
+    layers = split(settings.model, stages, lengths, targets)
+    assert [i for r in layers for i in r] == list(range(len(costs))) and all(layers)
+    splits = itertools.combinations(range(1, len(costs)), stages - 1)
+    dearest = min(
+        max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs))))
+        for cuts in splits
+    )
+    assert max(sum(costs[i] for i in r) for r in layers) == pytest.approx(dearest, rel=1e-12)
+
+
+def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
+    model = tiny("t5", model__encoder_layers=3, model__decoder_layers=5).model
+    costs = layer_costs(model, (48, 16), 16)
+    counts = Counts(1, (48, 16), (48 * 48, 16 * 16 // 2), (0, 48 * 16), 16, (48, 16))
+    embedding = 2 * (48 + 16) * model.hidden_size
+    assert sum(costs) == flops.forward(model, counts).total + embedding
+    assert costs[4] < costs[1] and costs[4] != costs[3] and costs[7] > costs[6]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({PIPELINE: 3}, "more stages than the model's 2 layers"),
+        ({PIPELINE: 2, EACH: 2, "model__layers": 4}, "1f1b runs one stage on a rank"),
+        ({PIPELINE: 2, SCHEDULE: "interleaved_1f1b"}, "needs 2 or more"),
+        ({PIPELINE: 2, SCHEDULE: "zero_bubble", "parallel__recompute": "full"}, "recompute twice"),
+        ({PIPELINE: 2, SCHEDULE: "zero_bubble", "training__compile": True}, "cannot split"),
+        ({PIPELINE: 2, "training__micro_batch_size": 8}, "as many micro-batches"),
+        (
+            {PIPELINE: 2, SCHEDULE: "zero_bubble", "training__global_batch_size": 20},
+            "5 do not divide: make them a multiple of 2",
+        ),
+    ],
+)
+def test_a_pipeline_that_cannot_be_is_refused(given, message, tiny):
+    with pytest.raises(ConfigError, match=message):
+        check(tiny(**given))

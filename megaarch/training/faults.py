@@ -1,0 +1,50 @@
+"""Being told to stop: the step is finished, the run saved, and only then it ends.
+
+SIGTERM and SIGUSR1 (what SLURM sends ahead of a time limit or a preemption) end a run with the exit
+code REQUEUE; SIGINT (Ctrl-C) with that of an interrupted command. A second signal ends it at once.
+"""
+
+import signal
+import threading
+from types import FrameType
+
+REQUEUE = 75  # EX_TEMPFAIL: run the same command again and it continues
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """A run that was told to stop, after it has been saved. number: of the signal."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(number, step)
+        self.number, self.step = number, step
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.number).name
+        return f"stopped by {name} and saved at step {self.step}; the same command continues"
+
+
+class Watch:
+    """Listens for the signals while a run trains. Use as a context manager; `asked` is the number
+    of the signal that came, or 0. Outside the main thread it hears nothing."""
+
+    def __init__(self):
+        self.asked = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Watch":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

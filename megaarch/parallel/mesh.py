@@ -146,11 +146,16 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     if product != world_size:
         given = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
         started = "1 process was" if world_size == 1 else f"{world_size} processes were"
-        yield (
-            f"parallel: the layout {'of one process' if product == 1 else given} needs {product} "
-            f"process{'es' if product > 1 else ''} and {started} started: start as many "
-            f"(torchrun --nproc-per-node {product}), or change the layout"
-        )
+        if product == 1:
+            yield (
+                f"parallel: {started} started and the layout is of one: say how to use them, e.g. "
+                f"parallel.data_parallel_shard={world_size}"
+            )
+        else:
+            yield (
+                f"parallel: the layout {given} needs {product} processes and {started} started: "
+                f"start as many (torchrun --nproc-per-node {product}), or change the layout"
+            )
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
     among = f"tensor_parallel {tensor} x context_parallel {context}"
     if model.heads % (tensor * context):

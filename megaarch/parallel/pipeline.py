@@ -27,7 +27,7 @@ from torch.distributed.pipelining.schedules import (
 from megaarch.data.batch import Batch
 from megaarch.model import TargetLosses
 from megaarch.parallel.mesh import Grid
-from megaarch.parallel.partial import PartialTransformer, prune
+from megaarch.parallel.partial import PartialTransformer, Received, prune
 from megaarch.parallel.shared import Shared
 from megaarch.parallel.stages import Stages, is_v, needs
 from megaarch.settings import Settings
@@ -47,7 +47,7 @@ class Engine:
     """Runs steps and evaluations of a pruned model over the pipeline ranks of `grid`.
 
     Micro-batches come as the model of one rank takes them (context parallelism: its shards).
-    dtype: of the activations between stages; None: that of the parameters.
+    dtype: of the activations between stages; None: that of the parameters as layers see them.
     A parameter that several ranks hold has the same gradient on all of them after
     `forward_backward`, and `counts` says on which one it counts in the clip norm.
     """
@@ -63,7 +63,13 @@ class Engine:
         self.model, self.grid, self.settings = model, grid, settings
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
-        self.dtype = dtype or next(model.parameters()).dtype
+        half = settings.training.precision == "bf16"
+        # Parameters that FSDP gathers in bf16 leave nothing to autocast.
+        self.autocast, gathered = (
+            half and grid.gradient_ranks == 1,
+            half and grid.gradient_ranks > 1,
+        )
+        self.dtype = dtype or (torch.bfloat16 if gathered else next(model.parameters()).dtype)
         self.width = model.settings.hidden_size
         self.parts = {stage: _Part(self, stage) for stage in self.stages.on(self.rank)}
         self.batches: list[Batch] = []
@@ -257,7 +263,7 @@ class _Part(nn.Module):
     def forward(self, *received: torch.Tensor) -> tuple[torch.Tensor, ...] | torch.Tensor:
         """What the next stage receives, or the scaled loss of the micro-batch."""
         batch = self.engine.batches[self.micro_batch]
-        out = self.run(batch, tuple(_Received.apply(x) for x in received))
+        out = self.run(batch, tuple(Received.apply(x) for x in received))
         if not isinstance(out, TargetLosses):
             return out
         loss = (out.nll * batch.target_weights).sum()
@@ -275,26 +281,12 @@ class _Part(nn.Module):
         text_tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...] | TargetLosses:
         """As PartialTransformer.forward, with tensors that can be sent."""
-        # Parameters that are gathered in bf16 leave nothing to autocast.
-        half = self.engine.settings.training.precision == "bf16"
-        half, device = half and self.engine.grid.gradient_ranks == 1, self.engine.grid.device.type
+        device, enabled = self.engine.grid.device.type, self.engine.autocast
         # Autocast here and not around the step: custom backward functions would run under it.
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
             out = self.model(batch, self.layers, *received, text_tokens=text_tokens)
         if isinstance(out, TargetLosses):
             return out
         *memory, hidden = (x.to(self.engine.dtype).contiguous() for x in out)
         # Memory that only passes through is the input; zero-bubble schedules detach outputs.
         return (*(x.clone() for x in memory), hidden)
-
-
-class _Received(torch.autograd.Function):
-    """The identity; its gradient is contiguous, as sending requires."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.contiguous()

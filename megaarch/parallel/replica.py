@@ -27,9 +27,7 @@ class Replica(nn.Module):
         if grid.size("pp") > 1:
             from megaarch.parallel.pipeline import Engine
 
-            self.engine = Engine(
-                self.model, grid, settings, dtype=torch.bfloat16 if half else None
-            )
+            self.engine = Engine(self.model, grid, settings, dtype=torch.bfloat16 if half else None)
         # where parameters are sharded they are gathered in bf16, and nothing is left to autocast
         self.autocast = half and grid.gradient_ranks == 1
 

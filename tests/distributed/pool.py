@@ -57,7 +57,7 @@ class Pool:
         world_size: int,
         function: Callable[..., Any],
         *args: Any,
-        timeout: float = 120.0,
+        timeout: float = 400.0,
         environment: dict[str, str] | None = None,
     ) -> list[Any]:
         """`function(*args)` on each of `world_size` ranks; returns their results in rank order.

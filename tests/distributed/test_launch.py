@@ -149,9 +149,7 @@ def command(settings, tmp_path, environments, *more):
     return [(p, *p.communicate(timeout=120)) for p in started]
 
 
-def test_the_command_trains_under_srun_and_only_the_first_process_speaks(
-    tiny, prepared, tmp_path
-):
+def test_the_command_trains_under_srun_and_only_the_first_process_speaks(tiny, prepared, tmp_path):
     settings = tiny("t5", training__steps=2, parallel__data_parallel_shard=2)
     port = free_port()
     environments = [
@@ -174,9 +172,7 @@ def test_the_command_trains_under_srun_and_only_the_first_process_speaks(
 
 
 def test_a_layout_that_does_not_fit_is_one_sentence(tiny, tmp_path):
-    ((process, out, told),) = command(
-        tiny(), tmp_path, [{}], "--set", "parallel.tensor_parallel=2"
-    )
+    ((process, out, told),) = command(tiny(), tmp_path, [{}], "--set", "parallel.tensor_parallel=2")
     assert process.returncode == 2 and out == ""
     assert len(told.splitlines()) == 1 and "1 process was started" in told
     assert not (tmp_path / "run").exists()

@@ -67,7 +67,7 @@ def test_one_process_needs_no_process_group():
     "given, world_size, words",
     [
         ({"tensor_parallel": 2}, 1, "tensor_parallel 2 needs 2 processes and 1 process was"),
-        ({}, 4, "the layout of one process needs 1 process and 4 processes were started"),
+        ({}, 4, "4 processes were started and the layout is of one.*data_parallel_shard=4"),
         ({"context_parallel": 2, "tensor_parallel": 4}, 8, "4 heads do not divide among"),
         ({"pipeline_parallel": 4}, 4, "model's 2 layers"),
         ({"data_parallel_shard": 4, "tensor_parallel": 2}, 4, "needs 8 processes and 4"),

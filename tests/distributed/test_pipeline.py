@@ -172,6 +172,8 @@ def test_zero_bubble(case, pool):
     ]
     options = {"model__layers": 5, "model__position_encoding": "relative"}
     cases += [case("t5", EXACT, **options, **{**given, EACH: each}) for each in (1, 2)]
+    deep = {"model__encoder_layers": 1, "model__decoder_layers": 7}  # memory passes through stages
+    cases += [case("t5", EXACT, **deep, **{**given, EACH: each}) for each in (2, 3)]
     compare(pool, 2, cases)
 
 
@@ -243,8 +245,12 @@ def test_with_another_axis(axis, case, pool):
         {SCHEDULE: "zero_bubble", EACH: 2},
     ]
     cases = [
-        case(preset, model__layers=4, **{PIPELINE: 2, f"parallel__{axis}": 2} | schedule)
-        for preset, given in (("gpt", schedules[:2]), ("t5", schedules), ("xlnet", schedules[2:]))
+        case(preset, model__layers=4, **deep, **{PIPELINE: 2, f"parallel__{axis}": 2} | schedule)
+        for preset, deep, given in (
+            ("gpt", {}, schedules[:2]),
+            ("t5", {"model__encoder_layers": 1, "model__decoder_layers": 6}, schedules),
+            ("xlnet", {}, schedules[2:]),
+        )
         for schedule in given
     ]
     compare(pool, 4, cases, combined)

@@ -243,6 +243,12 @@ def run_report(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{path} does not exist: give the folder of a study that megaarch compare has run"
         ) from None
+        report.check(results)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
+            "megaarch compare again"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if options.text:

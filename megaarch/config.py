@@ -80,7 +80,9 @@ def _parse(text: str, where: str) -> Raw | None:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError([f"{place}{error.problem or 'not YAML'}"], where) from None
     except yaml.YAMLError as error:
-        raise ConfigError([f"is not YAML: {error}"], where) from None
+        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], where) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError([f"is not YAML that can be read: {error}"], where) from None
     if raw is not None and not isinstance(raw, dict):
         raise ConfigError(["must be a mapping of sections (model, data, training, ...)"], where)
     return raw
@@ -93,7 +95,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError([f"--set takes section.name=value, not {text!r}"])
     try:
         return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise ConfigError([f"--set {key}: {value!r} is not a YAML value"]) from None
 
 
@@ -259,6 +261,8 @@ _WANTED = {
     "model_type": "a section with settings below it",
     "model_attributes_type": "a section with settings below it",
     "tuple_type": "a list",
+    "too_short": "a list of at least one",
+    "finite_number": "a finite number",
 }
 
 
@@ -380,6 +384,9 @@ def _model_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
         )
 
 
+_FOLDER = re.compile(r"\w[\w.+-]{0,99}")
+
+
 def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     study, names = settings.study, set()
     valid = set(setting_names())
@@ -387,7 +394,7 @@ def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
         where = f"study.cells.{i}"
         if cell.name in names:
             yield (f"{where}.name",), f"{cell.name!r} is the name of two cells"
-        if "/" in cell.name or cell.name in ("", ".", ".."):
+        if not _FOLDER.fullmatch(cell.name):
             yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
         if cell.start_from is not None and cell.start_from not in names:
             guess = difflib.get_close_matches(cell.start_from, names, 1)
@@ -407,6 +414,9 @@ def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], s
                 yield (f"{where}.set",), unknown(path)
         names.add(cell.name)
     names = [size.name for size in study.sizes]
+    for i, name in enumerate(names):
+        if not _FOLDER.fullmatch(name):
+            yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
     amounts = [f"{amount:.4g}" for amount in study.budgets]
     for key, values in (("sizes", names), ("budgets", amounts), ("seeds", study.seeds)):
         twice = sorted({str(v) for v in values if values.count(v) > 1})

@@ -19,7 +19,9 @@ PresetName = Literal[tuple(catalogue.PRESETS)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), strict=True, allow_inf_nan=False
+    )
 
 
 class Model(Section):
@@ -78,7 +80,7 @@ class Data(Section):
     mean_span_length: Annotated[float, Field(gt=0)] | None = None
     whole_word_masking: bool = False
     pack: bool = True  # several short examples in a row (supervised data)
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    held_out: Annotated[float, Field(ge=1e-4, lt=1)] = 0.1
     cache: str = "runs/data"
     workers: NonNegative = 0
 
@@ -128,7 +130,9 @@ class Parallel(Section):
     # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
     recompute: Literal["none", "selective", "full"] = "none"
     schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
-    stages_per_rank: Positive = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
+    stages_per_rank: Positive = (
+        1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
+    )
 
 
 class Logging(Section):
@@ -157,12 +161,12 @@ class Cell(Section):
     name: str
     preset: PresetName | None = None
     start_from: str | None = Field(default=None, alias="from")
-    budget: float | None = None
+    budget: Annotated[float, Field(gt=0)] | None = None
     set: dict[str, object] = {}
 
 
 class Tune(Section):
-    learning_rates: list[Annotated[float, Field(gt=0)]]
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
 
 
@@ -180,11 +184,11 @@ class Evaluation(Section):
 class Study(Section):
     name: str = "study"
     match: Literal["flops", "seen_tokens", "parameters", "target_tokens"] = "flops"
-    budgets: list[Annotated[float, Field(gt=0)]]
+    budgets: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     sizes: list[Size] = []
-    seeds: list[NonNegative] = [0]
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0]
     encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
-    cells: list[Cell]
+    cells: Annotated[list[Cell], Field(min_length=1)]
     lanes: Positive = 1  # cells that run at a time, in processes of their own
     rates: str | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None

@@ -110,3 +110,18 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
     assert "study.budgets: 1e+09 is given twice" in found
     assert "study.seeds: 0 is given twice" in found
     assert any(problem.startswith("study.cells.0.budget") for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"training": {"learning_rate": float("inf")}}, "must be a finite number"),
+        ({"study": {"budgets": [], "cells": [{"name": "a"}]}}, "study.budgets: must be a list of"),
+        (
+            {"study": {"budgets": [1.0], "cells": [{"name": "a"}], "sizes": [{"name": "../x"}]}},
+            "cannot be the name of a folder",
+        ),
+    ],
+)
+def test_values_that_would_hang_or_leave_the_folder(raw, sentence):
+    assert any(sentence in problem for problem in problems(raw)), problems(raw)

@@ -205,6 +205,8 @@ def _records(file: Path, *columns: str) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{at}: malformed JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{at}: JSON that cannot be read ({error})") from error
         if not isinstance(record, dict):
             raise ValueError(f"{at}: one JSON object a line is expected, not {line[:20]!r}")
         yield at, record

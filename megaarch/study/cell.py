@@ -34,7 +34,15 @@ LOSS_POINTS = 200
 def read_record(directory: Path) -> dict[str, Any] | None:
     """cell.json of a cell's folder, or None."""
     path = directory / "cell.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record["signature"], dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: remove its folder to run the cell again") from None
+    return record
 
 
 def identity(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """A study from its configuration to results.json: prepare, tune, run every cell, report."""
 
+import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,32 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any
     Cells that are finished are kept, an interrupted one continues, and one whose settings, data
     or yardsticks have changed is a ConfigError that names what.
     """
+    expand(raw, directory)  # every mistake in the grid shows before anything is written
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        return _compare(raw, directory, console)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Holds the folder's lock. ValueError where another process runs this study."""
+    with (directory / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"{directory}: another process is running this study; wait for it, or give "
+                "another --output"
+            ) from None
+        yield
+
+
+def _compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, Any]:
     settings = config.resolve(raw)
     study, base = settings.study, settings.data
     found = rates.read(study.rates) if study.rates else None
     chosen = found["best"] if found else {}
-    grid = expand(raw, directory, chosen)  # every mistake in the grid shows before anything runs
+    grid = expand(raw, directory, chosen)
     console.print(f"Preparing the text of {base.source} ...")
     prepared = lanes.text_of(grid[0], base)
     held = lanes.held_out(base, settings.model.vocabulary_size, study.evaluation)

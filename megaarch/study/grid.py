@@ -74,7 +74,7 @@ def _resolve(
         config.set_path(own, "training.learning_rate", rate)
     for path, value in cell.set.items():
         config.set_path(own, path, copy.deepcopy(value))
-    budget = cell.budget if cell.start_from and cell.budget else amount
+    budget = amount if cell.budget is None else cell.budget
     match = BUDGET_UNIT.get(study.match, study.match)
     config.set_path(own, "training.budget", {"match": match, "amount": budget})
     config.set_path(own, "training.seed", seed)

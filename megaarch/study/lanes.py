@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -109,7 +110,13 @@ def run(jobs: list[Job], lanes: int, board: Board) -> Iterator[tuple[Job, dict[s
                     running[pool.submit(_in_lane, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
-                    yield job, future.result()
+                    try:
+                        yield job, future.result()
+                    except BrokenProcessPool:
+                        raise ValueError(
+                            f"cell {job.name}: a lane's process was killed (out of memory?); lower "
+                            "study.lanes and run the same command again"
+                        ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

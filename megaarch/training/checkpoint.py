@@ -77,7 +77,9 @@ def _finish(folder: Path, path: Path, aside: Path, progress: dict[str, Any], kee
     mark.write_text(path.name + "\n")
     mark.replace(folder / "latest")
     if keep:
-        for old in _complete(folder)[:-keep]:
+        # a damaged one counts for nothing, and what was just written is never dropped
+        others = [p for p in _complete(folder) if p != path and _sizes_fit(p)]
+        for old in others[: len(others) - keep + 1]:
             shutil.rmtree(old)
 
 
@@ -111,7 +113,9 @@ def find_fault(path: Path) -> str | None:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         json.loads((path / "progress.json").read_text())
-    except (OSError, ValueError) as error:
+        if not {"progress.json", "state/.metadata"} <= manifest.keys():
+            return "manifest.json does not list what a checkpoint holds"
+    except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     for name, (size, checksum) in manifest.items():
         file = path / name
@@ -170,7 +174,16 @@ def _compare(path: Path, weights: dict[str, Any], partial: bool) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and not p.suffix)
+    return sorted(p for p in folder.glob("step-" + 8 * "[0-9]") if p.is_dir())
+
+
+def _sizes_fit(path: Path) -> bool:
+    """Whether all files are there with their sizes: what can be seen without reading them."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return all((path / name).stat().st_size == size for name, (size, _) in manifest.items())
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _checksum(path: Path) -> int:

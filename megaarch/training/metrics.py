@@ -15,7 +15,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for line in file:
             if line.endswith("\n"):
-                yield json.loads(line)
+                try:
+                    found = json.loads(line)
+                    found["step"]
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(f"{path} is damaged at {line[:40]!r}: remove it") from None
+                yield found
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -116,7 +116,12 @@ class Trainer:
     def _start(self) -> None:
         """Continue the newest checkpoint of this directory, or start from another's weights."""
         training = self.settings.training
-        path = self._newest(self.directory) if training.resume else None
+        path = self._newest(self.directory)
+        if path is not None and not training.resume:
+            raise ValueError(
+                f"training.resume: {self.directory} holds a run, up to {path.name}: remove it, or "
+                "give another logging.directory"
+            )
         if path is not None:
             saved = checkpoint.read_progress(path)
             if saved["fingerprint"] != self.fingerprint:

@@ -169,3 +169,25 @@ def test_lanes_give_what_one_after_another_gives(study, tmp_path):
     together = compare(study, tmp_path / "together", QUIET)
     for a, b in zip(alone["cells"], together["cells"], strict=True):
         assert a["final_loss"] == b["final_loss"] and a["heldout"] == b["heldout"]
+
+
+def test_a_folder_serves_one_process_at_a_time_and_damage_is_named(study, tmp_path):
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    with study_module._alone(tmp_path), pytest.raises(ValueError, match="another process"):
+        compare(study, tmp_path, QUIET)
+    compare(study, tmp_path, QUIET)
+    record = next((tmp_path / "cells").rglob("cell.json"))
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(ValueError, match=r"cell\.json is damaged"):
+        compare(study, tmp_path, QUIET)
+
+
+def test_a_study_without_choices_and_middles_has_a_report(study, tmp_path):
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    study["study"]["evaluation"] |= {"choices": 3, "middles": 0}
+    results = compare(study, tmp_path, QUIET)
+    assert report.write_page(results, tmp_path / "report.html").exists()
+    assert "gpt" in report.text(results)
+    report.check(results)
+    with pytest.raises(KeyError):
+        report.check({"format": 99})

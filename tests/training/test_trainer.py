@@ -193,3 +193,20 @@ def test_a_run_continued_with_other_settings_is_refused_and_names_them(tiny, pre
         Trainer(tiny(training__learning_rate=0.5), prepared)
     with pytest.raises(ValueError, match=r"model.preset was 'gpt' and is 'prefix_lm'"):
         Trainer(tiny("prefix_lm"), prepared)
+
+
+def test_a_damaged_checkpoint_never_outlives_a_sound_one(tiny, prepared):
+    Trainer(tiny(training__save_every=3), prepared).run()
+    folder = Path(tiny().logging.directory) / "checkpoints"
+    (folder / "step-00000006" / "manifest.json").unlink()
+    further = tiny(training__steps=5, training__keep_checkpoints=1)
+    Trainer(further, prepared).run()
+    assert checkpoint.find_fault(folder / "step-00000005") is None
+    assert (folder / "latest").read_text().strip() == "step-00000005"
+    assert not (folder / "step-00000003").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_started_anew(tiny, prepared):
+    Trainer(tiny(), prepared).run()
+    with pytest.raises(ValueError, match="holds a run, up to step-00000006"):
+        Trainer(tiny(training__resume=False), prepared)

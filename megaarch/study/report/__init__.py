@@ -4,7 +4,7 @@ results ──> cells (seeds merged, ranked) ──> text, csv, latex, figures, 
         └─> warnings (what makes the comparison unfair or thin)
 """
 
-from megaarch.study.report.cells import distinguishable
+from megaarch.study.report.cells import check, distinguishable
 from megaarch.study.report.figures import write_figures
 from megaarch.study.report.page import write_page
 from megaarch.study.report.tables import csv, latex
@@ -12,6 +12,7 @@ from megaarch.study.report.text import text
 from megaarch.study.report.warnings import warnings_for, warnings_of
 
 __all__ = [
+    "check",
     "csv",
     "distinguishable",
     "latex",

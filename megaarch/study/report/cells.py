@@ -22,6 +22,40 @@ MEASURES = {
 STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
+NEEDED = [
+    "name",
+    "architecture",
+    "objective",
+    "budget",
+    "seed",
+    "parameters",
+    "flops",
+    "seen_tokens",
+    "target_tokens",
+    "steps",
+    "train_seconds",
+    "tokens_per_second",
+    "final_loss",
+    "heldout",
+    "curve",
+    "losses",
+    "masks",
+    "settings",
+]
+
+
+def check(results: dict) -> None:
+    """KeyError, TypeError or IndexError where `results` lacks what every report reads."""
+    if results["format"] != 1:
+        raise KeyError(f"format {results['format']}")
+    results["study"], results["budget"]["match"], results["cells"][0]
+    for cell in results["cells"]:
+        for key in NEEDED:
+            cell[key]
+        cell["heldout"]["continuation_bits_per_byte"]
+        cell["curve"][0], cell["losses"][0]
+
+
 def student_t(freedom: int) -> float:
     """The 97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5 above 10 degrees)."""
     if freedom <= len(STUDENT_T):

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from megaarch import __version__, config
@@ -25,6 +26,9 @@ SET_HELP = (
 )
 
 
+Adder = Callable[..., argparse.ArgumentParser]  # of a command: name, summary, more
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands, with the help that a newcomer reads."""
     top = argparse.ArgumentParser(
@@ -41,6 +45,15 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=f"{summary}. {more}")
 
+    _train_arguments(command)
+    _compare_arguments(command)
+    _evaluate_arguments(command)
+    _report_arguments(command)
+    _describe_arguments(command)
+    return top
+
+
+def _train_arguments(command: Adder) -> None:
     train = command(
         "train",
         "Train one model",
@@ -49,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _config_arguments(train)
 
+
+def _compare_arguments(command: Adder) -> None:
     compare = command(
         "compare",
         "Run a study: every cell at the same budget, then the report",
@@ -77,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
         "print steps, tokens, epochs, disk and hours; train nothing",
     )
 
+
+def _evaluate_arguments(command: Adder) -> None:
     evaluate = command(
         "evaluate",
         "Score a trained run on held-out text",
@@ -86,6 +103,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     _set_argument(evaluate)
 
+
+def _report_arguments(command: Adder) -> None:
     report = command(
         "report",
         "Write a study's report from its results.json",
@@ -98,13 +117,14 @@ def parser() -> argparse.ArgumentParser:
     kind.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs)")
     kind.add_argument("--figures", metavar="DIR", help="write each figure as PDF and SVG")
 
+
+def _describe_arguments(command: Adder) -> None:
     describe = command(
         "describe",
         "Print what each cell is: parameters, FLOPs and tokens of a row, lengths",
     )
     _config_arguments(describe)
     describe.add_argument("--json", action="store_true", help="print one JSON object")
-    return top
 
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:

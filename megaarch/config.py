@@ -7,14 +7,16 @@ keys, wrong types, impossible combinations) and raised together as one ConfigErr
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from megaarch import catalogue
+from megaarch.combinations import combinations
+from megaarch.names import unknown
 from megaarch.settings import Settings
 
 Raw = dict[str, Any]
@@ -212,44 +214,6 @@ def _index(key: Any, raw: list) -> bool:
     return isinstance(key, int) and key < len(raw)
 
 
-def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings."""
-    for name, entry in section.model_fields.items():
-        name = entry.alias or name
-        yield f"{prefix}{name}"
-        for below in _sections(entry.annotation):
-            yield from setting_names(below, f"{prefix}{name}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _sections(inner)
-
-
-def nearest(path: str, names: Iterable[str]) -> str | None:
-    """The valid dotted name that a wrong one most likely meant."""
-    names = list(names)
-    path = re.sub(r"\.\d+(?=\.|$)", "", path)  # list indices are no names
-    parent, _, leaf = path.rpartition(".")
-    siblings = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == parent}
-    if guess := difflib.get_close_matches(leaf, siblings, 1, 0.6):
-        return siblings[guess[0]]
-    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    close = difflib.get_close_matches(path, same_leaf or names, 1, 0.0 if same_leaf else 0.6)
-    if not close:
-        leaves = {name.rpartition(".")[2]: name for name in names}
-        close = [leaves[x] for x in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
-    return close[0] if close else None
-
-
-def unknown(path: str) -> str:
-    """The sentence for a setting that does not exist."""
-    guess = nearest(path, setting_names())
-    return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")
-
-
 _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -294,139 +258,3 @@ def _sentence(path: str, fault: dict) -> str:
 
 def _literal_choices(fault: dict) -> list[str]:
     return [part.strip(" '") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
-
-
-def combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Impossible combinations: the settings involved (the one to blame first) and a sentence."""
-    yield from _model_combinations(settings)
-    training, parallel = settings.training, settings.parallel
-    if training.steps is not None and training.budget is not None:
-        yield (
-            ("training.steps", "training.budget"),
-            ("cannot be given together with training.budget: a budget sets the number of steps"),
-        )
-    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
-    if training.global_batch_size % (training.micro_batch_size * ranks):
-        yield (
-            ("training.global_batch_size", "training.micro_batch_size"),
-            (
-                f"{training.global_batch_size} rows do not divide into micro-batches of "
-                f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
-            ),
-        )
-    if settings.study:
-        yield from _study_combinations(settings)
-
-
-def _model_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    model, data = settings.model, settings.data
-    architecture = catalogue.ARCHITECTURES[model.architecture]
-    if data.objective not in architecture.objectives:
-        runs = [a.name for a in catalogue.ARCHITECTURES.values() if data.objective in a.objectives]
-        yield (
-            ("data.objective", "model.architecture"),
-            (
-                f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
-                f"{' or '.join(runs)}, and {architecture.name} runs "
-                f"{', '.join(architecture.objectives)}"
-            ),
-        )
-    if model.head_size is None and model.hidden_size % model.heads:
-        yield (
-            ("model.heads", "model.hidden_size"),
-            (
-                f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
-                "change one, or give model.head_size"
-            ),
-        )
-    if model.kv_heads and model.heads % model.kv_heads:
-        yield (
-            ("model.kv_heads", "model.heads"),
-            (f"{model.kv_heads} key heads do not divide {model.heads} heads"),
-        )
-    exact = model.head_size or model.hidden_size % model.heads == 0
-    head_size = model.head_size or model.hidden_size // model.heads
-    axes = catalogue.position_axes(data.objective)
-    if exact and model.position_encoding == "rope" and head_size % (2 * axes):
-        yield (
-            ("model.head_size", "model.heads", "model.hidden_size"),
-            (
-                f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
-                f"not {head_size}"
-            ),
-        )
-    if axes > 1 and model.position_encoding == "relative":
-        yield (
-            ("model.position_encoding", "data.objective"),
-            (f"relative positions have one axis and {data.objective} has {axes}: use rope"),
-        )
-    if len(architecture.streams) == 1:
-        for name in ("encoder_layers", "decoder_layers", "target_length"):
-            if getattr(model, name) is not None:
-                yield (
-                    (f"model.{name}", "model.architecture"),
-                    (f"belongs to an encoder_decoder; {architecture.name} has one stack"),
-                )
-    if model.position_encoding == "learned" and (
-        (model.learned_positions or model.sequence_length) < model.sequence_length
-    ):
-        yield (
-            ("model.learned_positions", "model.sequence_length"),
-            (
-                f"{model.learned_positions} positions are fewer than the "
-                f"{model.sequence_length} tokens of a row"
-            ),
-        )
-    if (data.kind == "supervised") != (data.objective == "supervised") and data.kind != "auto":
-        yield (
-            ("data.kind", "data.objective"),
-            (f"{data.kind} data and the objective {data.objective} do not go together"),
-        )
-
-
-_FOLDER = re.compile(r"\w[\w.+-]{0,99}")
-
-
-def _study_combinations(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    study, names = settings.study, set()
-    valid = set(setting_names())
-    for i, cell in enumerate(study.cells):
-        where = f"study.cells.{i}"
-        if cell.name in names:
-            yield (f"{where}.name",), f"{cell.name!r} is the name of two cells"
-        if not _FOLDER.fullmatch(cell.name):
-            yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
-        if cell.start_from is not None and cell.start_from not in names:
-            guess = difflib.get_close_matches(cell.start_from, names, 1)
-            yield (
-                (f"{where}.from",),
-                (
-                    f"no cell {cell.start_from!r} stands before this one"
-                    + (f"; did you mean {guess[0]!r}?" if guess else "")
-                ),
-            )
-        if cell.budget is not None and cell.start_from is None:
-            yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
-        for path in cell.set:
-            if path in ("training.seed", "logging.directory"):
-                yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
-            elif path not in valid or path.startswith("study"):
-                yield (f"{where}.set",), unknown(path)
-        names.add(cell.name)
-    names = [size.name for size in study.sizes]
-    for i, name in enumerate(names):
-        if not _FOLDER.fullmatch(name):
-            yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
-    amounts = [f"{amount:.4g}" for amount in study.budgets]
-    for key, values in (("sizes", names), ("budgets", amounts), ("seeds", study.seeds)):
-        twice = sorted({str(v) for v in values if values.count(v) > 1})
-        if twice:
-            yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
-    if study.tune and study.rates:
-        yield (
-            ("study.tune", "study.rates"),
-            ("cannot be given together with study.rates: a sweep chooses its own rates"),
-        )
-    for section in ("steps", "budget"):
-        if getattr(settings.training, section) is not None:
-            yield (f"training.{section}",), "a study sets it for each cell: leave it out"

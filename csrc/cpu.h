@@ -1,0 +1,64 @@
+// The kernels that only the CPU has: torch passes memory once an operation there, and each of these
+// makes one pass of several. On CUDA torch.compile fuses the same. As csrc/megaarch.h otherwise.
+
+#pragma once
+#include "megaarch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum Gate { SILU = 0, GELU_TANH = 1 };
+
+// Rows of a fused projection [rows, groups, group + 2, size], a key group's queries, key and value
+// one behind the other, into q [rows, groups * group, size], k and v [rows, groups, size]. Queries
+// and key are turned (RoPE: Su et al. 2021, section 3.2.2) by cos and signed sin, accumulator
+// [rows, size]: channel i of each of `axes` shares of a head pairs with channel i + share / 2.
+int megaarch_heads_forward(const void* qkv, const void* cos, const void* sin, void* q, void* k,
+                           void* v, int64_t rows, int64_t groups, int64_t group, int64_t size,
+                           int64_t axes, int dtype, void* stream);
+
+// Its gradient. q, k, v here: gradients [batch, rows / batch, heads, size], last axis contiguous,
+// their other strides in elements: three of q, three of k, three of v.
+int megaarch_heads_backward(const void* q, const void* k, const void* v, const int64_t* strides,
+                            const void* cos, const void* sin, void* grad_qkv, int64_t batch,
+                            int64_t rows, int64_t groups, int64_t group, int64_t size, int64_t axes,
+                            int dtype, void* stream);
+
+// out[i] = gate(x[2 i]) * x[2 i + 1] (Shazeer 2020), and its gradient [2 * count].
+int megaarch_gated_forward(const void* x, void* out, int64_t count, int gate, int dtype,
+                           void* stream);
+int megaarch_gated_backward(const void* grad, const void* x, void* grad_x, int64_t count, int gate,
+                            int dtype, void* stream);
+
+// In place: each row of logits [rows, columns] becomes its softmax, less 1 at its target: the
+// gradient of -log softmax[target]. partition: the log of the sum of exponentials; target_logit:
+// what stood at the target. OUT_OF_RANGE for a target outside of 0..columns. float and double.
+int megaarch_softmax_less_target(void* logits, const int64_t* target, void* partition,
+                                 void* target_logit, int64_t rows, int64_t columns, int dtype,
+                                 void* stream);
+
+// Attention where parts, int32 [batch, parts_per_row, 5] (megaarch/attention/parts.py), let a query
+// see a key: softmax(scale * q k') v, blocks of keys at a time (Milakov and Gimelshein 2018; Dao 2023,
+// algorithm 1). float only. q [batch, queries, heads, size], k and v [batch, keys, key_heads, size],
+// last axis contiguous, their other strides in elements: three of q, three of k, three of v. out as q,
+// contiguous; lse [batch, heads, queries]: the log of a row's sum of exponentials. Rows that see no
+// key are zero, and what rows in no part hold reaches nothing. size: a multiple of 8 up to 256.
+int megaarch_attention_forward(const float* q, const float* k, const float* v, float* out,
+                               float* lse, const int32_t* parts, const int64_t* strides,
+                               int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
+                               int64_t heads, int64_t key_heads, int64_t size, double scale,
+                               void* stream);
+
+// Its gradients, contiguous, by the same probabilities computed again (Dao 2023, algorithm 2). grad as
+// q, with strides ahead of the others.
+int megaarch_attention_backward(const float* grad, const float* q, const float* k, const float* v,
+                                const float* out, const float* lse, float* grad_q, float* grad_k,
+                                float* grad_v, const int32_t* parts, const int64_t* strides,
+                                int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
+                                int64_t heads, int64_t key_heads, int64_t size, double scale,
+                                void* stream);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,165 @@
+#include <algorithm>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "common.h"
+
+constexpr double LOG2E = 1.4426950408889634;
+enum Part { UNUSED, FULL, CAUSAL };
+
+// Rows of a tensor [batch, length, heads, size] with strides.
+struct Rows {
+  const float* data;
+  int64_t batch, stride, head;
+  Rows(const float* data, const int64_t* strides)
+      : data(data), batch(strides[0]), stride(strides[1]), head(strides[2]) {}
+  const float* at(int64_t b, int64_t s, int64_t h) const {
+    return data + b * batch + s * stride + h * head;
+  }
+};
+
+// Query rows of a part, from `start` on. Its keys are counted from `key`: row i sees those before
+// reach + i * step, one at least.
+struct Block {
+  int64_t start, rows, key, reach, step;
+  int64_t seen(int64_t i) const { return reach + i * step; }
+  int64_t first(int64_t j) const { return step ? std::max<int64_t>(0, j + 1 - reach) : 0; }
+};
+
+struct Call {
+  const int32_t* parts;
+  int64_t batch, parts_per_row, queries, keys, heads, key_heads, size;
+  double scale;
+
+  // Of rows in scratch: an odd number of cache lines, so that a column of them uses every set.
+  int64_t pitch() const { return ((size + 15) / 16 | 1) * 16; }
+  int64_t place(int64_t row, int64_t query, int64_t head) const {
+    return ((row * queries + query) * heads + head) * size;
+  }
+  int64_t key_place(int64_t row, int64_t key, int64_t head) const {
+    return ((row * keys + key) * key_heads + head) * size;
+  }
+
+  // run(block, head) for the parts of a row and the heads of a key head, `most` queries at a time.
+  template <typename Run>
+  void each_block(int64_t row, int64_t key_head, int64_t most, Run run) const {
+    const int64_t group = heads / key_heads;
+    for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
+      for (int64_t n = 0; n < parts_per_row; ++n) {
+        const int32_t* part = parts + (row * parts_per_row + n) * 5;
+        const int64_t step = part[0] == CAUSAL, end = part[2], key = part[3], held = part[4] - key;
+        if (part[0] == UNUSED || held == 0) continue;
+        int64_t start = step ? std::max(int64_t(part[1]), end - held) : part[1];
+        for (; start < end; start += most)
+          run(Block{start, std::min(most, end - start), key, held - step * (end - 1 - start), step},
+              head);
+      }
+  }
+
+  // Rows [length, all heads] of a key head's share of heads, zeroed where `where` says so.
+  template <typename Where>
+  void clear(float* to, int64_t length, int64_t all, int64_t row, int64_t key_head,
+             Where where) const {
+    const int64_t group = all / key_heads;
+    for (int64_t i = 0; i < length; ++i)
+      for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
+        if (where(i, head)) std::fill_n(to + ((row * length + i) * all + head) * size, size, 0.f);
+  }
+  // Query rows that see no key: those whose lse stayed what it was first.
+  void clear_unseen(float* to, const float* lse, int64_t row, int64_t key_head) const {
+    clear(to, queries, heads, row, key_head, [&](int64_t i, int64_t head) {
+      return lse[(row * heads + head) * queries + i] == -INFINITY;
+    });
+  }
+};
+
+struct Forward : Call {
+  static constexpr int64_t QUERIES = 256, KEYS = 128;  // of a block: what fits in the second cache
+  Rows q, k, v;
+  float *out, *lse;
+  int64_t scratch() const { return QUERIES * (size + 2) + KEYS * (2 * pitch() + 16); }
+  void before(int64_t row, int64_t key_head) const {
+    const int64_t all = heads / key_heads * queries;
+    std::fill_n(lse + (row * key_heads + key_head) * all, all, -INFINITY);
+  }
+  void after(int64_t row, int64_t key_head) const { clear_unseen(out, lse, row, key_head); }
+};
+
+struct Backward : Call {
+  static constexpr int64_t QUERIES = 96, KEYS = 96;
+  Rows grad, q, k, v;
+  const float *out, *lse;
+  float *grad_q, *grad_k, *grad_v;
+  int64_t scratch() const {
+    return QUERIES * 2 * (size + pitch() + 1) + KEYS * 2 * (pitch() + QUERIES + 16);
+  }
+  void before(int64_t row, int64_t key_head) const {
+    auto all = [](int64_t, int64_t) { return true; };
+    clear(grad_k, keys, key_heads, row, key_head, all);
+    clear(grad_v, keys, key_heads, row, key_head, all);
+  }
+  void after(int64_t row, int64_t key_head) const { clear_unseen(grad_q, lse, row, key_head); }
+};
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to nothing outside of this file
+
+namespace any {
+constexpr int LANES = 4;
+#include "attention_tiles.h"
+}  // namespace any
+
+// Not target_clones: vectors wider than the default processor's are taken apart before inlining.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int LANES = 8;
+#include "attention_tiles.h"
+}  // namespace avx2
+#pragma GCC pop_options
+static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#else
+namespace avx2 = any;
+static bool has_avx2() { return false; }
+#endif
+
+// Key heads are independent, so that the sums do not depend on the number of threads.
+template <typename Each>
+static int run(const Each& x) {
+  if (x.size <= 0 || x.size % 8 || x.size > 256) return UNSUPPORTED_SIZE;
+  const bool fast = has_avx2();
+#pragma omp parallel if (x.batch * x.key_heads > 1)
+  {
+    std::unique_ptr<float[]> memory(new float[x.scratch() + 16]);
+    float* scratch = (float*)((uintptr_t(memory.get()) + 63) / 64 * 64);
+#pragma omp for schedule(dynamic)
+    for (int64_t n = 0; n < x.batch * x.key_heads; ++n) {
+      const int64_t row = n / x.key_heads, key_head = n % x.key_heads;
+      x.before(row, key_head);
+      fast ? avx2::attend(x, row, key_head, scratch) : any::attend(x, row, key_head, scratch);
+      x.after(row, key_head);
+    }
+  }
+  return 0;
+}
+
+extern "C" int megaarch_attention_forward(const float* q, const float* k, const float* v,
+                                          float* out, float* lse, const int32_t* parts,
+                                          const int64_t* strides, int64_t batch,
+                                          int64_t parts_per_row, int64_t queries, int64_t keys,
+                                          int64_t heads, int64_t key_heads, int64_t size,
+                                          double scale, void*) {
+  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
+  return run(Forward{call, {q, strides}, {k, strides + 3}, {v, strides + 6}, out, lse});
+}
+
+extern "C" int megaarch_attention_backward(
+    const float* grad, const float* q, const float* k, const float* v, const float* out,
+    const float* lse, float* grad_q, float* grad_k, float* grad_v, const int32_t* parts,
+    const int64_t* strides, int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
+    int64_t heads, int64_t key_heads, int64_t size, double scale, void*) {
+  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
+  return run(Backward{call, {grad, strides}, {q, strides + 3}, {k, strides + 6}, {v, strides + 9},
+                      out, lse, grad_q, grad_k, grad_v});
+}

@@ -1,0 +1,252 @@
+// Attention of one batch row and one key head in vectors of LANES floats. attention.cpp includes it
+// once an instruction set, inside of a namespace.
+//
+// A panel of queries, PANEL of them, lies across the lanes, so that a softmax is vertical and a
+// product reads its result either way. Only queries are ever transposed:
+//
+//     S' = K Q'    O = S V    dS' = V dO'    dQ = dS K    dV = S' dO    dK = dS' Q
+
+constexpr int PANEL = 2 * LANES, ROWS = 6;  // of a tile: twelve sums, in registers
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static INLINE Vector& at(float* p) { return *(Vector*)p; }
+static INLINE const Vector& at(const float* p) { return *(const Vector*)p; }
+
+// 2^x, relative error 2e-7, for x < 128; 0 below -126. NaN stays NaN. The polynomial is minimax.
+static INLINE Vector exp2(Vector x) {
+  const float round = 12582912 + 127;  // 1.5 * 2^23: the sum ends in the bits of the exponent
+  Vector shifted = x + round;
+  Vector f = x - (shifted - round);
+  Vector p = f * 1.32647273e-3f + 9.67151299e-3f;
+  p = p * f + 5.55073358e-2f;
+  p = p * f + 2.40222424e-1f;
+  p = p * f + 6.93147004e-1f;
+  p = p * f + 1;
+  p *= (Vector)((Integers)shifted << 23);
+  return (Vector)((Integers)p & ~(x < -126));
+}
+
+// store(r, v, c) with c = the sum over k of a[r * row + k * column] * b[k * pitch + v * LANES + :].
+template <int R, int V, typename Store>
+static INLINE void tile(const float* a, int64_t row, int64_t column, const float* b, int64_t pitch,
+                        int64_t depth, Store store) {
+  Vector sum[R][V] = {};
+  for (int64_t k = 0; k < depth; ++k, a += column, b += pitch) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[r][v] += a[r * row] * at(b + v * LANES);
+  }
+  asm("" ::: "memory");  // else what `store` reads is read ahead and takes registers from the sums
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(r, v, sum[r][v]);
+}
+
+// store(r, d, c) with c = rows [r, d : d + LANES] of the product of a [rows, .] and b [., size].
+// range(r, last): the first of its terms that rows r to last need, and the one past the last.
+template <typename Range, typename Store>
+static INLINE void product(int64_t rows, int64_t size, const float* a, int64_t row, int64_t column,
+                           const float* b, int64_t pitch, Range range, Store store) {
+  auto tiles = [&](int64_t r, auto height) __attribute__((always_inline)) {
+    const auto [first, end] = range(r, r + height - 1);
+    const float *from = a + r * row + first * column, *to = b + first * pitch;
+    int64_t d = 0;
+    for (; d + PANEL <= size; d += PANEL)
+      tile<height, 2>(from, row, column, to + d, pitch, end - first,
+                      [&](int s, int v, Vector c) { store(r + s, d + v * LANES, c); });
+    if (d < size)
+      tile<height, 1>(from, row, column, to + d, pitch, end - first,
+                      [&](int s, int, Vector c) { store(r + s, d, c); });
+  };
+  // Heights differ by one at most: low tiles wait for their sums.
+  for (int64_t r = 0, left = (rows + ROWS - 1) / ROWS, height; left > 0; --left, r += height) {
+    height = (rows - r) / left;
+    switch (height) {
+      case 1: tiles(r, std::integral_constant<int, 1>{}); break;
+      case 2: tiles(r, std::integral_constant<int, 2>{}); break;
+      case 3: tiles(r, std::integral_constant<int, 3>{}); break;
+      case 4: tiles(r, std::integral_constant<int, 4>{}); break;
+      case 5: tiles(r, std::integral_constant<int, 5>{}); break;
+      default: tiles(r, std::integral_constant<int, 6>{});
+    }
+  }
+}
+
+static void copy(const float* from, int64_t stride, int64_t rows, int64_t size, float* to,
+                 int64_t pitch) {
+  for (int64_t r = 0; r < rows; ++r, from += stride, to += pitch)
+    for (int64_t d = 0; d < size; d += LANES) {
+      __builtin_prefetch(from + 8 * stride + d);  // hardware does not see ahead across pages
+      at(to + d) = at(from + d);
+    }
+}
+
+// Panels [size, PANEL] of rows times a factor. The last row fills the last panel.
+static void transpose(const float* from, int64_t stride, int64_t rows, int64_t size, float factor,
+                      float* to) {
+  for (int64_t r = 0; r < rows; r += PANEL, to += size * PANEL)
+    for (int u = 0; u < PANEL; u += LANES) {
+      const float* lane[LANES];
+      for (int l = 0; l < LANES; ++l) lane[l] = from + std::min(r + u + l, rows - 1) * stride;
+      for (int64_t d = 0; d < size; ++d) {
+        Vector x;
+        for (int l = 0; l < LANES; ++l) x[l] = lane[l][d];
+        at(to + d * PANEL + u) = x * factor;
+      }
+    }
+}
+
+// A panel's scores of one key, `value` where its first `hidden` queries do not see it.
+static INLINE void hide(float* scores, int64_t hidden, float value) {
+  for (int u = 0; u < PANEL; u += LANES) {
+    Integers lane;
+    for (int l = 0; l < LANES; ++l) lane[l] = u + l;
+    at(scores + u) = lane < int32_t(hidden) ? Vector{} + value : at(scores + u);
+  }
+}
+
+// Scores [keys, PANEL] become weights beneath the highest so far, and add to the sums. decay: what
+// came before, beneath it too. Online softmax: Milakov and Gimelshein 2018.
+static INLINE void soften(float* scores, int64_t keys, float* highest, float* sums, float* decay) {
+  Vector top[2] = {at(highest), at(highest + LANES)}, sum[2];
+  for (int64_t m = 0; m < keys; ++m)
+    for (int u = 0; u < 2; ++u) {
+      Vector score = at(scores + m * PANEL + u * LANES);
+      top[u] = score > top[u] ? score : top[u];
+    }
+  for (int u = 0; u < 2; ++u) {
+    Vector less = exp2(at(highest + u * LANES) - top[u]);
+    sum[u] = at(sums + u * LANES) * less;
+    at(decay + u * LANES) = less;
+    at(highest + u * LANES) = top[u];
+  }
+  for (int64_t m = 0; m < keys; ++m)
+    for (int u = 0; u < 2; ++u) {
+      Vector& score = at(scores + m * PANEL + u * LANES);
+      score = exp2(score - top[u]);
+      sum[u] += score;
+    }
+  for (int u = 0; u < 2; ++u) at(sums + u * LANES) = sum[u];
+}
+
+static void attend(const Forward& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int64_t queries = Forward::QUERIES, keys = Forward::KEYS;
+  const int64_t size = x.size, pitch = x.pitch(), stride = x.heads * size;
+  float *turned = scratch, *k = turned + queries * size, *v = k + keys * pitch;
+  float *scores = v + keys * pitch, *highest = scores + keys * PANEL, *sums = highest + queries;
+  x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
+    const int64_t rows = block.rows;
+    float* out = x.out + x.place(row, block.start, head);
+    float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
+    const auto factor = float(x.scale * LOG2E);
+    transpose(x.q.at(row, block.start, head), x.q.stride, rows, size, factor, turned);
+    std::fill_n(highest, queries, -INFINITY);
+    std::fill_n(sums, queries, 0.f);
+    for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
+      const int64_t held = std::min(keys, block.seen(rows - 1) - j);
+      copy(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
+      copy(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
+      for (int64_t i = 0; i < rows; i += PANEL) {
+        const int64_t high = std::min<int64_t>(PANEL, rows - i);
+        const int64_t n = std::min(held, block.seen(i + high - 1) - j);
+        if (n <= 0) continue;
+        product(n, PANEL, k, pitch, 1, turned + i * size, PANEL,
+                [&](int64_t, int64_t) { return std::pair(int64_t(0), size); },
+                [&](int64_t m, int64_t l, Vector c) { at(scores + m * PANEL + l) = c; });
+        for (int64_t m = std::max<int64_t>(0, block.seen(i) - j); m < n; ++m)
+          hide(scores + m * PANEL, m + 1 + j - block.seen(i), -INFINITY);
+        float decay[PANEL];
+        soften(scores, n, highest + i, sums + i, decay);
+        float* to = out + i * stride;
+        product(high, size, scores, 1, PANEL, v, pitch,
+                [&](int64_t, int64_t last) {
+                  return std::pair(int64_t(0), std::min(n, block.seen(i + last) - j));
+                },
+                [&](int64_t l, int64_t d, Vector c) {
+                  Vector& o = at(to + l * stride + d);
+                  o = j ? o * decay[l] + c : c;
+                });
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const float share = 1 / sums[i];
+      for (int64_t d = 0; d < size; d += LANES) at(out + i * stride + d) *= share;
+      lse[i] = float((highest[i] + std::log2(sums[i])) / LOG2E);
+    }
+  });
+}
+
+static void attend(const Backward& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int64_t queries = Backward::QUERIES, keys = Backward::KEYS, across = queries + 16;
+  const int64_t size = x.size, pitch = x.pitch();
+  const int64_t q_stride = x.heads * size, k_stride = x.key_heads * size;
+  float *q_turned = scratch, *g_turned = q_turned + queries * size;
+  float *q = g_turned + queries * size, *g = q + queries * pitch;
+  float *k = g + queries * pitch, *v = k + keys * pitch;
+  float *p = v + keys * pitch, *ds = p + keys * across;
+  float *partition = ds + keys * across, *delta = partition + queries;
+  x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
+    const int64_t rows = block.rows, place = x.place(row, block.start, head);
+    const float* out = x.out + place;
+    const float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
+    float* grad_q = x.grad_q + place;
+    copy(x.q.at(row, block.start, head), x.q.stride, rows, size, q, pitch);
+    copy(x.grad.at(row, block.start, head), x.grad.stride, rows, size, g, pitch);
+    transpose(q, pitch, rows, size, float(x.scale * LOG2E), q_turned);
+    transpose(g, pitch, rows, size, float(x.scale), g_turned);
+    std::fill_n(partition, 2 * queries, 0.f);
+    for (int64_t i = 0; i < rows; ++i) {
+      Vector dot = {};
+      for (int64_t d = 0; d < size; d += LANES)
+        dot += at(g + i * pitch + d) * at(out + i * q_stride + d);
+      for (int l = 0; l < LANES; ++l) delta[i] += dot[l] * float(x.scale);
+      partition[i] = float(lse[i] * LOG2E);
+    }
+    for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
+      const int64_t held = std::min(keys, block.seen(rows - 1) - j);
+      const int64_t to = x.key_place(row, block.key + j, key_head);
+      copy(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
+      copy(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
+      for (int64_t i = 0; i < rows; i += PANEL) {
+        const int64_t last = std::min<int64_t>(rows, i + PANEL) - 1;
+        const int64_t n = std::max<int64_t>(0, std::min(held, block.seen(last) - j));
+        auto all = [&](int64_t, int64_t) { return std::pair(int64_t(0), size); };
+        product(n, PANEL, k, pitch, 1, q_turned + i * size, PANEL, all,
+                [&](int64_t m, int64_t l, Vector c) { at(p + m * across + i + l) = c; });
+        for (int64_t m = 0; m < n; ++m) {
+          for (int64_t l = i; l < i + PANEL; l += LANES)
+            at(p + m * across + l) = exp2(at(p + m * across + l) - at(partition + l));
+          if (m + j >= block.seen(i)) hide(p + m * across + i, m + 1 + j - block.seen(i), 0);
+        }
+        product(n, PANEL, v, pitch, 1, g_turned + i * size, PANEL, all,
+                [&](int64_t m, int64_t l, Vector c) {
+                  const int64_t place = m * across + i + l;
+                  at(ds + place) = at(p + place) * (c - at(delta + i + l));
+                });
+        // A tile below reaches as far beyond what its first or last row needs.
+        for (int64_t m = n; m < std::min(held, n + ROWS - 1); ++m) {
+          std::fill_n(p + m * across + i, PANEL, 0.f);
+          std::fill_n(ds + m * across + i, PANEL, 0.f);
+        }
+      }
+      product(rows, size, ds, 1, across, k, pitch,
+              [&](int64_t, int64_t last) {
+                return std::pair(int64_t(0), std::min(held, block.seen(last) - j));
+              },
+              [&](int64_t i, int64_t d, Vector c) {
+                Vector& o = at(grad_q + i * q_stride + d);
+                o = j ? o + c : c;
+              });
+      auto looking = [&](int64_t m, int64_t) { return std::pair(block.first(j + m), rows); };
+      product(held, size, p, across, 1, g, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
+        at(x.grad_v + to + m * k_stride + d) += c;
+      });
+      product(held, size, ds, across, 1, q, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
+        at(x.grad_k + to + m * k_stride + d) += c;
+      });
+    }
+  });
+}

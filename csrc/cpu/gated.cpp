@@ -1,0 +1,73 @@
+#include "common.h"
+
+// A gate's value and slope at x: silu(x) = x s(x), gelu(x) = x (1 + tanh(z(x))) / 2 = x s(2 z(x)),
+// with the logistic s and z(x) = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016).
+template <int gate, typename A>
+static INLINE void apply(A x, A& value, A& slope) {
+  A inner = x, of_inner = 1;
+  if (gate == GELU_TANH) {
+    const A scale = A(1.5957691216057308), cubic = A(0.044715);
+    inner = scale * x * (1 + cubic * x * x), of_inner = scale * (1 + 3 * cubic * x * x);
+  }
+  A s = 1 / (1 + exponential(-inner));
+  value = x * s;
+  slope = s + x * s * (1 - s) * of_inner;
+}
+
+template <int gate, typename T, typename A>
+static INLINE void forward(const T* x, T* out, int64_t count, A) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    A value, slope;
+    apply<gate>(A(x[2 * i]), value, slope);
+    out[i] = T(value * A(x[2 * i + 1]));
+  }
+}
+
+template <int gate, typename T, typename A>
+static INLINE void backward(const T* grad, const T* x, T* grad_x, int64_t count, A) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    A value, slope, g = A(grad[i]);
+    apply<gate>(A(x[2 * i]), value, slope);
+    grad_x[2 * i] = T(g * A(x[2 * i + 1]) * slope);
+    grad_x[2 * i + 1] = T(g * value);
+  }
+}
+
+FOR_EACH_PROCESSOR
+static int forward(const void* x, void* out, int64_t first, int64_t last, int gate, int dtype) {
+  return by_dtype(dtype, [&](auto element, auto accumulator) __attribute__((always_inline)) {
+    using T = decltype(element);
+    const T* from = (const T*)x + 2 * first;
+    T* to = (T*)out + first;
+    if (gate == SILU) forward<SILU>(from, to, last - first, accumulator);
+    else forward<GELU_TANH>(from, to, last - first, accumulator);
+  });
+}
+
+FOR_EACH_PROCESSOR
+static int backward(const void* grad, const void* x, void* grad_x, int64_t first, int64_t last,
+                    int gate, int dtype) {
+  return by_dtype(dtype, [&](auto element, auto accumulator) __attribute__((always_inline)) {
+    using T = decltype(element);
+    const T *given = (const T*)grad + first, *from = (const T*)x + 2 * first;
+    T* to = (T*)grad_x + 2 * first;
+    if (gate == SILU) backward<SILU>(given, from, to, last - first, accumulator);
+    else backward<GELU_TANH>(given, from, to, last - first, accumulator);
+  });
+}
+
+extern "C" int megaarch_gated_forward(const void* x, void* out, int64_t count, int gate, int dtype,
+                                      void*) {
+  return in_threads(count, 1, [&](int64_t first, int64_t last) {
+    return forward(x, out, first, last, gate, dtype);
+  });
+}
+
+extern "C" int megaarch_gated_backward(const void* grad, const void* x, void* grad_x, int64_t count,
+                                       int gate, int dtype, void*) {
+  return in_threads(count, 1, [&](int64_t first, int64_t last) {
+    return backward(grad, x, grad_x, first, last, gate, dtype);
+  });
+}

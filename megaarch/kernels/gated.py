@@ -1,0 +1,27 @@
+"""Gated activations (Shazeer 2020), in one pass each way on a CPU, with nothing kept but the input."""
+
+import torch
+
+from megaarch.kernels.library import call
+
+GATES = {"swiglu": 0, "geglu": 1}  # csrc/cpu.h; GEGLU's is the tanh approximation
+
+
+class Gated(torch.autograd.Function):
+    """apply(x [..., F, 2], name in GATES) -> gate(x[..., 0]) · x[..., 1]."""
+
+    @staticmethod
+    def forward(ctx, x, name):
+        x = x.contiguous()
+        out = x.new_empty(x.shape[:-1])
+        ctx.gate = GATES[name]
+        call("gated_forward", x.device, x, out, out.numel(), ctx.gate, x.dtype)
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad, out = grad.contiguous(), torch.empty_like(x)
+        call("gated_backward", x.device, grad, x, out, grad.numel(), ctx.gate, x.dtype)
+        return out, None

@@ -1,0 +1,142 @@
+"""The compiled kernels of csrc/: found once, called with tensors, one sentence where it fails.
+
+    csrc/cpu --setup.py--> cpu.so      csrc/cuda --setup.py, nvcc--> cuda.so
+
+Two plain C libraries beside this file, with the same functions (csrc/megaarch.h), and those that only
+the CPU needs (csrc/cpu.h): no ABI of torch is met, so that one build serves every version of it.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_TYPES = {
+    "p": ctypes.c_void_p,
+    "q": ctypes.c_int64,
+    "d": ctypes.c_double,
+    "i": ctypes.c_int,
+}
+# Arguments in the headers' order, but for the stream, which all end with.
+_SIGNATURES = {
+    "rms_norm_forward": "ppppqqdi",
+    "rms_norm_backward": "pppppppqqqi",
+    "rows_take": "ppppqqqqqq",
+    "rows_add": "pqpppppqqqi",
+    "cross_entropy_forward": "pppppqqqi",
+    "cross_entropy_backward": "pppppppqqqi",
+}
+_OF_CPU = {
+    "heads_forward": "ppppppqqqqqi",
+    "heads_backward": "pppppppqqqqqqi",
+    "gated_forward": "ppqii",
+    "gated_backward": "pppqii",
+    "softmax_less_target": "ppppqqi",
+    "attention_forward": "pppppppqqqqqqqd",
+    "attention_backward": "pppppppppppqqqqqqqd",
+}
+
+
+def obstacle(device_type: str) -> str | None:
+    """Why the kernels cannot run on devices of this type, or None."""
+    try:
+        load(device_type)
+    except FileNotFoundError:
+        needs = "nvcc and a torch with CUDA" if device_type == "cuda" else "a C++ compiler"
+        return (
+            f"the kernels for {device_type} are not built: run python setup.py build_ext --inplace "
+            f"in the checkout, with {needs}"
+        )
+    except OSError as error:
+        return f"the kernels for {device_type} do not load ({error}): build them again here"
+    return None
+
+
+def serves(*tensors: torch.Tensor) -> bool:
+    """Whether the CPU's kernels take the place of torch's operations on these, unasked: plain
+    tensors of a dtype that they have, in a process that runs each operation as it comes."""
+    return (
+        all(
+            type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype in _CPU_DTYPES
+            for x in tensors
+        )
+        and not torch.compiler.is_compiling()
+        and obstacle("cpu") is None
+    )
+
+
+@cache
+def load(device_type: str) -> ctypes.CDLL:
+    """The library of a device's kernels. FileNotFoundError or OSError where it is not to be had."""
+    path = Path(__file__).with_name(f"{device_type}.so")
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return open_library(path, device_type)
+
+
+def open_library(path: Path, device_type: str) -> ctypes.CDLL:
+    """A library file with its functions' signatures. OSError where it lacks one."""
+    library = ctypes.CDLL(str(path))
+    signatures = _SIGNATURES | (_OF_CPU if device_type == "cpu" else {})
+    for name, letters in signatures.items():
+        try:
+            function = getattr(library, f"megaarch_{name}")
+        except AttributeError:
+            raise OSError(f"{name} is not in {path}, which is of an earlier version") from None
+        function.argtypes = [_TYPES[letter] for letter in letters + "p"]
+        function.restype = ctypes.c_int
+    library.megaarch_error.restype = ctypes.c_char_p
+    return library
+
+
+def call(name: str, device: torch.device, *arguments) -> None:
+    """Runs a kernel on the device's current stream. Tensors become their addresses, dtypes codes.
+
+    ValueError where there is no kernel for the arguments or it could not be launched.
+    """
+    reason = obstacle(device.type)
+    if reason:
+        raise ValueError(f"model.fused_kernels: {reason}")
+    library = load(device.type)
+    plain = [_plain(x) for x in arguments]
+    function = getattr(library, f"megaarch_{name}")
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            code = function(*plain, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        code = function(*plain, None)
+    if code:
+        reason = library.megaarch_error(code).decode()
+        shapes = [list(x.shape) for x in arguments if isinstance(x, torch.Tensor)]
+        dtypes = {str(x.dtype) for x in arguments if isinstance(x, torch.Tensor)}
+        raise ValueError(
+            f"model.fused_kernels: {name} on {device.type}: {reason}, given {shapes} of "
+            f"{', '.join(sorted(dtypes))}"
+        )
+
+
+def _plain(argument):
+    if isinstance(argument, torch.Tensor):
+        return _address(argument)
+    return DTYPES[argument] if isinstance(argument, torch.dtype) else argument
+
+
+def _address(x: torch.Tensor) -> int:
+    if type(x) is not torch.Tensor:
+        # what a collective of torch's tensor parallelism leaves is waited for where it is first read
+        from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+        if isinstance(x, AsyncCollectiveTensor):
+            x = x.wait()
+    address = x.data_ptr()
+    assert address or not x.numel(), f"a {type(x).__name__} without storage"
+    return address
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a kernel's statistics and sums."""
+    return torch.promote_types(dtype, torch.float32)

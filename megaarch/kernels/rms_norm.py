@@ -1,0 +1,111 @@
+"""RMSNorm, forward and backward each one pass over the rows (Zhang and Sennrich 2019, equation 4).
+
+The weight's gradient is summed in two stages in a fixed order: no atomics, the same bits each time.
+On a CPU it takes the place of torch's unasked, as a plain autograd function: an operator's first
+call imports torch's compiler, which takes seconds.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megaarch.kernels.library import accumulator, call, serves
+
+# first-stage sums of the weight's gradient; CUDA: 4 blocks for each of 132 processors
+PARTIALS = {"cuda": 528, "cpu": 16}
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, by `rms_norm`. fused: on CUDA too."""
+
+    def __init__(self, size: int, epsilon: float, fused: bool):
+        super().__init__(size, epsilon)
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps, self.fused)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, epsilon: float, fused: bool = True
+) -> torch.Tensor:
+    """x [..., D] over its root mean square, times weight [D], in x's dtype. Not fused: torch's where
+    the CPU's kernels do not serve."""
+    eager = serves(x, weight)
+    if not (fused or eager):
+        return F.rms_norm(x, weight.shape, weight, epsilon)
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    wide = x.to(dtype), weight.to(dtype)
+    return (_Eager.apply(*wide, epsilon) if eager else _operator(*wide, epsilon)[0]).to(x.dtype)
+
+
+def _forward(
+    x: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result, and 1 / root mean square of each row [..., 1]."""
+    x, weight = x.contiguous(), weight.contiguous()
+    out, scale = _shapes(x, weight, epsilon)
+    rows, width = scale.numel(), len(weight)
+    call("rms_norm_forward", x.device, x, weight, out, scale, rows, width, epsilon, x.dtype)
+    return out, scale
+
+
+_operator = torch.library.custom_op("megaarch::rms_norm", _forward, mutates_args=())
+
+
+@_operator.register_fake
+def _shapes(x, weight, epsilon):
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=accumulator(x.dtype))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), scale
+
+
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and weight."""
+    grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+    grad_x, grad_weight = _gradient_shapes(grad, x, weight, scale)
+    rows, width = scale.numel(), len(weight)
+    partials = max(1, min(rows, PARTIALS[x.device.type]))
+    scratch = scale.new_empty((partials, width))
+    figures = (scratch, partials, rows, width, x.dtype)
+    call("rms_norm_backward", x.device, grad, x, weight, scale, grad_x, grad_weight, *figures)
+    return grad_x, grad_weight
+
+
+_backward_operator = torch.library.custom_op(
+    "megaarch::rms_norm_backward", _backward, mutates_args=()
+)
+
+
+@_backward_operator.register_fake
+def _gradient_shapes(grad, x, weight, scale):
+    plain = torch.contiguous_format
+    return torch.empty_like(x, memory_format=plain), torch.empty_like(weight, memory_format=plain)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _):
+    if grad is None:
+        return None, None, None
+    return *_backward_operator(grad, *ctx.saved_tensors), None
+
+
+_operator.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, epsilon):
+        out, scale = _forward(x, weight, epsilon)
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *_backward(grad, *ctx.saved_tensors), None

@@ -1,7 +1,9 @@
-"""Attention: masks as parts (parts.py), one interface (attend.py), one file a kernel."""
+"""Attention: masks as parts (parts.py), one interface (attend.py), one file a kernel
+(dispatch.py)."""
 
-from megaarch.attention.attend import KERNELS, attend, choose, warm
+from megaarch.attention.attend import attend
 from megaarch.attention.bias import RelativeBias
+from megaarch.attention.dispatch import KERNELS, choose, warm
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
 
 __all__ = [

@@ -1,9 +1,4 @@
-"""The one attention interface, and the choice of the kernel behind it.
-
-A kernel is a module with two functions:
-    cannot_run(q, k, parts, bias) -> str | None   a reason not to use it here, or None
-    attend(q, k, v, parts, scale, bias, query_positions, key_positions) -> out
-Each is tested against `reference` on the same cases, output and all gradients.
+"""The one attention interface. Which kernel runs behind it: dispatch.py.
 
 Shape suffixes: B rows, S length (Sq queries, Sk keys), H heads, D head size, A position axes.
 """
@@ -11,12 +6,9 @@ Shape suffixes: B rows, S length (Sq queries, Sk keys), H heads, D head size, A 
 import torch
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without its slow import
 
-from megaarch.attention import reference, sdpa
 from megaarch.attention.bias import RelativeBias
+from megaarch.attention.dispatch import choose, find
 from megaarch.attention.parts import Parts
-
-KERNELS = {"reference": reference, "sdpa": sdpa}
-PREFERENCE = ("sdpa",)  # what `auto` tries, best first
 
 
 @_disable_dynamo  # a plan is host work on numpy tables: a compiled block breaks its graph here
@@ -31,6 +23,7 @@ def attend(
     query_positions: torch.Tensor | None = None,
     key_positions: torch.Tensor | None = None,
     kernel: str = "auto",
+    fused_rows: bool = False,
 ) -> torch.Tensor:
     """Attention of q to k and v where `parts` lets a query see a key.
 
@@ -40,7 +33,8 @@ def attend(
     scale: of q·k; None is 1 / sqrt(D).
     bias: added to the scaled scores; needs query_positions [B, Sq, A] and key_positions
         [B, Sk, A], int64, of which axis 0 is used.
-    kernel: a name in KERNELS, or "auto".
+    kernel: a name in KERNELS, or "auto". fused_rows: a kernel that gathers rows does so by
+        kernels/rows.py.
 
     Returns [B, Sq, H, D] in q's dtype. Rows in no part, and rows that see no key, are exactly
     zero and give exactly zero gradients; what padding rows of q, k and v hold reaches nothing.
@@ -51,37 +45,8 @@ def attend(
     name, _ = choose(kernel, q, k, parts, bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    return KERNELS[name].attend(q, k, v, parts, scale, bias, query_positions, key_positions)
-
-
-def choose(
-    kernel: str, q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None = None
-) -> tuple[str, str]:
-    """The kernel that `attend` runs for these arguments, and why: (name, reason)."""
-    if kernel != "auto":
-        if kernel not in KERNELS:
-            known = ", ".join(("auto", *KERNELS))
-            raise ValueError(f"attention kernel {kernel!r} is unknown: choose one of {known}")
-        obstacle = KERNELS[kernel].cannot_run(q, k, parts, bias)
-        if obstacle:
-            raise ValueError(f"attention kernel {kernel!r} cannot run here: {obstacle}")
-        return kernel, "asked for"
-    obstacles = []
-    for name in PREFERENCE:
-        obstacle = KERNELS[name].cannot_run(q, k, parts, bias)
-        if not obstacle:
-            return name, "; ".join((*obstacles, "the first that runs"))
-        obstacles.append(f"{name}: {obstacle}")
-    raise ValueError(f"no attention kernel can run here: {'; '.join(obstacles)}")
-
-
-def warm(parts: Parts, device_type: str = "cpu") -> Parts:
-    """Builds ahead what the kernels of `auto` plan from these parts; returns the same parts.
-
-    For a loader's worker: the plan is remembered on the parts and pickled with them.
-    """
-    sdpa.plan(parts, device_type)
-    return parts
+    chosen = find(name, fused_rows)
+    return chosen.attend(q, k, v, parts, scale, bias, query_positions, key_positions)
 
 
 def check(

@@ -33,12 +33,25 @@ def relative_bucket(
     return ahead + torch.where(distance < exact, distance, grown)
 
 
+def bucket_fault(buckets: int, bidirectional: bool, max_distance: int) -> str | None:
+    """What is wrong with these settings of a relative bias, in a sentence; None: nothing."""
+    parts = 4 if bidirectional else 2
+    if 1 <= buckets // parts < max_distance:
+        return None
+    return (
+        f"a relative bias of {buckets} buckets cannot reach {max_distance} tokens: give at least "
+        f"{parts} buckets, and a distance of more than a {'quarter' if bidirectional else 'half'} "
+        "of them"
+    )
+
+
 @dataclass(frozen=True)
 class RelativeBias:
     """T5's relative attention bias (Raffel et al. 2020, section 2.1).
 
     table: [buckets, H], one learned scalar for each bucket and query head; differentiable.
-    bidirectional: whether keys ahead of the query have buckets of their own (encoders).
+    bidirectional: whether keys ahead of the query have buckets of their own, else that of distance 0
+        (megaarch/catalogue.py says which stream has which).
     max_distance: tokens; farther keys share one bucket.
 
     Raises ValueError where the buckets leave no room for the logarithmic half.
@@ -49,12 +62,8 @@ class RelativeBias:
     max_distance: int = 128
 
     def __post_init__(self):
-        exact = self.table.shape[0] // (4 if self.bidirectional else 2)
-        if not 1 <= exact < self.max_distance:
-            raise ValueError(
-                f"a relative bias of {self.table.shape[0]} buckets cannot reach "
-                f"{self.max_distance} tokens: give at least 4 buckets, and more distance than half"
-            )
+        if fault := bucket_fault(self.table.shape[0], self.bidirectional, self.max_distance):
+            raise ValueError(fault)
 
     @property
     def heads(self) -> int:
@@ -78,4 +87,4 @@ class RelativeBias:
         bucket_GQK = bucket[distance_GQK.clamp(-reach, reach) + reach]
         # index_select along the buckets: its backward is the fastest of the gathers on a CPU.
         bias_HGQK = self.table.t().index_select(1, bucket_GQK.flatten())
-        return bias_HGQK.unflatten(1, bucket_GQK.shape).transpose(0, 1)
+        return bias_HGQK.unflatten(1, bucket_GQK.shape).transpose(0, 1).contiguous()

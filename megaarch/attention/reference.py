@@ -14,6 +14,10 @@ def cannot_run(q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBia
     return None
 
 
+def warm(parts: Parts, device_type: str) -> None:
+    """It plans nothing."""
+
+
 def attend(
     q_BSHD: torch.Tensor,
     k_BSHD: torch.Tensor,

@@ -1,8 +1,6 @@
 """Attention by decomposition into calls of torch's scaled_dot_product_attention.
 
-The plan (sdpa_plan.py) says which rows go into which call. `Take` hands the calls their rows and
-adds up the gradients that come back; `Put` lays the results out as one tensor. They are each
-other's transpose, and run index kernels on the device only.
+The plan (sdpa_plan.py) says which rows go into which call; rows.py takes them there and back.
 
 Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L padded length.
 """
@@ -10,23 +8,28 @@ Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L pad
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaarch.attention import sdpa_plan
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import FULL, UNUSED, Parts
+from megaarch.attention.rows import HALF, Put, Take, Where, nothing, pick, to_device
 from megaarch.attention.sdpa_plan import Costs, Group, Plan
 
-Where = tuple[slice, slice] | torch.Tensor
-HALF = (torch.bfloat16, torch.float16)
 MASKED_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+forward_operators = (
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+)
 
 
 def cannot_run(q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None) -> None:
@@ -42,6 +45,10 @@ def plan(parts: Parts, device_type: str = "cpu") -> Plan:
     return parts.plan(f"sdpa:{device_type}", lambda p: sdpa_plan.build(p, Costs.of(device_type)))
 
 
+def warm(parts: Parts, device_type: str) -> None:
+    plan(parts, device_type)
+
+
 def attend(
     q_BSHD: torch.Tensor,
     k_BSHD: torch.Tensor,
@@ -53,8 +60,25 @@ def attend(
     key_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `attend.attend`, whose contract this fulfils."""
+    calls = plan(parts, q_BSHD.device.type)
+    return attend_by(
+        calls, q_BSHD, k_BSHD, v_BSHD, parts, scale, bias, query_positions, key_positions
+    )
+
+
+def attend_by(
+    calls_plan: Plan,
+    q_BSHD: torch.Tensor,
+    k_BSHD: torch.Tensor,
+    v_BSHD: torch.Tensor,
+    parts: Parts,
+    scale: float,
+    bias: RelativeBias | None = None,
+    query_positions: torch.Tensor | None = None,
+    key_positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention as `calls_plan` cuts these parts into calls."""
     device, dtype = q_BSHD.device, compute_dtype(q_BSHD)
-    calls_plan = plan(parts, device.type)
     calls = on_device(calls_plan, parts, device)
     if not calls:
         tables = () if bias is None else (bias.table,)
@@ -76,13 +100,6 @@ def attend(
         return results[0].to(q_BSHD.dtype)
     out = Put.apply([c.put for c in calls], q_BSHD.shape, calls_plan.filled, *results)
     return out.to(q_BSHD.dtype)
-
-
-def nothing(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """Zero in q's shape, with zero gradients for all, whatever they hold."""
-    always = torch.ones((), dtype=torch.bool, device=q.device)
-    q, *others = (x.masked_fill(always, 0) for x in (q, *others))
-    return q + sum(x.sum() for x in others)
 
 
 def compute_dtype(q: torch.Tensor) -> torch.dtype:
@@ -142,10 +159,21 @@ class Call:
         dtype: torch.dtype,
     ) -> torch.Tensor:
         """The call's bias [G, H, Q, K], -inf where its queries may not look."""
-        block = bias.block(pick(query_positions, self.q), pick(key_positions, self.k)).to(dtype)
+        at = [pick(query_positions, self.q), pick(key_positions, self.k)]
+        if all(map(alike, at)):
+            at = [x[:1] for x in at]  # tiles share a block
+        block = bias.block(*at).to(dtype)
         if self.group.masked or self.group.square:
             return block + self.mask(dtype)
         return block
+
+
+def alike(positions: torch.Tensor) -> bool:
+    """Whether all tiles are known to have the same positions. Asked on a CPU only: on an accelerator
+    the answer would have to be waited for. Fake tensors and traced ones have none."""
+    if positions.device.type != "cpu" or is_fake(positions) or torch.compiler.is_compiling():
+        return False
+    return bool((positions == positions[:1]).all())
 
 
 def on_device(plan: Plan, parts: Parts, device: torch.device) -> list[Call]:
@@ -163,14 +191,6 @@ def on_device(plan: Plan, parts: Parts, device: torch.device) -> list[Call]:
             for group in plan.groups
         ]
     return plan.on_device[device]
-
-
-def to_device(x, device: torch.device):
-    """Arrays become tensors, without waiting for the device; anything else stays what it is."""
-    if not isinstance(x, np.ndarray):
-        return x
-    x = torch.from_numpy(x)
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def run(
@@ -200,76 +220,3 @@ def run(
             enable_gqa=grouped,
         )
     return out.transpose(1, 2)
-
-
-def pick(x: torch.Tensor, where: Where) -> torch.Tensor:
-    """Rows of x [B, S, ...] as [G, L, ...]."""
-    if isinstance(where, tuple):
-        return x[where]
-    return x.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape)
-
-
-class Take(torch.autograd.Function):
-    """Rows of x for each call, [G, L, H, D]; the gradients are added up in one tensor."""
-
-    @staticmethod
-    def forward(ctx, x_BSHD, sides):
-        ctx.set_materialize_grads(False)
-        ctx.sides, ctx.shape = sides, x_BSHD.shape
-        return tuple(pick(x_BSHD, where) for where in sides)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        total = None
-        for where, grad in zip(ctx.sides, grads, strict=True):
-            if grad is None:
-                continue
-            if total is None:
-                if grad.shape == ctx.shape and isinstance(where, tuple):
-                    alone, plain = len(grads) == 1, torch.contiguous_format
-                    total = grad if alone else grad.clone(memory_format=plain)
-                    continue
-                total = grad.new_zeros(ctx.shape)
-            if isinstance(where, tuple):
-                total[where] += grad
-            else:
-                total.view(-1, *ctx.shape[2:]).index_add_(0, where.flatten(), grad.flatten(0, 1))
-        return total, None
-
-
-class Put(torch.autograd.Function):
-    """The results of the calls as rows of one tensor, zero where no call writes."""
-
-    @staticmethod
-    def forward(ctx, puts, shape, filled, *results):
-        ctx.set_materialize_grads(False)
-        ctx.puts, ctx.shapes = puts, [result.shape for result in results]
-        first = results[0]
-        out = first.new_empty(shape) if filled else first.new_zeros(shape)
-        rows = out.view(-1, *shape[2:])
-        for (to, source), result in zip(puts, results, strict=True):
-            if isinstance(to, tuple):
-                out[to] = result[:, source:]
-                continue
-            flat = result.flatten(0, 1)
-            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_BSHD):
-        if grad_BSHD is None:
-            return None, None, None, *(None for _ in ctx.puts)
-        rows, grads = grad_BSHD.flatten(0, 1), []
-        for (to, source), shape in zip(ctx.puts, ctx.shapes, strict=True):
-            if isinstance(to, tuple):
-                grad = grad_BSHD[to]
-                if source:
-                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
-            else:
-                grad = rows.index_select(0, to)
-                if source is not None:
-                    whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
-                    grad = whole.index_copy_(0, source, grad)
-                grad = grad.view(shape)
-            grads.append(grad)
-        return None, None, None, *grads

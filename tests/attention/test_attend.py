@@ -226,7 +226,7 @@ def test_rows_that_share_their_parts_are_not_copied(part):
     parts = Parts.of([[part]] * 3, 256, 256)
     *inputs, _ = tensors(parts, dtype=torch.float32)
     with Operators() as ran:
-        attend(*inputs, parts)
+        attend(*inputs, parts, kernel="sdpa")
     assert set(ran.names) <= {FLASH, "transpose", "slice", "view", "detach", "alias"}
 
 
@@ -237,7 +237,7 @@ def test_short_packed_examples_share_calls():
 
 
 def test_a_warmed_plan_is_pickled_without_device_tensors(monkeypatch):
-    parts = warm(Parts.of([prefix(p, 300) for p in (10, 250)], 300, 300))
+    parts = warm(Parts.of([prefix(p, 300) for p in (10, 250)], 300, 300), kernel="sdpa")
     arguments = tensors(parts)
     expected = run("sdpa", parts, *arguments)
     copy = pickle.loads(pickle.dumps(parts))

@@ -1,0 +1,125 @@
+"""The kernels behind `attend` by name, which of them runs, and why.
+
+A kernel is a module, or an object, with these functions:
+    cannot_run(q, k, parts, bias) -> str | None   a reason not to use it here, or None
+    attend(q, k, v, parts, scale, bias, query_positions, key_positions) -> out
+    warm(parts, device_type)                      plans ahead, on the host
+    cost(parts) -> (pairs, calls)                 what it computes; for `auto` on an accelerator
+and `tflops`, its published speed, or None. `operators`, where it has it, matches the names of its GPU
+kernels; `forward_operators` are the torch operators that compute its results, which selective
+recomputation keeps (parallel/recompute.py). A library that registers no operator has none. Each is tested against `reference` on the same cases,
+output and all gradients.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from megaarch.attention import (
+    cpu,
+    cudnn,
+    cudnn_flex,
+    cudnn_ragged,
+    flash2,
+    flash3,
+    flash4,
+    flex,
+    reference,
+    sdpa,
+    torch_varlen,
+    varlen,
+)
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.parts import Parts
+
+KERNELS = {
+    "reference": reference,
+    "sdpa": sdpa,
+    "cpu": cpu,
+    "cudnn": cudnn,
+    "cudnn_ragged": cudnn_ragged.KERNEL,
+    "cudnn_flex": cudnn_flex,
+    "torch_varlen": torch_varlen.KERNEL,
+    "flash2": flash2.KERNEL,
+    "flash3": flash3.KERNEL,
+    "flash4": flash4.KERNEL,
+    "flex": flex.FLEX,
+    "flex_flash": flex.FLEX_FLASH,
+}
+RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")  # what `auto` compares on CUDA
+FALLBACK = "sdpa"  # runs everything
+CALL_PAIRS = 1 << 20  # what one more call costs, in (query, key) pairs
+BACKWARD = 2.5  # of the forward's FLOPs
+
+
+def choose(
+    kernel: str, q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None = None
+) -> tuple[str, str]:
+    """The kernel that `attend` runs for these arguments, and why: (name, reason)."""
+    if kernel != "auto":
+        if kernel not in KERNELS:
+            known = ", ".join(("auto", *KERNELS))
+            raise ValueError(f"attention kernel {kernel!r} is unknown: choose one of {known}")
+        obstacle = KERNELS[kernel].cannot_run(q, k, parts, bias)
+        if obstacle:
+            runs = [n for n, other in KERNELS.items() if not other.cannot_run(q, k, parts, bias)]
+            raise ValueError(
+                f"model.attention: {kernel} cannot run here: {obstacle}; what can is auto, "
+                f"{', '.join(runs)}"
+            )
+        return kernel, "asked for"
+    obstacles = []
+    for name in (*ranking(parts, q.device.type), FALLBACK):
+        obstacle = KERNELS[name].cannot_run(q, k, parts, bias)
+        if not obstacle:
+            speeds = "published" if q.device.type == "cuda" else "measured"
+            return name, "; ".join((*obstacles, f"the fastest that runs, by {speeds} speeds"))
+        obstacles.append(f"{name}: {obstacle}")
+    raise AssertionError(f"{FALLBACK} runs everything")
+
+
+def ranking(parts: Parts, device_type: str) -> tuple[str, ...]:
+    """The kernels that `auto` tries ahead of the fallback, the least estimated time first.
+
+    On CUDA the estimate is what a kernel computes over its published speed (docs/kernels.md). So
+    it also decides between the two decompositions of a prefix: the overlay's waste grows with the
+    prefix, and so does what it loses against an exact kernel of its speed.
+    """
+    if device_type != "cuda":
+        return ("cpu",) if device_type == "cpu" else ()
+
+    def rank(parts: Parts) -> tuple[str, ...]:
+        return tuple(sorted(RANKED, key=lambda name: estimate(KERNELS[name], parts)))
+
+    return parts.plan("ranking", rank)
+
+
+def estimate(kernel, parts: Parts) -> float:
+    """Time of forward and backward, in units that compare kernels on the same parts."""
+    forward, backward = kernel.tflops
+    pairs, calls = kernel.cost(parts)
+    return (pairs + calls * CALL_PAIRS) * (1 / forward + BACKWARD / backward)
+
+
+def find(name: str, fused_rows: bool = False) -> Any:
+    """The kernel of this name. fused_rows: rows move by kernels/rows.py, where it gathers any."""
+    kernel = KERNELS[name]
+    if fused_rows and isinstance(kernel, varlen.Kernel):
+        return replace(kernel, fused_rows=True)
+    return kernel
+
+
+def warm(
+    parts: Parts, device_type: str = "cpu", kernel: str = "auto", fused_rows: bool = False
+) -> Parts:
+    """Builds ahead what a kernel plans from these parts; returns the same parts.
+
+    For a loader's worker: the plan is remembered on the parts and pickled with them.
+    """
+    names = (kernel,)
+    if kernel == "auto":
+        names = ranking(parts, device_type) or (FALLBACK,)
+    for name in names:
+        find(name, fused_rows).warm(parts, device_type)
+    return parts

@@ -1,0 +1,41 @@
+"""FlashAttention-3 (Shah et al. 2024), built from flash-attention's `hopper` folder: Hopper only."""
+
+from megaarch.attention.package import Package
+from megaarch.attention.varlen import Call, Kernel
+
+
+def call(flash_attn_varlen_func) -> Call:
+    """Early builds return the log-sum-exp as well."""
+
+    def run(q, k, v, segments, scale):
+        out = flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            segments.q_starts,
+            segments.k_starts,
+            segments.q_longest,
+            segments.k_longest,
+            softmax_scale=scale,
+            causal=segments.causal,
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    return run
+
+
+KERNEL = Kernel(
+    Package(
+        "FlashAttention-3",
+        "build it from github.com/Dao-AILab/flash-attention, folder hopper",
+        "flash_attn_interface",
+        "flash_attn_varlen_func",
+        capability=(9, 0),
+        last=9,
+    ),
+    call,
+    tflops=(486.0, 321.0),  # packed causal rows, 8k, head size 128, H100; docs/kernels.md
+    operators="flash|hopper",
+    # the second of builds whose Python calls the C++ operator itself
+    forward_operators=("flash_attn_3::_flash_attn_forward", "flash_attn_3::fwd"),
+)

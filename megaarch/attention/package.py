@@ -1,0 +1,62 @@
+"""Optional packages: found once, used where they are, and one sentence where they are not."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Package:
+    """A function of an optional package.
+
+    name: of the package, for people. get: how to install it. module, attribute: where the function
+    is. capability: the least CUDA compute capability, (major, minor), and the last major, if any.
+    """
+
+    name: str
+    get: str
+    module: str
+    attribute: str
+    capability: tuple[int, int] = (8, 0)
+    last: int | None = None
+
+    def load(self) -> Any:
+        """The function. ImportError, AttributeError or OSError where it is not to be had."""
+        return _load(self.module, self.attribute)
+
+    def obstacle(self, device: torch.device) -> str | None:
+        """Why it cannot run on this device, or None."""
+        missing = _missing(self)
+        if missing or device.type != "cuda":
+            return missing
+        return _too_old(self, device)
+
+
+@cache
+def _load(module: str, attribute: str) -> Any:
+    return getattr(import_module(module), attribute)
+
+
+@cache
+def _missing(package: Package) -> str | None:
+    try:
+        package.load()
+    except ModuleNotFoundError as error:
+        return f"{package.name} is not installed (no module {error.name!r}): {package.get}"
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"{package.name} is installed and does not load ({reason}): {package.get}"
+    return None
+
+
+@cache
+def _too_old(package: Package, device: torch.device) -> str | None:
+    has = torch.cuda.get_device_capability(device)
+    if has < package.capability or (package.last is not None and has[0] > package.last):
+        upto = "" if package.last is None else f" up to {package.last}.x"
+        least = ".".join(map(str, package.capability))
+        return f"{package.name} needs compute capability {least}{upto}, not {has[0]}.{has[1]}"
+    return None

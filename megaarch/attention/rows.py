@@ -1,0 +1,127 @@
+"""Rows into the calls of a kernel and out again: `Take` and `Put`, each the other's transpose.
+
+Index kernels on the device only; nothing waits for it.
+
+Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L padded length.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+Where = tuple[slice, slice] | torch.Tensor  # batch and row ranges, or int64 flat rows [G, L]
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Segments of flat rows, one behind the other: the T rows of a call.
+
+    first: int64 [N], a segment's first row. starts: int32 [N + 1], where segments start among the T
+    rows, and T. total: T, on the host. whole: they are all rows of a tensor in order.
+    """
+
+    first: np.ndarray | torch.Tensor
+    starts: np.ndarray | torch.Tensor
+    total: int
+    whole: bool
+
+    def on(self, device: torch.device) -> "Ranges":
+        return replace(
+            self, first=to_device(self.first, device), starts=to_device(self.starts, device)
+        )
+
+    def index(self) -> torch.Tensor:
+        """The flat rows, int64 [1, T], made where `first` and `starts` are tensors."""
+        offset, lengths = self.first - self.starts[:-1], self.starts.diff()
+        here = torch.arange(self.total, device=offset.device)
+        return (here + offset.repeat_interleave(lengths, output_size=self.total))[None]
+
+
+def nothing(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Zero in q's shape, with zero gradients for all, whatever they hold."""
+    always = torch.ones((), dtype=torch.bool, device=q.device)
+    q, *others = (x.masked_fill(always, 0) for x in (q, *others))
+    return q + sum(x.sum() for x in others)
+
+
+def to_device(x, device: torch.device):
+    """Arrays become tensors, without waiting for the device; anything else stays what it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    x = torch.from_numpy(x)
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def pick(x: torch.Tensor, where: Where) -> torch.Tensor:
+    """Rows of x [B, S, ...] as [G, L, ...]."""
+    if isinstance(where, tuple):
+        return x[where]
+    return x.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape)
+
+
+class Take(torch.autograd.Function):
+    """Rows of x for each call, [G, L, H, D]; the gradients are added up in one tensor."""
+
+    @staticmethod
+    def forward(ctx, x_BSHD, sides):
+        ctx.set_materialize_grads(False)
+        ctx.sides, ctx.shape = sides, x_BSHD.shape
+        return tuple(pick(x_BSHD, where) for where in sides)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        total = None
+        for where, grad in zip(ctx.sides, grads, strict=True):
+            if grad is None:
+                continue
+            if total is None:
+                if grad.shape == ctx.shape and isinstance(where, tuple):
+                    alone, plain = len(grads) == 1, torch.contiguous_format
+                    total = grad if alone else grad.clone(memory_format=plain)
+                    continue
+                total = grad.new_zeros(ctx.shape)
+            if isinstance(where, tuple):
+                total[where] += grad
+            else:
+                total.view(-1, *ctx.shape[2:]).index_add_(0, where.flatten(), grad.flatten(0, 1))
+        return total, None
+
+
+class Put(torch.autograd.Function):
+    """The results of the calls as rows of one tensor, zero where no call writes."""
+
+    @staticmethod
+    def forward(ctx, puts, shape, filled, *results):
+        ctx.set_materialize_grads(False)
+        ctx.puts, ctx.shapes = puts, [result.shape for result in results]
+        first = results[0]
+        out = first.new_empty(shape) if filled else first.new_zeros(shape)
+        rows = out.view(-1, *shape[2:])
+        for (to, source), result in zip(puts, results, strict=True):
+            if isinstance(to, tuple):
+                out[to] = result[:, source:]
+                continue
+            flat = result.flatten(0, 1)
+            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_BSHD):
+        if grad_BSHD is None:
+            return None, None, None, *(None for _ in ctx.puts)
+        rows, grads = grad_BSHD.flatten(0, 1), []
+        for (to, source), shape in zip(ctx.puts, ctx.shapes, strict=True):
+            if isinstance(to, tuple):
+                grad = grad_BSHD[to]
+                if source:
+                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
+            else:
+                grad = rows.index_select(0, to)
+                if source is not None:
+                    whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
+                    grad = whole.index_copy_(0, source, grad)
+                grad = grad.view(shape)
+            grads.append(grad)
+        return None, None, None, *grads

@@ -18,8 +18,12 @@ from megaarch import settings
 from megaarch.attention import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts
+from megaarch.kernels.gated import GATES, Gated
+from megaarch.kernels.library import serves
+from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.dropout import DropoutKeys, dropout
-from megaarch.model.positions import rotate
+from megaarch.model.positions import heads
+from megaarch.model.product import Linear
 
 ACTIVATIONS = {
     "swiglu": F.silu,  # gated; Shazeer 2020
@@ -28,7 +32,6 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-GATED = ("swiglu", "geglu")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,14 @@ class Context:
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
     """Every linear layer is made here, so that another kind (fp8) has one place to enter."""
-    return nn.Linear(inputs, outputs, bias=bias)
+    return Linear(inputs, outputs, bias=bias)
 
 
 def normalization(model: settings.Model) -> nn.Module:
     """RMSNorm or LayerNorm over the width; statistics in fp32."""
     if model.normalization == "rmsnorm":
-        return nn.RMSNorm(model.hidden_size, model.normalization_epsilon)
+        fused = "rms_norm" in model.fused_kernels
+        return RMSNorm(model.hidden_size, model.normalization_epsilon, fused)
     return nn.LayerNorm(model.hidden_size, model.normalization_epsilon, bias=model.bias)
 
 
@@ -68,6 +72,7 @@ class SelfAttention(nn.Module):
         self.head_size = head_size(model)
         self.group = model.heads // key_heads(model)
         self.scale, self.kernel = model.attention_scale, model.attention
+        self.fused_rows = "rows" in model.fused_kernels
         self.attend = attend
         fused = key_heads(model) * (self.group + 2) * self.head_size
         self.qkv = linear(model.hidden_size, fused, model.bias)
@@ -75,20 +80,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
         qkv = self.qkv(x_BSD).unflatten(-1, (-1, self.group + 2, self.head_size))
-        qk, v = qkv.split((self.group + 1, 1), dim=-2)
-        if context.rotary is not None:
-            qk = rotate(qk, context.rotary, axes=context.positions.shape[-1])
-        q, k = qk.split((self.group, 1), dim=-2)
+        q, k, v = heads(qkv, context.rotary, axes=context.positions.shape[-1])
         out_BSHDh = self.attend(
-            q.flatten(2, 3),
-            k.squeeze(-2),
-            v.squeeze(-2),
+            q,
+            k,
+            v,
             context.parts,
             scale=self.scale,
             bias=context.bias,
             query_positions=context.positions,
             key_positions=context.positions,
             kernel=self.kernel,
+            fused_rows=self.fused_rows,
         )
         return self.output(out_BSHDh.flatten(2))
 
@@ -98,6 +101,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_size = head_size(model)
         self.scale, self.kernel = model.attention_scale, model.attention
+        self.fused_rows = "rows" in model.fused_kernels
         self.attend = attend
         self.q = linear(model.hidden_size, model.heads * self.head_size, model.bias)
         self.kv = linear(model.hidden_size, key_heads(model) * 2 * self.head_size, model.bias)
@@ -108,16 +112,39 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         q = self.q(x_BSD).unflatten(-1, (-1, self.head_size))
         k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
-        out_BSHDh = self.attend(q, k, v, context.cross, scale=self.scale, kernel=self.kernel)
+        out_BSHDh = self.attend(
+            q,
+            k,
+            v,
+            context.cross,
+            scale=self.scale,
+            kernel=self.kernel,
+            fused_rows=self.fused_rows,
+        )
         return self.output(out_BSHDh.flatten(2))
+
+
+class _Pair(torch.autograd.Function):
+    """x [..., 2] as two contiguous tensors. On a CPU an activation over every other element does not
+    vectorize, and neither does the stack that autograd would put its gradients together with."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x[..., 0].contiguous(), x[..., 1].contiguous()
+
+    @staticmethod
+    def backward(ctx, first, second):
+        grad = first.new_empty(*first.shape, 2)
+        grad[..., 0], grad[..., 1] = first, second
+        return grad
 
 
 class FeedForward(nn.Module):
     def __init__(self, model: settings.Model):
         super().__init__()
         width = model.feed_forward_size
-        self.activation = ACTIVATIONS[model.activation]
-        self.gated = model.activation in GATED
+        self.name, self.activation = model.activation, ACTIVATIONS[model.activation]
+        self.gated = self.name in GATES
         if self.gated:
             self.gate_up = linear(model.hidden_size, 2 * width, model.bias)
         else:
@@ -127,9 +154,10 @@ class FeedForward(nn.Module):
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         if not self.gated:
             return self.down(self.activation(self.up(x_BSD)))
-        # Made contiguous first: on CPU an activation over every other element does not vectorize.
-        gate_up = self.gate_up(x_BSD).unflatten(-1, (-1, 2)).movedim(-1, 0).contiguous()
-        gate_BSF, up_BSF = gate_up.unbind(0)
+        pair_BSF2 = self.gate_up(x_BSD).unflatten(-1, (-1, 2))
+        if serves(pair_BSF2):
+            return self.down(Gated.apply(pair_BSF2, self.name))
+        gate_BSF, up_BSF = _Pair.apply(pair_BSF2)
         return self.down(self.activation(gate_BSF) * up_BSF)
 
 

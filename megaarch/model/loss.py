@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import torch
 
+from megaarch.kernels.library import serves
+from megaarch.kernels.softmax import less_target
+from megaarch.model.product import product
+
 LOGITS_PER_CHUNK = 1 << 22
-KEPT_BYTES = 128 << 20  # log-probabilities kept for the backward pass; chunks beyond are recomputed
+KEPT_BYTES = 128 << 20  # probabilities kept for the backward pass; chunks beyond are recomputed
 
 
 class TargetLosses(NamedTuple):
@@ -37,9 +41,16 @@ def head_logits(
     hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
 ) -> torch.Tensor:
     """[..., V] in fp32 at least; ids of the vocabulary's padding have probability zero."""
-    logits = (hidden @ weight_VD.t()).to(torch.promote_types(hidden.dtype, torch.float32))
+    return finished(product(hidden, weight_VD.t()), bias_V, vocabulary_size)
+
+
+def finished(
+    logits: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
+) -> torch.Tensor:
+    """A matrix product as logits: `head_logits`. In place where there is nothing to convert or add."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias_V is not None:
-        logits += bias_V
+        logits = logits + bias_V
     logits[..., vocabulary_size:] = float("-inf")
     return logits
 
@@ -54,20 +65,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
         ):
             logits_CV = head_logits(hidden_CD.to(dtype), cast_VD, bias_V, vocabulary_size)
-            log_p_CV = logits_CV.log_softmax(-1)
-            nll_C = -log_p_CV.gather(1, target_C[:, None])[:, 0]
-            partition_C = logits_CV.gather(1, target_C[:, None])[:, 0] + nll_C
             text_C = None
             if text_V is not None:
-                text_C = nll_C + log_p_CV.masked_fill(~text_V, float("-inf")).logsumexp(-1)
-            columns.append((nll_C, partition_C, text_C))
-            kept_bytes += log_p_CV.nbytes
+                text_C = logits_CV.masked_fill(~text_V, float("-inf")).logsumexp(-1)
+            slope_CV, partition_C, target_logit_C = _less_target(logits_CV, target_C)
+            if text_C is not None:
+                text_C -= target_logit_C
+            columns.append((partition_C - target_logit_C, partition_C, text_C))
+            kept_bytes += slope_CV.nbytes
             if keep and kept_bytes <= KEPT_BYTES:
-                kept.append(log_p_CV)
+                kept.append(slope_CV)
         nll, partition, text = zip(*columns, strict=True)
         nll_R, partition_R = torch.cat(nll), torch.cat(partition)
-        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, target_R, partition_R, *kept)
+        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, target_R, *kept)
         ctx.vocabulary_size, ctx.chunk_rows, ctx.dtype = vocabulary_size, chunk_rows, dtype
+        ctx.set_materialize_grads(False)
         if text_V is None:
             return nll_R, partition_R, None
         text_R = torch.cat(text)
@@ -76,10 +88,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_nll_R, grad_partition_R, _):
-        hidden_RD, weight_VD, bias_V, target_R, partition_R, *kept = ctx.saved_tensors
+        hidden_RD, weight_VD, bias_V, target_R, *kept = ctx.saved_tensors
         cast_VD = weight_VD.to(ctx.dtype)
-        # Logits' gradient: softmax·(grad_nll + grad_partition), less grad_nll at the target.
-        grad_softmax_R = grad_nll_R + grad_partition_R
+        # Logits' gradient: slope · (grad_nll + grad_partition), and grad_partition at the target. The
+        # factor of a row goes to the narrow side of each product.
+        given = [grad for grad in (grad_nll_R, grad_partition_R) if grad is not None]
+        factor_R = sum(given[1:], given[0])
         grad_hidden_RD = torch.empty_like(hidden_RD)
         grad_weight_VD = torch.zeros_like(weight_VD)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
@@ -87,21 +101,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + ctx.chunk_rows)
             hidden_CD = hidden_RD[chunk].to(ctx.dtype)
             if start // ctx.chunk_rows < len(kept):
-                grad_CV = kept[start // ctx.chunk_rows].exp()
+                slope_CV = kept[start // ctx.chunk_rows]
             else:
                 logits_CV = head_logits(hidden_CD, cast_VD, bias_V, ctx.vocabulary_size)
-                grad_CV = logits_CV.sub_(partition_R[chunk, None]).exp_()
-            grad_CV *= grad_softmax_R[chunk, None]
-            grad_CV.scatter_add_(1, target_R[chunk, None], -grad_nll_R[chunk, None])
+                slope_CV, _, _ = _less_target(logits_CV, target_R[chunk])
+            factor_C = factor_R[chunk, None]
+            if (
+                grad_partition_R is not None
+            ):  # what is kept stays as it is, for another backward pass
+                at_target = grad_partition_R[chunk, None]
+                slope_CV = (slope_CV * factor_C).scatter_add_(1, target_R[chunk, None], at_target)
+                factor_C = torch.ones_like(factor_C)
             if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(ctx.dtype)
-            grad_hidden_RD[chunk] = grad_CV @ cast_VD
+                grad_bias_V += torch.mv(slope_CV.t(), factor_C[:, 0])
+            slope_CV = slope_CV.to(ctx.dtype)
+            grad_hidden_RD[chunk] = product(slope_CV, cast_VD) * factor_C
+            scaled_CD = (hidden_CD * factor_C).to(ctx.dtype)
             if grad_weight_VD.dtype == ctx.dtype:
-                grad_weight_VD.addmm_(grad_CV.t(), hidden_CD)
+                grad_weight_VD.addmm_(slope_CV.t(), scaled_CD)
             else:
-                grad_weight_VD += grad_CV.t() @ hidden_CD
+                grad_weight_VD += product(slope_CV.t(), scaled_CD)
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _less_target(
+    logits_CV: torch.Tensor, target_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The slope of each row's negative log-likelihood: its softmax, less 1 at the target; and [C]
+    log-sum-exp and target's logit. What `logits_CV` holds afterwards is undefined."""
+    if logits_CV.is_contiguous() and serves(logits_CV):
+        return logits_CV, *less_target(logits_CV, target_C)
+    target_logit_C = logits_CV.gather(1, target_C[:, None])[:, 0]
+    slope_CV = logits_CV.softmax(-1)
+    # the most likely token's probability is at least 1/V: its logarithm loses nothing
+    partition_C = logits_CV.amax(-1) - slope_CV.amax(-1).log()
+    slope_CV.scatter_add_(1, target_C[:, None], slope_CV.new_full((len(slope_CV), 1), -1))
+    return slope_CV, partition_C, target_logit_C
 
 
 def cross_entropy(

@@ -5,8 +5,43 @@ T5's relative bias lives with attention (megaarch/attention/bias.py); its tables
 Legend: B rows, S tokens, A position axes, H heads, Dh head size, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+
+from megaarch.catalogue import ARCHITECTURES, position_axes
+from megaarch.kernels.heads import Heads
+from megaarch.kernels.library import serves
+from megaarch.settings import Model
+
+
+def position_scheme(model: Model, objective: str) -> dict[str, Any]:
+    """What gives weights of the same shapes their meaning in places, by name. Left out is what is
+    changed on purpose to reach farther: the base of RoPE, T5's greatest distance.
+
+    Weights that were learned under one scheme are damaged under another.
+    """
+    encoding = model.position_encoding
+    scheme: dict[str, Any] = {"model.position_encoding": encoding}
+    if encoding in ("rope", "learned"):
+        scheme["the number of position axes"] = position_axes(objective)
+    if encoding == "learned":
+        scheme["model.position_offset"] = model.position_offset
+    if encoding == "relative":
+        of = ARCHITECTURES[model.architecture]
+        for stream, both in zip(of.streams, of.bidirectional_bias, strict=True):
+            rule = "bidirectional" if both else "unidirectional"
+            scheme[f"the {stream}'s rule of relative buckets"] = rule
+    return scheme
+
+
+def scheme_fault(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
+    """The first thing that tells two schemes apart, None where weights of one serve the other."""
+    for name in {**theirs, **mine}:
+        if theirs.get(name) != mine.get(name):
+            return f"{name} is {theirs.get(name)} there and {mine.get(name)} here"
+    return None
 
 
 def rotary_tables(
@@ -57,6 +92,20 @@ def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], axes: int
     """RoPE: x [B, S, ..., Dh] turned by `rotary_tables`; heads may fill several dimensions."""
     cos, sin = (table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1) for table in tables)
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype), axes)
+
+
+def heads(
+    qkv: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, axes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q [B, S, H, Dh], k and v [B, S, Hkv, Dh] of qkv [B, S, Hkv, H / Hkv + 2, Dh]; q and k turned
+    by `rotary_tables`, where there are any."""
+    if rotary is not None and serves(qkv):
+        return Heads.apply(qkv, *rotary, axes)
+    qk, v = qkv.split((qkv.shape[-2] - 1, 1), dim=-2)
+    if rotary is not None:
+        qk = rotate(qk, rotary, axes)
+    q, k = qk.split((qkv.shape[-2] - 2, 1), dim=-2)
+    return q.flatten(2, 3), k.squeeze(-2), v.squeeze(-2)
 
 
 class LearnedPositions(nn.ModuleList):

@@ -36,19 +36,24 @@ VOCABULARY_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack's stream, its global layer indices, and whether it attends to the stack before it."""
+    """A stack's stream, its global layer indices, whether it attends to the stack before it, and
+    what the catalogue says of its stream."""
 
     stream: str
     layers: range
     cross: bool
+    looks_ahead: bool
+    bidirectional_bias: bool
 
 
 def stacks(model: settings.Model) -> tuple[Stack, ...]:
     """The stacks of a model, in order; the last one carries the targets."""
     found, first = [], 0
-    for stream in ARCHITECTURES[model.architecture].streams:
+    architecture = ARCHITECTURES[model.architecture]
+    said = (architecture.looks_ahead, architecture.bidirectional_bias)
+    for stream, *of_stream in zip(architecture.streams, *said, strict=True):
         count = getattr(model, f"{stream}_layers") or model.layers
-        found.append(Stack(stream, range(first, first + count), cross=first > 0))
+        found.append(Stack(stream, range(first, first + count), first > 0, *of_stream))
         first += count
     return tuple(found)
 
@@ -92,10 +97,9 @@ class Transformer(nn.Module):
         self.segments = nn.Embedding(model.segments, width) if model.segments else None
         self.positions = nn.ModuleDict()
         if model.position_encoding == "learned":
-            table = model.learned_positions or max(model.sequence_length, model.target_length or 0)
             for s in streams:
                 self.positions[s] = LearnedPositions(
-                    table, width, position_axes, model.position_offset
+                    model.position_rows, width, position_axes, model.position_offset
                 )
         self.embedding_norm = nn.ModuleDict()
         if model.embedding_normalization:
@@ -143,9 +147,8 @@ class Transformer(nn.Module):
                 dtype = torch.get_autocast_dtype(device)
             rotary = rotary_tables(stream.token_positions, head_size(model), model.rope_base, dtype)
         elif model.position_encoding == "relative":
-            sees_ahead = not stack.cross and model.architecture != "causal_decoder"
             table = self.layout.own_heads(self.relative_bias[stack.stream])
-            bias = RelativeBias(table, sees_ahead, model.relative_max_distance)
+            bias = RelativeBias(table, stack.bidirectional_bias, model.relative_max_distance)
         keys, first = self._dropout_keys(batch), self._first(stream)
         return Context(stream.parts, stream.cross, stream.positions, rotary, bias, keys, first)
 

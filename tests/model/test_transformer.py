@@ -116,6 +116,43 @@ def test_encoder_reaches_the_decoder_through_its_parts_only(tiny, make_batch):
     assert memory.grad[1].any(-1).all()
 
 
+def test_causal_and_prefix_decoders_read_a_relative_table_alike(tiny, make_batch):
+    """So under the same mask the same weights give the same logits: what is left is the mask."""
+    options = {"position_encoding": "relative", "relative_buckets": 8, "relative_max_distance": 9}
+    causal, prefix = (
+        build(tiny(architecture=name, **options)) for name in ("causal_decoder", "prefix_decoder")
+    )
+    torch.nn.init.normal_(causal.relative_bias["decoder"])
+    prefix.load_state_dict(causal.state_dict())
+    batch = make_batch()
+    assert torch.equal(prefix.logits(batch), causal.logits(batch))
+
+
+AHEAD = {  # t5x builds RelativePositionBiases(bidirectional=True) for its encoders only
+    "causal_decoder": {"decoder": False},
+    "prefix_decoder": {"decoder": False},
+    "encoder_decoder": {"encoder": True, "decoder": False},
+    "encoder": {"encoder": True},
+    "two_stream": {"decoder": True},
+}
+
+
+@pytest.mark.parametrize("architecture", AHEAD)
+def test_which_streams_tell_keys_ahead_apart(architecture, tiny, make_batch):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    options = {"position_encoding": "relative", "relative_buckets": 8, "relative_max_distance": 9}
+    model = build(tiny(architecture=architecture, **options))
+    batch = make_batch(lengths=(12, 9)[: len(AHEAD[architecture])])
+    places = torch.arange(12)[None]
+    distance = places[0] - places[0][:, None]  # of a key from a query, [12, 12]
+    for index, (stream, ahead) in enumerate(AHEAD[architecture].items()):
+        table = torch.nn.init.normal_(model.relative_bias[stream])
+        bucket = T5Attention._relative_position_bucket(distance, ahead, 8, 9)
+        block = model.context(index, batch).bias.block(places, places)
+        assert torch.equal(block[0], table[bucket].permute(2, 0, 1))
+
+
 def test_names_of_an_encoder_decoder(tiny):
     settings = tiny(
         **ENCODER_DECODER, position_encoding="relative", activation="geglu", tied_embedding=False

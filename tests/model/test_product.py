@@ -1,0 +1,78 @@
+"""Half-precision products without units for them: the same values as torch's own kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megaarch.model import product
+
+
+@pytest.fixture(params=[True, False], ids=["units", "no units"])
+def units(request, monkeypatch):
+    monkeypatch.setattr(product, "CPU_HAS_UNITS", request.param)
+
+
+@pytest.mark.usefixtures("units")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_linear_is_torchs(bias, autocast):
+    torch.manual_seed(0)
+    ours, theirs = product.Linear(24, 10, bias=bias), torch.nn.Linear(24, 10, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x, grad = torch.randn(2, 5, 24), torch.randn(2, 5, 10).bfloat16()
+    if not autocast:
+        ours, theirs, x = ours.bfloat16(), theirs.bfloat16(), x.bfloat16()
+    found = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(leaf)
+        assert out.dtype == torch.bfloat16
+        found.append([out, *torch.autograd.grad(out, [leaf, *layer.parameters()], grad)])
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("units")
+def test_fp32_is_left_alone():
+    layer, x = product.Linear(8, 3), torch.randn(4, 8)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    a, b = torch.randn(4, 8), torch.randn(8, 4)
+    assert torch.equal(product.product(a, b), a @ b)
+
+
+def test_a_product_rounds_as_a_unit_does(monkeypatch):
+    """Operands of 16 bits, sums of 32, one rounding at the end."""
+    monkeypatch.setattr(product, "CPU_HAS_UNITS", False)
+    a, b = torch.randn(6, 50).bfloat16(), torch.randn(50, 4).bfloat16()
+    exact = (a.double() @ b.double()).bfloat16()
+    found = product.product(a, b)
+    assert found.dtype == torch.bfloat16
+    assert (found != exact).float().mean() < 0.05  # a sum may fall on the other side of a tie
+    torch.testing.assert_close(found, exact, rtol=8e-3, atol=1e-3)
+
+
+def test_no_product_is_emulated(monkeypatch):
+    """Neither a layer's nor the head's, forward or backward, under autocast."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from megaarch.model.loss import cross_entropy
+
+    class Products(TorchDispatchMode):
+        dtypes = frozenset()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                self.dtypes |= {x.dtype for x in args}
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(product, "CPU_HAS_UNITS", False)
+    layer, table = product.Linear(8, 8), torch.randn(128, 8, requires_grad=True)
+    with Products() as ran:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = layer(torch.randn(5, 8))
+            losses = cross_entropy(hidden, table, None, torch.arange(5), vocabulary_size=128)
+        losses.nll.sum().backward()
+    assert ran.dtypes == {torch.float32}
+    assert layer.weight.grad.abs().sum() > 0 and table.grad.abs().sum() > 0

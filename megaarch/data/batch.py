@@ -72,8 +72,8 @@ class Batch:
     target_index: int64 [B, M], row of the last stream at which a target is read off.
     target_tokens: int64 [B, M]. target_weights: float32 [B, M], 0 where a slot is unused.
     head_rows: int64 [R], flat indices into [B·M] of the slots of non-zero weight, R padded to a
-        multiple of 128 by repeating slots of zero weight where there are some (the head runs on
-        these rows only); real slots come first, and `head_count` says how many they are.
+        multiple of 128 with slot 0 (the head runs on these rows only); real slots come first,
+        and `head_count` says how many they are.
     sample_index: int64 [B], global row numbers: they key dropout and name a bad batch.
     """
 

@@ -4,7 +4,8 @@
     middle          score m, given before b and after a
 
     objective          inputs                targets, (weight 0)      of the continuation
-    full_lm, prefix_lm p                     c                        and supervised
+    full_lm, prefix_lm p                     c
+    supervised         p eos                 c
     span_corruption    p <0> eos             (<0>) c
     ul2                mode_s p              c
     denoising          p [MASK]              (p) c                    forced through the prefix
@@ -50,8 +51,10 @@ def continuation(
     ValueError for a pair that cannot be trained, and where there is nothing to score.
     """
     prefix, scored = check(objective, architecture, prefix, continuation)
-    if objective in ("full_lm", "prefix_lm", "supervised"):
+    if objective in ("full_lm", "prefix_lm"):
         return [Example(prefix, scored)]
+    if objective == "supervised":
+        return [Example(join(prefix, vocabulary.eos), scored)]
     if objective == "ul2":
         return [Example(join(vocabulary.mode_s, prefix), scored)]
     if objective == "masked_lm":

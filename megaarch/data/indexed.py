@@ -15,7 +15,7 @@ import hashlib
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 CODES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2"}
-SAMPLES, SAMPLE_BYTES = 256, 4096
+WHOLE = 1 << 30  # bytes of tokens that a checksum reads in full: a second or two
+SAMPLES, SAMPLE_BYTES = 4096, 1 << 16  # of more than that
 
 
 def prefix_of(path: str | os.PathLike) -> str:
@@ -87,10 +88,21 @@ class IndexedDataset:
     def _read_tokens(self) -> None:
         file, index = self.path + ".bin", self.path + ".idx"
         size, item = Path(file).stat().st_size, self.dtype.itemsize
-        starts = self._pointers
-        if (self.lengths < 0).any() or (starts < 0).any() or (starts % item).any():
+        starts, lengths = self._pointers, self.lengths.astype(np.int64)
+        total = int(lengths.sum())
+        for other in {1, 2, 4, 8} - {item}:
+            if (
+                total
+                and total * other == size
+                and _one_after_another(starts, starts + lengths * other)
+            ):
+                raise ValueError(
+                    f"{index} is damaged: its dtype {self.dtype.name} is not that of its pointers "
+                    f"and of {file}, whose tokens have {other} bytes each"
+                )
+        if (lengths < 0).any() or (starts < 0).any() or (starts % item).any():
             raise ValueError(f"{index} is damaged: a length or a pointer is impossible")
-        ends = starts + self.lengths.astype(np.int64) * item
+        ends = np.minimum(starts, size + 1) + lengths * item  # a wild pointer must not overflow
         if len(ends) and ends.max() > size:
             raise ValueError(
                 f"{file} is truncated: {size} bytes, but {index} points up to byte {ends.max()}"
@@ -98,9 +110,7 @@ class IndexedDataset:
         bounds = self.document_index
         if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
             raise ValueError(f"{index} is damaged: its document boundaries are out of order")
-        self._contiguous = bool(
-            len(ends) == 0 or (starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
-        )
+        self._contiguous = _one_after_another(starts, ends)
         self._tokens = _mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
         self._given = np.int64 if item == 8 else np.int32
 
@@ -147,21 +157,33 @@ class IndexedDataset:
         return np.cumsum(self.lengths, dtype=np.int64)
 
     def checksum(self) -> dict[str, str | int]:
-        """What tells whether the files have changed: the whole index, a sample of the tokens.
-
-        The sample is 256 pages of 4 KiB, evenly spread; files up to 1 MiB are read whole.
+        """What tells whether the files have changed: the whole index, and the tokens: all of them
+        in files up to 1 GiB, in larger ones 4,096 pieces of 64 KiB, evenly spread.
         """
         raw = self._tokens.view(np.uint8)
-        last = max(0, len(raw) - SAMPLE_BYTES)
-        sample = hashlib.blake2b(digest_size=16)
-        for start in np.linspace(0, last, SAMPLES).astype(np.int64):
-            sample.update(raw[start : start + SAMPLE_BYTES].tobytes())
-        index = hashlib.blake2b(_mapped(self.path + ".idx", np.dtype(np.uint8)), digest_size=16)
+        tokens = hashlib.sha256()
+        if len(raw) <= WHOLE:
+            tokens.update(raw)
+        else:
+            for start in np.linspace(0, len(raw) - SAMPLE_BYTES, SAMPLES).astype(np.int64):
+                tokens.update(raw[start : start + SAMPLE_BYTES])
+        index = hashlib.sha256(_mapped(self.path + ".idx", np.dtype(np.uint8)))
         return {
-            "index": index.hexdigest(),
+            "index": index.hexdigest()[:32],
             "bytes": Path(self.path + ".bin").stat().st_size,
-            "sample": sample.hexdigest(),
+            "tokens": tokens.hexdigest()[:32],
         }
+
+    def digest(self, look: Callable[[np.ndarray], None] = lambda block: None) -> str:
+        """Of all tokens of the .bin, whatever its size: as long as it takes to read it.
+
+        look: called with each of `blocks` on the way.
+        """
+        found = hashlib.sha256()
+        for block in self.blocks():
+            look(block)
+            found.update(block)
+        return found.hexdigest()[:32]
 
 
 class IndexedWriter:
@@ -194,6 +216,14 @@ class IndexedWriter:
         self._bin.write(tokens.astype(self.dtype).tobytes())
         self._lengths.append(tokens.size)
 
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Documents of one sequence each, laid end to end in `tokens`, which has this dtype."""
+        assert tokens.dtype == self.dtype and len(tokens) == lengths.sum(), "tokens as stored"
+        self._bin.write(np.ascontiguousarray(tokens).data)
+        first = len(self._lengths) + 1
+        self._lengths.frombytes(lengths.astype(np.intc).tobytes())
+        self._documents.frombytes(np.arange(first, first + len(lengths), dtype="q").tobytes())
+
     def end_document(self) -> None:
         """The sequences since the last call are one document."""
         self._documents.append(len(self._lengths))
@@ -224,6 +254,10 @@ class IndexedWriter:
         self._bin.close()
         for suffix in (".bin", ".idx"):
             Path(self._aside + suffix).unlink(missing_ok=True)
+
+
+def _one_after_another(starts: np.ndarray, ends: np.ndarray) -> bool:
+    return len(ends) == 0 or bool(starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
 
 
 def _mapped(file: str, dtype: np.dtype) -> np.ndarray:

@@ -3,7 +3,9 @@
 It holds no state: a run resumes from one integer. Workers make steps ahead of the trainer.
 """
 
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,14 +16,17 @@ from megaarch.data.batch import Batch
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Steps(torch.utils.data.Dataset):
     """`steps[s]` is the list of micro-batches of step s for one data-parallel rank.
 
     global_batch_size, micro_batch_size: rows. rank, ranks: place among the data-parallel ranks;
     a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
-    (what that adds is no padding that counts). device_type: where batches will run; the kernels'
-    plans of their parts are made here, ahead of the step.
+    (what that adds is no padding that counts). device_type, kernel: where batches will run and the
+    attention kernel that `model.attention` names; its plans are made here, ahead of the step, with
+    what `fused_rows` needs.
     """
 
     def __init__(
@@ -34,11 +39,14 @@ class Steps(torch.utils.data.Dataset):
         ranks: int = 1,
         multiple: int = 1,
         device_type: str = "cpu",
+        kernel: str = "auto",
+        fused_rows: bool = False,
     ):
         assert global_batch_size % (micro_batch_size * ranks) == 0
         self.rows = rows
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.rank, self.ranks, self.device_type = rank, ranks, device_type
+        self.rank, self.ranks = rank, ranks
+        self.device_type, self.kernel, self.fused_rows = device_type, kernel, fused_rows
         self.shape = rows.shape.stretched(multiple)
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -63,7 +71,7 @@ class Steps(torch.utils.data.Dataset):
         for stream in batch.streams:
             for parts in (stream.parts, stream.cross):
                 if parts is not None:
-                    warm(parts, self.device_type)
+                    warm(parts, self.device_type, self.kernel, self.fused_rows)
         return batch
 
 
@@ -78,17 +86,35 @@ class _From(torch.utils.data.Sampler):
             step += 1
 
 
-def prefetch(steps: Steps, start: int, workers: int) -> Iterator[list[Batch]]:
+@contextmanager
+def prefetch(steps: Steps, start: int, workers: int) -> Iterator[Iterator[list[Batch]]]:
     """Micro-batches of steps start, start + 1, ... without end; made ahead in `workers` processes
-    (0: in this one)."""
-    return iter(
-        DataLoader(
-            steps,
-            batch_size=None,
-            sampler=_From(start),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            persistent_workers=False,
-            multiprocessing_context="fork" if workers else None,
+    (0: in this one), which end with the block, or when this process has died.
+
+    They never get a signal that stops a run: it reaches a whole group of processes where a launcher
+    sends it, and the trainer needs its batches to finish the step.
+    """
+    # what is blocked in a process is so in those that it forks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        batches = iter(
+            DataLoader(
+                steps,
+                batch_size=None,
+                sampler=_From(start),
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                persistent_workers=False,
+                multiprocessing_context="fork" if workers else None,
+            )
         )
-    )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield batches
+    finally:
+        if workers:  # not at the interpreter's end: that sends SIGTERM and waits for them
+            batches._shutdown_workers()
+            for worker in batches._workers:  # one that hangs in a read
+                worker.kill()
+                worker.join()

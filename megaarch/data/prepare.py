@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from megaarch.data import corpus, split
+from megaarch.data import beside, corpus
+from megaarch.data.documents import Documents
 from megaarch.data.example import SPECIALS
 from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
+from megaarch.data.split import Exclusion, place
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.settings import Data, Source
 
-FORMAT = 1  # raise it when the same settings would give other files
-LEAST_BYTES = 1000  # of a corpus
+FORMAT = 3  # raise it when the same settings would give other files
 TOKENIZER_BYTES = 1 << 25  # a larger corpus trains its tokenizer on a sample of this size
 
 Progress = Callable[[str], None]
@@ -38,11 +39,11 @@ class Prepared:
         sources the sequences alternate input, target, and each ends with eos.
     supervised: whether they do.
     heldout: held-out documents, less the paragraphs that also stand in train. Of supervised
-        sources, input and target joined by a newline. Empty where the source was tokenized.
+        sources, input and target joined by a newline. Of tokenized sources, what lies beside them.
     heldout_pairs: (input, target) of supervised sources, else empty.
     manifest: the counts, as manifest.json has them.
-    fingerprint: of the content (train and held-out text, tokenizer, weights), so it is the same
-        wherever the same data are prepared.
+    fingerprint: of the content (train and held-out text, all tokens of tokenized sources,
+        tokenizer, weights), so it is the same wherever the same data are prepared.
     """
 
     tokenizer: Tokenizer
@@ -54,45 +55,45 @@ class Prepared:
     fingerprint: str
 
 
-def prepare(data: Data, vocabulary_size: int, progress: Progress | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    vocabulary_size: int,
+    progress: Progress | None = None,
+    exclude: Exclusion | None = None,
+) -> Prepared:
     """Prepares the data, or finds it prepared.
 
     vocabulary_size: ids of pieces, specials and sentinels together; Prepared.tokenizer's
         vocabulary has exactly that many.
     progress: is told in a few words what is being done.
+    exclude: text that must not be trained on; what is dropped for it is counted.
     ValueError: the source or the tokenizer file is missing, malformed or too small, or prepared
         data have changed since; nothing half done is left behind.
     """
-    job = _Job(data, vocabulary_size, progress or (lambda words: None))
+    job = _Job(data, vocabulary_size, progress or (lambda words: None), exclude)
     if not job.directory.exists():
         job.build()
     return job.load()
 
 
-class _Item(NamedTuple):
-    """A document, or a supervised pair. A pair's side of the split hangs on its input alone, so
-    that no held-out input is trained on with another target."""
-
-    source: int
-    side: bytes
-    key: bytes
-    parts: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.parts)
-
-    @property
-    def size(self) -> int:
-        return sum(len(part.encode()) for part in self.parts)
-
-
 class _Job:
-    def __init__(self, data: Data, vocabulary_size: int, progress: Progress):
+    def __init__(
+        self,
+        data: Data,
+        vocabulary_size: int,
+        progress: Progress,
+        exclude: Exclusion | None,
+    ):
         self.data, self.vocabulary_size, self.progress = data, vocabulary_size, progress
+        self.exclude = exclude
         path = data.source
         self.sources = [Source(path=path)] if isinstance(path, str) else list(path)
         self.kind = _kind(data, self.sources)
+        if self.kind == "indexed" and exclude is not None:
+            raise ValueError(
+                f"data source {self.sources[0].path} is tokenized already, so that held-out text "
+                "cannot be left out of it: give the text itself"
+            )
         given = data.tokenizer and Tokenizer(data.tokenizer, data.sentinels, vocabulary_size)
         key = {
             "format": FORMAT,
@@ -103,6 +104,7 @@ class _Job:
             "held_out": data.held_out,
             "vocabulary_size": vocabulary_size,
             "tokenizer": given and given.fingerprint,
+            "exclude": exclude and exclude.fingerprint,
         }
         self.key = hashlib.blake2b(json.dumps(key).encode(), digest_size=10).hexdigest()
         self.directory = Path(data.cache) / self.key
@@ -119,6 +121,7 @@ class _Job:
             manifest = self._build_indexed(aside) if self.kind == "indexed" else self._build(aside)
             tokens, text = manifest["train_tokens"], manifest["train_bytes"]
             manifest["bytes_per_token"] = text / tokens if text else None
+            manifest["heldout_checksum"] = _checksum((aside / "heldout.jsonl").read_bytes())
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
             try:
                 aside.rename(self.directory)
@@ -131,101 +134,32 @@ class _Job:
     def _build_indexed(self, aside: Path) -> dict[str, Any]:
         tokenizer = self._tokenizer(aside, iter(()))
         self.progress("checking token ids")
-        for dataset in self._datasets(self.directory):
-            _check_ids(dataset, tokenizer)
-        _write_lines(aside / "heldout.jsonl", [])
-        return self._manifest(tokenizer, self._datasets(aside), b"")
+        datasets, mark = self._datasets(self.directory), hashlib.blake2b(digest_size=16)
+        for dataset in datasets:
+            beside.check_tokenizer(dataset.path, tokenizer)
+            digest = _check_ids(dataset, tokenizer)
+            beside.check_digest(dataset.path, digest)
+            mark.update(digest.encode())
+        texts = dict.fromkeys(text for d in datasets for text in beside.held_out(d.path))
+        _write_lines(aside / "heldout.jsonl", [{"text": text} for text in texts])
+        mark.update((aside / "heldout.jsonl").read_bytes())
+        manifest = self._manifest(tokenizer, datasets, mark.digest())
+        return manifest | _counts_beside(datasets, list(texts))
 
     def _build(self, aside: Path) -> dict[str, Any]:
         self.progress("splitting the corpus")
-        threshold, heldout, counts = self._split()
+        documents = Documents(self.sources, self.kind, self.data, self.exclude)
         if self.data.tokenizer is None:
             self.progress("training the tokenizer")
-        tokenizer = self._tokenizer(aside, self._sample(threshold, counts["train_bytes"]))
+        tokenizer = self._tokenizer(aside, _sample(documents))
         self.progress("tokenizing")
-        mark = self._write_train(aside, tokenizer, threshold)
-        rows = [{"text": h.text} if self.kind == "text" else list(h.parts) for h in heldout]
+        mark = self._write_train(aside, tokenizer, documents)
+        rows = [
+            {"text": h.text} if self.kind == "text" else list(h.parts) for h in documents.heldout
+        ]
         _write_lines(aside / "heldout.jsonl", rows)
         mark.update((aside / "heldout.jsonl").read_bytes())
-        return self._manifest(tokenizer, self._datasets(aside), mark.digest()) | counts
-
-    def _split(self) -> tuple[float, list[_Item], dict[str, Any]]:
-        """The threshold, the held-out items less what also stands in train, and all counts.
-
-        The threshold climbs, up to twice the share, until what is left is the share asked for.
-        """
-        counts: dict[str, Any] = {"duplicates": 0}
-        share = self.data.held_out
-        places = split.Places((item.side, item.size) for item in self._items(counts))
-        counts["documents"], total = len(places.sizes), int(places.sizes.sum())
-        if total < LEAST_BYTES:
-            raise ValueError(
-                f"the corpus holds only {total} bytes of text: at least {LEAST_BYTES} are needed"
-                if total
-                else f"data source {self.sources[0].path} holds no text"
-            )
-        threshold = places.threshold(share)
-        while True:
-            train_bytes = total - places.below(threshold)
-            heldout, dropped = self._heldout(threshold)
-            heldout_bytes = sum(item.size for item in heldout)
-            left = heldout_bytes / (heldout_bytes + train_bytes)
-            if left >= share or threshold >= 2 * share:
-                break
-            climbed = min(threshold * share / left if left else 1.0, 2 * share)
-            threshold = places.threshold(share, max(climbed, threshold + share / split.RUNGS))
-        counts |= {
-            "train_documents": int((places.places >= threshold).sum()),
-            "train_bytes": train_bytes,
-            "heldout_documents": len(heldout),
-            "heldout_bytes": heldout_bytes,
-            "heldout_share": left,
-            "dropped_paragraphs": dropped,
-        }
-        return threshold, heldout, counts
-
-    def _heldout(self, threshold: float) -> tuple[list[_Item], int]:
-        """What is left of the held-out items, and how many paragraphs were dropped from them."""
-        heldout = [item for item in self._items() if split.place(item.side) < threshold]
-        if self.kind == "supervised":
-            return heldout, 0
-        wanted = {key for item in heldout for key in split.paragraphs(item.text)}
-        shared: set[bytes] = set()
-        for item in self._items():
-            if split.place(item.side) >= threshold:
-                shared.update(wanted.intersection(split.paragraphs(item.text)))
-        kept, dropped = [], 0
-        for item in heldout:
-            text, paragraphs = split.drop_paragraphs(item.text, shared)
-            dropped += paragraphs
-            if not paragraphs or any(True for _ in split.paragraphs(text)):
-                kept.append(item._replace(parts=(text,)))
-        return kept, dropped
-
-    def _items(self, counts: dict[str, Any] | None = None) -> Iterator[_Item]:
-        """The distinct items of all sources, in order; exact copies are counted and skipped."""
-        seen = set()
-        for number, source in enumerate(self.sources):
-            for parts in self._read(source.path):
-                key = split.digest("\0".join(parts))
-                if key not in seen:
-                    seen.add(key)
-                    yield _Item(number, split.digest(parts[0]), key, parts)
-                elif counts is not None:
-                    counts["duplicates"] += 1
-
-    def _read(self, path: str) -> Iterator[tuple[str, ...]]:
-        if self.kind == "supervised":
-            yield from corpus.pairs(path)
-        else:
-            yield from ((text,) for text in corpus.documents(path, self.data.text_field))
-
-    def _sample(self, threshold: float, train_bytes: int) -> Iterator[str]:
-        """Train text for the tokenizer: all of it, or of a larger corpus a sample by hash."""
-        for item in self._items():
-            wanted = split.place(item.key[8:]) < TOKENIZER_BYTES / train_bytes
-            if wanted and split.place(item.side) >= threshold:
-                yield item.text
+        return self._manifest(tokenizer, self._datasets(aside), mark.digest()) | documents.counts
 
     def _tokenizer(self, aside: Path, sample: Iterator[str]) -> Tokenizer:
         """The tokenizer, its file copied to or made in `aside`."""
@@ -235,16 +169,14 @@ class _Job:
         shutil.copyfile(self.data.tokenizer, file)
         return Tokenizer(file, sentinels, self.vocabulary_size)
 
-    def _write_train(self, aside: Path, tokenizer: Tokenizer, threshold: float) -> Any:
+    def _write_train(self, aside: Path, tokenizer: Tokenizer, documents: Documents) -> Any:
         """Tokenizes train, a dataset a source. Returns the running hash of its text."""
         mark = hashlib.blake2b(digest_size=16)
         eos, dtype = [tokenizer.vocabulary.eos], token_dtype(tokenizer.vocabulary.size)
         with ExitStack() as stack:
             prefixes = (aside / f"train-{k}" for k in range(len(self.sources)))
             writers = [stack.enter_context(IndexedWriter(p, dtype)) for p in prefixes]
-            for item in self._items():
-                if split.place(item.side) < threshold:
-                    continue
+            for item in documents.train(count=True):
                 for part in item.parts:
                     writers[item.source].add(np.append(tokenizer.encode(part), eos))
                 writers[item.source].end_document()
@@ -263,6 +195,7 @@ class _Job:
             if not dataset.tokens:
                 raise ValueError(
                     f"data source {source.path} has no train text that other sources do not have"
+                    + (" and that is not held out" if self.exclude else "")
                 )
         checksums = [dataset.checksum() for dataset in datasets]
         weights = [source.weight for source in self.sources]
@@ -289,6 +222,8 @@ class _Job:
             "heldout_bytes": 0,
             "heldout_share": 0.0,
             "dropped_paragraphs": 0,
+            "excluded_documents": 0,
+            "excluded_paragraphs": 0,
         }
 
     def load(self) -> Prepared:
@@ -296,7 +231,7 @@ class _Job:
         file = self.directory / "manifest.json"
         try:
             manifest = json.loads(file.read_text())
-            rows = [json.loads(s) for s in _lines(self.directory / "heldout.jsonl")]
+            heldout = (self.directory / "heldout.jsonl").read_bytes()
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"prepared data in {self.directory} are damaged ({error}): delete "
@@ -313,12 +248,15 @@ class _Job:
         ]
         if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
             changed.append(tokenizer.path)
+        if _checksum(heldout) != manifest["heldout_checksum"]:
+            changed.append(self.directory / "heldout.jsonl")
         if changed:
             raise ValueError(
                 f"{changed[0]} has changed since the data were prepared: restore it, or delete "
                 f"{self.directory} to prepare them again"
             )
         weights = [source.weight for source in self.sources]
+        rows = [json.loads(line) for line in heldout.decode().split("\n") if line]
         return Prepared(
             tokenizer=tokenizer,
             train=list(zip(datasets, weights, strict=True)),
@@ -328,6 +266,12 @@ class _Job:
             manifest=manifest,
             fingerprint=manifest["fingerprint"],
         )
+
+
+def _sample(documents: Documents) -> Iterator[str]:
+    """Train text for the tokenizer: all of it, or of a larger corpus a sample by hash."""
+    share = TOKENIZER_BYTES / documents.counts["train_bytes"]
+    return (item.text for item in documents.train() if place(item.key[8:]) < share)
 
 
 def _kind(data: Data, sources: list[Source]) -> str:
@@ -347,9 +291,11 @@ def _kind(data: Data, sources: list[Source]) -> str:
     return kinds[0]
 
 
-def _check_ids(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
-    """ValueError for ids that are neither pieces nor specials of the tokenizer."""
-    for ids in dataset.blocks():
+def _check_ids(dataset: IndexedDataset, tokenizer: Tokenizer) -> str:
+    """The digest of all tokens. ValueError for ids that are neither pieces nor specials of the
+    tokenizer."""
+
+    def look(ids: np.ndarray) -> None:
         least, most = int(ids.min()), int(ids.max())
         if least < 0 or most >= tokenizer.base_size + len(SPECIALS):
             raise ValueError(
@@ -357,6 +303,20 @@ def _check_ids(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
                 f"tokenizer has {tokenizer.base_size} pieces and {len(SPECIALS)} specials: it was "
                 "made with another one"
             )
+
+    return dataset.digest(look)
+
+
+def _counts_beside(datasets: list[IndexedDataset], heldout: list[str]) -> dict[str, Any]:
+    """Counts of the text that tokenized sources were made of, as far as their manifests know."""
+    manifests = [beside.read(dataset.path) for dataset in datasets]
+    size = sum(len(text.encode()) for text in heldout)
+    counts: dict[str, Any] = {"heldout_documents": len(heldout), "heldout_bytes": size}
+    if all(manifests):
+        for name in ("documents", "duplicates", "train_bytes", "dropped_paragraphs"):
+            counts[name] = sum(manifest[name] for manifest in manifests)
+        counts["heldout_share"] = size / (size + counts["train_bytes"])
+    return counts
 
 
 def _as_text(row: Any) -> str:
@@ -368,5 +328,5 @@ def _write_lines(file: Path, rows: list[Any]) -> None:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+def _checksum(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -56,20 +56,22 @@ class Layout:
 def layout(model: Model, objective: Objective) -> Layout:
     """The largest segments whose rows fit `model`'s streams. ValueError where none does."""
     streams = catalogue.ARCHITECTURES[model.architecture].streams
-    limits = (model.sequence_length, model.target_length)[: len(streams)]
+    names = ("sequence_length", "target_length")[: len(streams)]
+    limits = [getattr(model, name) for name in names]
     converter = CONVERTERS[model.architecture]
 
     def bound(raw: int) -> RowShape:
         return _bound(objective, converter, raw, len(streams))
 
-    def fits(raw: int) -> bool:
-        lengths = bound(raw).streams
-        return all(limit is None or n <= limit for n, limit in zip(lengths, limits, strict=True))
+    def too_short(raw: int) -> list[int]:
+        lengths = zip(bound(raw).streams, limits, strict=True)
+        return [i for i, (n, limit) in enumerate(lengths) if limit is not None and n > limit]
 
-    raw = largest_raw(fits)
+    raw = largest_raw(lambda raw: not too_short(raw))
     if raw < 2:
+        stream = (too_short(2) or [0])[0]
         raise ValueError(
-            f"model.sequence_length: rows of {model.sequence_length} tokens are too short for "
+            f"model.{names[stream]}: rows of {limits[stream]} tokens are too short for "
             f"{objective.name} on {model.architecture}"
         )
     segments = (objective,)
@@ -167,22 +169,23 @@ class PairRows:
     """Supervised (input, target) pairs, several packed in a row.
 
     dataset: an IndexedDataset whose sequences alternate input, target, each ending in eos. What
-    is too long for a row is cut at its end, as seqio does; `truncated` counts those pairs.
+    is too long is cut at its end and ended by eos again, as seqio does; `truncated` counts those
+    pairs.
     """
 
     def __init__(
         self,
         dataset,
         model: Model,
+        data: Data,
         converter: Converter,
         vocabulary: Vocabulary,
-        *,
-        pack: bool,
         seed: int,
     ):
         self.dataset, self.converter, self.vocabulary = dataset, converter, vocabulary
+        pack = data.pack
         lengths = np.asarray(dataset.lengths, dtype=np.int64).reshape(-1, 2)
-        self.lengths, room = pair_lengths(lengths, model)
+        self.lengths, room = pair_lengths(lengths, model, data)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
         shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
         most = room[0] if pack else 1  # no bound on parts but a token each
@@ -221,23 +224,33 @@ class PairRows:
     def _example(self, pair: int) -> Converted:
         n, m = (int(x) for x in self.lengths[pair])
         example = objectives.supervised(
-            self.dataset.get(2 * pair, 0, n),
-            self.dataset.get(2 * pair + 1, 0, m - 1),  # without its eos, which is added
+            np.append(self.dataset.get(2 * pair, 0, n - 1), self.vocabulary.eos),
+            self.dataset.get(2 * pair + 1, 0, m - 1),  # `supervised` adds its eos
             self.vocabulary,
         )
         return self.converter(example, self.vocabulary)
 
 
-def pair_lengths(lengths: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Lengths [N, 2] of pairs cut to what a row holds, and that row's stream lengths.
+def pair_lengths(
+    lengths: np.ndarray, model: Model, data: Data
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Lengths [N, 2] of pairs cut to their limits and to what a row holds, and that row's stream
+    lengths. ValueError for a row that cannot hold two tokens.
 
     A decoder's row holds both; its target keeps at least half of the row if it needs it.
     """
-    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
-        room = (model.sequence_length, model.target_length or model.sequence_length)
-        return np.minimum(lengths, room), room
     row = model.sequence_length
-    inputs, targets = lengths.T
+    limits = [limit or row for limit in (data.max_input_length, data.max_target_length)]
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
+        room = (row, model.target_length or row)
+        limits[1] = data.max_target_length or room[1]
+        return np.minimum(np.minimum(lengths, limits), room), room
+    if row < 2:
+        raise ValueError(
+            f"model.sequence_length: rows of {row} tokens are too short for supervised on "
+            f"{model.architecture}"
+        )
+    inputs, targets = np.minimum(lengths, limits).T
     targets = np.minimum(targets, np.maximum(row - inputs, row // 2))
     return np.stack([np.minimum(inputs, row - targets), targets], axis=1), (row,)
 
@@ -245,7 +258,11 @@ def pair_lengths(lengths: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[i
 class Rows:
     """All rows of a run: a blend of tasks, one fixed shape.
 
-    `rows[i]` is the list of converted examples of sample i, for any i >= 0.
+    `rows[i]` is the list of converted examples of sample i, for any i >= 0. `pairs` counts the
+    {input, target} pairs of an epoch, `truncated_pairs` those of them that were cut; of text both
+    are 0.
+    ValueError where no row can be made: text and objective do not go together, too little text,
+    too few sentinels or learned positions.
     """
 
     def __init__(self, model: Model, data: Data, prepared, seed: int):
@@ -262,8 +279,20 @@ class Rows:
         self.axes = catalogue.position_axes(data.objective)
         weighted = list(_tasks(model, data, prepared, converter, vocabulary, seed))
         self.tasks = [task for _, task in weighted]
+        paired = [task for task in self.tasks if isinstance(task, PairRows)]
+        self.pairs = sum(len(task.lengths) for task in paired)
+        self.truncated_pairs = sum(task.truncated for task in paired)
         self.blend = Blend([weight for weight, _ in weighted], seed)
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
+        longest = max(self.shape.streams)
+        if model.position_encoding == "learned" and longest > model.position_rows:
+            raise ValueError(
+                f"model.learned_positions: {model.position_rows} positions are fewer than the "
+                f"{longest} tokens of a row that {data.objective} makes: set it to {longest} or "
+                "more, or set model.target_length"
+            )
+        for task in self.tasks:  # what no row can be made of (too few sentinels) shows here
+            task.row(0, (seed, 0))
 
     @property
     def per_epoch(self) -> float:
@@ -271,6 +300,17 @@ class Rows:
         come to the ends of their regions together.)"""
         shares = np.diff(self.blend.cumulative)
         return min(t.per_epoch / share for t, share in zip(self.tasks, shares, strict=True))
+
+    @property
+    def truncation(self) -> str | None:
+        """A sentence on the pairs that were cut; None where none was."""
+        if not self.truncated_pairs:
+            return None
+        return (
+            f"{self.truncated_pairs} of {self.pairs} {{input, target}} pairs "
+            f"({self.truncated_pairs / self.pairs:.1%}) are too long and were cut: raise "
+            "data.max_input_length, data.max_target_length or the row if that is too many"
+        )
 
     def __getitem__(self, i: int) -> list[Converted]:
         task, place = self.blend[i]
@@ -285,7 +325,7 @@ def _tasks(
         for dataset, weight in prepared.train:
             yield (
                 weight,
-                PairRows(dataset, model, converter, vocabulary, pack=data.pack, seed=seed),
+                PairRows(dataset, model, data, converter, vocabulary, seed),
             )
         return
     plans = [(share, layout(model, objective)) for share, objective in components(data)]
@@ -306,6 +346,7 @@ def components(data: Data) -> tuple[tuple[float, Objective], ...]:
         noise_density=data.noise_density,
         mean_span_length=data.mean_span_length,
         whole_word=data.whole_word_masking,
+        max_predictions=data.max_predictions,
     )
 
 

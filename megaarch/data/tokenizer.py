@@ -30,7 +30,8 @@ class Tokenizer:
 
     vocabulary: the ids; vocabulary_size of them if that is given, the ones that are left over
     standing unused between specials and sentinels. base_size: number of the file's own ids.
-    fingerprint: of the file and of the ids behind it. description: in words. Pickles as its path.
+    fingerprint: of the file and of the ids behind it. text_fingerprint: of what the ids of a text
+    hang on: the file and the order of the specials. description: in words. Pickles as its path.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Tokenizer:
         self.vocabulary = _vocabulary(self._backend.pieces, size, sentinels)
         self.description = f"{self._backend.name}, {self.base_size:,} pieces"
         mark = hashlib.blake2b(content, digest_size=16)
+        of_text = mark.copy()
+        of_text.update(f"{SPECIALS}".encode())
+        self.text_fingerprint = of_text.hexdigest()
         mark.update(f"{SPECIALS} {sentinels} {size}".encode())
         self.fingerprint = mark.hexdigest()
 
@@ -61,8 +65,19 @@ class Tokenizer:
         return Tokenizer, self._made
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 [tokens], without any special."""
-        return np.array(self._backend.encode(text), dtype=np.int32)
+        """int32 [tokens], without any special. ValueError where a word has no token (a WordLevel
+        file without an unknown token)."""
+        try:
+            return np.array(self._backend.encode(text), dtype=np.int32)
+        except Exception as error:  # tokenizers raises bare exceptions
+            raise ValueError(
+                f"tokenizer file {self.path} cannot encode {text[:40]!r}: "
+                f"{str(error).splitlines()[0][:120]}"
+            ) from error
+
+    def piece_id(self, piece: str) -> int | None:
+        """The id of a piece of the file, as the file spells it; its own specials too."""
+        return self._backend.piece_id(piece)
 
     def decode(self, ids: np.ndarray | Iterable[int]) -> str:
         """The text of the ids; specials and sentinels give none."""
@@ -76,6 +91,7 @@ class _Backend(Protocol):
     name: str
     pieces: list[str | None]
 
+    def piece_id(self, piece: str) -> int | None: ...
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
 
@@ -97,6 +113,10 @@ class _SentencePiece:
         names = [f"<0x{byte:02X}>" for byte in SPACE.encode()]
         ids = [model.piece_to_id(name) for name in names]
         self._space = ids if all(model.is_byte(i) for i in ids) else None
+
+    def piece_id(self, piece: str) -> int | None:
+        found = self.model.piece_to_id(piece)
+        return found if self.model.id_to_piece(found) == piece else None
 
     def encode(self, text: str) -> list[int]:
         if self._space is None or SPACE not in text:
@@ -123,6 +143,9 @@ class _HuggingFace:
         self.model.no_truncation()
         self.model.encode_special_tokens = True  # "</s>" in a text is text
         self.pieces = _hugging_face_pieces(self.model.get_vocab(with_added_tokens=True), text)
+
+    def piece_id(self, piece: str) -> int | None:
+        return self.model.token_to_id(piece)
 
     def encode(self, text: str) -> list[int]:
         return self.model.encode(text, add_special_tokens=False).ids

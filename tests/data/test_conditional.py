@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from toy_vocabulary import TEXT, toy_vocabulary
 
 from megaarch.attention.parts import Parts
 from megaarch.catalogue import ARCHITECTURES, OBJECTIVES, PRESETS
 from megaarch.data.conditional import MIDDLES, continuation, middle
 from megaarch.data.converters import CONVERTERS
+from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 BEFORE, SCORED, AFTER = np.arange(10, 17), np.arange(100, 105), np.arange(200, 206)
@@ -119,6 +119,8 @@ def test_the_forms_are_those_of_training():
     first = v.size - 1
     assert after("full_lm", "causal_decoder") == [([1, 2], [3, 4])]
     assert after("prefix_lm", "prefix_decoder") == [([1, 2], [3, 4])]
+    for architecture in ("causal_decoder", "prefix_decoder", "encoder_decoder"):
+        assert after("supervised", architecture) == [([1, 2, v.eos], [3, 4])]
     assert after("span_corruption", "encoder_decoder") == [([1, 2, first, v.eos], [first, 3, 4])]
     assert between("span_corruption", "prefix_decoder") == [
         ([1, 2, first, 5, v.eos], [first, 3, 4])

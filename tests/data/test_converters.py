@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_vocabulary import toy_text, toy_vocabulary
 
 from megaarch.attention.parts import Parts
 from megaarch.catalogue import ARCHITECTURES, PRESETS
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Example, Lengths, generator
 from megaarch.data.objectives import MIXTURES, build, supervised
+from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 keys = st.integers(0, 2**32)

@@ -47,6 +47,11 @@ def test_parquet_in_another_field(tmp_path):
     assert list(corpus.documents(str(tmp_path / "a.parquet"), "body")) == TEXTS
     with pytest.raises(ValueError, match=r"a.parquet: no field 'text' \(there are: body, n\)"):
         list(corpus.documents(str(tmp_path / "a.parquet")))
+    raw = pyarrow.array([b"fine", b"also fine", b"\xff\xfe"], pyarrow.binary())
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())  # unchecked
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"c.parquet, row 3: not UTF-8"):
+        list(corpus.documents(str(tmp_path / "c.parquet")))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(ValueError, match=r"b.parquet cannot be read as parquet"):
         list(corpus.documents(str(tmp_path / "b.parquet")))
@@ -150,20 +155,20 @@ def rows(n, size=100):
 @pytest.mark.parametrize("n", [3, 10, 50, 200, 3000])
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 def test_at_least_the_share_is_held_out(n, share):
-    places = split.Places(rows(n))
+    places = split.Places.of(rows(n))
     held_out = places.below(places.threshold(share))
     total = sum(size for _, size in rows(n))
     assert share * total <= held_out < total
 
 
 def test_appending_documents_moves_none_of_a_large_corpus():
-    before, after = (split.Places(rows(n)).threshold(0.1) for n in (5000, 6000))
+    before, after = (split.Places.of(rows(n)).threshold(0.1) for n in (5000, 6000))
     assert before == after == pytest.approx(0.1 * 17 / 16)
 
 
 def test_too_few_documents():
     with pytest.raises(ValueError, match=r"too few documents \(1\) to hold out 10%"):
-        split.Places(rows(1)).threshold(0.1)
+        split.Places.of(rows(1)).threshold(0.1)
 
 
 A = "A paragraph that is certainly long enough to count."

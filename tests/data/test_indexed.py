@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megaarch.data import indexed
 from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
 
 DOCUMENTS = [[[1, 2, 3], [4]], [[65535, 0]], [[], [7, 8]]]  # documents of sequences
@@ -122,6 +123,15 @@ def patched(offset, form, *values):
         (patched(17, "<B", 9), r"d.idx has dtype code 9, which is no integer type"),
         (patched(17, "<B", 0), r"d.idx has dtype code 0"),
         (patched(17, "<B", 7), r"d.idx has dtype code 7"),
+        (
+            patched(17, "<B", 8),
+            r"its dtype uint16 is not that of .*d.bin, whose tokens have 4 bytes",
+        ),
+        (
+            patched(17, "<B", 5),
+            r"its dtype int64 is not that of .*d.bin, whose tokens have 4 bytes",
+        ),
+        (patched(54 + 32, "<q", (1 << 63) - 4), r"d.bin is truncated: 32 bytes"),
         (patched(34, "<i", 100), r"d.bin is truncated: 32 bytes, but .*d.idx points up to"),
         (patched(34, "<i", -1), r"d.idx is damaged: a length or a pointer is impossible"),
         (patched(54, "<q", -4), r"d.idx is damaged: a length or a pointer is impossible"),
@@ -153,6 +163,7 @@ def test_empty_dataset(tmp_path):
     dataset = write(tmp_path / "d", [])
     assert len(dataset) == dataset.tokens == 0
     assert dataset.stream(0, 0).tolist() == []
+    assert len(write(tmp_path / "e", [[[], []]])) == 2
 
 
 def test_checksum_sees_a_changed_token_length_or_boundary(tmp_path):
@@ -167,6 +178,41 @@ def test_checksum_sees_a_changed_token_length_or_boundary(tmp_path):
     assert write(tmp_path / "e", [[tokens[:10], tokens[10:]]]).checksum() != first
     small = [write(tmp_path / "e", [[range(n, n + 99)]]).checksum() for n in (0, 1)]
     assert small[0] != small[1]
+
+
+def test_checksum_sees_any_change_of_a_file_up_to_a_gibibyte(tmp_path):
+    tokens = np.arange(1 << 22, dtype=np.int32)  # 16 MiB
+    first = write(tmp_path / "d", [[tokens]]).checksum()
+    few = np.linspace(0, len(tokens) - 1024, 256).astype(int)  # pages of 4 KiB, evenly spread
+    kept = (few[:, None] + np.arange(-1, 1025)).ravel().clip(0, len(tokens) - 1)
+    other = tokens + 1
+    other[kept] = tokens[kept]
+    assert (other != tokens).mean() > 0.9
+    assert write(tmp_path / "e", [[other]]).checksum() != first
+    for place in (1500, len(tokens) // 3, len(tokens) - 1):
+        other = tokens.copy()
+        other[place] += 1
+        assert write(tmp_path / "e", [[other]]).checksum() != first, place
+
+
+def test_checksum_of_a_larger_file_is_of_a_sample_and_its_digest_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexed, "WHOLE", 1 << 16)
+    monkeypatch.setattr(indexed, "SAMPLES", 4)
+    monkeypatch.setattr(indexed, "SAMPLE_BYTES", 1 << 12)
+    tokens = np.arange(1 << 15, dtype=np.int32)
+    first, same, seen = tokens, tokens.copy(), tokens.copy()
+    same[2000] += 1  # between the first and the second piece
+    seen[-1] += 1
+    sums, digests = [], []
+    for changed in (first, same, seen):
+        dataset = write(tmp_path / "d", [[changed]])
+        sums.append(dataset.checksum())
+        digests.append(dataset.digest())
+    assert sums[0] == sums[1] != sums[2]
+    assert len(set(digests)) == 3
+    blocks = []
+    assert dataset.digest(blocks.append) == digests[2]
+    assert np.concatenate(blocks).tolist() == seen.tolist()
 
 
 @pytest.fixture(scope="module")

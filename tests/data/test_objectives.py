@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_vocabulary import toy_text, toy_vocabulary
 
 from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
@@ -18,6 +17,7 @@ from megaarch.data.objectives import (
     build,
     supervised,
 )
+from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 COMPONENTS = [c for mixture in MIXTURES.values() for _, c in mixture] + [
@@ -118,8 +118,8 @@ def test_mixtures_and_their_weights():
 def test_build_passes_settings_on_and_refuses_what_has_no_meaning():
     ((_, t5),) = build("span_corruption", noise_density=0.5, mean_span_length=5)
     assert (t5.noise_density, t5.mean_span_length) == (0.5, 5)
-    ((_, bert),) = build("masked_lm", whole_word=True)
-    assert bert.whole_word
+    ((_, bert),) = build("masked_lm", whole_word=True, max_predictions=7)
+    assert bert.whole_word and bert.lengths(512).targets == 7
     short, sentences, suffix = (c for _, c in build("blank_infilling", noise_density=0.2))
     assert short.noise_density == sentences.noise_density == 0.2
     assert not hasattr(suffix, "noise_density")
@@ -127,6 +127,7 @@ def test_build_passes_settings_on_and_refuses_what_has_no_meaning():
         ("full_lm", {"noise_density": 0.1}),
         ("ul2", {"noise_density": 0.1}),
         ("unilm", {"whole_word": True}),
+        ("unilm", {"max_predictions": 20}),
         ("masked_lm", {"mean_span_length": 3}),
         ("span_corruption", {"noise_density": 1.0}),
         ("span_corruption", {"mean_span_length": 0.5}),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_vocabulary import TEXT, toy_text, toy_vocabulary
 
 from megaarch.data.example import generator
 from megaarch.data.objectives import MIXTURES, MaskedLM, PermutationLM, UniLM
+from tests.data.toy_vocabulary import TEXT, toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 MASK = VOCABULARY.mask

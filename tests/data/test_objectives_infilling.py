@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_vocabulary import toy_text, toy_vocabulary
 
 from megaarch.data.example import generator
 from megaarch.data.objectives import Denoising, SentenceInfilling, SpanInfilling, SuffixInfilling
+from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 MASK = VOCABULARY.mask

@@ -163,16 +163,87 @@ def test_the_fingerprint_is_of_the_content(settings, tmp_path):
     assert prepare.prepare(data, 512).fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["bin", "cut", "idx", "tokenizer", "manifest", "heldout"])
+def in_train(document):
+    """The document behind as many spaces as put it on the train side."""
+    spaced = (" " * n + document for n in range(99))
+    return next(t for t in spaced if split.place(split.digest(t)) > 0.3)
+
+
+def test_text_held_out_elsewhere_is_not_trained_on(settings, tmp_path):
+    held = prepare.prepare(settings, 512).heldout
+    exclude = split.Exclusion.of(held)
+    alone = held[0].split("\n\n")[3]
+    texts = [text(seed) for seed in range(100, 140)]
+    texts += [in_train(held[0]), in_train(held[1]), in_train(f"{alone}\n\n{text(142)}")]
+    data = settings.model_copy(update={"source": write(tmp_path / "own.jsonl", texts)})
+    unknown = prepare.prepare(data, 512)
+    prepared = prepare.prepare(data, 512, exclude=exclude)
+    keys = {key for document in held for key in split.paragraphs(document)}
+    assert any(keys.intersection(split.paragraphs(t)) for t in train_texts(unknown))
+    assert not any(keys.intersection(split.paragraphs(t)) for t in train_texts(prepared))
+    assert any(text(142).strip() in t for t in train_texts(prepared)), "the rest stays"
+    found, m = unknown.manifest, prepared.manifest
+    assert (m["excluded_documents"], m["excluded_paragraphs"]) == (2, 1)
+    assert found["train_documents"] - m["train_documents"] == 2
+    assert found["train_bytes"] > m["train_bytes"]
+    assert m["train_documents"] == len(train_texts(prepared))
+    assert prepared.fingerprint != unknown.fingerprint
+    assert prepared.heldout == unknown.heldout
+    other = split.Exclusion.of([text(900)])
+    assert prepare.prepare(data, 512, exclude=other).fingerprint == unknown.fingerprint
+    texts = [" " * n + held[0] for n in range(40)]
+    source = write(tmp_path / "all.jsonl", texts)
+    data = data.model_copy(update={"source": source, "tokenizer": unknown.tokenizer.path})
+    with pytest.raises(ValueError, match="no train text .* and that is not held out"):
+        prepare.prepare(data, 512, exclude=exclude)
+
+
+def test_pairs_held_out_elsewhere_are_not_trained_on(tmp_path):
+    held = [(in_train(f"{text(n, 2)} {n}?"), f"answer {n}") for n in range(3)]
+    own = [(f"{text(n, 2)} {n}?", f"answer {n}") for n in range(10, 60)]
+    same_input, its_target = (held[0][0], "another answer"), (in_train("what?"), held[1][0])
+    short_target = (in_train("who?"), held[2][1])
+    pairs = [*own, same_input, its_target, short_target]
+    lines = [json.dumps({"input": a, "target": b}) + "\n" for a, b in pairs]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    data = Data(source=str(tmp_path / "pairs.jsonl"), cache=str(tmp_path / "cache"), sentinels=0)
+    exclude = split.Exclusion.of(["\n".join(pair) for pair in held], held)
+    prepared = prepare.prepare(data, 512, exclude=exclude)
+    kept = train_texts(prepared)
+    assert not {*same_input, *its_target} & set(kept)
+    assert short_target[0] in kept, "a short target says nothing of where it is from"
+    assert prepared.manifest["excluded_documents"] == 2
+
+
+def test_nothing_can_be_left_out_of_a_tokenized_source(settings, tmp_path):
+    made = prepare.prepare(settings, 512)
+    with IndexedWriter(tmp_path / "tokens") as writer:
+        writer.add([*made.tokenizer.encode(text(0)), made.tokenizer.vocabulary.eos])
+        writer.end_document()
+    update = {"source": str(tmp_path / "tokens"), "tokenizer": made.tokenizer.path}
+    data = settings.model_copy(update=update)
+    with pytest.raises(ValueError, match="is tokenized already.*give the text itself"):
+        prepare.prepare(data, 512, exclude=split.Exclusion.of(made.heldout))
+
+
+DAMAGE = ["bin", "cut", "idx", "tokenizer", "manifest", "heldout", "edited", "shortened"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_changed_data_are_refused(settings, damage):
     prepared = prepare.prepare(settings, 512)
     directory = Path(prepared.tokenizer.path).parent
     names = {"bin": "train-0.bin", "cut": "train-0.bin", "idx": "train-0.idx"}
-    names |= {"manifest": "manifest.json", "heldout": "heldout.jsonl"}
+    names |= {"manifest": "manifest.json"}
+    names |= dict.fromkeys(("heldout", "edited", "shortened"), "heldout.jsonl")
     file = directory / names.get(damage, damage)
     raw = bytearray(file.read_bytes())
     if damage in ("cut", "manifest", "heldout"):
         del raw[-40:]
+    elif damage == "edited":
+        raw[20] = ord("x")
+    elif damage == "shortened":
+        del raw[raw[:-1].rindex(b"\n") + 1 :]
     else:
         raw[-50] ^= 1
     file.write_bytes(raw)

@@ -2,11 +2,16 @@
 index; epochs differ."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 
-from megaarch import config
+from megaarch import catalogue, config
+from megaarch.data.conditional import continuation
+from megaarch.data.converters import CONVERTERS
+from megaarch.data.loader import Steps
+from megaarch.data.prepare import prepare
 from megaarch.data.rows import Rows
 from tests.conftest import PRESETS
 
@@ -46,6 +51,16 @@ def test_an_epoch_reads_no_token_twice_and_leaves_out_less_than_a_row_a_componen
         assert abs(task.per_epoch - rows.per_epoch * share) <= 1.5
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_stream_looks_ahead_iff_the_catalogue_says_so(preset, raw, prepared):
+    steps = Steps(rows_of(raw, prepared, preset), global_batch_size=16, micro_batch_size=16)
+    says = catalogue.ARCHITECTURES[catalogue.PRESETS[preset].architecture].looks_ahead
+    for stream, looks_ahead in zip(steps[0][0].streams, says, strict=True):
+        place = stream.positions[:, :, 0].numpy()
+        later = place[:, None, :] > place[:, :, None]
+        assert bool((stream.parts.dense() & later).any()) == looks_ahead
+
+
 def test_a_row_is_a_function_of_seed_and_index_and_epochs_differ(raw, prepared):
     a, b = (rows_of(raw, prepared, "t5") for _ in range(2))
     far = 10 * int(a.per_epoch) + 3
@@ -60,8 +75,6 @@ def test_a_row_is_a_function_of_seed_and_index_and_epochs_differ(raw, prepared):
 def test_pairs_under_another_objective_and_text_under_supervised_are_refused(
     raw, prepared, tmp_path
 ):
-    from megaarch.data.prepare import prepare
-
     with pytest.raises(ValueError, match="supervised cannot train on text"):
         rows_of(raw, prepared, "t5", objective="supervised")
     path = tmp_path / "pairs.jsonl"
@@ -76,20 +89,111 @@ def test_pairs_under_another_objective_and_text_under_supervised_are_refused(
         Rows(settings.model, settings.data, pairs, 0)
 
 
-def test_packed_pairs_keep_every_pair_once_an_epoch(raw, tmp_path):
-    from megaarch.data.prepare import prepare
+SUPERVISED = [a.name for a in catalogue.ARCHITECTURES.values() if "supervised" in a.objectives]
 
+
+def rows_of_pairs(raw, tmp_path, architecture, lines, **given):
+    """Rows of these (input, target) pairs, and what they were prepared to. given: settings, with
+    __ for the dot."""
     path = tmp_path / "pairs.jsonl"
-    path.write_text(
-        "".join(f'{{"input": "number {i}", "target": "is {i}."}}\n' for i in range(300))
-    )
+    path.write_text("".join(json.dumps({"input": a, "target": b}) + "\n" for a, b in lines))
     mine = copy.deepcopy(raw)
     mine["data"] |= {"source": str(path), "objective": "supervised"}
+    mine["model"] |= {"preset": None, "architecture": architecture}
+    for name, value in given.items():
+        config.set_path(mine, name.replace("__", "."), value)
+    settings = config.resolve(mine)
+    pairs = prepare(settings.data, settings.model.vocabulary_size)
+    return Rows(settings.model, settings.data, pairs, 0), pairs
+
+
+def same(one, other):
+    """Whether two converted examples are one and the same."""
+    streams = zip(one.streams, other.streams, strict=True)
+    return (
+        all(
+            np.array_equal(a.tokens, b.tokens)
+            and np.array_equal(a.positions, b.positions)
+            and (a.parts, a.cross_parts) == (b.parts, b.cross_parts)
+            for a, b in streams
+        )
+        and np.array_equal(one.target_index, other.target_index)
+        and np.array_equal(one.target_tokens, other.target_tokens)
+        and np.array_equal(one.target_weights, other.target_weights)
+    )
+
+
+@pytest.mark.parametrize("architecture", SUPERVISED)
+def test_a_pair_is_scored_in_the_form_in_which_it_was_trained(raw, tmp_path, architecture):
+    lines = [(f"what is {i}", f"it is {i}.") for i in range(60)]
+    rows, prepared = rows_of_pairs(raw, tmp_path, architecture, lines)
+    trained = [example for i in range(int(rows.per_epoch)) for example in rows[i]]
+    ((dataset, _),) = prepared.train
+    eos = prepared.tokenizer.vocabulary.eos
+    for pair in range(len(dataset) // 2):
+        question, answer = dataset[2 * pair], dataset[2 * pair + 1]
+        assert question[-1] == answer[-1] == eos
+        (scored,) = continuation("supervised", architecture, question[:-1], answer, rows.vocabulary)
+        row = CONVERTERS[architecture](scored, rows.vocabulary)
+        assert sum(same(row, example) for example in trained) == 1
+
+
+def test_packed_pairs_keep_every_pair_once_an_epoch(raw, tmp_path):
+    lines = [(f"number {i}", f"is {i}.") for i in range(300)]
     for architecture in ("prefix_decoder", "encoder_decoder"):
-        mine["model"] |= {"preset": None, "architecture": architecture}
-        settings = config.resolve(mine)
-        pairs = prepare(settings.data, settings.model.vocabulary_size)
-        rows = Rows(settings.model, settings.data, pairs, 0)
+        rows, pairs = rows_of_pairs(raw, tmp_path, architecture, lines)
         seen = [len(rows[i]) for i in range(int(rows.per_epoch))]
         assert sum(seen) == len(pairs.train[0][0]) // 2
         assert max(seen) > 1
+
+
+def pair(rows, i):
+    """Pair i of the first source as its rows hold it: (input, target) with their eos."""
+    example = rows.tasks[0]._example(i)
+    inputs = example.streams[0].tokens
+    if len(example.streams) == 1:  # ^ input target, without the target's eos
+        inputs = inputs[1 : len(inputs) - len(example.target_tokens) + 1]
+    return inputs, example.target_tokens
+
+
+LIMITS = {
+    "causal_decoder": {"model__sequence_length": 40},
+    "prefix_decoder": {"model__sequence_length": 40},
+    "encoder_decoder": {"model__sequence_length": 32, "model__target_length": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", SUPERVISED)
+def test_long_pairs_are_cut_alike_and_end_in_eos_in_every_architecture(raw, tmp_path, architecture):
+    """At inputs of 32 and targets of 8: of Wang et al.'s 1024 and 256, a 32nd."""
+    lines = [
+        *((f"{'so it is ' * 30}{i}", f"yes {i}") for i in range(20)),
+        *((f"what is {i}?", "on and on " * 10 + str(i)) for i in range(20)),
+        *((f"is it {i}?", f"yes {i}") for i in range(60)),
+    ]
+    limits = {"data__max_input_length": 32, "data__max_target_length": 8} | LIMITS[architecture]
+    rows, prepared = rows_of_pairs(raw, tmp_path, architecture, lines, **limits)
+    ((dataset, _),) = prepared.train
+    eos, cut = prepared.tokenizer.vocabulary.eos, 0
+    assert rows.pairs == len(dataset) // 2
+    for i in range(rows.pairs):
+        sides = [dataset[2 * i], dataset[2 * i + 1]]
+        cut += len(sides[0]) > 32 or len(sides[1]) > 8
+        for side, found, limit in zip(sides, pair(rows, i), (32, 8), strict=True):
+            assert found.tolist() == [*side[:-1][: limit - 1], eos]
+    assert rows.truncated_pairs == cut > 20
+    assert f"{cut} of {rows.pairs} {{input, target}} pairs" in rows.truncation
+
+
+def test_without_limits_a_row_is_the_limit_and_nothing_is_said_where_all_fit(raw, tmp_path):
+    lines = [(f"is it {i}?", f"yes {i}") for i in range(90)]
+    rows, _ = rows_of_pairs(raw, tmp_path, "causal_decoder", lines)
+    assert (rows.truncated_pairs, rows.truncation) == (0, None) and rows.pairs > 40
+    lines = [(f"{'so it is ' * 30}{i}", f"{'and so on ' * 30}{i}") for i in range(60)]
+    rows, prepared = rows_of_pairs(raw, tmp_path, "causal_decoder", lines)
+    inputs, target = pair(rows, 0)
+    assert (len(inputs), len(target)) == (24, 24)
+    assert inputs[-1] == target[-1] == prepared.tokenizer.vocabulary.eos
+    assert rows.truncated_pairs == rows.pairs
+    with pytest.raises(ValueError, match="rows of 1 tokens are too short for supervised"):
+        rows_of_pairs(raw, tmp_path, "causal_decoder", lines, model__sequence_length=1)

@@ -260,6 +260,16 @@ def byte_level_tokenizer(tmp_path_factory):
     return Tokenizer(path)
 
 
+def test_a_word_without_a_token_is_one_sentence(tmp_path):
+    model = HuggingFace(models.WordLevel({"the": 0, "dog": 1}))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.save(str(tmp_path / "words.json"))
+    tokenizer = Tokenizer(tmp_path / "words.json")
+    assert tokenizer.encode("the dog").tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"words.json cannot encode 'the fox': .*[Uu][Nn][Kk]"):
+        tokenizer.encode("the fox")
+
+
 def test_byte_level_newline_starts_a_word_and_ends_a_sentence(byte_level_tokenizer):
     [newline] = byte_level_tokenizer.encode("\n")
     assert byte_level_tokenizer.vocabulary.word_start[newline]

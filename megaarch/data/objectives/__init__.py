@@ -63,6 +63,7 @@ def build(
     noise_density: float | None = None,
     mean_span_length: float | None = None,
     whole_word: bool = False,
+    max_predictions: int | None = None,
 ) -> tuple[tuple[float, Objective], ...]:
     """The weighted components of an objective; weights sum to 1.
 
@@ -79,6 +80,7 @@ def build(
         "noise_density": noise_density,
         "mean_span_length": mean_span_length,
         "whole_word": whole_word or None,
+        "max_predictions": max_predictions,
     }
     for setting, value in given.items():
         if value is None:

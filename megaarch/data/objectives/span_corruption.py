@@ -28,7 +28,7 @@ class SpanCorruption:
     name: str = "span_corruption"
 
     def __post_init__(self):
-        require_share(self.name, self.noise_density)
+        require_share(self.name, self.noise_density, 0.9)  # little text left asks for endless rows
         require_span_length(self.name, self.mean_span_length)
 
     def counts(self, raw: int) -> tuple[int, int]:

@@ -1,0 +1,62 @@
+"""Who makes shards: this process, others of this machine, or those that mpiexec or srun started."""
+
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from megaarch.parallel import launch
+
+
+@contextmanager
+def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
+    """(whether this process leads, the executor of the others or None to work alone).
+
+    count: processes on this machine. Started by mpiexec or srun, rank 0 leads and the others work,
+    whatever their machine; they leave the block when the work is done.
+    ValueError where processes were started that cannot work together; OSError where one of this
+    machine's dies.
+    """
+    if count < 1:
+        raise ValueError(f"--workers must be at least 1, not {count}")
+    starter, place = launch.find()
+    if place.world_size > 1:
+        if count > 1:
+            raise ValueError(
+                f"--workers is for one process, and {starter} started {place.world_size}: leave "
+                "it out, each of them works"
+            )
+        with _world(starter, place.world_size) as executor:
+            yield executor is not None, executor
+    elif count == 1:
+        yield True, None
+    else:
+        # forked, a worker could inherit a lock that a thread of this process holds
+        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor:
+            try:
+                yield True, executor
+            except BrokenExecutor:
+                raise OSError(
+                    "a worker was killed (out of memory?): run the same command again, with fewer "
+                    "workers, and it continues"
+                ) from None
+
+
+def _world(starter: str, size: int):
+    """mpi4py's executor over all ranks."""
+    if starter == "torchrun":
+        raise ValueError("torchrun starts processes for training: use mpiexec or srun here")
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except ImportError:
+        raise ValueError(
+            f"{starter} started {size} processes, which need mpi4py to work together: "
+            "pip install 'megaarch[mpi]'"
+        ) from None
+    if MPI.COMM_WORLD.Get_size() != size:
+        raise ValueError(
+            f"{starter} started {size} processes and mpi4py sees {MPI.COMM_WORLD.Get_size()}: it "
+            "was built for another MPI; reinstall it, or under srun try --mpi=pmix"
+        )
+    return MPICommExecutor(MPI.COMM_WORLD, root=0)

@@ -1,8 +1,9 @@
-"""The interchange room: weights and settings between megaarch and Hugging Face.
+"""The interchange room: weights and settings between megaarch and other formats.
 
-It maps names and layouts of plain tensors, and needs no `transformers`.
+The maps of names and layouts work on plain tensors and need no `transformers`.
 """
 
-from megaarch.interchange.huggingface import FAMILIES, from_hf, settings_from, to_hf
+from megaarch.interchange.configs import config_for, family_of, settings_from
+from megaarch.interchange.huggingface import FAMILIES, from_hf, to_hf
 
-__all__ = ["FAMILIES", "from_hf", "settings_from", "to_hf"]
+__all__ = ["FAMILIES", "config_for", "family_of", "from_hf", "settings_from", "to_hf"]

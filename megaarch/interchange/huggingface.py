@@ -1,4 +1,4 @@
-"""Settings and weights of GPT-2, Llama, BERT, T5 and BART, from Hugging Face and back.
+"""Weights of GPT-2, Llama, BERT, T5 and BART, from Hugging Face and back: names and layouts.
 
 A family is named as Hugging Face's `model_type` names it: gpt2, llama, bert, t5, bart.
 """
@@ -11,6 +11,7 @@ from megaarch import settings
 from megaarch.interchange.families import FAMILIES, Family
 from megaarch.interchange.layouts import Layout
 from megaarch.model.transformer import Transformer, stacks
+from megaarch.training.faults import out_of_memory
 
 Weights = dict[str, torch.Tensor]
 # Buffers, and heads for objectives that megaarch has not (BERT's next-sentence prediction).
@@ -24,23 +25,28 @@ IGNORED = (
     "cls.seq_relationship.weight",
     "cls.seq_relationship.bias",
 )
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
 
 
-def settings_from(config: Mapping) -> settings.Model:
-    """The model settings of a Hugging Face `config.json` (or `config.to_dict()`).
+# What files that were saved from the bare model leave out ahead of its tensors, and what stands
+# beside it.
+PREFIXES = {"gpt2": "transformer.", "llama": "model.", "bert": "bert.", "bart": "model."}
+BESIDE = ("lm_head.", "cls.", "final_logits_bias")
 
-    ValueError for a family or an option that megaarch cannot express.
-    """
-    kind = config.get("model_type")
-    if kind not in _SETTINGS:
-        raise ValueError(f"model_type {kind!r} is not one of {', '.join(_SETTINGS)}")
-    return settings.Model(**_SETTINGS[kind](config))
+
+def current_names(weights: Weights, family: str) -> Weights:
+    """The tensors under the names that `from_hf` knows: old files lack a prefix (gpt2's on the hub)
+    or call a norm's weight and bias gamma and beta (BERT's)."""
+    prefix = PREFIXES.get(family, "")
+    if any(name.startswith(prefix) for name in weights):
+        prefix = ""
+    found = {}
+    for name, tensor in weights.items():
+        if name.endswith((".gamma", ".beta")):
+            name = name.removesuffix(".gamma").removesuffix(".beta") + (
+                ".weight" if name.endswith(".gamma") else ".bias"
+            )
+        found[name if name.startswith(BESIDE) else prefix + name] = tensor
+    return found
 
 
 def from_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: str) -> Weights:
@@ -60,7 +66,17 @@ def from_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: 
             raise ValueError(f"the {family} weights {what} {', '.join(names[:5])}")
     ours = {}
     for name, (layout, names, _) in table.items():
-        ours[name] = layout.fuse([weights[n] for n in names], model).contiguous()
+        parts = [weights[n] for n in names]
+        try:
+            ours[name] = layout.fuse(parts, model).contiguous()
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            have = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, parts, strict=True))
+            raise ValueError(
+                f"{have} does not make {name}, which has {list(shapes[name])} in these model "
+                f"settings: {str(error).splitlines()[0]}"
+            ) from error
         if ours[name].shape != shapes[name]:
             raise ValueError(
                 f"{', '.join(names)} make {list(ours[name].shape)} of {name}, which has "
@@ -115,144 +131,3 @@ def _find(name: str, family: Family, model: settings.Model) -> tuple[Layout, tup
     else:
         raise ValueError(f"{name} has no counterpart in this Hugging Face family")
     return layout, tuple(n.format(i=index) for n in names)
-
-
-def _refuse(config: Mapping, **unsupported: object) -> None:
-    for key, value in unsupported.items():
-        if config.get(key) == value:
-            raise ValueError(f"megaarch cannot express {key}: {value} of this Hugging Face config")
-
-
-def _same(config: Mapping, first: str, second: str) -> object:
-    if config[first] != config[second]:
-        raise ValueError(
-            f"{first} and {second} of this Hugging Face config differ; megaarch needs them equal"
-        )
-    return config[first]
-
-
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def _gpt2(c: Mapping) -> dict:
-    _refuse(c, scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False)
-    return {
-        "architecture": "causal_decoder",
-        "layers": c["n_layer"],
-        "hidden_size": c["n_embd"],
-        "heads": c["n_head"],
-        "feed_forward_size": c.get("n_inner") or 4 * c["n_embd"],
-        "sequence_length": c["n_positions"],
-        "vocabulary_size": c["vocab_size"],
-        "normalization": "layernorm",
-        "normalization_epsilon": c["layer_norm_epsilon"],
-        "position_encoding": "learned",
-        "activation": _activation(c["activation_function"]),
-        "bias": True,
-        "tied_embedding": c.get("tie_word_embeddings", True),
-    }
-
-
-def _llama(c: Mapping) -> dict:
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"megaarch cannot express rope_type {rope['rope_type']!r}")
-    bias = {"attention_bias": False, "mlp_bias": False} | dict(c)
-    return {
-        "architecture": "causal_decoder",
-        "layers": c["num_hidden_layers"],
-        "hidden_size": c["hidden_size"],
-        "heads": c["num_attention_heads"],
-        "kv_heads": c.get("num_key_value_heads"),
-        "head_size": c.get("head_dim"),
-        "feed_forward_size": c["intermediate_size"],
-        "sequence_length": c["max_position_embeddings"],
-        "vocabulary_size": c["vocab_size"],
-        "normalization_epsilon": c["rms_norm_eps"],
-        "rope_base": rope.get("rope_theta") or c.get("rope_theta", 10000.0),
-        "activation": "swiglu",
-        "bias": _same(bias, "attention_bias", "mlp_bias"),
-        "tied_embedding": c.get("tie_word_embeddings", False),
-    }
-
-
-def _bert(c: Mapping) -> dict:
-    _refuse(c, is_decoder=True, position_embedding_type="relative_key")
-    return {
-        "architecture": "encoder",
-        "layers": c["num_hidden_layers"],
-        "hidden_size": c["hidden_size"],
-        "heads": c["num_attention_heads"],
-        "feed_forward_size": c["intermediate_size"],
-        "sequence_length": c["max_position_embeddings"],
-        "vocabulary_size": c["vocab_size"],
-        "normalization": "layernorm",
-        "normalization_position": "post",
-        "normalization_epsilon": c["layer_norm_eps"],
-        "final_normalization": False,
-        "position_encoding": "learned",
-        "activation": _activation(c["hidden_act"]),
-        "bias": True,
-        "tied_embedding": c.get("tie_word_embeddings", True),
-        "embedding_normalization": True,
-        "segments": c["type_vocab_size"],
-        "head_transform": True,
-        "output_bias": True,
-    }
-
-
-def _t5(c: Mapping) -> dict:
-    # T5 1.0 ties the output to the embedding and scales; v1.1 does neither. Configs say it twice.
-    tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
-    gate, _, act = c["feed_forward_proj"].rpartition("-")
-    if (gate, act) not in (("gated", "gelu"), ("", "relu"), ("", "gelu_new")):
-        raise ValueError(f"megaarch cannot express feed_forward_proj {c['feed_forward_proj']!r}")
-    return {
-        "architecture": "encoder_decoder",
-        "layers": c["num_layers"],
-        "decoder_layers": c.get("num_decoder_layers"),
-        "hidden_size": c["d_model"],
-        "heads": c["num_heads"],
-        "head_size": c["d_kv"],
-        "feed_forward_size": c["d_ff"],
-        "vocabulary_size": c["vocab_size"],
-        "normalization_epsilon": c["layer_norm_epsilon"],
-        "position_encoding": "relative",
-        "relative_buckets": c["relative_attention_num_buckets"],
-        "relative_max_distance": c.get("relative_attention_max_distance", 128),
-        "activation": "geglu" if gate else _activation(act),
-        "attention_scale": 1.0,
-        "tied_embedding": tied,
-        "output_scale": c["d_model"] ** -0.5 if tied else None,
-    }
-
-
-def _bart(c: Mapping) -> dict:
-    _refuse(c, scale_embedding=True)
-    return {
-        "architecture": "encoder_decoder",
-        "encoder_layers": c["encoder_layers"],
-        "decoder_layers": c["decoder_layers"],
-        "hidden_size": c["d_model"],
-        "heads": _same(c, "encoder_attention_heads", "decoder_attention_heads"),
-        "feed_forward_size": _same(c, "encoder_ffn_dim", "decoder_ffn_dim"),
-        "sequence_length": c["max_position_embeddings"],
-        "vocabulary_size": c["vocab_size"],
-        "normalization": "layernorm",
-        "normalization_position": "post",
-        "normalization_epsilon": 1e-5,
-        "final_normalization": False,
-        "position_encoding": "learned",
-        "position_offset": 2,
-        "activation": _activation(c["activation_function"]),
-        "bias": True,
-        "tied_embedding": c.get("tie_word_embeddings", True),
-        "embedding_normalization": True,
-        "output_bias": True,
-    }
-
-
-_SETTINGS = {"gpt2": _gpt2, "llama": _llama, "bert": _bert, "t5": _t5, "bart": _bart}

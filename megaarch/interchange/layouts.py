@@ -18,7 +18,10 @@ Tensors = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """`fuse(parts, model)` makes one of ours of theirs; `split(ours, model)` undoes it exactly."""
+    """`fuse(parts, model)` makes one of ours of theirs; `split(ours, model)` undoes it exactly.
+
+    Of parts in shapes that are not the model's, `fuse` may raise ValueError, or what torch raises.
+    """
 
     fuse: Callable[[Tensors, settings.Model], torch.Tensor]
     split: Callable[[torch.Tensor, settings.Model], Tensors]
@@ -47,6 +50,8 @@ def _split_heads(fused: torch.Tensor, model: settings.Model) -> Tensors:
 
 def _fuse_vocabulary(parts: Tensors, model: settings.Model) -> torch.Tensor:
     (table,) = parts
+    if len(table) != model.vocabulary_size:
+        raise ValueError(f"it has {len(table)} rows and vocab_size is {model.vocabulary_size}")
     padding = padded_vocabulary(model.vocabulary_size) - len(table)
     return torch.cat((table, table.new_zeros(padding, *table.shape[1:])))
 

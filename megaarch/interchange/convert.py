@@ -1,0 +1,238 @@
+"""From one format to another: a checkpoint, one safetensors file, a Hugging Face folder.
+
+Everything passes through `files.Saved`. A checkpoint belongs to no layout, so reading it whole and
+writing it again is all that re-sharding takes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from megaarch import catalogue, config
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.interchange import files, verify
+from megaarch.interchange.configs import config_for, family_of, settings_from
+from megaarch.interchange.files import Saved
+from megaarch.interchange.huggingface import current_names, from_hf, to_hf
+from megaarch.interchange.vocabulary import TABLES, fitted
+from megaarch.settings import Settings
+from megaarch.training.progress import Progress
+
+FORMATS = ("checkpoint", "safetensors", "hf")
+PRESETS = {"gpt2": "gpt", "llama": "gpt", "bert": "bert", "t5": "t5", "bart": "bart"}
+OWN = "megaarch"  # in config.json: what Hugging Face's settings cannot say
+SENTINELS = 100
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is to be made of what. given: the source's format. tokenizer, sentinels: of a model from
+    Hugging Face; None is what its folder says. verify: read the output back and compare."""
+
+    source: Path
+    output: Path
+    to: str
+    given: str | None = None
+    family: str | None = None
+    tokenizer: str | None = None
+    sentinels: int | None = None
+    verify: bool = False
+
+
+def convert(job: Conversion, say: Say) -> None:
+    """Makes the output; `say` is told what was found. ValueError for what cannot be made; nothing
+    is overwritten and nothing half done is left."""
+    if job.output.exists():
+        raise ValueError(f"{job.output} exists: give another output, or delete it")
+    given = job.given or format_of(job.source)
+    if given == "hf":
+        saved = _from_hf(job, say)
+    else:
+        reads = {"checkpoint": files.read_checkpoint, "safetensors": files.read_safetensors}
+        saved = reads[given](job.source)
+    if job.to == "hf":
+        _to_hf(job, saved, say)
+    elif job.to == "safetensors":
+        files.write_safetensors(job.output, saved)
+        _check(job, saved, files.read_safetensors, say)
+    else:
+        settings = settings_of(saved.record, str(job.source))
+        files.write_checkpoint(job.output, saved)
+        _write_start(job.output, saved, settings)
+        _check(job, saved, files.read_checkpoint, say)
+    say(f"{job.output}: {sum(t.numel() for t in saved.weights.values()):,} parameters, {job.to}")
+
+
+def format_of(source: Path) -> str:
+    """What a source is, by its looks."""
+    if source.is_file():
+        return "safetensors"
+    if not source.is_dir():
+        raise ValueError(f"{source} does not exist")
+    return "hf" if (source / files.CONFIG).exists() else "checkpoint"
+
+
+def _check(job: Conversion, saved: Saved, read: Callable[[Path], Saved], say: Say) -> None:
+    if job.verify:
+        say(verify.check_tensors(saved.weights, read(job.output).weights, str(job.output)))
+
+
+def settings_of(record: dict[str, Any], where: str = "this checkpoint") -> Settings:
+    """The settings that a checkpoint was trained with. ConfigError where they are none."""
+    raw = {key: value for key, value in record["settings"].items() if key != "study"}
+    return config.resolve(raw, f"the settings of {where}")
+
+
+def _from_hf(job: Conversion, say: Say) -> Saved:
+    theirs, tensors = files.read_hf(job.source)
+    family, own = theirs.get("model_type"), _own(theirs, job.source / files.CONFIG)
+    with _told_of(job.source / files.CONFIG):
+        model = settings_from(theirs)
+    tensors = current_names({name: t.float() for name, t in tensors.items()}, family)
+    with _told_of(job.source):
+        weights = from_hf(tensors, model, family)
+    path = str(Path(job.tokenizer or files.find_tokenizer(job.source)).resolve())
+    pieces = min(Tokenizer(path, sentinels=0).base_size, model.vocabulary_size)
+    if job.verify:
+        back = to_hf(weights, model, family)
+        known = {name: back[name] for name in tensors if name in back}
+        same = {name: tensors[name] for name in known}
+        say(verify.check_tensors(same, known, str(job.source)))
+    sentinels = job.sentinels if job.sentinels is not None else own.get("sentinels", SENTINELS)
+    tokenizer = _same_tokenizer(path, sentinels, model.vocabulary_size, own)
+    if tokenizer is None:
+        old = model.vocabulary_size
+        weights, model, tokenizer = fitted(weights, model, path, sentinels, _special_ids(theirs))
+        say(
+            f"{pieces:,} of {old:,} rows are pieces of {path}; with specials and {sentinels} "
+            f"sentinels the vocabulary is {model.vocabulary_size:,}"
+        )
+    if job.verify:
+        say(verify.check_logits(weights, model, job.source, family, pieces))
+    preset = own.get("preset", PRESETS[family])
+    objective = own.get("objective") or catalogue.PRESETS[preset or PRESETS[family]].objective
+    given = model.model_dump() | {"preset": preset}
+    given["architecture"] = own.get("architecture", model.architecture)
+    data = {"tokenizer": path, "sentinels": sentinels, "objective": objective}
+    settings = config.resolve({"model": given, "data": data}, str(job.source / files.CONFIG))
+    record = {
+        "progress": asdict(Progress()),
+        "fingerprint": None,
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "tokenizer": {"path": path, "fingerprint": tokenizer.fingerprint},
+    }
+    return Saved(weights, record)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """A ValueError names the path."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _own(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What `_to_hf` has put into config.json; empty in others' files."""
+    own = theirs.get(OWN) or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{file}: {OWN} has to be an object, not {own!r}")
+    preset, sentinels = own.get("preset"), own.get("sentinels", SENTINELS)
+    if preset is not None and (not isinstance(preset, str) or preset not in catalogue.PRESETS):
+        raise ValueError(
+            f"{file}: {OWN}.preset {preset!r} is none of {', '.join(catalogue.PRESETS)}"
+        )
+    if type(sentinels) is not int or sentinels < 0:
+        raise ValueError(f"{file}: {OWN}.sentinels has to be a number from 0, not {sentinels!r}")
+    return own
+
+
+def _same_tokenizer(path: str, sentinels: int, size: int, own: dict) -> Tokenizer | None:
+    """The tokenizer, where a model from here comes back with the one it was trained with."""
+    try:
+        tokenizer = Tokenizer(path, sentinels, size)
+    except ValueError:  # its specials do not fit
+        return None
+    return tokenizer if tokenizer.fingerprint == own.get("tokenizer") else None
+
+
+def _special_ids(theirs: dict[str, Any]) -> dict[str, int | None]:
+    eos = theirs.get("eos_token_id")
+    start = theirs.get("decoder_start_token_id")
+    return {
+        "pad": theirs.get("pad_token_id"),
+        "bos": theirs.get("bos_token_id") if start is None else start,
+        "eos": eos[0] if isinstance(eos, list) and eos else eos,
+    }
+
+
+def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
+    settings = settings_of(saved.record, str(job.source))
+    model, axes = settings.model, catalogue.position_axes(settings.data.objective)
+    family = job.family or family_of(model)
+    theirs = config_for(model, family, axes)
+    weights = {name: tensor.float() for name, tensor in saved.weights.items()}
+    tokenizer = _tokenizer_of(saved.record, settings, say)
+    special = tokenizer.vocabulary.special if tokenizer else {}
+    theirs |= {f"{name}_token_id": special.get(name) for name in ("pad", "bos", "eos")}
+    if model.architecture == "encoder_decoder":
+        theirs["decoder_start_token_id"] = special.get("bos")
+    theirs |= {
+        "torch_dtype": "float32",
+        OWN: {
+            "preset": model.preset,
+            "architecture": model.architecture,
+            "objective": settings.data.objective,
+            "sentinels": settings.data.sentinels,
+            "tokenizer": saved.record["tokenizer"]["fingerprint"],
+        },
+    }
+    tensors = to_hf(weights, model, family)
+    files.write_hf(job.output, theirs, tensors, Path(tokenizer.path) if tokenizer else None)
+    if job.verify:
+        config_again, again = files.read_hf(job.output)
+        back = from_hf(again, settings_from(config_again), family)
+        padded = _without_padding(weights, model.vocabulary_size)
+        again = _without_padding(back, model.vocabulary_size)
+        say(verify.check_tensors(padded, again, str(job.output)))
+        say(verify.check_logits(weights, model, job.output, family, model.vocabulary_size))
+
+
+def _without_padding(weights: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    return {name: t[:size] if name in TABLES else t for name, t in weights.items()}
+
+
+def _tokenizer_of(record: dict[str, Any], settings: Settings, say: Say) -> Tokenizer | None:
+    """The tokenizer that a checkpoint was trained with, where its file is still there."""
+    given, size = record["tokenizer"], settings.model.vocabulary_size
+    try:
+        tokenizer = Tokenizer(given["path"], settings.data.sentinels, size)
+    except ValueError as error:
+        say(f"without tokenizer and special ids: {error}")
+        return None
+    if tokenizer.fingerprint != given["fingerprint"]:
+        say(f"without tokenizer and special ids: {given['path']} has changed since the training")
+        return None
+    return tokenizer
+
+
+def _write_start(run: Path, saved: Saved, settings: Settings) -> None:
+    """start.yaml: the settings of a run that starts from these weights."""
+    tokenizer = Path(saved.record["tokenizer"]["path"])
+    model = settings.model.model_dump(exclude_defaults=True)
+    data = {
+        "tokenizer": str(tokenizer.resolve() if tokenizer.exists() else tokenizer),
+        "sentinels": settings.data.sentinels,
+        "objective": settings.data.objective,
+    }
+    training = {"start_from": str(run.resolve())}
+    raw = {"model": model, "data": data, "training": training}
+    (run / "start.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -1,0 +1,187 @@
+"""Models on disk, in three formats: a megaarch checkpoint, one safetensors file, Hugging Face's.
+
+Reading gives a `Saved`, writing takes one. The first two hold the same: weights whole and by global
+name, whatever layout trained them, and the record of the run (settings, tokenizer, totals). What is
+written stands aside until it is complete. No pickle is ever read.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from megaarch.interchange.huggingface import Weights
+from megaarch.training import checkpoint
+
+KEY = "megaarch"  # of the record in a safetensors file's metadata
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
+class _Totals(BaseModel):
+    step: NonNegativeInt
+
+
+class _Tokenizer(BaseModel):
+    path: str
+    fingerprint: str | None
+
+
+class _Record(BaseModel):
+    """What every conversion needs of a record."""
+
+    progress: _Totals
+    settings: dict[str, Any]
+    tokenizer: _Tokenizer
+
+
+class Saved(NamedTuple):
+    """weights: by parameter name. record: what a checkpoint's progress.json holds."""
+
+    weights: Weights
+    record: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """A checkpoint, or a run's newest complete one. ValueError where there is none."""
+    if (path / "manifest.json").exists():
+        if fault := checkpoint.find_fault(path):
+            raise ValueError(f"checkpoint {path} is damaged: {fault}")
+        found = path
+    elif (found := checkpoint.newest(path)) is None:
+        raise ValueError(f"{path} holds no complete checkpoint: give the folder of a run")
+    record = _checked(checkpoint.read_progress(found), found / "progress.json")
+    return Saved(checkpoint.read_weights(found), record)
+
+
+def write_checkpoint(run: Path, saved: Saved) -> Path:
+    """The folder of a run with one checkpoint, without the optimizer's state."""
+    return checkpoint.save_weights(run, saved.record["progress"]["step"], *saved)
+
+
+def read_safetensors(file: Path) -> Saved:
+    """ValueError where it is none of ours."""
+    with _opened(file) as tensors:
+        metadata = tensors.metadata() or {}
+        if KEY not in metadata:
+            raise ValueError(
+                f"{file} has no megaarch record in its metadata: if it is Hugging Face's, give the "
+                "folder that it lies in, with its config.json"
+            )
+        try:
+            record = json.loads(metadata[KEY])
+        except ValueError as error:
+            raise ValueError(f"{file}: the megaarch record is not JSON: {error}") from None
+        record = _checked(record, file)
+        return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
+
+
+def _checked(record: Any, file: Path) -> dict[str, Any]:
+    """The record. ValueError where it lacks what a conversion needs, or has it of another type."""
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, ("record", *fault["loc"])))
+        raise ValueError(
+            f"{file}: the megaarch record is damaged: {where}: {fault['msg']}"
+        ) from None
+    return record
+
+
+def write_safetensors(file: Path, saved: Saved) -> None:
+    """One file: the weights, and the record in its metadata."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(file.name + ".writing")
+    metadata = {"format": "pt", KEY: json.dumps(saved.record)}
+    save_file(saved.weights, aside, metadata)
+    aside.replace(file)
+
+
+def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
+    """(config.json, tensors) of a Hugging Face folder, from one safetensors file or several."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} holds no JSON object")
+    weights: Weights = {}
+    for name, wanted in _files(folder):
+        with _opened(folder / name) as tensors:
+            there = tensors.keys()
+            missing = sorted(set(wanted or ()) - set(there))
+            if missing:
+                raise ValueError(f"{folder / name} lacks {missing[0]}, which {INDEX} says it has")
+            weights |= {key: tensors.get_tensor(key) for key in wanted or there}
+    return config, weights
+
+
+def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
+    """(file, names of its tensors, or None for all that it has)."""
+    if (folder / SINGLE).exists():
+        return [(SINGLE, None)]
+    if not (folder / INDEX).exists():
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        why = (
+            f"{pickles[0]} is a pickle, which can run any code and is not read: save the model "
+            "with safetensors"
+            if pickles
+            else "the weights are missing"
+        )
+        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: {why}")
+    try:
+        owners = json.loads((folder / INDEX).read_text())["weight_map"]
+        names = sorted(set(owners.values()))
+        "".join(names)  # TypeError where one is no text
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX} is damaged: {type(error).__name__} {error}") from None
+    return [(name, [key for key in owners if owners[key] == name]) for name in names]
+
+
+def write_hf(
+    folder: Path, config: dict[str, Any], weights: Weights, tokenizer: Path | None
+) -> None:
+    """config.json, model.safetensors and the tokenizer's file. Of tied tensors the first is
+    written, as `from_pretrained` expects."""
+    aside = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    kept = {id(tensor): name for name, tensor in reversed(weights.items())}
+    once = {name: weights[name].clone() for name in kept.values()}
+    save_file(once, aside / SINGLE, {"format": "pt"})
+    if tokenizer:
+        is_json = tokenizer.read_bytes().lstrip()[:1] == b"{"
+        shutil.copyfile(tokenizer, aside / TOKENIZERS[0 if is_json else 1])
+    aside.rename(folder)
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The tokenizer's file in a Hugging Face folder."""
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(
+        f"{folder} has no tokenizer that is read here ({', '.join(TOKENIZERS)}): give --tokenizer "
+        "FILE, for a run that starts from these weights needs it"
+    )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from None

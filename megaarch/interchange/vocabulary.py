@@ -1,0 +1,68 @@
+"""Room for megaarch's specials in the vocabulary of a model that was trained elsewhere."""
+
+import torch
+
+from megaarch import settings
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.interchange.huggingface import Weights
+from megaarch.model.transformer import padded_vocabulary
+
+TABLES = ("embedding.weight", "output.weight", "output_bias")
+# What other tokenizers call them; the first that the file has counts.
+NAMES = {
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<s>", "[CLS]", "<|endoftext|>"),
+    "eos": ("</s>", "[SEP]", "<|endoftext|>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+SENTINEL = "<extra_id_{}>"  # T5's
+
+
+def fitted(
+    weights: Weights, model: settings.Model, path: str, sentinels: int, ids: dict[str, int | None]
+) -> tuple[Weights, settings.Model, Tokenizer]:
+    """Weights and settings whose vocabulary is that of `Tokenizer(path, sentinels)`.
+
+    ids: special -> id in the old vocabulary, as the model's config has it. A special or sentinel
+    that the old vocabulary has too, there or by its name in the file, starts from its rows; any
+    other from the mean of all pieces (Hewitt 2021, "Initializing new word embeddings").
+    ValueError where the file has more pieces than the model has rows.
+    """
+    pieces = Tokenizer(path, sentinels=0).base_size
+    old = model.vocabulary_size
+    if pieces > old:
+        raise ValueError(
+            f"tokenizer {path} has {pieces} pieces and the model a vocabulary of {old}: it is "
+            "another model's"
+        )
+    least = Tokenizer(path, sentinels).vocabulary.size
+    tokenizer = Tokenizer(path, sentinels, max(old, least))
+    size = tokenizer.vocabulary.size
+    sources = _sources(tokenizer, old, ids)
+    grown = dict(weights)
+    for name in TABLES:
+        if name in weights:
+            table = weights[name][:old]
+            mean = table[:pieces].mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
+            rows = torch.cat((table, mean.expand(size - old, *table.shape[1:]))).clone()
+            for row, source in sources.items():
+                rows[row] = mean[0] if source is None else table[source]
+            padding = rows.new_zeros(padded_vocabulary(size) - size, *rows.shape[1:])
+            grown[name] = torch.cat((rows, padding))
+    return grown, model.model_copy(update={"vocabulary_size": size}), tokenizer
+
+
+def _sources(tokenizer: Tokenizer, old: int, ids: dict[str, int | None]) -> dict[int, int | None]:
+    """Of every special and sentinel, the old row that it starts from, or None."""
+    words = tokenizer.vocabulary
+    found: dict[int, int | None] = {}
+    for name, row in words.special.items():
+        named = [tokenizer.piece_id(piece) for piece in NAMES.get(name, ())]
+        found[row] = _first([ids.get(name), *named], old)
+    for k in range(words.sentinels):
+        found[words.sentinel(k)] = _first([tokenizer.piece_id(SENTINEL.format(k))], old)
+    return found
+
+
+def _first(ids: list[int | None], old: int) -> int | None:
+    return next((i for i in ids if isinstance(i, int) and 0 <= i < old), None)

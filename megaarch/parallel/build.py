@@ -4,6 +4,8 @@ Every parameter is drawn whole from its global name and shape, and its shard kep
 seed gives the same weights in any layout.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -18,19 +20,29 @@ from megaarch.settings import Model, Settings
 
 def build_model(model: Model, objective: str) -> Transformer:
     """The Transformer of these settings in one process, not yet initialized."""
-    return Transformer(model, position_axes=catalogue.position_axes(objective))
+    found = Transformer(model, position_axes=catalogue.position_axes(objective))
+    if "cross_entropy" in model.fused_kernels:
+        from megaarch.parallel import vocabulary
+
+        found.layout = replace(found.layout, cross_entropy=vocabulary.CrossEntropy(fused=True))
+    return found
 
 
 def build(settings: Settings, grid: Grid) -> Transformer:
     """This process's part of the model, initialized, under global names."""
-    with torch.device("meta"):
-        model = build_model(settings.model, settings.data.objective)
-    model = _place(model, settings, grid)
+    model = place(settings, grid)
     model.to_empty(device=grid.device)
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
         keep(parameter, initial_value(name, shape, settings.model, settings.training.seed))
     return model
+
+
+def place(settings: Settings, grid: Grid) -> Transformer:
+    """This process's part of the model on meta: planned, pruned and sharded."""
+    with torch.device("meta"):
+        model = build_model(settings.model, settings.data.objective)
+    return _place(model, settings, grid)
 
 
 def _place(model: Transformer, settings: Settings, grid: Grid) -> Transformer:

@@ -41,9 +41,9 @@ def shard(model: nn.Module, grid: Grid, settings: Settings) -> None:
             cast_forward_inputs=False,
         ),
     }
-    reshard = settings.parallel.reshard_after_forward and grid.size("dp_shard") > 1
+    again = settings.parallel.gathers_again
     for layer in model.layers.values():
-        fully_shard(layer, reshard_after_forward=reshard, **options)
+        fully_shard(layer, reshard_after_forward=again, **options)
     fully_shard(model, reshard_after_forward=False, **options)
     for module in (*model.layers.values(), model):
         module.register_forward_pre_hook(_seal, prepend=True)

@@ -21,7 +21,10 @@ from torch import distributed
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # of a collective
-FIRST_PORT, PORTS = 20000, 20000  # a SLURM job's port follows from its number
+PATIENCE = timedelta(hours=2)  # of one that waits for files
+# A SLURM job's port follows from its number, below those that systems give to connections (from
+# 32768 on Linux, from 16000 in some sandboxes): one of those may be taken by anybody's.
+FIRST_PORT, PORTS = 10000, 6000
 
 
 class Place(NamedTuple):
@@ -48,9 +51,18 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
         # sbatch sets these variables for the script too, in which a command has no srun around it
         if starter == "slurm" and "SLURM_STEP_NUM_TASKS" not in environment:
             continue
+        # srun sets MPICH's variables as well on clusters whose default MPI is pmi2
+        if starter == "mpich" and _is_srun(environment):
+            continue
         number = int(environment[rank])
         return starter, Place(number, int(environment[size]), int(environment.get(local, number)))
     return "", Place(0, 1, 0)
+
+
+def _is_srun(environment: Mapping[str, str]) -> bool:
+    """Whether MPICH's variables say of this process what those of its SLURM step say."""
+    step = [environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
+    return step == [environment["PMI_RANK"], environment["PMI_SIZE"]]
 
 
 def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
@@ -72,12 +84,20 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
         "WORLD_SIZE": str(place.world_size),
         "LOCAL_RANK": str(place.local_rank),
     }
-    distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timeout,
-    )
+    try:
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timeout,
+        )
+    except distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ValueError(
+            f"port {port} of {socket.gethostname()}, at which the processes were to meet, is in use "
+            "by another program: start again with MASTER_PORT set to a free one"
+        ) from None
     return place
 
 
@@ -97,6 +117,11 @@ def first(action: Callable[[], Result]) -> Result:
     if fault[0] is not None:
         raise fault[0]
     return result if distributed.get_rank() == 0 else action()
+
+
+def patient_group() -> distributed.ProcessGroup:
+    """A group of all processes over gloo, whose collectives may take hours."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def leave() -> None:

@@ -12,6 +12,7 @@ Parameters are sharded over dp_shard and cp together (data.py).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ AXES = {
 }
 DATA = ("dp_replicate", "dp_shard")  # ranks that read rows of their own
 GRADIENT = (*DATA, "cp")  # ranks whose gradients are parts of one sum
+
+
+def processes(parallel: Parallel) -> int:
+    """How many processes a layout is of."""
+    return math.prod(getattr(parallel, setting) for setting in AXES.values())
 
 
 @dataclass(frozen=True)
@@ -118,13 +124,28 @@ class Grid:
                 distributed.all_reduce(values, group=group)
         return values
 
-    def share(self, value: Any) -> Any:
-        """The main process's `value` (anything that pickles) on every process."""
+    def share(self, value: Any, group: distributed.ProcessGroup | None = None) -> Any:
+        """The main process's `value` (anything that pickles) on every process. group: of all
+        processes, where it is not to be the default one."""
         if self.mesh is None:
             return value
         held = [value]
-        distributed.broadcast_object_list(held, src=0)
+        distributed.broadcast_object_list(held, src=0, group=group)
         return held[0]
+
+    def gather(self, value: Any, group: distributed.ProcessGroup | None = None) -> list[Any]:
+        """Every process's `value`, on every process; otherwise as `share`."""
+        if self.mesh is None:
+            return [value]
+        held = [None] * self.world_size
+        distributed.all_gather_object(held, value, group=group)
+        return held
+
+    @cached_property
+    def patient_group(self) -> distributed.ProcessGroup | None:
+        """All processes, for what may keep them waiting for hours (files): over the CPU, beside
+        what trains. Every process asks for it first at the same point."""
+        return None if self.mesh is None else launch.patient_group()
 
     def barrier(self) -> None:
         """Waits for every process."""
@@ -161,13 +182,11 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     if model.heads % (tensor * context):
         yield f"model.heads: {model.heads} heads do not divide among {among} ranks"
     keys = model.kv_heads or model.heads
-    for name, ranks in (("tensor_parallel", tensor), ("context_parallel", tensor * context)):
-        if keys % ranks and ranks % keys:
-            yield (
-                f"model.kv_heads: {keys} key heads neither divide among {ranks} ranks "
-                f"(parallel.{name}) nor {ranks} ranks among them"
-            )
-            break
+    if keys % tensor and tensor % keys:
+        yield (
+            f"model.kv_heads: {keys} key heads neither divide among {tensor} ranks "
+            f"(parallel.tensor_parallel) nor {tensor} ranks among them"
+        )
     for name, width in (
         ("feed_forward_size", model.feed_forward_size),
         ("vocabulary_size", padded_vocabulary(model.vocabulary_size)),
@@ -176,3 +195,29 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
             yield f"model.{name}: {width} does not divide among tensor_parallel {tensor} ranks"
     if parallel.pipeline_parallel > 1:
         yield from stages.problems(settings)
+    yield from _engine_problems(settings)
+
+
+def _engine_problems(settings: Settings) -> Iterator[str]:
+    training, parallel = settings.training, settings.parallel
+    own = ("zero_stage", "offload", "deepspeed_config")
+    given = [name for name in own if getattr(parallel, name) is not None]
+    if parallel.engine == "torch":
+        for name in given:
+            yield f"parallel.{name} is DeepSpeed's: set parallel.engine=deepspeed, or leave it out"
+        return
+    if parallel.deepspeed_config and len(given) > 1:
+        yield f"parallel.{given[0]}: {parallel.deepspeed_config} says it, give one of the two"
+    for axis in ("pp", "dp_replicate", "cp", "tp"):
+        if (size := getattr(parallel, AXES[axis])) > 1:
+            yield (
+                f"parallel.{AXES[axis]}: {size} does not go with parallel.engine=deepspeed, which "
+                "shards data alone (parallel.data_parallel_shard); use parallel.engine=torch"
+            )
+    if training.optimizer == "adafactor":
+        yield (
+            "training.optimizer: adafactor factors matrices and ZeRO flattens them: use adamw, or "
+            "parallel.engine=torch"
+        )
+    if training.compile:
+        yield "training.compile: not with parallel.engine=deepspeed; use parallel.engine=torch"

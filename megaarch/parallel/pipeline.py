@@ -47,19 +47,13 @@ class Engine:
     """Runs steps and evaluations of a pruned model over the pipeline ranks of `grid`.
 
     Micro-batches come as the model of one rank takes them (context parallelism: its shards).
-    dtype: of the activations between stages; None: that of the parameters as layers see them.
+    Activations between stages have the type of the parameters as layers see them: bf16 where FSDP
+    gathers them so, and under autocast fp32, as the residual stream has in one process.
     A parameter that several ranks hold has the same gradient on all of them after
     `forward_backward`, and `counts` says on which one it counts in the clip norm.
     """
 
-    def __init__(
-        self,
-        model: PartialTransformer,
-        grid: Grid,
-        settings: Settings,
-        *,
-        dtype: torch.dtype | None = None,
-    ):
+    def __init__(self, model: PartialTransformer, grid: Grid, settings: Settings):
         self.model, self.grid, self.settings = model, grid, settings
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
@@ -69,7 +63,7 @@ class Engine:
             half and grid.gradient_ranks == 1,
             half and grid.gradient_ranks > 1,
         )
-        self.dtype = dtype or (torch.bfloat16 if gathered else next(model.parameters()).dtype)
+        self.dtype = torch.bfloat16 if gathered else next(model.parameters()).dtype
         self.width = model.settings.hidden_size
         self.parts = {stage: _Part(self, stage) for stage in self.stages.on(self.rank)}
         self.batches: list[Batch] = []
@@ -124,12 +118,6 @@ class Engine:
     def counts(self, name: str) -> bool:
         """Whether this rank counts the parameter of this name in sums over pipeline ranks."""
         return name not in self.shared.counted_elsewhere
-
-    @property
-    def shared_names(self) -> dict[str, tuple[int, ...]]:
-        """This rank's parameters that other pipeline ranks hold too, each with all ranks that hold
-        it, in order; the first one counts it."""
-        return self.shared.names
 
     @property
     def _loss_dtype(self) -> torch.dtype:

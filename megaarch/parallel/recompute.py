@@ -2,32 +2,26 @@
 computes the rest again (Chen et al. 2016; selective: Korthikanti et al. 2022).
 
 Nothing has to be restored: dropout is a function of the row and the step, not of random state.
+Selective mode sees operators of torch alone: an attention kernel that is none (flash4, cudnn_flex)
+or a compiled region (flex) runs again in the backward pass.
 """
 
 from functools import partial
 
-import torch
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
 )
 
+from megaarch.attention import KERNELS
 from megaarch.model import Transformer
 
-# What costs the most to compute again: attention's kernels and the products of linear layers.
-KEPT = frozenset(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "mm",
-        "addmm",
-        "bmm",
-        "_scaled_mm",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-    )
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm")
+# What costs the most to compute again: attention's kernels and the products of linear layers. The
+# project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
+KEPT = frozenset(PRODUCTS).union(
+    *(getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
 )
 
 
@@ -47,4 +41,5 @@ def apply(model: Transformer, mode: str) -> None:
 
 
 def _policy(_, operator, *args, **kwargs) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operator.name() in KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -6,30 +6,52 @@ layout.
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from megaarch.data.batch import Batch
-from megaarch.model.loss import TargetLosses
+from megaarch.model import TargetLosses, Transformer
 from megaarch.parallel import gradients
 from megaarch.parallel.build import build
-from megaarch.parallel.mesh import GRADIENT, Grid
+from megaarch.parallel.mesh import AXES, GRADIENT, Grid
 from megaarch.settings import Settings
+
+# One entry a parameter: a pipeline rank, and another layout's parameter groups, take their own.
+BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def replica_of(settings: Settings, grid: Grid) -> "Replica":
+    """The copy of the model that `parallel.engine` runs."""
+    if settings.parallel.engine == "torch":
+        return Replica(settings, grid)
+    from megaarch.parallel.deepspeed import ZeroReplica
+
+    return ZeroReplica(settings, grid)
 
 
 class Replica(nn.Module):
-    """`model` is this rank's part of the Transformer. Called, it scores a batch."""
+    """`model` is this rank's part of the Transformer, built here unless it is given. Called, it
+    scores a batch."""
 
-    def __init__(self, settings: Settings, grid: Grid):
+    def __init__(self, settings: Settings, grid: Grid, model: Transformer | None = None):
         super().__init__()
         self.settings, self.grid = settings, grid
-        self.model = build(settings, grid)
+        self.model = build(settings, grid) if model is None else model
         self.engine = None
         half = settings.training.precision == "bf16"
         if grid.size("pp") > 1:
             from megaarch.parallel.pipeline import Engine
 
-            self.engine = Engine(self.model, grid, settings, dtype=torch.bfloat16 if half else None)
+            self.engine = Engine(self.model, grid, settings)
         # where parameters are sharded they are gathered in bf16, and nothing is left to autocast
         self.autocast = half and grid.gradient_ranks == 1
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer that steps these parameters, given the one built for them."""
+        return optimizer
 
     def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         """The losses of a batch's targets, all of them on every rank; without gradient where there
@@ -68,14 +90,35 @@ class Replica(nn.Module):
 
     def _micro_step(self, batch: Batch, weight: float) -> torch.Tensor:
         with self._autocast():
-            out = self.model(batch)
+            out = self._losses(batch)
         nll = (out.nll * batch.target_weights).sum() / weight
         penalized = nll
         if z_loss := self.settings.training.z_loss:  # PaLM, Chowdhery et al. 2022, section 5
             square = out.log_partition.square() * batch.target_weights
             penalized = nll + z_loss * square.sum() / weight
-        (penalized * self.grid.gradient_ranks).backward()
+        self._backward(penalized * self.grid.gradient_ranks)
         return nll.detach()
+
+    def _losses(self, batch: Batch) -> TargetLosses:
+        return self.model(batch)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
+        """Clips and steps, unless loss or gradient is not finite, and drops the gradients. Returns
+        the norm from before clipping, and whether the step was taken."""
+        norm = self.clip(self.settings.training.clip_gradient)
+        # all ranks skip the same steps, though it be one rank's copy alone that went bad
+        everywhere = torch.stack([loss.double(), norm.double()])
+        self.grid.sum(everywhere, tuple(AXES))
+        finite = bool(torch.isfinite(everywhere).all())
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm if finite else everywhere[1], finite
 
     def clip(self, limit: float) -> torch.Tensor:
         """Scales gradients to a norm of at most `limit` (0: leaves them); returns the whole model's
@@ -89,6 +132,22 @@ class Replica(nn.Module):
         if limit:
             gradients.scale([grad for _, grad in named], norm, limit)
         return norm
+
+    def states(self, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
+        """Weights, and the optimizer's state, by global name: what a checkpoint holds."""
+        return get_state_dict(self.model, [optimizer] if optimizer else [], options=BY_NAME)
+
+    def put_states(
+        self, weights: dict, state: dict, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Takes what `states` gave, read from a checkpoint."""
+        set_state_dict(
+            self.model,
+            [optimizer] if optimizer else [],
+            model_state_dict=weights,
+            optim_state_dict=state,
+            options=BY_NAME,
+        )
 
     def _local(self, batch: Batch) -> Batch:
         if self.grid.size("cp") > 1:

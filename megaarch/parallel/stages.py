@@ -9,7 +9,10 @@ encoder and decoder layers differ, and the head belongs to the last stage.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+
+import torch
 
 from megaarch import flops
 from megaarch.config import ConfigError
@@ -32,11 +35,11 @@ class Stages:
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
         lengths, targets = row_shape(settings)
-        layers = split(settings.model, ranks * each, lengths, targets)
+        layers = _split_once(settings.model, ranks * each, lengths, targets)
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]
-        return cls(tuple(layers), tuple(order))
+        return cls(layers, tuple(order))
 
     def on(self, rank: int) -> list[int]:
         """The stages that this pipeline rank runs."""
@@ -55,7 +58,13 @@ def is_v(settings: Settings) -> bool:
 
 def check(settings: Settings) -> None:
     """ConfigError for a pipeline that cannot be."""
-    found = list(problems(settings)) if settings.parallel.pipeline_parallel > 1 else []
+    parallel = settings.parallel
+    found = list(problems(settings)) if parallel.pipeline_parallel > 1 else []
+    if parallel.pipeline_parallel == 1 and parallel.stages_per_rank > 1:
+        found = [
+            f"parallel.stages_per_rank: {parallel.stages_per_rank} stages on a rank are of a "
+            "pipeline, and there is none: set parallel.pipeline_parallel, or leave it out"
+        ]
     if found:
         raise ConfigError(found)
 
@@ -98,6 +107,11 @@ def problems(settings: Settings) -> Iterator[str]:
         yield (
             "parallel.recompute: zero_bubble runs each backward pass twice and would recompute "
             "twice too; use another schedule or recompute none"
+        )
+    if is_v(settings) and torch.__version__ < "2.13":
+        yield (
+            "parallel.stages_per_rank: zero_bubble with 2 hands from a stage to the next one on the "
+            "same rank, which torch before 2.13 cannot: take 1, or another schedule"
         )
     if schedule == "zero_bubble" and training.compile:
         yield "training.compile: zero_bubble cannot split the backward pass of compiled layers"
@@ -157,20 +171,46 @@ def split(
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
+    most = _dearest(costs, stages) * (1 + 1e-9)  # no stage of the answer costs more
     # best[i]: (dearest stage, sum of squares, where the stages begin) of the first i layers
-    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1)}
+    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1) if before[i] <= most}
     for stage in range(1, stages):
         reached = {}
         for stop in range(stage + 1, count + 1):
-            reached[stop] = min(
-                (max(dearest, cost), squares + cost**2, (*starts, start))
-                for start, (dearest, squares, starts) in best.items()
-                if start < stop
-                for cost in [before[stop] - before[start]]
-            )
+            ends = []
+            for start in range(stop - 1, 0, -1):
+                cost = before[stop] - before[start]
+                if cost > most:
+                    break
+                if start in best:
+                    dearest, squares, starts = best[start]
+                    ends.append((max(dearest, cost), squares + cost**2, (*starts, start)))
+            if ends:
+                reached[stop] = min(ends)
         best = reached
     starts = best[count][2]
     return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
+
+
+@lru_cache(maxsize=1024)
+def _split_once(
+    model: Model, stages: int, lengths: tuple[int, ...], targets: int
+) -> tuple[range, ...]:
+    return tuple(split(model, stages, lengths, targets))
+
+
+def _dearest(costs: list[float], stages: int) -> float:
+    """The least cost of the dearest of so many contiguous stages, to 1e-12 of the sum."""
+    low, high = max(costs), sum(costs)
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        count, filled = 1, 0.0
+        for cost in costs:
+            filled += cost
+            if filled > middle:
+                count, filled = count + 1, cost
+        low, high = (low, middle) if count <= stages else (middle, high)
+    return high
 
 
 def layer_costs(
@@ -179,14 +219,13 @@ def layer_costs(
     """Forward FLOPs of each layer for one row, the head added to the last one and, to the first of
     each stack, its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
     names = [stack.stream for stack in stacks(model)]
+    ahead = [stack.looks_ahead for stack in stacks(model)]
     lengths = lengths or (model.sequence_length, model.target_length or model.sequence_length)
     lengths = tuple(lengths[: len(names)])
-    decoders = model.architecture != "encoder"
-    causal = [decoders and s == len(names) - 1 for s in range(len(names))]
     counts = Counts(
         rows=1,
         tokens=lengths,
-        areas=tuple(n * n // (2 if c else 1) for n, c in zip(lengths, causal, strict=True)),
+        areas=tuple(n * n // (1 if a else 2) for n, a in zip(lengths, ahead, strict=True)),
         cross_areas=(0, *(a * b for a, b in pairwise(lengths))),
         targets=lengths[-1] if targets is None else targets,
         slots=lengths,

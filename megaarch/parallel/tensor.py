@@ -37,7 +37,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from megaarch import settings
+from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import head_size, key_heads
+from megaarch.model.product import Linear, linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import vocabulary
 from megaarch.parallel.mesh import Grid
@@ -72,7 +74,9 @@ def apply(model: Transformer, grid: Grid) -> None:
         layer.attention.group = min(layer.attention.group, heads // ranks)
     model.layout = replace(
         model.layout,
-        cross_entropy=vocabulary.CrossEntropy(mesh),
+        cross_entropy=vocabulary.CrossEntropy(
+            mesh, fused="cross_entropy" in model.settings.fused_kernels
+        ),
         gather=lambda x_BsD: _gather(x_BsD, mesh, Replicate()),
         own_heads=lambda table: table.to_local(),
         first=lambda length: rank * (length // ranks),
@@ -148,12 +152,12 @@ class Whole(ParallelStyle):
 
 
 RUN = {
-    nn.RMSNorm: lambda m, x, weight: F.rms_norm(x, m.normalized_shape, weight, m.eps),
+    RMSNorm: lambda m, x, weight: rms_norm(x, weight, m.eps, m.fused),
     nn.LayerNorm: lambda m, x, weight, bias=None: F.layer_norm(
         x, m.normalized_shape, weight, bias, m.eps
     ),
     nn.Embedding: lambda m, x, weight: F.embedding(x, weight),
-    nn.Linear: lambda m, x, weight, bias=None: F.linear(x, weight, bias),
+    Linear: lambda m, x, weight, bias=None: linear(x, weight, bias),
 }
 
 

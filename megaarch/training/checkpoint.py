@@ -4,127 +4,267 @@ run/checkpoints/step-00000100/   state/       weights and optimizer, by paramete
                                  progress.json  totals, settings, data fingerprint
                                  manifest.json  size and checksum of every file
 run/checkpoints/latest           the name of the newest complete one; moved last
+
+Every process reads files as large as its share of the state: those that it wrote, to seal them,
+and an equal part of all, to verify a checkpoint that is taken up.
 """
 
 import json
 import logging
 import os
+import re
 import shutil
+import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from megaarch.parallel.mesh import Grid
+from megaarch.parallel.replica import Replica
+from megaarch.training.retention import ASIDE, complete, prune, sweep
 
 log = logging.getLogger(__name__)
-# One entry a parameter: a pipeline rank, and another layout's parameter groups, take their own.
-BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
+Manifest = dict[str, list[int]]  # [size, checksum] by a file's name in its checkpoint
+WEIGHTS_ONLY = "weights_only"  # in progress.json of a converted checkpoint
+# one process without a process group is a layout like any other
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def save(
     run: Path,
     step: int,
-    model: nn.Module,
+    replica: Replica,
     optimizer: Optimizer,
     progress: dict[str, Any],
     keep: int,
     grid: Grid | None = None,
+    keep_every: int = 0,
 ) -> Path:
     """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
 
-    keep: how many of the newest to keep; 0 keeps all. grid: all its processes call this and write
-    their shards; the main one does the rest. OSError on all of them where something fails.
+    keep, keep_every: which ones stay (retention.py). grid: all its processes call this, and write
+    and verify their shards; the main one does the rest. OSError on all of them where something
+    fails.
     """
-    folder = run / "checkpoints"
-    path = folder / f"step-{step:08d}"
-    aside = folder / f"{path.name}.writing"
-    with _on_main(grid) as main:
-        if main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-    weights, state = get_state_dict(model, optimizer, options=BY_NAME)
-    _quietly(dcp.save, {"model": weights, "optimizer": state}, checkpoint_id=aside / "state")
-    with _on_main(grid) as main:
-        if main:
-            _finish(folder, path, aside, progress, keep)
+    path = place(run, step)
+    aside = begin(path, grid)
+    group = None if grid is None else grid.patient_group
+    with on_main(grid):
+        with told(f"checkpoint {path} could not be written"):
+            state = state_of(replica, optimizer)
+            dcp.save(state, checkpoint_id=aside / "state", process_group=group)
+        sealed = seal(aside, grid)
+    put(aside, path, sealed, progress, keep, keep_every, grid)
     return path
 
 
-def _finish(folder: Path, path: Path, aside: Path, progress: dict[str, Any], keep: int) -> None:
-    (aside / "progress.json").write_text(json.dumps(progress, indent=1))
-    files = sorted(p for p in aside.rglob("*") if p.is_file())
-    manifest = {str(p.relative_to(aside)): [p.stat().st_size, _checksum(p)] for p in files}
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for file in [*files, aside / "manifest.json"]:
+def save_weights(
+    run: Path, step: int, weights: dict[str, torch.Tensor], progress: dict[str, Any]
+) -> Path:
+    """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
+    be continued. weights: whole tensors by parameter name."""
+    path = place(run, step)
+    aside = begin(path, None)
+    with told(f"checkpoint {path} could not be written"):
+        dcp.save({"model": weights}, checkpoint_id=aside / "state")
+    put(aside, path, seal(aside), progress | {WEIGHTS_ONLY: True}, keep=0, keep_every=0)
+    return path
+
+
+def place(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def begin(path: Path, grid: Grid | None) -> Path:
+    """The empty folder, beside `path`, that all processes write to."""
+    aside = path.with_suffix(ASIDE)
+    with on_main(grid) as main:
+        if main:
+            sweep(path.parent)
+            aside.mkdir(parents=True)
+    return aside
+
+
+def state_of(replica: Replica, optimizer: Optimizer) -> dict[str, Any]:
+    """What a checkpoint's state/ holds: this process's shards."""
+    weights, state = replica.states(optimizer)
+    return {"model": weights, "optimizer": state}
+
+
+def seal(aside: Path, grid: Grid | None = None) -> Manifest:
+    """Bring the files of a written state that this process wrote to the disk, and read them back.
+    No other process is needed for it. OSError where they do not read as written."""
+    files = [file for file in _files(aside) if _writer(file) == _rank(grid)]
+    manifest = {str(file.relative_to(aside)): _entry(file) for file in files}
+    for file in files:
         _flush(file)
-    if fault := find_fault(aside):
+    if fault := _first_fault(aside, manifest.items()):
         raise OSError(f"checkpoint {aside} does not read back as written: {fault}")
+    return manifest
+
+
+def put(
+    aside: Path,
+    path: Path,
+    sealed: Manifest,
+    progress: dict[str, Any],
+    keep: int,
+    keep_every: int,
+    grid: Grid | None = None,
+) -> None:
+    """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
+    and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
+    shares = [sealed] if grid is None else grid.gather(sealed, grid.patient_group)
+    with on_main(grid) as main:
+        if main:
+            _bind(
+                aside, {name: entry for share in shares for name, entry in share.items()}, progress
+            )
+            _enforce(aside, path, keep, keep_every)
+
+
+def _bind(aside: Path, manifest: Manifest, progress: dict[str, Any]) -> None:
+    """Add totals and manifest to a state whose files are sealed."""
+    record = aside / "progress.json"
+    record.write_text(json.dumps(progress, indent=1))
+    manifest = dict(sorted((manifest | {record.name: _entry(record)}).items()))
+    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for written in (record, aside / "manifest.json", aside / "state", aside):
+        _flush(written)
+    # of files that other machines wrote too: a folder that they do not share has not all of them
+    if fault := _first_fault(aside, manifest.items(), read=False):
+        raise OSError(f"checkpoint {aside} does not read back as written: {fault}")
+
+
+def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
+    folder = path.parent
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
     _flush(folder)
     mark = folder / "latest.writing"
     mark.write_text(path.name + "\n")
     mark.replace(folder / "latest")
-    if keep:
-        # a damaged one counts for nothing, and what was just written is never dropped
-        others = [p for p in _complete(folder) if p != path and _sizes_fit(p)]
-        for old in others[: len(others) - keep + 1]:
-            shutil.rmtree(old)
+    prune(folder, path, keep, keep_every)
 
 
 @contextmanager
-def _on_main(grid: Grid | None) -> Iterator[bool]:
-    """Whether this is the main process. All wait for its block, and raise the error it raises."""
+def on_main(grid: Grid | None) -> Iterator[bool]:
+    """Whether this is the main process. All wait for each other's blocks; where some raised an error,
+    they raise it, and the others that of the first."""
     error = None
     try:
         yield grid is None or grid.is_main
-    except OSError as raised:
+    except Exception as raised:
         error = raised
-    if grid is not None:
-        error = grid.share(error)
-    if error:
+    errors = [error] if grid is None else grid.gather(_plain(error), grid.patient_group)
+    if error := error or next(filter(None, errors), None):
         raise error
 
 
-def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run; a damaged one is named, skipped, the one before
-    it used."""
-    for path in reversed(_complete(run / "checkpoints")):
-        fault = find_fault(path)
+def _plain(error: Exception | None) -> Exception | None:
+    """What other processes are told of an error: it has to come through pickling whole."""
+    if error is None or isinstance(error, OSError | ValueError):
+        return error
+    return RuntimeError(f"{type(error).__name__} of another process: {error}")
+
+
+@contextmanager
+def told(fault: str) -> Iterator[None]:
+    """What torch reports of a rank that could not write or read, as one sentence (OSError)."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+        raise OSError(f"{fault}: rank {rank}: {type(cause).__name__}: {cause}") from error
+
+
+def newest(run: Path, grid: Grid | None = None) -> Path | None:
+    """The newest complete checkpoint of a run, or None; a damaged one is named, skipped, the one
+    before it used. ValueError where there are only damaged ones.
+
+    grid: all its processes call this, verify a share each, and get the same.
+    """
+    there, fault = [], None
+    with on_main(grid) as main:
+        if main:
+            there = complete(run / "checkpoints")
+    there = _shared(there, grid)
+    for path in reversed(there):
+        fault = find_fault(path, grid)
         if fault is None:
             return path
-        log.warning("checkpoint %s is damaged (%s); using the one before it", path, fault)
+        if path != there[0] and main:
+            log.warning("checkpoint %s is damaged (%s); using the one before it", path, fault)
+    if fault:
+        raise ValueError(
+            f"checkpoint {there[0]} is damaged ({fault}), and there is none before it: bring it "
+            "back, or remove the folder to start anew"
+        )
     return None
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def find_fault(path: Path, grid: Grid | None = None) -> str | None:
+    """What is wrong with a checkpoint, or None. grid: all its processes call this; each reads a
+    share of the files, and all get the same."""
+    listed: list[tuple[str, list[int]]] | str = []
+    with on_main(grid) as main:
+        if main:
+            listed = _listed(path)
+    listed = _shared(listed, grid)
+    if isinstance(listed, str):
+        return listed
+    ranks = 1 if grid is None else grid.world_size
+    with on_main(grid):
+        fault = _first_fault(path, listed[_rank(grid) :: ranks])
+    faults = [fault] if grid is None else grid.gather(fault, grid.patient_group)
+    return next(filter(None, faults), None)
+
+
+def _listed(path: Path) -> list[tuple[str, list[int]]] | str:
+    """The entries of a checkpoint's manifest, or what is wrong with it."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         json.loads((path / "progress.json").read_text())
         if not {"progress.json", "state/.metadata"} <= manifest.keys():
             return "manifest.json does not list what a checkpoint holds"
-    except (OSError, ValueError, AttributeError) as error:
+        return [(name, [size, checksum]) for name, (size, checksum) in manifest.items()]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
-    for name, (size, checksum) in manifest.items():
+
+
+def _first_fault(
+    path: Path, entries: Iterable[tuple[str, list[int]]], read: bool = True
+) -> str | None:
+    """What is wrong with these files of a checkpoint. read: look at more than their sizes."""
+    for name, (size, checksum) in entries:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _checksum(file) != checksum:
+        if read and _checksum(file) != checksum:
             return f"{name} has a wrong checksum"
+    return None
+
+
+def latest_settings(run: Path) -> dict[str, Any] | None:
+    """The settings that a run's latest checkpoint was saved with, whether or not the rest of it is
+    sound (that takes reading all of it: `newest`); None where there is none."""
+    records = (run / "checkpoints").glob("step-" + 8 * "[0-9]" + "/progress.json")
+    for record in sorted(records, reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            settings = read_progress(record.parent)["settings"]
+            if isinstance(settings, dict):
+                return settings
     return None
 
 
@@ -134,27 +274,35 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 
 def load(
-    path: Path, model: nn.Module, optimizer: Optimizer | None, grid: Grid | None = None
+    path: Path, replica: Replica, optimizer: Optimizer | None, grid: Grid | None = None
 ) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
     grid: all its processes call this. ValueError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
-    optimizers = [optimizer] if optimizer else []
-    weights, state = get_state_dict(model, optimizers, options=BY_NAME)
+    weights, state = replica.states(optimizer)
     wanted: dict[str, Any] = {"model": weights}
     if optimizer:
         wanted["optimizer"] = state
     _compare(path, weights, partial=grid is not None and grid.size("pp") > 1)
-    _quietly(dcp.load, wanted, checkpoint_id=path / "state")
-    set_state_dict(
-        model,
-        optimizers,
-        model_state_dict=wanted["model"],
-        optim_state_dict=wanted.get("optimizer", {}),
-        options=BY_NAME,
-    )
+    group = None if grid is None else grid.patient_group
+    with told(f"checkpoint {path} could not be read"):
+        dcp.load(wanted, checkpoint_id=path / "state", process_group=group)
+    replica.put_states(wanted["model"], wanted.get("optimizer", {}), optimizer)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
+    saved = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
+    weights = {
+        name.removeprefix("model."): torch.empty(tuple(meta.size), dtype=meta.properties.dtype)
+        for name, meta in saved.items()
+        if name.startswith("model.")
+    }
+    with told(f"checkpoint {path} could not be read"):
+        dcp.load({"model": weights}, checkpoint_id=path / "state")
+    return weights
 
 
 def _compare(path: Path, weights: dict[str, Any], partial: bool) -> None:
@@ -173,17 +321,28 @@ def _compare(path: Path, weights: dict[str, Any], partial: bool) -> None:
         )
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-" + 8 * "[0-9]") if p.is_dir())
+def _rank(grid: Grid | None) -> int:
+    return 0 if grid is None or grid.mesh is None else distributed.get_rank()
 
 
-def _sizes_fit(path: Path) -> bool:
-    """Whether all files are there with their sizes: what can be seen without reading them."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        return all((path / name).stat().st_size == size for name, (size, _) in manifest.items())
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
+def _shared(value: Any, grid: Grid | None) -> Any:
+    """The main process's value on all of `grid`."""
+    return value if grid is None else grid.share(value, grid.patient_group)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _writer(file: Path) -> int:
+    """The rank that wrote a file of a state: torch calls shards __RANK_NUMBER.distcp, and the main
+    process writes the rest."""
+    found = re.match(r"__(\d+)_\d+\.distcp$", file.name)
+    return int(found[1]) if found else 0
+
+
+def _entry(file: Path) -> list[int]:
+    return [file.stat().st_size, _checksum(file)]
 
 
 def _checksum(path: Path) -> int:
@@ -198,14 +357,7 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):  # who reads it next reads the disk
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
-
-
-def _quietly(call, *args, **options) -> None:
-    # one process without a process group is a layout like any other; torch warns of it
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        call(*args, **options)

@@ -1,9 +1,11 @@
 """Being told to stop: the step is finished, the run saved, and only then it ends.
 
 SIGTERM and SIGUSR1 (what SLURM sends ahead of a time limit or a preemption) end a run with the exit
-code REQUEUE; SIGINT (Ctrl-C) with that of an interrupted command. A second signal ends it at once.
+code REQUEUE; they may come twice, for a launcher passes on what its ranks have got as well. SIGINT
+(Ctrl-C) ends it with that of an interrupted command, and a second one at once.
 """
 
+import re
 import signal
 import threading
 from types import FrameType
@@ -42,9 +44,30 @@ class Watch:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
-        self._restore()
+        if number == signal.SIGINT:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The sentence for a model that does not fit, None where the error is another."""
+    text = str(error)
+    told = isinstance(error, MemoryError) or re.search(
+        r"out of memory|can't allocate memory|Storage size calculation overflowed", text
+    )
+    if not told:
+        return None
+    amount = re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)
+    wanted = ""
+    if amount:
+        number, unit = float(amount[1]), amount[2]
+        number, unit = (number / 2**30, "GiB") if unit == "bytes" else (number, unit)
+        wanted = f" ({number:,.1f} {unit} more were asked for)"
+    return (
+        f"out of memory{wanted}: lower the model's sizes, training.micro_batch_size or "
+        "model.sequence_length, or spread the model over more processes (parallel)"
+    )

@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.jsonl` (one object a step), TensorBoard, Weights & Biases."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON lines file; a last line that was cut off is left out."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         for line in file:
             if line.endswith("\n"):
                 try:
@@ -55,8 +56,10 @@ class Metrics:
             )
 
     def write(self, line: dict[str, Any]) -> None:
-        """line: has at least `step`; numbers go to the boards too."""
-        self.file.write(json.dumps(line) + "\n")
+        """line: has at least `step`; numbers go to the boards too. One that is not finite (a skipped
+        step's loss) is null: JSON knows no NaN."""
+        line = {k: v if _finite(v) else None for k, v in line.items()}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
         step = line["step"]
         numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
         if self.board:
@@ -71,6 +74,10 @@ class Metrics:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _wandb():

@@ -11,7 +11,8 @@ def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     kinds: dict[tuple, list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:  # a fused kernel takes tensors of one device mesh
-            kinds.setdefault((p.ndim < 2, str(getattr(p, "device_mesh", ""))), []).append(p)
+            axes = len(getattr(p, "ds_shape", p.shape))  # of ZeRO 3, which holds flat shards
+            kinds.setdefault((axes < 2, str(getattr(p, "device_mesh", ""))), []).append(p)
     groups = [
         {"params": kinds[kind], "weight_decay": 0.0 if kind[0] else training.weight_decay}
         for kind in sorted(kinds)

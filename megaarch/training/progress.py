@@ -13,7 +13,8 @@ class Progress:
 
     flops: exact training FLOPs. palm_flops: the same by PaLM's convention. seen_tokens: tokens
     that passed through the model, padding left out. target_tokens: targets of non-zero weight.
-    slots: tokens with padding. seconds: spent in training steps, evaluation left out.
+    slots: tokens with padding. seconds: wall time of the steps and of waiting for their batches;
+    evaluation and checkpoints are left out.
     skipped: steps whose loss or gradient was not finite.
     """
 

@@ -6,6 +6,7 @@ split), gradients clipped, one optimizer step, one line of metrics. Every proces
 the same trainer; the main one alone writes.
 """
 
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -19,23 +20,31 @@ from megaarch import flops
 from megaarch.data.batch import Batch, Counts
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
+from megaarch.kernels import library
 from megaarch.model.count import parameter_count
+from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel.build import build_model
+from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import AXES, DATA, Grid, check
-from megaarch.parallel.replica import Replica
-from megaarch.settings import Settings
+from megaarch.parallel.replica import Replica, replica_of
+from megaarch.settings import Model, Settings
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, optimizer
 from megaarch.training.faults import Stopped, Watch
 from megaarch.training.metrics import Metrics
+from megaarch.training.nonfinite import Guard
 from megaarch.training.progress import Limit, Progress, learning_rate
+from megaarch.training.saving import Saver
 
 __all__ = ["Step", "Trainer", "build_model", "device_of"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. loss: nats a target. seconds: of this step. rate: learning rate."""
+    """What one step did. loss: nats a target. seconds: of this step, with the wait for its batches.
+    rate: learning rate."""
 
     progress: Progress
     share: float
@@ -59,7 +68,8 @@ def device_of(settings: Settings) -> torch.device:
 class Trainer:
     """A run. `prepared` is the data (data/prepare.py); `fingerprint` guards a resumed run.
 
-    grid: the processes of the layout; None: this one alone. `model` is what this one holds.
+    grid: the processes of the layout; None: this one alone. `model` is what this one holds. heart:
+    theirs, which the caller has started.
     watch: called after every step, on every process. hold_out: called with (replica, progress) at
     `shares` of the limit, on every process, not counted as training time.
     """
@@ -70,6 +80,7 @@ class Trainer:
         prepared,
         *,
         grid: Grid | None = None,
+        heart: Heartbeat | None = None,
         watch: Callable[[Step], None] = lambda step: None,
         hold_out: Callable[[Replica, Progress], None] | None = None,
         shares: tuple[float, ...] = (),
@@ -84,9 +95,14 @@ class Trainer:
         self.limit = Limit.of(training)
         self.grid = grid or Grid.single(device_of(settings))
         check(settings, self.grid.world_size)
+        self.heart = heart or Heartbeat(self.grid, training)
         self.device = self.grid.device
+        if settings.model.fused_kernels and (reason := library.obstacle(self.device.type)):
+            raise ValueError(f"model.fused_kernels: {reason}")
         self.directory = Path(settings.logging.directory)
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
+        if self.grid.is_main and self.rows.truncation:
+            log.warning(self.rows.truncation)
         self.steps = Steps(
             self.rows,
             global_batch_size=training.global_batch_size,
@@ -95,19 +111,22 @@ class Trainer:
             ranks=self.grid.data_ranks,
             multiple=self.grid.row_multiple,
             device_type=self.device.type,
+            kernel=settings.model.attention,
+            fused_rows="rows" in settings.model.fused_kernels,
         )
         self.fingerprint = prepared.fingerprint
         self.tokenizer = {
             "path": prepared.tokenizer.path,
             "fingerprint": prepared.tokenizer.fingerprint,
         }
-        self.replica = Replica(settings, self.grid)
+        self.replica = replica_of(settings, self.grid)
         self.model = self.replica.model
         self.parameters = parameter_count(settings.model, self.model.position_axes)
-        self.optimizer = optimizer.build(self.model, training)
+        self.optimizer = self.replica.adopt(optimizer.build(self.model, training))
         self.progress = Progress()
-        self._skipped_in_a_row = 0
+        self.guard = Guard(self.directory, training, writes=self.grid.is_main)
         self._saved = -1
+        self.saver = Saver(self.directory, training, self.grid)
         self._start()
         if training.compile:
             for layer in self.model.layers.values():
@@ -116,7 +135,7 @@ class Trainer:
     def _start(self) -> None:
         """Continue the newest checkpoint of this directory, or start from another's weights."""
         training = self.settings.training
-        path = self._newest(self.directory)
+        path = checkpoint.newest(self.directory, self.grid)
         if path is not None and not training.resume:
             raise ValueError(
                 f"training.resume: {self.directory} holds a run, up to {path.name}: remove it, or "
@@ -124,6 +143,11 @@ class Trainer:
             )
         if path is not None:
             saved = checkpoint.read_progress(path)
+            if saved.get(checkpoint.WEIGHTS_ONLY):
+                raise ValueError(
+                    f"{path} holds weights alone and cannot be continued: give another "
+                    f"logging.directory, and start from it with training.start_from={path}"
+                )
             if saved["fingerprint"] != self.fingerprint:
                 raise ValueError(
                     f"{path} was trained on other data: its fingerprint is {saved['fingerprint']} "
@@ -139,29 +163,54 @@ class Trainer:
                     "them, use another logging.directory, or start a new run from these weights "
                     "with training.start_from"
                 )
-            checkpoint.load(path, self.model, self.optimizer, self.grid)
+            checkpoint.load(path, self.replica, self.optimizer, self.grid)
             self.progress = Progress.of(saved["progress"])
             self._saved = self.progress.step
         elif training.start_from:
-            parent = Path(training.start_from)
-            found = parent if (parent / "manifest.json").exists() else self._newest(parent)
+            found = self._parent(Path(training.start_from))
+            self._check_parent(found)
+            checkpoint.load(found, self.replica, None, self.grid)
+
+    def _parent(self, given: Path) -> Path:
+        """The checkpoint to start from: `given` itself, or the newest of that run."""
+        if not (given / "manifest.json").exists():
+            found = checkpoint.newest(given, self.grid)
             if found is None:
-                raise ValueError(f"training.start_from: no complete checkpoint in {parent}")
-            tokenizer = checkpoint.read_progress(found)["tokenizer"]
-            if tokenizer["fingerprint"] != self.tokenizer["fingerprint"]:
-                raise ValueError(
-                    f"training.start_from: {found} was trained with another tokenizer: set "
-                    f"data.tokenizer={tokenizer['path']}"
-                )
-            checkpoint.load(found, self.model, None, self.grid)
+                raise ValueError(f"training.start_from: no complete checkpoint in {given}")
+            return found
+        if fault := checkpoint.find_fault(given, self.grid):
+            raise ValueError(
+                f"training.start_from: checkpoint {given} is damaged ({fault}): give the run's "
+                "directory, and the newest sound one is taken"
+            )
+        return given
 
-    def _newest(self, run: Path) -> Path | None:
-        # one process reads and verifies the files, and all take the same checkpoint
-        return self.grid.share(checkpoint.newest(run) if self.grid.is_main else None)
+    def _check_parent(self, found: Path) -> None:
+        """ValueError where tokens or positions mean something else to these weights."""
+        saved, mine = checkpoint.read_progress(found), self.settings
+        tokenizer = saved["tokenizer"]
+        if tokenizer["fingerprint"] != self.tokenizer["fingerprint"]:
+            raise ValueError(
+                f"training.start_from: {found} was trained with another tokenizer: set "
+                f"data.tokenizer={tokenizer['path']}"
+            )
+        model, objective = saved["settings"]["model"], saved["settings"]["data"]["objective"]
+        fault = scheme_fault(
+            position_scheme(Model.model_validate(model), objective),
+            position_scheme(mine.model, mine.data.objective),
+        )
+        if fault:
+            raise ValueError(
+                f"training.start_from: positions mean something else to the weights of {found}: {fault}"
+            )
 
-    def run(self) -> Progress:
+    def run(self, more: bool = False) -> Progress:
         """Train to the limit; returns the totals. Told to stop by a signal, it finishes the step,
-        saves and raises Stopped."""
+        saves and raises Stopped. A run that has come to its limit is complete, and ends well.
+
+        more: the caller goes on from there (scoring), so that a signal which came by the end of the
+        last save raises Stopped too.
+        """
         settings = self.settings
         metrics = None
         if self.grid.is_main:
@@ -169,31 +218,46 @@ class Trainer:
             metrics = Metrics(settings.logging, self.progress.step, given)
         try:
             with Watch() as signals:
-                if self.progress.step == 0:
-                    self._evaluate(-1.0)
-                self._train(metrics, signals)
-            self.save()
+                self._run(metrics, signals)
+                asked = self._asked(signals) if more else 0
         finally:
             if metrics:
                 metrics.close()
+        if asked:
+            raise Stopped(asked, self.progress.step)
         return self.progress
 
+    def _run(self, metrics: Metrics | None, signals: Watch) -> None:
+        try:
+            if self.progress.step == 0:
+                self._evaluate(-1.0)
+            self._train(metrics, signals)
+            self.save()
+        except FloatingPointError:  # of all ranks at once; what is being written is from before
+            self.saver.finish()
+            raise
+
     def _train(self, metrics: Metrics | None, signals: Watch) -> None:
-        batches = prefetch(self.steps, self.progress.step, self.settings.data.workers)
         every = self.settings.training.save_every
-        while not self.limit.reached(self.progress):
-            before = self.limit.share(self.progress)
-            step = self.train_step(next(batches))
-            if metrics:
-                metrics.write(_line(step))
-            self.watch(step)
-            done = self.limit.reached(self.progress)
-            self._evaluate(before, done)
-            asked = self._asked(signals)
-            if asked or (every and self.progress.step % every == 0 and not done):
-                self.save()
-            if asked:
-                raise Stopped(asked, self.progress.step)
+        with prefetch(self.steps, self.progress.step, self.settings.data.workers) as batches:
+            while not self.limit.reached(self.progress):
+                before = self.limit.share(self.progress)
+                started = time.perf_counter()
+                with self.heart.step(self.progress.step + 1):
+                    step = self.train_step(next(batches), started)
+                if metrics:
+                    metrics.write(_line(step))
+                self.watch(step)
+                done = self.limit.reached(self.progress)
+                self._evaluate(before, done)
+                if done:
+                    break
+                self.saver.settle()
+                asked = self._asked(signals)
+                if asked or (every and self.progress.step % every == 0):
+                    self.save(wait=bool(asked))
+                if asked:
+                    raise Stopped(asked, self.progress.step)
 
     def _asked(self, signals: Watch) -> int:
         """The signal that any rank has heard, or 0: all stop at the same step."""
@@ -212,8 +276,9 @@ class Trainer:
             with torch.no_grad():
                 self.hold_out(self.replica, self.progress)
 
-    def save(self) -> None:
-        """A checkpoint of this moment, unless there is one."""
+    def save(self, wait: bool = True) -> None:
+        """A checkpoint of this moment, unless there is one. wait: until it is complete, even where
+        it is written in the background."""
         if self._saved != self.progress.step:
             record = {
                 "progress": asdict(self.progress),
@@ -221,22 +286,16 @@ class Trainer:
                 "settings": self.settings.model_dump(mode="json", by_alias=True),
                 "tokenizer": self.tokenizer,
             }
-            keep = self.settings.training.keep_checkpoints
-            checkpoint.save(
-                self.directory,
-                self.progress.step,
-                self.model,
-                self.optimizer,
-                record,
-                keep,
-                self.grid,
-            )
+            self.saver.save(self.progress.step, self.replica, self.optimizer, record)
             self._saved = self.progress.step
+        if wait:
+            self.saver.finish()
 
-    def train_step(self, batches: list[Batch]) -> Step:
-        """One optimizer step on these micro-batches."""
+    def train_step(self, batches: list[Batch], started: float | None = None) -> Step:
+        """One optimizer step on these micro-batches. started: `time.perf_counter` of when their
+        making began, None: now."""
         training, model = self.settings.training, self.settings.model
-        started = time.perf_counter()
+        started = time.perf_counter() if started is None else started
         counts = self._everywhere(sum((b.counts for b in batches[1:]), batches[0].counts))
         cost = flops.training(model, counts)
         palm = flops.palm(model, counts, self.parameters)
@@ -245,12 +304,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.forward_backward(batches)
-        norm = self.replica.clip(training.clip_gradient)
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._guard(finite)
+        norm, finite = self.replica.update(self.optimizer, loss)
+        self.guard.see(after.step, float(loss), float(norm), finite)
         seconds = time.perf_counter() - started
         self.progress = self.progress.after(
             counts, flops=cost, palm_flops=palm, seconds=seconds, skipped=not finite
@@ -293,22 +348,12 @@ class Trainer:
         figures = torch.tensor(values, dtype=torch.float64, device=self.device)
         return self.grid.sum(figures, DATA).tolist()
 
-    def _guard(self, finite: bool) -> None:
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > self.settings.training.skip_limit:
-            rows = self.settings.training.global_batch_size
-            first = self.progress.step * rows
-            raise FloatingPointError(
-                f"loss or gradient was not finite in {self._skipped_in_a_row} steps in a row, up "
-                f"to step {self.progress.step + 1} with samples {first} to {first + rows - 1}: "
-                "lower training.learning_rate, or look at these samples"
-            )
-
 
 def _line(step: Step) -> dict[str, Any]:
     progress = step.progress
     return {
         "step": progress.step,
+        "share": step.share,
         "loss": step.loss,
         "learning_rate": step.rate,
         "gradient_norm": step.gradient_norm,

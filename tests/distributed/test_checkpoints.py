@@ -9,7 +9,9 @@ from torch import distributed
 
 from megaarch.study import evaluate
 from megaarch.training import checkpoint
+from megaarch.training.retention import complete
 from tests.distributed import runs
+from tests.distributed.layouts import LAYOUTS
 
 TP_PP = {"parallel.tensor_parallel": 2, "parallel.pipeline_parallel": 2}
 FSDP2 = {"parallel.data_parallel_shard": 2}
@@ -24,8 +26,8 @@ class Stop(Exception):
 
 
 def train_to(raw, given, steps):
-    """Runs on towards step 6 and is stopped past step `steps`, of which there is a checkpoint."""
-    settings = runs.settings_of(raw, "t5", given | {"training.steps": 6, "training.save_every": 2})
+    """Runs on towards step 8 and is stopped past step `steps`, of which there is a checkpoint."""
+    settings = runs.settings_of(raw, "t5", given | {"training.steps": 8, "training.save_every": 2})
     trainer = runs.trainer_of(settings)
     start = trainer.progress.step
 
@@ -42,9 +44,9 @@ def train_to(raw, given, steps):
 @pytest.mark.parametrize(
     "optimizer, layouts",
     [
-        ("adamw", [(4, TP_PP), (4, FSDP4), (4, PP4)]),
-        ("adamw", [(2, FSDP2), (1, {}), (4, CP_FSDP)]),
-        ("adafactor", [(2, {"parallel.tensor_parallel": 2}), (2, FSDP2), (1, {})]),
+        ("adamw", [(4, TP_PP), (4, FSDP4), (1, {}), (4, PP4)]),
+        ("adamw", [(2, FSDP2), (4, TP_PP), (4, CP_FSDP), (1, {})]),
+        ("adafactor", [(2, {"parallel.tensor_parallel": 2}), (2, FSDP2), (1, {}), (2, FSDP2)]),
     ],
 )
 def test_a_run_continues_in_other_layouts(optimizer, layouts, pool, raw, prepared, tmp_path):
@@ -55,7 +57,7 @@ def test_a_run_continues_in_other_layouts(optimizer, layouts, pool, raw, prepare
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
-    _, wanted = train_to(raw, given("whole"), 6)
+    _, wanted = train_to(raw, given("whole"), 8)
     for number, (world_size, layout) in enumerate(layouts):
         ranks = pool.run(world_size, train_to, raw, given("moved") | layout, 2 * number + 2)
         assert {start for start, _ in ranks} == {2 * number}
@@ -69,46 +71,137 @@ def test_a_run_continues_in_other_layouts(optimizer, layouts, pool, raw, prepare
         assert runs.distance(found[name], value) < 1e-4, name
 
 
+def test_weights_are_read_whole_whatever_layout_wrote_them(pool, raw, prepared, tmp_path):
+    given = {"logging.directory": str(tmp_path / "run")}
+    ranks = pool.run(4, train_to, raw, given | TP_PP, 8)
+    found = checkpoint.read_weights(checkpoint.newest(tmp_path / "run"))
+    wanted = {name: value for _, weights in ranks for name, value in weights.items()}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
 def broken_save(raw, given):
+    """What every rank is told where rank 1 reads other than it wrote."""
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
     trainer.train_step(trainer.steps[0])
-    checkpoint.find_fault = lambda path: "it is made up"
+    honest = checkpoint._checksum
+    if distributed.get_rank() == 1:
+        values = iter(range(100))
+        checkpoint._checksum = lambda file: next(values)
     try:
         trainer.save()
     except OSError as error:
         distributed.barrier()
         return str(error)
+    finally:
+        checkpoint._checksum = honest
 
 
-def test_a_save_that_fails_is_told_to_every_rank_and_leaves_nothing(pool, raw, prepared, tmp_path):
-    given = {"logging.directory": str(tmp_path / "run")} | FSDP2
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_save_that_fails_is_told_to_every_rank_and_leaves_nothing(
+    async_save, pool, raw, prepared, tmp_path
+):
+    given = {"logging.directory": str(tmp_path / "run"), "training.async_save": async_save} | FSDP2
     for told in pool.run(2, broken_save, raw, given):
-        assert "does not read back as written: it is made up" in told
+        assert "does not read back as written: state/__1_0.distcp has a wrong checksum" in told
     assert checkpoint.newest(tmp_path / "run") is None
 
 
-def scored(run, layout, smaller):
-    whole = evaluate.Evaluation
-    evaluate.Evaluation = lambda: whole(**smaller)
+def reading(raw, given):
+    """Names of the files that this rank reads: to save a checkpoint, and to go on from it."""
+    honest, read = checkpoint._checksum, []
+    checkpoint._checksum = lambda file: read.append(file.name) or honest(file)
     try:
-        return evaluate.evaluate_run(run, [f"{name}={size}" for name, size in layout.items()])
+        trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
+        trainer.train_step(trainer.steps[0])
+        trainer.save()
+        saved, read[:] = list(read), []
+        runs.trainer_of(trainer.settings)
+        return saved, list(read)
     finally:
-        evaluate.Evaluation = whole
+        checkpoint._checksum = honest
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_each_rank_reads_what_it_wrote_and_a_share_of_what_is_there(
+    async_save, pool, raw, prepared, tmp_path
+):
+    given = {"logging.directory": str(tmp_path / "run"), "training.async_save": async_save}
+    ranks = pool.run(4, reading, raw, given | TP_PP)
+    manifest = json.loads((checkpoint.newest(tmp_path / "run") / "manifest.json").read_text())
+    names = [name.rpartition("/")[2] for name in manifest]
+    assert sorted(names) == sorted([".metadata", "progress.json", *shards(4)])
+    for rank, (saved, _) in enumerate(ranks):
+        own = [name for name in saved if name.endswith(".distcp")]
+        assert set(own) == {f"__{rank}_0.distcp"}
+        assert rank == 0 or own == saved
+    assert sorted(name for _, resumed in ranks for name in resumed) == sorted(names)
+    assert {len(resumed) for _, resumed in ranks} == {1, 2}
+
+
+def shards(ranks):
+    return [f"__{rank}_0.distcp" for rank in range(ranks)]
+
+
+def found_by(raw, run, layout):
+    """What a rank of `layout` says of a run's checkpoints."""
+    grid = runs.trainer_of(runs.settings_of(raw, "gpt", layout)).grid
+    faults = [checkpoint.find_fault(path, grid) for path in complete(run / "checkpoints")]
+    try:
+        return faults, checkpoint.newest(run, grid).name
+    except ValueError as error:
+        return faults, str(error)
+
+
+def test_damage_that_one_rank_sees_is_named_on_all_and_skipped(pool, raw, prepared, tmp_path):
+    run = tmp_path / "run"
+    given = {"logging.directory": str(run), "training.keep_checkpoints": 0} | FSDP4
+    pool.run(4, train_to, raw, given, 8)
+    elsewhere = {"logging.directory": str(tmp_path / "elsewhere")} | FSDP4
+    paths = complete(run / "checkpoints")
+    assert [path.name[-1] for path in paths] == ["2", "4", "6", "8"]
+    for path, shard in zip(paths[1:], shards(4)[1:], strict=True):
+        file = path / "state" / shard
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    wanted = [None, *(f"state/{name} has a wrong checksum" for name in shards(4)[1:])]
+    for found in pool.run(4, found_by, raw, run, elsewhere):
+        assert found == (wanted, "step-00000002")
+    (paths[0] / "state" / shards(4)[3]).unlink()
+    for _, told in pool.run(4, found_by, raw, run, elsewhere):
+        assert "step-00000002 is damaged (state/__3_0.distcp is missing)" in told
+        assert "none before it" in told
+
+
+def scored(run, layout, smaller):
+    whole, find_fault, read = evaluate.Evaluation, checkpoint.find_fault, []
+    evaluate.Evaluation = lambda: whole(**smaller)
+    checkpoint.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)
+    try:
+        given = [f"{name}={size}" for name, size in layout.items()]
+        return evaluate.evaluate_run(run, given) | {"verified": len(read)}
+    finally:
+        evaluate.Evaluation, checkpoint.find_fault = whole, find_fault
 
 
 @pytest.mark.parametrize(
-    "preset, layout", [("prefix_lm", CP_FSDP), ("t5", TP_PP), ("xlnet", TP_PP), ("gpt", PP2_FSDP2)]
+    "preset, name",
+    [*(("t5", name) for name in LAYOUTS), ("prefix_lm", "cp2 x tp2"), ("xlnet", "tp2 x pp2")],
 )
 def test_the_yardsticks_of_a_layout_equal_those_of_one_process(
-    preset, layout, pool, raw, prepared, tmp_path
+    preset, name, pool, raw, prepared, tmp_path
 ):
+    ranks, layout, deeper = LAYOUTS[name]
     smaller = {"documents": 6, "choices": 4, "middles": 2, "batch_rows": 4}
     smaller |= {"prefix_tokens": 12, "continuation_tokens": 6}
-    given = {"logging.directory": str(tmp_path / "run"), "training.steps": 2}
+    given = {"logging.directory": str(tmp_path / "run"), "training.steps": 2} | deeper
     runs.trainer_of(runs.settings_of(raw, preset, given)).run()
     wanted = scored(tmp_path / "run", {}, smaller)
     assert wanted["items"]["continuation"] == 6 and wanted["items"]["choice"] == 4
-    for found in pool.run(4, scored, tmp_path / "run", layout, smaller):
+    for found in pool.run(ranks, scored, tmp_path / "run", layout, smaller):
+        assert found["verified"] == wanted["verified"] == 1, "a share on each rank"
         assert found.keys() == wanted.keys()
         assert found["items"] == wanted["items"]
         assert found["choice_accuracy"] == wanted["choice_accuracy"]

@@ -1,50 +1,69 @@
 """Every preset in the tensor and pipeline layouts, through the trainer, equals one process; and the
-larger combinations for a causal decoder, an encoder-decoder and two streams."""
+other layouts and combinations for a causal decoder, an encoder-decoder and two streams. The whole
+matrix, in fp64 too: `python -m tests.distributed.matrix`."""
+
+from functools import lru_cache
 
 import pytest
 
 from tests.conftest import PRESETS
 from tests.distributed import runs
+from tests.distributed.layouts import DEEPER, FSDP2, LARGER, LAYOUTS, PP2, TP2
 
-DEEPER = {"model.layers": 3}  # odd, and enough layers for four stages of an encoder-decoder
-
-
-def layout(**sizes: int) -> dict[str, int]:
-    return {f"parallel.{name}": size for name, size in sizes.items()}
-
-
-TP2 = layout(tensor_parallel=2)
-PP2 = layout(pipeline_parallel=2)
-CP2 = layout(context_parallel=2)
-FSDP2 = layout(data_parallel_shard=2)
-EVERY = {"tp2": (2, TP2), "pp2": (2, PP2), "tp2 x pp2": (4, TP2 | PP2)}
-PAIRS = {
-    "tp2 x fsdp2": (4, TP2 | FSDP2),
-    "pp2 x fsdp2": (4, PP2 | FSDP2),
-    "cp2 x tp2": (4, CP2 | TP2),
-    "tp2 x pp2 x fsdp2": (8, TP2 | PP2 | FSDP2),
-    "tp2 x pp2 x cp2": (8, TP2 | PP2 | CP2),
+THREE = ("gpt", "t5", "xlnet")
+EVERY = ("tp2", "pp2", "tp2 x pp2")
+# steps of tensor parallelism are slow on a CPU: two micro-batches each in place of four
+BRIEFER = {
+    name: {"training.global_batch_size": 4}
+    for name in ("tp2", "tp2 x pp2", "cp2 x tp2", "tp2 x pp2 x cp2")
 }
+COMBINED = {**{name: LAYOUTS[name] for name in LAYOUTS if name not in EVERY}, **LARGER}
 
 
 @pytest.fixture(scope="module")
 def single(raw, prepared):
-    """Runs of one process."""
-    return runs.run(raw, list(PRESETS), DEEPER)
+    """single(presets, settings): runs of one process."""
+
+    @lru_cache
+    def of(preset, given):
+        return runs.run(raw, [preset], dict(given))[preset]
+
+    return lambda presets, given: {p: of(p, tuple(given.items())) for p in presets}
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_preset_equals_one_process(name, pool, raw, single):
-    ranks, given = EVERY[name]
-    found = runs.merge(pool.run(ranks, runs.run, raw, list(PRESETS), DEEPER | given))
+    ranks, given, deeper = LAYOUTS[name]
+    deeper = deeper | BRIEFER.get(name, {})
+    found = runs.merge(pool.run(ranks, runs.run, raw, list(PRESETS), deeper | given))
+    wanted = single(PRESETS, deeper)
     for preset in PRESETS:
-        runs.compare(found[preset], single[preset], f"{preset} {name}", 1e-5)
+        runs.compare(found[preset], wanted[preset], f"{preset} {name}", 1e-5)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_combinations_equal_one_process(name, pool, raw, single):
-    ranks, given = PAIRS[name]
-    presets = ["gpt", "t5", "xlnet"]
-    found = runs.merge(pool.run(ranks, runs.run, raw, presets, DEEPER | given))
-    for preset in presets:
-        runs.compare(found[preset], single[preset], f"{preset} {name}", 1e-5)
+@pytest.mark.parametrize("name", COMBINED)
+def test_other_layouts_equal_one_process(name, pool, raw, single):
+    ranks, given, deeper = COMBINED[name]
+    deeper = deeper | BRIEFER.get(name, {})
+    found = runs.merge(pool.run(ranks, runs.run, raw, list(THREE), deeper | given))
+    wanted = single(THREE, deeper)
+    for preset in THREE:
+        runs.compare(found[preset], wanted[preset], f"{preset} {name}", 1e-5)
+
+
+@pytest.mark.parametrize("given", [TP2, FSDP2], ids=["tp2", "fsdp2"])
+def test_adafactor_equals_one_process(given, pool, raw, single):
+    settings = DEEPER | BRIEFER["tp2"] | {"training.optimizer": "adafactor"}
+    found = runs.merge(pool.run(2, runs.run, raw, list(THREE), settings | given))
+    wanted = single(THREE, settings)
+    for preset in THREE:
+        runs.compare(found[preset], wanted[preset], f"{preset} {given}", 1e-5)
+
+
+def test_stages_hand_on_what_one_process_keeps_in_bf16(pool, raw, single):
+    """The residual stream is fp32 under autocast, between stages too."""
+    settings = DEEPER | {"training.precision": "bf16", "training.steps": 2}
+    found = runs.merge(pool.run(2, runs.run, raw, ["gpt", "t5"], settings | PP2))
+    wanted = single(("gpt", "t5"), settings)
+    for preset in ("gpt", "t5"):
+        runs.compare(found[preset], wanted[preset], f"{preset} bf16", 1e-5)

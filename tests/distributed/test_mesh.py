@@ -85,6 +85,10 @@ def test_what_does_not_fit_is_told_before_anything_starts(given, world_size, wor
 
 def test_fewer_key_heads_than_ranks_fit_and_all_mistakes_are_told_at_once(tiny):
     check(tiny(parallel__tensor_parallel=4, model__kv_heads=1), 4)
+    three = {"model__heads": 12, "model__head_size": 8, "model__kv_heads": 3}
+    check(tiny(parallel__context_parallel=2, **three), 2)  # they are repeated, as often as needed
+    with pytest.raises(ConfigError, match=r"3 key heads neither divide among 2 ranks \(parallel.t"):
+        check(tiny(parallel__tensor_parallel=2, **three), 2)
     wrong = tiny(
         parallel__tensor_parallel=3,
         model__heads=12,

@@ -287,6 +287,7 @@ def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
     ("given", "message"),
     [
         ({PIPELINE: 3}, "more stages than the model's 2 layers"),
+        ({EACH: 2, SCHEDULE: "interleaved_1f1b"}, "are of a pipeline, and there is none"),
         ({PIPELINE: 2, EACH: 2, "model__layers": 4}, "1f1b runs one stage on a rank"),
         ({PIPELINE: 2, SCHEDULE: "interleaved_1f1b"}, "needs 2 or more"),
         ({PIPELINE: 2, SCHEDULE: "zero_bubble", "parallel__recompute": "full"}, "recompute twice"),

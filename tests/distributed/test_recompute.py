@@ -1,11 +1,15 @@
 """Activation checkpointing: the same gradients to the bit, from less memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megaarch.attention import KERNELS, dispatch
+from megaarch.attention.package import Package
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import initialize
@@ -90,3 +94,83 @@ def test_names_do_not_change(tiny):
     names = list(model.state_dict())
     recompute.apply(model, "selective")
     assert list(model.state_dict()) == names
+
+
+class StandIn:
+    """An attention library whose forward is one torch operator, and counts its runs."""
+
+    def __init__(self, name):
+        self.runs = 0
+
+        @torch.library.custom_op(name, mutates_args=())
+        def forward(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool
+        ) -> torch.Tensor:
+            self.runs += 1
+            return attention(q, k, v, scale, causal)
+
+        def backward(ctx, grad):
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+                out = attention(*leaves, *ctx.figures)
+            return *torch.autograd.grad(out, leaves, grad), None, None
+
+        def keep(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:3])
+            ctx.figures = inputs[3:]
+
+        forward.register_autograd(backward, setup_context=keep)
+        self.forward = forward
+
+    def call(self, _):
+        """As varlen.Call: here of rows that are whole and alike."""
+
+        def run(q, k, v, segments, scale):
+            rows = len(segments.q_starts) - 1
+            stacked = (x.unflatten(0, (rows, -1)) for x in (q, k, v))
+            return self.forward(*stacked, scale, segments.causal).flatten(0, 1)
+
+        return run
+
+
+def attention(q, k, v, scale, causal):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, scale=scale, is_causal=causal, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+@pytest.mark.parametrize("kernel", ["flash2", "flash3", "cudnn_ragged"])
+def test_selective_keeps_what_a_librarys_own_operator_gave(kernel, tiny, prepared, monkeypatch):
+    given = tiny("bert", model__attention=kernel)
+    rows = Rows(given.model, given.data, prepared, 0)
+    steps = Steps(rows, global_batch_size=4, micro_batch_size=4, kernel=kernel)
+    stand_in = StandIn(KERNELS[kernel].forward_operators[0])
+    here = {"devices": ("cpu",), "dtypes": (torch.float32,), "call": stand_in.call}
+    package = Package("a stand-in", "", "math", "sqrt")
+    monkeypatch.setitem(KERNELS, kernel, replace(KERNELS[kernel], package=package, **here))
+    wanted, *_ = run(given, steps[0][0], "none")
+    counts = {}
+    for mode in ("none", "selective", "full"):
+        stand_in.runs = 0
+        found, *_ = run(given, steps[0][0], mode)
+        counts[mode] = stand_in.runs
+        for name, gradient in wanted.items():
+            assert found[name].equal(gradient), name
+    layers = given.model.layers
+    ahead = 2 * layers  # run() passes forward twice
+    assert counts == {"none": ahead, "selective": ahead, "full": ahead + layers}
+
+
+def test_the_operators_that_kernels_name_are_torchs_where_they_are():
+    KERNELS["torch_varlen"].package.load()  # registers its operators
+    named = {
+        name for kernel in KERNELS.values() for name in getattr(kernel, "forward_operators", ())
+    }
+    assert named < recompute.KEPT
+    for namespace, operator in (name.split("::") for name in recompute.KEPT):
+        if namespace in ("aten", "torch_attn"):
+            assert hasattr(getattr(torch.ops, namespace), operator), operator
+    for name in (*dispatch.RANKED, dispatch.FALLBACK):
+        assert KERNELS[name].forward_operators, name

@@ -42,11 +42,12 @@ CASES = {preset: (preset, {}) for preset in PRESETS} | {
         "bart",
         {"dropout": 0.2, "embedding_normalization": True, "position_encoding": "learned"},
     ),
+    "fused kernels": ("gpt", {"fused_kernels": ["rms_norm", "cross_entropy"], "output_bias": True}),
     "all padding on one rank": ("gpt", {"output_scale": 0.5, "vocabulary_size": 520}),
 }
 
 TOGETHER = {
-    "data_parallel_shard": ("gpt", "relative bias", "BERT's options"),
+    "data_parallel_shard": ("gpt", "relative bias", "BERT's options", "fused kernels"),
     "context_parallel": ("relative bias", "one key head", "dropout"),
 }
 

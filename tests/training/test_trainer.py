@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from megaarch import flops
-from megaarch.training import checkpoint
+from megaarch.data.prepare import prepare
+from megaarch.training import checkpoint, retention
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 
@@ -105,6 +106,31 @@ def test_loader_workers_change_nothing(tiny, prepared, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_learned_positions_reach_as_far_as_the_rows(tiny, prepared):
+    given = {"model__position_encoding": "learned", "training__steps": 1}
+    with pytest.raises(ValueError, match=r"48 positions are fewer than the 58 .* set it to 58"):
+        Trainer(tiny("bart", **given), prepared)
+    Trainer(tiny("bart", model__learned_positions=58, **given), prepared).run()
+
+
+def test_too_few_sentinels_are_told_before_the_first_step(tiny, prepared):
+    long = tiny("t5", model__sequence_length=400)
+    with pytest.raises(ValueError, match=r"sentinel 21 asked for.*raise data.sentinels"):
+        Trainer(long, prepared)
+
+
+def test_pairs_that_are_cut_are_told_as_a_run_starts(tiny, tmp_path, caplog):
+    path = tmp_path / "pairs.jsonl"
+    texts = [f"{'so it is ' * (30 if i % 4 else 1)}{i}" for i in range(100)]
+    path.write_text("".join(json.dumps({"input": t, "target": "yes"}) + "\n" for t in texts))
+    settings = tiny(data__source=str(path), data__objective="supervised")
+    trainer = Trainer(settings, prepare(settings.data, settings.model.vocabulary_size))
+    cut, pairs = trainer.rows.truncated_pairs, trainer.rows.pairs
+    assert 0 < cut < pairs
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{cut} of {pairs} {{input, target}} pairs ({cut / pairs:.1%}) are too")
+
+
 def test_other_data_is_refused(tiny, prepared):
     settings = tiny()
     Trainer(settings, prepared).run()
@@ -129,8 +155,26 @@ def test_a_run_can_start_from_anothers_weights(tiny, prepared, tmp_path):
     misfit = tiny("t5", training__start_from=str(tmp_path / "parent"))
     with pytest.raises(ValueError, match="is of another model"):
         Trainer(misfit, prepared)
+    turned = tiny("glm", training__start_from=str(tmp_path / "parent"))
+    with pytest.raises(ValueError, match="number of position axes is 1 there and 2 here"):
+        Trainer(turned, prepared)
+    farther = {"model__rope_base": 5e5, "training__start_from": str(tmp_path / "parent")}
+    Trainer(tiny("gpt", **farther), prepared)  # context extension
     with pytest.raises(ValueError, match="no complete checkpoint"):
         Trainer(tiny(training__start_from=str(tmp_path / "nowhere")), prepared)
+    step = tmp_path / "parent" / "checkpoints" / "step-00000006"
+    Trainer(tiny(training__start_from=str(step)), prepared)
+    flip(step)
+    with pytest.raises(ValueError, match="step-00000006 is damaged .*wrong checksum"):
+        Trainer(tiny(training__start_from=str(step)), prepared)
+
+
+def flip(step):
+    """Flips a bit in the weights of a checkpoint, whose size stays."""
+    file = next((step / "state").glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_named_skipped_and_the_one_before_used(tiny, prepared, caplog):
@@ -154,6 +198,32 @@ def test_only_the_newest_checkpoints_are_kept(tiny, prepared):
     assert [p.name for p in steps] == ["step-00000005", "step-00000006"]
 
 
+def test_seconds_hold_the_making_of_batches_and_no_evaluation(tiny, prepared, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("megaarch.training.trainer.time", clock)
+    settings = tiny(training__steps=3)
+    trainer = Trainer(settings, prepared, hold_out=lambda *_: clock.pass_by(100), shares=(0, 0.5))
+    make, learn = trainer.steps.batch, trainer.forward_backward
+    trainer.steps.batch = lambda rows: clock.pass_by(1) or make(rows)  # two to a step
+    trainer.forward_backward = lambda batches: clock.pass_by(5) or learn(batches)
+    assert trainer.run().seconds == 3 * (2 + 5)
+    for line in lines(settings):
+        assert line["tokens_per_second"] == line["seen_tokens"] / line["step"] / (2 + 5)
+
+
+class Clock:
+    """Stands in for `time`: passes when told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
 def test_a_budget_is_met_within_half_a_step(tiny, prepared):
     settings = tiny(training__steps=None, training__budget={"match": "flops", "amount": 1.0e9})
     progress = Trainer(settings, prepared).run()
@@ -175,11 +245,60 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(tiny, pre
     with pytest.raises(FloatingPointError, match="3 steps in a row.*samples 16 to 23"):
         trainer.run()
     assert trainer.progress.skipped == 2
+    text = (Path(settings.logging.directory) / "metrics.jsonl").read_text()
+    assert "NaN" not in text, "not JSON"
+    assert [line["gradient_norm"] for line in lines(settings)] == [None, None]
     for name, value in trainer.model.named_parameters():
         assert torch.equal(value, before[name]), name
 
 
-def test_bf16_and_compile_train(tiny, prepared):
+def test_a_run_that_ended_for_steps_that_are_not_finite_goes_on_as_it_is_told(
+    tiny, prepared, tmp_path
+):
+    def poisoned(**given):
+        trainer = Trainer(tiny(training__save_every=3, training__warmup=0.0, **given), prepared)
+        honest = trainer.forward_backward
+
+        def forward_backward(batches):
+            loss = honest(batches)
+            if trainer.progress.step in (3, 4):
+                next(trainer.model.parameters()).grad.fill_(float("nan"))
+            return loss
+
+        trainer.forward_backward = forward_backward
+        return trainer
+
+    with pytest.raises(FloatingPointError) as told:
+        poisoned(training__skip_limit=1).run()
+    assert "larger training.skip_limit" in str(told.value)
+    assert f"training.start_from={tmp_path / 'run'}" in str(told.value)
+    again = poisoned(training__skip_limit=2)
+    assert again.progress.step == 3
+    assert (again.run().step, again.progress.skipped) == (6, 2)
+    start = {"training__start_from": str(tmp_path / "run"), "training__learning_rate": 1e-4}
+    other = Trainer(tiny(logging__directory=str(tmp_path / "lower"), **start), prepared)
+    for name, value in again.model.named_parameters():
+        assert torch.equal(dict(other.model.named_parameters())[name], value), name
+    other.run()
+
+
+def test_compiled_layers_train_as_eager_ones_do(tiny, prepared, tmp_path):
+    from torch._dynamo.utils import counters
+
+    given = {"model__layers": 1, "model__kv_heads": 4, "training__steps": 2}
+    losses = []
+    for compiled in (False, True):
+        counters.clear()
+        settings = tiny(
+            training__compile=compiled, logging__directory=str(tmp_path / str(compiled)), **given
+        )
+        Trainer(settings, prepared).run()
+        losses.append([line["loss"] for line in lines(settings)])
+        assert (counters["frames"]["ok"] > 0) == compiled, "or it has run eagerly"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_bf16_trains(tiny, prepared):
     settings = tiny("t5", training__precision="bf16", training__steps=8)
     Trainer(settings, prepared).run()
     written = lines(settings)
@@ -191,8 +310,25 @@ def test_a_run_continued_with_other_settings_is_refused_and_names_them(tiny, pre
     Trainer(tiny(training__steps=8), prepared)  # going further is no other run
     with pytest.raises(ValueError, match=r"training.learning_rate was 0.003 and is 0.5"):
         Trainer(tiny(training__learning_rate=0.5), prepared)
+    with pytest.raises(ValueError, match=r"model.attention_scale was None and is 0.5"):
+        Trainer(tiny(model__attention_scale=0.5), prepared)
     with pytest.raises(ValueError, match=r"model.preset was 'gpt' and is 'prefix_lm'"):
         Trainer(tiny("prefix_lm"), prepared)
+
+
+def test_a_budget_may_grow(tiny, prepared):
+    def budget(amount):
+        return tiny(training__steps=None, training__budget={"match": "flops", "amount": amount})
+
+    step = Trainer(budget(1e8), prepared).run().step
+    assert Trainer(budget(3e8), prepared).run().step > step
+
+
+def test_a_sound_checkpoint_of_a_later_step_stays(tiny, prepared):
+    Trainer(tiny(training__save_every=2), prepared).run()
+    folder = Path(tiny().logging.directory) / "checkpoints"
+    retention.prune(folder, folder / "step-00000004", keep=1, keep_every=0)
+    assert [path.name for path in retention.complete(folder)] == ["step-00000004", "step-00000006"]
 
 
 def test_a_damaged_checkpoint_never_outlives_a_sound_one(tiny, prepared):
@@ -204,6 +340,26 @@ def test_a_damaged_checkpoint_never_outlives_a_sound_one(tiny, prepared):
     assert checkpoint.find_fault(folder / "step-00000005") is None
     assert (folder / "latest").read_text().strip() == "step-00000005"
     assert not (folder / "step-00000003").exists()
+
+
+@pytest.mark.parametrize("manifest", ["{", "[4]", '{"progress.json": 3, "state/.metadata": [1]}'])
+def test_a_run_whose_only_checkpoint_is_damaged_is_not_begun_anew(manifest, tiny, prepared):
+    Trainer(tiny(), prepared).run()
+    step = Path(tiny().logging.directory) / "checkpoints" / "step-00000006"
+    (step / "manifest.json").write_text(manifest)
+    before = lines(tiny())
+    with pytest.raises(ValueError, match="is damaged .*, and there is none before it"):
+        Trainer(tiny(training__steps=8), prepared)
+    assert lines(tiny()) == before
+
+
+def test_a_checkpoint_with_a_flipped_bit_does_not_count_as_one_to_keep(tiny, prepared):
+    Trainer(tiny(training__save_every=2), prepared).run()
+    folder = Path(tiny().logging.directory) / "checkpoints"
+    flip(folder / "step-00000006")
+    Trainer(tiny(training__steps=5, training__keep_checkpoints=2), prepared).run()
+    left = {p.name for p in folder.glob("step-*")}
+    assert left >= {"step-00000004", "step-00000005"}
 
 
 def test_a_folder_that_holds_a_run_is_not_started_anew(tiny, prepared):

@@ -1,0 +1,133 @@
+"""When a run's checkpoints are written: at once, or in the background while training goes on.
+
+In the background, the state is copied to host memory, and a thread of each process writes the copy
+(torch's dcp.async_save) and seals what it wrote. Only the manifest and renaming are left, and all
+processes come together for that between two steps: a checkpoint is complete or absent, as ever. A thread and not a
+process of its own: what is killed takes its writer along, and nothing survives to write into a
+folder that the restarted run uses.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import distributed
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.optim import Optimizer
+
+from megaarch.parallel import launch
+from megaarch.parallel.mesh import AXES, Grid
+from megaarch.parallel.replica import Replica
+from megaarch.settings import Training
+from megaarch.training import checkpoint
+
+# torch 2.11 closes a stager behind the first state that it has copied
+STAGES_ONCE = torch.__version__ < "2.13"
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A checkpoint in the making. written: all processes' shards. sealed: this one's, with their
+    part of the manifest."""
+
+    path: Path
+    aside: Path
+    progress: dict[str, Any]
+    written: Future
+    sealed: Future
+
+
+class Saver:
+    """Saves a run's checkpoints as `training` says. Every method is called by all processes of
+    `grid` together, and raises OSError on all of them where a checkpoint could not be written."""
+
+    def __init__(self, run: Path, training: Training, grid: Grid):
+        self.run, self.training, self.grid = run, training, grid
+        self._flight: _Flight | None = None
+        self._group = self._stager = self._thread = None
+
+    def save(
+        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
+    ) -> None:
+        """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
+        self.finish()
+        training = self.training
+        if training.async_save:
+            self._begin(checkpoint.place(self.run, step), replica, optimizer, progress)
+        else:
+            checkpoint.save(
+                self.run,
+                step,
+                replica,
+                optimizer,
+                progress,
+                training.keep_checkpoints,
+                self.grid,
+                training.keep_every,
+            )
+
+    def _begin(
+        self, path: Path, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
+    ) -> None:
+        if self._stager is None or STAGES_ONCE:
+            cuda = self.grid.device.type == "cuda"
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=cuda,
+                    use_shared_memory=False,
+                    use_async_staging=False,
+                    use_non_blocking_copy=cuda,
+                )
+            )
+        if self._thread is None:
+            # the threads' own: their collectives and those of a step know no common order
+            self._group = launch.patient_group() if distributed.is_initialized() else None
+            self._thread = ThreadPoolExecutor(1, "seal")
+        aside = checkpoint.begin(path, self.grid)
+        written = dcp.async_save(
+            checkpoint.state_of(replica, optimizer),
+            checkpoint_id=aside / "state",
+            process_group=self._group,
+            async_stager=self._stager,
+        )
+        sealed = self._thread.submit(_seal, written, path, aside, self.grid)
+        self._flight = _Flight(path, aside, progress, written, sealed)
+
+    def settle(self) -> None:
+        """Put the checkpoint in the making in force if it is ready on all processes."""
+        if self._flight is not None:
+            waits = torch.tensor(float(not self._flight.sealed.done()), device=self.grid.device)
+            if not self.grid.sum(waits, tuple(AXES)):
+                self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint in the making, if there is one, and put it in force."""
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        with checkpoint.on_main(self.grid):
+            _wait(flight.written, flight.path)
+            sealed = flight.sealed.result()
+        training = self.training
+        checkpoint.put(
+            flight.aside,
+            flight.path,
+            sealed,
+            flight.progress,
+            training.keep_checkpoints,
+            training.keep_every,
+            self.grid,
+        )
+
+
+def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> checkpoint.Manifest:
+    _wait(written, path)
+    return checkpoint.seal(aside, grid)
+
+
+def _wait(written: Future, path: Path) -> None:
+    with checkpoint.told(f"checkpoint {path} could not be written"):
+        written.result()

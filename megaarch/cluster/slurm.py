@@ -1,0 +1,137 @@
+"""What SLURM is asked, and what it answers: sbatch, squeue, sacct."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import megaarch
+
+SCRIPTS = Path(megaarch.__file__).parents[1] / "launch"
+# of site.sh, with their least; WARNING_SECONDS may lack
+NUMBERS = {"GPUS_PER_NODE": 0, "RANKS_PER_NODE": 1, "CPUS_PER_RANK": 1, "WARNING_SECONDS": 1}
+WARNING_SECONDS = 300
+WARNING_MOST = 65535  # that sbatch --signal takes
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster as `folder`/site.sh describes it.
+
+    cpu_partition: "" where there is but one. warning_seconds: between SIGUSR1 and the time limit of
+    a job that trains. cpu_options: more for sbatch, of jobs in the CPU partition.
+    """
+
+    folder: Path
+    gpus_per_node: int
+    ranks_per_node: int
+    cpus_per_rank: int
+    cpu_partition: str
+    warning_seconds: int = WARNING_SECONDS
+    cpu_options: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Site":
+        """ValueError where site.sh is not there, fails, or does not say what it must."""
+        folder = folder.absolute()
+        path = folder / "site.sh"
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist: copy {folder / 'site.example.sh'} there and fill it in"
+            )
+        names = " ".join(f'"${{{name}:-}}"' for name in (*NUMBERS, "CPU_PARTITION"))
+        script = f'source "$0" >&2 && printf "%s\\n" {names} "${{CPU_SBATCH_OPTIONS[@]}}"'
+        done = subprocess.run(["bash", "-c", script, str(path)], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{path} fails: {(done.stderr.strip() or 'no message')[-300:]}")
+        lines = done.stdout.split("\n")
+        values = dict(zip(NUMBERS, lines, strict=False))
+        values["WARNING_SECONDS"] = values["WARNING_SECONDS"] or str(WARNING_SECONDS)
+        for name, least in NUMBERS.items():
+            if not values[name].isdecimal() or int(values[name]) < least:
+                raise ValueError(
+                    f"{path}: {name} must be a number from {least}, not {values[name]!r}"
+                )
+        gpus, ranks, cpus, warning = map(int, values.values())
+        if warning > WARNING_MOST:
+            raise ValueError(f"{path}: WARNING_SECONDS must be {WARNING_MOST} at most")
+        partition, *options = lines[len(NUMBERS) :]
+        return cls(folder, gpus, ranks, cpus, partition, warning, tuple(filter(None, options)))
+
+    def shell(self, command: list[str]) -> list[str]:
+        """The command where the site's variables are set."""
+        source = f"source {shlex.quote(str(self.folder / 'site.sh'))}"
+        return ["bash", "-c", f"{source} && exec {shlex.join(command)}"]
+
+
+def submit(site: Site, command: list[str]) -> int:
+    """Runs an sbatch command; returns the job's id. ValueError with what sbatch says."""
+    if not shutil.which("sbatch"):
+        raise ValueError("sbatch is not on this machine: submit from a login node of the cluster")
+    done = subprocess.run(site.shell(command), capture_output=True, text=True)
+    if done.returncode:
+        told = " ".join(done.stderr.split())
+        raise ValueError(f"SLURM refuses a job: {told}: {shlex.join(command)}")
+    return int(done.stdout.strip().splitlines()[-1].partition(";")[0])
+
+
+def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
+    """Of each task that is queued or runs, "12_3": its state and the reason why it waits. None
+    where there is no squeue, or it does not answer."""
+    if not jobs or not shutil.which("squeue"):
+        return None
+    done = _ask("squeue", "--noheader", "--array", f"--jobs={_listed(jobs)}", "--format=%i|%T|%r")
+    if done is None:
+        return None
+    if done.returncode:  # it says so of a job that has left its memory, where that is the only one
+        return {} if "Invalid job id" in done.stderr else None
+    lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    return {_task(job): (state, reason) for job, state, reason in lines}
+
+
+def accounts(jobs: list[int]) -> dict[str, str]:
+    """The state in which each task ended, where the cluster keeps accounts."""
+    if not jobs or not shutil.which("sacct"):
+        return {}
+    done = _ask(
+        "sacct", "-X", "-n", "-P", "--array", f"--jobs={_listed(jobs)}", "--format=JobID,State"
+    )
+    if done is None or done.returncode:
+        return {}
+    lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    return {_task(job): state.split()[0] for job, state in lines}
+
+
+def seconds(time: str, flag: str = "--time") -> int:
+    """Of a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds,
+    days-hours, days-hours:minutes, days-hours:minutes:seconds. ValueError, of the option `flag`, for
+    anything else."""
+    found = TIME.fullmatch(time)
+    if not found:
+        raise ValueError(f"{flag} {time}: give it as hours:minutes:seconds or days-hours")
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, rest = [*numbers, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + rest
+    if len(numbers) == 3:
+        return numbers[0] * 3600 + numbers[1] * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _listed(jobs: list[int]) -> str:
+    return ",".join(map(str, jobs))
+
+
+def _task(job: str) -> str:
+    return job if "_" in job else f"{job}_0"

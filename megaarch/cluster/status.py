@@ -1,0 +1,244 @@
+"""How far a study or a run is: each cell's state, progress, throughput and time left.
+
+All of it is read from the folder; squeue (and sacct, where the cluster keeps accounts) says
+which jobs wait or run. Without SLURM the cells' locks say what runs on this machine.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megaarch.cluster import slurm, submit
+from megaarch.parallel.heartbeat import LOST
+from megaarch.study import cell as cells
+from megaarch.study import compare, lock
+from megaarch.study.display import clock
+from megaarch.study.grid import GridCell, expand
+from megaarch.training import checkpoint
+from megaarch.training.faults import REQUEUE
+from megaarch.training.progress import Limit
+
+TAIL = 1 << 16  # bytes of metrics.jsonl that are read
+ENDED = ("failed", "not run")  # states with a reason worth a line of its own
+RECENT = 20  # steps over which speed is averaged
+# sacct's states of a task that has not ended
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+ALIVE = (
+    *("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT"),
+    *("SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"),
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """A cell, another job of the study, or a run. task: "12_3", SLURM's; None where none is known.
+
+    state: done, running, waiting, failed, stopped (it has begun, and no job of it is left), not
+    run (its job ended before it began, e.g. because an earlier one failed), not started.
+    """
+
+    name: str
+    state: str
+    why: str = ""
+    task: str | None = None
+    step: int | None = None
+    share: float | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+def status(directory: Path) -> list[State]:
+    """The study's cells, then its other jobs; of a run's folder, the run. ValueError where the
+    folder is neither."""
+    if not (directory / "study.yaml").exists():
+        return [_run(directory)]
+    grid = expand(compare.recall(directory), directory)
+    jobs = submit.read(directory)
+    ids = [job.id for job in jobs]
+    queued, ended = slurm.queue(ids), slurm.accounts(ids)
+    tasks: dict[str, tuple[submit.Job, str]] = {}
+    for job in jobs:
+        for number, name in (job.tasks or {0: job.name}).items():
+            tasks[name] = job, f"{job.id}_{number}"
+    states = []
+    for cell in grid:
+        job, task = tasks.pop(cell.key, (None, None))
+        states.append(_cell(cell, _task(directory, job, task, queued, ended)))
+    for name, (job, task) in tasks.items():
+        state, why = _task(directory, job, task, queued, ended)[:2]
+        states.append(State(name, state or "stopped", why, task))
+    return states
+
+
+def _run(folder: Path) -> State:
+    """A run that `megaarch train` has made."""
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lock")):
+        raise ValueError(
+            f"{folder} is no study's folder, and no run's: give one that megaarch compare, submit "
+            "or train has made"
+        )
+    lines = _last_lines(folder / "metrics.jsonl")
+    share, step = (lines[-1].get("share"), lines[-1]["step"]) if lines else (None, 0)
+    state = "stopped" if lines else "not started"
+    if lock.is_held(folder):
+        state = "running"
+    elif share and _is_reached(share, step) and checkpoint.place(folder, step).exists():
+        state = "done"
+    return State(str(folder), state, **_progress(lines, state, share))
+
+
+def _is_reached(share: float, step: int) -> bool:
+    """Limit.reached, where `share` of the limit is all that is known of it."""
+    return 1 - share < 0.5 * share / step
+
+
+def _task(
+    directory: Path,
+    job: submit.Job | None,
+    task: str | None,
+    queued: dict[str, tuple[str, str]] | None,
+    ended: dict[str, str],
+) -> tuple[str, str, str | None]:
+    """What SLURM and the job's own note say of a task: its state ("" for nothing known), why."""
+    if job is None:
+        return "", "", None
+    if queued is None and ended.get(task) in (*QUEUED, *ALIVE):
+        queued = {task: (ended[task], "")}
+    if queued is not None and task in queued:
+        state, reason = queued[task]
+        if state in QUEUED:
+            again = _log(directory, job, task).exists()
+            return "waiting", "to continue" if again else reason, task
+        return "running", "" if state == "RUNNING" else _in_words(state), task
+    code = _code(directory, task)
+    if code == 0 or (code is None and ended.get(task) == "COMPLETED"):
+        return "done", "", task
+    if code not in (None, REQUEUE) and not (queued is None and _goes_back(code)):
+        return "failed", _told(directory, job, task) or f"exit code {code}", task
+    if task in ended and ended[task] not in (*QUEUED, *ALIVE):
+        return "failed", _in_words(ended[task]), task
+    if queued is None:
+        return "", "squeue does not answer", task
+    began = _log(directory, job, task).exists()
+    return ("", "", task) if began else ("not run", "a job before it failed, or scancel", task)
+
+
+def _code(directory: Path, task: str) -> int | None:
+    """The exit code that the job noted; None where it has not ended."""
+    try:
+        return int((directory / "jobs" / f"{task}.code").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _goes_back(code: int) -> bool:
+    """Whether a job may go back to the queue after this exit code (launch/job.sh)."""
+    return code in (REQUEUE, LOST) or code > 128
+
+
+def _in_words(state: str) -> str:
+    return state.lower().replace("_", " ")
+
+
+def _log(directory: Path, job: submit.Job, task: str) -> Path:
+    return directory / "jobs" / f"{job.name}-{task}.log"
+
+
+def _told(directory: Path, job: submit.Job, task: str) -> str:
+    """The sentence with which a job ended."""
+    try:
+        lines = _log(directory, job, task).read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    told = [line for line in lines if line.startswith("megaarch: ")]
+    if told:
+        return told[-1].removeprefix("megaarch: ")
+    if any("DUE TO TIME LIMIT" in line for line in lines):  # so slurmstepd says
+        return "its time limit was too short: submit again with a longer one"
+    return f"see {_log(directory, job, task)}"
+
+
+def _cell(cell: GridCell, known: tuple[str, str, str | None]) -> State:
+    state, why, task = known
+    folder = Path(cell.settings.logging.directory)
+    record = cells.read_record(folder)
+    lines = _last_lines(folder / "metrics.jsonl")
+    if record and "result" in record:
+        state, why = "done", ""
+    elif not state or state == "done":  # done before its record was written: it was not
+        begun = bool(lines or record)
+        state = "running" if lock.is_held(folder) else "stopped" if begun else "not started"
+    limit = Limit.of(cell.settings.training)
+    share = min(lines[-1][limit.kind] / limit.amount, 1.0) if lines else None
+    return State(cell.key, state, why, task, **_progress(lines, state, share))
+
+
+def _progress(lines: list[dict[str, Any]], state: str, share: float | None) -> dict[str, Any]:
+    if not lines:
+        return {}
+    first, last = lines[0], lines[-1]
+    share = 1.0 if state == "done" else share
+    spent = last["seconds"] - first["seconds"]
+    speed = (last["seen_tokens"] - first["seen_tokens"]) / spent if spent > 0 else None
+    left = last["seconds"] * (1 - share) / share if share else None
+    return {
+        "step": last["step"],
+        "share": share,
+        "loss": last["loss"],
+        "tokens_per_second": speed or last["tokens_per_second"],
+        "seconds_left": left if state in ("running", "waiting", "stopped") else None,
+    }
+
+
+def _last_lines(path: Path) -> list[dict[str, Any]]:
+    """The last steps in metrics.jsonl; a line that is being written is left out."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    if size > TAIL:
+        complete = complete[1:]
+    found = []
+    for line in complete[-RECENT - 1 :]:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path} is damaged at {line[:40]!r}") from None
+    return found
+
+
+def table(states: list[State]) -> str:
+    """For a terminal: a line a cell or job, and below it why it failed or is not run."""
+    words = [_words(s) for s in states]
+    names, says = (max(map(len, [*column, ""])) for column in ([s.name for s in states], words))
+    head = (
+        f"{'':<{names}}  {'state':<{says}}{'step':>8}{'done':>6}{'loss':>8}{'tok/s':>11}{'left':>9}"
+    )
+    lines = [head]
+    for s, word in zip(states, words, strict=True):
+        lines.append(
+            f"{s.name:<{names}}  {word:<{says}}"
+            f"{'-' if s.step is None else s.step:>8}"
+            f"{'-' if s.share is None else f'{s.share:.0%}':>6}"
+            f"{'-' if s.loss is None else f'{s.loss:.3f}':>8}"
+            f"{'-' if s.tokens_per_second is None else f'{s.tokens_per_second:,.0f}':>11}"
+            f"{'-' if s.seconds_left is None else clock(s.seconds_left):>9}"
+        )
+        if s.state in ENDED and s.why:
+            lines.append(f"  {s.task}: {s.why}")
+    return "\n".join(lines)
+
+
+def _words(state: State) -> str:
+    return state.state if state.state in ENDED or not state.why else f"{state.state} ({state.why})"
+
+
+def as_json(states: list[State]) -> dict[str, Any]:
+    """The same for programs."""
+    return {"states": [asdict(state) for state in states]}

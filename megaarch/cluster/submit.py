@@ -1,0 +1,274 @@
+"""A study as a chain of SLURM jobs: prepare -> trials and cells, generation by generation -> report.
+
+Cells of one generation and layout are one array job: task i is cell i of the study. Arrays run
+side by side where the nodes hold both, each with a throttle, and behind each other where they do
+not, so that a study never uses more nodes than it was given.
+Every job waits for the success of what it needs; where that fails it is cancelled by SLURM, and
+`status.py` says so. jobs.json in the study's folder keeps what was submitted.
+"""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from megaarch import config
+from megaarch.cluster import slurm
+from megaarch.cluster.slurm import Site
+from megaarch.parallel import mesh
+from megaarch.study import cell as cells
+from megaarch.study import compare, rates
+from megaarch.study.grid import GridCell, expand, rate_key
+
+FOR_GPUS = ("SBATCH_CONSTRAINT", "SBATCH_QOS")  # of site.sh; the CPU partition may refuse them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the chain. id: SLURM's, 0 before it is submitted.
+
+    kind: prepare, trial, cell or report. tasks: of an array, the key of each cell (and the rate
+    of each trial) by its number. needs: names of the jobs that must succeed before it; behind:
+    of those that must have ended, so that there are nodes for it.
+    """
+
+    name: str
+    kind: str
+    nodes: int = 1
+    ranks: int = 1  # of a node
+    at_once: int = 1  # tasks of the array
+    tasks: dict[int, str] | None = None
+    needs: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
+    id: int = 0
+
+
+JOBS = TypeAdapter(list[Job])  # of jobs.json
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person asks for: nodes in use at a time, and the time limit of each job.
+
+    options: more for sbatch, of the jobs that train. prepare_time: of the job that prepares the
+    text; "": `time`.
+    """
+
+    nodes: int
+    time: str
+    options: tuple[str, ...] = ()
+    prepare_time: str = ""
+
+
+def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job]:
+    """The chain for what is not finished yet. ConfigError where a cell's layout does not fit."""
+    study, grid = config.resolve(raw).study, expand(raw, directory)
+    _check(grid, site, order)
+    numbers = {cell.key: i for i, cell in enumerate(grid)}
+    trials = rates.trials(grid, study) if study.tune else []
+    left = [cell for cell in grid if not _is_finished(cell)]
+    if not left:
+        return [Job("report", "report")]
+    tuning = {rate_key(cell) for cell in left}
+    jobs: list[Job] = []
+    home: dict[str, str] = {}  # the job of each cell
+    for g, generation in enumerate(compare.generations(grid)):
+        keys, sweep = {cell.key for cell in generation}, []
+        tried = [c for c in generation if c.seed == study.seeds[0] and rate_key(c) in tuning]
+        for layout, group in _by_layout(tried if study.tune else []):
+            tasks = {
+                i: f"{cell.key} {rate:.3g}"
+                for i, (cell, rate) in enumerate(trials)
+                if cell.key in {c.key for c in group}
+            }
+            jobs.append(_array(f"trials-{g}-{layout}", group, tasks, home, site))
+            sweep.append(jobs[-1].name)
+        for layout, group in _by_layout([cell for cell in left if cell.key in keys]):
+            tasks = {numbers[cell.key]: cell.key for cell in group}
+            job = _array(f"cells-{g}-{layout}", group, tasks, home, site)
+            jobs.append(replace(job, needs=(*job.needs, *sweep)))
+            home |= {cell.key: job.name for cell in group}
+    report = Job("report", "report", needs=tuple(dict.fromkeys(home.values())))
+    return [Job("prepare", "prepare"), *_in_waves(jobs, order.nodes), report]
+
+
+def _is_finished(cell: GridCell) -> bool:
+    return "result" in (cells.read_record(Path(cell.settings.logging.directory)) or {})
+
+
+def _by_layout(group: list[GridCell]) -> Iterator[tuple[str, list[GridCell]]]:
+    """Cells whose layouts are the same, so that one array job serves them; the layout's name."""
+    groups: dict[str, list[GridCell]] = {}
+    for cell in group:
+        parallel = cell.settings.parallel
+        sizes = {axis: getattr(parallel, name) for axis, name in mesh.AXES.items()}
+        short = {"dp_replicate": "dp", "dp_shard": "fsdp"}
+        named = [f"{short.get(axis, axis)}{size}" for axis, size in sizes.items() if size > 1]
+        groups.setdefault("-".join(named) or "single", []).append(cell)
+    yield from groups.items()
+
+
+def _array(
+    name: str, group: list[GridCell], tasks: dict[int, str], home: dict[str, str], site: Site
+) -> Job:
+    """The array job of cells of one layout. home: names of the jobs of their parents."""
+    parents = [home[cell.parent] for cell in group if cell.parent in home]
+    needs = dict.fromkeys(["prepare", *parents])
+    return Job(name, name.partition("s-")[0], *shape(group[0], site), tasks=tasks, needs=(*needs,))
+
+
+def _in_waves(jobs: list[Job], nodes: int) -> Iterator[Job]:
+    """The jobs with throttles: as many side by side as `nodes` hold, the others behind these."""
+    wave: list[str] = []
+    before: tuple[str, ...] = ()
+    free = nodes
+    for job in jobs:
+        if job.nodes > free or set(job.needs) & set(wave):
+            wave, before, free = [], (*before, *wave), nodes
+        at_once = min(free // job.nodes, len(job.tasks))
+        free -= at_once * job.nodes
+        wave.append(job.name)
+        yield replace(job, at_once=at_once, behind=before)
+
+
+def shape(cell: GridCell, site: Site) -> tuple[int, int]:
+    """Nodes, and processes of a node, that the cell's layout takes. ConfigError where it leaves
+    nodes half full."""
+    number = mesh.processes(cell.settings.parallel)
+    if number <= site.ranks_per_node:
+        return 1, number
+    if number % site.ranks_per_node:
+        raise config.ConfigError(
+            [
+                f"cell {cell.key}: its layout is of {number} processes, which do not fill nodes "
+                f"of {site.ranks_per_node} (RANKS_PER_NODE in {site.folder / 'site.sh'}): change "
+                "one of them"
+            ]
+        )
+    return number // site.ranks_per_node, site.ranks_per_node
+
+
+def _check(grid: list[GridCell], site: Site, order: Order) -> None:
+    """ConfigError or ValueError for what would fail hours later."""
+    if order.nodes < 1:
+        raise ValueError(f"--nodes {order.nodes}: give at least 1")
+    if order.prepare_time:
+        slurm.seconds(order.prepare_time, "--prepare-time")
+    if slurm.seconds(order.time) < 2 * site.warning_seconds:
+        raise ValueError(
+            f"--time {order.time}: a job is told to save {site.warning_seconds} s before its limit "
+            f"(WARNING_SECONDS in {site.folder / 'site.sh'}), so give at least "
+            f"{math.ceil(2 * site.warning_seconds / 60)} minutes"
+        )
+    for cell in grid:
+        mesh.check(cell.settings, mesh.processes(cell.settings.parallel))
+        nodes, _ = shape(cell, site)
+        if nodes > order.nodes:
+            raise ValueError(
+                f"--nodes {order.nodes}: cell {cell.key} needs {nodes} nodes; give as many, or "
+                "change its layout"
+            )
+
+
+def command(job: Job, directory: Path, site: Site, order: Order, ids: dict[str, Any]) -> list[str]:
+    """The sbatch command of a job. ids: by name, of the jobs before it."""
+    array = job.tasks is not None
+    log = directory / "jobs" / (f"{job.name}-%A_%a.log" if array else f"{job.name}-%j_0.log")
+    options = [
+        f"--job-name={directory.name}-{job.name}",
+        f"--output={log}",
+        f"--time={(job.kind == 'prepare' and order.prepare_time) or order.time}",
+        f"--nodes={job.nodes}",
+        f"--ntasks-per-node={job.ranks}",
+        f"--export=ALL,MEGAARCH_LAUNCH={site.folder}",
+    ]
+    waits = [f"afterok:{ids[name]}" for name in job.needs]
+    waits += [f"afterany:{ids[name]}" for name in job.behind if name not in job.needs]
+    if waits:
+        options += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
+    if array:
+        options.append(f"--array={_ranges(list(job.tasks))}%{job.at_once}")
+        if site.gpus_per_node:
+            options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
+        options.append(f"--cpus-per-task={site.cpus_per_rank}")
+        options += [f"--signal=USR1@{site.warning_seconds}", *order.options]
+    sbatch = ["sbatch"]
+    if site.cpu_partition and not array:
+        options += [f"--partition={site.cpu_partition}", *site.cpu_options]
+        sbatch = ["env", *(f"-u{name}" for name in FOR_GPUS), "sbatch"]
+    script = str(site.folder / "study.sbatch")
+    return [*sbatch, "--parsable", *options, script, job.kind, str(directory)]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def submit(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job]:
+    """Submits the chain; returns it with its ids. ValueError where an earlier one still runs."""
+    jobs = plan(raw, directory, site, order)
+    known = [job.id for job in read(directory)]
+    queued = slurm.queue(known)
+    if known and queued is None:
+        raise ValueError(
+            f"{directory}: squeue does not say whether jobs {' '.join(map(str, known))} of this "
+            "study are still queued: submit where and when it answers"
+        )
+    if running := sorted({task.partition("_")[0] for task in queued or {}}):
+        raise ValueError(
+            f"{directory}: jobs {' '.join(running)} of this study are still queued: wait for them, "
+            f"or scancel {' '.join(running)}"
+        )
+    compare.remember(raw, directory)
+    (directory / "jobs").mkdir(exist_ok=True)
+    done: list[Job] = []
+    try:
+        for job in jobs:
+            ids = {job.name: job.id for job in done}
+            number = slurm.submit(site, command(job, directory, site, order, ids))
+            done.append(replace(job, id=number))
+    finally:  # what is in the queue is known, also where SLURM refuses the rest
+        write(directory, done)
+    return done
+
+
+def script(raw: config.Raw, directory: Path, site: Site, order: Order) -> str:
+    """What `submit` would run, for a person to read: one sbatch command a job."""
+    lines, ids = [f"source {shlex.quote(str(site.folder / 'site.sh'))}"], {}
+    for job in plan(raw, directory, site, order):
+        text = shlex.join(command(job, directory, site, order, ids))
+        variable = job.name.replace("-", "_")
+        lines.append(f"{variable}=$({text})")
+        ids[job.name] = f"@{variable}@"  # a shell's variable, which shlex would quote
+    return re.sub(r"@(\w+)@", r"${\1}", "\n".join(lines))
+
+
+def read(directory: Path) -> list[Job]:
+    """The jobs that were submitted last; none where there are none."""
+    path = directory / "jobs.json"
+    try:
+        return JOBS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValidationError:
+        raise ValueError(f"{path} is damaged: remove it (and scancel its jobs)") from None
+
+
+def write(directory: Path, jobs: list[Job]) -> None:
+    """Keeps the jobs as jobs.json."""
+    path = directory / "jobs.json"
+    aside = path.with_suffix(".tmp")
+    aside.write_bytes(JOBS.dump_json(jobs, indent=1))
+    aside.replace(path)

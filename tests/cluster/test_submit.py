@@ -1,0 +1,263 @@
+"""The chain of a study: arrays by layout, dependencies by generation, throttles, one sentence for
+what does not fit."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megaarch.cli import main
+from megaarch.cluster import slurm, submit
+from megaarch.cluster.slurm import Site
+from megaarch.cluster.submit import Order, plan
+from megaarch.config import ConfigError, set_path
+
+
+@pytest.fixture
+def site(site_folder):
+    return Site.read(site_folder)
+
+
+def by_name(jobs):
+    return {job.name: job for job in jobs}
+
+
+def finish(directory, key):
+    folder = directory / "cells" / key
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": {}}))
+
+
+def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study, site, tmp_path):
+    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    assert list(jobs) == [
+        "prepare",
+        "cells-0-single",
+        "cells-0-pp2",
+        "cells-0-fsdp2-tp2",
+        "cells-1-single",
+        "report",
+    ]
+    # task i is cell i of the grid: all cells of the first seed, then those of the second
+    assert jobs["cells-0-single"].tasks == {0: "gpt/base-6e+08-seed0", 4: "gpt/base-6e+08-seed1"}
+    assert list(jobs["cells-0-pp2"].tasks) == [1, 5]
+    shapes = {name: (job.nodes, job.ranks) for name, job in jobs.items()}
+    assert shapes["cells-0-single"] == (1, 1) and shapes["cells-0-pp2"] == (1, 2)
+    assert shapes["cells-0-fsdp2-tp2"] == (2, 2)
+    assert jobs["cells-0-pp2"].needs == ("prepare",)
+    assert jobs["cells-1-single"].needs == ("prepare", "cells-0-single")
+    assert set(jobs["report"].needs) == {name for name in jobs if name.startswith("cells")}
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 5, 8])
+def test_never_more_nodes_than_given_are_in_use(nodes, study, site, tmp_path):
+    jobs = [job for job in plan(study, tmp_path, site, Order(nodes, "60")) if job.tasks]
+    after: dict[str, set[str]] = {}  # everything that has ended before a job begins
+    for job in jobs:
+        direct = {name for name in (*job.needs, *job.behind) if name != "prepare"}
+        after[job.name] = direct.union(*(after[name] for name in direct))
+    for job in jobs:
+        beside = [
+            other
+            for other in jobs
+            if other.name not in after[job.name] and job.name not in after[other.name]
+        ]
+        assert sum(other.nodes * other.at_once for other in beside) <= nodes
+        assert 1 <= job.at_once <= len(job.tasks)
+
+
+def test_trials_come_before_the_cells_of_their_generation(study, site, tmp_path):
+    study["study"]["tune"] = {"learning_rates": [1e-4, 1e-3]}
+    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    # of the first seed alone, in the order of rates.trials: cell by cell, rate by rate
+    assert jobs["trials-0-single"].tasks == {
+        0: "gpt/base-6e+08-seed0 0.0001",
+        1: "gpt/base-6e+08-seed0 0.001",
+    }
+    assert list(jobs["trials-1-single"].tasks) == [6, 7]
+    assert "trials-0-single" in jobs["cells-0-single"].needs
+    assert jobs["trials-1-single"].needs == ("prepare", "cells-0-single")
+    assert "trials-1-single" in jobs["cells-1-single"].needs
+
+
+def test_what_is_finished_is_not_submitted_again(study, site, tmp_path):
+    finish(tmp_path, "gpt/base-6e+08-seed0")
+    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    assert list(jobs["cells-0-single"].tasks) == [4]
+    finish(tmp_path, "gpt/base-6e+08-seed1")
+    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    assert "cells-0-single" not in jobs and jobs["cells-1-single"].needs == ("prepare",)
+    for name in ("t5", "glm", "adapted"):
+        for seed in (0, 1):
+            finish(tmp_path, f"{name}/base-6e+08-seed{seed}")
+    assert [job.name for job in plan(study, tmp_path, site, Order(4, "60"))] == ["report"]
+
+
+def test_the_dry_run_is_a_script_of_sbatch_commands(study, site_folder, tmp_path, capsys):
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(study))
+    arguments = [str(path), "--output", str(out), "--launch", str(site_folder)]
+    options = ["--nodes", "3", "--time", "1-00", "--sbatch=--qos=long", "--dry-run"]
+    assert main(["submit", *arguments, *options]) == 0
+    script = capsys.readouterr().out
+    assert not out.exists()
+    # a shell runs it: sbatch here prints what it is given, and a number
+    program = tmp_path / "bin"
+    program.mkdir()
+    (program / "sbatch").write_text('#!/bin/sh\necho "$*" >&2\necho $$\n')
+    (program / "sbatch").chmod(0o755)
+    path = {"PATH": f"{program}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-euc", script], env=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    prepare, single, _pp2, fsdp, child, _report = done.stderr.splitlines()
+    assert "--partition=cpu" in prepare and "--gpus" not in prepare and "--array" not in prepare
+    assert "--gpus-per-node=1" in single and "--array=0,4%2" in single and "--qos=long" in single
+    assert "--nodes=2 --ntasks-per-node=2" in fsdp and "--cpus-per-task=8" in fsdp
+    assert "afterok:" in child and "--kill-on-invalid-dep=yes" in child
+
+
+def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
+    study, site_folder, tmp_path, monkeypatch
+):
+    file = site_folder / "site.sh"
+    text = file.read_text().replace("#export SBATCH_QOS", "export SBATCH_QOS")
+    text = text.replace("#export SBATCH_CONSTRAINT", "export SBATCH_CONSTRAINT")
+    text = text.replace("CPU_SBATCH_OPTIONS=()", "CPU_SBATCH_OPTIONS=(--qos=cpu '--comment=a b')")
+    file.write_text(text.replace("WARNING_SECONDS=300", "WARNING_SECONDS=900"))
+    program = tmp_path / "bin"
+    program.mkdir()
+    names = ("$SBATCH_PARTITION", "$SBATCH_QOS", "$SBATCH_CONSTRAINT")
+    (program / "sbatch").write_text(
+        f'#!/bin/sh\necho "{" ".join(names)} |" "$@" >>"$LOG"\nwc -l <"$LOG"\n'
+    )
+    (program / "sbatch").chmod(0o755)
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
+    order = Order(4, "2:00:00", ("--nice",), prepare_time="8:00:00")
+    submit.submit(study, tmp_path / "out", Site.read(site_folder), order)
+    prepare, *cells, report = (tmp_path / "log").read_text().splitlines()
+    for line, time in ((prepare, "8:00:00"), (report, "2:00:00")):
+        assert line.startswith("gpu   |") and f"--time={time} " in line
+        assert "--partition=cpu --qos=cpu --comment=a b " in line and "--nice" not in line
+        assert "--signal" not in line
+    for line in cells:
+        assert line.startswith("gpu normal h100 |") and "--time=2:00:00 " in line
+        assert "--signal=USR1@900 --nice " in line and "--partition" not in line
+    # on a cluster of one partition there are no others to ask for
+    file.write_text(file.read_text().replace("CPU_PARTITION=cpu", "CPU_PARTITION="))
+    script = submit.script(study, tmp_path / "other", Site.read(site_folder), order)
+    assert "env" not in script and "--partition" not in script and "--qos=cpu" not in script
+
+
+def test_the_study_of_the_page_is_a_chain_of_whole_nodes(site_folder, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    block = page.partition("As `study.yaml`:\n\n")[2].partition("\n<!-- -->")[0]
+    site = Site(site_folder, gpus_per_node=8, ranks_per_node=8, cpus_per_rank=8, cpu_partition="")
+    jobs = by_name(plan(yaml.safe_load(block), tmp_path, site, Order(4, "12:00:00")))
+    chain = ["prepare", "cells-0-fsdp16", "cells-0-pp2-fsdp8", "cells-1-fsdp16", "report"]
+    assert list(jobs) == chain
+    assert len(jobs["cells-0-fsdp16"].tasks) == 7 and jobs["cells-0-fsdp16"].nodes == 2
+
+
+def test_submitting_prints_and_keeps_the_ids_and_one_study_runs_once(
+    study, site_folder, tmp_path, monkeypatch, capsys
+):
+    program = tmp_path / "bin"
+    program.mkdir()
+    (program / "sbatch").write_text(
+        '#!/bin/sh\necho "$SBATCH_ACCOUNT $*" >>"$LOG"\nwc -l <"$LOG"\n'
+    )
+    (program / "squeue").write_text('#!/bin/sh\necho "2_4|PENDING|Resources"\n')
+    for file in program.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(study))
+    arguments = ["submit", str(path), "--output", str(out), "--launch", str(site_folder)]
+    arguments += ["--nodes", "8", "--time", "60"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert [job.id for job in submit.read(out)] == [1, 2, 3, 4, 5, 6]
+    assert "2  cells-0-single  2 x 1 nodes" in shown and f"megaarch status {out}" in shown
+    commands = (tmp_path / "log").read_text().splitlines()
+    assert all(line.startswith("my-project ") for line in commands)
+    assert "--dependency=afterok:1,afterok:2" in commands[4]
+    assert yaml.safe_load((out / "study.yaml").read_text()) == study
+    assert main(arguments) == 2
+    assert "jobs 2 of this study are still queued" in capsys.readouterr().err
+    (program / "squeue").write_text(
+        "#!/bin/sh\necho 'Unable to contact the controller' >&2\nexit 1\n"
+    )
+    assert main(arguments) == 2
+    assert "squeue does not say whether jobs 1 2 3 4 5 6" in capsys.readouterr().err
+    assert (tmp_path / "log").read_text().splitlines() == commands
+
+
+@pytest.mark.parametrize(
+    "change, order, sentence",
+    [
+        ({}, Order(1, "60"), r"--nodes 1: cell glm/base-6e\+08-seed0 needs 2 nodes"),
+        ({}, Order(0, "60"), "--nodes 0: give at least 1"),
+        ({}, Order(4, "soon"), "--time soon: give it as hours:minutes:seconds"),
+        ({}, Order(4, "5"), "--time 5: a job is told to save 300 s before its limit"),
+        ({}, Order(4, "60", prepare_time="long"), "--prepare-time long: give it as hours"),
+        ({"parallel.tensor_parallel": 3}, Order(4, "60"), "heads do not divide"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(change, order, sentence, study, site, tmp_path):
+    study["study"]["seeds"] = [0]
+    for path, value in change.items():
+        set_path(study, path, value)
+    with pytest.raises(ValueError, match=sentence):
+        plan(study, tmp_path / "out", site, order)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layout_that_leaves_nodes_half_full_is_refused(study, site, tmp_path):
+    study["study"]["cells"][2]["set"] = {"parallel.data_parallel_shard": 3}
+    study["training"] |= {"micro_batch_size": 2, "global_batch_size": 12}
+    with pytest.raises(ConfigError, match="3 processes, which do not fill nodes of 2"):
+        plan(study, tmp_path, site, Order(4, "60"))
+
+
+def test_a_site_that_is_not_there_or_incomplete_is_named(site_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"site\.sh does not exist: copy .*site\.example\.sh"):
+        Site.read(tmp_path)
+    (site_folder / "site.sh").write_text("GPUS_PER_NODE=8\nRANKS_PER_NODE=many\n")
+    with pytest.raises(ValueError, match="RANKS_PER_NODE must be a number from 1, not 'many'"):
+        Site.read(site_folder)
+    numbers = "GPUS_PER_NODE=8 RANKS_PER_NODE=8 CPUS_PER_RANK=8\n"
+    (site_folder / "site.sh").write_text(numbers)
+    read = Site.read(site_folder)
+    assert (read.warning_seconds, read.cpu_partition, read.cpu_options) == (300, "", ())
+    for wrong, sentence in (
+        ("soon", "must be a number from 1"),
+        ("70000", "must be 65535 at most"),
+    ):
+        (site_folder / "site.sh").write_text(f"{numbers}WARNING_SECONDS={wrong}\n")
+        with pytest.raises(ValueError, match=f"WARNING_SECONDS {sentence}"):
+            Site.read(site_folder)
+    (site_folder / "site.sh").write_text("module load cuda\n")
+    with pytest.raises(ValueError, match=r"site\.sh fails: .*module"):
+        Site.read(site_folder)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [("90", 5400), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("1-0:30", 88200)],
+)
+def test_time_limits_as_sbatch_reads_them(text, seconds):
+    assert slurm.seconds(text) == seconds
+
+
+def test_without_slurm_it_says_where_to_go(study, site_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    monkeypatch.setattr(Site, "read", lambda folder: Site(folder, 2, 2, 1, ""))
+    order = ["--nodes", "4", "--time", "60", "--output", str(tmp_path / "out")]
+    assert main(["submit", str(path), *order]) == 2
+    assert "sbatch is not on this machine" in capsys.readouterr().err

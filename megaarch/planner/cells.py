@@ -1,0 +1,54 @@
+"""The cells of a study, or the one model of a plain configuration, with layouts of their own."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from megaarch import config
+from megaarch.planner.search import Plan, counted, search
+from megaarch.planner.time import Cluster
+from megaarch.settings import Settings
+from megaarch.study.grid import expand
+
+
+def plans(raw: config.Raw, cluster: Cluster, gpus: int, top: int) -> Iterator[tuple[str, Plan]]:
+    """The `top` best plans of one model, without a name; of a study, the best plan of each cell, as
+    it is found. ValueError names the cell for which there is none."""
+    if top < 1:
+        raise ValueError(f"--top {top}: must be at least 1")
+    settings = config.resolve(raw)
+    if settings.study is None:
+        yield from (("", plan) for plan in search(settings, gpus, cluster)[:top])
+        return
+    for name, cell in cells(raw):
+        try:
+            yield name, search(cell, gpus, cluster)[0]
+        except ValueError as error:
+            raise ValueError(f"cell {name}: {error}") from None
+
+
+def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
+    """Name and settings of each cell of a study, seeds left out. Budgets tell apart cells that would
+    else have one name."""
+    study = config.resolve(raw).study
+    for cell in expand(raw, Path("runs") / study.name):
+        if cell.seed == study.seeds[0]:
+            name = f"{cell.name}/{cell.size}" if cell.size else cell.name
+            yield (name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"), cell.settings
+
+
+def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None) -> Settings:
+    """The settings to dry-run: of `cell` in a study; in the planner's best layout on `gpus` GPUs of
+    `cluster` where they are given, else in their own. ValueError for what cannot be."""
+    settings = config.resolve(raw)
+    if settings.study is not None:
+        known = dict(cells(raw))
+        if cell not in known:
+            guess = difflib.get_close_matches(cell or "", known, 1)
+            hint = f"; did you mean {guess[0]}?" if guess else f": one of {', '.join(known)}"
+            raise ValueError(f"--cell {cell}: names no cell of this study{hint}")
+        settings = known[cell]
+    elif cell is not None:
+        raise ValueError(f"--cell {cell}: this configuration is no study; leave it out")
+    counted(settings)
+    return settings if gpus is None else search(settings, gpus, cluster)[0].settings

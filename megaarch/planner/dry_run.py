@@ -1,0 +1,239 @@
+"""One rank of a layout, run for real but for the numbers: the trainer's own model, tensor plan,
+`fully_shard`, pipeline stage and optimizer on fake tensors, among as many ranks as the layout has,
+in one process and without an accelerator.
+
+That a step comes to its end shows that shapes and collectives fit; the ledger shows what it takes.
+
+    place on meta (fake process group) -> to_empty (fake tensors) -> forward, backward, clip, step
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed import pipelining
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megaarch.attention import sdpa, sdpa_plan
+from megaarch.data.batch import Batch
+from megaarch.parallel import gradients
+from megaarch.parallel.build import place
+from megaarch.parallel.mesh import AXES, Grid, check
+from megaarch.parallel.replica import Replica
+from megaarch.planner.ledger import Ledger
+from megaarch.planner.memory import memory_by_rank, micro_batches
+from megaarch.settings import Settings
+from megaarch.study.describe import made_up_batch
+from megaarch.training import optimizer
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one rank of `world_size` holds and sends in a step. Bytes.
+
+    parameters, gradients: this rank's shards. optimizer: its states. activations: what else is
+    alive when most is: saved for the backward pass, gathered parameters, whole gradients, buffers.
+    micro_batches: how many of the step's were run; enough to fill the pipeline.
+    messages: axis and collective, how many, and the bytes that the rank hands in.
+    """
+
+    rank: int
+    world_size: int
+    micro_batches: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    messages: tuple[tuple[str, str, int, int], ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of a step that is not the first."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def dry_run(settings: Settings, rank: int = 0) -> DryRun:
+    """A training step of `rank` in the layout of `settings`. ConfigError where it does not fit.
+
+    No process group may exist; none is left.
+    """
+    parallel, training = settings.parallel, settings.training
+    world_size = _world(settings)
+    check(settings, world_size)
+    if training.optimizer not in ("adamw", "sgd"):
+        raise ValueError(
+            f"training.optimizer: a dry run has no figures to look at, as {training.optimizer} "
+            "does; set it to adamw, whose states are larger"
+        )
+    os.environ.setdefault("TORCH_DISTRIBUTED_DEBUG", "OFF")
+    distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        grid = Grid.build(parallel, "cpu")
+        replica = _Replica(settings, grid, model=place(settings, grid))
+        count = _enough(settings)
+        batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
+        with _as_accelerator(), _agreed():
+            return _step(settings, grid, replica, batches)
+    finally:
+        distributed.destroy_process_group()
+
+
+def fullest(settings: Settings) -> int:
+    """A rank of the pipeline stage that the planner finds fullest."""
+    check(settings, _world(settings))
+    totals = [memory.total for memory in memory_by_rank(settings)]
+    return totals.index(max(totals)) * (_world(settings) // len(totals))
+
+
+def planned(settings: Settings, rank: int) -> float:
+    """Bytes that the planner expects `rank` to hold in the step that a dry run makes."""
+    parallel, training = settings.parallel, settings.training
+    check(settings, _world(settings))
+    if not 0 <= rank < _world(settings):
+        raise ValueError(f"--rank {rank}: the layout has ranks 0 to {_world(settings) - 1}")
+    data = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    rows = _enough(settings) * training.micro_batch_size * data
+    made = training.model_copy(update={"global_batch_size": rows})
+    by_rank = memory_by_rank(settings.model_copy(update={"training": made}))
+    return by_rank[rank // (_world(settings) // len(by_rank))].total
+
+
+def _world(settings: Settings) -> int:
+    return math.prod(getattr(settings.parallel, setting) for setting in AXES.values())
+
+
+def _enough(settings: Settings) -> int:
+    """Micro-batches after which no later one finds more in memory: the pipeline is full, and the
+    sum of gradients is there."""
+    parallel, count = settings.parallel, micro_batches(settings)
+    if parallel.schedule == "gpipe" and parallel.pipeline_parallel > 1:
+        return count
+    rounds = 1 if parallel.schedule == "1f1b" else parallel.pipeline_parallel
+    return min(count, parallel.pipeline_parallel + rounds)
+
+
+class _Replica(Replica):
+    def _local(self, batch: Batch) -> Batch:
+        with unset_fake_temporarily():  # which targets a shard has is a matter of their numbers
+            return super()._local(batch)
+
+
+def _step(settings: Settings, grid: Grid, replica: Replica, batches: list[Batch]) -> DryRun:
+    model, training = replica.model, settings.training
+    ledger = Ledger(_axes(grid))
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        model.to_empty(device=grid.device)
+        made = optimizer.build(model, training)
+        replica.train()
+        model.set_dropout_step(training.seed, 0)
+        ledger.mark()
+        replica.forward_backward(batches, 1.0)
+        peak = ledger.peak
+        replica.clip(training.clip_gradient)
+        made.step()
+        parameters = _bytes(model.parameters())
+        grads = _bytes(p.grad for p in model.parameters() if p.grad is not None)
+        states = _bytes(
+            x
+            for state in made.state.values()
+            for x in state.values()
+            if isinstance(x, torch.Tensor)
+        )
+        messages = tuple(
+            (axis, name, found["count"], found["bytes"])
+            for (axis, name), found in sorted(ledger.messages.items())
+        )
+        made.zero_grad(set_to_none=True)
+    return DryRun(
+        rank=distributed.get_rank(),
+        world_size=grid.world_size,
+        micro_batches=len(batches),
+        parameters=parameters,
+        gradients=grads,
+        optimizer=states,
+        activations=peak - parameters - grads,
+        messages=messages,
+    )
+
+
+def _bytes(tensors: Iterator[torch.Tensor]) -> int:
+    storages = {
+        x._cdata: x.nbytes() for x in (gradients.local(t).untyped_storage() for t in tensors)
+    }
+    return sum(storages.values())
+
+
+def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
+    """The axes that a process group spans, by its ranks."""
+    found, rank = {}, distributed.get_rank()
+    if grid.mesh is None:
+        return found
+    place = (grid.mesh.mesh == rank).nonzero()[0].tolist()
+    for span in (*((axis,) for axis in AXES), ("dp_shard", "cp")):
+        where = tuple(
+            slice(None) if axis in span else at for axis, at in zip(AXES, place, strict=True)
+        )
+        ranks = grid.mesh.mesh[where].flatten().tolist()
+        if len(ranks) > 1:
+            found.setdefault(tuple(sorted(ranks)), " x ".join(span))
+    return found
+
+
+@contextmanager
+def _as_accelerator() -> Iterator[None]:
+    """Fake tensors lie on the CPU: attention is planned, and computes in half precision, as on an
+    accelerator, and a norm is one kernel that keeps its input."""
+    before = sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm
+
+    def asked(q: torch.Tensor) -> torch.dtype:
+        auto = q.dtype == torch.float32 and torch.is_autocast_enabled(q.device.type)
+        return torch.get_autocast_dtype(q.device.type) if auto else q.dtype
+
+    sdpa_plan.Costs.of = staticmethod(lambda device_type: sdpa_plan.ACCELERATOR)
+    sdpa.compute_dtype = asked
+    F.rms_norm = lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)
+    try:
+        yield
+    finally:
+        sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm = before
+
+
+class _Norm(torch.autograd.Function):
+    """The shapes of a fused norm."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+@contextmanager
+def _agreed() -> Iterator[None]:
+    """Pipeline stages ask each other whether all know the shapes that they receive, which fake
+    tensors cannot answer; the engine gives every stage its shapes. (torch 2.11 does not ask.)"""
+    stage = pipelining.PipelineStage
+    if not hasattr(stage, "_warmup_backward_result"):
+        yield
+        return
+    answer = stage._warmup_backward_result
+    stage._warmup_backward_result = lambda self, received_result=None: _Yes()
+    try:
+        yield
+    finally:
+        stage._warmup_backward_result = answer
+
+
+class _Yes:
+    def item(self) -> int:
+        return 1

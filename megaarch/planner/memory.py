@@ -1,0 +1,329 @@
+"""What one rank holds at the fullest moment of a step, in bytes: counted, not measured. The dry run
+(dry_run.py) is its oracle.
+
+    parameters, gradients, optimizer   this rank's shards, fp32
+    gathered                           what `fully_shard` holds of whole layers, and their gradients
+    activations                        kept for the backward pass, of all micro-batches in flight
+    workspace                          of the layer or the head at work, and pipeline buffers
+
+Legend: d width, H heads, Hkv key heads, Dh head size, f feed-forward, V vocabulary, n tokens of a
+micro-batch, T tensor ranks.
+"""
+
+from dataclasses import astuple, dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+
+from megaarch import catalogue
+from megaarch.attention import sdpa_plan
+from megaarch.attention.parts import Parts
+from megaarch.flops import GATED
+from megaarch.model.count import parameter_sizes
+from megaarch.model.layers import head_size, key_heads
+from megaarch.model.loss import KEPT_BYTES, LOGITS_PER_CHUNK
+from megaarch.model.transformer import stacks
+from megaarch.parallel.stages import Stages, overlap
+from megaarch.planner.order import in_flight
+from megaarch.planner.work import FULL, HALF, Layers
+from megaarch.settings import Data, Model, Settings, Training
+from megaarch.study.describe import made_up_batch
+
+STATES = {"adamw": 2, "apex_adam": 2, "adafactor": 0, "sgd": 0}  # numbers kept for a parameter
+WHOLE = ("norm", "positions.", "segments.", "head_transform.")  # on every tensor-parallel rank
+LAYER_COPIES = 4 + 2 + 2 + 1  # bytes: reduction in fp32, gathered, gathered ahead, gradients
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the fullest pipeline rank."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+def step_memory(settings: Settings) -> Memory:
+    """Of a rank of the fullest pipeline stage, in a layout that fits (mesh.check)."""
+    return max(memory_by_rank(settings), key=lambda memory: memory.total)
+
+
+def memory_by_rank(settings: Settings) -> list[Memory]:
+    """Of a rank of each pipeline stage."""
+    stages, parallel = Stages.of(settings), settings.parallel
+    return [_memory(settings, stages, rank) for rank in range(parallel.pipeline_parallel)]
+
+
+def micro_batches(settings: Settings) -> int:
+    """Of a step, on one data-parallel rank."""
+    parallel, training = settings.parallel, settings.training
+    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    return training.global_batch_size // (training.micro_batch_size * ranks)
+
+
+def parameters_by_rank(settings: Settings) -> list[float]:
+    """Parameters of each pipeline rank, ahead of sharding over data ranks."""
+    stages, parallel = Stages.of(settings), settings.parallel
+    return [
+        sum(_held(settings, stages, rank).values()) for rank in range(parallel.pipeline_parallel)
+    ]
+
+
+def _held(settings: Settings, stages: Stages, rank: int) -> dict[int | None, float]:
+    """Parameters on a rank of this pipeline stage, by layer; None: those outside of layers."""
+    tensor, axes = (
+        settings.parallel.tensor_parallel,
+        catalogue.position_axes(settings.data.objective),
+    )
+    return dict(_held_by(settings.model, axes, tensor, stages, rank))
+
+
+@lru_cache(maxsize=4096)
+def _held_by(
+    model: Model, axes: int, tensor: int, stages: Stages, rank: int
+) -> dict[int | None, float]:
+    layers, others = _split_sizes(model, axes, tensor)
+    mine = {i for stage in stages.on(rank) for i in stages.layers[stage]}
+    outside = sum(size for name, size in others if rank in stages.holders(name, model))
+    return {i: layers[i] for i in mine} | {None: outside}
+
+
+@lru_cache(maxsize=64)
+def _split_sizes(
+    model: Model, axes: int, tensor: int
+) -> tuple[dict[int, float], list[tuple[str, float]]]:
+    """Parameters of a tensor-parallel rank: of each layer, and those outside of layers by name."""
+    layers: dict[int, float] = {}
+    others: list[tuple[str, float]] = []
+    for name, size in parameter_sizes(model, axes).items():
+        split = size if any(part in name for part in WHOLE) else size / tensor
+        if name.startswith("layers."):
+            layer = int(name.split(".")[1])
+            layers[layer] = layers.get(layer, 0.0) + split
+        else:
+            others.append((name, split))
+    return layers, others
+
+
+def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
+    parallel, training = settings.parallel, settings.training
+    shards = parallel.data_parallel_shard * parallel.context_parallel
+    sharded = shards * parallel.data_parallel_replicate > 1
+    held = _held(settings, stages, rank)
+    root, layers = held.pop(None), list(held.values())
+    count, layer = root + sum(layers), max(layers)
+    shard, batches = count / shards, micro_batches(settings)
+    kept, one, work = _kept(settings, stages, rank)
+    pipelined = parallel.pipeline_parallel > 1
+    whole = HALF * count  # parameters in half precision
+    if pipelined or (not parallel.reshard_after_forward and batches > 1):
+        whole += FULL * (count - shard)  # and the sum of gradients, until the last micro-batch
+    ends = stages.layers[-1].stop in {stages.layers[s].stop for s in stages.on(rank)}
+    head = _head(settings) if ends else 0.0
+    if not sharded:
+        last, moments = HALF * count, [(HALF * count, kept + max(head, work))]
+    elif pipelined or not parallel.gathers_again:
+        # the end of a forward pass; and the reduction of a layer's gradients behind it
+        last = HALF * root + LAYER_COPIES * layer
+        moments = [(whole, kept + head), (whole + HALF * layer, kept + work)]
+    else:
+        # the end of the forward pass; and the backward pass of the last layer but one, while the
+        # last one's gradients are on their way
+        last = 2 * HALF * root + LAYER_COPIES * layer
+        moments = [(2 * HALF * root, kept + head), (last, kept - one + work)]
+    # of a step's only micro-batch the gradients are there at the end of its backward pass alone
+    early = 0.0 if batches == 1 and not pipelined else FULL * shard
+    found = [(early, *moment) for moment in moments] + [(FULL * shard, last, one + work)]
+    grads, gathered, used = max(found, key=sum)
+    buffers = _received(settings, stages, rank) if pipelined else 0.0
+    return Memory(
+        parameters=FULL * shard,
+        gradients=grads,
+        optimizer=FULL * STATES[training.optimizer] * shard,
+        gathered=gathered,
+        activations=min(kept, used),
+        workspace=max(0.0, used - kept) + buffers,
+    )
+
+
+def _kept(settings: Settings, stages: Stages, rank: int) -> tuple[float, float, float]:
+    """Bytes kept for the backward passes of the micro-batches in flight; of these, one layer's; and
+    what the layer at work has besides."""
+    recompute, counter = settings.parallel.recompute, Kept(settings)
+    whole, least, total, pending = 0.0, 0.0, 0.0, 0.0
+    for stage in stages.on(rank):
+        for stream, stack in enumerate(stacks(settings.model)):
+            mine = len(overlap(stack.layers, stages.layers[stage]))
+            if not mine:
+                continue
+            each = counter.layer(stream)
+            whole, least = max(whole, each["none"]), max(least, each[recompute])
+            total += mine * each[recompute]
+            pending += mine * each["pending"]
+    passes = len(stages.on(rank))
+    moments = in_flight(settings.parallel, micro_batches(settings), rank)
+    kept = max((passed * total + late * pending) / passes for passed, late in moments)
+    # the backward pass of a layer gives back as it goes; recomputed, it first makes all again
+    return kept, least, max(0.0, whole - least) + counter.gradients()
+
+
+def _received(settings: Settings, stages: Stages, rank: int) -> float:
+    """Buffers for what stages receive, activations and gradients: one for each micro-batch."""
+    layers, numbers = Layers(settings), 0
+    last = len(stages.layers) - 1
+    boundary = stacks(settings.model)[0].layers.stop
+    for stage in stages.on(rank):
+        for there in (stage, stage + 1):
+            if 0 < there <= last:
+                start = stages.layers[there].start
+                streams = range(2 if start > boundary else 1)
+                numbers += sum(layers.tokens(stream) for stream in streams)
+    width = settings.model.hidden_size / settings.parallel.tensor_parallel
+    return HALF * numbers * width * micro_batches(settings)
+
+
+def _head(settings: Settings) -> float:
+    """Of the output layer: gathered hidden states, rows of targets, logits kept and at work, and
+    the gradient of the table."""
+    model, tensor = settings.model, settings.parallel.tensor_parallel
+    counter = Layers(settings)
+    rows, columns = counter.head().products[0][:2]
+    d = model.hidden_size
+    kept = min(KEPT_BYTES, FULL * rows * columns)
+    chunk = min(rows, max(128, LOGITS_PER_CHUNK // columns // 128 * 128)) * columns
+    gathered = counter.tokens(-1) * d * (HALF if tensor > 1 else 0)
+    return gathered + 3 * HALF * rows * d + kept + 3 * FULL * chunk
+
+
+class Kept:
+    """Bytes that the layers of a layout keep of one micro-batch."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.work = settings, Layers(settings)
+        training = settings.training
+        model, data = settings.model, settings.data.model_dump_json()
+        several = settings.parallel.pipeline_parallel > 1
+        self.calls = _calls(model, data, training.micro_batch_size, several)
+
+    def layer(self, stream: int) -> dict[str, float]:
+        """Of one layer of a stack, by `parallel.recompute`; and, `pending`, the gradients that wait
+        for the second half of a split backward pass."""
+        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
+        d, n = model.hidden_size, self.work.tokens(stream)
+        f = model.feed_forward_size / tensor
+        gated = model.activation in GATED
+        branches = 3 if stream > 0 else 2
+        queries, keys = (h * head_size(model) / tensor for h in (model.heads, key_heads(model)))
+        residual = HALF * n * d / tensor
+        norms = branches * HALF * n * d
+        dropped = branches * (HALF + 1) * n * d / tensor if model.dropout else 0.0
+        blocks = HALF * n * f * (4 if gated else 1 if model.activation == "relu" else 2)
+        products = HALF * n * (queries + 2 * keys + (1 + gated) * f + branches * d)
+        attention, out = self._attention(stream, 0, queries, keys)
+        if stream > 0:
+            memory = self.work.tokens(stream - 1)
+            crossed, more = self._attention(stream, 1, queries, keys)
+            attention, out = attention + crossed, out + more
+            products += HALF * (n * queries + 2 * memory * keys)
+            if tensor > 1:  # every layer gathers the memory for itself
+                norms += HALF * memory * d
+        late = HALF * n * (queries + 2 * keys + (1 + gated) * f)
+        if stream > 0:
+            late += HALF * (n * queries + 2 * self.work.tokens(stream - 1) * keys)
+        if tensor > 1:  # gradients of what a row-wise product returns, gathered
+            late += branches * HALF * n * d
+        return {
+            "pending": late,
+            "none": branches * residual + norms + attention + blocks + dropped,
+            "selective": residual + products + out,
+            "full": residual,
+        }
+
+    def gradients(self) -> float:
+        """Of activations, in the layer at work: those of its widest product, there and back."""
+        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
+        n = max(self.work.tokens(s) for s in range(len(self.work.row.slots)))
+        width = model.feed_forward_size / tensor * (1 + (model.activation in GATED))
+        return HALF * n * (width + model.hidden_size)
+
+    def _attention(
+        self, stream: int, cross: int, queries: float, keys: float
+    ) -> tuple[float, float]:
+        """What attention keeps, and of that what its kernels return. queries, keys: widths on a
+        tensor-parallel rank."""
+        parallel, rope = self.settings.parallel, self.settings.model.position_encoding == "rope"
+        context, n = parallel.context_parallel, self.work.tokens(stream)
+        memory = self.work.tokens(stream - 1) if cross else n
+        heads = self.settings.model.heads / (parallel.tensor_parallel * context)
+        calls = self.calls[stream][cross]
+        fused = HALF * (n * queries + 2 * memory * keys)
+        turned = HALF * n * (queries + keys) if rope and not cross else 0.0
+        copied = HALF * (calls.q * queries + 2 * calls.k * keys) / context
+        out = HALF * calls.out * queries / context + FULL * calls.out * heads
+        laid = HALF * n * queries * (1 if context > 1 else 1 - calls.whole)
+        bias = 0.0
+        if self.settings.model.position_encoding == "relative" and not cross:
+            bias = calls.pairs * (HALF * heads + 8)  # and the bucket of each pair
+        inputs = fused if context > 1 else fused + turned
+        return inputs + copied + out + laid + bias + HALF * calls.masked, out
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Of a micro-batch's attention, summed over calls. q, k: rows that are copied for a call. out:
+    rows of results. pairs: of queries and keys. masked: of these, under a mask that is stored.
+    whole: share of micro-batches in which one call's result is the output."""
+
+    q: float
+    k: float
+    out: float
+    pairs: float
+    masked: float
+    whole: float
+
+
+@lru_cache(maxsize=512)
+def _calls(
+    model: Model, data: str, rows: int, several: bool
+) -> tuple[tuple[Calls, Calls | None], ...]:
+    """Of each stream: its self-attention, and attention to the stream before. several: the mean of
+    micro-batches that are in flight together, else the largest of some."""
+    training = Training(micro_batch_size=rows, global_batch_size=rows)
+    settings = Settings(model=model, data=Data.model_validate_json(data), training=training)
+    batches = [made_up_batch(settings, i) for i in range(8 if several else 4 if rows < 4 else 1)]
+
+    def count(stream: int, which: str) -> Calls:
+        found = [_count(getattr(batch.streams[stream], which)) for batch in batches]
+        if several:
+            return Calls(*(sum(x) / len(found) for x in zip(*map(astuple, found), strict=True)))
+        return max(found, key=lambda calls: calls.q + 2 * calls.k + calls.out)
+
+    return tuple(
+        (count(stream, "parts"), count(stream, "cross") if stream else None)
+        for stream in range(len(batches[0].streams))
+    )
+
+
+def _count(parts: Parts) -> Calls:
+    plan = sdpa_plan.build(parts, sdpa_plan.ACCELERATOR)
+    total = Calls(0, 0, 0, 0, 0, plan.whole)
+    for group in plan.groups:
+        tiles, longest = len(group.q_lengths), int(group.q_lengths.max())
+        keys = int(group.k_lengths.max())
+        pairs = tiles * longest * keys
+        total = replace(
+            total,
+            q=total.q + tiles * longest * isinstance(group.q, np.ndarray),
+            k=total.k + tiles * keys * isinstance(group.k, np.ndarray),
+            out=total.out + tiles * longest,
+            pairs=total.pairs + pairs,
+            masked=total.masked + pairs * group.masked,
+        )
+    return total

@@ -1,0 +1,231 @@
+"""The layouts of a model on so many GPUs, best first."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megaarch.combinations import combinations
+from megaarch.config import ConfigError
+from megaarch.parallel.mesh import check
+from megaarch.planner.memory import Memory, step_memory
+from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
+from megaarch.planner.work import Layers
+from megaarch.settings import Parallel, Settings
+from megaarch.training.progress import Limit
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+DEEPEST = 64  # pipeline ranks
+LONG = 8192  # tokens of a row from which context parallelism is looked at
+SCHEDULES = (
+    ("1f1b", 1),
+    ("interleaved_1f1b", 2),
+    ("interleaved_1f1b", 4),
+    ("zero_bubble", 2),
+)
+RECOMPUTE = ("none", "selective", "full")  # cheapest first; the first that fits is the fastest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout that fits, and what it takes. steps: of the run, None where nothing limits it."""
+
+    settings: Settings
+    gpus: int
+    memory: Memory
+    seconds: Seconds
+    mfu: float
+    steps: int | None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of the whole run."""
+        return None if self.hours is None else self.hours * self.gpus
+
+    @property
+    def hours(self) -> float | None:
+        """Wall time of the whole run."""
+        return None if self.steps is None else self.steps * self.seconds.total / 3600
+
+
+def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
+    """Every layout of `settings` that runs on `gpus` GPUs and fits their memory, the fastest first.
+
+    The model, the data and the global batch stay; `parallel` and the micro-batch are searched.
+    ValueError says what is missing where none is left.
+    """
+    counted(settings)
+    if gpus < 1:
+        raise ValueError(f"--gpus {gpus}: must be at least 1")
+    nodes, rest = divmod(gpus, cluster.gpus_per_node)
+    if nodes and rest:
+        raise ValueError(
+            f"--gpus {gpus} does not divide into nodes of {cluster.gpus_per_node}: give a multiple, "
+            "or --gpus-per-node"
+        )
+    room = cluster.gpu.memory * 1e9 * cluster.constants.usable
+    plans: list[Plan] = []
+    refused: Counter[str] = Counter()
+    leanest: tuple[float, Settings] | None = None
+    for candidate in candidates(settings, gpus, cluster, refused):
+        for recompute in RECOMPUTE:
+            tried = _with(candidate, recompute=recompute)
+            if reasons := _problems(tried, gpus):
+                refused.update(reasons)
+                continue
+            memory = step_memory(tried)
+            if leanest is None or memory.total < leanest[0]:
+                leanest = memory.total, tried
+            if memory.total <= room:
+                plans.append(_plan(tried, gpus, cluster, memory))
+                break
+    if not plans:
+        raise ValueError(_nothing(settings, gpus, room, leanest, refused))
+    return sorted(plans, key=lambda plan: plan.seconds.total)
+
+
+def counted(settings: Settings) -> None:
+    """ValueError for what the planner and the dry run have no figures of."""
+    if settings.training.precision != "bf16":
+        raise ValueError(
+            f"training.precision: the planner counts bf16, not {settings.training.precision}: set it "
+            "to bf16"
+        )
+    if settings.parallel.engine != "torch":
+        raise ValueError(
+            f"parallel.engine: the planner counts torch's shards, not those of "
+            f"{settings.parallel.engine}: set it to torch, or measure a run"
+        )
+
+
+def candidates(
+    settings: Settings, gpus: int, cluster: Cluster, refused: Counter[str] | None = None
+) -> Iterator[Settings]:
+    """Every layout worth a look that a run takes, without recomputation. refused: counts the reasons
+    against the others."""
+    refused = Counter() if refused is None else refused
+    for parallel in _layouts(settings, gpus, cluster):
+        data = parallel.data_parallel_shard * parallel.data_parallel_replicate
+        rows, rest = divmod(settings.training.global_batch_size, data)
+        if rest:
+            refused[
+                f"training.global_batch_size: {settings.training.global_batch_size} rows do not "
+                f"divide among {data} data-parallel ranks"
+            ] += 1
+            continue
+        for size in MICRO_BATCHES:
+            if rows % size:
+                continue
+            training = settings.training.model_copy(update={"micro_batch_size": size})
+            found = settings.model_copy(update={"parallel": parallel, "training": training})
+            if reasons := _problems(found, gpus):
+                refused.update(reasons)
+            else:
+                yield found
+
+
+def _problems(settings: Settings, gpus: int) -> list[str]:
+    """What a run of these settings on so many GPUs would be refused for."""
+    try:
+        check(settings, gpus)
+    except ConfigError as error:
+        return error.problems
+    return [f"{paths[0]}: {sentence}" for paths, sentence in combinations(settings)]
+
+
+def _layouts(settings: Settings, gpus: int, cluster: Cluster) -> Iterator[Parallel]:
+    own = settings.parallel
+    node = min(cluster.gpus_per_node, gpus)
+    long = max(Layers(settings).row.slots) >= LONG
+    for tensor in _divisors(node):
+        for context in _divisors(node // tensor) if long else (1,):
+            for deep in _divisors(gpus // (tensor * context)):
+                if deep <= DEEPEST:
+                    data = gpus // (tensor * context * deep)
+                    for found in _data_layouts(tensor, context, deep, data, node):
+                        yield own.model_copy(update=found)
+
+
+def _data_layouts(
+    tensor: int, context: int, deep: int, data: int, node: int
+) -> Iterator[dict[str, Any]]:
+    inside = node // (tensor * context)
+    copies = {1, data // inside} if deep == 1 and data % inside == 0 else {1}
+    for copy in copies:
+        for schedule, each in SCHEDULES if deep > 1 else SCHEDULES[:1]:
+            for again in (True, False) if deep == 1 else (False,):
+                yield {
+                    "tensor_parallel": tensor,
+                    "context_parallel": context,
+                    "pipeline_parallel": deep,
+                    "data_parallel_shard": data // copy,
+                    "data_parallel_replicate": copy,
+                    "schedule": schedule,
+                    "stages_per_rank": each,
+                    "reshard_after_forward": again,
+                    "recompute": "none",
+                }
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if not number % n]
+
+
+def _with(settings: Settings, **parallel) -> Settings:
+    changed = settings.parallel.model_copy(update=parallel)
+    return settings.model_copy(update={"parallel": changed})
+
+
+def _plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> Plan:
+    seconds, flops = step_seconds(settings, cluster), model_flops(settings)
+    mfu = flops / (seconds.total * gpus * cluster.gpu.peak * 1e12)
+    return Plan(settings, gpus, memory, seconds, mfu, _steps(settings, flops))
+
+
+def _steps(settings: Settings, flops: float) -> int | None:
+    training, counts = settings.training, Layers(settings).row.counts
+    if training.steps is None and training.budget is None:
+        return None
+    limit, rows = Limit.of(training), training.global_batch_size / counts.rows
+    each = {
+        "step": 1,
+        "flops": flops,
+        "seen_tokens": rows * sum(counts.tokens),
+        "target_tokens": rows * counts.targets,
+    }
+    return max(1, math.ceil(limit.amount / each[limit.kind]))
+
+
+def _nothing(
+    settings: Settings,
+    gpus: int,
+    room: float,
+    leanest: tuple[float, Settings] | None,
+    refused: Counter[str],
+) -> str:
+    if leanest is None:
+        reason = refused.most_common(1)[0][0] if refused else "no micro-batch divides the batch"
+        return f"no layout of {gpus} GPUs runs this model: {reason}"
+    memory, found = leanest
+    return (
+        f"nothing fits {gpus} GPUs: the leanest layout ({layout(found)}) needs "
+        f"{memory / 1e9:.0f} GB on a GPU and {room / 1e9:.0f} GB are usable; take more GPUs, GPUs "
+        "with more memory, or a smaller model"
+    )
+
+
+def layout(settings: Settings) -> str:
+    """tp8 cp2 pp4x2 dp64: a layout in a few characters; x2: two stages on a rank, dp8x4: four
+    copies of shards over eight."""
+    p, parts = settings.parallel, []
+    if p.tensor_parallel > 1:
+        parts.append(f"tp{p.tensor_parallel}")
+    if p.context_parallel > 1:
+        parts.append(f"cp{p.context_parallel}")
+    if p.pipeline_parallel > 1:
+        each = f"x{p.stages_per_rank}" if p.stages_per_rank > 1 else ""
+        parts.append(f"pp{p.pipeline_parallel}{each}")
+    copies = f"x{p.data_parallel_replicate}" if p.data_parallel_replicate > 1 else ""
+    parts.append(f"dp{p.data_parallel_shard}{copies}")
+    return " ".join(parts)

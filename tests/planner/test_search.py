@@ -1,0 +1,195 @@
+"""What the planner lists runs; what it cannot do, it says in one sentence."""
+
+import copy
+import json
+import random
+
+import pytest
+import yaml
+
+from megaarch import config
+from megaarch.cli import main
+from megaarch.config import ConfigError
+from megaarch.parallel.mesh import check
+from megaarch.planner.hardware import gpu, hardware
+from megaarch.planner.search import candidates, search
+from megaarch.planner.time import Cluster, Seconds, step_seconds
+
+PRESETS = ("gpt", "t5", "xlnet", "glm")
+
+
+@pytest.fixture
+def planned(raw):
+    mine = copy.deepcopy(raw)
+    mine["model"] |= {"layers": 6, "hidden_size": 512, "heads": 8, "feed_forward_size": 1408}
+    mine["training"] |= {"global_batch_size": 64, "precision": "bf16"}
+    return mine
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_listed_layout_is_refused_and_all_fit(preset, planned):
+    planned["model"]["preset"] = preset
+    cluster = Cluster(gpu("h100"))
+    plans = search(config.resolve(planned), 16, cluster)
+    assert len(plans) > 20
+    for plan in plans:
+        check(plan.settings, 16)
+        config.resolve(plan.settings.model_dump(exclude={"study"}))
+        assert plan.memory.total <= cluster.gpu.memory * 1e9 * hardware().constants.usable
+        assert 0 < plan.mfu < 1 and plan.steps and plan.gpu_hours > 0
+    times = [plan.seconds.total for plan in plans]
+    assert times == sorted(times)
+
+
+def test_no_candidate_is_refused_whatever_the_model(planned):
+    draw = random.Random(0)
+    for _ in range(6):
+        planned["model"] |= {
+            "preset": draw.choice(PRESETS),
+            "layers": draw.randint(1, 7),
+            "heads": draw.choice([2, 4, 8]),
+            "feed_forward_size": draw.choice([1408, 1000, 1022]),
+        }
+        planned["training"]["global_batch_size"] = draw.choice([24, 64, 96])
+        settings = config.resolve(planned)
+        for found in candidates(settings, 8, Cluster(gpu("a100"))):
+            check(found, 8)  # ConfigError, if it is
+
+
+def test_a_run_takes_what_is_listed_though_only_recomputation_would_make_it_fit(planned):
+    planned["model"] |= {"layers": 12, "hidden_size": 1024, "feed_forward_size": 2816}
+    planned["model"] |= {"sequence_length": 512}
+    small = Cluster(gpu("h100").model_copy(update={"memory": 2}))
+    free = search(config.resolve(planned), 8, small)
+    assert {plan.settings.parallel.recompute for plan in free} > {"none"}
+    planned["training"]["compile"] = True
+    plans = search(config.resolve(planned), 8, small)
+    assert {plan.settings.parallel.recompute for plan in plans} == {"none"}
+    for plan in plans:
+        config.resolve(plan.settings.model_dump(exclude={"study"}))
+
+
+def test_a_slower_network_never_makes_a_step_faster(planned):
+    settings = config.resolve(
+        planned | {"parallel": {"data_parallel_shard": 8, "pipeline_parallel": 2}}
+    )
+    fast = gpu("h100")
+    slow = fast.model_copy(update={"network": fast.network / 10})
+    times = [step_seconds(settings, Cluster(kind, 4)).total for kind in (fast, slow)]
+    assert times[0] < times[1]
+
+
+def test_recomputation_trades_time_for_memory(planned):
+    from megaarch.planner.memory import step_memory
+
+    found = []
+    for recompute in ("none", "selective", "full"):
+        given = {"data_parallel_shard": 8, "recompute": recompute}
+        settings = config.resolve(planned | {"parallel": given})
+        found.append(
+            (step_memory(settings).activations, step_seconds(settings, Cluster(gpu("h100"))).total)
+        )
+    memory, seconds = zip(*found, strict=True)
+    assert memory[0] > memory[1] > memory[2]
+    assert seconds[0] < seconds[1] < seconds[2]
+
+
+def test_seconds_add_up_and_the_limit_is_the_dearest():
+    found = Seconds(products=5.0, tensor=2.0, bubble=3.0)
+    assert found.total == 10.0 and found.limit == "bubble"
+
+
+def test_the_command_prints_layouts_and_json(planned, tmp_path, capsys):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    ask = ["plan", str(path), "--gpus", "8", "--gpu", "a100", "--top", "3"]
+    assert main(ask) == 0
+    text = capsys.readouterr().out
+    assert "--set parallel.tensor_parallel=" in text
+    assert all(len(line) <= 110 for line in text.partition("\n\n")[0].splitlines())
+    assert main([*ask, "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert len(plans) == 3
+    assert plans[0]["seconds"]["total"] <= plans[1]["seconds"]["total"]
+    assert plans[0]["memory"]["total"] == pytest.approx(
+        sum(v for k, v in plans[0]["memory"].items() if k != "total")
+    )
+
+
+def test_a_study_has_one_layout_a_cell(planned, tmp_path, capsys):
+    del planned["training"]["steps"]
+    planned["study"] = {
+        "budgets": [1e15],
+        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    assert main(["plan", str(path), "--gpus", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cell", "gpt", "t5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gpus", "8", "--gpu", "h10"], "did you mean h100?"),
+        (["--gpus", "12"], "does not divide into nodes of 8"),
+        (["--gpus", "8", "--set", "training.global_batch_size=12"], "do not divide"),
+        (["--gpus", "0"], "--gpus 0: must be at least 1"),
+        (["--gpus", "-8"], "--gpus -8: must be at least 1"),
+        (["--gpus", "8", "--set", "training.precision=fp32"], "set it to bf16"),
+        (["--gpus", "8", "--set", "parallel.engine=deepspeed"], "set it to torch"),
+        (["--gpus", "8", "--set", "parallel.zero_stage=2"], "parallel.zero_stage is DeepSpeed's"),
+        (["--gpus", "8", "--top", "0"], "--top 0"),
+        (["--gpus", "8", "--gpus-per-node", "0"], "--gpus-per-node 0"),
+        (["--gpus", "1", "--set", "model.hidden_size=32768", "model.layers=96"], "nothing fits"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, sentence, planned, tmp_path, capsys):
+    if "training.global_batch_size=12" in arguments:
+        planned["training"]["micro_batch_size"] = 4
+        planned["model"]["heads"] = 1
+        planned["model"]["feed_forward_size"] = 1409  # nothing but data parallelism is left
+        planned["model"]["layers"] = 1
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    assert main(["plan", str(path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gpus", "0"], "--gpus 0: must be at least 1"),
+        (["--gpus", "8", "--gpu", "h10"], "did you mean h100?"),
+        (["--gpu", "h10"], "did you mean h100?"),
+        (["--set", "training.precision=fp32"], "set it to bf16"),
+        (["--set", "parallel.engine=deepspeed"], "set it to torch"),
+        (["--gpus", "8", "--set", "parallel.engine=deepspeed"], "set it to torch"),
+    ],
+)
+def test_a_dry_run_of_what_the_planner_has_no_figures_of_is_refused(
+    arguments, sentence, planned, tmp_path, capsys
+):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    assert main(["dry-run", str(path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1, error
+
+
+def test_dry_run_names_the_nearest_cell(planned, tmp_path, capsys):
+    del planned["training"]["steps"]
+    planned["study"] = {"budgets": [1e15], "cells": [{"name": "gpt", "preset": "gpt"}]}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    assert main(["dry-run", str(path), "--cell", "gtp"]) == 2
+    assert "did you mean gpt?" in capsys.readouterr().err
+
+
+def test_a_layout_that_does_not_fit_is_no_dry_run(planned):
+    from megaarch.planner.dry_run import dry_run
+
+    with pytest.raises(ConfigError, match="heads"):
+        dry_run(config.resolve(planned | {"parallel": {"tensor_parallel": 16}}))

@@ -1,0 +1,175 @@
+"""The fused kernels of csrc/ against torch and torch.compile: forward and backward, in GB/s.
+
+Bytes are those that the operation has to move, read once and written once, whatever a candidate
+really moves; so GB/s compare candidates, and ours with the memory's own rate. Each is compared with
+the same operation in fp64 before it is timed; what is wrong gets no time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from megaarch.attention import varlen
+from megaarch.benchmark import masks
+from megaarch.benchmark.timing import Clock, alternate
+from megaarch.kernels import cross_entropy, library
+from megaarch.kernels.rms_norm import rms_norm
+from megaarch.parallel.vocabulary import TorchChunk
+
+EPSILON = 1e-6
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a norm
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """forward(*inputs) -> outputs, backward(outputs) -> gradients, by candidate; what they must
+    give, in fp64; bytes of each direction."""
+
+    name: str
+    candidates: dict[str, tuple[Callable[[], Tensors], Callable[[Tensors], Tensors]]]
+    wanted: Tensors
+    nbytes: tuple[int, int]
+
+
+def norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    """RMSNorm of [rows, width]."""
+    x, grad = (torch.randn(rows, width, device=device, dtype=dtype) for _ in range(2))
+    weight = torch.randn(width, device=device, dtype=dtype)
+    leaves = [y.requires_grad_() for y in (x, weight)]
+
+    def plain(x, weight):
+        return F.rms_norm(x, (width,), weight, EPSILON)
+
+    def pair(function):
+        return (
+            lambda: (function(*leaves),),
+            lambda out: torch.autograd.grad(out, leaves, grad),
+        )
+
+    wide = [y.detach().double().requires_grad_() for y in leaves]
+    out = plain(*wide)
+    wanted = (out, *torch.autograd.grad(out, wide, grad.double()))
+    functions = {
+        "torch": plain,
+        "compile": torch.compile(plain),
+        "fused": lambda x, weight: rms_norm(x, weight, EPSILON),
+    }
+    candidates = {name: pair(function) for name, function in functions.items()}
+    return Problem("rms_norm", candidates, wanted, (2 * x.nbytes, 3 * x.nbytes))
+
+
+def chunk(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    """The cross-entropy of a chunk of logits [rows, columns]."""
+    logits = torch.randn(rows, columns, device=device, dtype=dtype)
+    target = torch.randint(0, columns, (rows,), device=device)
+    ones = torch.ones(rows, device=device)
+
+    def pair(figures, gradient, logits=logits, ones=ones):
+        return (
+            lambda: (figures(logits, None, target, None, columns),),
+            lambda out: (gradient(logits, None, target, out[0][0], ones, ones, columns),),
+        )
+
+    compiled = (torch.compile(TorchChunk.figures), torch.compile(TorchChunk.gradient))
+    candidates = {
+        "torch": pair(TorchChunk.figures, TorchChunk.gradient),
+        "compile": pair(*compiled),
+        "fused": pair(cross_entropy.figures, cross_entropy.gradient),
+    }
+    forward, backward = pair(
+        TorchChunk.figures, TorchChunk.gradient, logits.double(), ones.double()
+    )
+    out = forward()
+    wanted = (*out, *backward(out))
+    return Problem("cross_entropy", candidates, wanted, (logits.nbytes, 2 * logits.nbytes))
+
+
+def gathered(
+    mask: str, tokens: int, length: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Problem:
+    """The keys of a variable-length kernel: into its calls, and their gradients added up."""
+    parts = masks.draw(mask, max(1, tokens // length), length, np.random.default_rng(0))
+    x = torch.randn(len(parts), length, width // 64, 64, device=device, dtype=dtype)
+    x = x.requires_grad_()
+    sides = [call.k for call in varlen.plan(parts).calls]
+    grads = [
+        torch.randn((1, side.total, *x.shape[2:]), device=device, dtype=dtype) for side in sides
+    ]
+
+    def pair(fused: bool, x=x, grads=grads):
+        move = varlen.on_device(parts, device, fused)
+
+        def backward(out):
+            shaped = [g.view(o.shape) for g, o in zip(grads, out, strict=True)]
+            return torch.autograd.grad(out, x, shaped)
+
+        return lambda: move.take(x, "k"), backward
+
+    forward, backward = pair(
+        False, x.detach().double().requires_grad_(), [g.double() for g in grads]
+    )
+    out = forward()
+    wanted = (*out, *backward(out))
+    row = width * x.itemsize
+    moved = sum(2 * side.total for side in sides if not side.whole)
+    read = sum(side.total for side in sides)
+    both = (moved * row, (read + len(parts) * length) * row)
+    return Problem(f"rows, {mask}", {"torch": pair(False), "fused": pair(True)}, wanted, both)
+
+
+def run(
+    problems: Sequence[Problem],
+    dtype: torch.dtype,
+    device: torch.device,
+    repetitions: int,
+    show: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """One record for each (problem, candidate). ValueError where the kernels are not built."""
+    if reason := library.obstacle(device.type):
+        raise ValueError(reason)
+    found = []
+    for problem in problems:
+        records = {name: {"label": f"{problem.name}, {name}"} for name in problem.candidates}
+        right = {}
+        for name, (forward, backward) in problem.candidates.items():
+            out = forward()
+            error = _off((*out, *backward(out)), problem.wanted)
+            records[name] |= {"problem": problem.name, "candidate": name, "error": error}
+            if error < TOLERANCE[dtype]:
+                right[name] = _timed(forward, backward)
+            else:
+                records[name]["wrong"] = f"off by {error:.2g} of a norm"
+        times = alternate([*right.values()], device, repetitions) if right else []
+        for name, stages in zip(right, times, strict=True):
+            for direction, time, nbytes in zip(("forward", "backward"), stages, problem.nbytes):
+                rate = nbytes / time.median / 1e9
+                records[name][direction] = time.record() | {"gb_per_s": rate}
+            total = sum(time.median for time in stages)
+            records[name]["gb_per_s"] = sum(problem.nbytes) / total / 1e9
+        found.extend(records.values())
+        for record in records.values():
+            rate = record.get("gb_per_s")
+            show(f"{record['label']:<36}{record.get('wrong') or f'{rate:>9,.1f} GB/s'}")
+    return found
+
+
+def _off(found: Tensors, wanted: Tensors) -> float:
+    pairs = zip(found, wanted, strict=True)
+    errors = [(a.double() - b).norm() / b.norm().clamp(min=1e-30) for a, b in pairs]
+    return max(float(error.detach()) for error in errors)
+
+
+def _timed(forward: Callable[[], Tensors], backward: Callable) -> Callable[[Clock], None]:
+    def once(clock: Clock) -> None:
+        clock.start()
+        out = forward()
+        clock.mark()
+        backward(out)
+        clock.mark()
+
+    return once

@@ -1,0 +1,69 @@
+"""The plots of the benchmarks' records: medians as points, quartiles as bars."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def attention(found: dict[str, Any], path: Path) -> None:
+    """TFLOP/s by mask, one panel a stage, one colour a kernel and size."""
+    results = [r for r in found["results"] if "forward" in r]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    names = list(dict.fromkeys(r["mask"] for r in results))
+    series = list(dict.fromkeys(map(_series, results)))
+    width = 0.8 / max(len(series), 1)
+    for panel, stage in zip(axes, ("forward", "backward"), strict=True):
+        for number, label in enumerate(series):
+            chosen = [r for r in results if _series(r) == label]
+            at = [names.index(r["mask"]) + (number + 0.5) * width - 0.4 for r in chosen]
+            height = [r[stage]["tflops"] for r in chosen]
+            spread = zip(*(_spread(r[stage]) for r in chosen), strict=True)
+            spread = [list(side) for side in spread]
+            panel.bar(at, height, width, yerr=spread, label=label, error_kw={"linewidth": 0.8})
+        panel.set_ylabel(f"{stage}, TFLOP/s")
+        panel.spines[["top", "right"]].set_visible(False)
+    if names:
+        axes[1].set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes[0].legend(fontsize="small", frameon=False)
+    _caption(figure, found)
+    figure.savefig(path)
+
+
+def _spread(stage: dict[str, float]) -> tuple[float, float]:
+    """How far the quartiles' TFLOP/s lie below and above the median's."""
+    tflops, median = stage["tflops"], stage["median_ms"]
+    below = 1 - median / stage["upper_quartile_ms"]
+    above = median / stage["lower_quartile_ms"] - 1
+    return tflops * max(below, 0.0), tflops * max(above, 0.0)  # equal ones differ by rounding
+
+
+def _series(r: dict[str, Any]) -> str:
+    return f"{r['kernel']}, {r['length']} tokens, head size {r['head_size']}, {r['dtype']}"
+
+
+def bars(label: str, figure_of: str, unit: str):
+    """A drawing of one figure a result: `label` names the result, `figure_of` its value."""
+
+    def draw(found: dict[str, Any], path: Path) -> None:
+        results = [r for r in found["results"] if figure_of in r]
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        panel = figure.subplots()
+        panel.bar([r[label] for r in results], [r[figure_of] for r in results])
+        panel.set_ylabel(unit)
+        panel.tick_params(axis="x", rotation=30)
+        panel.spines[["top", "right"]].set_visible(False)
+        _caption(figure, found)
+        figure.savefig(path)
+
+    return draw
+
+
+def _caption(figure: Figure, found: dict[str, Any]) -> None:
+    hardware, versions = found["hardware"], found["versions"]
+    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    figure.suptitle(
+        f"{device} · torch {versions['torch']} · commit {found['commit']} · {found['date']}",
+        fontsize="small",
+    )

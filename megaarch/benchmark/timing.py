@@ -1,0 +1,83 @@
+"""Times that alternate: every round runs each candidate once, so that a noisy neighbour, a warming
+chip or a falling clock hits all of them alike."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Written between timings: no inputs wait in a GPU's cache, and the host, which goes on meanwhile, has
+# launched a candidate's first kernels before its time begins.
+FLUSH_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one candidate, one figure a round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    def record(self) -> dict[str, float | int]:
+        """Median and quartiles in milliseconds."""
+        low, middle, high = np.quantile(self.seconds, (0.25, 0.5, 0.75)).tolist()
+        names = ("median_ms", "lower_quartile_ms", "upper_quartile_ms")
+        figures = {n: round(1e3 * x, 6) for n, x in zip(names, (middle, low, high), strict=True)}
+        return figures | {"repetitions": len(self.seconds)}
+
+
+class Clock:
+    """Marks moments on a device. On CUDA they are events: `marks` waits for the device once."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.moments: list = []
+        self.waste = None
+        if self.cuda:
+            self.waste = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+
+    def start(self) -> None:
+        """Forgets earlier moments and marks one."""
+        self.moments = []
+        if self.cuda:
+            self.waste.zero_()
+        self.mark()
+
+    def mark(self) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.moments.append(event)
+        else:
+            self.moments.append(time.perf_counter())
+
+    def intervals(self) -> list[float]:
+        """Seconds between one moment and the next."""
+        pairs = list(zip(self.moments, self.moments[1:], strict=False))
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+        return [b - a for a, b in pairs]
+
+
+def alternate(
+    candidates: Sequence[Callable[[Clock], None]],
+    device: torch.device,
+    repetitions: int,
+    warm_up: int = 2,
+) -> list[list[Times]]:
+    """Times of each candidate's stages: a candidate starts the clock and marks each stage's end."""
+    clock = Clock(device)
+    found: list[list[list[float]]] = [[] for _ in candidates]
+    for round_ in range(warm_up + repetitions):
+        for rounds, candidate in zip(found, candidates, strict=True):
+            candidate(clock)
+            stages = clock.intervals()
+            if round_ >= warm_up:
+                rounds.append(stages)
+    return [[Times(tuple(s)) for s in zip(*rounds, strict=True)] for rounds in found]

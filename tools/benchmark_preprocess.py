@@ -1,0 +1,72 @@
+"""What shards cost beside the tokenizer alone, in alternating pairs:
+`python tools/benchmark_preprocess.py --input corpus.jsonl --tokenizer t.model`."""
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from megaarch.data import corpus, shards
+from megaarch.told import told
+
+
+def main(arguments: list[str] | None = None) -> int:
+    top = argparse.ArgumentParser(
+        prog="benchmark_preprocess.py",
+        description="Bytes of text a second of the tokenizer library alone and of tokenizing a "
+        "shard (reading, parsing, hashing, writing), in one process each, in alternating pairs.",
+    )
+    top.add_argument("--input", metavar="FILE", required=True, help="a file of text")
+    top.add_argument("--tokenizer", metavar="FILE", required=True)
+    top.add_argument("--pairs", metavar="N", type=int, default=7, help="default: 7")
+    options = top.parse_args(arguments)
+    return told("benchmark_preprocess.py", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    shard = corpus.Shard(Path(options.input))
+    encode = _library(options.tokenizer)
+    texts = list(dict.fromkeys(corpus.shard_documents(shard)))
+    size = sum(len(text.encode()) for text in texts)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        # a share so small that all of the text is tokenized, and the split's work is done
+        job = shards.Job(Path(folder), options.tokenizer, "text", 1e-9, True, False)
+        shards.tokenize(0, shard, job)  # warm
+        for _ in range(options.pairs):
+            alone = _seconds(lambda: [encode(text) for text in texts])
+            ours = _seconds(lambda: shards.tokenize(0, shard, job))
+            ratios.append(alone / ours)
+            print(f"alone {size / alone / 1e6:.2f} MB/s, shard {size / ours / 1e6:.2f} MB/s")
+    print(
+        f"throughput of a shard / of the library alone: median {statistics.median(ratios):.3f}, "
+        f"{min(ratios):.3f} to {max(ratios):.3f}; {size:,} bytes, {platform.machine()}, "
+        f"Python {platform.python_version()}"
+    )
+    return 0
+
+
+def _library(path: str) -> Callable[[str], object]:
+    if Path(path).read_bytes().lstrip()[:1] == b"{":
+        from tokenizers import Tokenizer
+
+        model = Tokenizer.from_file(path)
+        return lambda text: model.encode(text, add_special_tokens=False).ids
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=path).encode
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    # processor time: both run on one core, and neighbours should not count
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

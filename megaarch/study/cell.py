@@ -16,11 +16,13 @@ import numpy as np
 from megaarch import catalogue, config
 from megaarch.data.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
+from megaarch.parallel.heartbeat import Heartbeat
+from megaarch.parallel.mesh import Grid
 from megaarch.settings import Evaluation, Settings
 from megaarch.signature import changed, signature
 from megaarch.study import yardsticks
 from megaarch.study.display import Line
-from megaarch.study.environment import environment
+from megaarch.study.environment import environment, share
 from megaarch.study.grid import GridCell, rate_key
 from megaarch.study.items import Item
 from megaarch.study.score import Scorer
@@ -45,19 +47,41 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     return record
 
 
-def identity(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
-    """All that decides a cell's result: its settings, data, yardsticks and parent."""
+def identity(
+    cell: GridCell,
+    prepared: Prepared,
+    evaluation: Evaluation,
+    parent: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that decides a cell's result: its settings, data, yardsticks, and all that decides its
+    parent's. parent: the parent's identity; None: that with which it was run."""
     scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump().items()}
     about = {"data": prepared.fingerprint, "from": cell.parent}
+    if cell.parent:
+        parent = parent or (_parent_record(cell) or {"signature": {}})["signature"]
+        about |= {f"from.{key}": value for key, value in parent.items() if key not in scoring}
     return signature(cell.settings) | scoring | about
 
 
-def finished(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any] | None:
-    """The record of a cell that is done. ConfigError where what decides it has changed since."""
+def _parent_record(cell: GridCell) -> dict[str, Any] | None:
+    return read_record(Path(cell.settings.training.start_from)) if cell.parent else None
+
+
+def finished(
+    cell: GridCell,
+    prepared: Prepared,
+    evaluation: Evaluation,
+    parent: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """The record of a cell that is done. ConfigError where what decides it has changed since.
+
+    parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
+    is not done either.
+    """
     record = read_record(Path(cell.settings.logging.directory))
-    if record is None:
+    if record is None or (cell.parent and parent is None and not _parent_record(cell)):
         return None
-    differences = changed(record["signature"], identity(cell, prepared, evaluation))
+    differences = changed(record["signature"], identity(cell, prepared, evaluation, parent))
     if differences:
         raise config.ConfigError(
             [
@@ -70,32 +94,55 @@ def finished(cell: GridCell, prepared: Prepared, evaluation: Evaluation) -> dict
 
 
 def run(
-    cell: GridCell, prepared, held: dict[str, list[Item]], evaluation: Evaluation, line: Line
-) -> dict[str, Any]:
-    """Train and score a cell, or continue one that was interrupted; returns its record."""
+    cell: GridCell,
+    prepared,
+    held: dict[str, list[Item]],
+    evaluation: Evaluation,
+    line: Line,
+    grid: Grid,
+    heart: Heartbeat | None = None,
+    lanes: int = 1,
+) -> dict[str, Any] | None:
+    """Train and score a cell, or continue one that was interrupted; returns its record.
+
+    grid: all its processes call this; the main one writes, and the others get None. lanes: cells
+    that run side by side with it, itself among them.
+    """
     settings = cell.settings
     directory = Path(settings.logging.directory)
-    directory.mkdir(parents=True, exist_ok=True)
     record = {"key": cell.key, "signature": identity(cell, prepared, evaluation)}
-    _write(directory / "cell.json", record)
     curve = directory / "heldout.jsonl"
+    if grid.is_main:
+        _write(directory / "cell.json", record)
 
     def hold_out(model, progress: Progress) -> None:
         scorer = Scorer(model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
         value = yardsticks.curve_point(scorer, held["validation"], evaluation)
-        with curve.open("a") as file:
-            file.write(json.dumps(_point(progress) | {"heldout": value}) + "\n")
+        if grid.is_main:
+            with curve.open("a") as file:
+                file.write(json.dumps(_point(progress) | {"heldout": value}) + "\n")
 
     shares = tuple(np.linspace(0, 1, evaluation.points + 1))
-    trainer = Trainer(settings, prepared, watch=line.step, hold_out=hold_out, shares=shares)
-    cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
-    progress = trainer.run()
+    trainer = Trainer(
+        settings,
+        prepared,
+        grid=grid,
+        heart=heart,
+        watch=line.step,
+        hold_out=hold_out,
+        shares=shares,
+    )
+    if grid.is_main:
+        cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
+    progress = trainer.run(more=True)
     line.say("scoring held-out text")
-    heldout = yardsticks.heldout_of(settings, trainer.model, prepared, held["test"], evaluation)
+    heldout = yardsticks.heldout_of(settings, trainer.replica, prepared, held["test"], evaluation)
+    if not grid.is_main:
+        return None
     about = {"fingerprint": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
     record |= {
-        "result": result(cell, trainer, progress, heldout),
-        "environment": environment() | about,
+        "result": result(cell, trainer, progress, heldout) | {"data": trained_on(prepared)},
+        "environment": environment() | share(lanes) | about,
     }
     _write(directory / "cell.json", record)
     line.say(f"done  {summary(record['result'])}")
@@ -121,25 +168,31 @@ def trial(
     held: dict[str, list[Item]],
     evaluation: Evaluation,
     line: Line,
+    grid: Grid,
+    heart: Heartbeat | None = None,
 ) -> dict[str, Any]:
-    """One trial of a learning rate: the validation value after `share` of the cell's budget."""
-    training = cell.settings.training
-    folder = f"rate-{rate:.3g}-share-{share:.3g}"
-    directory = Path(cell.settings.logging.directory) / "tune" / folder
-    record = read_record(directory)
-    budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
-    settings = _with(cell.settings, directory, rate, budget)
+    """One trial of a learning rate: the validation value after `share` of the cell's budget.
+
+    One that was interrupted continues; what other settings left there is removed. grid: all its
+    processes call this.
+    """
+    settings = trial_settings(cell, rate, share)
+    directory = Path(settings.logging.directory)
     mark = identity(replace(cell, settings=settings), prepared, evaluation)
-    if record and not changed(record["signature"], mark) and "trial" in record:
-        return record["trial"]
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(settings, prepared, watch=line.step)
+    if found := finished_trial(cell, rate, share, prepared, evaluation):
+        return found
+    if grid.is_main:
+        record = read_record(directory)
+        if record and changed(record["signature"], mark):
+            shutil.rmtree(directory)
+        _write(directory / "cell.json", {"signature": mark})
+    grid.barrier()
+    trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=line.step)
     value = None
     try:
-        trainer.run()
+        trainer.run(more=True)
         scorer = Scorer(
-            trainer.model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows
+            trainer.replica, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows
         )
         items = held["validation"][: evaluation.documents]
         value = yardsticks.continuation_bits(scorer, items)
@@ -153,18 +206,31 @@ def trial(
         "heldout": value,
         "flops": trainer.progress.flops,
     }
-    _write(directory / "cell.json", {"signature": mark, "trial": found})
+    if grid.is_main:
+        _write(directory / "cell.json", {"signature": mark, "trial": found})
     line.say("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
     return found
 
 
-def _with(settings: Settings, directory: Path, rate: float, budget) -> Settings:
-    return settings.model_copy(
+def finished_trial(
+    cell: GridCell, rate: float, share: float, prepared: Prepared, evaluation: Evaluation
+) -> dict[str, Any] | None:
+    """What a trial that is done has found; None where it is not, or was of other settings."""
+    settings = trial_settings(cell, rate, share)
+    record = read_record(Path(settings.logging.directory))
+    mark = identity(replace(cell, settings=settings), prepared, evaluation)
+    return record.get("trial") if record and not changed(record["signature"], mark) else None
+
+
+def trial_settings(cell: GridCell, rate: float, share: float) -> Settings:
+    """Those of a cell with a rate to try and a share of its budget, in a folder of their own."""
+    training, logging = cell.settings.training, cell.settings.logging
+    folder = Path(logging.directory) / "tune" / f"rate-{rate:.3g}-share-{share:.3g}"
+    budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
+    return cell.settings.model_copy(
         update={
-            "training": settings.training.model_copy(
-                update={"learning_rate": rate, "budget": budget}
-            ),
-            "logging": settings.logging.model_copy(update={"directory": str(directory)}),
+            "training": training.model_copy(update={"learning_rate": rate, "budget": budget}),
+            "logging": logging.model_copy(update={"directory": str(folder)}),
         }
     )
 
@@ -175,8 +241,10 @@ def result(cell: GridCell, trainer: Trainer, progress: Progress, heldout: dict[s
     directory = Path(settings.logging.directory)
     losses = list(read_lines(directory / "metrics.jsonl"))
     last = [line["loss"] for line in losses[-max(1, len(losses) // 20) :]]
+    last = [loss for loss in last if loss is not None]  # of a skipped step
     axes = catalogue.position_axes(settings.data.objective)
-    epochs = progress.step * settings.training.global_batch_size / trainer.rows.per_epoch
+    rows = trainer.rows
+    epochs = progress.step * settings.training.global_batch_size / rows.per_epoch
     return {
         "name": cell.name,
         "key": cell.key,
@@ -190,6 +258,7 @@ def result(cell: GridCell, trainer: Trainer, progress: Progress, heldout: dict[s
         "parameters": trainer.parameters,
         "non_embedding_parameters": non_embedding_parameter_count(model, axes),
         "flops": progress.flops,
+        "inherited_flops": inherited_flops(cell),
         "palm_flops": progress.palm_flops,
         "seen_tokens": progress.seen_tokens,
         "target_tokens": progress.target_tokens,
@@ -197,9 +266,10 @@ def result(cell: GridCell, trainer: Trainer, progress: Progress, heldout: dict[s
         "train_seconds": progress.seconds,
         "tokens_per_second": progress.seen_tokens / max(progress.seconds, 1e-9),
         "padding_share": 1 - progress.seen_tokens / max(progress.slots, 1),
+        "truncated_share": rows.truncated_pairs / rows.pairs if rows.pairs else None,
         "epochs": epochs,
         "skipped_steps": progress.skipped,
-        "final_loss": float(np.mean(last)),
+        "final_loss": float(np.mean(last)) if last else None,
         "precision": settings.training.precision,
         "learning_rate": settings.training.learning_rate,
         "heldout": heldout,
@@ -209,6 +279,19 @@ def result(cell: GridCell, trainer: Trainer, progress: Progress, heldout: dict[s
         "settings": settings.model_dump(mode="json", by_alias=True, exclude={"study"}),
         "warnings": [],
     }
+
+
+def inherited_flops(cell: GridCell) -> float:
+    """What all its ancestors spent on the weights that a cell starts from."""
+    before = (_parent_record(cell) or {}).get("result", {})
+    return before.get("flops", 0.0) + before.get("inherited_flops", 0.0)
+
+
+def trained_on(prepared: Prepared) -> dict[str, Any]:
+    """Of the text that a cell trains on: where it is from, how much, and what was left out of it
+    because the study holds it out."""
+    kept = ("source", "train_documents", "train_tokens", "excluded_documents")
+    return {key: prepared.manifest[key] for key in (*kept, "excluded_paragraphs")}
 
 
 def masks(trainer: Trainer) -> list[dict[str, Any]]:
@@ -244,6 +327,7 @@ def _thin(length: int) -> list[int]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(content, indent=1) + "\n")
     aside.replace(path)

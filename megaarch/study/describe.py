@@ -1,5 +1,7 @@
 """What each cell is, before anything is trained: parameters, and what a row costs and holds."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,70 +9,91 @@ import numpy as np
 
 from megaarch import catalogue, config, flops
 from megaarch.config import Raw
+from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
 from megaarch.data.converters import CONVERTERS
-from megaarch.data.example import SPECIALS, Vocabulary, generator
+from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, generator
 from megaarch.data.packing import pack
-from megaarch.data.rows import components, fixed_shape, layout
+from megaarch.data.prepare import Prepared, prepare
+from megaarch.data.rows import Rows, components, fixed_shape, layout
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
 from megaarch.settings import Data, Model, Settings
+from megaarch.study import lanes
 from megaarch.study.grid import expand
 
 SAMPLES = 64  # rows over which random lengths are averaged
 WORD, SENTENCE = 2, 20  # tokens of a word and of a sentence in the made-up text
 
 
-def describe(settings: Settings, name: str) -> dict[str, Any]:
+def describe(settings: Settings, name: str, rows: Rows | None = None) -> dict[str, Any]:
     """One entry of `describe --json`. Row figures are means over rows of made-up text, drawn with
-    fixed keys; exact where the objective's lengths are."""
+    fixed keys; exact where the objective's lengths are. Given rows of a run's own data (which
+    supervised ones hang on), they are means over the first of them."""
     model, data = settings.model, settings.data
     axes = catalogue.position_axes(data.objective)
-    counts, lengths = row_counts(model, data)
+    drawn = made_up_rows(model, data) if rows is None else first_rows(rows)
+    counts, lengths = row_counts(model, *drawn)
     parameters = parameter_count(model, axes)
-    rows = counts.rows
     return {
         "name": name,
         "architecture": model.architecture,
         "objective": data.objective,
         "parameters": parameters,
         "non_embedding_parameters": non_embedding_parameter_count(model, axes),
-        "flops_per_row": flops.training(model, counts) / rows,
-        "palm_flops_per_row": flops.palm(model, counts, parameters) / rows,
-        "seen_tokens_per_row": sum(counts.tokens) / rows,
-        "target_tokens_per_row": counts.targets / rows,
+        "flops_per_row": flops.training(model, counts) / SAMPLES,
+        "palm_flops_per_row": flops.palm(model, counts, parameters) / SAMPLES,
+        "seen_tokens_per_row": sum(counts.tokens) / SAMPLES,
+        "target_tokens_per_row": counts.targets / SAMPLES,
         "lengths": lengths,
     }
 
 
-def row_counts(model: Model, data: Data):
-    """Counts of SAMPLES rows of made-up text, and the lengths of a row."""
+def made_up_rows(
+    model: Model, data: Data, samples: range = range(SAMPLES)
+) -> tuple[list[list[Converted]], RowShape, float]:
+    """Rows of made-up text, their shape, and the raw tokens of a row."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
     converter = CONVERTERS[model.architecture]
     plans = [layout(model, objective) for _, objective in components(data)]
     blend = Blend([weight for weight, _ in components(data)], 0)
     rows, raw = [], []
-    for i in range(SAMPLES):
+    for i in samples:
         plan = plans[blend[i][0]]
         tokens = made_up_tokens(vocabulary, plan.raw)
         rows.append(
             [converter(o(tokens, vocabulary, generator(0, i)), vocabulary) for o in plan.segments]
         )
         raw.append(plan.tokens)
-    shape = fixed_shape(model, [plan.shape for plan in plans])
-    batch = pack(
-        rows,
-        shape,
-        pad=vocabulary.pad,
-        axes=catalogue.position_axes(data.objective),
-        sample_index=range(SAMPLES),
-    )
+    return rows, fixed_shape(model, [plan.shape for plan in plans]), float(np.mean(raw))
+
+
+def first_rows(rows: Rows) -> tuple[list[list[Converted]], RowShape, float]:
+    """As `made_up_rows`, of a run's own data."""
+    first = [rows[i] for i in range(SAMPLES)]
+    tokens = sum(len(s.tokens) for row in first for example in row for s in example.streams)
+    return first, rows.shape, tokens / SAMPLES
+
+
+def row_counts(model: Model, rows: list[list[Converted]], shape: RowShape, raw: float):
+    """Counts of these rows, and the lengths of a row."""
+    axes = rows[0][0].streams[0].positions.shape[1]
+    batch = pack(rows, shape, pad=0, axes=axes, sample_index=range(SAMPLES))
     names = catalogue.ARCHITECTURES[model.architecture].streams
     lengths = {
-        "raw": float(np.mean(raw)),
+        "raw": raw,
         "targets": batch.counts.targets / SAMPLES,
         **{name: n / SAMPLES for name, n in zip(names, batch.counts.tokens, strict=True)},
     }
     return batch.counts, lengths
+
+
+def made_up_batch(settings: Settings, index: int, multiple: int = 1) -> Batch:
+    """Micro-batch number `index` of made-up text, its streams' lengths a multiple of `multiple`."""
+    size = settings.training.micro_batch_size
+    samples = range(index * size, (index + 1) * size)
+    rows, shape, _ = made_up_rows(settings.model, settings.data, samples)
+    axes = catalogue.position_axes(settings.data.objective)
+    return pack(rows, shape.stretched(multiple), pad=0, axes=axes, sample_index=samples)
 
 
 def made_up_vocabulary(size: int, sentinels: int) -> Vocabulary:
@@ -102,14 +125,24 @@ def made_up_tokens(vocabulary: Vocabulary, length: int) -> np.ndarray:
 def describe_all(raw: Raw) -> list[dict[str, Any]]:
     """Every cell of a study, or the one model of a plain configuration."""
     settings = config.resolve(raw)
+    base, size = settings.data, settings.model.vocabulary_size
     if settings.study is None:
-        return [describe(settings, settings.model.preset or settings.model.architecture)]
+        name = settings.model.preset or settings.model.architecture
+        return [describe(settings, name, _own_rows(settings, lambda: prepare(base, size)))]
     described = {}
     for cell in expand(raw, Path("runs") / settings.study.name):
         name = f"{cell.name}-{cell.size}" if cell.size else cell.name
         if name not in described:  # budgets and seeds change nothing here
-            described[name] = describe(cell.settings, name)
+            own = _own_rows(cell.settings, partial(lanes.text_of, cell, base))
+            described[name] = describe(cell.settings, name, own)
     return list(described.values())
+
+
+def _own_rows(settings: Settings, prepared: Callable[[], Prepared]) -> Rows | None:
+    """Of the data, where the rows hang on it."""
+    if settings.data.objective != "supervised":
+        return None
+    return Rows(settings.model, settings.data, prepared(), settings.training.seed)
 
 
 def table(cells: list[dict[str, Any]]) -> str:

@@ -64,7 +64,6 @@ class Line:
 
     def __init__(self, name: str, show: Show):
         self.name, self.show = name, show
-        self.smooth: float | None = None
 
     def say(self, text: str) -> None:
         """Replace the text, e.g. while scoring."""
@@ -72,17 +71,14 @@ class Line:
 
     def step(self, step: Step) -> None:
         """After every training step."""
-        self.smooth = step.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * step.loss
         speed = step.progress.seen_tokens / max(step.progress.seconds, 1e-9)
         left = step.progress.seconds * (1 - step.share) / max(step.share, 1e-9)
-        text = (
-            f"step {step.progress.step}  loss {self.smooth:.3f}  "
-            f"{speed:,.0f} tok/s  {_clock(left)} left"
-        )
+        text = f"step {step.progress.step}  loss {step.loss:.3f}  {speed:,.0f} tok/s  {clock(left)} left"
         self.show(self.name, step.share, text)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:05, or 2:01:05 from an hour on."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

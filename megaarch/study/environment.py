@@ -33,6 +33,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def share(lanes: int) -> dict[str, int]:
+    """What a cell has of the machine, on which its speed hangs: the threads of its process, and how
+    many cells run side by side."""
+    return {"threads": torch.get_num_threads(), "lanes": lanes}
+
+
 def command() -> str:
     """The command that this process was given."""
     return shlex.join(["megaarch", *sys.argv[1:]])

@@ -1,38 +1,124 @@
-"""`compare --dry-run`: what a study will take, from one timed step of each cell."""
+"""`compare --dry-run`: what a study will take, counted on each cell's first rows; and hours, from a
+timed step of the cells whose layout is this one process."""
 
-import math
 import tempfile
 import time
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-from megaarch import config
-from megaarch.data.prepare import prepare
+from megaarch import catalogue, config
+from megaarch.data.prepare import Prepared
+from megaarch.data.rows import Rows
+from megaarch.model.count import parameter_shapes
+from megaarch.parallel.mesh import processes
+from megaarch.settings import Settings, Training
+from megaarch.study import lanes, preflight, rates
+from megaarch.study.describe import describe
 from megaarch.study.grid import GridCell, expand
+from megaarch.training.progress import Limit
 from megaarch.training.trainer import Trainer
 
-STATE_BYTES = 12  # fp32 weights and AdamW's two moments
 TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one cell. tokens: seen. disk: bytes of the checkpoints that stay. hours: None for several
+    processes."""
+
+    steps: int
+    tokens: float
+    epochs: float
+    disk: float
+    hours: float | None
 
 
 def dry_run(raw: config.Raw, directory: Path) -> str:
     """A table of steps, tokens, epochs, disk and hours for each cell. Trains nothing for good."""
     settings = config.resolve(raw)
-    prepared = prepare(settings.data, settings.model.vocabulary_size)
+    study, base = settings.study, settings.data
+    grid = expand(raw, directory, rates.read(study.rates)["best"] if study.rates else {})
+    lanes.held_out(
+        base, settings.model.vocabulary_size, study.evaluation
+    )  # or says once what lacks
+    preflight.check(grid, study, base)
     lines = [f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"]
-    total = 0.0
-    for cell in expand(raw, directory):
-        steps, tokens, epochs, disk, hours = estimate(cell, prepared)
-        total += hours
+    total, several = 0.0, 0
+    for cell in grid:
+        found = estimate(cell, lanes.text_of(cell, base))
+        total += found.hours or 0.0
+        several += found.hours is None
         lines.append(
-            f"{cell.key:<26.25}{steps:>8,}{tokens:>11.3e}{epochs:>8.2f}{disk / 2**20:>10.1f}"
-            f"{hours:>9.3f}"
+            f"{cell.key:<26.25}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
+            f"{found.disk / 2**20:>10.1f}{'-' if found.hours is None else f'{found.hours:.3f}':>9}"
         )
-    lines.append(f"{'all cells, training alone':<63}{total:>9.3f}")
+    if several < len(grid):
+        what = "cells of one process" if several else "all cells"
+        lines.append(f"{f'{what}, training alone':<63}{total:>9.3f}")
+        if study.tune:
+            seed = total / len(study.seeds)  # a sweep is of the first one
+            swept = seed * study.tune.budget * len(study.tune.learning_rates)
+            lines.append(f"{'their sweep of learning rates before that':<63}{swept:>9.3f}")
+    if several:
+        lines.append(
+            "-: its layout is of several processes, and this is one. For the hours of such cells: "
+            "megaarch plan CONFIG --gpus N --gpu NAME"
+        )
     return "\n".join(lines)
 
 
-def estimate(cell: GridCell, prepared) -> tuple[int, float, float, float, float]:
-    """Steps, seen tokens, epochs, bytes of checkpoints and hours of one cell."""
+def estimate(cell: GridCell, prepared: Prepared) -> Estimate:
+    """Counts of one cell, and its hours where it is a single process."""
+    settings = cell.settings
+    training, limit = settings.training, Limit.of(settings.training)
+    rows = Rows(settings.model, settings.data, prepared, training.seed)
+    row = describe(settings, cell.key, rows)
+    each = training.global_batch_size
+    spent = {
+        "step": 1,
+        "flops": each * row["flops_per_row"],
+        "seen_tokens": each * row["seen_tokens_per_row"],
+        "target_tokens": each * row["target_tokens_per_row"],
+    }
+    steps = max(1, round(limit.amount / spent[limit.kind]))  # as many as Limit.reached allows
+    alone = processes(settings.parallel) == 1
+    return Estimate(
+        steps=steps,
+        tokens=steps * spent["seen_tokens"],
+        epochs=steps * each / rows.per_epoch,
+        disk=checkpoints(training, steps) * checkpoint_bytes(settings),
+        hours=steps * _step_seconds(cell, prepared) / 3600 if alone else None,
+    )
+
+
+def checkpoints(training: Training, steps: int) -> int:
+    """How many stay of a run of so many steps: the newest, and those of `keep_every`."""
+    every = training.save_every or steps
+    saved = [*range(every, steps, every), steps]
+    newest = min(training.keep_checkpoints or len(saved), len(saved))
+    older, keep_every = saved[:-newest], training.keep_every
+    return newest + sum(step % keep_every == 0 for step in older if keep_every)
+
+
+def checkpoint_bytes(settings: Settings) -> float:
+    """Of one checkpoint: fp32 weights, and what the optimizer keeps of them."""
+    axes = catalogue.position_axes(settings.data.objective)
+    shapes = parameter_shapes(settings.model, axes).values()
+    return 4.0 * sum(prod(shape) + _moments(shape, settings.training.optimizer) for shape in shapes)
+
+
+def _moments(shape: tuple[int, ...], optimizer: str) -> int:
+    """Numbers that an optimizer keeps of a parameter."""
+    if optimizer == "sgd":
+        return 0
+    if optimizer == "adafactor":  # of a matrix, means of its rows and of its columns
+        return sum(shape) if len(shape) == 2 else prod(shape)
+    return 2 * prod(shape)
+
+
+def _step_seconds(cell: GridCell, prepared: Prepared) -> float:
+    """The mean of a few steps, after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         settings = cell.settings
         logging = settings.logging.model_copy(update={"directory": folder})
@@ -40,16 +126,8 @@ def estimate(cell: GridCell, prepared) -> tuple[int, float, float, float, float]
         trainer = Trainer(
             settings.model_copy(update={"logging": logging, "training": training}), prepared
         )
-        trainer.train_step(trainer.steps[0])  # warm-up
-        before = trainer.progress
+        trainer.train_step(trainer.steps[0])
         started = time.perf_counter()
         for step in range(1, TIMED_STEPS + 1):
             trainer.train_step(trainer.steps[step])
-        seconds = (time.perf_counter() - started) / TIMED_STEPS
-        kind, amount = trainer.limit.kind, trainer.limit.amount
-        each = (getattr(trainer.progress, kind) - getattr(before, kind)) / TIMED_STEPS
-        steps = math.ceil(amount / each)
-        tokens = (trainer.progress.seen_tokens - before.seen_tokens) / TIMED_STEPS * steps
-        rows = steps * settings.training.global_batch_size
-        disk = trainer.parameters * STATE_BYTES * max(training.keep_checkpoints, 1)
-        return steps, tokens, rows / trainer.rows.per_epoch, disk, steps * seconds / 3600
+        return (time.perf_counter() - started) / TIMED_STEPS

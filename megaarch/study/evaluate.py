@@ -1,18 +1,22 @@
 """`megaarch evaluate`: the yardsticks of one trained run, from its newest checkpoint."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from megaarch import config
-from megaarch.data.prepare import prepare
+from megaarch.data.prepare import Prepared, prepare
 from megaarch.parallel import launch
 from megaarch.parallel.mesh import Grid
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Evaluation, Settings
 from megaarch.study import yardsticks
-from megaarch.study.items import cut
+from megaarch.study.cell import read_record
+from megaarch.study.items import cut, unfaithful
 from megaarch.training import checkpoint
 from megaarch.training.trainer import device_of
+
+SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
 
 
 def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
@@ -20,37 +24,101 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
 
     overrides: `--set` settings, e.g. data.source to score other text. One process holds the whole
     model; several take the run's layout, or what overrides say of it, and return the same.
-    ValueError where the folder has no complete checkpoint.
+    ValueError where the folder has no complete checkpoint, or its text has changed since.
     """
     if not run.is_dir():
         raise ValueError(f"{run} is no folder: give the folder of a run")
-    path = checkpoint.newest(run)
+    raw = checkpoint.latest_settings(run)
+    if raw is None:
+        raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")
+    settings = _settings(raw, overrides, run)
+    grid = Grid.join(settings, device_of(settings))
+    path = checkpoint.newest(run, grid)
     if path is None:
         raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")
     saved = checkpoint.read_progress(path)
-    raw = saved["settings"]
-    if launch.find()[1].world_size == 1:
-        raw.pop("parallel", None)
-    for text in overrides:
-        config.set_path(raw, *config.parse_override(text))
-    settings = config.resolve({k: v for k, v in raw.items() if k != "study"}, str(run))
-    data = settings.data
-    if data.tokenizer is None and data.source != saved["settings"]["data"]["source"]:
-        # other text, but the ids are those that the run was trained with
-        data = data.model_copy(update={"tokenizer": saved["tokenizer"]["path"]})
-    evaluation = fitted(settings.model.sequence_length)
-    grid = Grid.join(settings, device_of(settings))
+    settings = _settings(saved["settings"], overrides, run)
+    prepared = _text(settings, saved)
+    warning = _may_have_seen(settings, prepared, saved, run)
     replica = Replica(settings, grid)
-    checkpoint.load(path, replica.model, None, grid)
-    prepared = launch.first(lambda: prepare(data, settings.model.vocabulary_size))
-    if prepared.tokenizer.fingerprint != saved["tokenizer"]["fingerprint"]:
-        raise ValueError(
-            f"data.tokenizer: {run} was trained with another tokenizer, "
-            f"{saved['tokenizer']['path']}: its scores would mean nothing; give that file"
-        )
+    checkpoint.load(path, replica, None, grid)
     if not prepared.heldout:
         raise ValueError("data.source: this data has no held-out text to score")
-    return score(settings, replica, prepared, evaluation)
+    found = score(settings, replica, prepared, fitted(settings.model.sequence_length))
+    return found | {"warnings": [*found["warnings"], *([warning] if warning else [])]}
+
+
+def _settings(raw: config.Raw, overrides: list[str], run: Path) -> Settings:
+    raw = copy.deepcopy({k: v for k, v in raw.items() if k != "study"})
+    if launch.find()[1].world_size == 1:
+        raw.pop("parallel", None)
+    for name in ("engine", "zero_stage", "offload", "deepspeed_config"):
+        raw.get("parallel", {}).pop(name, None)  # torch scores, whatever trained
+    for text in overrides:
+        config.set_path(raw, *config.parse_override(text))
+    return config.resolve(raw, str(run))
+
+
+def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
+    """The run's text, or other text, under the tokenizer that the run was trained with.
+
+    ValueError where another one is asked for.
+    """
+    data, size, used = settings.data, settings.model.vocabulary_size, saved["tokenizer"]
+    under_it = data.model_copy(update={"tokenizer": used["path"]})
+    if data.tokenizer is None and settings.data.source != saved["settings"]["data"]["source"]:
+        data = under_it
+    prepared = launch.first(lambda: prepare(data, size))
+    if data.tokenizer is None and prepared.tokenizer.fingerprint != used["fingerprint"]:
+        # a study's cell with text of its own: the tokenizer is the study's
+        prepared = launch.first(lambda: prepare(under_it, size))
+    if prepared.tokenizer.fingerprint != used["fingerprint"]:
+        raise ValueError(
+            f"data.tokenizer: the run was trained with another tokenizer, {used['path']}: its "
+            "scores would mean nothing; give that file"
+        )
+    return prepared
+
+
+def _may_have_seen(
+    settings: Settings, prepared: Prepared, saved: dict[str, Any], run: Path
+) -> str | None:
+    """A warning where the run may have trained on what is scored, as far as it is known: nothing is
+    of another source, and what was converted from elsewhere has trained on no text here.
+
+    ValueError where source and split are the run's, and the text has changed since.
+    """
+    was = _settings(saved["settings"], [], run).data
+    same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
+    if (
+        not (same["source"] and saved["fingerprint"])
+        or prepared.fingerprint == saved["fingerprint"]
+    ):
+        return None
+    if not all(same.values()):
+        return (
+            "The run was trained on this source, split otherwise: it may have seen what is scored."
+        )
+    if _lacks_held_out(run):
+        return (
+            "What its study holds out was left out of this cell's own text, so that it cannot be "
+            "told whether the text has changed since."
+        )
+    raise ValueError(
+        f"data.source: {prepared.manifest['source']} has changed since the run was trained, which "
+        "may have seen what would be scored: restore it, or score other text with --set "
+        "data.source=FILE"
+    )
+
+
+def _lacks_held_out(run: Path) -> bool:
+    """Whether it is a study's cell with text of its own, less what the study holds out. One that
+    is not finished may be."""
+    record = read_record(run)
+    if record is None:
+        return False
+    text = record.get("result", {}).get("data")
+    return text is None or text["excluded_documents"] + text["excluded_paragraphs"] > 0
 
 
 def fitted(row: int) -> Evaluation:
@@ -67,4 +135,6 @@ def fitted(row: int) -> Evaluation:
 def score(settings: Settings, model, prepared, evaluation: Evaluation) -> dict[str, Any]:
     """All yardsticks over all held-out documents."""
     items = cut(prepared.heldout, prepared.tokenizer, evaluation)
-    return yardsticks.heldout_of(settings, model, prepared, items, evaluation)
+    found = yardsticks.heldout_of(settings, model, prepared, items, evaluation)
+    warning = unfaithful(prepared.heldout, prepared.tokenizer)
+    return found | {"warnings": [warning] if warning else []}

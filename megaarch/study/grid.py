@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megaarch import catalogue, config
 from megaarch.model.count import parameter_count
-from megaarch.settings import Cell, Settings, Size, Study
+from megaarch.settings import Cell, Model, Settings, Size, Study
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
@@ -101,17 +101,34 @@ def title(cell: GridCell, study: Study) -> str:
 
 
 def _match_parameters(settings: Settings) -> Settings:
-    """An encoder-decoder with the stacks whose parameters come nearest to one stack of `layers`."""
+    """An encoder-decoder with the stacks whose parameters come nearest to one stack of `layers`.
+    Where the depth of a stack is given, it stands as it is."""
     model = settings.model
-    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or model.encoder_layers:
+    given = model.encoder_layers or model.decoder_layers
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or given:
         return settings
     single = model.model_copy(update={"architecture": "causal_decoder"})
     wanted = parameter_count(single)
+
+    def with_stacks(encoder: int, decoder: int) -> Model:
+        return model.model_copy(update={"encoder_layers": encoder, "decoder_layers": decoder})
+
+    # every layer of a stack adds the same
+    least, more, most = (
+        parameter_count(with_stacks(*stacks)) for stacks in ((1, 1), (2, 1), (1, 2))
+    )
+    of_encoder, of_decoder = more - least, most - least
     candidates = [
-        model.model_copy(update={"encoder_layers": encoder, "decoder_layers": decoder})
+        (encoder, decoder)
         for encoder in range(1, model.layers + 1)
         for decoder in (encoder - 1, encoder, encoder + 1)
         if decoder > 0
     ]
-    best = min(candidates, key=lambda m: abs(parameter_count(m) - wanted))
+
+    def distance(stacks: tuple[int, int]) -> int:
+        encoder, decoder = stacks
+        found = least + (encoder - 1) * of_encoder + (decoder - 1) * of_decoder
+        return abs(found - wanted)
+
+    best = with_stacks(*min(candidates, key=distance))
     return settings.model_copy(update={"model": best})

@@ -10,6 +10,8 @@ import numpy as np
 
 from megaarch.settings import Evaluation
 
+CHECKED = 1000  # held-out documents that must survive the tokenizer
+
 
 @dataclass(frozen=True)
 class Item:
@@ -69,6 +71,28 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
                 tokenizer.decode(left).encode()
             )
             items.append(Item(d, left, span, right, size))
+
+
+def unfaithful(documents: list[str], tokenizer) -> str | None:
+    """None where the tokenizer gives held-out text back as it was, else the sentence to warn with.
+
+    What it drops (case, accents, runs of spaces, newlines) need not be predicted, so that bits per
+    byte come out too low for the text, and spans are counted in the bytes of what is left.
+    """
+    documents = documents[:CHECKED]
+    for text in documents:
+        back = tokenizer.decode(tokenizer.encode(text))
+        if back == text:
+            continue
+        same = min(len(text), len(back))
+        at = next((i for i in range(same) if text[i] != back[i]), same)
+        first = max(0, at - 10)
+        return (
+            f"The tokenizer ({tokenizer.description}) does not give held-out text back as it was: "
+            f"{text[first : at + 10]!r} came back as {back[first : at + 10]!r}. Bits per byte are "
+            "those of the altered text: compare them within this study only."
+        )
+    return None
 
 
 def split(documents: list[str], tokenizer, evaluation: Evaluation) -> dict[str, list[Item]]:

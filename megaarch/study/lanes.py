@@ -1,7 +1,8 @@
 """Running cells and trials: one after another, or several at a time in processes of their own.
 
 A cell that starts from another waits for it. Small models on a CPU gain from lanes: two processes
-of one thread each do more than one process of two threads.
+of one thread each do more than one process of two threads. A lane's threads are its share of the
+machine's, however many jobs are left to run.
 """
 
 import multiprocessing
@@ -12,18 +13,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from megaarch.data.prepare import Prepared, prepare
+from megaarch.data.split import Exclusion
+from megaarch.parallel import launch
+from megaarch.parallel.heartbeat import Heartbeat
+from megaarch.parallel.mesh import Grid
 from megaarch.settings import Data, Evaluation, Study
 from megaarch.study import cell as cells
+from megaarch.study import lock
 from megaarch.study.display import Board, Line, Show
 from megaarch.study.grid import GridCell
 from megaarch.study.items import Item, split
+from megaarch.training.faults import out_of_memory
+from megaarch.training.trainer import device_of
 
 _queue = None  # of a lane's process: leads to the board
 
@@ -55,59 +65,97 @@ def held_out(base: Data, size: int, evaluation: Evaluation) -> dict[str, list[It
 
 
 def text_of(cell: GridCell, base: Data) -> Prepared:
-    """What a cell trains on: the study's text, or data of its own under the study's tokenizer."""
+    """What a cell trains on: the study's text, or data of its own under the study's tokenizer and
+    without what the study holds out."""
     size, own = cell.settings.model.vocabulary_size, cell.settings.data
-    shared = _prepared(base, size)
-    same = own.source == base.source and own.kind == base.kind and own.held_out == base.held_out
-    if same and own.tokenizer == base.tokenizer:
-        return shared
-    tokenizer = own.tokenizer or str(shared.tokenizer.path)
     # the objective and its settings do not touch the text
-    plain = base.model_copy(
-        update={
-            "source": own.source,
-            "kind": own.kind,
-            "text_field": own.text_field,
-            "held_out": own.held_out,
-            "tokenizer": tokenizer,
-        }
-    )
-    return _prepared(plain, size)
+    chosen = {name: getattr(own, name) for name in ("source", "kind", "text_field", "held_out")}
+    if all(getattr(base, name) == value for name, value in chosen.items()):
+        return _prepared(base, size)
+    return _own(base.model_copy(update=chosen).model_dump_json(), base.model_dump_json(), size)
 
 
-def perform(job: Job, show: Show) -> dict[str, Any]:
-    """Run one job; returns a cell's record or a trial."""
-    evaluation = job.study.evaluation
-    prepared = text_of(job.cell, job.base)
-    held = held_out(job.base, job.cell.settings.model.vocabulary_size, evaluation)
+@lru_cache(maxsize=4)
+def _own(own: str, base: str, size: int) -> Prepared:
+    shared = _read_once(base, size)
+    data = Data.model_validate_json(own)
+    data = data.model_copy(update={"tokenizer": str(shared.tokenizer.path)})
+    return prepare(data, size, exclude=Exclusion.of(shared.heldout, shared.heldout_pairs))
+
+
+def perform(
+    job: Job,
+    show: Show,
+    grid: Grid | None = None,
+    heart: Heartbeat | None = None,
+    beside: int = 1,
+) -> dict[str, Any] | None:
+    """Run one job; returns a cell's record or a trial.
+
+    grid: the processes of its layout, which all call this (task.py); None: this one alone. heart:
+    theirs. beside: lanes that run side by side, this one among them.
+    """
+    cell, evaluation = job.cell, job.study.evaluation
+    grid = grid or Grid.single(device_of(cell.settings))
     line = Line(job.name, show)
     line.say("building")
-    if job.rate is None:
-        return cells.run(job.cell, prepared, held, evaluation, line)
-    share = job.study.tune.budget
-    return cells.trial(job.cell, job.rate, share, prepared, held, evaluation, line)
+    with ExitStack() as locked:
+
+        def enter() -> Prepared:
+            if grid.is_main:
+                locked.enter_context(lock.alone(folder_of(job), "cell"))
+            return text_of(cell, job.base)
+
+        prepared = launch.first(enter)
+        held = held_out(job.base, cell.settings.model.vocabulary_size, evaluation)
+        if job.rate is None:
+            return cells.run(cell, prepared, held, evaluation, line, grid, heart, beside)
+        share = job.study.tune.budget
+        return cells.trial(cell, job.rate, share, prepared, held, evaluation, line, grid, heart)
+
+
+def folder_of(job: Job) -> Path:
+    """What no other process may use meanwhile: a cell's folder, or that of all trials at a rate."""
+    folder = Path(job.cell.settings.logging.directory)
+    return folder if job.rate is None else folder / "tune" / "locks" / f"rate-{job.rate:.3g}"
+
+
+def _attempt(job: Job, show: Show, threads: int, beside: int) -> dict[str, Any]:
+    """`perform` in so many threads, where the cell does not set its own; a model that does not fit
+    is a ValueError that names the cell."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return perform(job, show, beside=beside)
+    except (RuntimeError, MemoryError) as error:
+        if said := out_of_memory(error):
+            raise ValueError(f"cell {job.name}: {said}") from error
+        raise
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(jobs: list[Job], lanes: int, board: Board) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Each job with what it gave, as they end; parents before their children."""
-    if lanes == 1 or len(jobs) == 1:
+    threads = max(1, torch.get_num_threads() // lanes)
+    beside = min(lanes, len(jobs))
+    if beside <= 1:
         for job in jobs:
-            yield job, perform(job, board.show)
+            yield job, _attempt(job, board.show, threads, beside)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     drain = threading.Thread(target=_drain, args=(queue, board), daemon=True)
     drain.start()
-    threads = max(1, torch.get_num_threads() // lanes)
     waiting = list(jobs)
-    with ProcessPoolExecutor(lanes, context, _enter_lane, (queue, threads)) as pool:
+    with ProcessPoolExecutor(beside, context, _enter_lane, (queue,)) as pool:
         running = {}
         try:
             while waiting or running:
                 held_back = {job.cell.key for job in [*waiting, *running.values()]}
                 for job in [job for job in waiting if job.cell.parent not in held_back]:
                     waiting.remove(job)
-                    running[pool.submit(_in_lane, job)] = job
+                    running[pool.submit(_in_lane, job, threads, beside)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     try:
@@ -125,10 +173,9 @@ def run(jobs: list[Job], lanes: int, board: Board) -> Iterator[tuple[Job, dict[s
             drain.join(timeout=5)
 
 
-def _enter_lane(queue, threads: int) -> None:
+def _enter_lane(queue) -> None:
     global _queue
     _queue = queue
-    torch.set_num_threads(threads)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -140,8 +187,8 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _in_lane(job: Job) -> dict[str, Any]:
-    return perform(job, lambda *message: _queue.put(message))
+def _in_lane(job: Job, threads: int, beside: int) -> dict[str, Any]:
+    return _attempt(job, lambda *message: _queue.put(message), threads, beside)
 
 
 def _drain(queue, board: Board) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from megaarch.settings import Data, Study
-from megaarch.signature import signature
+from megaarch.signature import changed, signature
+from megaarch.study import cell as cells
 from megaarch.study import lanes
 from megaarch.study.display import Board
 from megaarch.study.environment import command, environment
@@ -17,13 +18,27 @@ Trials = list[dict[str, Any]]
 FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a trial need not share
 
 
+def trials(grid: list[GridCell], study: Study) -> list[tuple[GridCell, float]]:
+    """The sweep's trials: each cell of the first seed at each rate."""
+    first = [cell for cell in grid if cell.seed == study.seeds[0]]
+    return [(cell, rate) for cell in first for rate in study.tune.learning_rates]
+
+
+def finished(grid: list[GridCell], study: Study, base: Data) -> Trials:
+    """What the trials that are done have found."""
+    share, evaluation = study.tune.budget, study.evaluation
+    found = [
+        cells.finished_trial(cell, rate, share, lanes.text_of(cell, base), evaluation)
+        for cell, rate in trials(grid, study)
+    ]
+    return [trial for trial in found if trial]
+
+
 def sweep(grid: list[GridCell], study: Study, base: Data, board: Board) -> Trials:
-    """One trial for each cell of the first seed and each rate."""
+    """Runs the trials of these cells."""
     todo = [
         lanes.Job(f"{title(cell, study)} {rate:.3g}", cell, study, base, rate)
-        for cell in grid
-        if cell.seed == study.seeds[0]
-        for rate in study.tune.learning_rates
+        for cell, rate in trials(grid, study)
     ]
     found = {(job.cell.key, job.rate): trial for job, trial in lanes.run(todo, study.lanes, board)}
     return [found[job.cell.key, job.rate] for job in todo]
@@ -31,7 +46,8 @@ def sweep(grid: list[GridCell], study: Study, base: Data, board: Board) -> Trial
 
 def best(trials: Trials) -> dict[str, float]:
     """The rate of the lowest held-out value: of each cell by its `rate_key`, and by its name
-    alone, as a mean over sizes and budgets, for cells that the sweep did not hold."""
+    alone, as a mean over sizes and budgets, for cells that the sweep did not hold. None of its own
+    where every rate diverged: the configuration's stays."""
     chosen = {}
     for field in ("cell", "rate_key"):
         for name in dict.fromkeys(trial[field] for trial in trials):
@@ -39,10 +55,13 @@ def best(trials: Trials) -> dict[str, float]:
             for trial in trials:
                 if trial[field] == name:
                     value = trial["heldout"]
+                    diverged = value is None or not np.isfinite(value)
                     values.setdefault(trial["learning_rate"], []).append(
-                        np.inf if value is None else value
+                        np.inf if diverged else value
                     )
-            chosen[name] = min(values, key=lambda rate: np.mean(values[rate]))
+            means = {rate: np.mean(found) for rate, found in values.items()}
+            if np.isfinite(min(means.values())):
+                chosen[name] = min(means, key=means.get)
     return chosen
 
 
@@ -54,7 +73,9 @@ def record(trials: Trials, grid: list[GridCell], study: Study) -> dict[str, Any]
         "command": command(),
         "best": best(trials),
         "trials": trials,
-        "settings": {cell.name: shared_settings(cell) for cell in grid},
+        "settings": {
+            key: shared_settings(cell) for cell in grid for key in (cell.name, rate_key(cell))
+        },
         **environment(),
     }
 
@@ -78,11 +99,29 @@ def shared_settings(cell: GridCell) -> dict[str, Any]:
     return {k: v for k, v in signature(cell.settings).items() if not k.startswith(FREE)}
 
 
-def verdict(cell: GridCell, rate: float, found: dict[str, Any] | None) -> dict[str, bool]:
-    """Whether `rate` is a sweep's choice for this cell, and lies at the edge of its grid."""
+def verdict(cell: GridCell, rate: float, found: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether `rate` is a sweep's choice for this cell, lies at the edge of its grid, and the FLOPs
+    of the trials that chose it."""
     if found is None:
-        return {"tuned": False, "learning_rate_at_edge": False}
-    chosen = found["best"].get(rate_key(cell), found["best"].get(cell.name))
-    tuned = chosen == rate and found["settings"].get(cell.name) == shared_settings(cell)
+        return {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
+
+    def of_cell(table: dict[str, Any]) -> Any:
+        return table.get(rate_key(cell), table.get(cell.name))
+
+    swept = of_cell(found["settings"])
+    alike = swept is not None and not changed(swept, shared_settings(cell))
+    tuned = alike and of_cell(found["best"]) == rate
     edges = (found["grid"][0], found["grid"][-1])
-    return {"tuned": tuned, "learning_rate_at_edge": tuned and rate in edges}
+    return {
+        "tuned": tuned,
+        "learning_rate_at_edge": tuned and rate in edges,
+        "trial_flops": _trial_flops(cell, found["trials"]) if tuned else None,
+    }
+
+
+def _trial_flops(cell: GridCell, trials: Trials) -> float | None:
+    for field, name in (("rate_key", rate_key(cell)), ("cell", cell.name)):
+        own = [trial["flops"] for trial in trials if trial[field] == name]
+        if own:
+            return float(np.median(own))
+    return None

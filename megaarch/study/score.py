@@ -46,11 +46,11 @@ class Scorer:
         rows: int,
     ):
         self.model, self.vocabulary, self.rows = model, vocabulary, rows
+        self.settings = settings
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
         self.converter = CONVERTERS[self.architecture]
         self.axes = catalogue.position_axes(self.objective)
-        self.length = settings.model.sequence_length
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Replica) else 1
         self.bf16 = settings.training.precision == "bf16"
@@ -58,12 +58,8 @@ class Scorer:
         text[: vocabulary.size] = vocabulary.text
         self.text_tokens = torch.from_numpy(text).to(self.device)
 
-    def loglikelihood(self, prefix: np.ndarray, continuation: np.ndarray) -> float:
-        """log p(continuation | prefix) in nats, over text tokens."""
-        return float(self.continuations([(prefix, continuation)]).text[0])
-
-    def continuations(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Scores:
-        """Of each (prefix, continuation)."""
+    def loglikelihoods(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Scores:
+        """log p(continuation | prefix) of each (prefix, continuation)."""
         return self.examples(
             [
                 conditional.continuation(
@@ -74,7 +70,7 @@ class Scorer:
         )
 
     def middles(self, triples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
-        """Of the middle of each (before, middle, after)."""
+        """log p(middle | before, after) of each (before, middle, after)."""
         return self.examples(
             [
                 conditional.middle(
@@ -85,7 +81,7 @@ class Scorer:
         )
 
     def examples(self, groups: Sequence[Sequence[Example]]) -> Scores:
-        """Of the weighted targets of each group of examples, summed over the group."""
+        """Log-likelihoods of the weighted targets of each group of examples, summed over the group."""
         converted = [
             (g, self.converter(example, self.vocabulary))
             for g, group in enumerate(groups)
@@ -93,7 +89,7 @@ class Scorer:
         ]
         # equal lengths share a row, and rows of equal parts share a kernel call
         converted.sort(key=lambda pair: (len(pair[1].streams[0].tokens), pair[0]))
-        limit = self._limit([c for _, c in converted])
+        limit = row_limit(self.settings, [c for _, c in converted]).stretched(self.multiple)
         planned = plan_rows([c.shape for _, c in converted], limit)
         text, raw = np.zeros(len(groups)), np.zeros(len(groups))
         for first in range(0, len(planned), self.rows):
@@ -109,23 +105,6 @@ class Scorer:
                     slot = end
         return Scores(text, raw)
 
-    def _limit(self, converted: list[Converted]) -> RowShape:
-        shapes = [c.shape for c in converted]
-        longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
-        if longest[0] > self.length:
-            raise ValueError(
-                f"an item takes a row of {longest[0]} tokens and {self.objective} was trained on "
-                f"rows of {self.length}: lower study.evaluation.prefix_tokens and "
-                "continuation_tokens, or raise model.sequence_length"
-            )
-        fit = max(1, self.length // max(longest[0], 1))
-        return RowShape(
-            tuple(fit * n for n in longest),
-            fit * max(s.targets for s in shapes),
-            fit * max(s.parts for s in shapes),
-            fit * max(s.cross_parts for s in shapes),
-        ).stretched(self.multiple)
-
     def _forward(self, rows: list[list[Converted]], shape: RowShape) -> np.ndarray:
         batch = pack(
             rows, shape, pad=self.vocabulary.pad, axes=self.axes, sample_index=range(len(rows))
@@ -138,3 +117,26 @@ class Scorer:
         weights = batch.target_weights
         both = torch.stack([losses.text_nll * weights, losses.nll * weights])
         return both.double().cpu().numpy()
+
+
+def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
+    """The shape of scoring rows: as many of the longest item as fit a row of training.
+
+    ValueError where an item does not fit one.
+    """
+    model, shapes = settings.model, [c.shape for c in converted]
+    longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
+    room, learned = model.sequence_length, model.position_encoding == "learned"
+    if longest[0] > room or (learned and max(longest) > model.position_rows):
+        raise ValueError(
+            f"an item takes a row of {max(longest)} tokens and {settings.data.objective} was "
+            f"trained on rows of {room}: lower study.evaluation.prefix_tokens and "
+            "continuation_tokens, or raise model.sequence_length"
+        )
+    fit = max(1, room // max(longest[0], 1))
+    return RowShape(
+        tuple(fit * n for n in longest),
+        fit * max(s.targets for s in shapes),
+        fit * max(s.parts for s in shapes),
+        fit * max(s.cross_parts for s in shapes),
+    )

@@ -22,18 +22,14 @@ CHOICES = 4
 def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[str, Any]:
     """All yardsticks: the `heldout` entry of a cell in results.json."""
     chosen = items[: evaluation.documents]
-    scores = scorer.continuations([(item.left, item.span) for item in chosen])
+    scores = scorer.loglikelihoods([(item.left, item.span) for item in chosen])
     nats, size = -scores.text, np.array([item.span_bytes for item in chosen])
     documents = np.array([item.document for item in chosen])
     result = {
         "continuation_bits_per_byte": bits(nats, size),
         "continuation_bits_per_byte_raw": bits(-scores.raw, size),
         "continuation_interval": ratio_interval(nats / math.log(2), size, documents),
-        "paired": {
-            "documents": documents.tolist(),
-            "sizes": size.tolist(),
-            "amounts": [round(float(x), 4) for x in nats / math.log(2)],
-        },
+        "paired": paired(chosen, nats),
         "middle_bits_per_byte": None,
         "middle_interval": None,
         "interval_kind": "bootstrap over documents",
@@ -53,7 +49,7 @@ def curve_point(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> fl
 
 def continuation_bits(scorer: Scorer, items: list[Item]) -> float:
     """Bits per byte of the items' continuations."""
-    scores = scorer.continuations([(item.left, item.span) for item in items])
+    scores = scorer.loglikelihoods([(item.left, item.span) for item in items])
     return bits(-scores.text, np.array([item.span_bytes for item in items]))
 
 
@@ -74,7 +70,7 @@ def _choice(scorer: Scorer, items: list[Item], counts: dict[str, int]) -> dict[s
     counts["choice"] = len(items)
     if not items:
         return {"choice_accuracy": None, "choice_interval": None}
-    table = scorer.continuations(pairs).text.reshape(groups, CHOICES, CHOICES)
+    table = scorer.loglikelihoods(pairs).text.reshape(groups, CHOICES, CHOICES)
     others = (table.sum(axis=1, keepdims=True) - table) / (CHOICES - 1)
     right = ((table - others).argmax(axis=2) == np.arange(CHOICES)).reshape(-1).astype(float)
     documents = np.array([item.document for item in items])
@@ -94,8 +90,9 @@ def _across_documents(items: list[Item]) -> list[Item]:
 
 def _middle(scorer: Scorer, items: list[Item], most: int, counts: dict[str, int]) -> dict[str, Any]:
     chosen = [item for item in items if len(item.right)][:most]
-    half = len(chosen[0].left) // 2 if chosen else 0
-    scores = scorer.middles([(item.left[half:], item.span, item.right) for item in chosen])
+    if not chosen:
+        return {}
+    scores = scorer.middles([middle_task(item) for item in chosen])
     size = np.array([item.span_bytes for item in chosen])
     documents = np.array([item.document for item in chosen])
     counts["middle"] = len(chosen)
@@ -105,21 +102,35 @@ def _middle(scorer: Scorer, items: list[Item], most: int, counts: dict[str, int]
     }
 
 
+def middle_task(item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(before, middle, after): the near half of an item's left side, its span and its right side."""
+    return item.left[len(item.left) // 2 :], item.span, item.right
+
+
 def bits(nats: np.ndarray, size: np.ndarray) -> float:
     """Bits per byte of spans that cost `nats` and hold `size` bytes."""
     return float(nats.sum() / math.log(2) / size.sum())
 
 
-def unigram_bits_per_byte(counts: np.ndarray, items: list[Item], text: np.ndarray) -> float:
-    """Bits per byte of a unigram model of the training tokens on the continuations.
+def paired(items: list[Item], nats: np.ndarray) -> dict[str, list]:
+    """What each item's span cost (in bits), with its document and its bytes: what intervals of a
+    difference (`intervals.paired_interval`) are made of."""
+    return {
+        "documents": [int(item.document) for item in items],
+        "sizes": [int(item.span_bytes) for item in items],
+        "amounts": [round(float(x), 4) for x in nats / math.log(2)],
+    }
+
+
+def unigram_nats(counts: np.ndarray, items: list[Item], text: np.ndarray) -> np.ndarray:
+    """What each item's continuation costs a unigram model of the training tokens, float64 [N].
 
     counts: [vocabulary] of the training tokens; add-one smoothing over text tokens.
     """
     smoothed = np.where(text, counts + 1.0, 0.0)
     with np.errstate(divide="ignore"):
         nats = -np.log(smoothed / smoothed.sum())
-    spent = np.array([nats[item.span].sum() for item in items])
-    return bits(spent, np.array([item.span_bytes for item in items]))
+    return np.array([nats[item.span].sum() for item in items])
 
 
 def comparable(objective: str) -> bool:

@@ -3,6 +3,7 @@
 `example_results()` is one size, one seed; `scaling_results()` has sizes, budgets and seeds.
 """
 
+import copy
 import math
 import random
 
@@ -217,3 +218,18 @@ def scaling_results() -> dict:
             for seed in (0, 1, 2)
         ]
     )
+
+
+def cell_at(name: str, value: float, low: float, high: float, **more) -> dict:
+    cell = example_cell("gpt") | {"name": name} | more
+    cell["heldout"] |= {
+        "continuation_bits_per_byte": value,
+        "continuation_interval": [low, high],
+    }
+    return cell
+
+
+def clean_results() -> dict:
+    """A study that gives no cause for a warning: three seeds, tuned, many items."""
+    cells = [example_cell(preset, seed=seed) for preset in ("gpt", "unilm") for seed in (0, 1, 2)]
+    return example_results(copy.deepcopy(cells))

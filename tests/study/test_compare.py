@@ -3,16 +3,35 @@ named."""
 
 import copy
 import json
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from megaarch import config
+from megaarch.parallel.mesh import Grid
 from megaarch.study import compare as study_module
-from megaarch.study import report
+from megaarch.study import lock, report
 from megaarch.study.compare import compare
+from megaarch.study.display import Line
+from megaarch.study.grid import expand
+from megaarch.training.faults import Stopped
+from megaarch.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
+
+
+def lowercase_words(study):
+    """Ids of the commonest words of a study's text."""
+    text = Path(study["data"]["source"]).read_text().lower()
+    text = " ".join(json.loads(line)["text"] for line in text.splitlines())
+    return {word: i for i, (word, _) in enumerate(Counter(text.split()).most_common(400), 1)}
 
 
 @pytest.fixture
@@ -70,7 +89,14 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
         assert {"continuation_bits_per_byte", "comparable", "choice_accuracy"} <= set(
             cell["heldout"]
         )
+        scored = cell["heldout"]["paired"]  # on the items of the unigram model
+        of_unigram = results["unigram_paired"]
+        assert all(scored[key] == of_unigram[key] for key in ("documents", "sizes"))
+        assert len(of_unigram["amounts"]) == 6
+    spent = sum(results["unigram_paired"]["amounts"]) / sum(results["unigram_paired"]["sizes"])
+    assert results["unigram_bits_per_byte"] == pytest.approx(spent, abs=1e-3)
     assert adapted["parent"] == gpt["key"]
+    assert adapted["inherited_flops"] == gpt["flops"] and gpt["inherited_flops"] == 0
     assert adapted["curve"][0]["heldout"] != gpt["curve"][0]["heldout"]
     for write in (report.text, report.csv, report.latex):
         assert "adapted" in write(results)
@@ -92,18 +118,48 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
         compare(study, tmp_path, QUIET)
 
 
+def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path):
+    """Of parent, child and grandchild, as they would stand in the folder when finished."""
+    cells = study_module.cells
+    chain = [("gpt", None), ("adapted", "gpt"), ("again", "adapted")]
+    study["study"]["cells"] = [
+        {"name": name, "preset": "gpt"} | ({"from": origin} if origin else {})
+        for name, origin in chain
+    ]
+
+    def arguments():
+        settings = config.resolve(study)
+        for cell in expand(study, tmp_path):
+            text = study_module.lanes.text_of(cell, settings.data)
+            yield cell, text, settings.study.evaluation
+
+    for cell, text, evaluation in arguments():
+        record = {"signature": cells.identity(cell, text, evaluation), "result": {}}
+        cells._write(Path(cell.settings.logging.directory) / "cell.json", record)
+    assert all(cells.finished(*given) for given in arguments())
+    study["study"]["cells"][0]["set"] = {"training.clip_gradient": 0.7}
+    parent, child, _ = arguments()
+    folder = Path(parent[0].settings.logging.directory)
+    shutil.rmtree(folder)
+    assert cells.finished(*child) is None, "nothing is known of its parent"
+    with pytest.raises(config.ConfigError, match=r"adapted.*from.training.clip_gradient was 1.0"):
+        compare(study, tmp_path, QUIET)  # told before the parent is run again
+    assert not folder.exists()
+    cells._write(folder / "cell.json", {"signature": cells.identity(*parent), "result": {}})
+    with pytest.raises(config.ConfigError, match="from.training.clip_gradient was 1.0 and is 0.7"):
+        cells.finished(*child)
+
+
 def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monkeypatch):
     study["study"]["cells"] = study["study"]["cells"][:1]
     study["training"]["save_every"] = 3
     whole = compare(study, tmp_path / "whole", QUIET)["cells"][0]
-    from megaarch.training.trainer import Trainer
-
     honest = Trainer.train_step
 
-    def interrupted(self, batches):
+    def interrupted(self, *given):
         if self.progress.step == 5:
             raise KeyboardInterrupt
-        return honest(self, batches)
+        return honest(self, *given)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -114,6 +170,31 @@ def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monke
         assert part[key] == whole[key]
     assert part["heldout"] == whole["heldout"]
     assert [p["heldout"] for p in part["curve"]] == [p["heldout"] for p in whole["curve"]]
+
+
+@pytest.mark.parametrize("tune", [None, {"learning_rates": [1e-3], "budget": 0.5}])
+def test_a_signal_in_a_cells_last_save_stops_the_study_ahead_of_scoring(
+    tune, study, tmp_path, monkeypatch
+):
+    study["study"] |= {"cells": study["study"]["cells"][:1], "tune": tune}
+    honest, saved = Trainer.save, []
+
+    def save(self, wait=True):
+        if not saved:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        honest(self, wait)
+        saved.append(self.progress.step)
+
+    monkeypatch.setattr(Trainer, "save", save)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with pytest.raises(Stopped) as caught:
+            compare(study, tmp_path, QUIET)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert saved == [caught.value.step]
+    assert compare(study, tmp_path, QUIET)["cells"][0]["heldout"]
+    assert saved[1] == saved[0], "it went on behind its last step"
 
 
 def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path):
@@ -134,12 +215,40 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
         compare(study, tmp_path / "x", QUIET)
 
 
-def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path):
+def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
+    raw = copy.deepcopy(study)
+    raw["study"]["cells"] = raw["study"]["cells"][:1]
+    settings = config.resolve(raw)
+    [cell] = expand(raw, tmp_path)
+    evaluation = settings.study.evaluation
+    prepared = study_module.lanes.text_of(cell, settings.data)
+    held = study_module.lanes.held_out(settings.data, 512, evaluation)
+    cells = study_module.cells
+    monkeypatch.setattr(cells.Trainer, "run", lambda trainer, more: trainer.progress)
+    judged = []
+    monkeypatch.setattr(
+        cells.yardsticks, "continuation_bits", lambda scorer, items: judged.extend(items) or 2.5
+    )
+    line = Line("trial", lambda *message: None)
+    grid = Grid.single(torch.device("cpu"))
+    found = cells.trial(cell, 1e-3, 0.5, prepared, held, evaluation, line, grid)
+    assert found["heldout"] == 2.5
+    chosen = held["validation"][: evaluation.documents]
+    assert [item.document for item in judged] == [item.document for item in chosen]
+
+
+def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path, prepared):
     pairs = tmp_path / "pairs.jsonl"
     with pairs.open("w") as file:
+        for i in range(10):  # some fall on the train side
+            leak = {"input": f"what is held out, {i}?", "target": prepared.heldout[0]}
+            file.write(json.dumps(leak) + "\n")
         for i in range(200):
             pair = {"input": f"what is {i} and {i}?", "target": f"it is {2 * i}."}
             file.write(json.dumps(pair) + "\n")
+        for i in range(50):
+            long = {"input": f"what is {i}, " * 50, "target": f"it is {i}."}
+            file.write(json.dumps(long) + "\n")
     study["study"]["cells"] = [
         {"name": "t5", "preset": "t5", "set": {"model.target_length": 24}},
         {
@@ -157,6 +266,9 @@ def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path):
     ]
     parent, child = compare(study, tmp_path / "s", QUIET)["cells"]
     assert child["objective"] == "supervised" and child["parent"] == parent["key"]
+    assert child["data"]["excluded_documents"] > 5 and child["data"]["source"] == str(pairs)
+    assert parent["data"]["excluded_documents"] == 0
+    assert parent["truncated_share"] is None and 0.1 < child["truncated_share"] < 0.3
     assert child["losses"][-1]["loss"] < child["losses"][0]["loss"]
     # scored on the study's own held-out items, under its tokenizer
     sizes = [cell["heldout"]["paired"]["sizes"] for cell in (parent, child)]
@@ -164,16 +276,39 @@ def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path):
 
 
 def test_lanes_give_what_one_after_another_gives(study, tmp_path):
-    alone = compare(study, tmp_path / "alone", QUIET)
-    study["study"]["lanes"] = 2
-    together = compare(study, tmp_path / "together", QUIET)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = compare(study, tmp_path / "alone", QUIET)
+        torch.set_num_threads(2)
+        study["study"]["lanes"] = 2
+        together = compare(study, tmp_path / "together", QUIET)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    # the last one, which waits for its parent, has half of the threads too, and no neighbour
+    shares = [(c["environment"]["threads"], c["environment"]["lanes"]) for c in together["cells"]]
+    assert shares == [(1, 2), (1, 2), (1, 1)]
+    assert any("side by side" in warning for warning in report.warnings_for(together))
+    assert not any("side by side" in warning for warning in report.warnings_for(alone))
     for a, b in zip(alone["cells"], together["cells"], strict=True):
         assert a["final_loss"] == b["final_loss"] and a["heldout"] == b["heldout"]
 
 
+def test_a_cell_that_does_not_fit_into_memory_is_named(study, tmp_path, monkeypatch):
+    def perform(job, show, **more):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        )
+
+    monkeypatch.setattr(study_module.lanes, "perform", perform)
+    with pytest.raises(ValueError, match="cell gpt: out of memory"):
+        compare(study, tmp_path, QUIET)
+
+
 def test_a_folder_serves_one_process_at_a_time_and_damage_is_named(study, tmp_path):
     study["study"]["cells"] = study["study"]["cells"][:1]
-    with study_module._alone(tmp_path), pytest.raises(ValueError, match="another process"):
+    with lock.alone(tmp_path, "study"), pytest.raises(ValueError, match="another process"):
         compare(study, tmp_path, QUIET)
     compare(study, tmp_path, QUIET)
     record = next((tmp_path / "cells").rglob("cell.json"))
@@ -183,11 +318,18 @@ def test_a_folder_serves_one_process_at_a_time_and_damage_is_named(study, tmp_pa
 
 
 def test_a_study_without_choices_and_middles_has_a_report(study, tmp_path):
+    """And one whose tokenizer drops case says that its figures stand alone."""
+    words = Tokenizer(models.WordLevel({"<unk>": 0} | lowercase_words(study), "<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "words.json"))
+    study["data"]["tokenizer"] = str(tmp_path / "words.json")
     study["study"]["cells"] = study["study"]["cells"][:1]
     study["study"]["evaluation"] |= {"choices": 3, "middles": 0}
     results = compare(study, tmp_path, QUIET)
     assert report.write_page(results, tmp_path / "report.html").exists()
     assert "gpt" in report.text(results)
+    assert "does not give held-out text back" in " ".join(report.text(results).split())
     report.check(results)
     with pytest.raises(KeyError):
         report.check({"format": 99})

@@ -6,8 +6,10 @@ import pytest
 
 from megaarch import config
 from megaarch.model.count import parameter_count
+from megaarch.settings import Evaluation
 from megaarch.signature import changed, signature
 from megaarch.study.grid import expand
+from megaarch.study.lanes import held_out
 
 
 @pytest.fixture
@@ -50,6 +52,36 @@ def test_a_cell_resolves_to_settings_of_its_own(study, tmp_path):
     assert gpt.settings.logging.directory == str(tmp_path / "cells" / gpt.key)
 
 
+def test_a_cells_mapping_leaves_the_rest_of_its_section(study, tmp_path):
+    study["study"]["cells"][0]["set"] = {"model": {"kv_heads": 4}}
+    model = expand(study, tmp_path)[0].settings.model
+    assert (model.kv_heads, model.hidden_size, model.preset) == (4, 32, "gpt")
+
+
+def test_cells_share_a_vocabulary_or_a_tokenizer_file_and_so_their_items(study, prepared, tmp_path):
+    """A tokenizer trained to another size cuts other items, which no two cells may be compared on."""
+    study["study"]["cells"][1]["set"] = {"model": {"vocabulary_size": 600}}
+    with pytest.raises(config.ConfigError) as told:
+        expand(study, tmp_path)
+    [problem] = told.value.problems
+    assert problem.startswith("study.cells.1.set: model.vocabulary_size is the study's to set")
+    study["data"]["tokenizer"] = str(prepared.tokenizer.path)
+    gpt, t5 = expand(study, tmp_path)
+    settings = config.resolve(study)
+    assert (gpt.settings.model.vocabulary_size, t5.settings.model.vocabulary_size) == (512, 600)
+    evaluation = Evaluation(prefix_tokens=12, continuation_tokens=6)
+    items = [
+        [
+            (item.left.tolist(), item.span.tolist(), item.right.tolist(), item.span_bytes)
+            for item in held_out(settings.data, cell.settings.model.vocabulary_size, evaluation)[
+                "test"
+            ]
+        ]
+        for cell in (gpt, t5)
+    ]
+    assert items[0] == items[1] != []
+
+
 def test_a_child_starts_from_its_parents_weights_with_a_budget_of_its_own(study, tmp_path):
     study["study"]["cells"].append(
         {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 5e8}
@@ -74,12 +106,29 @@ def test_every_way_to_match(study, tmp_path, match):
         assert ratio > 1.5
 
 
+@pytest.mark.parametrize("stack", ["encoder_layers", "decoder_layers"])
+def test_matching_parameters_keeps_the_stacks_that_are_given(study, tmp_path, stack):
+    study["study"]["match"] = "parameters"
+    study["model"]["layers"] = 8
+    study["study"]["cells"][1]["set"] = {f"model.{stack}": 2}
+    model = expand(study, tmp_path)[1].settings.model
+    other = {"encoder_layers", "decoder_layers"} - {stack}
+    assert getattr(model, stack) == 2 and getattr(model, other.pop()) is None
+
+
 def test_a_change_that_matters_is_named_and_one_that_does_not_is_not(study, tmp_path):
     before = signature(expand(study, tmp_path)[0].settings)
     study["training"]["clip_gradient"] = 0.5
     study["data"]["workers"] = 3
     after = signature(expand(study, tmp_path / "elsewhere")[0].settings)
     assert changed(before, after) == ["training.clip_gradient was 1.0 and is 0.5"]
+
+
+def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
+    after = signature(expand(study, tmp_path)[0].settings)
+    before = after | {"training.skip_limit": 3, "from.from.training.skip_limit": 3}
+    assert "training.skip_limit" not in after and not changed(before, after)
+    assert changed(after | {"from.training.clip_gradient": 3}, after)
 
 
 def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):

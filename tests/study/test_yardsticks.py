@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from megaarch.catalogue import PRESETS as PRESET_TABLE
+from megaarch.data.conditional import middle
 from megaarch.model.transformer import TargetLosses
 from megaarch.settings import Evaluation
 from megaarch.study import yardsticks
-from megaarch.study.intervals import paired_interval, ratio_interval
-from megaarch.study.items import Item, cut
+from megaarch.study.intervals import paired_interval, ratio_interval, seed_half_width
+from megaarch.study.items import Item, cut, split, unfaithful
 from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
@@ -58,6 +60,30 @@ def test_items_are_cut_at_words_and_their_bytes_are_the_texts(prepared, items):
     assert len(firsts) == min(3, len({i.document for i in items}))  # rounds over documents
 
 
+def test_what_chooses_a_rate_does_not_judge_the_model(prepared, items):
+    parts = split(prepared.heldout, prepared.tokenizer, EVALUATION)
+    validation, test = ({item.document for item in parts[name]} for name in ("validation", "test"))
+    assert validation and test and not validation & test
+    assert validation | test == {item.document for item in items}
+
+
+def test_a_tokenizer_that_alters_text_is_told(prepared):
+    documents, tokenizer = prepared.heldout, prepared.tokenizer
+    assert unfaithful(documents, tokenizer) is None
+
+    class Lowercasing:
+        description = "uncased"
+        encode = staticmethod(lambda text: tokenizer.encode(text.lower()))
+        decode = staticmethod(tokenizer.decode)
+
+    said = unfaithful(["all small.\n", "So: Not all."], Lowercasing)
+    assert "(uncased)" in said and "'So: Not al' came back as 'so: not al'" in said
+    Lowercasing.encode = staticmethod(lambda text: tokenizer.encode(text.strip()))
+    assert "'od at all.\\n' came back as 'od at all.'" in unfaithful(
+        ["good at all.\n"], Lowercasing
+    )
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_uniform_model_costs_log2_of_the_text_tokens(preset, tiny, prepared, items):
     settings = tiny(preset)
@@ -76,12 +102,25 @@ def test_a_uniform_model_costs_log2_of_the_text_tokens(preset, tiny, prepared, i
     assert held["comparable"] == (preset != "bert")
 
 
+@pytest.mark.parametrize("preset", [p.name for p in PRESET_TABLE.values() if p.fills_middle])
+def test_who_is_told_the_length_of_a_middle(preset, prepared, items):
+    """Whether what is read to score a middle's first token changes with the middle's length."""
+    entry, vocabulary = PRESET_TABLE[preset], prepared.tokenizer.vocabulary
+    read = set()
+    for length in (1, 2, 3):
+        task = items[0].left, items[0].span[:length], items[0].right
+        example, *_ = middle(entry.objective, entry.architecture, *task, vocabulary)
+        read.add(len(example.inputs))
+    assert (len(read) == 3) is entry.gap_length
+    assert (len(read) == 1) is not entry.gap_length
+
+
 def test_the_choice_finds_the_continuation_that_its_prefix_makes_likelier():
     """Scores with a bias for one continuation: raw scores would choose it everywhere."""
     items = [Item(d, np.array([d]), np.array([d]), np.array([0]), 1) for d in range(8)]
 
     class Biased:
-        def continuations(self, pairs):
+        def loglikelihoods(self, pairs):
             scores = [
                 (5.0 if span[0] % 4 == 0 else 0.0) + (1.0 if left[0] == span[0] else 0.0)
                 for left, span in pairs
@@ -116,7 +155,8 @@ def test_loglikelihood_is_the_sum_of_a_trained_models_losses(tiny, prepared, ite
     expected = 0.0
     for j, token in enumerate(item.span):
         expected += float(logits[len(item.left) + j].log_softmax(-1)[token])
-    assert scorer.loglikelihood(item.left, item.span) == pytest.approx(expected, rel=1e-4)
+    [found] = scorer.loglikelihoods([(item.left, item.span)]).text
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -127,15 +167,19 @@ def test_how_items_share_rows_changes_no_score(preset, tiny, prepared, items):
     pairs = [(item.left, item.span) for item in items[:5]]
     together = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, 32)
     apart = Scorer(trainer.model, settings, prepared.tokenizer.vocabulary, 1)
-    one_by_one = [apart.loglikelihood(*pair) for pair in pairs]
-    assert together.continuations(pairs).text == pytest.approx(one_by_one, rel=1e-4)
+    one_by_one = [apart.loglikelihoods([pair]).text[0] for pair in pairs]
+    assert together.loglikelihoods(pairs).text == pytest.approx(one_by_one, rel=1e-4)
 
 
 def test_unigram_bits_are_those_of_the_smoothed_counts():
     items = [Item(0, np.array([0]), np.array([0, 1]), np.array([0]), 3)]
     text = np.array([True, True, False])
-    bits = yardsticks.unigram_bits_per_byte(np.array([2.0, 0.0, 9.0]), items, text)
-    assert bits == pytest.approx(-(math.log2(3 / 4) + math.log2(1 / 4)) / 3)
+    nats = yardsticks.unigram_nats(np.array([2.0, 0.0, 9.0]), items, text)
+    wanted = -(math.log2(3 / 4) + math.log2(1 / 4))
+    assert yardsticks.bits(nats, np.array([3])) == pytest.approx(wanted / 3)
+    kept = yardsticks.paired(items, nats)
+    assert kept["documents"] == [0] and kept["sizes"] == [3]
+    assert kept["amounts"] == pytest.approx([wanted], abs=1e-4)
 
 
 def test_the_interval_shrinks_with_documents_and_holds_the_mean():
@@ -145,6 +189,14 @@ def test_the_interval_shrinks_with_documents_and_holds_the_mean():
         low, high = ratio_interval(values, np.ones(n), np.arange(n))
         assert low < 5.0 < high
         assert high - low == pytest.approx(2 * 1.96 / math.sqrt(n), rel=0.4)
+
+
+def test_more_items_of_the_same_documents_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    values, sizes, documents = rng.normal(5.0, 1.0, 40), rng.uniform(1, 3, 40), np.arange(40)
+    wanted = ratio_interval(values, sizes, documents)
+    repeated = ratio_interval(*(np.repeat(x, 5) for x in (values, sizes, documents)))
+    assert repeated == pytest.approx(wanted)
 
 
 def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
@@ -161,3 +213,15 @@ def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
     low, high = paired_interval(worse, better)
     assert 0 < low < 0.2 < high
     assert paired_interval(worse, better | {"sizes": [9] * 60}) is None
+
+
+def test_the_half_width_over_seeds_against_the_textbook():
+    half = seed_half_width([[1.0, 2.0, 3.0]])  # deviation 1, t(2) = 4.303
+    assert half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    values = [float(i % 3) for i in range(21)]  # variance 14/20, t(20) = 2.086
+    assert seed_half_width([values]) == pytest.approx(2.08596 * math.sqrt(0.7 / 21), rel=1e-4)
+    # two samples, pooled: variances 1 and 2 of 3 and 2 values, t(3) = 3.182
+    pooled = math.sqrt((2 * 1 + 1 * 2) / 3 * (1 / 3 + 1 / 2))
+    half = seed_half_width([[1.0, 2.0, 3.0], [4.0, 6.0]])
+    assert half == pytest.approx(3.1824 * pooled, rel=1e-4)
+    assert seed_half_width([[1.0], [2.0]]) == 0.0

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import matplotlib
 
+from megaarch.data.objectives import MIXTURES
 from megaarch.study.report import cells as report_cells
 from megaarch.study.report import notation, plots
-from megaarch.study.report.cells import bits, comparable
+from megaarch.study.report.cells import bits, comparable, interval_of, told_length
 from megaarch.study.report.masks import mask_panel
 from megaarch.study.report.notation import finite
+from megaarch.study.report.plots import Entry
 from megaarch.study.report.style import RC, Panel, looks, slug, write
 
 MASK_KINDS = {
@@ -17,6 +19,13 @@ MASK_KINDS = {
     "encoder_decoder": "full + causal + cross",
     "encoder": "full",
     "two_stream": "two streams",
+}
+
+BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
+PSEUDO, TOLD = "*", "\u2020"  # marks of a row
+NOTES = {
+    PSEUDO: BOTH_SIDES,
+    TOLD: "Told the gap's length: one mask or position for each of its tokens.",
 }
 
 
@@ -54,7 +63,12 @@ def masks(cells: list[dict]) -> list[Panel]:
         if cell.get("masks"):
             first.setdefault(cell["name"], cell | {"label": cell["name"]})
     labelled = any(mask.get("tokens") for cell in first.values() for mask in cell["masks"])
-    return [mask_panel(cell, f"mask-{slug(name)}", labelled) for name, cell in first.items()]
+    panels = []
+    for name, cell in first.items():
+        panels.append(mask_panel(cell, f"mask-{slug(name)}", labelled))
+        if len(MIXTURES.get(cell["objective"], ())) > 1:
+            panels[-1].caption = "One row of a mixture, whose other parts may be masked otherwise."
+    return panels
 
 
 def has_points(cell: dict, curve: str, value: str) -> bool:
@@ -78,13 +92,18 @@ def heldout(results: dict, cells: list[dict], look: dict, suffix: str) -> list[P
             ),
             plots.curves(f"heldout-time{suffix}", "Against time", order, look, "seconds", of_curve),
         ]
-    entries = plots.entries(cells, "continuation_bits_per_byte")
-    if entries:
+        if any(map(report_cells.inherited, order)):
+            starts = "A cell that starts from another begins at what that one spent."
+            panels[0].caption = f"{panels[0].caption} {starts}".strip()
+            own = "Each cell's own time, without that of the one it starts from."
+            panels[1].caption = f"{panels[1].caption} {own}".strip()
+    final = entries(cells, "continuation_bits_per_byte")
+    if final:
         panels.append(
             plots.dots(
                 f"heldout-final{suffix}",
                 "At the end, with 95% intervals",
-                entries,
+                final,
                 look,
                 "bits per byte",
                 reference,
@@ -95,9 +114,28 @@ def heldout(results: dict, cells: list[dict], look: dict, suffix: str) -> list[P
         panel = plots.curves(
             f"heldout-apart{suffix}", "Pseudo-likelihood, apart", others, look, "flops", None
         )
-        panel.caption = "Each token given both of its sides: not comparable with the rest."
+        panel.caption = BOTH_SIDES
         panels.append(panel)
     return panels
+
+
+def entries(cells: list[dict], measure: str) -> list[Entry]:
+    """Of the cells that have the value, lowest first. Bits per byte of a continuation: comparable
+    cells alone; of the choice a pseudo-likelihood stands among the rest, and is marked. A middle is
+    a likelihood for every cell that has one (the chain rule, from left to right), and marked are
+    those that were told its length."""
+    chosen = [c for c in cells if comparable(c) or measure != "continuation_bits_per_byte"]
+
+    def mark(cell: dict) -> str:
+        if measure == "middle_bits_per_byte":
+            return TOLD if told_length(cell) else ""
+        return "" if comparable(cell) else PSEUDO
+
+    found = [
+        (c["label"], finite(c["heldout"].get(measure)), interval_of(c, measure), mark(c))
+        for c in chosen
+    ]
+    return sorted((entry for entry in found if entry[1] is not None), key=lambda entry: entry[1])
 
 
 def loss(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
@@ -148,8 +186,8 @@ def throughput(results: dict, cells: list[dict], look: dict, suffix: str) -> lis
 
 def choice(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
     chance = ("chance", finite(results.get("chance")) or 0.25)
-    accuracy = plots.entries(cells, "choice_accuracy")[::-1]
-    middles = plots.entries(cells, "middle_bits_per_byte")
+    accuracy = entries(cells, "choice_accuracy")[::-1]
+    middles = entries(cells, "middle_bits_per_byte")
     panels = []
     if accuracy:
         panels.append(
@@ -163,13 +201,20 @@ def choice(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Pa
                 always=True,
             )
         )
+        panels[-1].caption = note(accuracy)
     if middles:
-        panels.append(
-            plots.dots(
-                f"middle{suffix}", "A middle given both sides", middles, look, "bits per byte", None
-            )
-        )
+        title = "A middle given both sides"
+        panels.append(plots.dots(f"middle{suffix}", title, middles, look, "bits per byte", None))
+        others = " The others read one mark for the whole gap."
+        told = [bool(mark) for *_, mark in middles]
+        panels[-1].caption = note(middles) + (others if any(told) and not all(told) else "")
     return panels
+
+
+def note(rows: list[Entry]) -> str:
+    """What the marks of these rows mean."""
+    marks = dict.fromkeys(mark for *_, mark in rows if mark)
+    return " ".join(f"{mark} {NOTES[mark]}" for mark in marks)
 
 
 def scaling(cells: list[dict], look: dict, budgets: list[float], match: str) -> list[Panel]:

@@ -31,7 +31,23 @@ class Placed:
 
     @property
     def crosses(self) -> bool:
-        return "cross" in self.mask["title"].lower()
+        return crosses(self.mask)
+
+
+def crosses(mask: dict) -> bool:
+    return "cross" in mask["title"].lower()
+
+
+def kind(mask: dict, shape: int) -> str:
+    """full, causal or cross: the colour of a part of this shape."""
+    return "cross" if crosses(mask) else "full" if shape == FULL else "causal"
+
+
+def kinds(cells: list[dict]) -> list[str]:
+    """The kinds of parts that the masks of these cells have."""
+    masks = [mask for cell in cells for mask in cell.get("masks") or []]
+    there = {kind(mask, shape) for mask in masks for shape, *_ in mask["parts"]}
+    return [name for name in ("full", "causal", "cross") if name in there]
 
 
 def mask_panel(cell: dict, name: str, labelled: bool) -> Panel:
@@ -69,11 +85,11 @@ def place(masks: list[dict]) -> list[Placed]:
     """Self-attentions along the diagonal; cross-attention beside the stack that asks."""
     placed, row, column = [], 0, 0
     for mask in masks:
-        if "cross" not in mask["title"].lower():
+        if not crosses(mask):
             placed.append(Placed(mask, row, column))
             row, column = row + mask["queries"], column + mask["keys"]
     for mask in masks:
-        if "cross" in mask["title"].lower():
+        if crosses(mask):
             asking = [p for p in placed if p.mask["queries"] == mask["queries"] and not p.crosses]
             asked = [p for p in placed if p.mask["keys"] == mask["keys"] and not p.crosses]
             placed.append(
@@ -88,8 +104,7 @@ def draw_parts(ax: Axes, placed: list[Placed], gid: str) -> None:
         for shape, *ranges in p.mask["parts"]:
             if shape in (FULL, CAUSAL):
                 shapes.append(outline(shape, *ranges) + np.array((p.column, p.row)))
-                kind = "cross" if p.crosses else "full" if shape == FULL else "causal"
-                colours.append(LIGHT[kind])
+                colours.append(LIGHT[kind(p.mask, shape)])
     ax.add_collection(PolyCollection(shapes, facecolors=colours, linewidths=0, gid=gid))
 
 

@@ -10,19 +10,20 @@ from markupsafe import Markup
 
 from megaarch.study.report import cells as report_cells
 from megaarch.study.report import notation
-from megaarch.study.report.cells import Finding, bits, interval_of
+from megaarch.study.report.cells import Finding, bits, interval_of, spent
 from megaarch.study.report.figures import sections
+from megaarch.study.report.masks import kinds
 from megaarch.study.report.notation import finite
 from megaarch.study.report.style import INK, PRESETS, Look, Panel, looks, svg
 from megaarch.study.report.warnings import warnings_for, warnings_of
 
 COLUMNS = (  # title, what the pointer says
     ("Bits per byte", "held-out continuation given its prefix; lower is better"),
-    ("95% interval", "over documents or over seeds; the dot is the mean"),
+    ("95% interval", "over documents, and over seeds where there are several"),
     ("Choice", "accuracy of the four-way choice of the true continuation"),
-    ("Middle", "bits per byte of a middle given both its sides"),
+    ("Middle", "bits per byte of a middle given both its sides, whose length some are told"),
     ("Parameters", "all, with embeddings"),
-    ("FLOPs", "useful training FLOPs, padding left out"),
+    ("FLOPs", "useful training FLOPs, with those spent on the weights it starts from"),
     ("Seen", "tokens that passed through the model"),
     ("Targets", "tokens that carried loss"),
     ("Steps", "optimizer steps"),
@@ -58,6 +59,7 @@ def page(results: dict) -> str:
         columns=COLUMNS,
         tables=[table(results, finding, look) for finding in findings],
         sections={name: grouped(panels) for name, panels in sections(results).items()},
+        kinds=kinds(cells),
         chance=notation.percent(results.get("chance", 0.25)),
         warnings=warnings_for(results),
         differing=differing_settings(cells),
@@ -118,7 +120,7 @@ def row(cell: dict, look: dict[str, Look], span: tuple | None, tied: bool) -> di
         (notation.percent(accuracy), accuracy),
         (notation.fixed(heldout.get("middle_bits_per_byte")), heldout.get("middle_bits_per_byte")),
         (notation.count(cell.get("parameters")), cell.get("parameters")),
-        (notation.power(cell.get("flops")), cell.get("flops")),
+        (notation.power(spent(cell)), spent(cell)),
         (notation.count(cell.get("seen_tokens")), cell.get("seen_tokens")),
         (notation.count(cell.get("target_tokens")), cell.get("target_tokens")),
         (notation.fixed(cell.get("steps"), 0), cell.get("steps")),
@@ -182,6 +184,7 @@ def details(cell: dict, look: Look) -> dict:
         ("held-out items", ", ".join(f"{kind} {n}" for kind, n in items.items() if n)),
         ("intervals", heldout.get("interval_kind") or notation.MISSING),
         ("final training loss, nats per target", notation.fixed(cell.get("final_loss"))),
+        ("FLOPs of its own run", notation.power(cell.get("flops"))),
         ("FLOPs by the PaLM convention", notation.power(cell.get("palm_flops"))),
         ("parameters without embeddings", notation.count(cell.get("non_embedding_parameters"))),
         ("padding", notation.percent(cell.get("padding_share"))),

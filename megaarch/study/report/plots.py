@@ -4,13 +4,13 @@ Each function draws one panel. Curves carry their names at their ends; there are
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from megaarch.study.report import notation
-from megaarch.study.report.cells import bits, comparable, interval_of
+from megaarch.study.report.cells import bits, inherited, interval_of
 from megaarch.study.report.notation import finite
 from megaarch.study.report.style import LIGHT, Look, Panel, canvas
 
@@ -22,7 +22,7 @@ FEW_POINTS = 4  # a curve of no more points is shown whole
 TICK_STEPS = [1, 2, 2.5, 5, 10]
 
 Looks = dict[str, Look]
-Entry = tuple[str, float, list[float] | None]  # label, value, interval
+Entry = tuple[str, float, list[float] | None, str]  # label, value, interval, mark
 Reference = tuple[str, float] | None
 
 
@@ -61,8 +61,10 @@ def x_scale(kind: str, largest: float) -> tuple[float, str]:
 
 
 def points_of(cell: dict, list_name: str, x: str, y: str) -> list[tuple[float, float]]:
+    """Points of a curve; its FLOPs begin with those of the weights that the cell starts from."""
+    before = inherited(cell) if x == "flops" else 0.0
     pairs = [(finite(point.get(x)), finite(point.get(y))) for point in cell[list_name]]
-    return [(a, b) for a, b in pairs if a is not None and b is not None]
+    return [(before + a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def curves(
@@ -189,16 +191,6 @@ def spread(wanted: list[float], gap: float) -> list[float]:
     ]
 
 
-def entries(cells: list[dict], measure: str) -> list[Entry]:
-    """(label, value, interval) of the comparable cells that have the value, lowest first."""
-    found = [
-        (cell["label"], finite(cell["heldout"].get(measure)), interval_of(cell, measure))
-        for cell in cells
-        if comparable(cell) or measure != "continuation_bits_per_byte"
-    ]
-    return sorted((entry for entry in found if entry[1] is not None), key=lambda entry: entry[1])
-
-
 def dots(
     name: str,
     title: str,
@@ -208,13 +200,12 @@ def dots(
     reference: Reference,
     always: bool = False,
 ) -> Panel:
-    """A dot and its interval for each row, first row on top.
-
-    The reference is drawn where it is near, or `always`.
-    """
+    """A dot and its interval for each row, first row on top. The reference is drawn where it is
+    near, or `always`."""
     panel = Panel(name, title, canvas(WIDTH, max(150, 58 + 24 * len(rows))))
-    ax = axes(panel, margin([label for label, *_ in rows]), 44, top=18)
-    for place, (label, value, interval) in enumerate(rows):
+    labels = [label for label, *_ in rows]
+    ax = axes(panel, margin(labels) + 2 * LETTER, 44, top=18)
+    for place, (label, value, interval, _) in enumerate(rows):
         style = look[label]
         low, high = interval or (value, value)
         says = f"{label}: {value:.3f}" + (f", from {low:.3f} to {high:.3f}" if interval else "")
@@ -240,7 +231,7 @@ def dots(
         )
     if reference and (always or reference_in_view(rows, reference[1])):
         vertical_reference(ax, reference)
-    name_rows(ax, [label for label, *_ in rows], look)
+    name_rows(ax, labels, look, {label: mark for label, *_, mark in rows})
     ax.set_xlabel(unit)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     ax.margins(x=0.06)
@@ -249,7 +240,7 @@ def dots(
 
 def reference_in_view(rows: list[Entry], value: float) -> bool:
     """Whether a reference can be drawn without flattening what it refers to."""
-    ends = [end for _, middle, interval in rows for end in (interval or (middle, middle))]
+    ends = [end for _, middle, interval, _ in rows for end in (interval or (middle, middle))]
     low, high = min(ends), max(ends)
     return max(high, value) - min(low, value) <= 2.5 * max(high - low, 1e-9)
 
@@ -269,8 +260,11 @@ def vertical_reference(ax: Axes, reference: tuple[str, float]) -> None:
     )
 
 
-def name_rows(ax: Axes, labels: list[str], look: Looks) -> None:
-    ax.set_yticks(range(len(labels)), [shown(label) for label in labels])
+def name_rows(
+    ax: Axes, labels: list[str], look: Looks, marks: Mapping[str, str] | None = None
+) -> None:
+    names = [f"{shown(label)} {(marks or {}).get(label, '')}".rstrip() for label in labels]
+    ax.set_yticks(range(len(labels)), names)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)

@@ -5,13 +5,15 @@ from io import StringIO
 
 from megaarch.study.report import cells as report_cells
 from megaarch.study.report import notation
-from megaarch.study.report.cells import MEASURES, bits, comparable, interval_of
+from megaarch.study.report.cells import MEASURES, bits, comparable, inherited, interval_of, spent
+from megaarch.study.report.warnings import unequal_flops
 
 IDENTITY = ("name", "size", "architecture", "objective", "preset", "parent", "budget", "seeds")
 EXPENSE = (
     "parameters",
     "non_embedding_parameters",
     "flops",
+    "inherited_flops",
     "palm_flops",
     "seen_tokens",
     "target_tokens",
@@ -25,17 +27,20 @@ EXPENSE = (
     "learning_rate",
     "tuned",
 )
+ITEMS = ("continuation_items", "choice_items", "middle_items")
 MEANING = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def csv(results: dict) -> str:
     """One line for each (name, size, budget), values as means over seeds; empty where missing.
 
-    Intervals are the columns `*_low` and `*_high`; `comparable` is False for pseudo-likelihoods.
+    Intervals are the columns `*_low` and `*_high`, and `*_items` is how many items a value rests on;
+    `comparable` is False for pseudo-likelihoods.
     """
     heldout = [
         "comparable",
         *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
+        *ITEMS,
         "continuation_bits_per_byte_raw",
         "interval_kind",
     ]
@@ -45,6 +50,7 @@ def csv(results: dict) -> str:
     for cell in report_cells.merged_cells(results):
         line = {key: cell.get(key) for key in (*IDENTITY, *EXPENSE)}
         line |= {key: cell["heldout"].get(key) for key in (*MEASURES, *heldout[-2:])}
+        line |= {f"{kind}_items": n for kind, n in (cell["heldout"].get("items") or {}).items()}
         line["comparable"] = comparable(cell)
         for measure in MEASURES:
             low, high = interval_of(cell, measure) or (None, None)
@@ -82,6 +88,9 @@ def latex(results: dict) -> str:
     )
     if any(not comparable(cell) for cell in results["cells"]):
         caption += r" $^{\dagger}$Pseudo-likelihood, not comparable."
+    if any(map(inherited, results["cells"])):
+        caption += " FLOPs with those spent on the weights that a cell starts from."
+    caption += "".join(f" {escaped(sentence)}" for sentence in unequal_flops(results))
     name = "".join(letter if letter.isalnum() else "-" for letter in results["study"])
     return "\n".join(
         [
@@ -105,7 +114,7 @@ def latex_row(cell: dict, strong: bool, mark: str) -> str:
         escaped(cell["label"]) + mark,
         escaped(cell["architecture"].replace("_", " ")),
         notation.count(cell.get("parameters"), "--"),
-        latex_power(notation.power(cell.get("flops"), "--", plain=True)),
+        latex_power(notation.power(spent(cell), "--", plain=True)),
         value + spread,
         notation.fixed(cell["heldout"].get("choice_accuracy"), 3, "--"),
         notation.fixed(cell["heldout"].get("middle_bits_per_byte"), 3, "--"),

@@ -4,7 +4,7 @@ import textwrap
 
 from megaarch.study.report import cells as report_cells
 from megaarch.study.report import notation
-from megaarch.study.report.cells import Finding, bits, interval_of
+from megaarch.study.report.cells import Finding, bits, inherited, interval_of, spent, told_length
 from megaarch.study.report.notation import finite
 from megaarch.study.report.warnings import warnings_for
 
@@ -67,7 +67,7 @@ def row(cell: dict, mark: str) -> str:
         f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
         notation.fixed(heldout.get("choice_accuracy"), 3, "-"),
         notation.fixed(heldout.get("middle_bits_per_byte"), 3, "-"),
-        notation.power(cell.get("flops"), "-", plain=True),
+        notation.power(spent(cell), "-", plain=True),
         notation.count(cell.get("parameters"), "-"),
         speed(cell.get("tokens_per_second")),
     )
@@ -99,12 +99,34 @@ def footnotes(results: dict) -> list[str]:
     kinds = {cell["heldout"].get("interval_kind") for cell in merged} - {None}
     if kinds:
         lines.append("intervals: " + "; ".join(sorted(kinds)))
+    if counts := items(merged):
+        lines.append(f"held-out items: {counts}")
+    filling = [c for c in merged if finite(c["heldout"].get("middle_bits_per_byte")) is not None]
+    told = list(dict.fromkeys(c["name"] for c in filling if told_length(c)))
+    if told and not all(map(told_length, filling)):
+        verb = "is" if len(told) == 1 else "are"
+        lines.append(f"middle: {notation.listed(told)} {verb} told the gap's length, others not")
+    if any(map(inherited, merged)):
+        lines.append("FLOPs: with those spent on the weights that a cell starts from")
     reference = [f"chance of the choice: {results.get('chance', 0.25)}"]
     unigram = finite(results.get("unigram_bits_per_byte"))
     if unigram is not None:
         reference.append(f"unigram model: {unigram:.3f} bits/byte")
     lines.append("; ".join(reference))
     return [part for line in lines for part in wrap(line)]
+
+
+def items(cells: list[dict]) -> str:
+    """How many held-out items each yardstick had: 64 continuation, 128 choice, 32 middle."""
+    found: dict[str, set[int]] = {}
+    for cell in cells:
+        for kind, number in (cell["heldout"].get("items") or {}).items():
+            if number:
+                found.setdefault(kind, set()).add(int(number))
+    return ", ".join(
+        f"{'-'.join(map(str, sorted({min(numbers), max(numbers)})))} {kind}"
+        for kind, numbers in found.items()
+    )
 
 
 def ascii_only(page: str) -> str:

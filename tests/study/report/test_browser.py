@@ -85,6 +85,7 @@ def look(browser, path, width=1280, scheme="light"):
     """The loaded page, and what went wrong: requests to elsewhere, console messages, errors."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab, wrong = context.new_page(), []
+    tab.set_default_timeout(180_000)  # of a machine with much else to do
 
     def gate(route):
         if route.request.url.startswith(("file:", "data:")):

@@ -1,0 +1,82 @@
+"""What the demo's committed results have to show, and that they are of the demo's configuration."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megaarch import config
+from megaarch.study import report
+from megaarch.study.report.cells import merge, unigram
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NAMES = ["gpt", "prefix_lm", "unilm", "t5", "bart", "bert", "glm", "xlnet"]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return json.loads((BENCHMARKS / "2026-11-27-demo.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def longer():
+    return json.loads((BENCHMARKS / "2026-11-23-demo-t5-longer.json").read_text())
+
+
+def misses(cell, results):
+    """Which of the two yardsticks a cell does not pass: a unigram model of the same tokens in bits
+    per byte, by a paired interval that leaves out zero where its items are kept; chance in the
+    choice by more than two standard errors."""
+    heldout, chance = cell["heldout"], results["chance"]
+    error = math.sqrt(chance * (1 - chance) / heldout["items"]["choice"])
+    below = heldout["continuation_bits_per_byte"] < results["unigram_bits_per_byte"]
+    if below and "unigram_paired" in results:
+        below = report.distinguishable(merge([cell]), unigram(results))
+    passed = {
+        "bits": below,
+        "choice": heldout["choice_accuracy"] > chance + 2 * error,
+    }
+    return [name for name, fine in passed.items() if not fine]
+
+
+def test_a_lead_that_may_be_the_documents_own_misses_the_unigram_model(demo):
+    """0.016 bits per byte below it: on every item, and by half a bit on every second one."""
+    cell = demo["cells"][0]
+    own = cell["heldout"]["paired"]
+    value = cell["heldout"]["continuation_bits_per_byte"] + 0.016
+    for swing, missed in ((0.0, []), (0.5, ["bits"])):
+        leads = [0.016 + (-1) ** i * swing for i in range(len(own["sizes"]))]
+        lists = zip(own["amounts"], own["sizes"], leads, strict=True)
+        costs = own | {"amounts": [amount + size * lead for amount, size, lead in lists]}
+        results = demo | {"unigram_bits_per_byte": value, "unigram_paired": costs}
+        assert misses(cell, results) == missed
+
+
+def test_it_is_of_the_demos_configuration(demo):
+    study = config.load("configs/demo.yaml").study
+    assert [cell["name"] for cell in demo["cells"]] == NAMES == [c.name for c in study.cells]
+    assert demo["budget"]["amounts"] == study.budgets
+    rates = json.loads(Path(study.rates).read_text())["best"]
+    assert {c["name"]: c["learning_rate"] for c in demo["cells"]} == {n: rates[n] for n in NAMES}
+
+
+def test_all_cells_spend_the_same_and_learn(demo):
+    budget = demo["budget"]["amounts"][0]
+    for cell in demo["cells"]:
+        assert cell["flops"] == pytest.approx(budget, rel=0.02), cell["name"]
+        curve = [point["heldout"] for point in cell["curve"]]
+        assert len(curve) >= 8 and curve[-1] < curve[1] < curve[0], cell["name"]
+    assert demo["cells"][0]["steps"] >= 300
+
+
+def test_who_passes_the_yardsticks(demo, longer):
+    missing = {
+        cell["name"]: misses(cell, demo)
+        for cell in demo["cells"]
+        if cell["heldout"]["comparable"] and misses(cell, demo)
+    }
+    assert not {"gpt", "prefix_lm"} & missing.keys()
+    assert len(missing) <= 3 and all(len(missed) == 1 for missed in missing.values())
+    passing = {cell["name"] for cell in longer["cells"] if not misses(cell, longer)}
+    assert missing.keys() <= passing, "each has a longer run that passes"

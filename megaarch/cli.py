@@ -1,15 +1,15 @@
-"""The `megaarch` command: train, compare, evaluate, report, describe."""
+"""The `megaarch` command: train, compare, evaluate, report, describe; plan and dry-run; submit, status."""
 
 import argparse
 import json
-import logging
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from megaarch import __version__, config
-from megaarch.training.faults import REQUEUE, Stopped
+from megaarch.cluster import commands as cluster
+from megaarch.planner import commands as planner
+from megaarch.told import speaks, told
 
 EPILOG = """\
 examples:
@@ -18,6 +18,7 @@ examples:
   megaarch train configs/tiny.yaml --set model.preset=t5 training.steps=50
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
+  megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
 """
 
 SET_HELP = (
@@ -50,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     _evaluate_arguments(command)
     _report_arguments(command)
     _describe_arguments(command)
+    planner.arguments(command, _config_arguments)
+    cluster.arguments(command, _study_arguments)
     return top
 
 
@@ -71,24 +74,23 @@ def _compare_arguments(command: Adder) -> None:
         "sizes, budgets or seeds runs only what is new. Ends with a table, results.json and "
         "report.html in the study's folder.",
     )
-    _config_arguments(compare)
-    compare.add_argument(
-        "--data",
-        metavar="PATH",
-        help="your own text: .jsonl, .parquet or .txt (.gz and .zst too), or a folder of these",
-    )
-    compare.add_argument(
-        "--tokenizer",
-        metavar="FILE",
-        help="a SentencePiece .model or Hugging "
-        "Face tokenizer.json; without it one is trained on the text",
-    )
-    compare.add_argument("--output", metavar="DIR", help="the study's folder (default: runs/NAME)")
-    compare.add_argument(
+    _study_arguments(compare)
+    part = compare.add_mutually_exclusive_group()
+    part.add_argument(
         "--dry-run",
         action="store_true",
-        help="time a step of each cell and "
-        "print steps, tokens, epochs, disk and hours; train nothing",
+        help="print steps, tokens, epochs and disk of each cell, and the hours of one-process "
+        "cells from a timed step; train nothing",
+    )
+    part.add_argument("--prepare", action="store_true", help="prepare the text and end")
+    part.add_argument(
+        "--cell",
+        metavar="CELL",
+        help="run this cell alone, in its own layout: its name, key, or "
+        "number from 0. Start it with srun, mpirun or torchrun; megaarch report --gather follows",
+    )
+    part.add_argument(
+        "--trial", metavar="N", type=int, help="run trial N of the study's sweep alone, likewise"
     )
 
 
@@ -110,6 +112,11 @@ def _report_arguments(command: Adder) -> None:
         "Without an option it writes report.html into the study's folder.",
     )
     report.add_argument("run", metavar="RUN", help="a study's folder, with results.json in it")
+    report.add_argument(
+        "--gather",
+        action="store_true",
+        help="first make results.json of the cells that are finished (where each ran by itself)",
+    )
     kind = report.add_mutually_exclusive_group()
     kind.add_argument("--text", action="store_true", help="print a table of 80 columns")
     kind.add_argument("--csv", action="store_true", help="print comma-separated values")
@@ -126,6 +133,22 @@ def _describe_arguments(command: Adder) -> None:
     describe.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _study_arguments(command: argparse.ArgumentParser) -> None:
+    _config_arguments(command)
+    command.add_argument(
+        "--data",
+        metavar="PATH",
+        help="your own text: .jsonl, .parquet or .txt (.gz and .zst too), or a folder of these",
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a SentencePiece .model or Hugging "
+        "Face tokenizer.json; without it one is trained on the text",
+    )
+    command.add_argument("--output", metavar="DIR", help="the study's folder (default: runs/NAME)")
+
+
 def _config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/tiny.yaml")
     _set_argument(command)
@@ -140,37 +163,7 @@ def _set_argument(command: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for a user's mistake, told in one sentence."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("megaarch").setLevel(logging.INFO)
-    try:
-        return COMMANDS[options.command](options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if options.debug:
-            raise
-        if _speaks() or isinstance(error, OSError):
-            print(f"megaarch: {_sentence(error)}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        if _speaks():
-            print(f"megaarch: {stop}", file=sys.stderr)
-        return 130 if stop.number == signal.SIGINT else REQUEUE
-    except KeyboardInterrupt:
-        print("megaarch: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-
-
-def _speaks() -> bool:
-    """Whether this process prints: of a job's processes, the first. A user's mistake is the same
-    on all of them."""
-    from megaarch.parallel import launch
-
-    return launch.find()[1].rank == 0
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return told("megaarch", lambda: COMMANDS[options.command](options), options.debug)
 
 
 def read(options: argparse.Namespace) -> config.Raw:
@@ -184,23 +177,43 @@ def read(options: argparse.Namespace) -> config.Raw:
     return raw
 
 
+def read_study(options: argparse.Namespace) -> tuple[config.Raw, Path]:
+    """The raw configuration of a study, and its folder."""
+    raw = read(options)
+    study = config.resolve(raw, options.config).study
+    if study is None:
+        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    return raw, Path(options.output or Path("runs") / study.name)
+
+
 def run_train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megaarch.data.prepare import prepare
     from megaarch.parallel import launch
+    from megaarch.parallel.heartbeat import Heartbeat
     from megaarch.parallel.mesh import Grid
+    from megaarch.study import lock
     from megaarch.study.display import Board, Line
+    from megaarch.training.progress import Limit
     from megaarch.training.trainer import Trainer, device_of
 
     settings = config.resolve(read(options), options.config)
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
+    Limit.of(settings.training)  # or says what lacks, ahead of the data
     grid = Grid.join(settings, device_of(settings))
-    prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
-    with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
-        line = Line(settings.model.preset or settings.model.architecture, board.show)
-        progress = Trainer(settings, prepared, grid=grid, watch=line.step).run()
+    directory = Path(settings.logging.directory)
+    for folder in (directory, directory / "checkpoints"):
+        if folder.exists() and not folder.is_dir():
+            raise config.ConfigError([f"logging.directory: {folder} is a file"])
+    with Heartbeat(grid, settings.training) as heart:
+        prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
+        with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
+            line = Line(settings.model.preset or settings.model.architecture, board.show)
+            with lock.alone(directory, "run", grid):
+                trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=line.step)
+                progress = trainer.run()
     if grid.is_main:
         print(
             f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
@@ -214,16 +227,20 @@ def run_compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megaarch.parallel import launch
-    from megaarch.study import compare, report
+    from megaarch.study import compare, report, task
     from megaarch.study.estimate import dry_run
 
-    raw = read(options)
-    study = config.resolve(raw, options.config).study
-    if study is None:
-        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    raw, directory = read_study(options)
+    if options.cell is not None or options.trial is not None:
+        return _run_task(options, raw, directory)
     if launch.find()[1].world_size > 1:
-        raise ValueError("compare runs in one process and was started as several: start it once")
-    directory = Path(options.output or Path("runs") / study.name)
+        raise ValueError(
+            "compare runs in one process and was started as several: start it once, or run one "
+            "cell of it in several with --cell"
+        )
+    if options.prepare:
+        task.prepare(raw, directory)
+        return 0
     if options.dry_run:
         print(dry_run(raw, directory))
         return 0
@@ -234,14 +251,28 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:
+    from megaarch.parallel import launch
+    from megaarch.study import task
+
+    if options.trial is not None:
+        task.run_trial(raw, directory, options.trial)
+    else:
+        task.run_cell(raw, directory, options.cell)
+    launch.leave()
+    return 0
+
+
 def run_evaluate(options: argparse.Namespace) -> int:
     from megaarch.parallel import launch
     from megaarch.study.evaluate import evaluate_run
 
     found = evaluate_run(Path(options.run), options.set)
     launch.leave()
-    if not _speaks():
+    if not speaks():
         return 0
+    for warning in found["warnings"]:
+        print(f"megaarch: {warning}", file=sys.stderr)
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -253,16 +284,19 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from megaarch.study import report
+    from megaarch.study import compare, report
 
     path = Path(options.run) / "results.json"
+    if options.gather:
+        compare.gather(compare.recall(path.parent), path.parent)
     try:
         results = json.loads(path.read_text())
+        report.check(results)
     except FileNotFoundError:
         raise ValueError(
-            f"{path} does not exist: give the folder of a study that megaarch compare has run"
+            f"{path} does not exist: give the folder of a study that megaarch compare has run, or "
+            "add --gather where its cells ran by themselves"
         ) from None
-        report.check(results)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
@@ -293,10 +327,26 @@ def run_describe(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_submit(options: argparse.Namespace) -> int:
+    return cluster.run_submit(options, *read_study(options))
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    return planner.run_plan(options, read(options))
+
+
+def run_dry_run(options: argparse.Namespace) -> int:
+    return planner.run_dry_run(options, read(options))
+
+
 COMMANDS = {
     "train": run_train,
     "compare": run_compare,
     "evaluate": run_evaluate,
     "report": run_report,
     "describe": run_describe,
+    "plan": run_plan,
+    "dry-run": run_dry_run,
+    "submit": run_submit,
+    "status": cluster.run_status,
 }

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 
 from megaarch import catalogue
-from megaarch.names import setting_names, unknown
-from megaarch.settings import Settings
+from megaarch.data import objectives
+from megaarch.names import flatten, setting_names, unknown
+from megaarch.settings import Data, Model, Settings
 
 Fault = tuple[tuple[str, ...], str]  # the settings involved, the one to blame first; a sentence
 
@@ -14,6 +15,10 @@ Fault = tuple[tuple[str, ...], str]  # the settings involved, the one to blame f
 def combinations(settings: Settings) -> Iterator[Fault]:
     """Every impossible combination in these settings."""
     yield from _model_combinations(settings)
+    if settings.study is None:  # each cell of a study is looked at with its own objective
+        yield from _objective(settings.data)
+        yield from _pair_limits(settings)
+        yield from _relative_bias(settings.model)
     training, parallel = settings.training, settings.parallel
     if training.steps is not None and training.budget is not None:
         yield (
@@ -27,6 +32,24 @@ def combinations(settings: Settings) -> Iterator[Fault]:
             (
                 f"{training.global_batch_size} rows do not divide into micro-batches of "
                 f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
+            ),
+        )
+    if training.compile and parallel.recompute != "none":
+        yield (
+            ("training.compile", "parallel.recompute"),
+            (
+                "compiles nothing of layers that are recomputed: leave it out, or set "
+                "parallel.recompute to none"
+            ),
+        )
+    if training.keep_every and (
+        not training.save_every or training.keep_every % training.save_every
+    ):
+        yield (
+            ("training.keep_every", "training.save_every"),
+            (
+                f"{training.keep_every} is no multiple of save_every {training.save_every}: no "
+                "checkpoint is written at these steps"
             ),
         )
     if settings.study:
@@ -75,6 +98,15 @@ def _model_combinations(settings: Settings) -> Iterator[Fault]:
             ("model.position_encoding", "data.objective"),
             (f"relative positions have one axis and {data.objective} has {axes}: use rope"),
         )
+    width = model.hidden_size
+    if "rms_norm" in model.fused_kernels and width > (16384 if width % 8 == 0 else 4096):
+        yield (
+            ("model.fused_kernels", "model.hidden_size"),
+            (
+                f"rms_norm takes a hidden_size up to 16384, or 4096 where it is no multiple of 8, not "
+                f"{width}"
+            ),
+        )
     yield from _lengths(settings)
 
 
@@ -105,12 +137,87 @@ def _lengths(settings: Settings) -> Iterator[Fault]:
         )
 
 
+def _objective(data: Data) -> Iterator[Fault]:
+    """Settings that the objective does not have, or values that it cannot take."""
+    of_objective = {
+        "noise_density": "noise_density",
+        "mean_span_length": "mean_span_length",
+        "whole_word_masking": "whole_word",
+        "max_predictions": "max_predictions",
+    }
+    for name, argument in of_objective.items():
+        value = getattr(data, name)
+        if value is None or value is False:
+            continue
+        try:
+            objectives.build(data.objective, **{argument: value})
+        except ValueError as error:
+            yield (f"data.{name}", "data.objective"), str(error)
+
+
+def _relative_bias(model: Model) -> Iterator[Fault]:
+    if model.position_encoding != "relative":
+        return
+    from megaarch.attention.bias import bucket_fault  # of torch, which nothing else here needs
+
+    buckets, distance = model.relative_buckets, model.relative_max_distance
+    rules = catalogue.ARCHITECTURES[model.architecture].bidirectional_bias
+    faults = [bucket_fault(buckets, rule, distance) for rule in rules]
+    if fault := next(filter(None, faults), None):
+        yield ("model.relative_buckets", "model.relative_max_distance", "model.architecture"), fault
+
+
+def _pair_limits(settings: Settings) -> Iterator[Fault]:
+    model, data = settings.model, settings.data
+    given = {
+        name: getattr(data, name)
+        for name in ("max_input_length", "max_target_length")
+        if getattr(data, name) is not None
+    }
+    if given and data.objective != "supervised":
+        for name in given:
+            yield (
+                (f"data.{name}", "data.objective"),
+                (f"is a limit of supervised pairs; {data.objective} has none: leave it out"),
+            )
+        return
+    row = model.sequence_length
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
+        rooms = (("sequence_length", row), ("target_length", model.target_length or row))
+        for name, (of, room) in zip(("max_input_length", "max_target_length"), rooms, strict=True):
+            if given.get(name, 0) > room:
+                yield (
+                    (f"data.{name}", f"model.{of}", "model.sequence_length"),
+                    (f"{given[name]} tokens do not fit a row of {room}: raise model.{of}"),
+                )
+        return
+    need = given.get("max_input_length", 1) + given.get("max_target_length", 1)
+    if given and need > row:
+        yield (
+            (*(f"data.{name}" for name in given), "model.sequence_length"),
+            (
+                f"{need} tokens of input and target do not fit a row of {row}, which holds both: "
+                "raise model.sequence_length"
+            ),
+        )
+
+
+# one for all cells of a study: what tells them apart, and what their shared yardsticks rest on
+STUDYS_OWN = (
+    "training.seed",
+    "logging.directory",
+    "data.cache",
+    "data.sentinels",
+    "data.tokenizer",
+)
 _FOLDER = re.compile(r"\w[\w.+-]{0,99}")
 
 
 def _study_combinations(settings: Settings) -> Iterator[Fault]:
     study, names = settings.study, set()
     valid = set(setting_names())
+    if not _FOLDER.fullmatch(study.name):
+        yield ("study.name",), f"{study.name!r} cannot be the name of a folder"
     for i, cell in enumerate(study.cells):
         where = f"study.cells.{i}"
         if cell.name in names:
@@ -128,9 +235,17 @@ def _study_combinations(settings: Settings) -> Iterator[Fault]:
             )
         if cell.budget is not None and cell.start_from is None:
             yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
-        for path in cell.set:
-            if path in ("training.seed", "logging.directory"):
+        for path in flatten(cell.set):
+            if path in STUDYS_OWN:
                 yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
+            elif path == "model.vocabulary_size" and settings.data.tokenizer is None:
+                yield (
+                    (f"{where}.set",),
+                    (
+                        f"{path} is the study's to set, for the tokenizer that cuts the items of "
+                        "all cells is trained to it: leave it out, or give data.tokenizer"
+                    ),
+                )
             elif path not in valid or path.startswith("study"):
                 yield (f"{where}.set",), unknown(path)
         names.add(cell.name)

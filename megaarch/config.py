@@ -26,13 +26,16 @@ class ConfigError(ValueError):
     """Mistakes of the user in a configuration; `problems` has one sentence for each."""
 
     def __init__(self, problems: Iterable[str], where: str = ""):
-        self.problems = list(dict.fromkeys(problems))
+        self.problems, self.where = list(dict.fromkeys(problems)), where
         head = f"{where}: " if where else ""
         if len(self.problems) == 1:
             super().__init__(head + self.problems[0])
         else:
             lines = "".join(f"\n  - {problem}" for problem in self.problems)
             super().__init__(f"{head}{len(self.problems)} settings are wrong:{lines}")
+
+    def __reduce__(self):
+        return type(self), (self.problems, self.where)
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,7 +96,7 @@ def _parse(text: str, where: str) -> Raw | None:
 def parse_override(text: str) -> tuple[str, Any]:
     """'model.layers=4' -> ('model.layers', 4). The value is read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(key.strip().split(".")):
         raise ConfigError([f"--set takes section.name=value, not {text!r}"])
     try:
         return key.strip(), yaml.load(value, _Loader)
@@ -102,7 +105,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_path(raw: Raw, path: str, value: Any) -> None:
-    """Set a dotted path in nested mappings, in place."""
+    """Set a dotted path in nested mappings, in place. A mapping goes into the section that is
+    there and leaves its other settings as they are."""
     *sections, name = path.split(".")
     for section in sections:
         if raw.get(section) is None:
@@ -111,7 +115,11 @@ def set_path(raw: Raw, path: str, value: Any) -> None:
         if not isinstance(below, dict):
             raise ConfigError([f"{path}: {section} is a value and has no settings below it"])
         raw = below
-    raw[name] = value
+    if isinstance(value, dict) and isinstance(raw.get(name), dict):
+        for key, inner in value.items():
+            set_path(raw[name], key, inner)
+    else:
+        raw[name] = value
 
 
 def get_path(raw: Raw, path: str) -> Any:
@@ -119,17 +127,6 @@ def get_path(raw: Raw, path: str) -> Any:
     for name in path.split("."):
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
-
-
-def flatten(raw: Raw, prefix: str = "") -> dict[str, Any]:
-    """{'model': {'layers': 2}} -> {'model.layers': 2}."""
-    flat = {}
-    for key, value in raw.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
@@ -146,7 +143,7 @@ def resolve(raw: Raw, where: str = "") -> Settings:
     raw = fill_preset(raw)
     problems: list[str] = []
     wrong: set[str] = set()
-    for _ in range(50):  # drop what is wrong and look again, so that all is told at once
+    for attempt in range(50):  # drop what is wrong, so that combinations are told at once too
         try:
             settings = Settings.model_validate(raw)
             break
@@ -154,7 +151,8 @@ def resolve(raw: Raw, where: str = "") -> Settings:
             faults = error.errors()
             for fault in faults:
                 path = ".".join(str(x) for x in fault["loc"] if not _is_tag(x))
-                if not _other_branch(fault, faults):
+                # all is told the first time; what is wrong later, or missing, was dropped here
+                if attempt == 0 and not _other_branch(fault, faults):
                     problems.append(_sentence(path, fault))
                 wrong.add(path)
                 _drop(raw, fault["loc"])
@@ -182,7 +180,7 @@ def fill_preset(raw: Raw) -> Raw:
 
 def _is_tag(x: Any) -> bool:
     # pydantic puts the branch of a union (`str`, `list[Source]`) into the path
-    return isinstance(x, str) and (x in ("str", "float", "int", "bool") or "[" in x)
+    return isinstance(x, str) and (x in ("str", "constrained-str") or "[" in x)
 
 
 def _other_branch(fault: dict, faults: list[dict]) -> bool:
@@ -227,6 +225,8 @@ _WANTED = {
     "tuple_type": "a list",
     "too_short": "a list of at least one",
     "finite_number": "a finite number",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a text without control characters",
 }
 
 

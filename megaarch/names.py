@@ -26,6 +26,17 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections(inner)
 
 
+def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'model': {'layers': 2}} -> {'model.layers': 2}."""
+    flat = {}
+    for key, value in raw.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def nearest(path: str, names: Iterable[str]) -> str | None:
     """The valid dotted name that a wrong one most likely meant."""
     names = list(names)

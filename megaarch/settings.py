@@ -13,9 +13,28 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$")]
 ArchitectureName = Literal[tuple(catalogue.ARCHITECTURES)]
 ObjectiveName = Literal[tuple(catalogue.OBJECTIVES)]
 PresetName = Literal[tuple(catalogue.PRESETS)]
+
+AttentionKernel = Literal[
+    "auto",
+    "reference",
+    "sdpa",
+    "cpu",
+    "cudnn",
+    "cudnn_ragged",
+    "cudnn_flex",
+    "torch_varlen",
+    "flash2",
+    "flash3",
+    "flash4",
+    "flex",
+    "flex_flash",
+]
+
+FusedKernel = Literal["rms_norm", "rows", "cross_entropy"]
 
 
 class Section(BaseModel):
@@ -61,27 +80,38 @@ class Model(Section):
     output_bias: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     initial_deviation: Annotated[float, Field(gt=0)] = 0.02
-    attention: Literal["auto", "reference", "sdpa"] = "auto"
+    attention: AttentionKernel = "auto"
+    # of csrc/, in place of torch's; docs/kernels.md
+    fused_kernels: Annotated[tuple[FusedKernel, ...], Field(strict=False)] = ()
+
+    @property
+    def position_rows(self) -> int:
+        """Tokens that a table of learned positions reaches."""
+        return self.learned_positions or max(self.sequence_length, self.target_length or 0)
 
 
 class Source(Section):
-    path: str
+    path: Text
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
 class Data(Section):
-    source: str | list[Source] = "embedded"
+    source: Text | list[Source] = "embedded"
     kind: Literal["auto", "text", "supervised"] = "auto"
-    text_field: str = "text"
-    tokenizer: str | None = None  # file; None: train SentencePiece on the train split
+    text_field: Text = "text"
+    tokenizer: Text | None = None  # file; None: train SentencePiece on the train split
     sentinels: NonNegative = 100
     objective: ObjectiveName = "full_lm"
     noise_density: Share | None = None  # None: the objective's own
     mean_span_length: Annotated[float, Field(gt=0)] | None = None
     whole_word_masking: bool = False
+    max_predictions: Positive | None = None  # masked_lm: chosen tokens of a row at most
     pack: bool = True  # several short examples in a row (supervised data)
+    # supervised: tokens of an input or a target at most, with its eos; None: what the row holds
+    max_input_length: Positive | None = None
+    max_target_length: Positive | None = None
     held_out: Annotated[float, Field(ge=1e-4, lt=1)] = 0.1
-    cache: str = "runs/data"
+    cache: Text = "runs/data"
     workers: NonNegative = 0
 
 
@@ -103,8 +133,8 @@ class Training(Section):
     decay: Share = 0.2  # wsd: share of the run that decays
     minimum_learning_rate: Share = 0.1  # as a share of learning_rate
     weight_decay: Rate = 0.1
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     clip_gradient: Rate = 1.0  # 0: no clipping
     z_loss: Rate = 0.0
@@ -112,12 +142,16 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
     deterministic: bool = False
-    threads: NonNegative = 0  # 0: torch's own choice
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's own choice
     save_every: NonNegative = 0  # steps; 0: at the end only
     keep_checkpoints: NonNegative = 2  # newest ones; 0: all
+    keep_every: NonNegative = 0  # steps; checkpoints at its multiples stay for good
+    async_save: bool = False  # write checkpoints while training goes on
+    heartbeat_timeout: Rate = 60.0  # seconds of silence after which a rank is lost; 0: no watch
+    hang_timeout: Rate = 300.0  # seconds that a step may take on any rank; 0: no bound
     skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
     resume: bool = True
-    start_from: str | None = None  # checkpoint whose weights a new run starts from
+    start_from: Text | None = None  # checkpoint whose weights a new run starts from
 
 
 class Parallel(Section):
@@ -126,6 +160,10 @@ class Parallel(Section):
     context_parallel: Positive = 1
     data_parallel_shard: Positive = 1
     data_parallel_replicate: Positive = 1
+    engine: Literal["torch", "deepspeed"] = "torch"  # of data parallelism
+    zero_stage: Annotated[int, Field(ge=1, le=3)] | None = None  # deepspeed's; None: 1
+    offload: bool | None = None  # deepspeed: optimizer (and stage 3's parameters) in host memory
+    deepspeed_config: Text | None = None  # a DeepSpeed JSON, in place of the two above
     reshard_after_forward: bool = True  # gather a layer's parameters again for its backward
     # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
     recompute: Literal["none", "selective", "full"] = "none"
@@ -134,9 +172,15 @@ class Parallel(Section):
         1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
     )
 
+    @property
+    def gathers_again(self) -> bool:
+        """Whether a layer's parameters are given back after its forward pass and gathered again for
+        its backward pass. Without data-parallel shards they stay, whatever the setting says."""
+        return self.reshard_after_forward and self.data_parallel_shard > 1
+
 
 class Logging(Section):
-    directory: str = "runs/train"
+    directory: Text = "runs/train"
     tensorboard: bool = True
     wandb: bool = False
 
@@ -190,7 +234,7 @@ class Study(Section):
     encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
     cells: Annotated[list[Cell], Field(min_length=1)]
     lanes: Positive = 1  # cells that run at a time, in processes of their own
-    rates: str | None = None  # rates.json of a sweep: learning rate by cell name
+    rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
     evaluation: Evaluation = Evaluation()
 

@@ -1,7 +1,11 @@
 """What many tests share: a small corpus, prepared once, and the settings of a tiny run."""
 
 import copy
+import json
+import os
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,21 +56,37 @@ def made_up_text(seed: int, sentences: int) -> str:
     return "\n\n".join(paragraphs)
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
+def write_corpus(folder: Path) -> Path:
     """A JSON lines file of 80 documents."""
-    import json
-
-    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
+    path = folder / "text.jsonl"
     with path.open("w") as file:
         for i in range(80):
             file.write(json.dumps({"text": made_up_text(i, 24)}) + "\n")
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def extensions(tmp_path_factory):
+    """What torch compiles goes to a folder of these tests, which all their processes share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "extensions"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The file of write_corpus."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
 @pytest.fixture(scope="session")
 def raw(corpus, tmp_path_factory):
     """A tiny configuration as a raw mapping; copy before changing it."""
+    return tiny_raw(corpus, tmp_path_factory.mktemp("cache"))
+
+
+def tiny_raw(corpus: Path, cache: Path) -> dict[str, Any]:
+    """A tiny configuration over this corpus."""
     return {
         "model": {
             "preset": "gpt",
@@ -81,7 +101,7 @@ def raw(corpus, tmp_path_factory):
         "data": {
             "source": str(corpus),
             "sentinels": 16,
-            "cache": str(tmp_path_factory.mktemp("cache")),
+            "cache": str(cache),
         },
         "training": {
             "steps": 6,

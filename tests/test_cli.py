@@ -2,11 +2,14 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from megaarch.cli import main
+from megaarch.study import lock
+from tests.conftest import made_up_text
 
 
 @pytest.fixture
@@ -20,7 +23,18 @@ def file(raw, tmp_path):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["train"], ["compare"], ["evaluate"], ["report"], ["describe"]):
+    commands = (
+        "train",
+        "compare",
+        "evaluate",
+        "report",
+        "describe",
+        "plan",
+        "dry-run",
+        "submit",
+        "status",
+    )
+    for command in ([], *([name] for name in commands)):
         with pytest.raises(SystemExit) as caught:
             main([*command, "--help"])
         assert caught.value.code == 0
@@ -37,6 +51,12 @@ def test_train_evaluate_and_resume(file, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
     assert 0 < found["continuation_bits_per_byte"] < 20
+    text = "".join(json.dumps({"text": made_up_text(i, 24)}) + "\n" for i in range(80, 120))
+    (tmp_path / "other.jsonl").write_text(text)
+    other = f"data.source={tmp_path / 'other.jsonl'}"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", "--set", other]) == 0
+    elsewhere = json.loads(capsys.readouterr().out)
+    assert 0 < elsewhere["continuation_bits_per_byte"] != found["continuation_bits_per_byte"]
 
 
 def test_describe_prints_cells(file, capsys):
@@ -70,8 +90,24 @@ def test_describe_prints_cells(file, capsys):
         (["train", "{file}", "--set", "data.tokenizer=/nowhere.model"], "/nowhere.model"),
         (["train", "{file}", "--set", "model.sequence_length=200000"], "give more text or lower"),
         (["train", "{file}", "--set", "training.device=cuda"], "torch finds none"),
+        (["train", "{file}", "--set", "logging.directory="], "logging.directory: must be text"),
+        (["train", "{file}", "--set", "model.hidden_size=4000000000"], "out of memory"),
+        (["train", "{file}", "--set", ".=3"], "--set takes section.name=value, not '.=3'"),
+        (["train", "{file}", "--set", 'data.source="a\\0b"'], "text without control characters"),
+        (
+            ["train", "{file}", "--set", "model.preset=t5", "model.target_length=1"],
+            "model.target_length: rows of 1 tokens are too short for span_corruption",
+        ),
+        (
+            ["train", "{file}", "--set", "model.preset=t5", "data.noise_density=0.999"],
+            "at most 0.9, not 0.999",
+        ),
         (["compare", "{file}"], "has no grid of cells"),
+        (["compare", "{file}", "--cell", "gpt"], "has no grid of cells"),
+        (["submit", "{file}", "--nodes", "2", "--time", "60"], "has no grid of cells"),
+        (["status", "/nowhere"], "is no study's folder"),
         (["report", "/nowhere"], "give the folder of a study"),
+        (["report", "/nowhere", "--gather"], "is no study's folder"),
         (["evaluate", "/nowhere"], "is no folder"),
     ],
 )
@@ -84,10 +120,31 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, file, tm
     assert sorted(tmp_path.rglob("*")) == before  # nothing was written
 
 
+def test_two_runs_in_one_directory_are_refused(file, raw, capsys):
+    directory = Path(yaml.safe_load(file.read_text())["logging"]["directory"])
+    with lock.alone(directory, "run"):
+        assert main(["train", str(file)]) == 2
+    assert "another process is running this run" in capsys.readouterr().err
+    assert not (directory / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "written", ["{}", "[]", "3", "null", '{"cells": 3}', '{"format": 99}', "{"]
+)
+def test_a_results_json_that_is_none_is_one_sentence(written, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(written)
+    for form in ([], ["--text"], ["--csv"], ["--latex"]):
+        assert main(["report", str(tmp_path), *form]) == 2
+        error = capsys.readouterr().err
+        assert "results.json is not" in error and "Traceback" not in error
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
 def test_dry_run_prints_what_a_study_takes_and_trains_nothing(raw, tmp_path, capsys):
     mine = copy.deepcopy(raw)
     del mine["training"]["steps"]
     mine["study"] = {"name": "s", "budgets": [1e10], "cells": [{"name": "gpt", "preset": "gpt"}]}
+    mine["study"]["evaluation"] = {"prefix_tokens": 12, "continuation_tokens": 6}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(mine))
     assert main(["compare", str(path), "--dry-run", "--output", str(tmp_path / "out")]) == 0

@@ -1,8 +1,12 @@
 """Settings: presets fill, overrides win, and every mistake is told at once with its path."""
 
+import pickle
+from pathlib import Path
+
 import pytest
 
 from megaarch import catalogue, config
+from megaarch.study.grid import expand
 
 
 def problems(raw):
@@ -53,9 +57,62 @@ def test_all_mistakes_at_once_with_the_nearest_name():
     assert len(found) == 6
 
 
+def test_an_objectives_settings_are_told_with_the_rest():
+    assert problems(
+        {
+            "model": {
+                "preset": "t5",
+                "layers": 0,
+                "position_encoding": "relative",
+                "relative_buckets": 2,
+            },
+            "data": {"noise_density": 0.95, "mean_span_length": 0.5, "max_predictions": 3},
+        }
+    ) == [
+        "model.layers: must be more than 0, not 0",
+        "data.noise_density: span_corruption needs a noise density above 0 and at most 0.9, not "
+        "0.95",
+        "data.mean_span_length: span_corruption needs a mean span length of at least 1, not 0.5",
+        "data.max_predictions: objective span_corruption has no max_predictions: leave it out",
+        "model.relative_buckets: a relative bias of 2 buckets cannot reach 128 tokens: give at least "
+        "4 buckets, and a distance of more than a quarter of them",
+    ]
+
+
+def test_settings_of_objectives_and_biases_are_judged_in_each_cell_of_a_study():
+    """The study's own objective and architecture may be those of no cell."""
+    cells = [
+        {"name": "t5", "preset": "t5"},
+        {"name": "bert", "preset": "bert", "set": {"model.relative_buckets": 4}},
+    ]
+    raw = {
+        "model": {"position_encoding": "relative", "relative_buckets": 1},
+        "data": {"noise_density": 0.3},
+        "study": {"budgets": [1e9], "cells": cells},
+    }
+    config.resolve(raw)
+    with pytest.raises(config.ConfigError, match="cell t5: model.relative_buckets: a relative bia"):
+        expand(raw, Path("runs"))
+    cells[0]["set"] = {"model.relative_buckets": 8}
+    assert [cell.name for cell in expand(raw, Path("runs"))] == ["t5", "bert"]
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
+        ({"data": {"noise_density": 0.3}}, "data.noise_density: objective full_lm has no noise_"),
+        (
+            {"model": {"preset": "ul2"}, "data": {"whole_word_masking": True}},
+            "data.whole_word_masking: objective ul2 has no whole_word",
+        ),
+        (
+            {"data": {"objective": "supervised", "noise_density": 0.1}},
+            "data.noise_density: supervised examples are pairs",
+        ),
+        (
+            {"model": {"position_encoding": "relative", "relative_max_distance": 16}},
+            "model.relative_buckets: a relative bias of 32 buckets cannot reach 16 tokens",
+        ),
         ({"model": {"preset": "bert"}, "data": {"objective": "full_lm"}}, "does not run on"),
         ({"model": {"heads": 4, "kv_heads": 3}}, "3 key heads do not divide 4 heads"),
         ({"model": {"hidden_size": 12, "heads": 4}}, "rope over 1 position axis"),
@@ -70,8 +127,40 @@ def test_all_mistakes_at_once_with_the_nearest_name():
             {"study": {"budgets": [1], "cells": [{"name": "a", "set": {"model.layrs": 1}}]}},
             "did you mean model.layers?",
         ),
+        (
+            {
+                "study": {
+                    "budgets": [1],
+                    "cells": [{"name": "a", "set": {"data": {"tokenizer": "x"}}}],
+                }
+            },
+            "data.tokenizer is the study's to set",
+        ),
         ({"data": {"source": [{"pth": "x"}]}}, "did you mean data.source.path?"),
         ({"model": 3}, "must be a section"),
+        (
+            {"data": {"max_input_length": 9}},
+            "data.max_input_length: is a limit of supervised pairs; full_lm has none",
+        ),
+        (
+            {"data": {"objective": "supervised", "max_input_length": 512, "max_target_length": 1}},
+            "data.max_input_length: 513 tokens of input and target do not fit a row of 512",
+        ),
+        (
+            {"data": {"objective": "supervised", "max_target_length": 512}},
+            "data.max_target_length: 513 tokens of input and target do not fit a row of 512",
+        ),
+        (
+            {
+                "model": {"architecture": "encoder_decoder", "target_length": 99},
+                "data": {"objective": "supervised", "max_target_length": 100},
+            },
+            "data.max_target_length: 100 tokens do not fit a row of 99: raise model.target_length",
+        ),
+        (
+            {"training": {"compile": True}, "parallel": {"recompute": "full"}},
+            "training.compile: compiles nothing of layers that are recomputed",
+        ),
     ],
 )
 def test_impossible_combinations(raw, sentence):
@@ -90,6 +179,24 @@ def test_broken_yaml_names_file_and_line(tmp_path):
         config.load(tmp_path / "absent.yaml")
     with pytest.raises(config.ConfigError, match="section.name=value"):
         config.parse_override("model.layers")
+
+
+def test_a_mapping_goes_into_a_section_and_leaves_the_rest(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {layers: 3, heads: 2}\ntraining: {seed: 5}\n")
+    found = config.load(file, ["model={layers: 4}", "training.budget={match: flops, amount: 1e9}"])
+    assert (found.model.layers, found.model.heads, found.training.seed) == (4, 2, 5)
+    assert found.training.budget.amount == 1e9
+    with pytest.raises(config.ConfigError, match=r"did you mean model.layers\?"):
+        config.load(file, ["model={layrs: 4}"])
+
+
+def test_a_wrong_value_is_told_once():
+    assert problems({"study": {"budgets": ["x"], "cells": [{"name": 3, "preset": "gpt"}]}}) == [
+        "study.budgets.0: must be a number, not 'x'",
+        "study.cells.0.name: must be text, not 3",
+    ]
+    assert problems({"study": {"budgets": [1e9]}}) == ["study.cells: is required"]
 
 
 def test_an_empty_section_is_an_empty_section():
@@ -116,6 +223,9 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
     ("raw", "sentence"),
     [
         ({"training": {"learning_rate": float("inf")}}, "must be a finite number"),
+        ({"training": {"threads": 100_000}}, "training.threads: must be at most 1024"),
+        ({"logging": {"directory": ""}}, "logging.directory: must be a text that is not empty"),
+        ({"data": {"source": ""}}, "data.source: must be a text that is not empty"),
         ({"study": {"budgets": [], "cells": [{"name": "a"}]}}, "study.budgets: must be a list of"),
         (
             {"study": {"budgets": [1.0], "cells": [{"name": "a"}], "sizes": [{"name": "../x"}]}},
@@ -125,3 +235,9 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
 )
 def test_values_that_would_hang_or_leave_the_folder(raw, sentence):
     assert any(sentence in problem for problem in problems(raw)), problems(raw)
+
+
+def test_mistakes_reach_another_process_as_they_were_told():
+    told = config.ConfigError(["a: is wrong", "b: is wrong too"], "run.yaml")
+    again = pickle.loads(pickle.dumps(told))
+    assert str(again) == str(told) and again.problems == told.problems

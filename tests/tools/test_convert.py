@@ -1,0 +1,376 @@
+"""Conversions by command: whole round trips, Hugging Face's own models as the oracle, and what is
+refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from megaarch import cli, config
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.interchange import files, verify
+from megaarch.interchange.convert import settings_of
+from megaarch.training import checkpoint
+from megaarch.training.trainer import Trainer
+from tests.interchange.models import MODELS, V, scattered
+from tests.tools.run import tool
+
+PIECES = 140  # of the vocabularies of 150: the rest are rows that no text has
+CLASS = {name: getattr(transformers, word) for name, word in verify.CLASSES.items()}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A Hugging Face tokenizer file with specials and a sentinel of its own."""
+    own = ["<unk>", "<pad>", "</s>", "[MASK]", "<extra_id_0>"]
+    names = [*own, *(f"word{n}" for n in range(PIECES - len(own)))]
+    backend = Backend(WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    backend.save(str(path))
+    return path
+
+
+@pytest.fixture(params=MODELS)
+def theirs(request, words, tmp_path):
+    """(folder, model) of a family, with its tokenizer beside it."""
+    return saved(request.param, words, tmp_path / "theirs")
+
+
+def saved(name, words, folder, **options):
+    model = scattered(name)
+    model.save_pretrained(folder, **options)
+    if name == "t5-v1.1":  # transformers 5 forgets that it is untied
+        given = json.loads((folder / "config.json").read_text())
+        given |= {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+        (folder / "config.json").write_text(json.dumps(given))
+    shutil.copyfile(words, folder / "tokenizer.json")
+    return folder, model
+
+
+def convert(*arguments):
+    return tool("convert")([str(argument) for argument in arguments])
+
+
+@torch.no_grad()
+def logits(model, seed=5):
+    tokens = torch.randint(0, PIECES, (2, 11), generator=torch.Generator().manual_seed(seed))
+    given = {"input_ids": tokens}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = tokens.flip(1)
+    return model.eval()(**given).logits[..., :PIECES]
+
+
+def test_every_family_comes_in_and_goes_out_with_the_same_logits(theirs, tmp_path, capsys):
+    folder, model = theirs
+    assert convert(folder, tmp_path / "run", "--from", "hf", "--verify") == 0
+    out = capsys.readouterr().out
+    assert "equal bit for bit" in out and "random tokens differ by at most" in out
+    assert convert(tmp_path / "run", tmp_path / "back", "--to", "hf", "--verify") == 0
+    assert "random tokens differ by at most" in capsys.readouterr().out
+    family = model.config.model_type
+    again = CLASS[family].from_pretrained(tmp_path / "back", local_files_only=True)
+    expected = logits(model)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    record = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert record["eos_token_id"] == PIECES + 2  # behind the pieces, where training has it
+    assert (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_weights_in_several_files_and_under_old_names(words, tmp_path):
+    whole, _ = saved("gpt2", words, tmp_path / "whole")
+    shards, _ = saved("gpt2", words, tmp_path / "shards", max_shard_size="9KB")
+    assert len(list(shards.glob("*.safetensors"))) > 2
+    old, _ = saved("bert", words, tmp_path / "old")
+    bare = tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    tensors = load_file(whole / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    save_file(tensors, bare / "model.safetensors", {"format": "pt"})
+    named = load_file(old / "model.safetensors")
+    parts = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, former in parts.items():
+        named = {name.replace(new, former): t for name, t in named.items()}
+    runs = {}
+    for name, source in (("whole", whole), ("shards", shards), ("bare", bare), ("old", old)):
+        if name == "old":
+            assert convert(source, tmp_path / "new", "--from", "hf") == 0
+            save_file(named, source / "model.safetensors", {"format": "pt"})
+        assert convert(source, tmp_path / f"run-{name}", "--from", "hf", "--verify") == 0
+        runs[name] = files.read_checkpoint(tmp_path / f"run-{name}").weights
+    for name in ("shards", "bare"):
+        verify.check_tensors(runs["whole"], runs[name], name)
+    verify.check_tensors(runs["old"], files.read_checkpoint(tmp_path / "new").weights, "old")
+
+
+def test_specials_start_from_the_models_own_and_the_rest_from_the_mean(words, tmp_path):
+    folder, model = saved("t5-v1.1", words, tmp_path / "theirs")
+    assert convert(folder, tmp_path / "run", "--sentinels", "4") == 0
+    weights, record = files.read_checkpoint(tmp_path / "run")
+    settings = settings_of(record)
+    words = Tokenizer(folder / "tokenizer.json", 4, settings.model.vocabulary_size).vocabulary
+    assert words.size == PIECES + 12 + 4
+    for ours, table in (
+        ("embedding.weight", model.shared.weight),
+        ("output.weight", model.lm_head.weight),
+    ):
+        rows, table = weights[ours], table.detach()
+        assert len(rows) == 256 and not rows[words.size :].any()
+        assert torch.equal(rows[:PIECES], table[:PIECES])
+        same = {words.pad: 0, words.bos: 0, words.eos: 1, words.mask: 3, words.sentinel(0): 4}
+        for ours_id, theirs_id in same.items():
+            assert torch.equal(rows[ours_id], table[theirs_id])
+        for row in (words.query, words.sentinel(3)):
+            torch.testing.assert_close(rows[row], table[:PIECES].mean(0))
+
+
+@pytest.fixture
+def run(tiny, prepared):
+    """A tiny trained run of a preset: its folder and settings."""
+
+    def make(preset="gpt", **given):
+        settings = tiny(preset, **{"training__steps": 2, **given})
+        Trainer(settings, prepared).run()
+        return Path(settings.logging.directory), settings
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["llama", "t5-v1.1", "bert"])
+def test_training_starts_from_a_hugging_face_model(name, words, tmp_path, capsys):
+    folder, _ = saved(name, words, tmp_path / "theirs")
+    assert convert(folder, tmp_path / "run") == 0
+    text = tmp_path / "text.jsonl"
+    rows = [" ".join(f"word{(n * k) % 130}" for k in range(1, 60)) for n in range(1, 60)]
+    text.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    given = [f"data.source={text}", f"data.cache={tmp_path / 'cache'}", "training.steps=1"]
+    given += ["model.sequence_length=20", "training.device=cpu", "logging.tensorboard=false"]
+    start = str(tmp_path / "run" / "start.yaml")
+    mine = [*given, f"logging.directory={tmp_path / 'mine'}", "training.learning_rate=1e-20"]
+    assert cli.main(["train", start, "--set", *mine]) == 0
+    parent = files.read_checkpoint(tmp_path / "run").weights
+    child = files.read_checkpoint(tmp_path / "mine").weights
+    assert parent.keys() == child.keys()
+    for key, tensor in parent.items():  # the one step is too small to be seen
+        torch.testing.assert_close(child[key], tensor, atol=1e-12, rtol=1e-6)
+    there = [*given, f"logging.directory={tmp_path / 'run'}"]
+    assert cli.main(["train", start, "--set", *there]) == 2
+    assert "holds weights alone and cannot be continued" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["glm", "t5", "xlnet"])
+def test_one_file_and_back_is_exact_for_any_preset(preset, run, tmp_path, capsys):
+    folder, settings = run(preset)
+    file = tmp_path / "deep" / "model.safetensors"
+    assert convert(folder, file, "--to", "safetensors", "--verify") == 0
+    assert convert(file, tmp_path / "again", "--verify") == 0
+    assert capsys.readouterr().out.count("equal bit for bit") == 2
+    before, after = (files.read_checkpoint(path) for path in (folder, tmp_path / "again"))
+    verify.check_tensors(before.weights, after.weights, "again")
+    assert before.record == {k: v for k, v in after.record.items() if k != checkpoint.WEIGHTS_ONLY}
+    assert checkpoint.newest(tmp_path / "again").name == checkpoint.newest(folder).name
+    assert settings_of(after.record).model == settings.model
+    assert list(load_file(file)) == sorted(before.weights)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "prefix_lm"])
+def test_our_decoders_go_out_as_llama_and_come_back_as_they_were(preset, run, tmp_path, capsys):
+    folder, settings = run(preset)
+    assert convert(folder, tmp_path / "hf", "--to", "hf", "--verify") == 0
+    assert convert(tmp_path / "hf", tmp_path / "back", "--verify") == 0
+    before, after = (files.read_checkpoint(path) for path in (folder, tmp_path / "back"))
+    size = settings.model.vocabulary_size
+    for name, tensor in before.weights.items():
+        rows = slice(size if name == "embedding.weight" else None)
+        assert torch.equal(after.weights[name][rows], tensor[rows])
+    again = settings_of(after.record)
+    assert again.model.architecture == settings.model.architecture
+    assert again.data.objective == settings.data.objective
+    assert after.record["tokenizer"]["fingerprint"] == before.record["tokenizer"]["fingerprint"]
+    start = yaml.safe_load((tmp_path / "back" / "start.yaml").read_text())
+    assert config.resolve(start).model == again.model
+
+
+def test_what_does_not_fit_a_family_is_told_all_at_once(run, tmp_path, capsys):
+    folder, _ = run("t5", model__output_bias=True)
+    assert convert(folder, tmp_path / "hf", "--to", "hf") == 2
+    error = capsys.readouterr().err
+    assert error.count("convert.py:") == 1 and "this is no t5 model" in error
+    for name in (
+        "activation is swiglu",
+        "output_bias",
+        "kv_heads is 2",
+        "position_encoding is rope",
+    ):
+        assert f"model.{name}" in error
+    assert "hidden_size" not in error
+    for family in ("gpt2", "llama", "bert", "bart"):
+        assert convert(folder, tmp_path / "hf", "--to", "hf", "--family", family) == 2
+        assert f"{family} has" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_two_position_axes_and_two_streams_have_no_family(run, tmp_path, capsys):
+    folder, _ = run("glm", logging__directory=str(tmp_path / "glm"))
+    assert convert(folder, tmp_path / "hf", "--to", "hf") == 2
+    assert "its positions have 2 axes" in capsys.readouterr().err
+    folder, _ = run("xlnet", logging__directory=str(tmp_path / "xlnet"))
+    assert convert(folder, tmp_path / "hf", "--to", "hf") == 2
+    assert "no Hugging Face family here has the architecture two_stream" in capsys.readouterr().err
+
+
+def test_verification_sees_a_changed_tensor_and_changed_logits(
+    words, tmp_path, monkeypatch, capsys
+):
+    folder, _ = saved("llama", words, tmp_path / "theirs")
+    given = json.loads((folder / "config.json").read_text())
+    assert convert(folder, tmp_path / "run") == 0
+    write = files.write_safetensors
+
+    def spoiled(file, saved):
+        weights = {name: t.clone() for name, t in saved.weights.items()}
+        weights["norm.weight"][0] += 1
+        write(file, saved._replace(weights=weights))
+
+    monkeypatch.setattr(files, "write_safetensors", spoiled)
+    arguments = (tmp_path / "run", tmp_path / "a.safetensors", "--to", "safetensors")
+    assert convert(*arguments, "--verify") == 2
+    assert "1 tensors differ: norm.weight" in capsys.readouterr().err
+    weights, record = files.read_checkpoint(tmp_path / "run")
+    model = settings_of(record).model
+    assert "differ by at most" in verify.check_logits(weights, model, folder, "llama", PIECES)
+    given["rms_norm_eps"] = 0.1
+    (folder / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="the logits differ by up to"):
+        verify.check_logits(weights, model, folder, "llama", PIECES)
+
+
+def test_damaged_and_missing_files_are_named(words, tmp_path, capsys):
+    folder, _ = saved("gpt2", words, tmp_path / "theirs", max_shard_size="9KB")
+    index = folder / "model.safetensors.index.json"
+    good, given = index.read_text(), json.loads((folder / "config.json").read_text())
+    owners = json.loads(good)["weight_map"]
+    first = sorted(set(owners.values()))[0]
+
+    def told(what, *more):
+        assert convert(folder, tmp_path / "run", *more) == 2
+        error = capsys.readouterr().err
+        assert what in error and error.count("convert.py:") == 1
+        assert not (tmp_path / "run").exists()
+        return error
+
+    told("has 140 pieces", "--tokenizer", words) if V < PIECES else None
+    told("/nowhere does not exist", "--tokenizer", "/nowhere")
+    index.write_text("{}")
+    told("index.json is damaged")
+    index.write_text(json.dumps({"weight_map": owners | {"more.weight": first}}))
+    told("lacks more.weight")
+    index.write_text(json.dumps({"weight_map": owners | {"more.weight": "more.safetensors"}}))
+    told("more.safetensors does not exist")
+    index.write_text(good)
+    (folder / first).write_bytes((folder / first).read_bytes()[:-3])
+    told("cannot be read as safetensors")
+    index.unlink()
+    told("the weights are missing")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    told("pytorch_model.bin is a pickle")
+    folder, _ = saved("gpt2", words, folder)
+    for changes, said in (
+        ({"model_type": "mamba"}, "model_type 'mamba'"),
+        ({"model_type": ["gpt2"]}, "model_type ['gpt2']"),
+        ({"n_embd": None}, "a value of this Hugging Face config has a wrong type"),
+        ({"n_head": "three"}, "makes model.heads 'three'"),
+        ({"n_head": 5}, "does not make layers.0.attention."),
+        ({"vocab_size": V - 50}, "wte.weight [150, 24] does not make embedding.weight"),
+        ({"vocab_size": V + 50}, "it has 150 rows and vocab_size is 200"),
+        ({"megaarch": ["gpt"]}, "megaarch has to be an object"),
+        ({"megaarch": {"preset": "gtp"}}, "megaarch.preset 'gtp' is none of gpt,"),
+        ({"megaarch": {"sentinels": "4"}}, "megaarch.sentinels has to be a number"),
+    ):
+        (folder / "config.json").write_text(json.dumps(given | changes))
+        assert str(folder) in told(said)
+    (folder / "config.json").write_text("[]")
+    told("config.json holds no JSON object")
+    del given["n_layer"]
+    (folder / "config.json").write_text(json.dumps(given))
+    told("config lacks n_layer")
+    (folder / "config.json").write_text("{")
+    told("config.json is not JSON")
+
+
+def test_a_tokenizer_of_another_model_or_none_is_told(words, tmp_path, capsys):
+    folder, _ = saved("gpt2", words, tmp_path / "theirs")
+    backend = Backend(WordLevel({f"w{n}": n for n in range(V + 1)}, unk_token="w0"))
+    backend.save(str(tmp_path / "large.json"))
+    given = ["--tokenizer", tmp_path / "large.json"]
+    assert convert(folder, tmp_path / "run", *given) == 2
+    assert "151 pieces and the model a vocabulary of 150" in capsys.readouterr().err
+    (folder / "tokenizer.json").unlink()
+    assert convert(folder, tmp_path / "run") == 2
+    assert "give --tokenizer FILE" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys):
+    folder, _ = run()
+    (tmp_path / "empty").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    for arguments, said in (
+        (("/nowhere", tmp_path / "x"), "/nowhere does not exist"),
+        ((tmp_path / "empty", tmp_path / "x"), "holds no complete checkpoint"),
+        ((folder, tmp_path / "empty"), "empty exists"),
+        ((tmp_path / "foreign.safetensors", tmp_path / "x"), "no megaarch record"),
+        ((tmp_path / "empty", tmp_path / "x", "--from", "hf"), "it has no config.json"),
+        ((folder, tmp_path / "x", "--sentinels", "-1"), "--sentinels must be at least 0"),
+    ):
+        assert convert(*arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("convert.py:") == 1 and "Traceback" not in error
+    newest = checkpoint.newest(folder)
+    (newest / "progress.json").write_text("{}")
+    assert convert(newest, tmp_path / "x") == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_safetensors_file_with_a_damaged_record_is_named(run, tmp_path, capsys):
+    folder, _ = run()
+    file = tmp_path / "model.safetensors"
+    _, record = files.read_checkpoint(folder)
+    good = json.dumps(record)
+    for text, said in (
+        ("{}", "the megaarch record is damaged: record.progress: Field required"),
+        ("[]", "the megaarch record is damaged: record: "),
+        ("", "the megaarch record is not JSON"),
+        (json.dumps(record | {"settings": []}), "record.settings: "),
+        (json.dumps(record | {"tokenizer": {}}), "record.tokenizer.path: "),
+        (json.dumps(record | {"progress": {"step": "2nd"}}), "record.progress.step: "),
+        (json.dumps(record | {"settings": {"model": []}}), "the settings of"),
+    ):
+        save_file({"a": torch.zeros(1)}, file, {files.KEY: text})
+        for to in ("checkpoint", "hf"):
+            assert convert(file, tmp_path / "x", "--to", to) == 2
+            error = capsys.readouterr().err
+            assert said in error and str(file) in error and error.count("convert.py:") == 1
+            assert not (tmp_path / "x").exists()
+    save_file({"a": torch.zeros(1)}, file, {files.KEY: good})
+    assert files.read_safetensors(file).record == record
+
+
+def test_a_run_without_its_tokenizer_file_goes_out_without_special_ids(run, tmp_path, capsys):
+    folder, _ = run()
+    weights, record = files.read_checkpoint(folder)
+    record["tokenizer"]["path"] = str(tmp_path / "gone.model")
+    files.write_checkpoint(tmp_path / "moved", files.Saved(weights, record))
+    assert convert(tmp_path / "moved", tmp_path / "hf", "--to", "hf", "--verify") == 0
+    assert "without tokenizer and special ids" in capsys.readouterr().out
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] is None

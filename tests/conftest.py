@@ -42,6 +42,12 @@ WORDS = [
 ]
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: parallel workers must collect equal names, and a compressed
+    file holds the second in which it was made."""
+    return argname if isinstance(val, bytes) else None
+
+
 def made_up_text(seed: int, sentences: int) -> str:
     """English-like sentences in paragraphs, from a generator of its own."""
     rng = random.Random(seed)

@@ -6,10 +6,11 @@ Legend: R target rows, C rows of one chunk, D width, V vocabulary (padded to a m
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from megaarch.kernels.library import serves
 from megaarch.kernels.softmax import less_target
-from megaarch.model.product import product
+from megaarch.model.product import product, turned_product
 
 LOGITS_PER_CHUNK = 1 << 22
 KEPT_BYTES = 128 << 20  # probabilities kept for the backward pass; chunks beyond are recomputed
@@ -47,10 +48,14 @@ def head_logits(
 def finished(
     logits: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
 ) -> torch.Tensor:
-    """A matrix product as logits: `head_logits`. In place where there is nothing to convert or add."""
+    """A matrix product as logits: `head_logits`. In place where there is nothing to convert, add or
+    differentiate."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias_V is not None:
         logits = logits + bias_V
+    if logits.requires_grad:  # a product may be a view
+        padding = logits.shape[-1] - vocabulary_size
+        return F.pad(logits[..., :vocabulary_size], (0, padding), value=float("-inf"))
     logits[..., vocabulary_size:] = float("-inf")
     return logits
 
@@ -95,7 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         given = [grad for grad in (grad_nll_R, grad_partition_R) if grad is not None]
         factor_R = sum(given[1:], given[0])
         grad_hidden_RD = torch.empty_like(hidden_RD)
-        grad_weight_VD = torch.zeros_like(weight_VD)
+        grad_weight_VD = None
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
         for start in range(0, len(hidden_RD), ctx.chunk_rows):
             chunk = slice(start, start + ctx.chunk_rows)
@@ -117,10 +122,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slope_CV = slope_CV.to(ctx.dtype)
             grad_hidden_RD[chunk] = product(slope_CV, cast_VD) * factor_C
             scaled_CD = (hidden_CD * factor_C).to(ctx.dtype)
-            if grad_weight_VD.dtype == ctx.dtype:
-                grad_weight_VD.addmm_(slope_CV.t(), scaled_CD)
-            else:
-                grad_weight_VD += product(slope_CV.t(), scaled_CD)
+            of_chunk = turned_product(slope_CV, scaled_CD).to(weight_VD.dtype)
+            grad_weight_VD = of_chunk if grad_weight_VD is None else grad_weight_VD.add_(of_chunk)
+        if grad_weight_VD is None:
+            grad_weight_VD = torch.zeros_like(weight_VD)
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None
 
 
@@ -162,7 +167,7 @@ def cross_entropy(
         chunk_rows = max(128, LOGITS_PER_CHUNK // weight_VD.shape[0] // 128 * 128)
     if text_tokens is not None:
         padding = weight_VD.shape[0] - len(text_tokens)
-        text_tokens = torch.nn.functional.pad(text_tokens, (0, padding), value=False)
+        text_tokens = F.pad(text_tokens, (0, padding), value=False)
     options = (chunk_rows, dtype, torch.is_grad_enabled())
     return RowLosses(
         *_ChunkedCrossEntropy.apply(

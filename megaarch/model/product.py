@@ -1,8 +1,9 @@
-"""Matrix products in half precision, also on a CPU that has no units for it.
+"""Matrix products; on a CPU by what is fastest there.
 
-There torch emulates each 16-bit multiply, many times slower than fp32 (docs/log.md). So operands
-and result keep their 16-bit values, and the product in between runs in fp32: what a unit for
-bfloat16 does, which multiplies 16 bits and adds in 32.
+In fp32, by oneDNN: its kernels use all that a processor has, where MKL keeps to AVX2 on other makers'
+than its own (docs/log.md). In half precision, on a processor without units for it, torch emulates each
+multiply, many times slower than fp32. So operands and result keep their 16-bit values, and the product
+in between runs in fp32: what a unit for bfloat16 does, which multiplies 16 bits and adds in 32.
 """
 
 import torch
@@ -11,18 +12,21 @@ from torch import nn
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+CHOICE = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # else no MKL
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b, of one dtype, in that dtype."""
-    if _emulated(a.device, a.dtype):
-        with torch.autocast("cpu", enabled=False):  # it would round the operands again, and emulate
-            return (a.float() @ b.float()).to(a.dtype)
-    return a @ b
+    """a [..., K] @ b [K, N], autocast included."""
+    return linear(a, b.t())
 
 
-def _emulated(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cpu" and dtype in HALF and not CPU_HAS_UNITS
+def turned_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [R, M], turned, @ b [R, N], in their dtype and without gradients: that of a layer's weight.
+    Either axis of the result may be the contiguous one."""
+    if not _ours(a, b, dtype=a.dtype):
+        return a.t() @ b
+    with torch.autocast("cpu", enabled=False):  # it would round the operands again, and emulate
+        return _turned(a.float(), b.float()).to(a.dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,35 +34,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     device, dtype = x.device, x.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    plain = type(weight) in (torch.Tensor, nn.Parameter)  # a DTensor's product is torch's own
-    if plain and _emulated(device, dtype):
+    if _ours(x, weight, dtype=dtype):
         return _Linear.apply(x, weight, bias, dtype)
     return F.linear(x, weight, bias)
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, dtype):
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        x, rounded = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, rounded)
-        bias = None if bias is None else bias.to(dtype).float()
-        with torch.autocast("cpu", enabled=False):
-            return F.linear(x.float(), rounded.float(), bias).to(dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, rounded = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.dtypes
-        rows = grad.float().flatten(0, -2)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (rows @ rounded.float()).to(of_x).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (rows.t() @ x.float().flatten(0, -2)).to(of_weight)
-        if of_bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0).to(of_bias)
-        return grad_x, grad_weight, grad_bias, None
 
 
 class Linear(nn.Linear):
@@ -66,3 +44,52 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def _ours(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a product in `dtype` is not left to torch. A DTensor's is torch's own."""
+    if any(type(x) not in (torch.Tensor, nn.Parameter) or not x.is_cpu for x in tensors):
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return dtype in HALF and not CPU_HAS_UNITS or dtype == torch.float32 and CHOICE
+
+
+def _fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [..., K] @ weight [N, K], turned. oneDNN copies x if its rows do not lie in order."""
+    if not CHOICE or not x.numel() or not weight.numel():
+        return F.linear(x, weight)
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+
+
+def _turned(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a, turned, @ b, so that oneDNN copies the narrower of the two."""
+    return _fp32(a.t(), b.t()) if a.shape[1] <= b.shape[1] else _fp32(b.t(), a.t()).t()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, dtype):
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast("cpu", enabled=False):
+            out = _fp32(x.float(), weight.float())
+            if bias is not None:
+                out += bias.to(dtype)
+        return out.to(dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.dtypes
+        grad = grad.float()
+        rows = grad.flatten(0, -2)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _fp32(grad, weight.float().t()).to(of_x)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _turned(rows, x.float().flatten(0, -2)).to(of_weight)
+        if of_bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(of_bias)
+        return grad_x, grad_weight, grad_bias, None

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import (
 from megaarch.attention import KERNELS
 from megaarch.model import Transformer
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm")
+ONEDNN = "mkldnn::_linear_pointwise"  # model/product.py
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # What costs the most to compute again: attention's kernels and the products of linear layers. The
 # project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
 KEPT = frozenset(PRODUCTS).union(

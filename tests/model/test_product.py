@@ -1,10 +1,11 @@
-"""Half-precision products without units for them: the same values as torch's own kernels."""
+"""Products on a CPU: the same values as torch's own kernels."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from megaarch.model import product
+
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.mkldnn._linear_pointwise)
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no units"])
@@ -35,11 +36,28 @@ def test_linear_is_torchs(bias, autocast):
 
 
 @pytest.mark.usefixtures("units")
-def test_fp32_is_left_alone():
-    layer, x = product.Linear(8, 3), torch.randn(4, 8)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
-    a, b = torch.randn(4, 8), torch.randn(8, 4)
-    assert torch.equal(product.product(a, b), a @ b)
+@pytest.mark.parametrize("choice", [True, False], ids=["oneDNN", "torch"])
+@pytest.mark.parametrize("rows, inputs, outputs", [(300, 24, 56), (300, 56, 24), (1, 8, 8), (0, 8, 8)])
+def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
+    """Layers, and the products that a layer's gradients are, whichever way their factors lie."""
+    monkeypatch.setattr(product, "CHOICE", choice)
+    torch.manual_seed(0)
+    layer = product.Linear(inputs, outputs)
+    x, grad = torch.randn(rows, inputs, requires_grad=True), torch.randn(rows, outputs)
+    wide = torch.nn.Linear(inputs, outputs).double()
+    wide.load_state_dict(layer.state_dict())
+    found = [torch.autograd.grad(layer(x), [x, *layer.parameters()], grad), layer(x)]
+    exact = x.detach().double().requires_grad_()
+    wanted = [
+        torch.autograd.grad(wide(exact), [exact, *wide.parameters()], grad.double()),
+        wide(exact),
+    ]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
+    for a in (torch.randn(rows, inputs), torch.randn(inputs, rows).t()):
+        for b in (torch.randn(inputs, outputs), torch.randn(outputs, inputs).t()):
+            exact = (a.double() @ b.double()).float()
+            torch.testing.assert_close(product.product(a, b), exact, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(product.turned_product(a.t(), b), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_a_product_rounds_as_a_unit_does(monkeypatch):
@@ -63,8 +81,8 @@ def test_no_product_is_emulated(monkeypatch):
         dtypes = frozenset()
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
-                self.dtypes |= {x.dtype for x in args}
+            if function.overloadpacket in PRODUCTS:
+                self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
             return function(*args, **(kwargs or {}))
 
     monkeypatch.setattr(product, "CPU_HAS_UNITS", False)

@@ -78,7 +78,7 @@ struct Forward : Call {
   static constexpr int64_t QUERIES = 256, KEYS = 128;  // of a block: what fits in the second cache
   Rows q, k, v;
   float *out, *lse;
-  int64_t scratch() const { return QUERIES * (size + 2) + KEYS * (2 * pitch() + 16); }
+  int64_t scratch() const { return QUERIES * (size + 2) + KEYS * (2 * pitch() + 32); }
   void before(int64_t row, int64_t key_head) const {
     const int64_t all = heads / key_heads * queries;
     std::fill_n(lse + (row * key_heads + key_head) * all, all, -INFINITY);
@@ -118,17 +118,30 @@ constexpr int LANES = 8;
 #include "attention_tiles.h"
 }  // namespace avx2
 #pragma GCC pop_options
-static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace avx512 {
+constexpr int LANES = 16;
+#include "attention_tiles.h"
+}  // namespace avx512
+#pragma GCC pop_options
+static int lanes() {
+  if (__builtin_cpu_supports("x86-64-v4")) return 16;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 4;
+}
 #else
 namespace avx2 = any;
-static bool has_avx2() { return false; }
+namespace avx512 = any;
+static int lanes() { return 4; }
 #endif
 
 // Key heads are independent, so that the sums do not depend on the number of threads.
 template <typename Each>
 static int run(const Each& x) {
   if (x.size <= 0 || x.size % 8 || x.size > 256) return UNSUPPORTED_SIZE;
-  const bool fast = has_avx2();
+  void (*attend)(const Each&, int64_t, int64_t, float*) = any::attend;
+  if (lanes() >= 8) attend = avx2::attend;
+  if (lanes() == 16 && x.size % 16 == 0) attend = avx512::attend;
 #pragma omp parallel if (x.batch * x.key_heads > 1)
   {
     std::unique_ptr<float[]> memory(new float[x.scratch() + 16]);
@@ -137,7 +150,7 @@ static int run(const Each& x) {
     for (int64_t n = 0; n < x.batch * x.key_heads; ++n) {
       const int64_t row = n / x.key_heads, key_head = n % x.key_heads;
       x.before(row, key_head);
-      fast ? avx2::attend(x, row, key_head, scratch) : any::attend(x, row, key_head, scratch);
+      attend(x, row, key_head, scratch);
       x.after(row, key_head);
     }
   }

@@ -17,19 +17,25 @@
 
 struct bfloat16 {
   uint16_t bits;
-  bfloat16() = default;
-  INLINE explicit bfloat16(float value) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t u;
-    std::memcpy(&u, &value, sizeof u);
-    bits = value != value ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-  }
-  INLINE operator float() const {
-    uint32_t u = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &u, sizeof value);
-    return value;
-  }
 };
+
+// Elements in memory as accumulators. Of a bfloat16 the bits are read, never the struct, which would
+// not be vectorized.
+static INLINE float load(const bfloat16* p) {
+  uint32_t u = uint32_t(p->bits) << 16;
+  float value;
+  std::memcpy(&value, &u, sizeof value);
+  return value;
+}
+static INLINE void store(bfloat16* p, float value) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t u;
+  std::memcpy(&u, &value, sizeof u);
+  p->bits = value != value ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+static INLINE float load(const float* p) { return *p; }
+static INLINE void store(float* p, float value) { *p = value; }
+static INLINE double load(const double* p) { return *p; }
+static INLINE void store(double* p, double value) { *p = value; }
 
 // e^x in arithmetic that compilers vectorize; 0 below -87.3, where floats lose bits, infinity above
 // 88.7. To 2 units in the last place: 2^n times a Taylor polynomial on half of ln 2 to either side.

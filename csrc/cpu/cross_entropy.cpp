@@ -23,7 +23,7 @@ template <typename T, typename A>
 static void forward(const T* logits, const A* bias, const int64_t* target, const uint8_t* text,
                     A* figures, int64_t rows, int64_t columns, int64_t known) {
   for (int64_t r = 0; r < rows; ++r, logits += columns) {
-    auto logit = [&](int64_t i) { return A(logits[i]) + (bias ? bias[i] : 0); };
+    auto logit = [&](int64_t i) { return load(logits + i) + (bias ? bias[i] : 0); };
     Online<A> all, of_text;
     for (int64_t i = 0; i < known; ++i) {
       all.add(logit(i));
@@ -45,8 +45,8 @@ static void backward(const T* logits, const A* bias, const int64_t* target, cons
       A of_softmax = 0;
       if (i < known)
         of_softmax =
-            std::exp(A(logits[i]) + (bias ? bias[i] : 0) - partition[r]) * grad_softmax[r];
-      grad[i] = T(i == target[r] && i < known ? of_softmax - grad_nll[r] : of_softmax);
+            std::exp(load(logits + i) + (bias ? bias[i] : 0) - partition[r]) * grad_softmax[r];
+      store(grad + i, i == target[r] && i < known ? of_softmax - grad_nll[r] : of_softmax);
     }
 }
 

@@ -19,8 +19,8 @@ static INLINE void forward(const T* x, T* out, int64_t count, A) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     A value, slope;
-    apply<gate>(A(x[2 * i]), value, slope);
-    out[i] = T(value * A(x[2 * i + 1]));
+    apply<gate>(load(x + 2 * i), value, slope);
+    store(out + i, value * load(x + 2 * i + 1));
   }
 }
 
@@ -28,10 +28,10 @@ template <int gate, typename T, typename A>
 static INLINE void backward(const T* grad, const T* x, T* grad_x, int64_t count, A) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    A value, slope, g = A(grad[i]);
-    apply<gate>(A(x[2 * i]), value, slope);
-    grad_x[2 * i] = T(g * A(x[2 * i + 1]) * slope);
-    grad_x[2 * i + 1] = T(g * value);
+    A value, slope, g = load(grad + i);
+    apply<gate>(load(x + 2 * i), value, slope);
+    store(grad_x + 2 * i, g * load(x + 2 * i + 1) * slope);
+    store(grad_x + 2 * i + 1, g * value);
   }
 }
 

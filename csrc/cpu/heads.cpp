@@ -8,9 +8,9 @@ static INLINE void turn(const T* x, const A* cos, const A* sin, T* to, int64_t s
   for (int64_t axis = 0; axis < axes; ++axis, x += 2 * half, to += 2 * half) {
 #pragma omp simd
     for (int64_t i = 0; i < half; ++i) {
-      A a = x[i], b = x[i + half];
-      to[i] = T(a * cos[i] + sign * b * sin[i]);
-      to[i + half] = T(b * cos[i + half] + sign * a * sin[i + half]);
+      A a = load(x + i), b = load(x + i + half);
+      store(to + i, a * cos[i] + sign * b * sin[i]);
+      store(to + i + half, b * cos[i + half] + sign * a * sin[i + half]);
     }
     cos += 2 * half, sin += 2 * half;
   }

@@ -13,10 +13,10 @@ static INLINE void forward_row(const T* x, const T* weight, T* out, A& rstd, int
                                A epsilon) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += A(x[i]) * A(x[i]);
+  for (int64_t i = 0; i < width; ++i) sum += load(x + i) * load(x + i);
   A scale = rstd = 1 / std::sqrt(sum / width + epsilon);
 #pragma omp simd
-  for (int64_t i = 0; i < width; ++i) out[i] = T(A(x[i]) * scale * A(weight[i]));
+  for (int64_t i = 0; i < width; ++i) store(out + i, load(x + i) * scale * load(weight + i));
 }
 
 template <typename T, typename A>
@@ -25,14 +25,14 @@ static INLINE void backward_row(const T* grad, const T* x, const T* weight, A rs
   A dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t i = 0; i < width; ++i) {
-    A product = A(grad[i]) * A(x[i]) * rstd;
+    A product = load(grad + i) * load(x + i) * rstd;
     sums[i] += product;
-    dot += product * A(weight[i]);
+    dot += product * load(weight + i);
   }
   A of_x = rstd * rstd * dot / width;
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i)
-    grad_x[i] = T(rstd * A(weight[i]) * A(grad[i]) - A(x[i]) * of_x);
+    store(grad_x + i, rstd * load(weight + i) * load(grad + i) - load(x + i) * of_x);
 }
 
 FOR_EACH_PROCESSOR
@@ -91,7 +91,7 @@ extern "C" int megaarch_rms_norm_backward(const void* grad, const void* x, const
     for (int64_t i = 0; i < width; ++i) {
       A sum = 0;
       for (int64_t p = 0; p < partials; ++p) sum += ((const A*)partial)[p * width + i];
-      ((T*)grad_weight)[i] = T(sum);
+      store((T*)grad_weight + i, sum);
     }
   });
 }

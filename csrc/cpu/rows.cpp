@@ -23,9 +23,9 @@ static void add(const T* a, int64_t a_rows, const T* b, T* out, const int64_t* b
         A sum = 0;
         for (int32_t j = readers[p]; j < readers[p + 1]; ++j) {
           int64_t row = origin[j] + r - bounds[p];
-          sum += A(row < a_rows ? a[row * width + i] : b[(row - a_rows) * width + i]);
+          sum += load(row < a_rows ? a + row * width + i : b + (row - a_rows) * width + i);
         }
-        out[i] = T(sum);
+        store(out + i, sum);
       }
 }
 

@@ -9,12 +9,13 @@ constexpr double LOG2E = 1.4426950408889634;
 enum Part { UNUSED, FULL, CAUSAL };
 
 // Rows of a tensor [batch, length, heads, size] with strides.
+template <typename T>
 struct Rows {
-  const float* data;
+  const T* data;
   int64_t batch, stride, head;
-  Rows(const float* data, const int64_t* strides)
-      : data(data), batch(strides[0]), stride(strides[1]), head(strides[2]) {}
-  const float* at(int64_t b, int64_t s, int64_t h) const {
+  Rows(const void* data, const int64_t* strides)
+      : data((const T*)data), batch(strides[0]), stride(strides[1]), head(strides[2]) {}
+  const T* at(int64_t b, int64_t s, int64_t h) const {
     return data + b * batch + s * stride + h * head;
   }
 };
@@ -58,48 +59,58 @@ struct Call {
   }
 
   // Rows [length, all heads] of a key head's share of heads, zeroed where `where` says so.
-  template <typename Where>
-  void clear(float* to, int64_t length, int64_t all, int64_t row, int64_t key_head,
+  template <typename T, typename Where>
+  void clear(T* to, int64_t length, int64_t all, int64_t row, int64_t key_head,
              Where where) const {
     const int64_t group = all / key_heads;
     for (int64_t i = 0; i < length; ++i)
       for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
-        if (where(i, head)) std::fill_n(to + ((row * length + i) * all + head) * size, size, 0.f);
+        if (where(i, head)) std::fill_n(to + ((row * length + i) * all + head) * size, size, T{});
   }
   // Query rows that see no key: those whose lse stayed what it was first.
-  void clear_unseen(float* to, const float* lse, int64_t row, int64_t key_head) const {
+  template <typename T>
+  void clear_unseen(T* to, const float* lse, int64_t row, int64_t key_head) const {
     clear(to, queries, heads, row, key_head, [&](int64_t i, int64_t head) {
       return lse[(row * heads + head) * queries + i] == -INFINITY;
     });
   }
 };
 
+template <typename T>
 struct Forward : Call {
   static constexpr int64_t QUERIES = 256, KEYS = 128;  // of a block: what fits in the second cache
-  Rows q, k, v;
-  float *out, *lse;
-  int64_t scratch() const { return QUERIES * (size + 2) + KEYS * (2 * pitch() + 32); }
-  void before(int64_t row, int64_t key_head) const {
+  Rows<T> q, k, v;
+  T* out;
+  float* lse;
+  int64_t scratch() const { return QUERIES * (2 * size + 2) + KEYS * (2 * pitch() + 32); }
+  void before(int64_t row, int64_t key_head, float*) const {
     const int64_t all = heads / key_heads * queries;
     std::fill_n(lse + (row * key_heads + key_head) * all, all, -INFINITY);
   }
-  void after(int64_t row, int64_t key_head) const { clear_unseen(out, lse, row, key_head); }
+  void after(int64_t row, int64_t key_head, float*) const { clear_unseen(out, lse, row, key_head); }
 };
 
+template <typename T>
 struct Backward : Call {
-  static constexpr int64_t QUERIES = 96, KEYS = 96;
-  Rows grad, q, k, v;
-  const float *out, *lse;
-  float *grad_q, *grad_k, *grad_v;
+  static constexpr int64_t QUERIES = 128, KEYS = 128;
+  Rows<T> grad, q, k, v;
+  const T* out;
+  const float* lse;
+  T *grad_q, *grad_k, *grad_v;
+  // Gradients of a key head's keys and values are summed in scratch, in fp32.
+  int64_t sums() const { return 2 * keys * size; }
   int64_t scratch() const {
-    return QUERIES * 2 * (size + pitch() + 1) + KEYS * 2 * (pitch() + QUERIES + 16);
+    return sums() + QUERIES * (3 * size + 2 * pitch() + 2) + KEYS * 2 * (pitch() + QUERIES + 16);
   }
-  void before(int64_t row, int64_t key_head) const {
-    auto all = [](int64_t, int64_t) { return true; };
-    clear(grad_k, keys, key_heads, row, key_head, all);
-    clear(grad_v, keys, key_heads, row, key_head, all);
+  void before(int64_t, int64_t, float* scratch) const { std::fill_n(scratch, sums(), 0.f); }
+  void after(int64_t row, int64_t key_head, float* scratch) const {
+    for (int64_t i = 0; i < keys; ++i)
+      for (int64_t d = 0, to = key_place(row, i, key_head); d < size; ++d) {
+        store(grad_k + to + d, scratch[i * size + d]);
+        store(grad_v + to + d, scratch[(keys + i) * size + d]);
+      }
+    clear_unseen(grad_q, lse, row, key_head);
   }
-  void after(int64_t row, int64_t key_head) const { clear_unseen(grad_q, lse, row, key_head); }
 };
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to nothing outside of this file
@@ -135,6 +146,11 @@ namespace avx512 = any;
 static int lanes() { return 4; }
 #endif
 
+template <typename Run>
+static int by_type(int dtype, Run run) {
+  return dtype == FLOAT32 ? run(float{}) : dtype == BFLOAT16 ? run(bfloat16{}) : UNSUPPORTED_DTYPE;
+}
+
 // Key heads are independent, so that the sums do not depend on the number of threads.
 template <typename Each>
 static int run(const Each& x) {
@@ -149,30 +165,36 @@ static int run(const Each& x) {
 #pragma omp for schedule(dynamic)
     for (int64_t n = 0; n < x.batch * x.key_heads; ++n) {
       const int64_t row = n / x.key_heads, key_head = n % x.key_heads;
-      x.before(row, key_head);
+      x.before(row, key_head, scratch);
       attend(x, row, key_head, scratch);
-      x.after(row, key_head);
+      x.after(row, key_head, scratch);
     }
   }
   return 0;
 }
 
-extern "C" int megaarch_attention_forward(const float* q, const float* k, const float* v,
-                                          float* out, float* lse, const int32_t* parts,
-                                          const int64_t* strides, int64_t batch,
-                                          int64_t parts_per_row, int64_t queries, int64_t keys,
-                                          int64_t heads, int64_t key_heads, int64_t size,
-                                          double scale, void*) {
+extern "C" int megaarch_attention_forward(const void* q, const void* k, const void* v, void* out,
+                                          float* lse, const int32_t* parts, const int64_t* strides,
+                                          int64_t batch, int64_t parts_per_row, int64_t queries,
+                                          int64_t keys, int64_t heads, int64_t key_heads,
+                                          int64_t size, double scale, int dtype, void*) {
   const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
-  return run(Forward{call, {q, strides}, {k, strides + 3}, {v, strides + 6}, out, lse});
+  return by_type(dtype, [&](auto of) {
+    using T = decltype(of);
+    return run(Forward<T>{call, {q, strides}, {k, strides + 3}, {v, strides + 6}, (T*)out, lse});
+  });
 }
 
 extern "C" int megaarch_attention_backward(
-    const float* grad, const float* q, const float* k, const float* v, const float* out,
-    const float* lse, float* grad_q, float* grad_k, float* grad_v, const int32_t* parts,
+    const void* grad, const void* q, const void* k, const void* v, const void* out,
+    const float* lse, void* grad_q, void* grad_k, void* grad_v, const int32_t* parts,
     const int64_t* strides, int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
-    int64_t heads, int64_t key_heads, int64_t size, double scale, void*) {
+    int64_t heads, int64_t key_heads, int64_t size, double scale, int dtype, void*) {
   const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
-  return run(Backward{call, {grad, strides}, {q, strides + 3}, {k, strides + 6}, {v, strides + 9},
-                      out, lse, grad_q, grad_k, grad_v});
+  return by_type(dtype, [&](auto of) {
+    using T = decltype(of);
+    return run(Backward<T>{call, {grad, strides}, {q, strides + 3}, {k, strides + 6},
+                           {v, strides + 9}, (const T*)out, lse, (T*)grad_q, (T*)grad_k,
+                           (T*)grad_v});
+  });
 }

@@ -10,8 +10,23 @@ constexpr int PANEL = 2 * LANES, ROWS = 6;  // of a tile: twelve sums, in regist
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
 static INLINE Vector& at(float* p) { return *(Vector*)p; }
 static INLINE const Vector& at(const float* p) { return *(const Vector*)p; }
+
+// Elements as floats and back, as common.h's load and store.
+static INLINE Vector widen(const float* p) { return at(p); }
+static INLINE Vector widen(const bfloat16* p) {
+  return (Vector)(__builtin_convertvector(*(const Halves*)p, Bits) << 16);
+}
+static INLINE void narrow(Vector x, float* p) { at(p) = x; }
+static INLINE void narrow(Vector x, bfloat16* p) {
+  const Bits u = (Bits)x, kept = (Bits)(x == x);
+  const Bits rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  *(Halves*)p = __builtin_convertvector((rounded & kept) | (0x7fc0 & ~kept), Halves);
+}
 
 // 2^x, relative error 2e-7, for x < 128; 0 below -126. NaN stays NaN. The polynomial is minimax.
 static INLINE Vector exp2(Vector x) {
@@ -75,25 +90,27 @@ static INLINE void product(int64_t rows, int64_t size, const float* a, int64_t r
   }
 }
 
-static void copy(const float* from, int64_t stride, int64_t rows, int64_t size, float* to,
+template <typename T>
+static void copy(const T* from, int64_t stride, int64_t rows, int64_t size, float* to,
                  int64_t pitch) {
   for (int64_t r = 0; r < rows; ++r, from += stride, to += pitch)
     for (int64_t d = 0; d < size; d += LANES) {
       __builtin_prefetch(from + 8 * stride + d);  // hardware does not see ahead across pages
-      at(to + d) = at(from + d);
+      at(to + d) = widen(from + d);
     }
 }
 
 // Panels [size, PANEL] of rows times a factor. The last row fills the last panel.
-static void transpose(const float* from, int64_t stride, int64_t rows, int64_t size, float factor,
+template <typename T>
+static void transpose(const T* from, int64_t stride, int64_t rows, int64_t size, float factor,
                       float* to) {
   for (int64_t r = 0; r < rows; r += PANEL, to += size * PANEL)
     for (int u = 0; u < PANEL; u += LANES) {
-      const float* lane[LANES];
+      const T* lane[LANES];
       for (int l = 0; l < LANES; ++l) lane[l] = from + std::min(r + u + l, rows - 1) * stride;
       for (int64_t d = 0; d < size; ++d) {
         Vector x;
-        for (int l = 0; l < LANES; ++l) x[l] = lane[l][d];
+        for (int l = 0; l < LANES; ++l) x[l] = load(lane[l] + d);
         at(to + d * PANEL + u) = x * factor;
       }
     }
@@ -132,14 +149,15 @@ static INLINE void soften(float* scores, int64_t keys, float* highest, float* su
   for (int u = 0; u < 2; ++u) at(sums + u * LANES) = sum[u];
 }
 
-static void attend(const Forward& x, int64_t row, int64_t key_head, float* scratch) {
-  constexpr int64_t queries = Forward::QUERIES, keys = Forward::KEYS;
-  const int64_t size = x.size, pitch = x.pitch(), stride = x.heads * size;
-  float *turned = scratch, *k = turned + queries * size, *v = k + keys * pitch;
+template <typename T>
+static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int64_t queries = Forward<T>::QUERIES, keys = Forward<T>::KEYS;
+  const int64_t size = x.size, pitch = x.pitch();
+  float *turned = scratch, *out = turned + queries * size;
+  float *k = out + queries * size, *v = k + keys * pitch;
   float *scores = v + keys * pitch, *highest = scores + keys * PANEL, *sums = highest + queries;
   x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
     const int64_t rows = block.rows;
-    float* out = x.out + x.place(row, block.start, head);
     float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
     const auto factor = float(x.scale * LOG2E);
     transpose(x.q.at(row, block.start, head), x.q.stride, rows, size, factor, turned);
@@ -160,54 +178,56 @@ static void attend(const Forward& x, int64_t row, int64_t key_head, float* scrat
           hide(scores + m * PANEL, m + 1 + j - block.seen(i), -INFINITY);
         float decay[PANEL];
         soften(scores, n, highest + i, sums + i, decay);
-        float* to = out + i * stride;
+        float* to = out + i * size;
         product(high, size, scores, 1, PANEL, v, pitch,
                 [&](int64_t, int64_t last) {
                   return std::pair(int64_t(0), std::min(n, block.seen(i + last) - j));
                 },
                 [&](int64_t l, int64_t d, Vector c) {
-                  Vector& o = at(to + l * stride + d);
+                  Vector& o = at(to + l * size + d);
                   o = j ? o * decay[l] + c : c;
                 });
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
+      T* to = x.out + x.place(row, block.start + i, head);
       const float share = 1 / sums[i];
-      for (int64_t d = 0; d < size; d += LANES) at(out + i * stride + d) *= share;
+      for (int64_t d = 0; d < size; d += LANES) narrow(at(out + i * size + d) * share, to + d);
       lse[i] = float((highest[i] + std::log2(sums[i])) / LOG2E);
     }
   });
 }
 
-static void attend(const Backward& x, int64_t row, int64_t key_head, float* scratch) {
-  constexpr int64_t queries = Backward::QUERIES, keys = Backward::KEYS, across = queries + 16;
+template <typename T>
+static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int64_t queries = Backward<T>::QUERIES, keys = Backward<T>::KEYS;
+  constexpr int64_t across = queries + 16;
   const int64_t size = x.size, pitch = x.pitch();
-  const int64_t q_stride = x.heads * size, k_stride = x.key_heads * size;
-  float *q_turned = scratch, *g_turned = q_turned + queries * size;
+  float *grad_k = scratch, *grad_v = grad_k + x.keys * size, *grad_q = scratch + x.sums();
+  float *q_turned = grad_q + queries * size, *g_turned = q_turned + queries * size;
   float *q = g_turned + queries * size, *g = q + queries * pitch;
   float *k = g + queries * pitch, *v = k + keys * pitch;
   float *p = v + keys * pitch, *ds = p + keys * across;
   float *partition = ds + keys * across, *delta = partition + queries;
   x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
-    const int64_t rows = block.rows, place = x.place(row, block.start, head);
-    const float* out = x.out + place;
+    const int64_t rows = block.rows;
     const float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
-    float* grad_q = x.grad_q + place;
     copy(x.q.at(row, block.start, head), x.q.stride, rows, size, q, pitch);
     copy(x.grad.at(row, block.start, head), x.grad.stride, rows, size, g, pitch);
     transpose(q, pitch, rows, size, float(x.scale * LOG2E), q_turned);
     transpose(g, pitch, rows, size, float(x.scale), g_turned);
     std::fill_n(partition, 2 * queries, 0.f);
     for (int64_t i = 0; i < rows; ++i) {
+      const T* out = x.out + x.place(row, block.start + i, head);
       Vector dot = {};
       for (int64_t d = 0; d < size; d += LANES)
-        dot += at(g + i * pitch + d) * at(out + i * q_stride + d);
+        dot += at(g + i * pitch + d) * widen(out + d);
       for (int l = 0; l < LANES; ++l) delta[i] += dot[l] * float(x.scale);
       partition[i] = float(lse[i] * LOG2E);
     }
     for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
       const int64_t held = std::min(keys, block.seen(rows - 1) - j);
-      const int64_t to = x.key_place(row, block.key + j, key_head);
+      float *to_k = grad_k + (block.key + j) * size, *to_v = grad_v + (block.key + j) * size;
       copy(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
       copy(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
       for (int64_t i = 0; i < rows; i += PANEL) {
@@ -237,16 +257,20 @@ static void attend(const Backward& x, int64_t row, int64_t key_head, float* scra
                 return std::pair(int64_t(0), std::min(held, block.seen(last) - j));
               },
               [&](int64_t i, int64_t d, Vector c) {
-                Vector& o = at(grad_q + i * q_stride + d);
+                Vector& o = at(grad_q + i * size + d);
                 o = j ? o + c : c;
               });
       auto looking = [&](int64_t m, int64_t) { return std::pair(block.first(j + m), rows); };
       product(held, size, p, across, 1, g, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
-        at(x.grad_v + to + m * k_stride + d) += c;
+        at(to_v + m * size + d) += c;
       });
       product(held, size, ds, across, 1, q, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
-        at(x.grad_k + to + m * k_stride + d) += c;
+        at(to_k + m * size + d) += c;
       });
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      T* to = x.grad_q + x.place(row, block.start + i, head);
+      for (int64_t d = 0; d < size; d += LANES) narrow(at(grad_q + i * size + d), to + d);
     }
   });
 }

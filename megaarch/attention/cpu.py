@@ -1,4 +1,4 @@
-"""Our own kernel for CPUs, csrc/cpu/attention.cpp: runs parts as they are, in fp32.
+"""Our own kernel for CPUs, csrc/cpu/attention.cpp: runs parts as they are, computing in fp32.
 
 No plan, no gather and no mask: it loops over a part's blocks and leaves out those that a causal one
 hides, so that every mask costs its exact area and what lies along a diagonal.
@@ -14,6 +14,7 @@ from megaarch.attention.sdpa import compute_dtype
 from megaarch.kernels import library
 
 HEAD_SIZES = (256, 8)  # most, and the divisor
+DTYPES = (torch.float32, torch.bfloat16)  # that it reads and writes
 
 
 def cannot_run(
@@ -50,8 +51,9 @@ def attend(
     key_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `attend.attend`, whose contract this fulfils."""
-    out = _Attention.apply(q_BSHD.float(), k_BSHD.float(), v_BSHD.float(), parts, scale)
-    return out.to(q_BSHD.dtype)
+    dtype = q_BSHD.dtype if q_BSHD.dtype in DTYPES else torch.float32
+    q, k, v = (x.to(dtype) for x in (q_BSHD, k_BSHD, v_BSHD))
+    return _Attention.apply(q, k, v, parts, scale).to(q_BSHD.dtype)
 
 
 class _Attention(torch.autograd.Function):
@@ -59,7 +61,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, q, k, v, parts, scale):
         q, k, v = (_rows(x) for x in (q, k, v))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1])
+        lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
         _call("attention_forward", (q, k, v), (out, lse), parts, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.parts, ctx.scale = parts, scale
@@ -87,4 +89,5 @@ def _call(name, strided, contiguous, parts, scale) -> None:
     rows, most = parts.table.shape[:2]
     lengths = (rows, most, parts.queries, parts.keys, q.shape[2], k.shape[2], q.shape[3])
     table = parts.table.ctypes.data
-    library.call(name, q.device, *strided, *contiguous, table, array, *lengths, scale)
+    figures = (table, array, *lengths, scale, q.dtype)
+    library.call(name, q.device, *strided, *contiguous, *figures)

@@ -36,8 +36,8 @@ _OF_CPU = {
     "gated_forward": "ppqii",
     "gated_backward": "pppqii",
     "softmax_less_target": "ppppqqi",
-    "attention_forward": "pppppppqqqqqqqd",
-    "attention_backward": "pppppppppppqqqqqqqd",
+    "attention_forward": "pppppppqqqqqqqdi",
+    "attention_backward": "pppppppppppqqqqqqqdi",
 }
 
 

@@ -33,7 +33,7 @@ int megaarch_gated_backward(const void* grad, const void* x, void* grad_x, int64
 
 // In place: each row of logits [rows, columns] becomes its softmax, less 1 at its target: the
 // gradient of -log softmax[target]. partition: the log of the sum of exponentials; target_logit:
-// what stood at the target. OUT_OF_RANGE for a target outside of 0..columns. float and double.
+// what stood at the target, accumulators both. OUT_OF_RANGE for a target outside of 0..columns.
 int megaarch_softmax_less_target(void* logits, const int64_t* target, void* partition,
                                  void* target_logit, int64_t rows, int64_t columns, int dtype,
                                  void* stream);

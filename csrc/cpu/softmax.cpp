@@ -1,37 +1,44 @@
+#include <memory>
+
 #include "common.h"
 
-template <typename A>
-static INLINE void less_target(A* row, int64_t target, A& partition, A& target_logit,
+// `wide`: room for a row in its accumulator; may be the row itself.
+template <typename T, typename A>
+static INLINE void less_target(T* row, A* wide, int64_t target, A& partition, A& target_logit,
                                int64_t columns) {
-  A maximum = row[0], sum = 0;
+  A maximum = load(row), sum = 0;
 #pragma omp simd reduction(max : maximum)
-  for (int64_t i = 0; i < columns; ++i) maximum = row[i] > maximum ? row[i] : maximum;
-  target_logit = row[target];
+  for (int64_t i = 0; i < columns; ++i) maximum = load(row + i) > maximum ? load(row + i) : maximum;
+  target_logit = load(row + target);
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < columns; ++i) {
-    row[i] = exponential(row[i] - maximum);
-    sum += row[i];
+    wide[i] = exponential(load(row + i) - maximum);
+    sum += wide[i];
   }
   partition = maximum + std::log(sum);
-  A scale = 1 / sum;
+  A scale = 1 / sum, of_target = wide[target] * scale - 1;
 #pragma omp simd
-  for (int64_t i = 0; i < columns; ++i) row[i] *= scale;
-  row[target] -= 1;
+  for (int64_t i = 0; i < columns; ++i) store(row + i, wide[i] * scale);
+  store(row + target, of_target);
 }
 
 FOR_EACH_PROCESSOR
 static int rows_of(void* logits, const int64_t* target, void* partition, void* target_logit,
                    int64_t first, int64_t last, int64_t columns, int dtype) {
-  auto run = [&](auto of) __attribute__((always_inline)) {
-    using A = decltype(of);
+  int status = 0;
+  int unsupported = by_dtype(dtype, [&](auto of, auto wide) __attribute__((always_inline)) {
+    using T = decltype(of);
+    using A = decltype(wide);
+    constexpr bool same = sizeof(T) == sizeof(A);
+    std::unique_ptr<A[]> room(same ? nullptr : new A[columns]);
     for (int64_t r = first; r < last; ++r) {
-      if (target[r] < 0 || target[r] >= columns) return int(OUT_OF_RANGE);
-      less_target((A*)logits + r * columns, target[r], ((A*)partition)[r], ((A*)target_logit)[r],
-                  columns);
+      T* row = (T*)logits + r * columns;
+      if (target[r] < 0 || target[r] >= columns) status = OUT_OF_RANGE;
+      else less_target(row, same ? (A*)row : room.get(), target[r], ((A*)partition)[r],
+                       ((A*)target_logit)[r], columns);
     }
-    return 0;
-  };
-  return dtype == FLOAT32 ? run(float{}) : dtype == FLOAT64 ? run(double{}) : int(UNSUPPORTED_DTYPE);
+  });
+  return unsupported ? unsupported : status;
 }
 
 extern "C" int megaarch_softmax_less_target(void* logits, const int64_t* target, void* partition,

@@ -50,7 +50,7 @@ def finished(
 ) -> torch.Tensor:
     """A matrix product as logits: `head_logits`. In place where there is nothing to convert, add or
     differentiate."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = _wide(logits)
     if bias_V is not None:
         logits = logits + bias_V
     if logits.requires_grad:  # a product may be a view
@@ -69,10 +69,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for hidden_CD, target_C in zip(
             hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
         ):
-            logits_CV = head_logits(hidden_CD.to(dtype), cast_VD, bias_V, vocabulary_size)
+            logits_CV = _logits(hidden_CD.to(dtype), cast_VD, bias_V, vocabulary_size)
             text_C = None
             if text_V is not None:
-                text_C = logits_CV.masked_fill(~text_V, float("-inf")).logsumexp(-1)
+                text_C = _wide(logits_CV).masked_fill(~text_V, float("-inf")).logsumexp(-1)
             slope_CV, partition_C, target_logit_C = _less_target(logits_CV, target_C)
             if text_C is not None:
                 text_C -= target_logit_C
@@ -108,7 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if start // ctx.chunk_rows < len(kept):
                 slope_CV = kept[start // ctx.chunk_rows]
             else:
-                logits_CV = head_logits(hidden_CD, cast_VD, bias_V, ctx.vocabulary_size)
+                logits_CV = _logits(hidden_CD, cast_VD, bias_V, ctx.vocabulary_size)
                 slope_CV, _, _ = _less_target(logits_CV, target_R[chunk])
             factor_C = factor_R[chunk, None]
             if (
@@ -127,6 +127,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_weight_VD is None:
             grad_weight_VD = torch.zeros_like(weight_VD)
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _logits(
+    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, known: int
+) -> torch.Tensor:
+    """`head_logits` for `_less_target`; in half precision where its kernel reads that, for then the
+    slope is rounded once, as it would be for the products after it."""
+    logits_CV = product(hidden_CD, weight_VD.t())
+    if bias_V is not None or not serves(logits_CV):
+        return finished(logits_CV, bias_V, known)
+    logits_CV[:, known:] = float("-inf")
+    return logits_CV
 
 
 def _less_target(

@@ -39,25 +39,32 @@ int megaarch_softmax_less_target(void* logits, const int64_t* target, void* part
                                  void* stream);
 
 // Attention where parts, int32 [batch, parts_per_row, 5] (megaarch/attention/parts.py), let a query
-// see a key: softmax(scale * q k') v, blocks of keys at a time (Milakov and Gimelshein 2018; Dao 2023,
-// algorithm 1). float, or bfloat16 computed in float. q [batch, queries, heads, size], k and v [batch, keys, key_heads, size],
-// last axis contiguous, their other strides in elements: three of q, three of k, three of v. out as q,
-// contiguous; lse [batch, heads, queries]: the log of a row's sum of exponentials. Rows that see no
-// key are zero, and what rows in no part hold reaches nothing. size: a multiple of 8 up to 256.
+// see a key: softmax(scale * q k' + bias) v, blocks of keys at a time (Milakov and Gimelshein 2018; Dao
+// 2023, algorithm 1). float, or bfloat16 computed in float. q [batch, queries, heads, size], k and v
+// [batch, keys, key_heads, size], last axis contiguous, their other strides in elements: three of q,
+// three of k, three of v. out as q, contiguous; lse [batch, heads, queries]: the log of a row's sum of
+// exponentials. Rows that see no key are zero, and what rows in no part hold reaches nothing. size: a
+// multiple of 8 up to 256.
+// bias, or null: [heads, 2 (reach + BIAS_PADDING) + 1] by the query's position less the key's, from
+// -reach - BIAS_PADDING up, the same beyond reach as there; positions [batch, queries] and [batch, keys].
+enum { BIAS_PADDING = 32 };
 int megaarch_attention_forward(const void* q, const void* k, const void* v, void* out, float* lse,
                                const int32_t* parts, const int64_t* strides, int64_t batch,
                                int64_t parts_per_row, int64_t queries, int64_t keys, int64_t heads,
-                               int64_t key_heads, int64_t size, double scale, int dtype,
-                               void* stream);
+                               int64_t key_heads, int64_t size, double scale, const float* bias,
+                               const int64_t* query_positions, const int64_t* key_positions,
+                               int64_t reach, int dtype, void* stream);
 
 // Its gradients, contiguous, by the same probabilities computed again (Dao 2023, algorithm 2). grad as
-// q, with strides ahead of the others.
+// q, with strides ahead of the others. grad_bias: [batch, heads, ...] as bias, added to.
 int megaarch_attention_backward(const void* grad, const void* q, const void* k, const void* v,
                                 const void* out, const float* lse, void* grad_q, void* grad_k,
                                 void* grad_v, const int32_t* parts, const int64_t* strides,
                                 int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
                                 int64_t heads, int64_t key_heads, int64_t size, double scale,
-                                int dtype, void* stream);
+                                const float* bias, float* grad_bias, const int64_t* query_positions,
+                                const int64_t* key_positions, int64_t reach, int dtype,
+                                void* stream);
 
 #ifdef __cplusplus
 }

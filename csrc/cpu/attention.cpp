@@ -28,10 +28,25 @@ struct Block {
   int64_t first(int64_t j) const { return step ? std::max<int64_t>(0, j + 1 - reach) : 0; }
 };
 
+// What a score gains by the query's position less the key's: figures [heads, width], and sums of its
+// gradients [batch, heads, width].
+struct Bias {
+  const float* figures;
+  float* sums;
+  const int64_t *queries, *keys;
+  int64_t reach;
+  int64_t width() const { return 2 * (reach + BIAS_PADDING) + 1; }
+  // That of a distance, or of the least of `more` ascending ones and one: beyond reach all are alike.
+  int64_t place(int64_t distance, int64_t more) const {
+    return std::min(std::max(distance, -reach - more), reach) + reach + BIAS_PADDING;
+  }
+};
+
 struct Call {
   const int32_t* parts;
   int64_t batch, parts_per_row, queries, keys, heads, key_heads, size;
   double scale;
+  Bias bias;
 
   // Of rows in scratch: an odd number of cache lines, so that a column of them uses every set.
   int64_t pitch() const { return ((size + 15) / 16 | 1) * 16; }
@@ -106,7 +121,7 @@ struct Backward : Call {
   void after(int64_t row, int64_t key_head, float* scratch) const {
     for (int64_t i = 0; i < keys; ++i)
       for (int64_t d = 0, to = key_place(row, i, key_head); d < size; ++d) {
-        store(grad_k + to + d, scratch[i * size + d]);
+        store(grad_k + to + d, float(scratch[i * size + d] * scale));
         store(grad_v + to + d, scratch[(keys + i) * size + d]);
       }
     clear_unseen(grad_q, lse, row, key_head);
@@ -177,8 +192,12 @@ extern "C" int megaarch_attention_forward(const void* q, const void* k, const vo
                                           float* lse, const int32_t* parts, const int64_t* strides,
                                           int64_t batch, int64_t parts_per_row, int64_t queries,
                                           int64_t keys, int64_t heads, int64_t key_heads,
-                                          int64_t size, double scale, int dtype, void*) {
-  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
+                                          int64_t size, double scale, const float* bias,
+                                          const int64_t* query_positions,
+                                          const int64_t* key_positions, int64_t reach, int dtype,
+                                          void*) {
+  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale,
+                  Bias{bias, nullptr, query_positions, key_positions, reach}};
   return by_type(dtype, [&](auto of) {
     using T = decltype(of);
     return run(Forward<T>{call, {q, strides}, {k, strides + 3}, {v, strides + 6}, (T*)out, lse});
@@ -189,8 +208,11 @@ extern "C" int megaarch_attention_backward(
     const void* grad, const void* q, const void* k, const void* v, const void* out,
     const float* lse, void* grad_q, void* grad_k, void* grad_v, const int32_t* parts,
     const int64_t* strides, int64_t batch, int64_t parts_per_row, int64_t queries, int64_t keys,
-    int64_t heads, int64_t key_heads, int64_t size, double scale, int dtype, void*) {
-  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale};
+    int64_t heads, int64_t key_heads, int64_t size, double scale, const float* bias,
+    float* grad_bias, const int64_t* query_positions, const int64_t* key_positions, int64_t reach,
+    int dtype, void*) {
+  const Call call{parts, batch, parts_per_row, queries, keys, heads, key_heads, size, scale,
+                  Bias{bias, grad_bias, query_positions, key_positions, reach}};
   return by_type(dtype, [&](auto of) {
     using T = decltype(of);
     return run(Backward<T>{call, {grad, strides}, {q, strides + 3}, {k, strides + 6},

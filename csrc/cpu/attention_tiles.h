@@ -125,6 +125,48 @@ static INLINE void hide(float* scores, int64_t hidden, float value) {
   }
 }
 
+// The bias of a panel's scores of some keys [keys, pitch], by positions of its queries and the keys.
+struct PanelBias {
+  const Bias& bias;
+  const int64_t *asks, *seen;
+  int64_t high, head;  // queries, and the head's place in figures
+  bool even() const {  // positions count up by one, as within a document
+    for (int64_t l = 1; l < high; ++l)
+      if (asks[l] != asks[0] + l) return false;
+    return true;
+  }
+  void add(float* scores, int64_t keys, int64_t pitch) const {
+    const float* figures = bias.figures + head * bias.width();
+    const bool all = even();
+    for (int64_t m = 0; m < keys; ++m, scores += pitch) {
+      const float* from = figures + bias.place(asks[0] - seen[m], PANEL);
+      if (all)
+        for (int u = 0; u < PANEL; u += LANES) at(scores + u) += at(from + u) * float(LOG2E);
+      else
+        for (int64_t l = 0; l < high; ++l)
+          scores[l] += figures[bias.place(asks[l] - seen[m], 0)] * float(LOG2E);
+    }
+  }
+  void sum(const float* gradients, int64_t keys, int64_t pitch, int64_t row, int64_t heads) const {
+    float* sums = bias.sums + (row * heads + head) * bias.width();
+    const bool all = high == PANEL && even();
+    for (int64_t m = 0; m < keys; ++m, gradients += pitch) {
+      float* to = sums + bias.place(asks[0] - seen[m], PANEL);
+      if (all)
+        for (int u = 0; u < PANEL; u += LANES) at(to + u) += at(gradients + u);
+      else
+        for (int64_t l = 0; l < high; ++l)
+          sums[bias.place(asks[l] - seen[m], 0)] += gradients[l];
+    }
+  }
+};
+
+static PanelBias panel_bias(const Call& x, int64_t row, int64_t head, const Block& block, int64_t i,
+                            int64_t j) {
+  return {x.bias, x.bias.queries + row * x.queries + block.start + i,
+          x.bias.keys + row * x.keys + block.key + j, std::min<int64_t>(PANEL, block.rows - i), head};
+}
+
 // Scores [keys, PANEL] become weights beneath the highest so far, and add to the sums. decay: what
 // came before, beneath it too. Online softmax: Milakov and Gimelshein 2018.
 static INLINE void soften(float* scores, int64_t keys, float* highest, float* sums, float* decay) {
@@ -174,6 +216,7 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
         product(n, PANEL, k, pitch, 1, turned + i * size, PANEL,
                 [&](int64_t, int64_t) { return std::pair(int64_t(0), size); },
                 [&](int64_t m, int64_t l, Vector c) { at(scores + m * PANEL + l) = c; });
+        if (x.bias.figures) panel_bias(x, row, head, block, i, j).add(scores, n, PANEL);
         for (int64_t m = std::max<int64_t>(0, block.seen(i) - j); m < n; ++m)
           hide(scores + m * PANEL, m + 1 + j - block.seen(i), -INFINITY);
         float decay[PANEL];
@@ -215,14 +258,14 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
     copy(x.q.at(row, block.start, head), x.q.stride, rows, size, q, pitch);
     copy(x.grad.at(row, block.start, head), x.grad.stride, rows, size, g, pitch);
     transpose(q, pitch, rows, size, float(x.scale * LOG2E), q_turned);
-    transpose(g, pitch, rows, size, float(x.scale), g_turned);
+    transpose(g, pitch, rows, size, 1, g_turned);
     std::fill_n(partition, 2 * queries, 0.f);
     for (int64_t i = 0; i < rows; ++i) {
       const T* out = x.out + x.place(row, block.start + i, head);
       Vector dot = {};
       for (int64_t d = 0; d < size; d += LANES)
         dot += at(g + i * pitch + d) * widen(out + d);
-      for (int l = 0; l < LANES; ++l) delta[i] += dot[l] * float(x.scale);
+      for (int l = 0; l < LANES; ++l) delta[i] += dot[l];
       partition[i] = float(lse[i] * LOG2E);
     }
     for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
@@ -236,6 +279,7 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
         auto all = [&](int64_t, int64_t) { return std::pair(int64_t(0), size); };
         product(n, PANEL, k, pitch, 1, q_turned + i * size, PANEL, all,
                 [&](int64_t m, int64_t l, Vector c) { at(p + m * across + i + l) = c; });
+        if (x.bias.figures) panel_bias(x, row, head, block, i, j).add(p + i, n, across);
         for (int64_t m = 0; m < n; ++m) {
           for (int64_t l = i; l < i + PANEL; l += LANES)
             at(p + m * across + l) = exp2(at(p + m * across + l) - at(partition + l));
@@ -246,6 +290,8 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
                   const int64_t place = m * across + i + l;
                   at(ds + place) = at(p + place) * (c - at(delta + i + l));
                 });
+        if (x.bias.figures)
+          panel_bias(x, row, head, block, i, j).sum(ds + i, n, across, row, x.heads);
         // A tile below reaches as far beyond what its first or last row needs.
         for (int64_t m = n; m < std::min(held, n + ROWS - 1); ++m) {
           std::fill_n(p + m * across + i, PANEL, 0.f);
@@ -270,7 +316,7 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
     }
     for (int64_t i = 0; i < rows; ++i) {
       T* to = x.grad_q + x.place(row, block.start + i, head);
-      for (int64_t d = 0; d < size; d += LANES) narrow(at(grad_q + i * size + d), to + d);
+      for (int64_t d = 0; d < size; d += LANES) narrow(at(grad_q + i * size + d) * float(x.scale), to + d);
     }
   });
 }

@@ -36,8 +36,8 @@ _OF_CPU = {
     "gated_forward": "ppqii",
     "gated_backward": "pppqii",
     "softmax_less_target": "ppppqqi",
-    "attention_forward": "pppppppqqqqqqqdi",
-    "attention_backward": "pppppppppppqqqqqqqdi",
+    "attention_forward": "pppppppqqqqqqqdpppqi",
+    "attention_backward": "pppppppppppqqqqqqqdppppqi",
 }
 
 

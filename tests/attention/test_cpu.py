@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.attention import Parts, RelativeBias, attend, causal, choose, full
+from megaarch.attention import Parts, attend, causal, choose, full
 from megaarch.kernels import library
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
@@ -20,13 +20,15 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 SINGLE = {"dtype": torch.float32}
 
 
-def assert_same(parts, q, k, v, grad, tolerance=3e-6, **options):
+def assert_same(parts, q, k, v, grad, table=None, tolerance=3e-6, **options):
     """Errors are relative to the largest figure."""
-    wide = [x.double() for x in (q, k, v, grad)]
+    wide = [None if x is None else x.double() for x in (q, k, v, grad, table)]
     expected = run("reference", parts, *wide, **options)
-    found = run("cpu", parts, q, k, v, grad, **options)
-    for name, a, b in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
+    found = run("cpu", parts, q, k, v, grad, table, **options)
+    names = ("out", "dq", "dk", "dv", "dtable")[: len(expected)]
+    for name, a, b in zip(names, expected, found, strict=True):
         size = max(1.0, float(a.abs().max())) if a.numel() else 1.0
+        size *= 30 if name == "dtable" else 1  # the sum of thousands, which may be 0
         torch.testing.assert_close(
             b.double(), a, rtol=0, atol=tolerance * size, msg=lambda m, name=name: f"{name}: {m}"
         )
@@ -55,6 +57,24 @@ LONG = {
 def test_several_blocks_of_queries_and_keys(name, size):
     parts = Parts.of([LONG[name], [causal(0, 129, 171, 300)]], 300, 300)
     assert_same(parts, *tensors(parts, heads=4, key_heads=2, size=size, **SINGLE), scale=0.1)
+
+
+@pytest.mark.parametrize("order", ["ascending", "restarting", "any"])
+@pytest.mark.parametrize("size", [40, 64])
+@pytest.mark.parametrize("name", LONG)
+def test_relative_bias_and_its_table(name, size, order):
+    """Whether the positions of a panel's queries count up by one or not."""
+    parts = Parts.of([LONG[name], [causal(0, 129, 171, 300)]], 300, 300)
+    rng = torch.Generator().manual_seed(1)
+    table = torch.randn(8, 4, generator=rng)
+    positions = torch.arange(300).expand(2, 300)
+    if order == "restarting":
+        positions = positions % 97
+    if order == "any":
+        positions = torch.stack([torch.randperm(300, generator=rng) for _ in range(2)])
+    places = (torch.stack((positions, positions * 0 - 99), dim=-1), positions.flip(0))
+    arguments = tensors(parts, heads=4, key_heads=2, size=size, **SINGLE)
+    assert_same(parts, *arguments, table, positions=places, scale=0.5)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -158,9 +178,7 @@ def test_auto_takes_it_where_it_runs():
     parts = Parts.of([[causal(0, 4, 0, 4)]], 4, 4)
     q, k, v, _ = tensors(parts, **SINGLE)
     assert choose("auto", q, k, parts) == ("cpu", "the fastest that runs, by measured speeds")
-    bias = RelativeBias(torch.zeros(32, 4), bidirectional=True)
     for arguments, reason in (
-        ((q, k, parts, bias), "it takes no bias"),
         ((q.double(), k.double(), parts), "it computes in fp32, not float64"),
         ((q[..., :4], k[..., :4], parts), "it takes head sizes that are multiples of 8, up to 256"),
     ):

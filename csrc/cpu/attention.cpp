@@ -3,6 +3,11 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
+#define X86_VERSIONS
+#include <immintrin.h>
+#endif
+
 #include "common.h"
 
 constexpr double LOG2E = 1.4426950408889634;
@@ -107,7 +112,7 @@ struct Forward : Call {
 
 template <typename T>
 struct Backward : Call {
-  static constexpr int64_t QUERIES = 128, KEYS = 128;
+  static constexpr int64_t QUERIES = 128, KEYS = 128, ACROSS = QUERIES + 16;
   Rows<T> grad, q, k, v;
   const T* out;
   const float* lse;
@@ -115,7 +120,7 @@ struct Backward : Call {
   // Gradients of a key head's keys and values are summed in scratch, in fp32.
   int64_t sums() const { return 2 * keys * size; }
   int64_t scratch() const {
-    return sums() + QUERIES * (3 * size + 2 * pitch() + 2) + KEYS * 2 * (pitch() + QUERIES + 16);
+    return sums() + QUERIES * (3 * size + 2 * pitch() + 2) + KEYS * (3 * pitch() + 3 * ACROSS);
   }
   void before(int64_t, int64_t, float* scratch) const { std::fill_n(scratch, sums(), 0.f); }
   void after(int64_t row, int64_t key_head, float* scratch) const {
@@ -132,15 +137,17 @@ struct Backward : Call {
 
 namespace any {
 constexpr int LANES = 4;
+constexpr bool UNITS = false;
 #include "attention_tiles.h"
 }  // namespace any
 
 // Not target_clones: vectors wider than the default processor's are taken apart before inlining.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
+#ifdef X86_VERSIONS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 constexpr int LANES = 8;
+constexpr bool UNITS = false;
 #include "attention_tiles.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -148,17 +155,41 @@ constexpr int LANES = 8;
 #pragma GCC target("arch=x86-64-v4")
 namespace avx512 {
 constexpr int LANES = 16;
+constexpr bool UNITS = false;
 #include "attention_tiles.h"
 }  // namespace avx512
 #pragma GCC pop_options
-static int lanes() {
-  if (__builtin_cpu_supports("x86-64-v4")) return 16;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 8 : 4;
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16")
+#define BFLOAT16_UNITS
+namespace avx512_bf16 {
+constexpr int LANES = 16;
+constexpr bool UNITS = true;
+#include "attention_tiles.h"
+}  // namespace avx512_bf16
+#pragma GCC pop_options
+enum Processor { ANY, AVX2, AVX512, AVX512_BF16 };
+static Processor processor() {
+  if (__builtin_cpu_supports("x86-64-v4"))
+    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : ANY;
+}
+template <typename Each>
+static auto version(const Each& x) {
+  void (*attend)(const Each&, int64_t, int64_t, float*) = any::attend;
+  const Processor found = processor();
+  if (found >= AVX2) attend = avx2::attend;
+  if (found >= AVX512 && x.size % 16 == 0) attend = avx512::attend;
+  if (found >= AVX512_BF16 && x.size % 16 == 0 && !std::is_same<Each, Forward<float>>::value &&
+      !std::is_same<Each, Backward<float>>::value)
+    attend = avx512_bf16::attend;
+  return attend;
 }
 #else
-namespace avx2 = any;
-namespace avx512 = any;
-static int lanes() { return 4; }
+template <typename Each>
+static auto version(const Each&) {
+  return static_cast<void (*)(const Each&, int64_t, int64_t, float*)>(any::attend);
+}
 #endif
 
 template <typename Run>
@@ -170,9 +201,7 @@ static int by_type(int dtype, Run run) {
 template <typename Each>
 static int run(const Each& x) {
   if (x.size <= 0 || x.size % 8 || x.size > 256) return UNSUPPORTED_SIZE;
-  void (*attend)(const Each&, int64_t, int64_t, float*) = any::attend;
-  if (lanes() >= 8) attend = avx2::attend;
-  if (lanes() == 16 && x.size % 16 == 0) attend = avx512::attend;
+  const auto attend = version(x);
 #pragma omp parallel if (x.batch * x.key_heads > 1)
   {
     std::unique_ptr<float[]> memory(new float[x.scratch() + 16]);

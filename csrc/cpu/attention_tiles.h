@@ -5,12 +5,16 @@
 // product reads its result either way. Only queries are ever transposed:
 //
 //     S' = K Q'    O = S V    dS' = V dO'    dQ = dS K    dV = S' dO    dK = dS' Q
+//
+// A product runs over words of four bytes: floats or, where there are UNITS for it, pairs of bfloat16
+// that lie one behind the other along what it sums over. Scores are always floats first.
 
 constexpr int PANEL = 2 * LANES, ROWS = 6;  // of a tile: twelve sums, in registers
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Word __attribute__((may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 static INLINE Vector& at(float* p) { return *(Vector*)p; }
@@ -22,10 +26,12 @@ static INLINE Vector widen(const bfloat16* p) {
   return (Vector)(__builtin_convertvector(*(const Halves*)p, Bits) << 16);
 }
 static INLINE void narrow(Vector x, float* p) { at(p) = x; }
-static INLINE void narrow(Vector x, bfloat16* p) {
+static INLINE Bits rounded(Vector x) {  // to bfloat16, in the upper half; what is below is left over
   const Bits u = (Bits)x, kept = (Bits)(x == x);
-  const Bits rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-  *(Halves*)p = __builtin_convertvector((rounded & kept) | (0x7fc0 & ~kept), Halves);
+  return ((u + 0x7fff + (u >> 16 & 1)) & kept) | (0x7fc00000u & ~kept);
+}
+static INLINE void narrow(Vector x, bfloat16* p) {
+  *(Halves*)p = __builtin_convertvector(rounded(x) >> 16, Halves);
 }
 
 // 2^x, relative error 2e-7, for x < 128; 0 below -126. NaN stays NaN. The polynomial is minimax.
@@ -42,8 +48,29 @@ static INLINE Vector exp2(Vector x) {
   return (Vector)((Integers)p & ~(x < -126));
 }
 
+// Elements in a word of what is read as T.
+template <typename T>
+constexpr int TERMS = UNITS && std::is_same<T, bfloat16>::value ? 2 : 1;
+
+// sum + a[0] * b of the words' elements.
+template <int terms>
+static INLINE Vector add_product(const float* a, Vector b, Vector sum) {
+#ifdef BFLOAT16_UNITS
+  if constexpr (terms == 2) {
+    const Integers word = Integers{} + *(const Word*)a;  // a float's addition might change the bits
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)word, (__m512bh)b);
+  }
+#endif
+  return sum + a[0] * b;
+}
+
+// Two rows of floats as one of words: theirs side by side.
+static INLINE Vector zipped(Vector even, Vector odd) {
+  return (Vector)((rounded(even) >> 16) | (rounded(odd) & 0xffff0000u));
+}
+
 // store(r, v, c) with c = the sum over k of a[r * row + k * column] * b[k * pitch + v * LANES + :].
-template <int R, int V, typename Store>
+template <int terms, int R, int V, typename Store>
 static INLINE void tile(const float* a, int64_t row, int64_t column, const float* b, int64_t pitch,
                         int64_t depth, Store store) {
   Vector sum[R][V] = {};
@@ -51,7 +78,8 @@ static INLINE void tile(const float* a, int64_t row, int64_t column, const float
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[r][v] += a[r * row] * at(b + v * LANES);
+      for (int v = 0; v < V; ++v)
+        sum[r][v] = add_product<terms>(a + r * row, at(b + v * LANES), sum[r][v]);
   }
   asm("" ::: "memory");  // else what `store` reads is read ahead and takes registers from the sums
 #pragma GCC unroll 6
@@ -61,19 +89,21 @@ static INLINE void tile(const float* a, int64_t row, int64_t column, const float
 }
 
 // store(r, d, c) with c = rows [r, d : d + LANES] of the product of a [rows, .] and b [., size].
-// range(r, last): the first of its terms that rows r to last need, and the one past the last.
-template <typename Range, typename Store>
+// range(r, last): the first of its terms that rows r to last need, and the one past the last; where
+// words hold two, what completes a word has to be there.
+template <int terms, typename Range, typename Store>
 static INLINE void product(int64_t rows, int64_t size, const float* a, int64_t row, int64_t column,
                            const float* b, int64_t pitch, Range range, Store store) {
   auto tiles = [&](int64_t r, auto height) __attribute__((always_inline)) {
-    const auto [first, end] = range(r, r + height - 1);
+    const auto [from_term, to_term] = range(r, r + height - 1);
+    const int64_t first = from_term / terms, end = (to_term + terms - 1) / terms;
     const float *from = a + r * row + first * column, *to = b + first * pitch;
     int64_t d = 0;
     for (; d + PANEL <= size; d += PANEL)
-      tile<height, 2>(from, row, column, to + d, pitch, end - first,
+      tile<terms, height, 2>(from, row, column, to + d, pitch, end - first,
                       [&](int s, int v, Vector c) { store(r + s, d + v * LANES, c); });
     if (d < size)
-      tile<height, 1>(from, row, column, to + d, pitch, end - first,
+      tile<terms, height, 1>(from, row, column, to + d, pitch, end - first,
                       [&](int s, int, Vector c) { store(r + s, d, c); });
   };
   // Heights differ by one at most: low tiles wait for their sums.
@@ -90,28 +120,50 @@ static INLINE void product(int64_t rows, int64_t size, const float* a, int64_t r
   }
 }
 
-template <typename T>
+static INLINE float word(const bfloat16* p) {
+  float x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// Rows as words [rows, size / terms].
+template <int terms, typename T>
 static void copy(const T* from, int64_t stride, int64_t rows, int64_t size, float* to,
                  int64_t pitch) {
   for (int64_t r = 0; r < rows; ++r, from += stride, to += pitch)
-    for (int64_t d = 0; d < size; d += LANES) {
+    for (int64_t d = 0; d < size; d += LANES * terms) {
       __builtin_prefetch(from + 8 * stride + d);  // hardware does not see ahead across pages
-      at(to + d) = widen(from + d);
+      if (terms == 1) at(to + d) = widen(from + d);
+      else std::memcpy(to + d / 2, from + d, std::min<int64_t>(size - d, 2 * LANES) * sizeof(T));
     }
 }
 
-// Panels [size, PANEL] of rows times a factor. The last row fills the last panel.
-template <typename T>
-static void transpose(const T* from, int64_t stride, int64_t rows, int64_t size, float factor,
-                      float* to) {
-  for (int64_t r = 0; r < rows; r += PANEL, to += size * PANEL)
+// Rows as words of two rows each [rows / 2, size]. To an odd last row zeros are added.
+static INLINE void zip(const bfloat16* from, int64_t stride, int64_t rows, int64_t size, float* to,
+                       int64_t pitch) {
+  for (int64_t r = 0; r < rows; r += 2, from += 2 * stride, to += pitch)
+    for (int64_t d = 0; d < size; d += LANES) {
+      const Bits even = __builtin_convertvector(*(const Halves*)(from + d), Bits);
+      Bits odd = {};
+      if (r + 1 < rows) odd = __builtin_convertvector(*(const Halves*)(from + stride + d), Bits);
+      at(to + d) = (Vector)(even | odd << 16);
+    }
+}
+static INLINE void zip(const float*, int64_t, int64_t, int64_t, float*, int64_t) {}
+
+// Panels [size / terms, PANEL] of rows' words. The last row fills the last panel.
+template <int terms, typename T>
+static void transpose(const T* from, int64_t stride, int64_t rows, int64_t size, float* to) {
+  for (int64_t r = 0; r < rows; r += PANEL, to += size / terms * PANEL)
     for (int u = 0; u < PANEL; u += LANES) {
       const T* lane[LANES];
       for (int l = 0; l < LANES; ++l) lane[l] = from + std::min(r + u + l, rows - 1) * stride;
-      for (int64_t d = 0; d < size; ++d) {
+      for (int64_t d = 0; d < size; d += terms) {
         Vector x;
-        for (int l = 0; l < LANES; ++l) x[l] = load(lane[l] + d);
-        at(to + d * PANEL + u) = x * factor;
+        for (int l = 0; l < LANES; ++l)
+          if constexpr (terms == 1) x[l] = load(lane[l] + d);
+          else x[l] = word((const bfloat16*)lane[l] + d);
+        at(to + d / terms * PANEL + u) = x;
       }
     }
 }
@@ -149,7 +201,7 @@ struct PanelBias {
   }
   void sum(const float* gradients, int64_t keys, int64_t pitch, int64_t row, int64_t heads) const {
     float* sums = bias.sums + (row * heads + head) * bias.width();
-    const bool all = high == PANEL && even();
+    const bool all = even();
     for (int64_t m = 0; m < keys; ++m, gradients += pitch) {
       float* to = sums + bias.place(asks[0] - seen[m], PANEL);
       if (all)
@@ -160,6 +212,24 @@ struct PanelBias {
     }
   }
 };
+
+// A panel's scores of some keys [keys, pitch] as words of two keys each, [keys / 2, pitch]; may be in
+// place. To an odd last key zeros are added.
+static INLINE void zip_scores(const float* scores, int64_t pitch, int64_t keys, float* to) {
+  for (int64_t m = 0; m < keys; m += 2, to += pitch)
+    for (int u = 0; u < PANEL; u += LANES) {
+      const Vector odd = m + 1 < keys ? at(scores + (m + 1) * pitch + u) : Vector{};
+      at(to + u) = zipped(at(scores + m * pitch + u), odd);
+    }
+}
+// A panel's scores of some keys, from query i on, as words of two queries each, from word i / 2 on.
+static INLINE void pair_scores(float* scores, int64_t i, int64_t keys) {
+  for (int64_t m = 0; m < keys; ++m, scores += Backward<bfloat16>::ACROSS) {
+    const Vector even = at(scores + i), odd = at(scores + i + LANES);
+    narrow(even, (bfloat16*)(scores + i / 2));
+    narrow(odd, (bfloat16*)(scores + i / 2) + LANES);
+  }
+}
 
 static PanelBias panel_bias(const Call& x, int64_t row, int64_t head, const Block& block, int64_t i,
                             int64_t j) {
@@ -193,6 +263,7 @@ static INLINE void soften(float* scores, int64_t keys, float* highest, float* su
 
 template <typename T>
 static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int terms = TERMS<T>;
   constexpr int64_t queries = Forward<T>::QUERIES, keys = Forward<T>::KEYS;
   const int64_t size = x.size, pitch = x.pitch();
   float *turned = scratch, *out = turned + queries * size;
@@ -202,34 +273,39 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
     const int64_t rows = block.rows;
     float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
     const auto factor = float(x.scale * LOG2E);
-    transpose(x.q.at(row, block.start, head), x.q.stride, rows, size, factor, turned);
+    transpose<terms>(x.q.at(row, block.start, head), x.q.stride, rows, size, turned);
     std::fill_n(highest, queries, -INFINITY);
     std::fill_n(sums, queries, 0.f);
     for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
       const int64_t held = std::min(keys, block.seen(rows - 1) - j);
-      copy(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
-      copy(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
+      copy<terms>(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
+      const T* values = x.v.at(row, block.key + j, key_head);
+      if (terms == 2) zip(values, x.v.stride, held, size, v, pitch);
+      else copy<1>(values, x.v.stride, held, size, v, pitch);
       for (int64_t i = 0; i < rows; i += PANEL) {
         const int64_t high = std::min<int64_t>(PANEL, rows - i);
         const int64_t n = std::min(held, block.seen(i + high - 1) - j);
         if (n <= 0) continue;
-        product(n, PANEL, k, pitch, 1, turned + i * size, PANEL,
-                [&](int64_t, int64_t) { return std::pair(int64_t(0), size); },
-                [&](int64_t m, int64_t l, Vector c) { at(scores + m * PANEL + l) = c; });
+        product<terms>(n, PANEL, k, pitch, 1, turned + i * (size / terms), PANEL,
+                       [&](int64_t, int64_t) { return std::pair(int64_t(0), size); },
+                       [&](int64_t m, int64_t l, Vector c) {
+                         at(scores + m * PANEL + l) = c * factor;
+                       });
         if (x.bias.figures) panel_bias(x, row, head, block, i, j).add(scores, n, PANEL);
         for (int64_t m = std::max<int64_t>(0, block.seen(i) - j); m < n; ++m)
           hide(scores + m * PANEL, m + 1 + j - block.seen(i), -INFINITY);
         float decay[PANEL];
         soften(scores, n, highest + i, sums + i, decay);
+        if (terms == 2) zip_scores(scores, PANEL, n, scores);
         float* to = out + i * size;
-        product(high, size, scores, 1, PANEL, v, pitch,
-                [&](int64_t, int64_t last) {
-                  return std::pair(int64_t(0), std::min(n, block.seen(i + last) - j));
-                },
-                [&](int64_t l, int64_t d, Vector c) {
-                  Vector& o = at(to + l * size + d);
-                  o = j ? o * decay[l] + c : c;
-                });
+        product<terms>(high, size, scores, 1, PANEL, v, pitch,
+                       [&](int64_t, int64_t last) {
+                         return std::pair(int64_t(0), std::min(n, block.seen(i + last) - j));
+                       },
+                       [&](int64_t l, int64_t d, Vector c) {
+                         Vector& o = at(to + l * size + d);
+                         o = j ? o * decay[l] + c : c;
+                       });
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
@@ -243,8 +319,9 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
 
 template <typename T>
 static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+  constexpr int terms = TERMS<T>;
   constexpr int64_t queries = Backward<T>::QUERIES, keys = Backward<T>::KEYS;
-  constexpr int64_t across = queries + 16;
+  constexpr int64_t across = Backward<T>::ACROSS;
   const int64_t size = x.size, pitch = x.pitch();
   float *grad_k = scratch, *grad_v = grad_k + x.keys * size, *grad_q = scratch + x.sums();
   float *q_turned = grad_q + queries * size, *g_turned = q_turned + queries * size;
@@ -252,71 +329,91 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
   float *k = g + queries * pitch, *v = k + keys * pitch;
   float *p = v + keys * pitch, *ds = p + keys * across;
   float *partition = ds + keys * across, *delta = partition + queries;
+  // What words of two need beside: keys and dS', two rows in one.
+  float *k_zipped = terms == 1 ? k : delta + queries;
+  float *ds_zipped = terms == 1 ? ds : k_zipped + keys / 2 * pitch;
   x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
     const int64_t rows = block.rows;
+    const T *asks = x.q.at(row, block.start, head), *given = x.grad.at(row, block.start, head);
     const float* lse = x.lse + (row * x.heads + head) * x.queries + block.start;
-    copy(x.q.at(row, block.start, head), x.q.stride, rows, size, q, pitch);
-    copy(x.grad.at(row, block.start, head), x.grad.stride, rows, size, g, pitch);
-    transpose(q, pitch, rows, size, float(x.scale * LOG2E), q_turned);
-    transpose(g, pitch, rows, size, 1, g_turned);
-    std::fill_n(partition, 2 * queries, 0.f);
+    const auto factor = float(x.scale * LOG2E);
+    if (terms == 2) {
+      zip(asks, x.q.stride, rows, size, q, pitch);
+      zip(given, x.grad.stride, rows, size, g, pitch);
+    } else {
+      copy<1>(asks, x.q.stride, rows, size, q, pitch);
+      copy<1>(given, x.grad.stride, rows, size, g, pitch);
+    }
+    transpose<terms>(asks, x.q.stride, rows, size, q_turned);
+    transpose<terms>(given, x.grad.stride, rows, size, g_turned);
+    std::fill_n(partition, queries, INFINITY);  // what fills the last panel has no weight
+    std::fill_n(delta, queries, 0.f);
     for (int64_t i = 0; i < rows; ++i) {
       const T* out = x.out + x.place(row, block.start + i, head);
       Vector dot = {};
       for (int64_t d = 0; d < size; d += LANES)
-        dot += at(g + i * pitch + d) * widen(out + d);
+        dot += widen(given + i * x.grad.stride + d) * widen(out + d);
       for (int l = 0; l < LANES; ++l) delta[i] += dot[l];
       partition[i] = float(lse[i] * LOG2E);
     }
     for (int64_t j = 0; j < block.seen(rows - 1); j += keys) {
       const int64_t held = std::min(keys, block.seen(rows - 1) - j);
+      const T* read = x.k.at(row, block.key + j, key_head);
       float *to_k = grad_k + (block.key + j) * size, *to_v = grad_v + (block.key + j) * size;
-      copy(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
-      copy(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
+      copy<terms>(read, x.k.stride, held, size, k, pitch);
+      copy<terms>(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
+      if (terms == 2) zip(read, x.k.stride, held, size, k_zipped, pitch);
       for (int64_t i = 0; i < rows; i += PANEL) {
         const int64_t last = std::min<int64_t>(rows, i + PANEL) - 1;
         const int64_t n = std::max<int64_t>(0, std::min(held, block.seen(last) - j));
         auto all = [&](int64_t, int64_t) { return std::pair(int64_t(0), size); };
-        product(n, PANEL, k, pitch, 1, q_turned + i * size, PANEL, all,
-                [&](int64_t m, int64_t l, Vector c) { at(p + m * across + i + l) = c; });
+        product<terms>(n, PANEL, k, pitch, 1, q_turned + i * (size / terms), PANEL, all,
+                       [&](int64_t m, int64_t l, Vector c) {
+                         at(p + m * across + i + l) = c * factor;
+                       });
         if (x.bias.figures) panel_bias(x, row, head, block, i, j).add(p + i, n, across);
         for (int64_t m = 0; m < n; ++m) {
           for (int64_t l = i; l < i + PANEL; l += LANES)
             at(p + m * across + l) = exp2(at(p + m * across + l) - at(partition + l));
           if (m + j >= block.seen(i)) hide(p + m * across + i, m + 1 + j - block.seen(i), 0);
         }
-        product(n, PANEL, v, pitch, 1, g_turned + i * size, PANEL, all,
-                [&](int64_t m, int64_t l, Vector c) {
-                  const int64_t place = m * across + i + l;
-                  at(ds + place) = at(p + place) * (c - at(delta + i + l));
-                });
+        product<terms>(n, PANEL, v, pitch, 1, g_turned + i * (size / terms), PANEL, all,
+                       [&](int64_t m, int64_t l, Vector c) {
+                         const int64_t place = m * across + i + l;
+                         at(ds + place) = at(p + place) * (c - at(delta + i + l));
+                       });
         if (x.bias.figures)
           panel_bias(x, row, head, block, i, j).sum(ds + i, n, across, row, x.heads);
         // A tile below reaches as far beyond what its first or last row needs.
-        for (int64_t m = n; m < std::min(held, n + ROWS - 1); ++m) {
+        const int64_t filled = std::min(held, n + ROWS);
+        for (int64_t m = n; m < filled; ++m) {
           std::fill_n(p + m * across + i, PANEL, 0.f);
           std::fill_n(ds + m * across + i, PANEL, 0.f);
         }
+        if (terms == 2) {
+          zip_scores(ds + i, across, filled, ds_zipped + i);
+          pair_scores(p, i, filled);
+          pair_scores(ds, i, filled);
+        }
       }
-      product(rows, size, ds, 1, across, k, pitch,
-              [&](int64_t, int64_t last) {
-                return std::pair(int64_t(0), std::min(held, block.seen(last) - j));
-              },
-              [&](int64_t i, int64_t d, Vector c) {
-                Vector& o = at(grad_q + i * size + d);
-                o = j ? o + c : c;
-              });
+      product<terms>(rows, size, ds_zipped, 1, across, k_zipped, pitch,
+                     [&](int64_t, int64_t last) {
+                       return std::pair(int64_t(0), std::min(held, block.seen(last) - j));
+                     },
+                     [&](int64_t i, int64_t d, Vector c) {
+                       Vector& o = at(grad_q + i * size + d);
+                       o = j ? o + c : c;
+                     });
       auto looking = [&](int64_t m, int64_t) { return std::pair(block.first(j + m), rows); };
-      product(held, size, p, across, 1, g, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
-        at(to_v + m * size + d) += c;
-      });
-      product(held, size, ds, across, 1, q, pitch, looking, [&](int64_t m, int64_t d, Vector c) {
-        at(to_k + m * size + d) += c;
-      });
+      product<terms>(held, size, p, across, 1, g, pitch, looking,
+                     [&](int64_t m, int64_t d, Vector c) { at(to_v + m * size + d) += c; });
+      product<terms>(held, size, ds, across, 1, q, pitch, looking,
+                     [&](int64_t m, int64_t d, Vector c) { at(to_k + m * size + d) += c; });
     }
     for (int64_t i = 0; i < rows; ++i) {
       T* to = x.grad_q + x.place(row, block.start + i, head);
-      for (int64_t d = 0; d < size; d += LANES) narrow(at(grad_q + i * size + d) * float(x.scale), to + d);
+      for (int64_t d = 0; d < size; d += LANES)
+        narrow(at(grad_q + i * size + d) * float(x.scale), to + d);
     }
   });
 }

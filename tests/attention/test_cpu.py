@@ -158,20 +158,42 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("size", [40, 64])
 @pytest.mark.parametrize("name", LONG)
-def test_half_precision_is_computed_in_fp32(name, size):
-    """Only what is read and written is rounded."""
+def test_half_precision(name, size, biased):
+    """What is read and written is rounded, and sums are fp32. Units for bfloat16, which take multiples
+    of 16, round weights and their gradients too."""
     parts = Parts.of([LONG[name]], 300, 300)
     arguments = tensors(parts, size=size, dtype=torch.bfloat16)
+    options = {}
+    if biased:
+        options["positions"] = 2 * (torch.arange(300)[None],)
+        arguments = (*arguments, torch.randn(8, 4))
     if choose("auto", *arguments[:2], parts)[0] != "cpu":
         pytest.skip("this processor has units for 16-bit products, which sdpa uses")
-    found = run("cpu", parts, *arguments)
-    assert all(x.dtype == torch.bfloat16 for x in found)
-    wanted = run("cpu", parts, *(x.float() for x in arguments))
-    assert torch.equal(found[0], wanted[0].bfloat16())
-    for a, b in zip(found, wanted, strict=True):
-        assert (a - b).abs().max() <= 2**-8 * b.abs().max()
+    found = run("cpu", parts, *arguments, **options)
+    assert all(x.dtype == torch.bfloat16 for x in found[:4])
+    wanted = run("reference", parts, *(x.double() for x in arguments), **options)
+    single = run("cpu", parts, *(x.float() for x in arguments), **options)
+    if size % 16:
+        assert torch.equal(found[0], single[0].bfloat16())
+    for a, b in zip(found[:4], wanted, strict=False):
+        assert (a - b).norm() <= 2**-8 * b.norm()
+        assert (a - b).abs().max() <= 2**-7 * b.abs().max()
+    if biased:
+        assert (found[4] - wanted[4]).abs().max() <= 2**-8 * max(wanted[4].abs().max(), 30)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_padding_rows_reach_nothing_in_half_precision(name):
+    parts = Parts.of([LONG[name]], 300, 300)
+    q, k, v, grad = tensors(parts, size=64, dtype=torch.bfloat16)
+    wanted = run("cpu", parts, q, k, v, grad)
+    queries, keys = unread(parts)
+    for x, rows in ((q, queries), (grad, queries), (k, keys), (v, keys)):
+        x[rows] = float("nan")
+    assert all(torch.equal(*pair) for pair in zip(wanted, run("cpu", parts, q, k, v, grad)))
 
 
 def test_auto_takes_it_where_it_runs():
@@ -202,3 +224,7 @@ def test_the_version_for_any_processor(tmp_path, monkeypatch):
     for rows in LONG.values():
         parts = Parts.of([rows], 300, 300)
         assert_same(parts, *tensors(parts, size=24, **SINGLE))
+        halves = tensors(parts, size=24, dtype=torch.bfloat16)
+        found, wanted = (run(name, parts, *halves) for name in ("cpu", "reference"))
+        for a, b in zip(found, wanted, strict=True):
+            assert (a - b).abs().max() <= 2**-7 * b.abs().max()

@@ -27,15 +27,36 @@ static INLINE float load(const bfloat16* p) {
   std::memcpy(&value, &u, sizeof value);
   return value;
 }
-static INLINE void store(bfloat16* p, float value) {  // to nearest, ties to even; NaN stays NaN
+static INLINE uint32_t bits(float value) {  // to nearest, ties to even; NaN stays NaN
   uint32_t u;
   std::memcpy(&u, &value, sizeof u);
-  p->bits = value != value ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  return value != value ? 0x7fc0u : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+static INLINE void store(bfloat16* p, float value) { p->bits = uint16_t(bits(value)); }
+// Two neighbours, of bfloat16 in one word.
+static INLINE void load_pair(const bfloat16* p, float& a, float& b) {
+  uint32_t both;
+  std::memcpy(&both, p, sizeof both);
+  uint32_t low = both << 16, high = both & 0xffff0000u;
+  std::memcpy(&a, &low, sizeof a);
+  std::memcpy(&b, &high, sizeof b);
+}
+static INLINE void store_pair(bfloat16* p, float a, float b) {
+  uint32_t both = bits(a) | bits(b) << 16;
+  std::memcpy(p, &both, sizeof both);
 }
 static INLINE float load(const float* p) { return *p; }
 static INLINE void store(float* p, float value) { *p = value; }
 static INLINE double load(const double* p) { return *p; }
 static INLINE void store(double* p, double value) { *p = value; }
+template <typename A>
+static INLINE void load_pair(const A* p, A& a, A& b) {
+  a = p[0], b = p[1];
+}
+template <typename A>
+static INLINE void store_pair(A* p, A a, A b) {
+  p[0] = a, p[1] = b;
+}
 
 // e^x in arithmetic that compilers vectorize; 0 below -87.3, where floats lose bits, infinity above
 // 88.7. To 2 units in the last place: 2^n times a Taylor polynomial on half of ln 2 to either side.

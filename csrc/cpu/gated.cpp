@@ -18,9 +18,10 @@ template <int gate, typename T, typename A>
 static INLINE void forward(const T* x, T* out, int64_t count, A) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    A value, slope;
-    apply<gate>(load(x + 2 * i), value, slope);
-    store(out + i, value * load(x + 2 * i + 1));
+    A value, slope, a, b;
+    load_pair(x + 2 * i, a, b);
+    apply<gate>(a, value, slope);
+    store(out + i, value * b);
   }
 }
 
@@ -28,10 +29,10 @@ template <int gate, typename T, typename A>
 static INLINE void backward(const T* grad, const T* x, T* grad_x, int64_t count, A) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    A value, slope, g = load(grad + i);
-    apply<gate>(load(x + 2 * i), value, slope);
-    store(grad_x + 2 * i, g * load(x + 2 * i + 1) * slope);
-    store(grad_x + 2 * i + 1, g * value);
+    A value, slope, a, b, g = load(grad + i);
+    load_pair(x + 2 * i, a, b);
+    apply<gate>(a, value, slope);
+    store_pair(grad_x + 2 * i, g * b * slope, g * value);
   }
 }
 

@@ -1,11 +1,14 @@
 """The same model, weights, data and optimizer here and in Hugging Face transformers, in turns.
 
 Their model is made first and its weights are taken over, so that both start from the same point;
-in fp32 the two loss curves must then agree, or no time is reported. Legend: n input tokens,
-m targets.
+in fp32 the two loss curves must then agree, or no time is reported. Each is timed in a process of its
+own, as its users run it: in a common one each would step on the heap that the other has left, which
+moved the ratio by a tenth. Legend: n input tokens, m targets.
 """
 
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,14 @@ import torch.nn.functional as F
 
 from megaarch import interchange
 from megaarch.attention.parts import causal, full
-from megaarch.benchmark.timing import Clock, alternate
+from megaarch.benchmark.timing import Clock, rounds
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, ConvertedStream, RowShape
 from megaarch.data.packing import pack
 from megaarch.model import Transformer
 from megaarch.settings import Training
 from megaarch.training import optimizer
+from megaarch.training.heap import keep_freed_memory
 
 FAMILIES = ("llama", "t5", "bert")
 CURVE_STEPS = 5
@@ -201,6 +205,58 @@ def curves(
     return tuple([float(side.step(batch[i])) for batch in data] for i, side in enumerate(sides))
 
 
+class Apart:
+    """A side in a process of its own, that steps when told to. which: 0 ours, 1 theirs."""
+
+    def __init__(self, which: int, *problem: Any):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        threads = torch.get_num_threads()
+        arguments = (other, which, threads, *problem)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+        self.tokens = self._answer()
+
+    def step(self) -> list[float]:
+        self.pipe.send(True)
+        return self._answer()
+
+    def end(self) -> None:
+        self.pipe.send(False)
+        self.process.join()
+
+    def _answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise ValueError("peers: the process of a side ended; what it says is above") from None
+
+
+def _serve(
+    pipe: Connection,
+    which: int,
+    threads: int,
+    family: str,
+    size: dict[str, int],
+    half: bool,
+    seed: int,
+    device: torch.device,
+) -> None:
+    torch.set_num_threads(threads)
+    if which == 0 and device.type == "cpu":
+        keep_freed_memory()  # as the trainer does
+    side = pair(family, size, half, seed, device)[which]
+    ((ours, arguments),) = batches(family, size, 1, seed, device)
+    clock = Clock(device)
+    pipe.send(sum(ours.counts.tokens))
+    while pipe.recv():
+        clock.start()
+        side.step((ours, arguments)[which])
+        clock.mark()
+        pipe.send(clock.intervals())
+
+
 def _time(
     family: str,
     size: dict[str, int],
@@ -209,24 +265,12 @@ def _time(
     repetitions: int,
     seed: int,
 ) -> dict[str, Any]:
-    sides = pair(family, size, precision == "bf16", seed, device)
-    ((ours, arguments),) = batches(family, size, 1, seed, device)
-
-    def candidate(side: Side, batch: Any) -> Callable[[Clock], None]:
-        def once(clock: Clock) -> None:
-            clock.start()
-            side.step(batch)
-            clock.mark()
-
-        return once
-
-    timed = alternate(
-        [candidate(side, batch) for side, batch in zip(sides, (ours, arguments), strict=True)],
-        device,
-        repetitions,
-    )
+    sides = [Apart(which, family, size, precision == "bf16", seed, device) for which in (0, 1)]
+    timed = rounds([side.step for side in sides], repetitions)
+    for side in sides:
+        side.end()
+    tokens = sides[0].tokens
     (mine,), (other,) = timed
-    tokens = sum(ours.counts.tokens)
     ratios = np.array(other.seconds) / np.array(mine.seconds)  # of neighbours in time
     lower, middle, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
     return {

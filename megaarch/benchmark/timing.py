@@ -4,6 +4,7 @@ chip or a falling clock hits all of them alike."""
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,11 +74,22 @@ def alternate(
 ) -> list[list[Times]]:
     """Times of each candidate's stages: a candidate starts the clock and marks each stage's end."""
     clock = Clock(device)
+
+    def timed(candidate: Callable[[Clock], None]) -> list[float]:
+        candidate(clock)
+        return clock.intervals()
+
+    return rounds([partial(timed, candidate) for candidate in candidates], repetitions, warm_up)
+
+
+def rounds(
+    candidates: Sequence[Callable[[], list[float]]], repetitions: int, warm_up: int = 2
+) -> list[list[Times]]:
+    """As `alternate`, of candidates that tell their stages' seconds themselves."""
     found: list[list[list[float]]] = [[] for _ in candidates]
     for round_ in range(warm_up + repetitions):
-        for rounds, candidate in zip(found, candidates, strict=True):
-            candidate(clock)
-            stages = clock.intervals()
+        for seconds, candidate in zip(found, candidates, strict=True):
+            stages = candidate()
             if round_ >= warm_up:
-                rounds.append(stages)
-    return [[Times(tuple(s)) for s in zip(*rounds, strict=True)] for rounds in found]
+                seconds.append(stages)
+    return [[Times(tuple(s)) for s in zip(*seconds, strict=True)] for seconds in found]

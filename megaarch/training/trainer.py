@@ -31,6 +31,7 @@ from megaarch.settings import Model, Settings
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, optimizer
 from megaarch.training.faults import Stopped, Watch
+from megaarch.training.heap import keep_freed_memory
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.progress import Limit, Progress, learning_rate
@@ -97,6 +98,8 @@ class Trainer:
         check(settings, self.grid.world_size)
         self.heart = heart or Heartbeat(self.grid, training)
         self.device = self.grid.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if settings.model.fused_kernels and (reason := library.obstacle(self.device.type)):
             raise ValueError(f"model.fused_kernels: {reason}")
         self.directory = Path(settings.logging.directory)

@@ -37,7 +37,9 @@ def test_linear_is_torchs(bias, autocast):
 
 @pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("choice", [True, False], ids=["oneDNN", "torch"])
-@pytest.mark.parametrize("rows, inputs, outputs", [(300, 24, 56), (300, 56, 24), (1, 8, 8), (0, 8, 8)])
+@pytest.mark.parametrize(
+    "rows, inputs, outputs", [(300, 24, 56), (300, 56, 24), (1, 8, 8), (0, 8, 8)]
+)
 def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     """Layers, and the products that a layer's gradients are, whichever way their factors lie."""
     monkeypatch.setattr(product, "CHOICE", choice)
@@ -57,7 +59,9 @@ def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
         for b in (torch.randn(inputs, outputs), torch.randn(outputs, inputs).t()):
             exact = (a.double() @ b.double()).float()
             torch.testing.assert_close(product.product(a, b), exact, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(product.turned_product(a.t(), b), exact, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                product.turned_product(a.t(), b), exact, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_a_product_rounds_as_a_unit_does(monkeypatch):

@@ -126,6 +126,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight_VD = of_chunk if grad_weight_VD is None else grad_weight_VD.add_(of_chunk)
         if grad_weight_VD is None:
             grad_weight_VD = torch.zeros_like(weight_VD)
+        # torch's fused optimizers read a gradient as if it lay like its weight
+        grad_weight_VD = grad_weight_VD.contiguous()
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None
 
 

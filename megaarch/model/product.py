@@ -22,7 +22,7 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def turned_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a [R, M], turned, @ b [R, N], in their dtype and without gradients: that of a layer's weight.
-    Either axis of the result may be the contiguous one."""
+    Either axis of the result may be the contiguous one: to be mended before an optimizer sees it."""
     if not _ours(a, b, dtype=a.dtype):
         return a.t() @ b
     with torch.autocast("cpu", enabled=False):  # it would round the operands again, and emulate
@@ -52,7 +52,7 @@ def _ours(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:
         return False
     if torch.compiler.is_compiling():
         return False
-    return dtype in HALF and not CPU_HAS_UNITS or dtype == torch.float32 and CHOICE
+    return (dtype in HALF and not CPU_HAS_UNITS) or (dtype == torch.float32 and CHOICE)
 
 
 def _fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _fp32(grad, weight.float().t()).to(of_x)
         if ctx.needs_input_grad[1]:
-            grad_weight = _turned(rows, x.float().flatten(0, -2)).to(of_weight)
+            grad_weight = _turned(rows, x.float().flatten(0, -2)).contiguous().to(of_weight)
         if of_bias is not None and ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0).to(of_bias)
         return grad_x, grad_weight, grad_bias, None

@@ -161,7 +161,7 @@ def under_autocast(given, batches):
 def test_under_autocast(pool, cases):
     for (gradient, parameter), norm, losses in pool.run(2, under_autocast, *cases["one key head"]):
         assert gradient < 0.05, parameter
-        assert max(norm, losses) < 2e-3
+        assert max(norm, losses) < 2**-8  # a rounding to bfloat16
 
 
 def placements(given, batches):

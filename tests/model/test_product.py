@@ -49,6 +49,7 @@ def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     wide = torch.nn.Linear(inputs, outputs).double()
     wide.load_state_dict(layer.state_dict())
     found = [torch.autograd.grad(layer(x), [x, *layer.parameters()], grad), layer(x)]
+    assert all(x.is_contiguous() for x in found[0])  # a fused optimizer reads them as they lie
     exact = x.detach().double().requires_grad_()
     wanted = [
         torch.autograd.grad(wide(exact), [exact, *wide.parameters()], grad.double()),

@@ -40,11 +40,12 @@ int megaarch_softmax_less_target(void* logits, const int64_t* target, void* part
 
 // Attention where parts, int32 [batch, parts_per_row, 5] (megaarch/attention/parts.py), let a query
 // see a key: softmax(scale * q k' + bias) v, blocks of keys at a time (Milakov and Gimelshein 2018; Dao
-// 2023, algorithm 1). float, or bfloat16 computed in float. q [batch, queries, heads, size], k and v
-// [batch, keys, key_heads, size], last axis contiguous, their other strides in elements: three of q,
-// three of k, three of v. out as q, contiguous; lse [batch, heads, queries]: the log of a row's sum of
-// exponentials. Rows that see no key are zero, and what rows in no part hold reaches nothing. size: a
-// multiple of 8 up to 256.
+// 2023, algorithm 1). float, or bfloat16 with sums in float: where the processor multiplies bfloat16,
+// weights and their gradients are rounded to it too. q [batch, queries, heads, size], k and v [batch,
+// keys, key_heads, size], last axis contiguous, their other strides in elements: three of q, three of k,
+// three of v. out as q, contiguous; lse [batch, heads, queries]: the log of a row's sum of exponentials.
+// Rows that see no key are zero, and what rows in no part hold reaches nothing. size: a multiple of 8 up
+// to 256.
 // bias, or null: [heads, 2 (reach + BIAS_PADDING) + 1] by the query's position less the key's, from
 // -reach - BIAS_PADDING up, the same beyond reach as there; positions [batch, queries] and [batch, keys].
 enum { BIAS_PADDING = 32 };

@@ -4,8 +4,10 @@
 #include <utility>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
+#if __GNUC__ >= 12  // which knows the levels of x86-64
 #define X86_VERSIONS
 #include <immintrin.h>
+#endif
 #endif
 
 #include "common.h"

@@ -2,6 +2,7 @@
 // are UNITS for it, pairs of bfloat16. attention_tiles.h includes it once an instruction set.
 
 constexpr int PANEL = 2 * LANES;  // queries that lie across the lanes
+static_assert(PANEL <= BIAS_PADDING, "a panel's bias is read in one piece");
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 

@@ -1,4 +1,4 @@
-"""Our own kernel for CPUs, csrc/cpu/attention.cpp: runs parts as they are, computing in fp32.
+"""Our own kernel for CPUs, csrc/cpu/attention.cpp: runs parts as they are, with sums in fp32.
 
 No plan, no gather and no mask: it loops over a part's blocks and leaves out those that a causal one
 hides, so that every mask costs its exact area and what lies along a diagonal.
@@ -7,6 +7,7 @@ hides, so that every mask costs its exact area and what lies along a diagonal.
 import ctypes
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.parts import Parts
@@ -29,6 +30,8 @@ def cannot_run(
         return reason
     if compute_dtype(q) != torch.float32:
         return f"it computes in fp32, not {str(compute_dtype(q)).removeprefix('torch.')}"
+    if q.dtype not in DTYPES:
+        return f"it takes fp32 and bf16, not {str(q.dtype).removeprefix('torch.')}"
     if not library.serves(q, k, *(() if bias is None else (bias.table,))):
         return "it takes plain tensors, neither fake nor traced"
     if q.shape[-1] > most or q.shape[-1] % divisor:
@@ -51,13 +54,12 @@ def attend(
     key_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `attend.attend`, whose contract this fulfils."""
-    dtype = q_BSHD.dtype if q_BSHD.dtype in DTYPES else torch.float32
-    q, k, v = (x.to(dtype) for x in (q_BSHD, k_BSHD, v_BSHD))
+    q, k, v = (x.to(q_BSHD.dtype) for x in (q_BSHD, k_BSHD, v_BSHD))
     if bias is None:
-        return _Attention.apply(q, k, v, None, parts, scale, NO_BIAS).to(q_BSHD.dtype)
+        return _Attention.apply(q, k, v, None, parts, scale, NO_BIAS)
     positions = [x if x.ndim == 2 else x[..., 0] for x in (query_positions, key_positions)]
     asked = (*(x.long().contiguous() for x in positions), bias.max_distance)
-    return _Attention.apply(q, k, v, _figures(bias), parts, scale, asked).to(q_BSHD.dtype)
+    return _Attention.apply(q, k, v, _figures(bias), parts, scale, asked)
 
 
 def _figures(bias: RelativeBias) -> torch.Tensor:
@@ -81,6 +83,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         q, k, v, figures, out, lse = ctx.saved_tensors
         parts, scale, asked = ctx.rest

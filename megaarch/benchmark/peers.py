@@ -219,17 +219,18 @@ class Apart:
         self.tokens = self._answer()
 
     def step(self) -> list[float]:
-        self.pipe.send(True)
-        return self._answer()
+        return self._answer(True)
 
     def end(self) -> None:
         self.pipe.send(False)
         self.process.join()
 
-    def _answer(self) -> Any:
+    def _answer(self, *asked: bool) -> Any:
         try:
+            for word in asked:
+                self.pipe.send(word)
             return self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise ValueError("peers: the process of a side ended; what it says is above") from None
 
 

@@ -3,18 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
 def attention(found: dict[str, Any], path: Path) -> None:
     """TFLOP/s by mask, one panel a stage, one colour a kernel and size."""
     results = [r for r in found["results"] if "forward" in r]
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     names = list(dict.fromkeys(r["mask"] for r in results))
     series = list(dict.fromkeys(map(_series, results)))
     width = 0.8 / max(len(series), 1)
     for panel, stage in zip(axes, ("forward", "backward"), strict=True):
+        panel.set_prop_cycle(color=[colormaps["tab20"](n % 20) for n in range(len(series))])
         for number, label in enumerate(series):
             chosen = [r for r in results if _series(r) == label]
             at = [names.index(r["mask"]) + (number + 0.5) * width - 0.4 for r in chosen]
@@ -26,7 +28,8 @@ def attention(found: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     if names:
         axes[1].set_xticks(range(len(names)), names, rotation=30, ha="right")
-        axes[0].legend(fontsize="small", frameon=False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize="small", frameon=False)
     _caption(figure, found)
     figure.savefig(path)
 
@@ -62,7 +65,8 @@ def bars(label: str, figure_of: str, unit: str):
 
 def _caption(figure: Figure, found: dict[str, Any]) -> None:
     hardware, versions = found["hardware"], found["versions"]
-    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    threads = hardware["threads"]
+    device = hardware["gpu"] or f"{hardware['cpu']}, {threads} thread{'s' * (threads > 1)}"
     figure.suptitle(
         f"{device} · torch {versions['torch']} · commit {found['commit']} · {found['date']}",
         fontsize="small",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from megaarch.kernels.library import serves
 from megaarch.kernels.softmax import less_target
@@ -92,6 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return nll_R, partition_R, text_R
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_nll_R, grad_partition_R, _):
         hidden_RD, weight_VD, bias_V, target_R, *kept = ctx.saved_tensors
         cast_VD = weight_VD.to(ctx.dtype)

@@ -9,6 +9,7 @@ in between runs in fp32: what a unit for bfloat16 does, which multiplies 16 bits
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -31,10 +32,11 @@ def turned_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As torch.nn.functional.linear, autocast included."""
-    device, dtype = x.device, x.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    if _ours(x, weight, dtype=dtype):
+    kind, dtype = x.device.type, x.dtype
+    cast = torch.is_autocast_enabled(kind) and torch.float64 not in (dtype, weight.dtype)
+    if cast:
+        dtype = torch.get_autocast_dtype(kind)
+    if (cast or dtype == weight.dtype) and _ours(x, weight, dtype=dtype):
         return _Linear.apply(x, weight, bias, dtype)
     return F.linear(x, weight, bias)
 
@@ -55,11 +57,11 @@ def _ours(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:
     return (dtype in HALF and not CPU_HAS_UNITS) or (dtype == torch.float32 and CHOICE)
 
 
-def _fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [..., K] @ weight [N, K], turned. oneDNN copies x if its rows do not lie in order."""
+def _fp32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., K] @ weight [N, K], turned, + bias [N]. oneDNN copies x if its rows do not lie in order."""
     if not CHOICE or not x.numel() or not weight.numel():
-        return F.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 
 def _turned(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -73,23 +75,24 @@ class _Linear(torch.autograd.Function):
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
+        bias = None if bias is None else bias.to(dtype).float()
         with torch.autocast("cpu", enabled=False):
-            out = _fp32(x.float(), weight.float())
-            if bias is not None:
-                out += bias.to(dtype)
-        return out.to(dtype)
+            return _fp32(x.float(), weight.float(), bias).to(dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.dtypes
         grad = grad.float()
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _fp32(grad, weight.float().t()).to(of_x)
         if ctx.needs_input_grad[1]:
-            grad_weight = _turned(rows, x.float().flatten(0, -2)).contiguous().to(of_weight)
+            grad_weight = (
+                _turned(rows, x.float().reshape(-1, x.shape[-1])).contiguous().to(of_weight)
+            )
         if of_bias is not None and ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0).to(of_bias)
         return grad_x, grad_weight, grad_bias, None

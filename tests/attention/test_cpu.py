@@ -159,7 +159,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("size", [40, 64])
+@pytest.mark.parametrize("size", [40, 48, 64, 256])
 @pytest.mark.parametrize("name", LONG)
 def test_half_precision(name, size, biased):
     """What is read and written is rounded, and sums are fp32. Units for bfloat16, which take multiples

@@ -93,16 +93,28 @@ def test_text_renormalization(problem):
     assert (ours.text_nll < ours.nll).all()
 
 
-def test_under_autocast(problem):
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_under_autocast(problem, monkeypatch, kept_bytes, with_bias):
+    """Against what a rounded product gives in fp32, whichever dtype the chunks stay in."""
+    monkeypatch.setattr(loss, "KEPT_BYTES", kept_bytes)
     hidden, weight, bias, target, upstream = (
         x.detach().float() if x.is_floating_point() else x for x in problem
     )
-    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+    inputs = [
+        x.requires_grad_() for x in ((hidden, weight, bias) if with_bias else (hidden, weight))
+    ]
+    text = torch.arange(V) % 2 == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = cross_entropy(*inputs, target, vocabulary_size=V)
-    assert ours.nll.dtype == torch.float32
-    expected = plain(*inputs, target)
+        ours = cross_entropy(
+            *inputs, *([] if with_bias else [None]), target, vocabulary_size=V, text_tokens=text
+        )
+    assert all(x.dtype == torch.float32 for x in ours)
+    expected = plain(*inputs, *([] if with_bias else [None]), target)
     torch.testing.assert_close(ours.nll, expected[0], atol=0.1, rtol=0.02)
+    logits = (hidden @ weight.T + (bias if with_bias else 0))[:, :V]
+    of_text = logits[:, text].logsumexp(-1) - logits.gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(ours.text_nll, of_text, atol=0.1, rtol=0.02)
     for a, b in zip(
         gradients(ours[:2], inputs, upstream), gradients(expected, inputs, upstream), strict=True
     ):

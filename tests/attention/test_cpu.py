@@ -129,11 +129,14 @@ def test_slices_of_a_fused_projection_and_a_transposed_gradient():
     assert_same(parts, *wide.split((2, 1, 1), 2), grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2), (4, 1), (2, 2)])
-def test_shards_of_heads(heads):
+def test_shards_of_heads(heads, dtype):
     """Two ranks of tp or cp hold half of the heads each; a key head of both is read by both."""
     parts = Parts.of([prefix(p, 150) for p in (0, 50, 150)], 150, 150)
-    q, k, v, grad = tensors(parts, *heads, **SINGLE)
+    q, k, v, grad = tensors(parts, *heads, size=16, dtype=dtype)
+    if choose("auto", q, k, parts)[0] != "cpu":
+        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
     expected = run("cpu", parts, q, k, v, grad)
     found = [torch.zeros_like(x) for x in expected]
     for rank in range(2):
@@ -142,18 +145,25 @@ def test_shards_of_heads(heads):
         part = run("cpu", parts, q[:, :, mine], k[:, :, keys], v[:, :, keys], grad[:, :, mine])
         for whole, x, h in zip(found, part, (mine, mine, keys, keys), strict=True):
             whole[:, :, h] += x
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    exact = heads[1] > 1 or dtype == torch.float32  # else halves of a key's gradient are rounded
+    close = 1e-5 if exact else 2**-6
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
     parts, threads = Parts.of([prefix(p, 200) for p in (0, 50, 150)], 200, 200), 3
-    arguments = tensors(parts, heads=4, key_heads=2, **SINGLE)
+    arguments = (*tensors(parts, heads=4, key_heads=2, size=32, dtype=dtype), torch.randn(8, 4))
+    options = {"positions": 2 * (torch.arange(200).expand(3, 200),)}
+    if choose("auto", *arguments[:2], parts)[0] != "cpu":
+        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        wanted = run("cpu", parts, *arguments)
+        wanted = run("cpu", parts, *arguments, **options)
         torch.set_num_threads(threads)
-        assert all(torch.equal(*pair) for pair in zip(wanted, run("cpu", parts, *arguments)))
+        found = run("cpu", parts, *arguments, **options)
+        assert all(torch.equal(*pair) for pair in zip(wanted, found, strict=True))
     finally:
         torch.set_num_threads(before)
 
@@ -169,7 +179,7 @@ def test_half_precision(name, size, biased):
     options = {}
     if biased:
         options["positions"] = 2 * (torch.arange(300)[None],)
-        arguments = (*arguments, torch.randn(8, 4))
+        arguments = (*arguments, torch.randn(8, 4, generator=torch.Generator().manual_seed(1)))
     if choose("auto", *arguments[:2], parts)[0] != "cpu":
         pytest.skip("this processor has units for 16-bit products, which sdpa uses")
     found = run("cpu", parts, *arguments, **options)
@@ -182,7 +192,7 @@ def test_half_precision(name, size, biased):
         assert (a - b).norm() <= 2**-8 * b.norm()
         assert (a - b).abs().max() <= 2**-7 * b.abs().max()
     if biased:
-        assert (found[4] - wanted[4]).abs().max() <= 2**-8 * max(wanted[4].abs().max(), 30)
+        assert (found[4] - wanted[4]).abs().max() <= 2**-7 * max(wanted[4].abs().max(), 30)
 
 
 @pytest.mark.parametrize("name", LONG)

@@ -21,7 +21,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def longer():
-    return json.loads((BENCHMARKS / "2026-11-23-demo-t5-longer.json").read_text())
+    return json.loads((BENCHMARKS / "2026-11-27-demo-t5-longer.json").read_text())
 
 
 def misses(cell, results):

@@ -20,6 +20,11 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 SINGLE = {"dtype": torch.float32}
 
 
+def skip_unless_it_runs(parts, q, k):
+    if choose("auto", q, k, parts)[0] != "cpu":
+        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
+
+
 def assert_same(parts, q, k, v, grad, table=None, tolerance=3e-6, **options):
     """Errors are relative to the largest figure."""
     wide = [None if x is None else x.double() for x in (q, k, v, grad, table)]
@@ -135,8 +140,7 @@ def test_shards_of_heads(heads, dtype):
     """Two ranks of tp or cp hold half of the heads each; a key head of both is read by both."""
     parts = Parts.of([prefix(p, 150) for p in (0, 50, 150)], 150, 150)
     q, k, v, grad = tensors(parts, *heads, size=16, dtype=dtype)
-    if choose("auto", q, k, parts)[0] != "cpu":
-        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
+    skip_unless_it_runs(parts, q, k)
     expected = run("cpu", parts, q, k, v, grad)
     found = [torch.zeros_like(x) for x in expected]
     for rank in range(2):
@@ -155,8 +159,7 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     parts, threads = Parts.of([prefix(p, 200) for p in (0, 50, 150)], 200, 200), 3
     arguments = (*tensors(parts, heads=4, key_heads=2, size=32, dtype=dtype), torch.randn(8, 4))
     options = {"positions": 2 * (torch.arange(200).expand(3, 200),)}
-    if choose("auto", *arguments[:2], parts)[0] != "cpu":
-        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
+    skip_unless_it_runs(parts, *arguments[:2])
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -180,8 +183,7 @@ def test_half_precision(name, size, biased):
     if biased:
         options["positions"] = 2 * (torch.arange(300)[None],)
         arguments = (*arguments, torch.randn(8, 4, generator=torch.Generator().manual_seed(1)))
-    if choose("auto", *arguments[:2], parts)[0] != "cpu":
-        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
+    skip_unless_it_runs(parts, *arguments[:2])
     found = run("cpu", parts, *arguments, **options)
     assert all(x.dtype == torch.bfloat16 for x in found[:4])
     wanted = run("reference", parts, *(x.double() for x in arguments), **options)

@@ -64,5 +64,19 @@ def _gradient_shape(logits_Cv, *_):
     return torch.empty_like(logits_Cv, memory_format=torch.contiguous_format)
 
 
+def slope(
+    logits_Cv: torch.Tensor,
+    bias_v: torch.Tensor | None,
+    target_C: torch.Tensor,
+    text_v: torch.Tensor | None,
+    known: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Slope` of model/loss.py: the gradient with both factors one, over the ids held here."""
+    numbers_FC = figures(logits_Cv, bias_v, target_C, text_v, known)
+    ones_C = torch.ones_like(numbers_FC[0])
+    of_logits = gradient(logits_Cv, bias_v, target_C, numbers_FC[0], ones_C, ones_C, known)
+    return of_logits, numbers_FC
+
+
 def _wide(bias_v: torch.Tensor | None, logits: torch.dtype) -> torch.Tensor | None:
     return None if bias_v is None else bias_v.to(accumulator(logits)).contiguous()

@@ -29,14 +29,14 @@ class RMSNorm(nn.RMSNorm):
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float, fused: bool = True
 ) -> torch.Tensor:
-    """x [..., D] over its root mean square, times weight [D], in x's dtype. Not fused: torch's where
-    the CPU's kernels do not serve."""
-    eager = serves(x, weight)
-    if not (fused or eager):
-        return F.rms_norm(x, weight.shape, weight, epsilon)
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    wide = x.to(dtype), weight.to(dtype)
-    return (_Eager.apply(*wide, epsilon) if eager else _operator(*wide, epsilon)[0]).to(x.dtype)
+    """Returns x [..., D] over its root mean square, times weight [D], in x's dtype; statistics in
+    fp32 at least. Not fused: torch's where the CPU's kernels do not serve."""
+    weight = weight.to(x.dtype)
+    if serves(x, weight):
+        return _Eager.apply(x, weight, epsilon)
+    if fused:
+        return _operator(x, weight, epsilon)[0]
+    return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def _forward(

@@ -63,7 +63,22 @@ def normalization(model: settings.Model) -> nn.Module:
     if model.normalization == "rmsnorm":
         fused = "rms_norm" in model.fused_kernels
         return RMSNorm(model.hidden_size, model.normalization_epsilon, fused)
-    return nn.LayerNorm(model.hidden_size, model.normalization_epsilon, bias=model.bias)
+    return LayerNorm(model.hidden_size, model.normalization_epsilon, bias=model.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, in its input's dtype; statistics in fp32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
+    """LayerNorm over the last dimension (Ba et al. 2016), in x's dtype."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias, epsilon)
 
 
 class SelfAttention(nn.Module):

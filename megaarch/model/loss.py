@@ -1,24 +1,48 @@
 """Cross-entropy at target rows, in chunks: never a full [targets, vocabulary] tensor.
 
-Legend: R target rows, C rows of one chunk, D width, V vocabulary (padded to a multiple of 128).
+The vocabulary may be split over ranks. Then each rank holds the ids from `first` on, and the ranks
+exchange three numbers a row in one collective: a log-sum-exp, the target's logit, and a log-sum-exp
+over text tokens. Logits are never gathered.
+
+Legend: R target rows, C rows of one chunk, D width, V vocabulary (padded to a multiple of 128),
+v ids of the vocabulary that are held here (V in one process), F numbers of a row.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import distributed
 from torch.autograd.function import once_differentiable
 
 from megaarch.kernels.library import serves
 from megaarch.kernels.softmax import less_target
 from megaarch.model.product import product, turned_product
 
-LOGITS_PER_CHUNK = 1 << 22
-KEPT_BYTES = 128 << 20  # probabilities kept for the backward pass; chunks beyond are recomputed
+
+class Limits(NamedTuple):
+    """logits: how many exist at a time. kept: bytes of slopes that are kept for the backward pass;
+    chunks beyond are computed again there."""
+
+    logits: int
+    kept: int
+
+
+CPU = Limits(1 << 22, 128 << 20)
+ACCELERATOR = Limits(1 << 27, 2 << 30)
+LEAST_ROWS = 128  # of a chunk
+
+# Returns the slope of each row's negative log-likelihood (its softmax over the ids held here, less
+# 1 at the target) in the logits' dtype, and [F, C] in fp32 at least: log-sum-exp, the target's
+# logit (-inf where another rank holds it), and the log-sum-exp over text tokens if asked for.
+# Arguments: logits [C, v] which it may overwrite, bias [v] or None, target [C] counted from the
+# first id held here, text bool [v] or None, and how many of the ids are no padding.
+Slope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class TargetLosses(NamedTuple):
-    """What the model returns: one figure for each target slot, 0 in slots of zero weight.
+    """What the model returns: one number for each target slot, 0 in slots of zero weight.
 
     nll: fp32 [B, M], negative log-likelihood in nats.
     log_partition: fp32 [B, M], log of the softmax's denominator (for z-loss).
@@ -39,158 +63,223 @@ class RowLosses(NamedTuple):
     text_nll: torch.Tensor | None
 
 
-def head_logits(
-    hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
-) -> torch.Tensor:
-    """[..., V] in fp32 at least; ids of the vocabulary's padding have probability zero."""
-    return finished(product(hidden, weight_VD.t()), bias_V, vocabulary_size)
-
-
-def finished(
-    logits: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
-) -> torch.Tensor:
-    """A matrix product as logits: `head_logits`. In place where there is nothing to convert, add or
-    differentiate."""
-    logits = _wide(logits)
-    if bias_V is not None:
-        logits = logits + bias_V
-    if logits.requires_grad:  # a product may be a view
-        padding = logits.shape[-1] - vocabulary_size
-        return F.pad(logits[..., :vocabulary_size], (0, padding), value=float("-inf"))
-    logits[..., vocabulary_size:] = float("-inf")
-    return logits
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_RD, weight_VD, bias_V, target_R, text_V, vocabulary_size, options):
-        chunk_rows, dtype, keep = options
-        cast_VD = weight_VD.to(dtype)
-        columns, kept, kept_bytes = [], [], 0
-        for hidden_CD, target_C in zip(
-            hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
-        ):
-            logits_CV = _logits(hidden_CD.to(dtype), cast_VD, bias_V, vocabulary_size)
-            text_C = None
-            if text_V is not None:
-                text_C = _wide(logits_CV).masked_fill(~text_V, float("-inf")).logsumexp(-1)
-            slope_CV, partition_C, target_logit_C = _less_target(logits_CV, target_C)
-            if text_C is not None:
-                text_C -= target_logit_C
-            columns.append((partition_C - target_logit_C, partition_C, text_C))
-            kept_bytes += slope_CV.nbytes
-            if keep and kept_bytes <= KEPT_BYTES:
-                kept.append(slope_CV)
-        nll, partition, text = zip(*columns, strict=True)
-        nll_R, partition_R = torch.cat(nll), torch.cat(partition)
-        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, target_R, *kept)
-        ctx.vocabulary_size, ctx.chunk_rows, ctx.dtype = vocabulary_size, chunk_rows, dtype
-        ctx.set_materialize_grads(False)
-        if text_V is None:
-            return nll_R, partition_R, None
-        text_R = torch.cat(text)
-        ctx.mark_non_differentiable(text_R)
-        return nll_R, partition_R, text_R
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_nll_R, grad_partition_R, _):
-        hidden_RD, weight_VD, bias_V, target_R, *kept = ctx.saved_tensors
-        cast_VD = weight_VD.to(ctx.dtype)
-        # Logits' gradient: slope · (grad_nll + grad_partition), and grad_partition at the target. The
-        # factor of a row goes to the narrow side of each product.
-        given = [grad for grad in (grad_nll_R, grad_partition_R) if grad is not None]
-        factor_R = sum(given[1:], given[0])
-        grad_hidden_RD = torch.empty_like(hidden_RD)
-        grad_weight_VD = None
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
-        for start in range(0, len(hidden_RD), ctx.chunk_rows):
-            chunk = slice(start, start + ctx.chunk_rows)
-            hidden_CD = hidden_RD[chunk].to(ctx.dtype)
-            if start // ctx.chunk_rows < len(kept):
-                slope_CV = kept[start // ctx.chunk_rows]
-            else:
-                logits_CV = _logits(hidden_CD, cast_VD, bias_V, ctx.vocabulary_size)
-                slope_CV, _, _ = _less_target(logits_CV, target_R[chunk])
-            factor_C = factor_R[chunk, None]
-            if (
-                grad_partition_R is not None
-            ):  # what is kept stays as it is, for another backward pass
-                at_target = grad_partition_R[chunk, None]
-                slope_CV = (slope_CV * factor_C).scatter_add_(1, target_R[chunk, None], at_target)
-                factor_C = torch.ones_like(factor_C)
-            if grad_bias_V is not None:
-                grad_bias_V += torch.mv(slope_CV.t(), factor_C[:, 0])
-            slope_CV = slope_CV.to(ctx.dtype)
-            grad_hidden_RD[chunk] = product(slope_CV, cast_VD) * factor_C
-            scaled_CD = (hidden_CD * factor_C).to(ctx.dtype)
-            of_chunk = turned_product(slope_CV, scaled_CD).to(weight_VD.dtype)
-            grad_weight_VD = of_chunk if grad_weight_VD is None else grad_weight_VD.add_(of_chunk)
-        if grad_weight_VD is None:
-            grad_weight_VD = torch.zeros_like(weight_VD)
-        # torch's fused optimizers read a gradient as if it lay like its weight
-        grad_weight_VD = grad_weight_VD.contiguous()
-        return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _logits(
-    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, known: int
-) -> torch.Tensor:
-    """`head_logits` for `_less_target`; in half precision where its kernel reads that, for then the
-    slope is rounded once, as it would be for the products after it."""
-    logits_CV = product(hidden_CD, weight_VD.t())
-    if bias_V is not None or not serves(logits_CV):
-        return finished(logits_CV, bias_V, known)
-    logits_CV[:, known:] = float("-inf")
-    return logits_CV
-
-
-def _less_target(
-    logits_CV: torch.Tensor, target_C: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The slope of each row's negative log-likelihood: its softmax, less 1 at the target; and [C]
-    log-sum-exp and target's logit. What `logits_CV` holds afterwards is undefined."""
-    if logits_CV.is_contiguous() and serves(logits_CV):
-        return logits_CV, *less_target(logits_CV, target_C)
-    target_logit_C = logits_CV.gather(1, target_C[:, None])[:, 0]
-    slope_CV = logits_CV.softmax(-1)
-    # the most likely token's probability is at least 1/V: its logarithm loses nothing
-    partition_C = logits_CV.amax(-1) - slope_CV.amax(-1).log()
-    slope_CV.scatter_add_(1, target_C[:, None], slope_CV.new_full((len(slope_CV), 1), -1))
-    return slope_CV, partition_C, target_logit_C
+def training_loss(
+    losses: TargetLosses, target_weights: torch.Tensor, z_loss: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the weighted sum of the targets' negative log-likelihoods (nats), and what training
+    minimizes: that sum plus `z_loss` times the weighted sum of squared log-partitions (PaLM,
+    Chowdhery et al. 2022, section 5). Both are scalars; target_weights: [B, M]."""
+    nll = (losses.nll * target_weights).sum()
+    if not z_loss:
+        return nll, nll
+    return nll, nll + z_loss * (losses.log_partition.square() * target_weights).sum()
 
 
 def cross_entropy(
     hidden_RD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
+    weight_vD: torch.Tensor,
+    bias_v: torch.Tensor | None,
     target_R: torch.Tensor,
     *,
     vocabulary_size: int,
     text_tokens: torch.Tensor | None = None,
     chunk_rows: int | None = None,
+    slope: Slope | None = None,
+    first: int = 0,
+    group: distributed.ProcessGroup | None = None,
 ) -> RowLosses:
-    """The losses of R rows, differentiable in hidden, weight and bias with any upstream gradient.
+    """Returns the losses of R rows, differentiable in hidden, weight and bias with any upstream
+    gradient. Products run in hidden's dtype; statistics, and the sum of the chunks' gradients of
+    weight and bias, are fp32 at least.
 
-    weight_VD, bias_V: the output layer; ids from `vocabulary_size` up to V are padding.
+    weight_vD, bias_v: the output layer's share of ids, from `first` on; ids from `vocabulary_size`
+        on are padding. hidden and target are the same on every rank of `group`, and so is the result.
     target_R: int64, below `vocabulary_size`. text_tokens: bool [vocabulary_size], or None.
-    chunk_rows: rows of logits that exist at a time; None: about `LOGITS_PER_CHUNK` figures.
+    chunk_rows: rows of logits that exist at a time; None: by the device's `Limits`.
+    slope: what computes a chunk; None: the CPU's kernel where it serves, else torch.
     """
-    device, dtype = hidden_RD.device.type, hidden_RD.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    ids, limits = len(weight_vD), limits_of(hidden_RD.device.type)
     if chunk_rows is None:
-        chunk_rows = max(128, LOGITS_PER_CHUNK // weight_VD.shape[0] // 128 * 128)
+        chunk_rows = rows_of_chunk(limits, ids)
     if text_tokens is not None:
-        padding = weight_VD.shape[0] - len(text_tokens)
-        text_tokens = F.pad(text_tokens, (0, padding), value=False)
-    options = (chunk_rows, dtype, torch.is_grad_enabled())
+        padding = max(0, first + ids - len(text_tokens))
+        text_tokens = F.pad(text_tokens, (0, padding), value=False)[first : first + ids]
+    if slope is None:
+        slope = torch_slope if group else cpu_slope
+    known = min(max(vocabulary_size - first, 0), ids)
+    kept = limits.kept if torch.is_grad_enabled() else 0
+    options = (known, chunk_rows, kept, slope, group)
     return RowLosses(
         *_ChunkedCrossEntropy.apply(
-            hidden_RD, weight_VD, bias_V, target_R, text_tokens, vocabulary_size, options
+            hidden_RD, weight_vD, bias_v, target_R - first, text_tokens, options
         )
     )
+
+
+def limits_of(device_type: str) -> Limits:
+    return CPU if device_type == "cpu" else ACCELERATOR
+
+
+def rows_of_chunk(limits: Limits, ids: int) -> int:
+    """Rows of a chunk of logits over so many ids: a multiple of 128."""
+    return max(LEAST_ROWS, limits.logits // ids // LEAST_ROWS * LEAST_ROWS)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_RD, weight_vD, bias_v, target_R, text_v, options):
+        known, chunk_rows, kept_bytes, slope, group = options
+        cast_vD = weight_vD.to(hidden_RD.dtype)
+        found, kept = [], []
+        for hidden_CD, target_C in zip(
+            hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
+        ):
+            logits_Cv = product(hidden_CD, cast_vD.t())
+            slope_Cv, numbers_FC = slope(logits_Cv, bias_v, target_C, text_v, known)
+            found.append(numbers_FC)
+            kept_bytes -= slope_Cv.nbytes
+            if kept_bytes >= 0:
+                kept.append(slope_Cv)
+        here_FR = torch.cat(found, 1)
+        partition_R, target_logit_R, *text = _of_ranks(here_FR, group)
+        share_R = None if group is None else (here_FR[0] - partition_R).exp()
+        ctx.save_for_backward(hidden_RD, weight_vD, bias_v, target_R, share_R, *kept)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        nll_R = partition_R - target_logit_R
+        if not text:
+            return nll_R, partition_R.clone(), None
+        text_R = text[0] - target_logit_R
+        ctx.mark_non_differentiable(text_R)
+        return nll_R, partition_R.clone(), text_R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nll_R, grad_partition_R, _):
+        hidden_RD, weight_vD, bias_v, target_R, share_R, *kept = ctx.saved_tensors
+        known, chunk_rows, _, slope, group = ctx.options
+        cast_vD = weight_vD.to(hidden_RD.dtype)
+        # Logits' gradient: softmax · (grad_nll + grad_partition), less grad_nll at the target. That
+        # is slope · factor, plus `rest` at the target. A row's factor goes to the narrow side of
+        # each product.
+        given = [grad for grad in (grad_nll_R, grad_partition_R) if grad is not None]
+        factor_R, rest_R = sum(given[1:], given[0]), grad_partition_R
+        if share_R is not None:
+            factor_R = factor_R * share_R
+            rest_R = factor_R - (0 if grad_nll_R is None else grad_nll_R)
+        wide = _wide_dtype(hidden_RD.dtype)
+        grad_hidden_RD, grad_weight_vD = torch.empty_like(hidden_RD), None
+        grad_bias_v = None if bias_v is None else torch.zeros_like(bias_v, dtype=wide)
+        for start in range(0, len(hidden_RD), chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            hidden_CD, factor_C1 = hidden_RD[rows], factor_R[rows, None]
+            if start // chunk_rows < len(kept):
+                slope_Cv = kept[start // chunk_rows]
+            else:
+                logits_Cv = product(hidden_CD, cast_vD.t())
+                slope_Cv, _ = slope(logits_Cv, bias_v, target_R[rows], None, known)
+            if grad_bias_v is not None:
+                grad_bias_v += torch.mv(slope_Cv.t().to(wide), factor_C1[:, 0])
+            slope_Cv = slope_Cv.to(hidden_RD.dtype)
+            grad_hidden_RD[rows] = product(slope_Cv, cast_vD) * factor_C1
+            of_chunk = turned_product(slope_Cv, (hidden_CD * factor_C1).to(hidden_RD.dtype))
+            grad_weight_vD = of_chunk if grad_weight_vD is None else grad_weight_vD.add_(of_chunk)
+        if grad_weight_vD is None:
+            grad_weight_vD = torch.zeros_like(weight_vD)
+        if rest_R is not None:
+            column_R, held_R = _columns(target_R, known)
+            rest_R1 = rest_R.masked_fill(~held_R, 0)[:, None]
+            grad_hidden_RD += (rest_R1 * cast_vD.index_select(0, column_R)).to(hidden_RD.dtype)
+            of_rows = (rest_R1 * hidden_RD).to(grad_weight_vD.dtype)
+            grad_weight_vD.index_add_(0, column_R, of_rows)
+            if grad_bias_v is not None:
+                grad_bias_v.index_add_(0, column_R, rest_R1[:, 0])
+        if group is not None:
+            distributed.all_reduce(grad_hidden_RD, group=group)
+        # torch's fused optimizers read a gradient as if it lay like its weight
+        of_weight = grad_weight_vD.to(weight_vD.dtype).contiguous()
+        of_bias = None if bias_v is None else grad_bias_v.to(bias_v.dtype)
+        return grad_hidden_RD, of_weight, of_bias, None, None, None
+
+
+def _of_ranks(here_FR: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
+    """Turns numbers [F, R], each the log of a sum over this rank's ids, into those of all ids."""
+    if group is None:
+        return here_FR
+    of_ranks = [torch.empty_like(here_FR) for _ in range(group.size())]
+    distributed.all_gather(of_ranks, here_FR, group=group)
+    return torch.stack(of_ranks).logsumexp(0)
+
+
+def torch_slope(
+    logits_Cv: torch.Tensor,
+    bias_v: torch.Tensor | None,
+    target_C: torch.Tensor,
+    text_v: torch.Tensor | None,
+    known: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Slope` by torch's operations. Compiled, it reads the logits and writes the slope once."""
+    wide_Cv = _wide(logits_Cv) if bias_v is None else _wide(logits_Cv) + bias_v
+    wide_Cv[:, known:] = float("-inf")
+    column_C, held_C = _columns(target_C, known)
+    numbers = [wide_Cv.gather(1, column_C[:, None])[:, 0].masked_fill(~held_C, float("-inf"))]
+    if text_v is not None:
+        numbers.append(wide_Cv.masked_fill(~text_v, float("-inf")).logsumexp(-1))
+    if not known:  # all of this rank's ids are padding
+        partition_C, slope_Cv = numbers[0], torch.zeros_like(wide_Cv)
+    elif torch.compiler.is_compiling():
+        partition_C = wide_Cv.logsumexp(-1)
+        ids_v = torch.arange(wide_Cv.shape[1], device=wide_Cv.device)
+        at_target_Cv = (ids_v == column_C[:, None]) & held_C[:, None]
+        slope_Cv = (wide_Cv - partition_C[:, None]).exp() - at_target_Cv.to(wide_Cv.dtype)
+    else:
+        slope_Cv = wide_Cv.softmax(-1)
+        # the most likely token's probability is at least 1/V: its logarithm loses nothing
+        partition_C = wide_Cv.amax(-1) - slope_Cv.amax(-1).log()
+        slope_Cv.scatter_add_(1, column_C[:, None], -held_C.to(slope_Cv.dtype)[:, None])
+    return slope_Cv.to(logits_Cv.dtype), torch.stack([partition_C, *numbers])
+
+
+def cpu_slope(
+    logits_Cv: torch.Tensor,
+    bias_v: torch.Tensor | None,
+    target_C: torch.Tensor,
+    text_v: torch.Tensor | None,
+    known: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Slope` by the CPU's kernel (kernels/softmax.py) where it serves, else `torch_slope`. All
+    targets are held here."""
+    if not (logits_Cv.is_contiguous() and serves(logits_Cv)):
+        return torch_slope(logits_Cv, bias_v, target_C, text_v, known)
+    if bias_v is not None:
+        logits_Cv = _wide(logits_Cv) + bias_v
+    logits_Cv[:, known:] = float("-inf")
+    text = []
+    if text_v is not None:
+        text.append(_wide(logits_Cv).masked_fill(~text_v, float("-inf")).logsumexp(-1))
+    return logits_Cv, torch.stack([*less_target(logits_Cv, target_C), *text])
+
+
+def head_logits(
+    hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
+) -> torch.Tensor:
+    """Returns [..., V] in fp32 at least; ids of the vocabulary's padding have probability zero."""
+    logits = _wide(product(hidden, weight_VD.to(hidden.dtype).t()))
+    if bias_V is not None:
+        logits = logits + bias_V
+    padding = logits.shape[-1] - vocabulary_size
+    return F.pad(logits[..., :vocabulary_size], (0, padding), value=float("-inf"))
+
+
+def _columns(target_R: torch.Tensor, known: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the targets' columns, 0 where another rank has it; and whether they are held here."""
+    held_R = (target_R >= 0) & (target_R < known)
+    return target_R.masked_fill(~held_R, 0), held_R
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(_wide_dtype(x.dtype))
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

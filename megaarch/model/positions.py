@@ -79,19 +79,21 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, x, cos, sin, axes):
         ctx.save_for_backward(cos, sin)
         ctx.axes = axes
-        return torch.addcmul(x * cos, _swap_halves(x, axes), sin)
+        return torch.addcmul(x * cos, _swap_halves(x, axes), sin).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         cos, sin = ctx.saved_tensors
         swapped = _swap_halves(grad, ctx.axes)
-        return torch.addcmul(grad * cos, swapped, sin, value=-1), None, None, None
+        turned = torch.addcmul(grad * cos, swapped, sin, value=-1)
+        return turned.to(grad.dtype), None, None, None
 
 
 def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], axes: int) -> torch.Tensor:
-    """RoPE: x [B, S, ..., Dh] turned by `rotary_tables`; heads may fill several dimensions."""
+    """RoPE: x [B, S, ..., Dh] turned by `rotary_tables` in their dtype, and rounded once to x's;
+    heads may fill several dimensions."""
     cos, sin = (table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1) for table in tables)
-    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype), axes)
+    return _Rotate.apply(x, cos, sin, axes)
 
 
 def heads(

@@ -17,28 +17,27 @@ CHOICE = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_availabl
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [..., K] @ b [K, N], autocast included."""
+    """Returns a [..., K] @ b [K, N] in a's dtype."""
     return linear(a, b.t())
 
 
 def turned_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [R, M], turned, @ b [R, N], in their dtype and without gradients: that of a layer's weight.
-    Either axis of the result may be the contiguous one: to be mended before an optimizer sees it."""
-    if not _ours(a, b, dtype=a.dtype):
-        return a.t() @ b
-    with torch.autocast("cpu", enabled=False):  # it would round the operands again, and emulate
-        return _turned(a.float(), b.float()).to(a.dtype)
+    """Returns a [R, M], turned, @ b [R, N] in fp32 at least, without gradients: a share of a weight's
+    gradient, to be added to others. Either axis of the result may be the contiguous one: to be
+    mended before an optimizer sees it."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    if _ours(a, b, dtype=a.dtype):
+        return _turned(a.float(), b.float())
+    if a.device.type == "cuda" and a.dtype in HALF:  # the units' own sums, never rounded to 16 bits
+        return torch.mm(a.t(), b, out_dtype=wide)
+    return (a.t() @ b).to(wide)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """As torch.nn.functional.linear, autocast included."""
-    kind, dtype = x.device.type, x.dtype
-    cast = torch.is_autocast_enabled(kind) and torch.float64 not in (dtype, weight.dtype)
-    if cast:
-        dtype = torch.get_autocast_dtype(kind)
-    if (cast or dtype == weight.dtype) and _ours(x, weight, dtype=dtype):
-        return _Linear.apply(x, weight, bias, dtype)
-    return F.linear(x, weight, bias)
+    """As torch.nn.functional.linear, in x's dtype, whatever that of the parameters is."""
+    if _ours(x, weight, dtype=x.dtype):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class Linear(nn.Linear):
@@ -71,28 +70,25 @@ def _turned(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, dtype):
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        x, weight = x.to(dtype), weight.to(dtype)
+    def forward(ctx, x, weight, bias):
+        ctx.of_weight, ctx.of_bias = weight.dtype, None if bias is None else bias.dtype
+        weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
-        bias = None if bias is None else bias.to(dtype).float()
-        with torch.autocast("cpu", enabled=False):
-            return _fp32(x.float(), weight.float(), bias).to(dtype)
+        bias = None if bias is None else bias.to(x.dtype).float()
+        return _fp32(x.float(), weight.float(), bias).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.dtypes
         grad = grad.float()
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = _fp32(grad, weight.float().t()).to(of_x)
+            grad_x = _fp32(grad, weight.float().t()).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = (
-                _turned(rows, x.float().reshape(-1, x.shape[-1])).contiguous().to(of_weight)
-            )
-        if of_bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0).to(of_bias)
-        return grad_x, grad_weight, grad_bias, None
+            of_rows = _turned(rows, x.float().reshape(-1, x.shape[-1]))
+            grad_weight = of_rows.contiguous().to(ctx.of_weight)
+        if ctx.of_bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(ctx.of_bias)
+        return grad_x, grad_weight, grad_bias

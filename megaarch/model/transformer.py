@@ -73,11 +73,16 @@ class HeadTransform(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.activation(self.dense(hidden))
-        return self.norm(hidden.to(self.norm.weight.dtype))  # autocast leaves it in half precision
+        return self.norm(hidden)
 
 
 class Transformer(nn.Module):
     """Streams of tokens in, one loss a target out.
+
+    Layers compute in the dtype of the residual stream and cast their parameters to it.
+    `compute_dtype` sets it; None: that of the parameters. With bf16 parameters are fp32 masters,
+    and statistics and losses stay fp32; where FSDP gathers parameters in bf16 nothing is left to
+    cast, so that bf16 means the same in every layout.
 
     `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
     torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
@@ -87,6 +92,7 @@ class Transformer(nn.Module):
         super().__init__()
         assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"
         self.settings, self.stacks = model, stacks(model)
+        self.compute_dtype: torch.dtype | None = None
         self.position_axes = position_axes
         self.dropout_step: tuple[int, int] | None = None
         self.layout = Layout()
@@ -141,13 +147,10 @@ class Transformer(nn.Module):
         model, stack, stream = self.settings, self.stacks[index], batch.streams[index]
         rotary = bias = None
         if model.position_encoding == "rope":
-            device = stream.positions.device.type
-            dtype = next(self.parameters()).dtype
-            if torch.is_autocast_enabled(device):
-                dtype = torch.get_autocast_dtype(device)
+            dtype = torch.promote_types(self.dtype, torch.float32)
             rotary = rotary_tables(stream.token_positions, head_size(model), model.rope_base, dtype)
         elif model.position_encoding == "relative":
-            table = self.layout.own_heads(self.relative_bias[stack.stream])
+            table = self.layout.own_heads(self.relative_bias[stack.stream]).to(self.dtype)
             bias = RelativeBias(table, stack.bidirectional_bias, model.relative_max_distance)
         keys, first = self._dropout_keys(batch), self._first(stream)
         return Context(stream.parts, stream.cross, stream.positions, rotary, bias, keys, first)
@@ -155,13 +158,14 @@ class Transformer(nn.Module):
     def embed(self, index: int, batch: Batch) -> torch.Tensor:
         """[B, S, D]: the input of stack `index`'s first layer."""
         stream, name = batch.streams[index], self.stacks[index].stream
-        x_BSD = self.embedding(stream.tokens)
+        dtype = self.dtype
+        x_BSD = self.embedding(stream.tokens).to(dtype)
         if name in self.positions:
-            x_BSD = x_BSD + self.positions[name](stream.token_positions)
+            x_BSD = x_BSD + self.positions[name](stream.token_positions).to(dtype)
         if self.segments is not None:
             segments = stream.segments
             kinds = torch.zeros_like(stream.tokens) if segments is None else segments
-            x_BSD = x_BSD + self.segments(kinds)
+            x_BSD = x_BSD + self.segments(kinds).to(dtype)
         if name in self.embedding_norm:
             x_BSD = self.embedding_norm[name](x_BSD)
         keys = self._dropout_keys(batch)
@@ -199,10 +203,11 @@ class Transformer(nn.Module):
         losses = self.layout.cross_entropy(
             hidden_RD,
             self._output_weight,
-            self.output_bias,
+            None if self.output_bias is None else self.output_bias.to(hidden_RD.dtype),
             batch.target_tokens.flatten()[slot_R],
             vocabulary_size=self.settings.vocabulary_size,
             text_tokens=text_tokens,
+            slope=self.layout.slope,
         )
         used = slot_R[: batch.head_count]
 
@@ -217,6 +222,11 @@ class Transformer(nn.Module):
         size = self.settings.vocabulary_size
         hidden_BSD = self._before_output(self.hidden(batch))
         return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream and of products: `compute_dtype`, else the parameters'."""
+        return self.compute_dtype or next(self.parameters()).dtype
 
     @property
     def _output_weight(self) -> torch.Tensor:

@@ -22,10 +22,15 @@ def build_model(model: Model, objective: str) -> Transformer:
     """The Transformer of these settings in one process, not yet initialized."""
     found = Transformer(model, position_axes=catalogue.position_axes(objective))
     if "cross_entropy" in model.fused_kernels:
-        from megaarch.parallel import vocabulary
+        from megaarch.kernels.cross_entropy import slope
 
-        found.layout = replace(found.layout, cross_entropy=vocabulary.CrossEntropy(fused=True))
+        found.layout = replace(found.layout, slope=slope)
     return found
+
+
+def compute_dtype(settings: Settings) -> torch.dtype | None:
+    """What layers compute in, by `training.precision`; None: their parameters' dtype."""
+    return torch.bfloat16 if settings.training.precision == "bf16" else None
 
 
 def build(settings: Settings, grid: Grid) -> Transformer:

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from megaarch.model.loss import TargetLosses
+from megaarch.parallel.build import compute_dtype
 from megaarch.parallel.mesh import Grid
 from megaarch.settings import Settings
 
@@ -32,7 +33,7 @@ def shard(model: nn.Module, grid: Grid, settings: Settings) -> None:
         mesh = mesh._flatten("dp_shard_cp")
     if grid.size("dp_replicate") > 1:
         mesh = DeviceMesh._concatenate([grid.submesh("dp_replicate"), mesh])
-    half = torch.bfloat16 if settings.training.precision == "bf16" else None
+    half = compute_dtype(settings)
     options = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(

@@ -21,7 +21,7 @@ from megaarch.data.batch import Batch
 from megaarch.model.initialize import initial_value
 from megaarch.model.loss import TargetLosses
 from megaarch.parallel import recompute, zero_config
-from megaarch.parallel.build import build_model
+from megaarch.parallel.build import build_model, compute_dtype
 from megaarch.parallel.mesh import GRADIENT, Grid
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Settings
@@ -39,7 +39,6 @@ class ZeroReplica(Replica):
     def __init__(self, settings: Settings, grid: Grid):
         nn.Module.__init__(self)
         self.settings, self.grid, self.engine = settings, grid, None
-        self.autocast = False  # parameters are bf16, with fp32 masters
         self.deepspeed = _deepspeed(grid)
         self.config = zero_config.of(settings, grid.data_ranks)
         self.stage = self.config["zero_optimization"]["stage"]
@@ -48,6 +47,7 @@ class ZeroReplica(Replica):
             birth = self.deepspeed.zero.Init(config_dict_or_path=self.config)
         with birth, torch.device(grid.device):
             self.model = build_model(settings.model, settings.data.objective)
+        self.model.compute_dtype = compute_dtype(settings)
         if settings.parallel.recompute != "none":
             recompute.apply(self.model, settings.parallel.recompute)
 

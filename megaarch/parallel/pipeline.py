@@ -26,6 +26,7 @@ from torch.distributed.pipelining.schedules import (
 
 from megaarch.data.batch import Batch
 from megaarch.model import TargetLosses
+from megaarch.model.loss import training_loss
 from megaarch.parallel.mesh import Grid
 from megaarch.parallel.partial import PartialTransformer, Received, prune
 from megaarch.parallel.shared import Shared
@@ -47,8 +48,7 @@ class Engine:
     """Runs steps and evaluations of a pruned model over the pipeline ranks of `grid`.
 
     Micro-batches come as the model of one rank takes them (context parallelism: its shards).
-    Activations between stages have the type of the parameters as layers see them: bf16 where FSDP
-    gathers them so, and under autocast fp32, as the residual stream has in one process.
+    Activations between stages have the dtype of the residual stream.
     A parameter that several ranks hold has the same gradient on all of them after
     `forward_backward`, and `counts` says on which one it counts in the clip norm.
     """
@@ -57,13 +57,7 @@ class Engine:
         self.model, self.grid, self.settings = model, grid, settings
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
-        half = settings.training.precision == "bf16"
-        # Parameters that FSDP gathers in bf16 leave nothing to autocast.
-        self.autocast, gathered = (
-            half and grid.gradient_ranks == 1,
-            half and grid.gradient_ranks > 1,
-        )
-        self.dtype = torch.bfloat16 if gathered else next(model.parameters()).dtype
+        self.dtype = model.dtype
         self.width = model.settings.hidden_size
         self.parts = {stage: _Part(self, stage) for stage in self.stages.on(self.rank)}
         self.batches: list[Batch] = []
@@ -254,12 +248,9 @@ class _Part(nn.Module):
         out = self.run(batch, tuple(Received.apply(x) for x in received))
         if not isinstance(out, TargetLosses):
             return out
-        loss = (out.nll * batch.target_weights).sum()
-        self.engine.sums[self.micro_batch] = loss.detach()
         z_loss = self.engine.settings.training.z_loss
-        if z_loss:  # PaLM, Chowdhery et al. 2022, section 5
-            square = out.log_partition.square() * batch.target_weights
-            loss = loss + z_loss * square.sum()
+        nll, loss = training_loss(out, batch.target_weights, z_loss)
+        self.engine.sums[self.micro_batch] = nll.detach()
         return loss * self.engine.scale
 
     def run(
@@ -269,12 +260,9 @@ class _Part(nn.Module):
         text_tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...] | TargetLosses:
         """As PartialTransformer.forward, with tensors that can be sent."""
-        device, enabled = self.engine.grid.device.type, self.engine.autocast
-        # Autocast here and not around the step: custom backward functions would run under it.
-        with torch.autocast(device, torch.bfloat16, enabled=enabled):
-            out = self.model(batch, self.layers, *received, text_tokens=text_tokens)
+        out = self.model(batch, self.layers, *received, text_tokens=text_tokens)
         if isinstance(out, TargetLosses):
             return out
-        *memory, hidden = (x.to(self.engine.dtype).contiguous() for x in out)
+        *memory, hidden = (x.contiguous() for x in out)
         # Memory that only passes through is the input; zero-bubble schedules detach outputs.
         return (*(x.clone() for x in memory), hidden)

@@ -14,8 +14,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 from megaarch.data.batch import Batch
 from megaarch.model import TargetLosses, Transformer
+from megaarch.model.loss import training_loss
 from megaarch.parallel import gradients
-from megaarch.parallel.build import build
+from megaarch.parallel.build import build, compute_dtype
 from megaarch.parallel.mesh import AXES, GRADIENT, Grid
 from megaarch.settings import Settings
 
@@ -40,14 +41,12 @@ class Replica(nn.Module):
         super().__init__()
         self.settings, self.grid = settings, grid
         self.model = build(settings, grid) if model is None else model
+        self.model.compute_dtype = compute_dtype(settings)
         self.engine = None
-        half = settings.training.precision == "bf16"
         if grid.size("pp") > 1:
             from megaarch.parallel.pipeline import Engine
 
             self.engine = Engine(self.model, grid, settings)
-        # where parameters are sharded they are gathered in bf16, and nothing is left to autocast
-        self.autocast = half and grid.gradient_ranks == 1
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer that steps these parameters, given the one built for them."""
@@ -58,8 +57,7 @@ class Replica(nn.Module):
         is more than one. text_tokens: bool [vocabulary_size], or None."""
         batch = self._local(batch)
         if self.engine is None:
-            with self._autocast():
-                losses = self.model(batch, text_tokens)
+            losses = self.model(batch, text_tokens)
         else:
             losses = self.engine.evaluate(batch, text_tokens)
         if self.grid.gradient_ranks > 1:
@@ -89,15 +87,10 @@ class Replica(nn.Module):
         return self.grid.sum(loss, GRADIENT)
 
     def _micro_step(self, batch: Batch, weight: float) -> torch.Tensor:
-        with self._autocast():
-            out = self._losses(batch)
-        nll = (out.nll * batch.target_weights).sum() / weight
-        penalized = nll
-        if z_loss := self.settings.training.z_loss:  # PaLM, Chowdhery et al. 2022, section 5
-            square = out.log_partition.square() * batch.target_weights
-            penalized = nll + z_loss * square.sum() / weight
-        self._backward(penalized * self.grid.gradient_ranks)
-        return nll.detach()
+        z_loss = self.settings.training.z_loss
+        nll, loss = training_loss(self._losses(batch), batch.target_weights, z_loss)
+        self._backward(loss * (self.grid.gradient_ranks / weight))
+        return nll.detach() / weight
 
     def _losses(self, batch: Batch) -> TargetLosses:
         return self.model(batch)
@@ -161,6 +154,3 @@ class Replica(nn.Module):
             from megaarch.parallel import data
 
             data.reduce_at(self.model, last)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.grid.device.type, torch.bfloat16, enabled=self.autocast)

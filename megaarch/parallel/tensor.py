@@ -15,6 +15,7 @@ G = H / Hkv, Dh head size.
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from types import MethodType
 
 import torch
@@ -38,7 +39,7 @@ from torch.distributed.tensor.parallel import (
 
 from megaarch import settings
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
-from megaarch.model.layers import head_size, key_heads
+from megaarch.model.layers import LayerNorm, head_size, key_heads, layer_norm
 from megaarch.model.product import Linear, linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import vocabulary
@@ -74,9 +75,7 @@ def apply(model: Transformer, grid: Grid) -> None:
         layer.attention.group = min(layer.attention.group, heads // ranks)
     model.layout = replace(
         model.layout,
-        cross_entropy=vocabulary.CrossEntropy(
-            mesh, fused="cross_entropy" in model.settings.fused_kernels
-        ),
+        cross_entropy=partial(vocabulary.cross_entropy, mesh=mesh),
         gather=lambda x_BsD: _gather(x_BsD, mesh, Replicate()),
         own_heads=lambda table: table.to_local(),
         first=lambda length: rank * (length // ranks),
@@ -85,7 +84,8 @@ def apply(model: Transformer, grid: Grid) -> None:
 
 def plan(model: settings.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
     """How each module is split, by patterns of its name; the first that fits counts."""
-    column, row = Column(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
+    column = ColwiseParallel(input_layouts=Shard(1))
+    row = RowwiseParallel(output_layouts=Shard(1))
     qkv = kv = column
     if key_heads(model) < ranks:
         qkv, kv = (KeyGroup(rows) for rows in key_group_rows(model, rank, ranks))
@@ -109,15 +109,6 @@ def plan(model: settings.Model, rank: int, ranks: int) -> dict[str, ParallelStyl
         "layers.*.output": row,
         "layers.*.feed_forward.down": row,
     }
-
-
-class Column(ColwiseParallel):
-    """torch's column-wise style, which gathers what autocast would make of the input: half of the
-    bytes in half precision."""
-
-    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        module.register_forward_pre_hook(lambda _, inputs: (_autocast(inputs[0]), *inputs[1:]))
-        return super()._apply(module, mesh)
 
 
 class Whole(ParallelStyle):
@@ -153,9 +144,7 @@ class Whole(ParallelStyle):
 
 RUN = {
     RMSNorm: lambda m, x, weight: rms_norm(x, weight, m.eps, m.fused),
-    nn.LayerNorm: lambda m, x, weight, bias=None: F.layer_norm(
-        x, m.normalized_shape, weight, bias, m.eps
-    ),
+    LayerNorm: lambda m, x, weight, bias=None: layer_norm(x, weight, bias, m.eps),
     nn.Embedding: lambda m, x, weight: F.embedding(x, weight),
     Linear: lambda m, x, weight, bias=None: linear(x, weight, bias),
 }
@@ -191,7 +180,7 @@ class KeyGroup(ParallelStyle):
         rows = self.rows
 
         def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
-            x_BSD = _gather(_autocast(x_BsD), mesh, Partial())
+            x_BSD = _gather(x_BsD, mesh, Partial())
             parameters = {}
             for name, parameter in module.named_parameters(recurse=False):
                 whole = _whole(parameter, Partial())
@@ -233,8 +222,3 @@ def _gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> to
     gradient, Replicate where each has all of it."""
     x = DTensor.from_local(x_BsD, mesh, [Shard(1)], run_check=False)
     return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[of_gradient])
-
-
-def _autocast(x: torch.Tensor) -> torch.Tensor:
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

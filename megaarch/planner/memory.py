@@ -21,7 +21,7 @@ from megaarch.attention.parts import Parts
 from megaarch.flops import GATED
 from megaarch.model.count import parameter_sizes
 from megaarch.model.layers import head_size, key_heads
-from megaarch.model.loss import KEPT_BYTES, LOGITS_PER_CHUNK
+from megaarch.model.loss import ACCELERATOR, rows_of_chunk
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages, overlap
 from megaarch.planner.order import in_flight
@@ -196,8 +196,8 @@ def _head(settings: Settings) -> float:
     counter = Layers(settings)
     rows, columns = counter.head().products[0][:2]
     d = model.hidden_size
-    kept = min(KEPT_BYTES, FULL * rows * columns)
-    chunk = min(rows, max(128, LOGITS_PER_CHUNK // columns // 128 * 128)) * columns
+    kept = min(ACCELERATOR.kept, HALF * rows * columns)
+    chunk = min(rows, rows_of_chunk(ACCELERATOR, columns)) * columns
     gathered = counter.tokens(-1) * d * (HALF if tensor > 1 else 0)
     return gathered + 3 * HALF * rows * d + kept + 3 * FULL * chunk
 

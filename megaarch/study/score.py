@@ -53,7 +53,6 @@ class Scorer:
         self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Replica) else 1
-        self.bf16 = settings.training.precision == "bf16"
         text = np.zeros(settings.model.vocabulary_size, dtype=bool)
         text[: vocabulary.size] = vocabulary.text
         self.text_tokens = torch.from_numpy(text).to(self.device)
@@ -111,7 +110,7 @@ class Scorer:
         ).to(self.device)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.no_grad():
             losses = self.model(batch, self.text_tokens)
         self.model.train(training)
         weights = batch.target_weights

@@ -61,7 +61,7 @@ def test_adafactor_equals_one_process(given, pool, raw, single):
 
 
 def test_stages_hand_on_what_one_process_keeps_in_bf16(pool, raw, single):
-    """The residual stream is fp32 under autocast, between stages too."""
+    """The residual stream is bf16, between stages too."""
     settings = DEEPER | {"training.precision": "bf16", "training.steps": 2}
     found = runs.merge(pool.run(2, runs.run, raw, ["gpt", "t5"], settings | PP2))
     wanted = single(("gpt", "t5"), settings)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from megaarch.kernels import cross_entropy, library
 from megaarch.kernels.rms_norm import rms_norm
-from megaarch.parallel.vocabulary import CrossEntropy
+from megaarch.model import loss
+from megaarch.model.loss import torch_slope
 
 REASON = library.obstacle("cpu")
 TOLERANCE = {  # of a norm
@@ -75,7 +76,7 @@ def losses(rows, known, columns, dtype, device="cpu", first=0, biased=True):
     return max(worst / 4, off([gradient], [wanted]))
 
 
-def whole_loss(rows, fused, dtype=torch.float64, autocast=False, device="cpu"):
+def whole_loss(rows, fused, dtype=torch.float64, half=False, device="cpu"):
     """Losses and gradients of the chunked loss in one process."""
     hidden, weight, bias, *upstream = draw(
         (rows, 16), (384, 16), (384,), (rows,), (rows,), dtype=dtype, device=device
@@ -83,8 +84,9 @@ def whole_loss(rows, fused, dtype=torch.float64, autocast=False, device="cpu"):
     target = torch.arange(rows, device=device) * 7 % 250
     text = torch.arange(250, device=device) % 3 > 0
     given = {"vocabulary_size": 250, "text_tokens": text, "chunk_rows": 128}
-    with torch.autocast(device, torch.bfloat16, enabled=autocast):
-        found = CrossEntropy(fused=fused)(hidden, weight, bias, target, **given)
+    computed = hidden.bfloat16() if half else hidden
+    slope = cross_entropy.slope if fused else torch_slope
+    found = loss.cross_entropy(computed, weight, bias, target, slope=slope, **given)
     gradients = torch.autograd.grad(found[:2], (hidden, weight, bias), upstream)
     return [*found, *gradients]
 

@@ -57,12 +57,12 @@ def test_not_a_number_reaches_the_loss():
 @pytest.mark.parametrize("kept_bytes", [0, 200_000, 1 << 30])  # chunks: none, some, all kept
 @pytest.mark.parametrize("rows", [300, 0])
 def test_whole_loss_equals_one_process_of_torch(monkeypatch, rows, kept_bytes):
-    monkeypatch.setattr(loss, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(loss, "CPU", loss.CPU._replace(kept=kept_bytes))
     found, wanted = (whole_loss(rows, fused) for fused in (True, False))
     assert off(found, wanted) < 1e-13
 
 
-def test_under_autocast_logits_stay_in_half_precision():
+def test_logits_stay_in_half_precision():
     found, wanted = (whole_loss(300, fused, torch.float32, True) for fused in (True, False))
     assert [x.dtype for x in found] == [x.dtype for x in wanted]
     assert off(found, wanted) < 5e-3

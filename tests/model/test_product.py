@@ -15,24 +15,22 @@ def units(request, monkeypatch):
 
 @pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("autocast", [True, False])
-def test_linear_is_torchs(bias, autocast):
+@pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16])
+def test_linear_is_torchs(bias, masters):
+    """In the input's dtype, with gradients in the parameters'."""
     torch.manual_seed(0)
     ours, theirs = product.Linear(24, 10, bias=bias), torch.nn.Linear(24, 10, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x, grad = torch.randn(2, 5, 24), torch.randn(2, 5, 10).bfloat16()
-    if not autocast:
-        ours, theirs, x = ours.bfloat16(), theirs.bfloat16(), x.bfloat16()
-    found = []
+    ours, theirs, found = ours.to(masters), theirs.bfloat16(), []
     for layer in (ours, theirs):
-        leaf = x.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = layer(leaf)
-        assert out.dtype == torch.bfloat16
+        leaf = x.bfloat16().requires_grad_()
+        out = layer(leaf)
         found.append([out, *torch.autograd.grad(out, [leaf, *layer.parameters()], grad)])
+    dtypes = [torch.bfloat16, torch.bfloat16, *(masters for _ in ours.parameters())]
+    assert [x.dtype for x in found[0]] == dtypes
     for a, b in zip(*found, strict=True):
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2, check_dtype=False)
 
 
 @pytest.mark.usefixtures("units")
@@ -77,7 +75,7 @@ def test_a_product_rounds_as_a_unit_does(monkeypatch):
 
 
 def test_no_product_is_emulated(monkeypatch):
-    """Neither a layer's nor the head's, forward or backward, under autocast."""
+    """Neither a layer's nor the head's, forward or backward, in bf16 under fp32 masters."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from megaarch.model.loss import cross_entropy
@@ -93,9 +91,8 @@ def test_no_product_is_emulated(monkeypatch):
     monkeypatch.setattr(product, "CPU_HAS_UNITS", False)
     layer, table = product.Linear(8, 8), torch.randn(128, 8, requires_grad=True)
     with Products() as ran:
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = layer(torch.randn(5, 8))
-            losses = cross_entropy(hidden, table, None, torch.arange(5), vocabulary_size=128)
+        hidden = layer(torch.randn(5, 8).bfloat16())
+        losses = cross_entropy(hidden, table, None, torch.arange(5), vocabulary_size=128)
         losses.nll.sum().backward()
     assert ran.dtypes == {torch.float32}
     assert layer.weight.grad.abs().sum() > 0 and table.grad.abs().sum() > 0

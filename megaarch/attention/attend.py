@@ -4,14 +4,13 @@ Shape suffixes: B rows, S length (Sq queries, Sk keys), H heads, D head size, A 
 """
 
 import torch
-from torch._compile import _disable_dynamo  # torch.compiler.disable, without its slow import
 
+from megaarch.attention import operator
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import choose, find
 from megaarch.attention.parts import Parts
 
 
-@_disable_dynamo  # a plan is host work on numpy tables: a compiled block breaks its graph here
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -41,12 +40,31 @@ def attend(
     Raises ValueError for shapes that do not fit and for a kernel that is unknown or cannot run.
     Nothing waits for the device.
     """
+    found = operator.attend if torch.compiler.is_compiling() else _attend
+    return found(
+        q,
+        k,
+        v,
+        parts,
+        scale=scale,
+        bias=bias,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        kernel=kernel,
+        fused_rows=fused_rows,
+    )
+
+
+def _attend(q, k, v, parts, *, scale, bias, query_positions, key_positions, kernel, fused_rows):
     check(q, k, v, parts, bias, query_positions, key_positions)
     name, _ = choose(kernel, q, k, parts, bias)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     chosen = find(name, fused_rows)
     return chosen.attend(q, k, v, parts, scale, bias, query_positions, key_positions)
+
+
+operator.register(_attend)
 
 
 def check(

@@ -15,11 +15,14 @@ outputs of parts are rows of one tensor, dQ concatenates, dK and dV add. A row i
 padding, and gives exactly zero, forward and backward; so does a row whose part shows it no key.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 
 UNUSED, FULL, CAUSAL = 0, 1, 2
 COLUMNS = 5  # shape, query start, query end, key start, key end
@@ -55,6 +58,7 @@ class Parts:
     table: int32 [B, P, 5], columns (shape, q_start, q_end, k_start, k_end); shape UNUSED (all
         zero) fills the rows of the table that a batch row does not need.
     queries, keys: lengths of the query and key axes that the ranges index.
+    handle: int64 [1], what stands for these parts in this process where only tensors may pass.
 
     Construction checks the invariants and raises ValueError with the batch row at fault.
     """
@@ -62,6 +66,7 @@ class Parts:
     table: np.ndarray
     queries: int
     keys: int
+    handle: torch.Tensor = field(init=False, repr=False, compare=False)
     _plans: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -72,6 +77,19 @@ class Parts:
         fault = find_fault(self.table, self.queries, self.keys)
         if fault:
             raise ValueError(fault)
+        self._enter()
+
+    def _enter(self) -> None:
+        number = next(_numbers)
+        object.__setattr__(self, "handle", torch.tensor([number]))
+        _known[number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._enter()
 
     @classmethod
     def of(cls, rows: Iterable[Iterable[tuple[int, ...]]], queries: int, keys: int) -> "Parts":
@@ -115,6 +133,15 @@ class Parts:
                     block = np.tril(block, k=(k1 - k0) - (q1 - q0))
                 seen[b, q0:q1, k0:k1] = block
         return seen
+
+
+_numbers = itertools.count()
+_known: WeakValueDictionary[int, Parts] = WeakValueDictionary()
+
+
+def by_handle(handle: torch.Tensor) -> Parts:
+    """The parts of this process whose `handle` this is."""
+    return _known[int(handle)]
 
 
 def find_fault(table: np.ndarray, queries: int, keys: int) -> str | None:

@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         B, M = batch.target_index.shape
         slot_R = batch.head_rows
         row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
-        hidden_RD = self._before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
+        hidden_RD = self.before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
         losses = self.layout.cross_entropy(
             hidden_RD,
             self._output_weight,
@@ -220,7 +220,7 @@ class Transformer(nn.Module):
         """[B, S, vocabulary_size] of the last stream, whole: for tests and conversion checks of a
         model that one process holds."""
         size = self.settings.vocabulary_size
-        hidden_BSD = self._before_output(self.hidden(batch))
+        hidden_BSD = self.before_output(self.hidden(batch))
         return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
 
     @property
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
     def _output_weight(self) -> torch.Tensor:
         return (self.embedding if self.output is None else self.output).weight
 
-    def _before_output(self, hidden: torch.Tensor) -> torch.Tensor:
+    def before_output(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm is not None:
             hidden = self.norm(hidden)
         if self.head_transform is not None:

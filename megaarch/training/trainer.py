@@ -23,6 +23,7 @@ from megaarch.data.rows import Rows
 from megaarch.kernels import library
 from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
+from megaarch.parallel import compile
 from megaarch.parallel.build import build_model
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import AXES, DATA, Grid, check
@@ -132,8 +133,7 @@ class Trainer:
         self.saver = Saver(self.directory, training, self.grid)
         self._start()
         if training.compile:
-            for layer in self.model.layers.values():
-                layer.compile()
+            compile.apply(self.model)
 
     def _start(self) -> None:
         """Continue the newest checkpoint of this directory, or start from another's weights."""

@@ -1,0 +1,209 @@
+"""`attend` as one torch operator, which a compiled layer calls without looking inside.
+
+A plan is host work on numpy tables, new with each batch: traced, it would break the graph of a
+layer or compile the layer anew. So a compiled layer hands over the parts' handle, an int64 tensor
+on the host whose value no guard reads, and gets the output with a ticket. The operator runs as
+uncompiled code does, with autograd on; the ticket stands for the graph that autograd recorded, and
+the backward operator finds it there. The graph lives as long as the ticket's memory: what a
+recomputed or an abandoned forward pass recorded is freed with it.
+
+The memory of q, k, v and the output belongs to the compiled graph, which may write over it. So the
+recorded graph lends these four back: it keeps how it views them, and the backward operator gets them
+as arguments, kept or computed again as the compiler sees fit.
+
+Shape suffixes: B rows, S length, H heads, D head size.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.parts import Parts, by_handle
+
+AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
+NAME = "megaarch::attend"  # what selective recomputation keeps
+_library = torch.library.Library("megaarch", "FRAGMENT")
+_library.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor parts, Tensor? table, Tensor? query_positions, "
+    "Tensor? key_positions, bool bidirectional, int max_distance, float? scale, str kernel, "
+    "bool fused_rows) -> (Tensor, Tensor)"
+)
+_library.define(
+    "attend_backward(Tensor grad, Tensor ticket, Tensor q, Tensor k, Tensor v, Tensor out, "
+    "Tensor? table) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_numbers = itertools.count()
+
+
+class _Recorded(bytearray):
+    """A ticket's memory, which holds what it stands for: where a recorded graph ends and begins, and
+    `lent`, the tensors that the backward operator was given, while it runs."""
+
+    end: GradientEdge
+    begin: list[GradientEdge]
+    lent: list[torch.Tensor]
+
+
+@dataclass
+class _Saved:
+    """A tensor that the graph saved: its own, or a view of `lent[index]`, whose strides then were
+    `strides`."""
+
+    tensor: torch.Tensor | None
+    index: int = -1
+    strides: tuple[int, ...] = ()
+    view: tuple[torch.Size, tuple[int, ...]] = (torch.Size(), ())
+
+    def lend(self, owned: list[torch.Tensor]) -> None:
+        """Drops a tensor that is one of `owned`, seen in another shape; copies one that otherwise
+        shares their memory."""
+        mine, place = self.tensor, _place(self.tensor)
+        for index, theirs in enumerate(owned):
+            if _place(theirs) == place and theirs.numel() == mine.numel():
+                self.index, self.strides = index, theirs.stride()
+                self.view = mine.shape, mine.stride()
+                self.tensor = None
+                return
+        if place[0] in {_place(x)[0] for x in owned}:
+            self.tensor = mine.clone()
+
+    def get(self, lent: list[torch.Tensor]) -> torch.Tensor:
+        if self.tensor is not None:
+            return self.tensor
+        theirs = lent[self.index]
+        if theirs.stride() != self.strides:
+            laid = torch.empty_strided(
+                theirs.shape, self.strides, dtype=theirs.dtype, device=theirs.device
+            )
+            theirs = laid.copy_(theirs)
+        return theirs.as_strided(*self.view, theirs.storage_offset())
+
+
+def _place(x: torch.Tensor) -> tuple[int, int]:
+    return x.untyped_storage().data_ptr(), x.storage_offset()
+
+
+_recorded: WeakValueDictionary[int, _Recorded] = WeakValueDictionary()
+
+
+def attend(
+    q_BSHD: torch.Tensor,
+    k_BSHD: torch.Tensor,
+    v_BSHD: torch.Tensor,
+    parts: Parts,
+    *,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
+    query_positions: torch.Tensor | None = None,
+    key_positions: torch.Tensor | None = None,
+    kernel: str = "auto",
+    fused_rows: bool = False,
+) -> torch.Tensor:
+    """As `attend.attend`, for code that is being compiled."""
+    table, bidirectional, reach = None, False, 0
+    if bias is None:
+        query_positions = key_positions = None
+    else:
+        table, bidirectional, reach = bias.table, bias.bidirectional, bias.max_distance
+    places = (query_positions, key_positions)
+    rule = (bidirectional, reach, scale, kernel, fused_rows)
+    return torch.ops.megaarch.attend(q_BSHD, k_BSHD, v_BSHD, parts.handle, table, *places, *rule)[0]
+
+
+def register(run: Callable[..., torch.Tensor]) -> None:
+    """Makes the operators run `run`, which takes the arguments of `attend`."""
+
+    def forward(q, k, v, handle, table, asks, seen, bidirectional, reach, *rule):
+        scale, kernel, fused_rows = rule
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        if table is not None:
+            inputs.append(table.detach().requires_grad_())
+        saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
+
+        def pack(tensor: torch.Tensor) -> _Saved:
+            saved.append(_Saved(tensor))
+            return saved[-1]
+
+        def unpack(found: _Saved) -> torch.Tensor:
+            return found.get(memory.lent)
+
+        with _recording(), saved_tensors_hooks(pack, unpack):
+            bias = None if table is None else RelativeBias(inputs[3], bidirectional, reach)
+            out = run(
+                *inputs[:3],
+                by_handle(handle),
+                scale=scale,
+                bias=bias,
+                query_positions=asks,
+                key_positions=seen,
+                kernel=kernel,
+                fused_rows=fused_rows,
+            )
+            memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *inputs))
+        given = out.detach().contiguous()
+        for found in saved:
+            found.lend([q, k, v, given])
+        for x in inputs:  # the graph holds them
+            x.data = x.new_empty(0)
+        _recorded[int.from_bytes(memory, "little")] = memory
+        return given, torch.frombuffer(memory, dtype=torch.int64)
+
+    _library.impl("attend", forward, "CompositeExplicitAutograd")
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Lets autograd record, which the dispatcher has switched off around an operator's kernel."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in AUTOGRAD:
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
+def _backward(grad, ticket, q, k, v, out, table):
+    recorded = _recorded[int(ticket)]
+    recorded.lent = [q, k, v, out]
+    grads = torch.autograd.grad(recorded.end, recorded.begin, grad)
+    del recorded.lent
+    grads = [x.contiguous() for x in grads]
+    return (*grads, grad.new_empty(0)) if table is None else tuple(grads)
+
+
+_library.impl("attend_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("megaarch::attend", lib=_library)
+def _shapes(q, *rest):
+    return q.new_empty(q.shape), torch.empty(1, dtype=torch.int64, device="cpu")
+
+
+@torch.library.register_fake("megaarch::attend_backward", lib=_library)
+def _gradient_shapes(grad, ticket, q, k, v, out, table):
+    of_table = grad.new_empty(0) if table is None else table.new_empty(table.shape)
+    return *(x.new_empty(x.shape) for x in (q, k, v)), of_table
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    q, k, v, _, table, *_ = inputs
+    out, ticket = output
+    ctx.save_for_backward(ticket, q, k, v, out, table)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple:
+    *of_qkv, of_table = torch.ops.megaarch.attend_backward(grad, *ctx.saved_tensors)
+    table = ctx.saved_tensors[-1]
+    return *of_qkv, None, None if table is None else of_table, *(None for _ in range(7))
+
+
+torch.library.register_autograd(
+    "megaarch::attend", _differentiate, setup_context=_keep, lib=_library
+)

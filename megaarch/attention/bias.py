@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
+
+CHUNK = 1 << 26  # elements of one-hot buckets that lie in memory at a time
 
 
 def relative_bucket(
@@ -85,6 +88,49 @@ class RelativeBias:
         distance = torch.arange(-reach, reach + 1, device=distance_GQK.device)
         bucket = relative_bucket(distance, self.bidirectional, self.table.shape[0], reach)
         bucket_GQK = bucket[distance_GQK.clamp(-reach, reach) + reach]
-        # index_select along the buckets: its backward is the fastest of the gathers on a CPU.
-        bias_HGQK = self.table.t().index_select(1, bucket_GQK.flatten())
-        return bias_HGQK.unflatten(1, bucket_GQK.shape).transpose(0, 1).contiguous()
+        return _Lookup.apply(self.table, bucket_GQK)
+
+
+class _Lookup(torch.autograd.Function):
+    """The table's rows [buckets, H] at bucket_GQK, as [G, H, Q, K]."""
+
+    @staticmethod
+    def forward(ctx, table, bucket_GQK):
+        ctx.save_for_backward(bucket_GQK)
+        ctx.buckets, heads = table.shape
+        groups, *shape = bucket_GQK.shape
+        bias = table.new_empty(groups, heads, *shape)
+        # Along the buckets: the fastest of the gathers on a CPU.
+        for out_HQK, bucket_QK in zip(bias, bucket_GQK, strict=True):
+            torch.index_select(table.t(), 1, bucket_QK.flatten(), out=out_HQK.flatten(1))
+        return bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_GHQK):
+        (bucket_GQK,) = ctx.saved_tensors
+        total = add_up if grad_GHQK.device.type == "cpu" else multiply_out
+        return total(grad_GHQK.flatten(2), bucket_GQK.flatten(1), ctx.buckets).t(), None
+
+
+def add_up(grad_GHN: torch.Tensor, bucket_GN: torch.Tensor, buckets: int) -> torch.Tensor:
+    """Sums of a gradient by bucket, [H, buckets]: the fastest on a CPU."""
+    total = grad_GHN.new_zeros(grad_GHN.shape[1], buckets)
+    for grad_HN, bucket_N in zip(grad_GHN, bucket_GN, strict=True):
+        total.index_add_(1, bucket_N, grad_HN)
+    return total
+
+
+def multiply_out(grad_GHN: torch.Tensor, bucket_GN: torch.Tensor, buckets: int) -> torch.Tensor:
+    """The same as products with one-hot buckets, of CHUNK elements each, in fp32 at least.
+
+    For a GPU, where adding up means atomics: half a billion of them to 512 addresses in T5. It is
+    deterministic.
+    """
+    dtype = torch.promote_types(grad_GHN.dtype, torch.float32)
+    total = grad_GHN.new_zeros(grad_GHN.shape[1], buckets, dtype=dtype)
+    every, step = torch.arange(buckets, device=bucket_GN.device), max(CHUNK // buckets, 1)
+    for grad_HN, bucket_N in zip(grad_GHN, bucket_GN, strict=True):
+        for grad, bucket in zip(grad_HN.split(step, 1), bucket_N.split(step), strict=True):
+            total.addmm_(grad.to(dtype), (bucket[:, None] == every).to(dtype))
+    return total.to(grad_GHN.dtype)

@@ -6,25 +6,29 @@
 torch gives cuDNN `is_causal`, which is top-left, or no mask at all; so what is no square triangle
 and no rectangle after the overlay cannot run. The overlay computes more than the parts' area: at a
 prefix of n/8 by 1.5%, n/4 by 6%, n/2 by 20%.
+
+torch builds a cuDNN plan for each exact shape of a call and keeps it for good, which takes 55 ms to
+1 s forward and backward. So `auto` takes this kernel for parts that are `steady` alone.
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaarch.attention import sdpa, sdpa_plan
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.parts import CAUSAL, FULL, Parts
+from megaarch.attention.gpu import Gpu, describe
+from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.rows import HALF
 from megaarch.attention.sdpa_plan import Costs, Group, Plan
 from megaarch.attention.varlen import compute_dtype
 
 EXACT = Costs(call=0, row=0, band=None)  # no tile is padded to another's length: that needs a mask
 MOST_PARTS = 4  # of a row: each can be a call of its own
-BACKEND: SDPBackend | None = SDPBackend.CUDNN_ATTENTION
+LAST = (12, 1)  # compute capability
+HEAD_SIZES = (128, 8)  # most, and the divisor
 DEVICES = ("cuda",)
+DTYPES = HALF
 operators = "cudnn|fmha|fort"
 forward_operators = ("aten::_scaled_dot_product_cudnn_attention",)
 tflops = (644.0, 541.0)  # causal, 8k, head size 128, H200; docs/kernels.md
@@ -43,6 +47,19 @@ def warm(parts: Parts, device_type: str = "cuda") -> None:
 def crowded(parts: Parts) -> bool:
     """Whether a row has too many parts: packed rows."""
     return bool(((parts.table[:, :, 0] != 0).sum(1) > MOST_PARTS).any())
+
+
+def steady(parts: Parts) -> bool:
+    """Whether the shapes of its calls follow from the axes alone: every row is one part over all of
+    both, of one kind. Lengths that are drawn, and rows that are not full, give new shapes."""
+    used = parts.table[:, :, 0] != UNUSED
+    if not len(parts) or not (used.sum(1) == 1).all():
+        return False
+    shape, *ends = parts.table[used].T
+    axes = (0, parts.queries, 0, parts.keys)
+    return bool((shape == shape[0]).all()) and all(
+        (end == axis).all() for end, axis in zip(ends, axes, strict=True)
+    )
 
 
 def cost(parts: Parts) -> tuple[float, int]:
@@ -67,16 +84,44 @@ def cannot_run(
         return f"it runs on cuda, not on {q.device.type}"
     if bias is not None:
         return "it takes no position bias here"
-    if BACKEND is not None:
-        if compute_dtype(q) not in HALF:
-            return f"it takes half precision, not {compute_dtype(q)}"
-        if q.shape[-1] % 8 or q.shape[-1] > 128:
-            return f"its head sizes are multiples of 8 up to 128, not {q.shape[-1]}"
+    size, (most, divisor) = q.shape[-1], HEAD_SIZES
+    if compute_dtype(q) not in DTYPES:
+        return f"it takes half precision, not {compute_dtype(q)}"
+    if size % divisor or size > most:
+        return f"its head sizes are multiples of {divisor} up to {most}, not {size}"
     if crowded(parts):
         return f"a row has more than {MOST_PARTS} parts, and each can take a call of its own"
     if any(group.shape == CAUSAL and not group.square for group in plan(parts).groups):
         return "a causal part is not at the end of its own keys, and torch's causal is top-left"
     assert not any(group.shape == FULL and group.masked for group in plan(parts).groups)
+    return limit(describe(q.device), size, parts) if q.device.type == "cuda" else None
+
+
+def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """The first documented limit that these parts' calls break on this GPU, or None.
+
+    Sources: sdp_utils.cpp of torch 2.11 to 2.13; the support surface of cudnn-frontend 1.32;
+    pytorch issues 138529 and 196678, cudnn-frontend issue 1072 and pull request 628.
+    """
+    version = f"cuDNN {gpu.cudnn // 10000}.{gpu.cudnn // 100 % 100}.{gpu.cudnn % 100}"
+    if gpu.deterministic:
+        return "torch refuses cuDNN's attention under training.deterministic"
+    if gpu.capability > LAST:
+        return f"torch gives cuDNN compute capabilities up to {LAST[0]}.{LAST[1]}"
+    if gpu.cudnn < 90000 or gpu.cudnn in (91000, 91001):
+        return (
+            f"{version} is too old, or known to be wrong: it takes 9.0 and later but 9.10.0, 9.10.1"
+        )
+    for group in plan(parts).groups:
+        queries, keys = int(group.q_lengths.max()), int(group.k_lengths.max())
+        if queries == 1 or keys == 1:
+            what = "key" if keys == 1 else "query"
+            return f"a call has one {what}: torch refuses one key, and one query can give NaN gradients"
+        if keys % 128 and gpu.cudnn <= 91500:
+            return f"a call has {keys} keys: {version} is wrong where 128 does not divide them"
+        hidden = group.square  # what lies behind the last key is above the diagonal
+        if keys % 128 == 64 and not hidden and gpu.capability[0] == 9 and gpu.cudnn < 92600:
+            return f"a call has {keys} keys, 64 mod 128: {version} can give NaN gradients on Hopper"
     return None
 
 
@@ -92,8 +137,4 @@ def attend(
 ) -> torch.Tensor:
     """As `attend.attend`, whose contract this fulfils."""
     assert bias is None
-    groups = q_BSHD.shape[2] // k_BSHD.shape[2]
-    if groups > 1:
-        k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
-    with nullcontext() if BACKEND is None else sdpa_kernel(BACKEND):
-        return sdpa.attend_by(plan(parts), q_BSHD, k_BSHD, v_BSHD, parts, scale)
+    return sdpa.attend_by(plan(parts), q_BSHD, k_BSHD, v_BSHD, parts, scale, backends=sdpa.CUDNN)

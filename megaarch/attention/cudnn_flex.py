@@ -2,16 +2,20 @@
 key intervals, of which parts need one.
 
 One call runs every mask on the tensors as they are: nothing is gathered, cut or computed twice.
-Its mask plan is made on the device once a batch, and serves all layers and the backward.
+Its mask plan is made on the device once a batch, and serves all layers and the backward. It cannot
+be made ahead: the library sizes it by counts that it reads back, so each batch's first call waits for
+the device once.
 
 Shape suffixes: B rows, S length, H heads, D head size.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from megaarch.attention.bias import RelativeBias
+from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.intervals import blank, intervals, tensors
 from megaarch.attention.package import Package
 from megaarch.attention.parts import Parts
@@ -23,8 +27,9 @@ LIBRARY = Package(
     "pip install nvidia-cudnn-frontend nvidia-cutlass-dsl",
     "cudnn.flex_attention",
     "flex_attn_func",
-    capability=(9, 0),
 )
+PLANS = replace(LIBRARY, attribute="create_mask_plan")
+CAPABILITIES = ((9, 0), (10, 0), (10, 3))
 tflops = None
 operators = "flex|flash|attention|cutlass"
 
@@ -41,7 +46,16 @@ def cannot_run(
         return f"it takes half precision, not {compute_dtype(q)}"
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         return f"its head sizes are multiples of 8 up to 128, not {q.shape[-1]}"
-    return LIBRARY.obstacle(q.device)
+    return LIBRARY.obstacle(q.device) or limit(describe(q.device), q.shape[-1], parts)
+
+
+def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Of cudnn-frontend 1.32 (flex_attention/runtime/arch.py). It is deterministic when asked to be."""
+    if gpu.capability not in CAPABILITIES:
+        return "it is built for compute capabilities 9.0, 10.0 and 10.3, not {}.{}".format(
+            *gpu.capability
+        )
+    return None
 
 
 def warm(parts: Parts, device_type: str = "cuda") -> None:
@@ -68,7 +82,14 @@ def attend(
     k, v = (blank(x.to(dtype), rows["unseen"]) for x in (k_BSHD, v_BSHD))
     with torch.autocast(device.type, enabled=False):
         plan = _mask_plan(parts, q, k, v)
-        out = LIBRARY.load()(q, k, v, mask_plan=plan, softmax_scale=scale)
+        out = LIBRARY.load()(
+            q,
+            k,
+            v,
+            mask_plan=plan,
+            softmax_scale=scale,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
     return blank(out, rows["unasked"]).to(q_BSHD.dtype)
 
 
@@ -83,8 +104,6 @@ def _mask_plan(parts: Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     found = intervals(parts)
     key = ("cudnn_flex", q.device, q.dtype, q.shape, k.shape)
     if key not in found.on_device:
-        from cudnn.flex_attention import create_mask_plan
-
         rule = endpoints(parts, q.device)
-        found.on_device[key] = create_mask_plan(rule, q, k, v, build_backward=True)
+        found.on_device[key] = PLANS.load()(rule, q, k, v, build_backward=True)
     return found.on_device[key]

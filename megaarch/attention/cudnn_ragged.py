@@ -1,31 +1,37 @@
 """cuDNN through its Python frontend, package nvidia-cudnn-frontend: ragged rows, bottom-right.
 
-cuDNN compiles a graph for each shape of its tensors. Numbers of rows and longest segments are
-rounded up, so that batches of random lengths share graphs; rows past the last segment are padding
-that no segment names.
+cuDNN compiles a graph for each shape of its tensors: number of segments, longest of them and, for the
+backward, rows. All three are rounded up, so that batches of random lengths share graphs. The rows
+that this adds lie behind the last segment; the segments are one such query and one such key each,
+since cuDNN before 9.25 gives NaN where one is empty.
 """
 
+import torch
 import torch.nn.functional as F
 
+from megaarch.attention.gpu import Gpu
 from megaarch.attention.package import Package
+from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import Call, Kernel
 
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to
 
 
 def call(sdpa_torch) -> Call:
-    """As nvidia-cudnn-frontend 1.32 takes it: differentiable where it returns the log-sum-exp."""
+    """As nvidia-cudnn-frontend 1.32 takes it: differentiable where it returns the log-sum-exp, and
+    after torch.use_deterministic_algorithms."""
 
     def run(q, k, v, segments, scale):
+        more = _power(len(segments.q_starts) - 1) - (len(segments.q_starts) - 1)
         out, _ = sdpa_torch(
-            *(F.pad(x, (0, 0, 0, 0, 0, -len(x) % ROWS)) for x in (q, k, v)),
+            *(_padded(x, more) for x in (q, k, v)),
             scale=scale,
             is_causal=segments.causal,
             causal_bottom_right=segments.causal,
-            cu_seqlens_q=segments.q_starts,
-            cu_seqlens_kv=segments.k_starts,
-            max_seqlen_q=_rounded(segments.q_longest),
-            max_seqlen_kv=_rounded(segments.k_longest),
+            cu_seqlens_q=_with_more(segments.q_starts, more),
+            cu_seqlens_kv=_with_more(segments.k_starts, more),
+            max_seqlen_q=_rounded(segments.q_longest, LONGEST),
+            max_seqlen_kv=_rounded(segments.k_longest, LONGEST),
             return_lse=True,
         )
         return out[: len(q)]
@@ -33,8 +39,37 @@ def call(sdpa_torch) -> Call:
     return run
 
 
-def _rounded(length: int) -> int:
-    return -(-length // LONGEST) * LONGEST
+def _padded(x_THD: torch.Tensor, more: int) -> torch.Tensor:
+    """With zeros behind its rows, `more` at least; itself where none are needed."""
+    missing = _rounded(len(x_THD) + more, ROWS) - len(x_THD)
+    return F.pad(x_THD, (0, 0, 0, 0, 0, missing)) if missing else x_THD
+
+
+def _with_more(starts: torch.Tensor, more: int) -> torch.Tensor:
+    """Cumulative lengths of these segments and of as many of one row each behind them."""
+    if not more:
+        return starts
+    ends = torch.arange(1, more + 1, dtype=starts.dtype, device=starts.device)
+    return torch.cat((starts, starts[-1] + ends))
+
+
+def _rounded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _power(count: int) -> int:
+    """The least power of two that is no smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Of cudnn-frontend 1.32 (its sdpa_support_surface.h and backward node); before 9.18 its ragged
+    backward on Hopper read a workspace that nothing had written (TransformerEngine issue 2186)."""
+    if gpu.cudnn < 91801:
+        return "its ragged backward needs cuDNN 9.18.1 or later"
+    if gpu.deterministic and gpu.capability[0] in (8, 12):
+        return "its ragged backward is not deterministic at compute capabilities 8.x and 12.x"
+    return None
 
 
 KERNEL = Kernel(
@@ -43,9 +78,11 @@ KERNEL = Kernel(
         "pip install nvidia-cudnn-frontend",
         "cudnn",
         "sdpa_torch",
+        last=12,
     ),
     call,
     head_sizes=(128, 8),
+    limit=limit,
     operators="cudnn|fmha|frost",
     forward_operators=("cudnn::sdpa_fwd",),
 )

@@ -1,14 +1,16 @@
 """The kernels behind `attend` by name, which of them runs, and why.
 
 A kernel is a module, or an object, with these functions:
-    cannot_run(q, k, parts, bias) -> str | None   a reason not to use it here, or None
+    cannot_run(q, k, parts, bias) -> str | None   a reason not to use it here, or None: every limit
+                                                  that its library documents (gpu.py)
     attend(q, k, v, parts, scale, bias, query_positions, key_positions) -> out
     warm(parts, device_type)                      plans ahead, on the host
     cost(parts) -> (pairs, calls)                 what it computes; for `auto` on an accelerator
-and `tflops`, its published speed, or None. `operators`, where it has it, matches the names of its GPU
-kernels; `forward_operators` are the torch operators that compute its results, which selective
-recomputation keeps (parallel/recompute.py). A library that registers no operator has none. Each is tested against `reference` on the same cases,
-output and all gradients.
+and `tflops`, its published speed, or None. `steady(parts)`, where its library builds a plan for each
+exact shape of a call: whether these parts' shapes are the same in every batch. `operators`, where it
+has it, matches the names of its GPU kernels; `forward_operators` are the torch operators that compute
+its results, which selective recomputation keeps (parallel/recompute.py). A library that registers no
+operator has none. Each is tested against `reference` on the same cases, output and all gradients.
 """
 
 from dataclasses import replace
@@ -49,6 +51,7 @@ KERNELS = {
 }
 RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")  # what `auto` compares on CUDA
 FALLBACK = "sdpa"  # runs everything
+UNSTEADY = "it builds a plan for each shape of a call, and these change from batch to batch"
 CALL_PAIRS = 1 << 20  # what one more call costs, in (query, key) pairs
 BACKWARD = 2.5  # of the forward's FLOPs
 
@@ -69,8 +72,10 @@ def choose(
                 f"{', '.join(runs)}"
             )
         return kernel, "asked for"
-    obstacles = []
-    for name in (*ranking(parts, q.device.type), FALLBACK):
+    ranked = ranking(parts, q.device.type)
+    left_out = RANKED if q.device.type == "cuda" else ()
+    obstacles = [f"{name}: {UNSTEADY}" for name in left_out if name not in ranked]
+    for name in (*ranked, FALLBACK):
         obstacle = KERNELS[name].cannot_run(q, k, parts, bias)
         if not obstacle:
             speeds = "published" if q.device.type == "cuda" else "measured"
@@ -82,17 +87,22 @@ def choose(
 def ranking(parts: Parts, device_type: str) -> tuple[str, ...]:
     """The kernels that `auto` tries ahead of the fallback, the least estimated time first.
 
-    On CUDA the estimate is what a kernel computes over its published speed (docs/kernels.md). So
-    it also decides between the two decompositions of a prefix: the overlay's waste grows with the
-    prefix, and so does what it loses against an exact kernel of its speed.
+    On CUDA the estimate is what a kernel computes over its published speed (docs/kernels.md), of
+    those whose plans, where their library builds any, serve every batch.
     """
     if device_type != "cuda":
         return ("cpu",) if device_type == "cpu" else ()
 
     def rank(parts: Parts) -> tuple[str, ...]:
-        return tuple(sorted(RANKED, key=lambda name: estimate(KERNELS[name], parts)))
+        steady = [name for name in RANKED if is_steady(KERNELS[name], parts)]
+        return tuple(sorted(steady, key=lambda name: estimate(KERNELS[name], parts)))
 
     return parts.plan("ranking", rank)
+
+
+def is_steady(kernel: Any, parts: Parts) -> bool:
+    """Whether running these parts leaves no new plan to build in later batches."""
+    return not hasattr(kernel, "steady") or kernel.steady(parts)
 
 
 def estimate(kernel, parts: Parts) -> float:

@@ -1,6 +1,10 @@
 """FlashAttention-3 (Shah et al. 2024), built from flash-attention's `hopper` folder: Hopper only."""
 
+import torch
+
+from megaarch.attention.gpu import Gpu
 from megaarch.attention.package import Package
+from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import Call, Kernel
 
 
@@ -18,10 +22,18 @@ def call(flash_attn_varlen_func) -> Call:
             segments.k_longest,
             softmax_scale=scale,
             causal=segments.causal,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         return out[0] if isinstance(out, tuple) else out
 
     return run
+
+
+def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Its deterministic backward is tested up to head size 192 (flash-attention, pull request 1893)."""
+    if gpu.deterministic and head_size > 192:
+        return f"its deterministic backward takes head sizes up to 192, not {head_size}"
+    return None
 
 
 KERNEL = Kernel(
@@ -34,6 +46,7 @@ KERNEL = Kernel(
         last=9,
     ),
     call,
+    limit=limit,
     tflops=(486.0, 321.0),  # packed causal rows, 8k, head size 128, H100; docs/kernels.md
     operators="flash|hopper",
     # the second of builds whose Python calls the C++ operator itself

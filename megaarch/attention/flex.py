@@ -1,8 +1,9 @@
 """torch's FlexAttention: each query row's interval of keys as a mask rule, T5's bias as a score rule.
 
 The block mask is made on the host from the intervals: torch's own `create_block_mask` evaluates the
-rule at every (query, key) pair, on the device, each step. Compiled, it is a Triton kernel; with the
-backend FLASH (flex_flash) FlashAttention-4 applies the same rule. On a CPU it has no backward.
+rule at every (query, key) pair, on the device, each step. Compiled, it is a Triton kernel, one for
+each shape of q and k and none for a new mask; with the backend FLASH (flex_flash) FlashAttention-4
+applies the same rule. On a CPU it has no backward.
 
 Shape suffixes: B rows, S length, H heads, D head size.
 """
@@ -16,6 +17,7 @@ import torch
 
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.flash4 import KERNEL as FLASH4
+from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.intervals import blank, blocks, intervals, tensors
 from megaarch.attention.parts import Parts
 from megaarch.attention.rows import HALF, nothing, to_device
@@ -23,6 +25,8 @@ from megaarch.attention.varlen import compute_dtype
 
 BLOCK = (128, 128)
 FLASH_BLOCK = (256, 128)  # what FlashAttention-4's backward on Hopper divides
+COMPILED = ("cuda",)  # devices; elsewhere it runs uncompiled
+SHAPES = 1024  # that may be compiled; Dynamo's own limit is 8, and the rest then runs uncompiled
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,28 @@ class Kernel:
                 return "it runs on cuda and takes half precision only"
             if bias is not None:
                 return "a learned bias has no gradient there: use flex"
-            return FLASH4.package.obstacle(q.device)
+            if obstacle := FLASH4.package.obstacle(q.device):
+                return obstacle
         if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or bias):
             return "FlexAttention has no backward on a CPU"
+        if q.device.type != "cuda":
+            return None
+        gpu, size = describe(q.device), q.shape[-1]
+        if bias is not None and gpu.deterministic:
+            return "it adds up the gradient of a bias by atomics, which are not deterministic"
+        return self.limit(gpu, size, parts)
+
+    def limit(self, gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+        """Of torch 2.11 to 2.13 (torch/_inductor/kernel/flex) and flash-attn-4 4.0.0b36."""
+        if self.backend == "TRITON":
+            return f"its head sizes begin at 16, not {head_size}" if head_size < 16 else None
+        most, divisor = FLASH4.head_sizes
+        if head_size % divisor or head_size > most:
+            return f"its head sizes are multiples of {divisor} up to {most}, not {head_size}"
+        if gpu.capability[0] == 12:
+            return "FlashAttention-4 has no backward for a mask at compute capability 12.x"
+        if gpu.deterministic:
+            return "its backward is deterministic only with metadata that torch's own masks carry"
         return None
 
     def warm(self, parts: Parts, device_type: str = "cuda") -> None:
@@ -78,7 +101,8 @@ class Kernel:
         k, v = (blank(x.to(dtype), rows["unseen"]) for x in (k_BSHD, v_BSHD))
         score = None if bias is None else _score(bias, query_positions, key_positions)
         with torch.autocast(device.type, enabled=False):
-            out = _function(device.type)(
+            out = _run(
+                device.type,
                 *(x.transpose(1, 2) for x in (q, k, v)),
                 score_mod=score,
                 block_mask=self._mask(parts, device),
@@ -128,11 +152,23 @@ def _score(
     return add
 
 
-@cache
-def _function(device_type: str) -> Callable:
+def _run(device_type: str, *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    """flex_attention, compiled where it is fast so. A shape too many is an error: uncompiled, it would
+    make the whole [Sq, Sk] of scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+    if device_type not in COMPILED:
+        return flex_attention(*tensors, **options)
+    limits = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
+    with torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
+        return _compiled()(*tensors, **options)
+
+
+@cache
+def _compiled() -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 FLEX = Kernel("TRITON", BLOCK, (371.0, 219.0), "triton|flex")  # causal, 8k, H100; docs/kernels.md

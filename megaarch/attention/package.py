@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from megaarch.attention.gpu import describe
+
 
 @dataclass(frozen=True)
 class Package:
@@ -32,7 +34,15 @@ class Package:
         missing = _missing(self)
         if missing or device.type != "cuda":
             return missing
-        return _too_old(self, device)
+        return self.unfit(describe(device).capability)
+
+    def unfit(self, has: tuple[int, int]) -> str | None:
+        """Why it cannot run on GPUs of this compute capability, or None."""
+        if self.capability <= has and (self.last is None or has[0] <= self.last):
+            return None
+        upto = "" if self.last is None else f" up to {self.last}.x"
+        least = ".".join(map(str, self.capability))
+        return f"{self.name} needs compute capability {least}{upto}, not {has[0]}.{has[1]}"
 
 
 @cache
@@ -49,14 +59,4 @@ def _missing(package: Package) -> str | None:
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         return f"{package.name} is installed and does not load ({reason}): {package.get}"
-    return None
-
-
-@cache
-def _too_old(package: Package, device: torch.device) -> str | None:
-    has = torch.cuda.get_device_capability(device)
-    if has < package.capability or (package.last is not None and has[0] > package.last):
-        upto = "" if package.last is None else f" up to {package.last}.x"
-        least = ".".join(map(str, package.capability))
-        return f"{package.name} needs compute capability {least}{upto}, not {has[0]}.{has[1]}"
     return None

@@ -19,11 +19,10 @@ from megaarch.attention.parts import FULL, UNUSED, Parts
 from megaarch.attention.rows import HALF, Put, Take, Where, nothing, pick, to_device
 from megaarch.attention.sdpa_plan import Costs, Group, Plan
 
-MASKED_BACKENDS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+CUDNN = (SDPBackend.CUDNN_ATTENTION,)
+# On an accelerator, all but cuDNN's: it builds a plan for each exact shape, refuses some, and its
+# backward has given NaN for dense masks.
+BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 forward_operators = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention",
@@ -76,8 +75,9 @@ def attend_by(
     bias: RelativeBias | None = None,
     query_positions: torch.Tensor | None = None,
     key_positions: torch.Tensor | None = None,
+    backends: tuple[SDPBackend, ...] = BACKENDS,
 ) -> torch.Tensor:
-    """Attention as `calls_plan` cuts these parts into calls."""
+    """Attention as `calls_plan` cuts these parts into calls. backends: of torch, on an accelerator."""
     device, dtype = q_BSHD.device, compute_dtype(q_BSHD)
     calls = on_device(calls_plan, parts, device)
     if not calls:
@@ -95,7 +95,7 @@ def attend_by(
                 mask = call.mask(dtype) if call.group.masked else None
             else:
                 mask = call.bias(bias, query_positions, key_positions, dtype)
-            results.append(run(call, q, k, v, mask, scale))
+            results.append(run(call, q, k, v, mask, scale, backends))
     if calls_plan.whole:
         return results[0].to(q_BSHD.dtype)
     out = Put.apply([c.put for c in calls], q_BSHD.shape, calls_plan.filled, *results)
@@ -200,16 +200,17 @@ def run(
     v_GLHD: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
+    backends: tuple[SDPBackend, ...],
 ) -> torch.Tensor:
     """One call of SDPA. Returns [G, L, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q_GLHD, k_GLHD, v_GLHD))
     cpu, grouped = q.device.type == "cpu", q.shape[1] != k.shape[1]
-    # On an accelerator only the flash backend takes grouped keys; anything else falls to math.
-    if grouped and not (cpu or (mask is None and q.dtype in HALF)):
+    # Of an accelerator's backends cuDNN's and flash take grouped keys; others would fall to math.
+    native = backends == CUDNN or (mask is None and q.dtype in HALF)
+    if grouped and not (cpu or native):
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False
-    # cuDNN's backward has given NaN for dense masks.
-    with nullcontext() if cpu or mask is None else sdpa_kernel(MASKED_BACKENDS):
+    with nullcontext() if cpu else sdpa_kernel(list(backends)):
         out = F.scaled_dot_product_attention(
             q,
             k,

@@ -4,6 +4,7 @@
 import inspect
 from functools import cache
 
+from megaarch.attention.flash2 import limit
 from megaarch.attention.package import Package
 from megaarch.attention.varlen import Call, Kernel
 
@@ -12,16 +13,12 @@ EVERY, CAUSAL = (-1, -1), (-1, 0)  # windows; torch's causal is aligned at the b
 
 @cache
 def call(varlen_attn) -> Call:
-    """As torch 2.11 takes it; key heads in groups where it knows them, else repeated."""
-    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    """As torch 2.11 takes it. Its operators take key heads in groups in every version; newer ones
+    want to be told. They follow torch.use_deterministic_algorithms by themselves."""
+    asks = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def run(q, k, v, segments, scale):
-        options = {}
-        if q.shape[1] != k.shape[1]:
-            if grouped:
-                options["enable_gqa"] = True
-            else:
-                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        options = {"enable_gqa": True} if asks and q.shape[1] != k.shape[1] else {}
         return varlen_attn(
             q,
             k,
@@ -46,6 +43,7 @@ KERNEL = Kernel(
         "varlen_attn",
     ),
     call,
+    limit=limit,
     tflops=(335.0, 335.0),  # of FlashAttention-2 on H100 (Dao 2023, section 4.1)
     operators="flash",
     forward_operators=("torch_attn::_varlen_attn",),

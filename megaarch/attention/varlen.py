@@ -4,7 +4,8 @@ bottom-right triangles in another.
     parts --build--> two lists of segments --gather--> [T, H, D] and cumulative lengths --library-->
 
 What is computed is exactly the parts' area. Rows are gathered once, and not at all where the
-segments are the whole tensor in order. Segments travel to the device; what counts rows is made there. The libraries differ only in how they are called: flash2.py,
+segments are the whole tensor in order. Segments travel to the device; what counts rows is made
+there. The libraries differ only in how they are called and in what they cannot do: flash2.py,
 flash3.py, flash4.py, cudnn_ragged.py and torch_varlen.py each say that, and nothing else.
 
 Shape suffixes: B rows, S length, H heads, D head size, T rows of all segments, N segments.
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from megaarch.attention.bias import RelativeBias
+from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.package import Package
 from megaarch.attention.parts import CAUSAL, FULL, Parts
 from megaarch.attention.rows import HALF, Put, Ranges, Take, Where, nothing
@@ -109,11 +111,17 @@ def _ranges(first: np.ndarray, lengths: np.ndarray, rows: int) -> Ranges:
     return Ranges(first, starts.astype(np.int32), total, whole)
 
 
+def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Of a library without documented limits besides those of `Kernel`'s fields."""
+    return None
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A variable-length library as a kernel of `attend`.
 
     package: where its function is found. call: how it is called. head_sizes: largest and divisor.
+    limit: as gpu.py says.
     tflops: published, forward and backward, packed causal rows of 8k tokens and head size 128; None
     where nobody has published it, and then `auto` leaves the kernel alone. fused_rows: rows move by
     kernels/rows.py. forward_operators: as dispatch.py says.
@@ -122,6 +130,7 @@ class Kernel:
     package: Package
     call: Callable[[Any], Call]
     head_sizes: tuple[int, int] = (256, 8)
+    limit: Callable[[Gpu, int, Parts], str | None] = no_limit
     tflops: tuple[float, float] | None = None
     operators: str | None = None
     forward_operators: tuple[str, ...] = ()
@@ -142,7 +151,9 @@ class Kernel:
             return f"it takes {' and '.join(map(str, self.dtypes))}, not {dtype}"
         if q.shape[-1] > largest or q.shape[-1] % divisor:
             return f"its head sizes are multiples of {divisor} up to {largest}, not {q.shape[-1]}"
-        return self.package.obstacle(q.device)
+        if (obstacle := self.package.obstacle(q.device)) or q.device.type != "cuda":
+            return obstacle
+        return self.limit(describe(q.device), q.shape[-1], parts)
 
     def warm(self, parts: Parts, device_type: str = "cuda") -> None:
         plan(parts)

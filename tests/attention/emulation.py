@@ -1,6 +1,6 @@
 """Stand-ins for libraries that run on GPUs only, in torch and fp64 on the CPU. Each has its library's
 signature and contract: cumulative lengths, causal at the bottom right, nothing past the last
-segment read or written."""
+segment read or written, and a deterministic backward where that must be asked for."""
 
 import torch
 
@@ -20,6 +20,10 @@ def varlen(q, k, v, q_starts, k_starts, causal, scale):
     out = torch.cat(pieces)
     rest = out.new_full((len(q) - len(out), *q.shape[1:]), float("nan"))
     return torch.cat((out, rest))
+
+
+def asked_rightly(deterministic):
+    return deterministic == torch.are_deterministic_algorithms_enabled()
 
 
 def longest(starts):
@@ -46,6 +50,7 @@ def flash_attn_2(
 ):
     """flash_attn.flash_attn_varlen_func, flash-attn 2.8."""
     assert q.ndim == 3 and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert asked_rightly(deterministic)
     assert (max_seqlen_q, max_seqlen_k) == (longest(cu_seqlens_q), longest(cu_seqlens_k))
     return varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, softmax_scale)
 
@@ -76,6 +81,7 @@ def flash_attn_3(
     return_attn_probs=False,
 ):
     """flash_attn_interface.flash_attn_varlen_func, commit 01afd16d of flash-attention."""
+    assert asked_rightly(deterministic)
     assert (max_seqlen_q, max_seqlen_k) == (longest(cu_seqlens_q), longest(cu_seqlens_k))
     return varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, softmax_scale)
 
@@ -116,6 +122,7 @@ def flash_attn_4(
     gather_bwd_token_chunk=None,
 ):
     """flash_attn.cute.flash_attn_varlen_func, flash-attn-4 4.0.0b36: output and log-sum-exp."""
+    assert asked_rightly(deterministic)
     assert (max_seqlen_q, max_seqlen_k) == (longest(cu_seqlens_q), longest(cu_seqlens_k))
     return varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, softmax_scale), None
 
@@ -142,6 +149,7 @@ def cudnn_sdpa(
     """cudnn.sdpa_torch, nvidia-cudnn-frontend 1.32; differentiable only with return_lse."""
     assert return_lse and is_causal == causal_bottom_right
     assert max_seqlen_q >= longest(cu_seqlens_q) and max_seqlen_kv >= longest(cu_seqlens_kv)
+    assert (cu_seqlens_q.diff() > 0).all() and (cu_seqlens_kv.diff() > 0).all()  # before cuDNN 9.25
     return varlen(query, key, value, cu_seqlens_q, cu_seqlens_kv, is_causal, scale), None
 
 
@@ -168,7 +176,7 @@ def torch_varlen(
     return varlen(query, key, value, cu_seq_q, cu_seq_k, causal, scale)
 
 
-def torch_varlen_ungrouped(
+def torch_varlen_2_11(
     query,
     key,
     value,
@@ -181,6 +189,48 @@ def torch_varlen_ungrouped(
     scale=None,
     window_size=(-1, -1),
 ):
-    """The same before it knew grouped key heads."""
-    options = {"scale": scale, "window_size": window_size}
+    """The same in torch 2.11, which takes groups without being told."""
+    options = {"scale": scale, "window_size": window_size, "enable_gqa": True}
     return torch_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options)
+
+
+def cudnn_mask_plan(
+    mask_func,
+    q,
+    k,
+    v,
+    *,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    pack_gqa=None,
+    build_backward=None,
+    _fwd_variant=None,
+):
+    """cudnn.flex_attention.create_mask_plan, nvidia-cudnn-frontend 1.32: bool [B, 1, Sq, Sk] here."""
+    assert build_backward and mask_func.dtype == torch.int32 and mask_func.is_contiguous()
+    assert mask_func.shape == (1, 3, q.shape[0] * q.shape[1])
+    assert (mask_func.diff(dim=1) >= 0).all()
+    f0, f1, f2 = mask_func[0].view(3, q.shape[0], 1, q.shape[1], 1)
+    keys = torch.arange(k.shape[1])
+    return (keys < f0) | ((keys >= f1) & (keys < f2))
+
+
+def cudnn_flex(
+    q,
+    k,
+    v,
+    *,
+    mask_plan,
+    softmax_scale=None,
+    deterministic=False,
+    return_lse=False,
+    return_max_logit=False,
+):
+    """cudnn.flex_attention.flex_attn_func of the same. A row that sees no key is zero."""
+    assert asked_rightly(deterministic)
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * softmax_scale
+    weights = scores.masked_fill(~mask_plan, float("-inf")).softmax(3).nan_to_num()
+    return torch.einsum("bhij,bjhd->bihd", weights, v)

@@ -20,7 +20,6 @@ from megaarch.attention import (
     cudnn,
     cudnn_flex,
     cudnn_ragged,
-    dispatch,
     full,
     intervals,
     varlen,
@@ -39,7 +38,7 @@ FUNCTIONS = {
     "flash4": emulation.flash_attn_4,
     "cudnn_ragged": emulation.cudnn_sdpa,
     "torch_varlen": emulation.torch_varlen,
-    "torch_varlen, no groups": emulation.torch_varlen_ungrouped,
+    "torch_varlen, 2.11": emulation.torch_varlen_2_11,
 }
 
 
@@ -70,10 +69,27 @@ def kernel(request, monkeypatch):
 
 
 @pytest.fixture
+def interval_library(monkeypatch):
+    """cuDNN's flex attention, its stand-in, on the CPU."""
+    monkeypatch.setattr(cudnn_flex, "LIBRARY", StandIn(emulation.cudnn_flex))
+    monkeypatch.setattr(cudnn_flex, "PLANS", StandIn(emulation.cudnn_mask_plan))
+    monkeypatch.setattr(cudnn_flex, "cannot_run", lambda *arguments: None)
+
+
+@pytest.fixture(params=[False, True])
+def deterministic(request):
+    """Both settings of torch.use_deterministic_algorithms."""
+    torch.use_deterministic_algorithms(request.param)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def overlay(monkeypatch):
     """The cuDNN kernel on the CPU's own backend."""
     monkeypatch.setattr(cudnn, "DEVICES", ("cpu",))
-    monkeypatch.setattr(cudnn, "BACKEND", None)
+    monkeypatch.setattr(cudnn, "DTYPES", (torch.float64,))
+    monkeypatch.setattr(cudnn, "HEAD_SIZES", (256, 1))
 
 
 def assert_same(kernel, parts, *arguments, tolerance=1e-12, **options):
@@ -87,6 +103,34 @@ def test_varlen_equals_reference(kernel, name):
     parts = Parts.of(*CASES[name])
     assert_same(kernel, parts, *tensors(parts))
     assert_same(kernel, parts, *tensors(parts, heads=3, key_heads=3, size=5))
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("name", ["packed prefixes", "cross", "two streams"])
+def test_deterministic_runs_ask_for_a_deterministic_backward(kernel, name):
+    """The stand-ins check it."""
+    parts = Parts.of(*CASES[name])
+    assert_same(kernel, parts, *tensors(parts))
+
+
+@pytest.mark.usefixtures("interval_library", "deterministic")
+@pytest.mark.parametrize("name", CASES)
+def test_cudnn_flex_equals_reference(name):
+    parts = Parts.of(*CASES[name])
+    assert_same("cudnn_flex", parts, *tensors(parts))
+
+
+@pytest.mark.usefixtures("interval_library")
+def test_cudnn_flex_plans_once_a_batch(monkeypatch):
+    made = []
+    stand_in = cudnn_flex.PLANS.function
+    count = StandIn(lambda *given, **options: made.append(1) or stand_in(*given, **options))
+    monkeypatch.setattr(cudnn_flex, "PLANS", count)
+    for _ in range(3):
+        parts = Parts.of(*CASES["packed prefixes"])
+        for _ in range(4):
+            assert_same("cudnn_flex", parts, *tensors(parts))
+    assert len(made) == 3
 
 
 MIXED = Parts.of([prefix(p, 12) for p in (0, 5, 12)], 12, 12)
@@ -120,6 +164,20 @@ def test_shards_of_heads_through_sdpa(name, heads):
     assert_shards_same(name, *heads)
 
 
+def test_grouped_keys_reach_the_library_as_they_are(kernel, monkeypatch):
+    seen, found = [], KERNELS[kernel]
+    stand_in = found.package.function
+
+    def record(q, k, v, *arguments, **options):
+        seen.append((q.shape[1], k.shape[1], v.shape[1]))
+        return stand_in(q, k, v, *arguments, **options)
+
+    record.__signature__ = inspect.signature(stand_in)
+    monkeypatch.setitem(KERNELS, kernel, replace(found, package=StandIn(record)))
+    attend(*tensors(MIXED, heads=6, key_heads=2)[:3], MIXED, kernel=kernel)
+    assert set(seen) == {(6, 2, 2)}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_padding_rows_reach_nothing(kernel, name):
     parts = Parts.of(*CASES[name])
@@ -147,16 +205,6 @@ def test_random_partitions_by_segments(case, key_heads):
         assert_same("flash2", parts, *tensors(parts, heads=2, key_heads=key_heads, size=3))
     finally:
         KERNELS["flash2"] = flash2
-
-
-def test_our_call_fits_torchs_signature():
-    """The installed torch's own function takes what torch_varlen gives it."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    ours, theirs = map(inspect.signature, (emulation.torch_varlen, varlen_attn))
-    for name in ("scale", "window_size"):
-        assert theirs.parameters[name].kind is ours.parameters[name].kind
-    assert [*theirs.parameters][:7] == [*ours.parameters][:7]
 
 
 def test_segments_of_whole_rows_are_not_gathered():
@@ -274,37 +322,8 @@ def test_flex_adds_the_relative_bias():
         attend(q.requires_grad_(), k, v, parts, kernel="flex", **options)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_cudnn_flex_is_given_the_mask(name):
-    """The union [0, F0) U [F1, F2) of each row, as its documentation has it."""
-    parts = Parts.of(*CASES[name])
-    f = cudnn_flex.endpoints(parts, torch.device("cpu"))
-    assert f.shape == (1, 3, len(parts) * parts.queries)
-    assert f.dtype == torch.int32 and f.is_contiguous()
-    f0, f1, f2 = f[0, :, :, None]
-    keys = torch.arange(parts.keys)
-    seen = (keys < f0) | ((keys >= f1) & (keys < f2))
-    assert np.array_equal(seen.view(parts.dense().shape).numpy(), parts.dense())
-
-
 def test_settings_name_the_kernels():
     assert set(get_args(AttentionKernel)) == {"auto", *KERNELS}
-
-
-def test_ranking_weighs_waste_against_speed(monkeypatch):
-    """Of two kernels as fast as each other the exact one wins; the faster one bears its waste."""
-    n = 4096
-    monkeypatch.setattr(dispatch, "RANKED", ("cudnn", "flash3"))
-    for share in (8, 2):
-        parts = Parts.of([prefix(n // share, n)] * 8, n, n)
-        monkeypatch.setattr(cudnn, "tflops", KERNELS["flash3"].tflops)
-        assert dispatch.ranking(parts, "cuda") == ("flash3", "cudnn")
-    faster = tuple(1.1 * x for x in KERNELS["flash3"].tflops)
-    monkeypatch.setattr(cudnn, "tflops", faster)
-    found = [
-        dispatch.ranking(Parts.of([prefix(n // share, n)] * 8, n, n), "cuda")[0] for share in (8, 2)
-    ]
-    assert found == ["cudnn", "flash3"]
 
 
 def test_a_kernel_that_is_not_there_names_itself_and_the_others():

@@ -221,7 +221,7 @@ def by_length(tiles: list[Tile], costs: Costs) -> Iterator[list[Tile]]:
     run, queries, useful = [], 0, 0
     for tile in tiles:
         wider, area = max(queries, tile.q), useful + tile.q * tile.k
-        alone = costs.row * (tile.q + tile.k) >= costs.call
+        alone = costs.row * (tile.q + tile.k) > costs.call
         if run and (alone or (len(run) + 1) * wider * run[0].k - area > costs.call):
             yield run
             run, wider, area = [], tile.q, tile.q * tile.k

@@ -124,7 +124,8 @@ class Kernel:
     limit: as gpu.py says.
     tflops: published, forward and backward, packed causal rows of 8k tokens and head size 128; None
     where nobody has published it, and then `auto` leaves the kernel alone. fused_rows: rows move by
-    kernels/rows.py. forward_operators: as dispatch.py says.
+    kernels/rows.py. rebuilds: the library builds a plan for each shape of a call.
+    forward_operators: as dispatch.py says.
     """
 
     package: Package
@@ -136,7 +137,12 @@ class Kernel:
     forward_operators: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cuda",)
     dtypes: tuple[torch.dtype, ...] = HALF
+    rebuilds: bool = False
     fused_rows: bool = False
+
+    def steady(self, parts: Parts) -> bool:
+        """As dispatch.py says. The shapes of a call follow from the parts."""
+        return not self.rebuilds
 
     def cannot_run(
         self, q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None

@@ -135,6 +135,18 @@ def test_a_step_never_waits_for_the_device(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("name", LONG)
+def test_deterministic_runs_repeat_their_bits(name):
+    parts = Parts.of(LONG[name], 1000, 1000)
+    given = tensors(parts, 4, 2, 64, torch.bfloat16)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = (run("auto", parts, *given) for _ in range(4))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
+
+
 def test_what_auto_takes_runs():
     for rows in LONG.values():
         parts = Parts.of(rows, 1000, 1000)

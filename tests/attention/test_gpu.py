@@ -2,6 +2,8 @@
 build. On rows of every preset as a run makes them."""
 
 import copy
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -167,23 +169,24 @@ def broken(name, parts, gpu, calls):
     return found
 
 
-def assert_limits_are_known(batches, gpu, calls):
-    for parts in batches:
-        q, k = on_gpu(parts)
-        for name, kernel in KERNELS.items():
-            reason = kernel.cannot_run(q, k, parts, None)
+def assert_limits_are_known(parts, machine, calls):
+    """Each kernel refuses these parts on just those GPUs where they break a limit of it."""
+    q, k = on_gpu(parts)
+    for mode, gpu in MODES.items():
+        machine.has(gpu)
+        for name in set(KERNELS) - {"reference", "sdpa", "cpu"}:
+            reason = KERNELS[name].cannot_run(q, k, parts, None)
             if name == "cudnn" and reason and ("top-left" in reason or "parts" in reason):
                 continue  # no call is planned at all
-            if name not in ("reference", "sdpa", "cpu"):
-                assert (reason is not None) == bool(broken(name, parts, gpu, calls)), reason
+            limits = broken(name, parts, gpu, calls)
+            assert (reason is not None) == bool(limits), (mode, name, reason, limits)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_documented_limits_in_planned_calls_of_presets(preset, mode, batches, machine, calls):
-    machine.has(MODES[mode])
-    few = [parts for batch in batches(preset)[:2] for parts in batch]
-    assert_limits_are_known(few, MODES[mode], calls)
+def test_documented_limits_in_planned_calls_of_presets(preset, batches, machine, calls):
+    for batch in batches(preset)[:2]:
+        for parts in batch:
+            assert_limits_are_known(parts, machine, calls)
 
 
 AT_LIMITS = {
@@ -199,16 +202,14 @@ AT_LIMITS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", AT_LIMITS.values(), ids=AT_LIMITS)
-def test_documented_limits_at_their_edge(rows, mode, machine, calls):
-    machine.has(MODES[mode])
-    assert_limits_are_known([Parts.of(rows, 256, 256)], MODES[mode], calls)
+def test_documented_limits_at_their_edge(rows, machine, calls):
+    assert_limits_are_known(Parts.of(rows, 256, 256), machine, calls)
 
 
-def test_documented_limits_in_adversarial_masks(machine, calls):
-    machine.has(H100)
-    assert_limits_are_known([Parts.of(*case) for case in CASES.values()], H100, calls)
+@pytest.mark.parametrize("name", CASES)
+def test_documented_limits_in_adversarial_masks(name, machine, calls):
+    assert_limits_are_known(Parts.of(*CASES[name]), machine, calls)
 
 
 @pytest.mark.parametrize(
@@ -235,16 +236,14 @@ def test_head_sizes(name, size, gpu, runs, machine):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_ends_with_a_kernel_that_can_run(preset, mode, dtype, batches, machine, calls):
-    gpu = MODES[mode]
-    for libraries in (True, False):
+def test_every_preset_ends_with_a_kernel_that_can_run(preset, dtype, batches, machine, calls):
+    for (mode, gpu), libraries in itertools.product(MODES.items(), (True, False)):
         machine.has(gpu, libraries)
         for parts in batches(preset)[0]:
             name, _ = choose("auto", *on_gpu(parts, dtype=dtype), parts)
-            assert not broken(name, parts, gpu, calls)
-            assert (name == "sdpa") == (dtype == torch.float32)  # in 16 bit a fast one
+            assert not broken(name, parts, gpu, calls), mode
+            assert (name == "sdpa") == (dtype == torch.float32), mode  # in 16 bit a fast one
 
 
 def test_a_bias_in_deterministic_mode(machine):
@@ -286,6 +285,15 @@ def test_cudnn_gets_grouped_keys_as_they_are(calls, monkeypatch):
     parts = Parts.of([prefix(3, 8)] * 2, 8, 8)
     attend(*tensors(parts, heads=6, key_heads=2)[:3], parts, kernel="cudnn")
     assert {(heads, key_heads) for *_, heads, key_heads, _ in calls} == {(6, 2)}
+
+
+def test_a_kernel_that_rebuilds_is_never_ranked(monkeypatch):
+    """However fast it is."""
+    monkeypatch.setattr(dispatch, "RANKED", ("cudnn_ragged", "torch_varlen"))
+    fast = dataclasses.replace(KERNELS["cudnn_ragged"], tflops=(900.0, 900.0))
+    monkeypatch.setitem(KERNELS, "cudnn_ragged", fast)
+    parts = Parts.of([prefix(100, 256)] * 4, 256, 256)
+    assert dispatch.ranking(parts, "cuda") == ("torch_varlen",)
 
 
 def test_of_two_exact_kernels_the_faster_is_first(monkeypatch):

@@ -11,8 +11,6 @@ torch builds a cuDNN plan for each exact shape of a call and keeps it for good, 
 1 s forward and backward. So `auto` takes this kernel for parts that are `steady` alone.
 """
 
-import math
-
 import torch
 
 from megaarch.attention import sdpa, sdpa_plan
@@ -62,10 +60,8 @@ def steady(parts: Parts) -> bool:
     )
 
 
-def cost(parts: Parts) -> tuple[float, int]:
+def cost(parts: Parts) -> tuple[int, int]:
     """(query, key) pairs that it computes, and its calls."""
-    if crowded(parts):
-        return math.inf, 0
     groups = plan(parts).groups
     return sum(map(_pairs, groups)), len(groups)
 

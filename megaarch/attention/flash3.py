@@ -30,7 +30,8 @@ def call(flash_attn_varlen_func) -> Call:
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Its deterministic backward is tested up to head size 192 (flash-attention, pull request 1893)."""
+    """Its deterministic backward is tested up to head size 192 (flash-attention, pull request 1893;
+    builds of 2025 before that ignore the wish)."""
     if gpu.deterministic and head_size > 192:
         return f"its deterministic backward takes head sizes up to 192, not {head_size}"
     return None

@@ -15,6 +15,7 @@ GPUS = {
     "RTX 4090": Gpu((8, 9), 91900),
     "H100": Gpu((9, 0), 91900),
     "H100, an old cuDNN": Gpu((9, 0), 91500),
+    "H100, a withdrawn cuDNN": Gpu((9, 0), 91001),
     "H100, the newest cuDNN": Gpu((9, 0), NEWEST),
     "B200": Gpu((10, 0), 92000),
     "B300": Gpu((10, 3), 92000),

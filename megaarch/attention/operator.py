@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
@@ -126,13 +126,14 @@ def register(run: Callable[..., torch.Tensor]) -> None:
         if table is not None:
             inputs.append(table.detach().requires_grad_())
         saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
+        weakly = ref(memory)  # the graph that memory holds must not hold it
 
         def pack(tensor: torch.Tensor) -> _Saved:
             saved.append(_Saved(tensor))
             return saved[-1]
 
         def unpack(found: _Saved) -> torch.Tensor:
-            return found.get(memory.lent)
+            return found.get(weakly().lent)
 
         with _recording(), saved_tensors_hooks(pack, unpack):
             bias = None if table is None else RelativeBias(inputs[3], bidirectional, reach)

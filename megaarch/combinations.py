@@ -107,7 +107,43 @@ def _model_combinations(settings: Settings) -> Iterator[Fault]:
                 f"{width}"
             ),
         )
+    yield from _rope_scaling(model)
     yield from _lengths(settings)
+
+
+def _rope_scaling(model: Model) -> Iterator[Fault]:
+    scaling, where = model.rope_scaling, "model.rope_scaling"
+    if scaling is None:
+        return
+    if model.position_encoding != "rope":
+        yield (
+            (where, "model.position_encoding"),
+            (f"belongs to rope, and the position encoding is {model.position_encoding}"),
+        )
+    original = scaling.original_length
+    if (original is None) == (scaling.kind != "linear"):
+        must = "has to be given for" if original is None else "has no meaning for"
+        yield (f"{where}.original_length", f"{where}.kind"), f"{must} the kind {scaling.kind}"
+    longest = max(model.sequence_length, model.target_length or 0)
+    if scaling.kind == "dynamic" and original is not None and longest > original:
+        yield (
+            (f"{where}.original_length", "model.sequence_length", "model.target_length"),
+            (
+                f"dynamic scaling takes rows of at most {original} tokens here, not {longest}: "
+                "beyond that its frequencies would depend on the row"
+            ),
+        )
+    if scaling.kind == "yarn" and model.rope_base <= 1:
+        yield (
+            ("model.rope_base", f"{where}.kind"),
+            f"must be more than 1 for yarn, not {model.rope_base}",
+        )
+    for kind, low, high in (
+        ("llama3", "low_frequency_factor", "high_frequency_factor"),
+        ("yarn", "beta_slow", "beta_fast"),
+    ):
+        if scaling.kind == kind and getattr(scaling, low) >= getattr(scaling, high):
+            yield (f"{where}.{low}", f"{where}.{high}"), f"must be less than {high}"
 
 
 def _lengths(settings: Settings) -> Iterator[Fault]:

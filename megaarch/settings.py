@@ -43,6 +43,27 @@ class Section(BaseModel):
     )
 
 
+class RopeScaling(Section):
+    """How RoPE's frequencies are lowered for rows longer than those that they were learned on.
+
+    linear: all, by `factor`. llama3 and yarn: the low ones by `factor`, the high ones not at all, and
+    a ramp between them. dynamic: none up to `original_length` tokens, and rows end there.
+    """
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: Annotated[float, Field(ge=1)]
+    original_length: Positive | None = None  # tokens; of every kind but linear
+    # llama3: turns in original_length below which a frequency is low, above which it is high
+    low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
+    high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
+    # yarn: the same turns, the high ones first; its ramp's ends are whole channels if `truncate`
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    truncate: bool = True
+    # yarn: on queries and keys each; None: 0.1·ln(factor) + 1
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+
+
 class Model(Section):
     """The transformer. Defaults are the study's backbone, the same for all architectures."""
 
@@ -65,6 +86,7 @@ class Model(Section):
     final_normalization: bool = True
     position_encoding: Literal["rope", "learned", "relative", "none"] = "rope"
     rope_base: Annotated[float, Field(gt=0)] = 10000.0
+    rope_scaling: RopeScaling | None = None
     relative_buckets: Positive = 32
     relative_max_distance: Positive = 128
     learned_positions: Positive | None = None  # rows of the table; None: sequence_length

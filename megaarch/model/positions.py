@@ -13,7 +13,8 @@ from torch import nn
 from megaarch.catalogue import ARCHITECTURES, position_axes
 from megaarch.kernels.heads import Heads
 from megaarch.kernels.library import serves
-from megaarch.settings import Model
+from megaarch.model.rope_scaling import attention_factor, scaled
+from megaarch.settings import Model, RopeScaling
 
 
 def position_scheme(model: Model, objective: str) -> dict[str, Any]:
@@ -45,20 +46,29 @@ def scheme_fault(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
 
 
 def rotary_tables(
-    positions_BSA: torch.Tensor, head_size: int, base: float, dtype: torch.dtype
+    positions_BSA: torch.Tensor,
+    head_size: int,
+    base: float,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and signed sin, each [B, S, 1, Dh] in `dtype`, for `rotate`; computed in fp32.
 
     The head dimension is split evenly among the A axes. Within an axis's share, channel i pairs
     with channel i + share/2 (rotate-half, as Llama has it) and turns by position·base^(-2i/share)
-    (RoPE: Su et al. 2021, section 3.2.2).
+    (RoPE: Su et al. 2021, section 3.2.2), or at the frequencies that `scaling` makes of these.
     """
     axes = positions_BSA.shape[-1]
     share = head_size // axes
     assert share % 2 == 0 and share * axes == head_size, (head_size, axes)
     exponent = torch.arange(0, share, 2, device=positions_BSA.device, dtype=torch.float32) / share
-    angle = positions_BSA.to(torch.float32)[..., None] * base**-exponent  # [B, S, A, share/2]
+    frequency = base**-exponent
+    if scaling is not None:
+        frequency = scaled(frequency, base, scaling)
+    angle = positions_BSA.to(torch.float32)[..., None] * frequency  # [B, S, A, share/2]
     cos, sin = angle.cos(), angle.sin()
+    if (factor := attention_factor(scaling)) != 1:
+        cos, sin = factor * cos, factor * sin
     tables = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     cos, sin = (table.flatten(-2)[:, :, None].to(dtype) for table in tables)
     return cos, sin

@@ -148,7 +148,8 @@ class Transformer(nn.Module):
         rotary = bias = None
         if model.position_encoding == "rope":
             dtype = torch.promote_types(self.dtype, torch.float32)
-            rotary = rotary_tables(stream.token_positions, head_size(model), model.rope_base, dtype)
+            size, base, scaling = head_size(model), model.rope_base, model.rope_scaling
+            rotary = rotary_tables(stream.token_positions, size, base, dtype, scaling)
         elif model.position_encoding == "relative":
             table = self.layout.own_heads(self.relative_bias[stack.stream]).to(self.dtype)
             bias = RelativeBias(table, stack.bidirectional_bias, model.relative_max_distance)

@@ -8,7 +8,7 @@ several processes prepare the same data at once.
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -113,11 +113,11 @@ class _Job:
         """Prepares everything in a directory aside and renames it to `self.directory`."""
         try:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".preparing-", dir=self.directory.parent))
+            aside = self.directory.parent / f".preparing-{uuid.uuid4().hex}"
+            aside.mkdir()
         except OSError as error:
             raise ValueError(f"data.cache {self.data.cache} cannot be written: {error}") from error
         try:
-            aside.chmod(0o755)
             manifest = self._build_indexed(aside) if self.kind == "indexed" else self._build(aside)
             tokens, text = manifest["train_tokens"], manifest["train_bytes"]
             manifest["bytes_per_token"] = text / tokens if text else None

@@ -11,8 +11,8 @@ EPILOG = """\
 examples:
   python tools/convert.py runs/gpt gpt.safetensors --to safetensors
   python tools/convert.py gpt.safetensors runs/again --to checkpoint
-  python tools/convert.py runs/gpt gpt-hf --to hf --verify
-  python tools/convert.py gpt2-from-the-hub runs/gpt2 --from hf --verify
+  python tools/convert.py runs/gpt gpt-hf --to hf
+  python tools/convert.py gpt2-from-the-hub runs/gpt2 --from hf
   megaarch train runs/gpt2/start.yaml --set training.steps=100 logging.directory=runs/mine
 
 A checkpoint belongs to no parallel layout: any layout reads what any other wrote, and a run's
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="convert.py",
         description="Convert a model between a megaarch checkpoint, one safetensors file and a "
-        "Hugging Face folder (GPT-2, Llama, T5 v1.1, BERT, BART).",
+        "Hugging Face folder (GPT-2, Llama, T5, BERT, BART).",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -66,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--verify",
-        action="store_true",
-        help="compare every tensor, and with Hugging Face the logits of random tokens (needs "
-        "transformers)",
+        action=argparse.BooleanOptionalAction,
+        help="compare every tensor, and with Hugging Face the logits of random tokens (default: the "
+        "logits where transformers is installed and the memory is free)",
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top

@@ -4,6 +4,7 @@ Everything passes through `files.Saved`. A checkpoint belongs to no layout, so r
 writing it again is all that re-sharding takes.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,11 +17,13 @@ import yaml
 from megaarch import catalogue, config
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
-from megaarch.interchange.configs import config_for, family_of, settings_from
+from megaarch.interchange.configs import config_for, family_in, family_of, settings_from
 from megaarch.interchange.files import Saved
-from megaarch.interchange.huggingface import current_names, from_hf, to_hf
+from megaarch.interchange.huggingface import Weights, from_hf, to_hf
+from megaarch.interchange.keys import complete
+from megaarch.interchange.ties import settle
 from megaarch.interchange.vocabulary import TABLES, fitted
-from megaarch.settings import Settings
+from megaarch.settings import Model, Settings
 from megaarch.training.progress import Progress
 
 FORMATS = ("checkpoint", "safetensors", "hf")
@@ -34,7 +37,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Conversion:
     """What is to be made of what. given: the source's format. tokenizer, sentinels: of a model from
-    Hugging Face; None is what its folder says. verify: read the output back and compare."""
+    Hugging Face; None is what its folder says. verify: read the output back and compare, with
+    Hugging Face logits too; None: the logits where transformers and the memory for it are there."""
 
     source: Path
     output: Path
@@ -43,7 +47,7 @@ class Conversion:
     family: str | None = None
     tokenizer: str | None = None
     sentinels: int | None = None
-    verify: bool = False
+    verify: bool | None = None
 
 
 def convert(job: Conversion, say: Say) -> None:
@@ -60,13 +64,15 @@ def convert(job: Conversion, say: Say) -> None:
     if job.to == "hf":
         _to_hf(job, saved, say)
     elif job.to == "safetensors":
-        files.write_safetensors(job.output, saved)
-        _check(job, saved, files.read_safetensors, say)
+        with _kept_if_right(job.output):
+            files.write_safetensors(job.output, saved)
+            _check(job, saved, files.read_safetensors, say)
     else:
         settings = settings_of(saved.record, str(job.source))
-        files.write_checkpoint(job.output, saved)
-        _write_start(job.output, saved, settings)
-        _check(job, saved, files.read_checkpoint, say)
+        with _kept_if_right(job.output):
+            files.write_checkpoint(job.output, saved)
+            _write_start(job.output, saved, settings)
+            _check(job, saved, files.read_checkpoint, say)
     say(f"{job.output}: {sum(t.numel() for t in saved.weights.values()):,} parameters, {job.to}")
 
 
@@ -79,9 +85,39 @@ def format_of(source: Path) -> str:
     return "hf" if (source / files.CONFIG).exists() else "checkpoint"
 
 
+@contextmanager
+def _kept_if_right(output: Path) -> Iterator[None]:
+    """Removes what was written where an error comes of it."""
+    try:
+        yield
+    except BaseException:
+        if output.is_dir():
+            shutil.rmtree(output)
+        else:
+            output.unlink(missing_ok=True)
+        raise
+
+
 def _check(job: Conversion, saved: Saved, read: Callable[[Path], Saved], say: Say) -> None:
-    if job.verify:
+    if job.verify is not False:
         say(verify.check_tensors(saved.weights, read(job.output).weights, str(job.output)))
+
+
+def _check_logits(
+    job: Conversion,
+    weights: Weights,
+    model: Model,
+    folder: Path,
+    family: str,
+    pieces: int,
+    say: Say,
+) -> None:
+    if job.verify is False:
+        return
+    if job.verify is None and (why := verify.cannot_run(weights)):
+        say(f"without a comparison of logits: {why}")
+    else:
+        say(verify.check_logits(weights, model, folder, family, pieces))
 
 
 def settings_of(record: dict[str, Any], where: str = "this checkpoint") -> Settings:
@@ -92,30 +128,30 @@ def settings_of(record: dict[str, Any], where: str = "this checkpoint") -> Setti
 
 def _from_hf(job: Conversion, say: Say) -> Saved:
     theirs, tensors = files.read_hf(job.source)
-    family, own = theirs.get("model_type"), _own(theirs, job.source / files.CONFIG)
+    own = _own(theirs, job.source / files.CONFIG)
     with _told_of(job.source / files.CONFIG):
-        model = settings_from(theirs)
-    tensors = current_names({name: t.float() for name, t in tensors.items()}, family)
+        settings_from(theirs)
     with _told_of(job.source):
+        tensors, theirs = settle({name: t.float() for name, t in tensors.items()}, theirs)
+        family, model = family_in(theirs), settings_from(theirs)
         weights = from_hf(tensors, model, family)
     path = str(Path(job.tokenizer or files.find_tokenizer(job.source)).resolve())
     pieces = min(Tokenizer(path, sentinels=0).base_size, model.vocabulary_size)
-    if job.verify:
+    if job.verify is not False:
         back = to_hf(weights, model, family)
-        known = {name: back[name] for name in tensors if name in back}
-        same = {name: tensors[name] for name in known}
-        say(verify.check_tensors(same, known, str(job.source)))
+        back = {name: back[name] for name in tensors}
+        say(verify.check_tensors(tensors, back, str(job.source)))
     sentinels = job.sentinels if job.sentinels is not None else own.get("sentinels", SENTINELS)
     tokenizer = _same_tokenizer(path, sentinels, model.vocabulary_size, own)
     if tokenizer is None:
         old = model.vocabulary_size
-        weights, model, tokenizer = fitted(weights, model, path, sentinels, _special_ids(theirs))
+        ids = _special_ids(complete(theirs, family))
+        weights, model, tokenizer = fitted(weights, model, path, sentinels, ids)
         say(
             f"{pieces:,} of {old:,} rows are pieces of {path}; with specials and {sentinels} "
             f"sentinels the vocabulary is {model.vocabulary_size:,}"
         )
-    if job.verify:
-        say(verify.check_logits(weights, model, job.source, family, pieces))
+    _check_logits(job, weights, model, job.source, family, pieces, say)
     preset = own.get("preset", PRESETS[family])
     objective = own.get("objective") or catalogue.PRESETS[preset or PRESETS[family]].objective
     given = model.model_dump() | {"preset": preset}
@@ -181,10 +217,8 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
     theirs = config_for(model, family, axes)
     weights = {name: tensor.float() for name, tensor in saved.weights.items()}
     tokenizer = _tokenizer_of(saved.record, settings, say)
-    special = tokenizer.vocabulary.special if tokenizer else {}
-    theirs |= {f"{name}_token_id": special.get(name) for name in ("pad", "bos", "eos")}
-    if model.architecture == "encoder_decoder":
-        theirs["decoder_start_token_id"] = special.get("bos")
+    ids, beside = _special_tokens(model, tokenizer, say)
+    theirs |= ids
     theirs |= {
         "torch_dtype": "float32",
         OWN: {
@@ -196,14 +230,34 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
         },
     }
     tensors = to_hf(weights, model, family)
-    files.write_hf(job.output, theirs, tensors, Path(tokenizer.path) if tokenizer else None)
-    if job.verify:
-        config_again, again = files.read_hf(job.output)
-        back = from_hf(again, settings_from(config_again), family)
-        padded = _without_padding(weights, model.vocabulary_size)
-        again = _without_padding(back, model.vocabulary_size)
-        say(verify.check_tensors(padded, again, str(job.output)))
-        say(verify.check_logits(weights, model, job.output, family, model.vocabulary_size))
+    with _kept_if_right(job.output):
+        files.write_hf(job.output, theirs, tensors, beside)
+        if job.verify is not False:
+            say(_check_hf(job.output, weights, model, family))
+        _check_logits(job, weights, model, job.output, family, model.vocabulary_size, say)
+
+
+def _special_tokens(
+    model: Model, tokenizer: Tokenizer | None, say: Say
+) -> tuple[dict[str, int | None], dict[str, bytes]]:
+    """The ids in config.json, and the files that have to agree with them."""
+    special = tokenizer.vocabulary.special if tokenizer else {}
+    ids = {f"{name}_token_id": special.get(name) for name in ("pad", "bos", "eos")}
+    if model.architecture == "encoder_decoder":
+        ids["decoder_start_token_id"] = special.get("bos")
+    if tokenizer is None:
+        return ids, {}
+    content = Path(tokenizer.path).read_bytes()
+    is_json = content.lstrip()[:1] == b"{"
+    return ids, {files.TOKENIZERS[0 if is_json else 1]: content}
+
+
+def _check_hf(folder: Path, weights: Weights, model: Model, family: str) -> str:
+    config_again, again = files.read_hf(folder)
+    again, config_again = settle(again, config_again)
+    back = from_hf(again, settings_from(config_again), family)
+    kept, back = (_without_padding(tensors, model.vocabulary_size) for tensors in (weights, back))
+    return verify.check_tensors(kept, back, str(folder))
 
 
 def _without_padding(weights: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ tensor; any other is a module, whose weight and bias go the same way. `{i}` is t
 its own stack.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from megaarch.interchange.layouts import (
     COPY,
@@ -25,12 +25,23 @@ Table = dict[str, tuple[Layout, tuple[str, ...]]]
 class Family:
     """Tables for what stands once, and for a layer of each stream.
 
-    copies: our name -> their further names for the same tensor: written, never read.
+    prefix: of the base model's tensors, which files of a model without a head leave out.
+    copies: our name -> their further names for the same tensor where config.json ties them, in the
+    order in which transformers ties them. always_tied: whatever config.json says.
+    without_effect: patterns of tensors that no logit depends on.
     """
 
     once: Table
     layers: dict[str, Table]
-    copies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    prefix: str
+    copies: dict[str, tuple[str, ...]]
+    always_tied: bool = False
+    without_effect: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The output layer's weight."""
+        return f"{self.once['output'][1][0]}.weight"
 
 
 def _table(prefix: str, table: Table) -> Table:
@@ -60,7 +71,9 @@ GPT2 = Family(
             },
         )
     },
+    prefix="transformer.",
     copies={"embedding.weight": ("lm_head.weight",)},
+    without_effect=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
 )
 
 LLAMA = Family(
@@ -85,7 +98,9 @@ LLAMA = Family(
             },
         )
     },
+    prefix="model.",
     copies={"embedding.weight": ("lm_head.weight",)},
+    without_effect=(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
 )
 
 BERT = Family(
@@ -119,10 +134,16 @@ BERT = Family(
             },
         )
     },
+    prefix="bert.",
     copies={
         "embedding.weight": ("cls.predictions.decoder.weight",),
         "output_bias": ("cls.predictions.decoder.bias",),
     },
+    without_effect=(
+        r"(bert\.)?embeddings\.(position|token_type)_ids",
+        r"(bert\.)?pooler\.dense\.(weight|bias)",  # of next-sentence prediction
+        r"cls\.seq_relationship\.(weight|bias)",
+    ),
 )
 
 
@@ -161,6 +182,12 @@ T5 = Family(
         "output": (VOCABULARY, ("lm_head",)),
     },
     layers={"encoder": _t5_layer("encoder", 1), "decoder": _t5_layer("decoder", 2)},
+    prefix="transformer.",
+    always_tied=True,
+    without_effect=(
+        r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\."
+        r"relative_attention_bias\.weight",
+    ),
     copies={
         "embedding.weight": (
             "encoder.embed_tokens.weight",
@@ -197,13 +224,15 @@ BART = Family(
         stream: _table(f"model.{stream}.layers.{{i}}.", _BART_LAYER)
         for stream in ("encoder", "decoder")
     },
+    prefix="model.",
     copies={
         "embedding.weight": (
-            "model.encoder.embed_tokens.weight",
-            "model.decoder.embed_tokens.weight",
             "lm_head.weight",
+            "model.decoder.embed_tokens.weight",
+            "model.encoder.embed_tokens.weight",
         )
     },
+    without_effect=(r"(model\.)?(encoder|decoder)\.version",),
 )
 
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT, "t5": T5, "bart": BART}

@@ -100,8 +100,17 @@ def write_safetensors(file: Path, saved: Saved) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".writing")
     metadata = {"format": "pt", KEY: json.dumps(saved.record)}
-    save_file(saved.weights, aside, metadata)
+    _save(saved.weights, aside, metadata)
     aside.replace(file)
+
+
+def _save(weights: Weights, file: Path, metadata: dict[str, str]) -> None:
+    """With the mode of any other new file: the library's own leaves others no right to read."""
+    file.unlink(missing_ok=True)
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(weights, file, metadata)
+    file.chmod(mode)
 
 
 def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
@@ -148,20 +157,19 @@ def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
 
 
 def write_hf(
-    folder: Path, config: dict[str, Any], weights: Weights, tokenizer: Path | None
+    folder: Path, config: dict[str, Any], weights: Weights, beside: dict[str, bytes]
 ) -> None:
-    """config.json, model.safetensors and the tokenizer's file. Of tied tensors the first is
-    written, as `from_pretrained` expects."""
+    """config.json, model.safetensors and what stands beside them, by name. Of tied tensors the first
+    is written, as `from_pretrained` expects."""
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     kept = {id(tensor): name for name, tensor in reversed(weights.items())}
     once = {name: weights[name].clone() for name in kept.values()}
-    save_file(once, aside / SINGLE, {"format": "pt"})
-    if tokenizer:
-        is_json = tokenizer.read_bytes().lstrip()[:1] == b"{"
-        shutil.copyfile(tokenizer, aside / TOKENIZERS[0 if is_json else 1])
+    _save(once, aside / SINGLE, {"format": "pt"})
+    for name, content in beside.items():
+        (aside / name).write_bytes(content)
     aside.rename(folder)
 
 

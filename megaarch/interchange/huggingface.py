@@ -3,6 +3,7 @@
 A family is named as Hugging Face's `model_type` names it: gpt2, llama, bert, t5, bart.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -14,56 +15,18 @@ from megaarch.model.transformer import Transformer, stacks
 from megaarch.training.faults import out_of_memory
 
 Weights = dict[str, torch.Tensor]
-# Buffers, and heads for objectives that megaarch has not (BERT's next-sentence prediction).
-IGNORED = (
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".position_ids",
-    ".inv_freq",
-    "bert.pooler.dense.weight",
-    "bert.pooler.dense.bias",
-    "cls.seq_relationship.weight",
-    "cls.seq_relationship.bias",
-)
-
-
-# What files that were saved from the bare model leave out ahead of its tensors, and what stands
-# beside it.
-PREFIXES = {"gpt2": "transformer.", "llama": "model.", "bert": "bert.", "bart": "model."}
-BESIDE = ("lm_head.", "cls.", "final_logits_bias")
-
-
-def current_names(weights: Weights, family: str) -> Weights:
-    """The tensors under the names that `from_hf` knows: old files lack a prefix (gpt2's on the hub)
-    or call a norm's weight and bias gamma and beta (BERT's)."""
-    prefix = PREFIXES.get(family, "")
-    if any(name.startswith(prefix) for name in weights):
-        prefix = ""
-    found = {}
-    for name, tensor in weights.items():
-        if name.endswith((".gamma", ".beta")):
-            name = name.removesuffix(".gamma").removesuffix(".beta") + (
-                ".weight" if name.endswith(".gamma") else ".bias"
-            )
-        found[name if name.startswith(BESIDE) else prefix + name] = tensor
-    return found
+_Names = dict[str, tuple[Layout, tuple[str, ...], tuple[str, ...]]]
 
 
 def from_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: str) -> Weights:
     """Our state dict, from a Hugging Face state dict of `family` ("gpt2", "llama", ...).
 
-    ValueError names tensors that are missing, left over, or of a wrong shape.
+    A file's tensors, and what config.json says of ties, go through `ties.settle` first. ValueError
+    names tensors that are missing, left over, of a wrong shape, or not the same where the model has
+    one tensor for them.
     """
     table, shapes = _table(model, family), _shapes(model)
-    known = {name for _, names, copies in table.values() for name in (*names, *copies)}
-    missing = {name for _, names, _ in table.values() for name in names} - weights.keys()
-    extra = [n for n in weights if n not in known and not n.endswith(IGNORED)]
-    for names, what in (
-        (sorted(missing), "lack"),
-        (extra, "hold what the model has no place for:"),
-    ):
-        if names:
-            raise ValueError(f"the {family} weights {what} {', '.join(names[:5])}")
+    _check_names(weights, table, family)
     ours = {}
     for name, (layout, names, _) in table.items():
         parts = [weights[n] for n in names]
@@ -85,14 +48,47 @@ def from_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: 
     return ours
 
 
+def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str) -> None:
+    known = {name for _, names, copies in table.values() for name in (*names, *copies)}
+    missing = {name for _, names, _ in table.values() for name in names} - weights.keys()
+    extra = [n for n in weights if n not in known and not without_effect(n, family)]
+    for names, what in (
+        (sorted(missing), "lack"),
+        (extra, "hold what the model has no place for:"),
+    ):
+        if names:
+            raise ValueError(f"the {family} weights {what} {', '.join(names[:5])}")
+    for _, (first, *_), copies in table.values():
+        for name in copies:
+            if name in weights and not torch.equal(weights[first], weights[name]):
+                raise ValueError(
+                    f"the {family} weights {first} and {name} differ, and the model has one tensor"
+                )
+
+
 def to_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: str) -> Weights:
     """A Hugging Face state dict of `family`, tied copies included, from ours."""
     theirs = {}
+    tied = model.tied_embedding or FAMILIES[family].always_tied
     for ours, (layout, names, copies) in _table(model, family).items():
         tensors = layout.split(weights[ours], model)
         theirs |= {n: t.contiguous() for n, t in zip(names, tensors, strict=True)}
-        theirs |= dict.fromkeys(copies, theirs[names[0]])
+        for copy in copies:  # a tensor of its own where transformers would not tie it
+            theirs[copy] = theirs[names[0]] if tied else theirs[names[0]].clone()
     return theirs
+
+
+def without_effect(name: str, family: str) -> bool:
+    """Whether no logit depends on a tensor of a file."""
+    return any(re.fullmatch(pattern, name) for pattern in FAMILIES[family].without_effect)
+
+
+def names_of(model: settings.Model, family: str) -> set[str]:
+    """All names that a Hugging Face file may have for the model's tensors."""
+    untied = model.model_copy(update={"tied_embedding": False})
+    tables = FAMILIES[family]
+    copies = {name for copies in tables.copies.values() for name in copies}
+    return copies | {name for _, names, _ in _table(untied, family).values() for name in names}
 
 
 def _shapes(model: settings.Model) -> dict[str, torch.Size]:
@@ -100,9 +96,7 @@ def _shapes(model: settings.Model) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in Transformer(model).named_parameters()}
 
 
-def _table(
-    model: settings.Model, family: str
-) -> dict[str, tuple[Layout, tuple[str, ...], tuple[str, ...]]]:
+def _table(model: settings.Model, family: str) -> _Names:
     """Each of our parameters: its layout, the names it is made of, further names of the same."""
     tables = FAMILIES[family]
     found = {}
@@ -110,7 +104,7 @@ def _table(
         layout, names = _find(name, tables, model)
         copies = tables.copies.get(name, ())
         if name == "embedding.weight" and not model.tied_embedding:
-            copies = copies[:-1]  # the last one is the output layer
+            copies = tuple(copy for copy in copies if copy != tables.output)
         found[name] = layout, names, copies
     return found
 

@@ -45,10 +45,9 @@ def inputs_and_call(theirs):
 
 
 def converted(theirs):
-    config = theirs.config.to_dict()
+    weights, config = interchange.settle(theirs.state_dict(), theirs.config.to_dict())
     model = interchange.settings_from(config)
-    weights = interchange.from_hf(theirs.state_dict(), model, config["model_type"])
-    return model, weights
+    return model, interchange.from_hf(weights, model, config["model_type"])
 
 
 @torch.no_grad()

@@ -1,0 +1,90 @@
+"""What a conversion is checked by, and the modes of what it writes."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from megaarch.data.prepare import prepare
+from megaarch.interchange import files, verify
+from megaarch.interchange.convert import settings_of
+from tests.tools.conversions import PIECES, convert, saved
+
+
+def test_verification_sees_a_changed_tensor_and_changed_logits(
+    words, tmp_path, monkeypatch, capsys
+):
+    folder, _ = saved("llama", words, tmp_path / "theirs")
+    given = json.loads((folder / "config.json").read_text())
+    assert convert(folder, tmp_path / "run") == 0
+    write = files.write_safetensors
+
+    def spoiled(file, saved):
+        weights = {name: t.clone() for name, t in saved.weights.items()}
+        weights["norm.weight"][0] += 1
+        write(file, saved._replace(weights=weights))
+
+    monkeypatch.setattr(files, "write_safetensors", spoiled)
+    arguments = (tmp_path / "run", tmp_path / "a.safetensors", "--to", "safetensors")
+    assert convert(*arguments, "--verify") == 2
+    assert "1 tensors differ: norm.weight" in capsys.readouterr().err
+    assert not (tmp_path / "a.safetensors").exists()
+    assert convert(*arguments, "--no-verify") == 0
+    weights, record = files.read_checkpoint(tmp_path / "run")
+    model = settings_of(record).model
+    assert "differ by at most" in verify.check_logits(weights, model, folder, "llama", PIECES)
+    given["rms_norm_eps"] = 0.1
+    (folder / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="the logits differ by up to"):
+        verify.check_logits(weights, model, folder, "llama", PIECES)
+
+
+def test_without_room_for_a_comparison_it_is_left_out_unless_asked_for(
+    words, tmp_path, monkeypatch, capsys
+):
+    folder, _ = saved("llama", words, tmp_path / "theirs")
+    monkeypatch.setattr(verify, "BYTES", 10**12)
+    assert convert(folder, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "without a comparison of logits: it takes" in out and "equal bit for bit" in out
+    assert convert(folder, tmp_path / "asked", "--verify") == 0
+    assert "random tokens differ by at most" in capsys.readouterr().out
+    assert convert(folder, tmp_path / "without", "--no-verify") == 0
+    assert "equal bit for bit" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sharp_attention_is_right_within_fp32s_own_error(seed, words, tmp_path, capsys):
+    folder, model = saved("t5-v1.0", words, tmp_path / "theirs")
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in model.named_parameters():
+            if ".q." in name or ".k." in name:
+                p.normal_(generator=generator)
+    model.save_pretrained(folder)
+    assert convert(folder, tmp_path / "run", "--verify") == 0
+    weights, record = files.read_checkpoint(tmp_path / "run")
+    weights["layers.0.attention.qkv.weight"] *= 1.01
+    with pytest.raises(ValueError, match="the logits differ by up to"):
+        verify.check_logits(weights, settings_of(record).model, folder, "t5", PIECES)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_and_folders_get_the_mode_that_the_umask_leaves(mask, run, words, tmp_path, tiny):
+    before = os.umask(mask)
+    try:
+        folder, settings = run(data__cache=str(tmp_path / "cache"))
+        theirs, _ = saved("gpt2", words, tmp_path / "theirs")
+        prepare(settings.data, settings.model.vocabulary_size)
+        assert convert(folder, tmp_path / "out" / "a.safetensors", "--to", "safetensors") == 0
+        assert convert(folder, tmp_path / "out" / "hf", "--to", "hf") == 0
+        assert convert(theirs, tmp_path / "out" / "run", "--from", "hf") == 0
+    finally:
+        os.umask(before)
+    written = [path for place in ("out", "cache") for path in (tmp_path / place).rglob("*")]
+    written += list(folder.rglob("*"))
+    assert len(written) > 15
+    for path in written:
+        usual = 0o777 if path.is_dir() else 0o666
+        assert oct(path.stat().st_mode & 0o777) == oct(usual & ~mask), path

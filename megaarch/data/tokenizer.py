@@ -75,6 +75,11 @@ class Tokenizer:
                 f"{str(error).splitlines()[0][:120]}"
             ) from error
 
+    @property
+    def pieces(self) -> list[str | None]:
+        """Of each id of the file the text it spells, None for a control or unknown id."""
+        return self._backend.pieces
+
     def piece_id(self, piece: str) -> int | None:
         """The id of a piece of the file, as the file spells it; its own specials too."""
         return self._backend.piece_id(piece)

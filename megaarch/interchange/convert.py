@@ -4,6 +4,7 @@ Everything passes through `files.Saved`. A checkpoint belongs to no layout, so r
 writing it again is all that re-sharding takes.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from megaarch.interchange.files import Saved
 from megaarch.interchange.huggingface import Weights, from_hf, to_hf
 from megaarch.interchange.keys import complete
 from megaarch.interchange.ties import settle
+from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
 from megaarch.settings import Model, Settings
 from megaarch.training.progress import Progress
@@ -247,9 +249,12 @@ def _special_tokens(
         ids["decoder_start_token_id"] = special.get("bos")
     if tokenizer is None:
         return ids, {}
-    content = Path(tokenizer.path).read_bytes()
-    is_json = content.lstrip()[:1] == b"{"
-    return ids, {files.TOKENIZERS[0 if is_json else 1]: content}
+    beside, fault = tokenizer_files(tokenizer, model.sequence_length)
+    if fault:
+        say(f"without tokenizer.json: {tokenizer.path} cannot be one: {fault}")
+    if model.architecture != "encoder":
+        beside["generation_config.json"] = json.dumps(ids, indent=2).encode()
+    return ids, beside
 
 
 def _check_hf(folder: Path, weights: Weights, model: Model, family: str) -> str:

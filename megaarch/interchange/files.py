@@ -21,6 +21,7 @@ from megaarch.training import checkpoint
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TRAINED = ("tokenizer.megaarch.json", "tokenizer.megaarch.model")  # of `tokenizer_files`
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
@@ -175,7 +176,7 @@ def write_hf(
 
 def find_tokenizer(folder: Path) -> Path:
     """The tokenizer's file in a Hugging Face folder."""
-    for name in TOKENIZERS:
+    for name in (*TRAINED, *TOKENIZERS):
         if (folder / name).is_file():
             return folder / name
     raise ValueError(

@@ -1,0 +1,108 @@
+"""The tokenizer that a conversion writes encodes as training did, and comes back as it was."""
+
+import json
+
+import pytest
+import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.interchange import files, verify
+from megaarch.interchange.convert import settings_of
+from tests.tools.conversions import PIECES, convert, saved
+
+
+def with_template(path):
+    """A tokenizer.json that adds its own specials, cuts and pads; one of them is no piece."""
+    own = ["<s>", "</s>", "<unk>", "<pad>"]
+    names = [*own, *(f"word{n}" for n in range(PIECES - len(own) - 1))]
+    backend = Backend(WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    backend.add_special_tokens([*own, "<|new|>"])
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    backend.enable_truncation(5)
+    backend.enable_padding(length=9)
+    backend.save(str(path))
+    return path
+
+
+TEXT = "word3 word4 </s> <|new|> word5  word6\nword7 word8 word9"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5-v1.1", "bart"])
+def test_what_goes_out_encodes_as_training_did_and_comes_back(family, tmp_path):
+    words = with_template(tmp_path / "tokenizer.json")
+    folder, _ = saved(family, words, tmp_path / "theirs")
+    for source, target, to in (
+        (folder, "run", "checkpoint"),
+        (tmp_path / "run", "hf", "hf"),
+        (tmp_path / "hf", "again", "checkpoint"),
+    ):
+        assert convert(source, tmp_path / target, "--to", to) == 0
+    before, after = (files.read_checkpoint(tmp_path / name) for name in ("run", "again"))
+    record = before.record["tokenizer"]
+    settings = settings_of(before.record)
+    size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
+    trained = Tokenizer(record["path"], sentinels, size)
+    encodes_as_trained(tmp_path / "hf", trained, TEXT)
+    assert after.record["tokenizer"]["fingerprint"] == record["fingerprint"]
+    assert settings_of(after.record).model == settings.model
+    verify.check_tensors(before.weights, after.weights, "again")
+
+
+def encodes_as_trained(folder, trained, text):
+    ids, vocabulary = trained.encode(text).tolist(), trained.vocabulary
+    assert len(ids) > 5
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert theirs(text)["input_ids"] == ids
+    assert Backend.from_file(str(folder / "tokenizer.json")).encode(text).ids == ids
+    shown = theirs.decode([vocabulary.bos, *ids, vocabulary.eos], skip_special_tokens=True)
+    assert shown == theirs.decode(ids)
+    said = json.loads((folder / "config.json").read_text())
+    generation = folder / "generation_config.json"
+    assert generation.exists() or said["model_type"] == "bert"
+    for name in ("pad", "bos", "eos"):
+        row = vocabulary.special[name]
+        assert said[f"{name}_token_id"] == getattr(theirs, f"{name}_token_id") == row
+        if generation.exists():
+            assert json.loads(generation.read_text())[f"{name}_token_id"] == row
+            loaded = transformers.GenerationConfig.from_pretrained(folder)
+            assert getattr(loaded, f"{name}_token_id") == row
+
+
+def test_a_sentencepiece_model_goes_out_as_a_tokenizer_json_that_encodes_alike(run, tmp_path):
+    folder, settings = run("gpt")
+    assert convert(folder, tmp_path / "hf", "--to", "hf") == 0
+    record = files.read_checkpoint(folder).record
+    size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
+    trained = Tokenizer(record["tokenizer"]["path"], sentinels, size)
+    text = "The river carries  the stone.\n\n  near 1234 \u6f22 caf\u00e9\t</s> <unk> [MASK] "
+    encodes_as_trained(tmp_path / "hf", trained, text)
+
+
+def test_a_tokenizer_that_transformers_has_no_like_of_is_told(run, tmp_path, capsys):
+    from sentencepiece import SentencePieceTrainer
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"the river {n} carries the stone" for n in range(200)))
+    SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "t"), vocab_size=40, model_type="unigram"
+    )
+    folder, _ = run("gpt")
+    weights, record = files.read_checkpoint(folder)
+    settings = settings_of(record)
+    size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
+    given = Tokenizer(tmp_path / "t.model", sentinels, size)
+    record["tokenizer"] = {"path": given.path, "fingerprint": given.fingerprint}
+    files.write_checkpoint(tmp_path / "other", files.Saved(weights, record))
+    assert convert(tmp_path / "other", tmp_path / "hf", "--to", "hf") == 0
+    assert "without tokenizer.json" in capsys.readouterr().out
+    assert not (tmp_path / "hf" / "tokenizer.json").exists()
+    assert convert(tmp_path / "hf", tmp_path / "again") == 0
+    again = files.read_checkpoint(tmp_path / "again").record["tokenizer"]
+    assert again["fingerprint"] == given.fingerprint

@@ -1,9 +1,9 @@
 """The tokenizer files of a Hugging Face folder: they encode a text as training did.
 
 Training ignores a file's template (tokens ahead of a text and behind it), its truncation and its
-padding, and takes the name of a special token in a text for text. `tokenizer.json` has none of these,
-and megaarch's specials behind the pieces. The file that was trained with stands beside it, as it was,
-for the way back.
+padding, and takes the names of its special tokens in a text for text. `tokenizer.json` has none of
+these, and megaarch's specials behind the pieces, under names that no text has. The file that was
+trained with stands beside it, as it was, for the way back.
 """
 
 import json
@@ -35,7 +35,6 @@ def tokenizer_files(tokenizer: Tokenizer, longest: int) -> tuple[dict[str, bytes
         return files, fault
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "split_special_tokens": True,  # the name of a special in a text is text
         "clean_up_tokenization_spaces": False,
         "model_max_length": longest,
     }

@@ -63,6 +63,8 @@ def encodes_as_trained(folder, trained, text):
     assert Backend.from_file(str(folder / "tokenizer.json")).encode(text).ids == ids
     shown = theirs.decode([vocabulary.bos, *ids, vocabulary.eos], skip_special_tokens=True)
     assert shown == theirs.decode(ids)
+    prompt = theirs(f"{theirs.bos_token}{text}{theirs.mask_token}")["input_ids"]
+    assert prompt == [vocabulary.bos, *ids, vocabulary.mask]
     said = json.loads((folder / "config.json").read_text())
     generation = folder / "generation_config.json"
     assert generation.exists() or said["model_type"] == "bert"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -52,6 +53,28 @@ def test_without_room_for_a_comparison_it_is_left_out_unless_asked_for(
     assert "random tokens differ by at most" in capsys.readouterr().out
     assert convert(folder, tmp_path / "without", "--no-verify") == 0
     assert "equal bit for bit" not in capsys.readouterr().out
+
+
+def test_without_transformers_only_tensors_are_compared(words, tmp_path, monkeypatch, capsys):
+    folder, _ = saved("gpt2", words, tmp_path / "theirs")
+    monkeypatch.setattr(verify, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert convert(folder, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "without a comparison of logits: transformers is missing" in out
+    assert convert(folder, tmp_path / "asked", "--verify") == 2
+    assert "pip install transformers" in capsys.readouterr().err
+    assert not (tmp_path / "asked").exists()
+
+
+def test_what_transformers_cannot_run_is_not_taken_for_right(words, tmp_path, capsys):
+    folder, _ = saved("gpt2", words, tmp_path / "theirs")
+    given = json.loads((folder / "config.json").read_text()) | {"use_cache": "sometimes"}
+    (folder / "config.json").write_text(json.dumps(given))
+    assert convert(folder, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert "cannot run it" in error and "use_cache" in error and "--no-verify" in error
+    assert convert(folder, tmp_path / "run", "--no-verify") == 0
 
 
 @pytest.mark.parametrize("seed", range(3))

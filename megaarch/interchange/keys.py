@@ -102,9 +102,10 @@ FAMILY_KEYS = {
             "num_attention_heads": "n_head",
             "num_hidden_layers": "n_layer",
         },
-        only={"scale_attn_by_inverse_layer_idx": (False,), "is_decoder": (False, True)},
+        only={"scale_attn_by_inverse_layer_idx": (False,)},
         without_effect=frozenset(
             [
+                "is_decoder",
                 "resid_pdrop",
                 "embd_pdrop",
                 "attn_pdrop",
@@ -145,9 +146,14 @@ FAMILY_KEYS = {
             "eos_token_id": 2,
             "decoder_start_token_id": None,
         },
-        only={"is_decoder": (False, True)},
         without_effect=frozenset(
-            ["initializer_range", "attention_dropout", "pretraining_tp", "max_sequence_length"]
+            [
+                "is_decoder",
+                "initializer_range",
+                "attention_dropout",
+                "pretraining_tp",
+                "max_sequence_length",
+            ]
         ),
     ),
     "bert": Keys(

@@ -27,6 +27,41 @@ def stack_layers(model: Model) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Product:
+    """One matrix product of a layer: tokens by weights [inputs, outputs].
+
+    column: tensor parallelism splits its outputs; else its inputs. memory: its tokens are those of the
+    stream before. last: the layer ends with it.
+    """
+
+    inputs: int
+    outputs: int
+    column: bool
+    memory: bool = False
+    last: bool = False
+
+
+def layer_products(model: Model, stream: int) -> dict[str, Product]:
+    """The matrix products of a layer of this stream's stack, in a forward pass, by name. Both kinds of
+    attention are named so; what is not attention's is `up` and `down`."""
+    d, heads = model.hidden_size, model.heads
+    head_size = model.head_size or d // heads
+    queries, keys = heads * head_size, (model.kv_heads or heads) * head_size
+    inner = model.feed_forward_size
+    found = {
+        "attention.qkv": Product(d, queries + 2 * keys, column=True),
+        "attention.output": Product(queries, d, column=False),
+        "up": Product(d, inner * (2 if model.activation in GATED else 1), column=True),
+        "down": Product(inner, d, column=False, last=True),
+    }
+    if stream > 0:
+        found["cross_attention.q"] = Product(d, queries, column=True)
+        found["cross_attention.kv"] = Product(d, 2 * keys, column=True, memory=True)
+        found["cross_attention.output"] = Product(queries, d, column=False)
+    return found
+
+
+@dataclass(frozen=True)
 class Forward:
     """FLOPs of one forward pass by where they are spent."""
 
@@ -43,18 +78,17 @@ class Forward:
 def forward(model: Model, counts: Counts) -> Forward:
     """FLOPs of one forward pass over a batch that holds `counts`."""
     d, heads = model.hidden_size, model.heads
-    kv_heads = model.kv_heads or heads
     head_size = model.head_size or d // heads
-    queries, keys = d * heads * head_size, d * kv_heads * head_size  # weights of one projection
-    feed_forward = d * model.feed_forward_size * (3 if model.activation in GATED else 2)
     projections = blocks = pairs = 0
     for s, layers in enumerate(stack_layers(model)):
-        tokens = counts.tokens[s]
-        projections += 2 * layers * tokens * 2 * (queries + keys)
-        blocks += 2 * layers * tokens * feed_forward
+        for name, product in layer_products(model, s).items():
+            tokens = counts.tokens[s - 1 if product.memory else s]
+            count = 2 * layers * tokens * product.inputs * product.outputs
+            if name in ("up", "down"):
+                blocks += count
+            else:
+                projections += count
         pairs += layers * (counts.areas[s] + counts.cross_areas[s])
-        if s > 0:  # cross-attention: Q and O on this stack's tokens, K and V on the one before's
-            projections += 2 * layers * 2 * (queries * tokens + keys * counts.tokens[s - 1])
     head = 2 * counts.targets * d * model.vocabulary_size
     if model.head_transform:
         head += 2 * counts.targets * d * d

@@ -15,11 +15,14 @@ FILE = Path(__file__).with_name("hardware.yaml")
 
 
 class Gpu(Section):
-    """One kind of GPU in its usual node. peak, product: TFLOP/s. memory: GB. bandwidth (of its
-    memory), link (inside a node), network (between nodes; a GPU's share): GB/s in one direction."""
+    """One kind of GPU in its usual node. peak, product, attention, flash2: TFLOP/s, the last two of
+    fused attention over long rows, by the best kernel and by FlashAttention-2. memory: GB. bandwidth (of
+    its memory), link (inside a node), network (between nodes; a GPU's share): GB/s in one direction."""
 
     peak: Rate
     product: Rate
+    attention: Rate
+    flash2: Rate | None = None
     memory: Rate
     bandwidth: Rate
     link: Rate
@@ -30,9 +33,11 @@ class Gpu(Section):
 class Constants(Section):
     """What a step reaches of a GPU's figures, the same for all of them.
 
-    product, bandwidth, link, network: shares of these. attention: of `product`, by fused attention
-    over long rows; attention_length: tokens of the row at which it runs at half of that. usable:
-    share of the memory that tensors may take.
+    product, bandwidth, link, network: shares of these. spread: standard deviation of GPUs' speeds over
+    their mean. overlap: share of a tensor-parallel message that pieces of its product can hide.
+    float8: how many times faster float8 products are. launch: microseconds of a kernel beside its
+    work. attention_length: tokens of the row at which fused attention runs at half of its rate.
+    usable: share of the memory that tensors may take.
     """
 
     usable: Rate
@@ -40,7 +45,10 @@ class Constants(Section):
     bandwidth: Rate
     link: Rate
     network: Rate
-    attention: Rate
+    spread: Annotated[float, Field(ge=0)]
+    overlap: Annotated[float, Field(ge=0, le=1)]
+    float8: Rate
+    launch: Rate
     attention_length: Rate
 
 

@@ -225,18 +225,16 @@ class Kept:
         norms = branches * HALF * n * d
         dropped = branches * (HALF + 1) * n * d / tensor if model.dropout else 0.0
         blocks = HALF * n * f * (4 if gated else 1 if model.activation == "relu" else 2)
-        products = HALF * n * (queries + 2 * keys + (1 + gated) * f + branches * d)
+        returned = [(p.column, HALF * m * n) for p, m, n, _ in self.work.products(stream)]
+        products = sum(size for _, size in returned)
         attention, out = self._attention(stream, 0, queries, keys)
         if stream > 0:
             memory = self.work.tokens(stream - 1)
             crossed, more = self._attention(stream, 1, queries, keys)
             attention, out = attention + crossed, out + more
-            products += HALF * (n * queries + 2 * memory * keys)
             if tensor > 1:  # every layer gathers the memory for itself
                 norms += HALF * memory * d
-        late = HALF * n * (queries + 2 * keys + (1 + gated) * f)
-        if stream > 0:
-            late += HALF * (n * queries + 2 * self.work.tokens(stream - 1) * keys)
+        late = sum(size for column, size in returned if column)
         if tensor > 1:  # gradients of what a row-wise product returns, gathered
             late += branches * HALF * n * d
         return {

@@ -1,110 +1,165 @@
-"""The planner against published throughput: `python -m megaarch.planner.published` prints the table
+"""The planner against published throughput: `python -m megaarch.planner.published` prints the tables
 of docs/planning.md."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from megaarch import config
 from megaarch.planner.hardware import gpu
+from megaarch.planner.practice import TRAFFIC, Practice
 from megaarch.planner.time import Cluster, step_seconds
-from megaarch.planner.work import Practice
 from megaarch.settings import Settings
 
 FILE = Path(__file__).with_name("published.yaml")
-SEQUENCE, VOCABULARY = 2048, 51200
-# Megatron-LM of 2021: tokens between products on every tensor rank, scores in memory, gradients
-# reduced in fp16, logits kept
-MEGATRON_2021 = Practice(
-    sequence_parallel=False, fused_attention=False, logits_again=False, gradient_bytes=2
-)
+UNITS = {"tokens": "tokens/s/GPU", "seconds": "s/step", "tflops": "TFLOP/s/GPU"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published run. parameters: billions. tflops: per GPU, by the paper's own formula."""
+    """One published run. values: its columns and what its table gives for all of them; settings by
+    their dotted names. figure: in `unit`, as published."""
 
-    name: str
-    parameters: float
-    heads: int
-    hidden: int
-    layers: int
-    tensor: int
-    pipeline: int
-    stages: int
-    micro_batch: int
-    gpus: int
-    batch: int
-    tflops: float
-
-    def settings(self, *, sharded: bool) -> Settings:
-        """The run as this project would state it. sharded: parameters over data-parallel ranks."""
-        data = self.gpus // (self.tensor * self.pipeline)
-        return config.resolve(
-            {
-                "model": {
-                    "preset": "gpt",
-                    "layers": self.layers,
-                    "heads": self.heads,
-                    "hidden_size": self.hidden,
-                    "feed_forward_size": 4 * self.hidden,
-                    "vocabulary_size": VOCABULARY,
-                    "sequence_length": SEQUENCE,
-                    "normalization": "layernorm",
-                    "position_encoding": "learned",
-                    "activation": "gelu",
-                    "bias": True,
-                },
-                "training": {
-                    "micro_batch_size": self.micro_batch,
-                    "global_batch_size": self.batch,
-                    "precision": "bf16",
-                },
-                "parallel": {
-                    "tensor_parallel": self.tensor,
-                    "pipeline_parallel": self.pipeline,
-                    "stages_per_rank": self.stages,
-                    "schedule": "interleaved_1f1b" if self.stages > 1 else "1f1b",
-                    "data_parallel_shard": data if sharded else 1,
-                    "data_parallel_replicate": 1 if sharded else data,
-                    "reshard_after_forward": sharded,
-                    "recompute": "full",
-                },
-            },
-            self.name,
-        )
+    gpu: str
+    unit: str
+    values: dict[str, Any]
 
     @property
-    def paper_flops(self) -> float:
-        """FLOPs of a step by the paper's formula (3): dense attention, and the forward pass twice."""
-        h, layers = self.hidden, self.layers
-        tail = 1 + SEQUENCE / (6 * h) + VOCABULARY / (16 * layers * h)
-        return 96 * self.batch * SEQUENCE * layers * h * h * tail
+    def name(self) -> str:
+        """What its table calls it; else its model and the tokens of its rows."""
+        values = self.values
+        return values.get("run") or f"{values['model']}, {values['model.sequence_length']}"
 
-    def predicted(self, *, sharded: bool) -> float:
-        """TFLOP/s per GPU, by the paper's formula and the planner's seconds."""
-        cluster = Cluster(gpu("a100"), gpus_per_node=8)
-        seconds = step_seconds(self.settings(sharded=sharded), cluster, MEGATRON_2021).total
-        return self.paper_flops / seconds / self.gpus / 1e12
+    @property
+    def gpus(self) -> int:
+        return self.values["gpus"]
+
+    @property
+    def figure(self) -> float:
+        return self.values["figure"]
+
+    @property
+    def parameters(self) -> float | None:
+        """Billions, as published for the model; None where its source does not say."""
+        return self.values.get("parameters") or self._model.get("parameters")
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        return _read()["models"][self.values["model"]]
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The run as this project would state it. Data-parallel ranks are what the other axes leave;
+        parameters are sharded over them, unless the row says one shard."""
+        model = {k: v for k, v in self._model.items() if k != "parameters"}
+        raw: dict[str, Any] = {"model": {"preset": "gpt", **model}}
+        raw |= {"training": {"precision": "bf16"}, "parallel": {}}
+        for path, value in self.values.items():
+            if "." in path:
+                config.set_path(raw, path, value)
+        if "feed_forward_size" not in raw["model"]:
+            raw["model"]["feed_forward_size"] = 4 * raw["model"]["hidden_size"]
+        parallel, data = raw["parallel"], self.gpus
+        for axis in ("tensor_parallel", "pipeline_parallel", "context_parallel"):
+            data //= parallel.get(axis, 1)
+        whole = parallel.get("data_parallel_shard") == 1
+        parallel["data_parallel_replicate" if whole else "data_parallel_shard"] = data
+        if parallel.get("stages_per_rank", 1) > 1:
+            parallel["schedule"] = "interleaved_1f1b"
+        return config.resolve(raw, self.name)
+
+    @property
+    def practice(self) -> Practice:
+        """Of the software that ran it."""
+        given = _read()["practices"][self.values["practice"]]
+        return replace(Practice(), **given | {"traffic": TRAFFIC[given["traffic"]]})
+
+    @cached_property
+    def predicted(self) -> float:
+        """The planner's figure, in the row's unit."""
+        model, cluster = self.settings.model, Cluster(gpu(self.gpu), gpus_per_node=8)
+        seconds = step_seconds(self.settings, cluster, self.practice).total
+        tokens = self.settings.training.global_batch_size * model.sequence_length
+        if self.unit == "seconds":
+            return seconds
+        if self.unit == "tokens":
+            return tokens / seconds / self.gpus
+        return _narayanan_flops(self.settings, tokens) / seconds / self.gpus / 1e12
+
+    @property
+    def error(self) -> float:
+        """By how much the planned throughput is off, as a share of the published one."""
+        ratio = self.predicted / self.figure
+        return (1 / ratio if self.unit == "seconds" else ratio) - 1
 
 
-def rows(table: str) -> list[Row]:
-    """Of `table_1`, `table_2_sharded` or `table_2_pipelined`."""
-    return [Row(*row) for row in config.read_yaml(FILE)[table]]
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source. limit: how far off any may be. beyond: names of rows that are further off, for
+    what the source does not tell. fitted: constants of hardware.yaml that were fitted to it."""
+
+    title: str
+    rows: tuple[Row, ...]
+    limit: float
+    beyond: tuple[str, ...]
+    fitted: str
+
+
+def _narayanan_flops(settings: Settings, tokens: int) -> float:
+    """FLOPs of a step by formula (3) of Narayanan et al. 2021: dense attention, and the forward pass
+    twice."""
+    model = settings.model
+    h, layers, s, v = model.hidden_size, model.layers, model.sequence_length, model.vocabulary_size
+    return 96 * tokens * layers * h * h * (1 + s / (6 * h) + v / (16 * layers * h))
+
+
+@lru_cache
+def _read() -> dict[str, Any]:
+    return config.read_yaml(FILE)
+
+
+@lru_cache
+def tables() -> dict[str, Table]:
+    """Every published table, by its name in published.yaml."""
+    found = {}
+    for name, given in _read()["tables"].items():
+        shared, columns = given.get("settings", {}), given["columns"]
+        values = [shared | dict(zip(columns, row, strict=True)) for row in given["rows"]]
+        rows = tuple(Row(given["gpu"], given["unit"], each) for each in values)
+        beyond = tuple(given.get("beyond", ()))
+        found[name] = Table(given["title"], rows, given["limit"], beyond, given.get("fitted", ""))
+    return found
 
 
 def report() -> str:
-    """Every published row beside what the planner says, as Markdown."""
+    """Every table in short, and then every row beside what the planner says, as Markdown."""
     lines = [
-        "| run | GPUs | micro-batch | published | planner | off by |",
+        "| table | GPU | rows | fitted to it | mean off by | most off by |",
         "|---|---|---|---|---|---|",
     ]
-    for table in ("table_1", "table_2_sharded", "table_2_pipelined"):
-        for row in rows(table):
-            said = row.predicted(sharded=table == "table_2_sharded")
+    for table in tables().values():
+        errors = [row.error for row in table.rows]
+        mean = sum(map(abs, errors)) / len(errors)
+        lines.append(
+            f"| {table.title} | {table.rows[0].gpu} | {len(errors)} | {table.fitted or '-'} "
+            f"| {mean:.1%} | {max(errors, key=abs):+.1%} |"
+        )
+    for table in tables().values():
+        unit = UNITS[table.rows[0].unit]
+        lines += [
+            "",
+            f"**{table.title}**, {unit}",
+            "",
+            "| run | GPUs | micro-batch | published | planner | throughput off by |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in table.rows:
+            size = row.settings.training.micro_batch_size
             lines.append(
-                f"| {row.name} | {row.gpus} | {row.micro_batch} | {row.tflops:.0f} | {said:.1f} | "
-                f"{said / row.tflops - 1:+.1%} |"
+                f"| {row.name} | {row.gpus} | {size} | {row.figure:g} | {row.predicted:.4g} "
+                f"| {row.error:+.1%} |"
             )
     return "\n".join(lines)
 

@@ -1,61 +1,43 @@
-"""How long a training step takes: the work of work.py at the speeds of hardware.yaml.
+"""How long a training step takes: the work of work.py at the rates of rates.py.
 
 A matrix product takes its FLOPs at the product rate and, on top, its operands at the memory's
-bandwidth: small or thin ones are slow because of what they move. Collectives run as rings: over
-the link where the group sits in one node, else at one GPU's share of the network. Messages of data
-parallelism hide behind computation in part (`_open`); tensor, context and pipeline messages do not.
+bandwidth: small or thin ones are slow because of what they move. Collectives run as rings. Messages
+of data parallelism hide behind computation in part (`exposed`), those of tensor and context
+parallelism and between stages where the practice says so.
 
     step = micro-batches x dearest rank + bubble + what data parallelism leaves open + optimizer
 """
 
-import math
 from dataclasses import dataclass, fields
 
 from megaarch import flops
 from megaarch.parallel.stages import Stages
-from megaarch.planner.hardware import Constants, Gpu, hardware
 from megaarch.planner.memory import micro_batches, parameters_by_rank
 from megaarch.planner.order import bubble
-from megaarch.planner.work import HALF, OURS, Layers, Practice, Work
-from megaarch.settings import Parallel, Settings
+from megaarch.planner.practice import Practice, ours
+from megaarch.planner.rates import Cluster, Rates, exposed
+from megaarch.planner.work import HALF, Layers, Work
+from megaarch.settings import Settings
 
 FUSED_BACKWARD = 2.5  # fused attention computes the scores again (Dao et al. 2022, section 3.1)
-OPTIMIZER_BYTES = 36  # read and written for a parameter: gradient, norm, AdamW's states, weight
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """gpus_per_node: GPUs that share a node's links."""
-
-    gpu: Gpu
-    gpus_per_node: int = 8
-    constants: Constants = hardware().constants
-
-    @property
-    def memory_rate(self) -> float:
-        """Bytes a second."""
-        return self.gpu.bandwidth * 1e9 * self.constants.bandwidth
-
-    def wire(self, span: int) -> float:
-        """Bytes a second that a GPU sends to ranks of which the farthest is `span` - 1 away."""
-        if span <= self.gpus_per_node:
-            return self.gpu.link * 1e9 * self.constants.link
-        return self.gpu.network * 1e9 * self.constants.network
+OPTIMIZER_BYTES = 40  # read and written for a parameter: norm 4, clipping 8, AdamW 28
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """A step by what it is spent on; `total` is their sum. On the dearest rank."""
+    """A step by what it is spent on; `total` is their sum. On the dearest rank. Of messages, what
+    nothing hides."""
 
     products: float = 0.0
     attention: float = 0.0
     memory_bound: float = 0.0  # norms, activations, softmax, the loss
+    launches: float = 0.0
     recompute: float = 0.0
     tensor: float = 0.0
     context: float = 0.0
     pipeline: float = 0.0  # messages between stages
     bubble: float = 0.0
-    data: float = 0.0  # what is not hidden behind computation
+    data: float = 0.0
     optimizer: float = 0.0
 
     @property
@@ -69,17 +51,19 @@ class Seconds:
         return max(names, key=lambda name: getattr(self, name))
 
 
-def step_seconds(settings: Settings, cluster: Cluster, practice: Practice = OURS) -> Seconds:
-    """One optimizer step of settings whose layout fits (mesh.check)."""
+def step_seconds(settings: Settings, cluster: Cluster, practice: Practice | None = None) -> Seconds:
+    """One optimizer step of settings whose layout fits (mesh.check). practice: this project's."""
+    practice = practice or ours(settings)
     parallel, batches = settings.parallel, micro_batches(settings)
-    ranks = _ranks(settings, cluster, practice)
+    rates = Rates(cluster, parallel, practice)
+    ranks = _ranks(settings, rates)
     dearest = max(ranks, key=lambda rank: rank.total)
     mean = tuple(sum(costs) / len(ranks) for costs in zip(*map(_passes, ranks), strict=True))
     spent = {entry.name: getattr(dearest, entry.name) * batches for entry in fields(Seconds)}
     spent["bubble"] = bubble(parallel, batches, mean)
     sizes = parameters_by_rank(settings)
     busy, backward = sum(spent.values()), dearest.total * 2 / 3
-    spent["data"] = _data(settings, cluster, max(sizes), batches, busy, backward, practice)
+    spent["data"] = _data(rates, max(sizes), batches, busy, backward)
     shards = parallel.data_parallel_shard * parallel.context_parallel
     spent["optimizer"] = max(sizes) / shards * OPTIMIZER_BYTES / cluster.memory_rate
     return Seconds(**spent)
@@ -92,9 +76,9 @@ def model_flops(settings: Settings) -> float:
     return each * settings.training.global_batch_size
 
 
-def _ranks(settings: Settings, cluster: Cluster, practice: Practice) -> list[Seconds]:
+def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     """A micro-batch on each pipeline rank."""
-    layers, parallel = Layers(settings, practice), settings.parallel
+    layers, parallel = Layers(settings, rates.practice), settings.parallel
     stages = Stages.of(settings)
     span = parallel.tensor_parallel * parallel.context_parallel
     span *= parallel.data_parallel_shard * parallel.data_parallel_replicate
@@ -105,11 +89,13 @@ def _ranks(settings: Settings, cluster: Cluster, practice: Practice) -> list[Sec
         key = (received, *layers.contents(mine))
         if key not in known:
             body, head = layers.stage(mine)
-            known[key] = _add(
-                _micro_batch(body, cluster, parallel, practice, body=True),
-                _micro_batch(head, cluster, parallel, practice, body=False),
-                Seconds(pipeline=2 * received / cluster.wire(2 * span)),
+            found = _add(
+                _micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False)
             )
+            messages = 2 * received / rates.cluster.wire(2 * span)
+            if rates.practice.overlaps_pipeline:
+                messages = exposed(messages, found.total)
+            known[key] = _add(found, Seconds(pipeline=messages))
         return known[key]
 
     return [
@@ -118,37 +104,37 @@ def _ranks(settings: Settings, cluster: Cluster, practice: Practice) -> list[Sec
     ]
 
 
-def _micro_batch(
-    work: Work, cluster: Cluster, parallel: Parallel, practice: Practice, *, body: bool
-) -> Seconds:
+def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
     """Forward and backward of what a stage does. body: layers, which may recompute."""
-    constants, rate = cluster.constants, cluster.gpu.product * 1e12
-    product = work.flops / (rate * constants.product)
-    product += (
-        sum(HALF * (m * n + n * k + m * k) * count for m, n, k, count in work.products)
-        / cluster.memory_rate
+    practice, constants = rates.practice, rates.cluster.constants
+    products = rates.products(work, body=body)
+    product = sum(each.product for each in products)
+    ahead, back = (
+        rates.tensor(work.sent) + sum(getattr(each, way) for each in products)
+        for way in ("forward", "backward")
     )
-    attention = sum(
-        pairs / (rate * constants.attention) * (1 + constants.attention_length / length)
-        for pairs, length in work.attention
-    )
-    moved = work.moved / cluster.memory_rate
-    span = parallel.tensor_parallel
-    tensor = work.sent / cluster.wire(span)
-    span *= parallel.context_parallel
-    context = work.exchanged / cluster.wire(span)
+    attention = rates.attention(work)
+    context = rates.context(work.exchanged, attention)
+    forward, backward = (moved / rates.cluster.memory_rate for moved in work.moved)
+    launched, launched_back = (count * constants.launch * 1e-6 for count in work.launches)
     again = {
         "none": 0.0,
-        "selective": moved,
-        "full": product + attention + moved + tensor + context,
+        "selective": forward
+        + launched
+        + practice.products_again * product
+        + sum(each.forward for each in products if each.gathers),
+        "full": product + attention + forward + launched + ahead + context,
     }
-    recompute = again[parallel.recompute] if body else practice.logits_again * product
+    if practice.early_stop:
+        again["full"] -= sum(each.product + each.forward for each in products if each.last)
+    recompute = practice.logits_again * product
     return Seconds(
         products=3 * product,
         attention=(1 + FUSED_BACKWARD) * attention,
-        memory_bound=3 * moved,
-        recompute=recompute,
-        tensor=2 * tensor,
+        memory_bound=forward + backward,
+        launches=launched + launched_back,
+        recompute=again[rates.parallel.recompute] if body else recompute,
+        tensor=ahead + back,
         context=2 * context,
     )
 
@@ -173,48 +159,33 @@ def _passes(rank: Seconds) -> tuple[float, float, float]:
     is recomputed, and of weights."""
     messages = rank.tensor + rank.context + rank.pipeline
     attention = rank.attention / (1 + FUSED_BACKWARD)
-    forward = (rank.products + rank.memory_bound) / 3 + attention + messages / 2
+    forward = (rank.products + rank.memory_bound + rank.launches) / 3 + attention + messages / 2
     weights = rank.products / 3
     return forward, rank.total - forward - weights, weights
 
 
-def _data(
-    settings: Settings,
-    cluster: Cluster,
-    parameters: float,
-    batches: int,
-    busy: float,
-    backward: float,
-    practice: Practice,
-) -> float:
+def _data(rates: Rates, parameters: float, batches: int, busy: float, backward: float) -> float:
     """Seconds of gathering parameters and reducing gradients that computation does not hide.
 
     parameters: of one rank's part of the model, ahead of sharding. busy: seconds of the step
     without them. backward: of the last micro-batch.
     """
-    parallel = settings.parallel
+    parallel, practice = rates.parallel, rates.practice
     shard = parallel.data_parallel_shard * parallel.context_parallel
     copies, span = parallel.data_parallel_replicate, parallel.tensor_parallel * shard
     pipelined, again = parallel.pipeline_parallel > 1, parallel.gathers_again
-    rate = cluster.wire(span)
-    ring = parameters * (shard - 1) / shard / rate
-    gathers = ring * HALF
-    if again or not pipelined:  # each micro-batch gives back what it has gathered
-        gathers *= batches if pipelined or not again else 2 * batches
+    once = pipelined or practice.keeps_parameters
+    ring = parameters * (shard - 1) / shard / rates.data(span, parallel.tensor_parallel)
+    gathers = ring * (1 if practice.float8_gathers else HALF)
+    if again or not once:  # each micro-batch gives back what it has gathered
+        gathers *= batches if once or not again else 2 * batches
     reductions = ring * practice.gradient_bytes
     if copies > 1:
         share = parameters / shard * 2 * (copies - 1) / copies
-        reductions += share * practice.gradient_bytes / cluster.wire(span * copies)
+        reductions += share * practice.gradient_bytes / rates.data(span * copies, span)
     if pipelined:  # all gradients are reduced at the end
-        return _open(gathers, busy) + reductions
+        return exposed(gathers, busy) + reductions
     if again:
-        return _open(gathers + batches * reductions, busy)
+        return exposed(gathers + batches * reductions, busy)
     times = batches if parallel.reshard_after_forward else 1  # at the step's last micro-batch
-    return _open(gathers, busy) + times * _open(reductions, backward)
-
-
-def _open(messages: float, busy: float) -> float:
-    """What messages add to the `busy` seconds beside which they are sent. They compete for the GPU
-    and its memory and wait for each other at times: the two add up like the sides of a right
-    angle, between the longer of the two and their sum."""
-    return math.hypot(messages, busy) - busy
+    return exposed(gathers, busy) + times * exposed(reductions, backward)

@@ -10,64 +10,67 @@ micro-batch on a rank, T tensor ranks, C context ranks.
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
-from megaarch.flops import GATED
+from megaarch.flops import GATED, Product, layer_products
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
+from megaarch.planner.practice import OURS, Bytes, Practice
 from megaarch.settings import Data, Model, Settings
 from megaarch.study.describe import made_up_rows, row_counts
 
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
+# A tensor is read for its largest number and again to be cast, and turned for the product that needs
+# it by columns, after it is gathered; a weight is cast for each direction (torchao, roofline_utils.py)
+FLOAT8_CAST, FLOAT8_TURN, FLOAT8_WEIGHT = 5, 2, Bytes(5, 3)
+NOTHING = Bytes(0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Practice:
-    """What differs between stacks of software. The defaults are this one.
+class Matmul(NamedTuple):
+    """A matrix product [m, k] by [k, n], on one tensor rank, `count` times. sent: bytes that the rank
+    sends to its peers, to gather the product's tokens if it `gathers`, else to scatter them. last: a
+    layer ends with it."""
 
-    sequence_parallel: tensor ranks share the tokens between products (Korthikanti et al. 2022).
-    fused_attention: scores never reach memory, and masked tiles are skipped.
-    logits_again: the head's backward pass computes the logits again.
-    gradient_bytes: of one gradient when it is reduced.
-    """
-
-    sequence_parallel: bool = True
-    fused_attention: bool = True
-    logits_again: bool = True
-    gradient_bytes: int = FULL
-
-
-OURS = Practice()
+    m: int
+    n: int
+    k: int
+    count: float = 1
+    sent: float = 0.0
+    gathers: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a forward pass. products: (m, n, k) of matrix products, each with how many of it.
-    moved: bytes through the GPU's memory besides the products'. attention: (FLOPs over visible
-    pairs, tokens of the row). sent: bytes that a rank sends to its tensor-parallel and exchanged: to
-    its context-parallel peers."""
+    """Of a micro-batch. products: of a forward pass. attention: (FLOPs over visible pairs, tokens of
+    the row), forward. moved: bytes through the GPU's memory besides the products', launches: kernels,
+    in each direction. sent: bytes that a rank sends to its tensor-parallel peers beside no product,
+    exchanged: to its context-parallel ones, forward."""
 
-    products: tuple[tuple[int, int, int, float], ...] = ()
-    moved: float = 0.0
+    products: tuple[Matmul, ...] = ()
     attention: tuple[tuple[float, float], ...] = ()
+    moved: Bytes = NOTHING
+    launches: Bytes = NOTHING
     sent: float = 0.0
     exchanged: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
             self.products + other.products,
-            self.moved + other.moved,
             self.attention + other.attention,
+            total(self.moved, other.moved),
+            total(self.launches, other.launches),
             self.sent + other.sent,
             self.exchanged + other.exchanged,
         )
 
-    @property
-    def flops(self) -> float:
-        """FLOPs of the products."""
-        return sum(2.0 * m * n * k * count for m, n, k, count in self.products)
+
+def total(*parts: Bytes, count: float = 1) -> Bytes:
+    """Their sum, `count` times."""
+    return Bytes(*(count * sum(part) for part in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -121,46 +124,78 @@ class Layers:
         training, parallel = self.settings.training, self.settings.parallel
         return training.micro_batch_size * self.row.slots[stream] // parallel.context_parallel
 
+    def products(self, stream: int) -> list[tuple[Product, int, int, int]]:
+        """Of a layer of this stream's stack: each product with its m, n and k on one tensor rank."""
+        tensor = self.settings.parallel.tensor_parallel
+        found = []
+        for product in layer_products(self.settings.model, stream).values():
+            m, n, k = self.tokens(stream - product.memory), product.outputs, product.inputs
+            split = (m, n // tensor, k) if product.column else (m, n, k // tensor)
+            found.append((product, *split))
+        return found
+
     def layer(self, stream: int) -> Work:
         """A layer of the stack of this stream."""
-        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
-        d, f, n = model.hidden_size, model.feed_forward_size, self.tokens(stream)
-        gated = model.activation in GATED
-        queries = model.heads * head_size(model)
-        keys = key_heads(model) * head_size(model)
-        inner = f // tensor
-        products = [
-            (n, (queries + 2 * keys) // tensor, d, 1),
-            (n, d, queries // tensor, 1),
-            (n, (1 + gated) * inner, d, 1),
-            (n, d, inner, 1),
-        ]
-        branches, gathered = 2, 2 * n
+        tensor, context = (
+            getattr(self.settings.parallel, f"{a}_parallel") for a in ("tensor", "context")
+        )
+        d = self.settings.model.hidden_size
+        products = self.products(stream)
         work = self._attention(stream, self.row.slots[stream], self.row.pairs(stream))
-        exchanged = n * 2 * (queries + keys)
         if stream > 0:
-            memory = self.tokens(stream - 1)
-            products += [
-                (n, queries // tensor, d, 1),
-                (memory, 2 * keys // tensor, d, 1),
-                (n, d, queries // tensor, 1),
-            ]
-            branches, gathered = 3, 3 * n + memory / 2
             pairs = self.row.cross_pairs(stream)
             work += self._attention(stream, self.row.slots[stream - 1], pairs)
-            exchanged += 2 * (n * queries + memory * keys)
-        shared = tensor if self.practice.sequence_parallel else 1
-        moved = branches * 10 * n * d / shared  # norm: 2 numbers an element; residual sum: 3
-        moved += n * inner * (18 if gated else 4)
-        if model.position_encoding == "rope":
-            moved += 4 * n * (queries + keys) / tensor
-        context = self.settings.parallel.context_parallel
+        kernels = len(products) + len(work.attention)
+        share = d * (tensor - 1) / tensor
         return work + Work(
-            tuple(products),
-            moved,
-            sent=gathered * d * HALF * 2 * (tensor - 1) / tensor,
-            exchanged=HALF * exchanged / tensor * (context - 1) / context,
+            tuple(
+                Matmul(m, n, k, 1, m * share * self._message_bytes(p.column), p.column, p.last)
+                for p, m, n, k in products
+            ),
+            moved=self._elementwise(stream, products),
+            launches=total(self.practice.traffic.launches, Bytes(kernels, 2 * kernels)),
+            exchanged=HALF * self._exchanged(stream) / tensor * (context - 1) / context,
         )
+
+    def _message_bytes(self, gathers: bool) -> int:
+        """Of a number that tensor ranks send."""
+        return 1 if gathers and self.practice.float8 else HALF
+
+    def _elementwise(self, stream: int, products: list[tuple[Product, int, int, int]]) -> Bytes:
+        """Bytes that a layer's kernels other than products and attention move."""
+        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
+        n, traffic = self.tokens(stream), self.practice.traffic
+        branches, gated = 2 + (stream > 0), model.activation in GATED
+        width = branches * n * model.hidden_size
+        width /= tensor if self.practice.sequence_parallel else 1
+        parts = [
+            (width, traffic.norm),
+            (width, traffic.residual),
+            (n * model.feed_forward_size // tensor, traffic.gate if gated else traffic.activation),
+        ]
+        if model.position_encoding == "rope":
+            turned = (model.heads + key_heads(model)) * head_size(model)
+            parts.append((n * turned / tensor, traffic.rope))
+        if self.practice.float8:  # cast ahead of a gather, turned behind it
+            for product, rows, outputs, inputs in products:
+                taken, given = (tensor, 1) if product.column else (1, tensor)
+                parts += [
+                    (rows * inputs, Bytes(FLOAT8_CAST / taken, FLOAT8_TURN)),
+                    (rows * outputs, Bytes(0, FLOAT8_CAST / given + FLOAT8_TURN)),
+                    (outputs * inputs, FLOAT8_WEIGHT),
+                ]
+        return total(*(total(each, count=elements) for elements, each in parts))
+
+    def _exchanged(self, stream: int) -> float:
+        """Numbers that context ranks pass on, ahead of tensor parallelism: queries, keys, values and
+        outputs of an all-to-all, or keys and values of a ring."""
+        model, n = self.settings.model, self.tokens(stream)
+        queries, keys = (h * head_size(model) for h in (model.heads, key_heads(model)))
+        passed = 0 if self.practice.ring_context else 2 * queries
+        found = n * (passed + 2 * keys)
+        if stream > 0:
+            found += n * passed + 2 * self.tokens(stream - 1) * keys
+        return found
 
     def _attention(self, stream: int, keys: int, pairs: float) -> Work:
         """Of one layer, over rows of `keys` keys and `pairs` visible pairs."""
@@ -168,12 +203,12 @@ class Layers:
         rows = self.settings.training.micro_batch_size
         heads = rows * model.heads / (parallel.tensor_parallel * parallel.context_parallel)
         size, queries = head_size(model), self.row.slots[stream]
-        if self.practice.fused_attention and model.position_encoding != "relative":
+        if self.practice.attention != "scores" and model.position_encoding != "relative":
             return Work(attention=((4 * heads * size * pairs, keys),))
         # every score is written and read: by both products, softmax, its mask or bias, dropout
         return Work(
-            ((queries, keys, size, heads), (queries, size, keys, heads)),
-            moved=9 * heads * queries * keys,
+            (Matmul(queries, keys, size, heads), Matmul(queries, size, keys, heads)),
+            moved=total(Bytes(9, 18), count=heads * queries * keys),
         )
 
     def head(self) -> Work:
@@ -183,17 +218,18 @@ class Layers:
         rows = math.ceil(rows / parallel.context_parallel / HEAD_MULTIPLE) * HEAD_MULTIPLE
         columns = padded_vocabulary(model.vocabulary_size) // parallel.tensor_parallel
         n, d, tensor = self.tokens(-1), model.hidden_size, parallel.tensor_parallel
-        products = [(rows, columns, d, 1)]
-        if model.head_transform:
-            products.append((rows, d, d, 1))
         sent = n * d * HALF * (tensor - 1) / tensor
-        return Work(tuple(products), moved=12 * rows * columns, sent=sent)
+        products = [Matmul(rows, columns, d, 1, sent, True)]
+        if model.head_transform:
+            products.append(Matmul(rows, d, d))
+        moved = total(self.practice.traffic.logit, count=rows * columns)
+        return Work(tuple(products), moved=moved)
 
     def embedding(self, stream: int) -> Work:
         """A stack's lookup."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         n, d = self.tokens(stream), model.hidden_size
-        return Work(moved=6 * n * d, sent=n * d * HALF * (tensor - 1) / tensor)
+        return Work(moved=Bytes(6 * n * d, 12 * n * d), sent=n * d * HALF * (tensor - 1) / tensor)
 
     def contents(self, layers: range) -> tuple[tuple[tuple[int, bool], ...], bool]:
         """Of a pipeline stage: for each stack how many layers it has and whether it begins there;
@@ -218,10 +254,13 @@ class Layers:
 
 def times(work: Work, count: int) -> Work:
     """`work` so many times over."""
+    if not count:
+        return Work()
     return Work(
-        tuple((m, n, k, c * count) for m, n, k, c in work.products) if count else (),
-        work.moved * count,
-        tuple((flops * count, length) for flops, length in work.attention) if count else (),
+        tuple(product._replace(count=product.count * count) for product in work.products),
+        tuple((flops * count, length) for flops, length in work.attention),
+        total(work.moved, count=count),
+        total(work.launches, count=count),
         work.sent * count,
         work.exchanged * count,
     )

@@ -1,0 +1,110 @@
+"""What stacks of software do differently, and the memory traffic of their elementwise kernels.
+
+Bytes are of bf16 tensors that a kernel reads and writes, for one element of its operand. `EAGER` is a
+kernel an operator; `COMPILED` is what torch.compile fuses, and what Megatron-LM's own fused kernels
+come to; `COMPOSITE` is eager torch of 2024, whose RMSNorm is nine operators in fp32 and whose Llama
+turns queries and keys as complex fp32 numbers.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from megaarch.settings import Settings
+
+
+class Bytes(NamedTuple):
+    """For one element, in the forward and the backward pass."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that elementwise kernels move, for one element of: the width (norm, residual), the
+    feed-forward (gate: activation and product with its gate; activation: where there is none), queries
+    and keys (rope), a logit. launches: kernels of a layer besides its products and attention."""
+
+    norm: Bytes
+    residual: Bytes
+    gate: Bytes
+    activation: Bytes
+    rope: Bytes
+    logit: Bytes
+    launches: Bytes
+
+
+EAGER = Traffic(
+    norm=Bytes(4, 6),
+    residual=Bytes(6, 6),
+    gate=Bytes(10, 18),
+    activation=Bytes(4, 6),
+    rope=Bytes(14, 14),
+    logit=Bytes(12, 24),
+    launches=Bytes(20, 40),
+)
+COMPILED = Traffic(
+    norm=Bytes(2, 8),
+    residual=Bytes(6, 0),
+    gate=Bytes(6, 10),
+    activation=Bytes(4, 6),
+    rope=Bytes(4, 4),
+    logit=Bytes(4, 6),
+    launches=Bytes(6, 12),
+)
+COMPOSITE = Traffic(
+    norm=Bytes(36, 76),
+    residual=Bytes(6, 6),
+    gate=Bytes(10, 18),
+    activation=Bytes(4, 6),
+    rope=Bytes(20, 20),
+    logit=Bytes(18, 24),
+    launches=Bytes(50, 100),
+)
+TRAFFIC = {"eager": EAGER, "compiled": COMPILED, "composite": COMPOSITE}
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What differs between stacks of software. The defaults are this one, not compiled.
+
+    traffic: of elementwise kernels.
+    sequence_parallel: tensor ranks share the tokens between products (Korthikanti et al. 2022).
+    attention: the kernel, attention_share: how much of that kernel's rate it reaches; with `scores`
+        every score is in memory.
+    logits_again: the head's backward pass computes the logits again.
+    products_again: share of a layer's products that `selective` recomputation makes again.
+    early_stop: full recomputation leaves out a layer's last product, whose output nothing needs.
+    float8: products of layers, and what tensor ranks gather for them.
+    float8_gathers: data ranks gather parameters in float8.
+    overlaps_tensor: tensor-parallel messages run beside pieces of their products.
+    overlaps_pipeline: messages between stages run beside a stage's work.
+    ring_context: context ranks pass keys and values on beside attention, instead of an all-to-all.
+    keeps_parameters: data ranks gather once a step (Megatron-LM's distributed optimizer).
+    node_rings: a group that spans nodes uses the network port of each of its GPUs.
+    gradient_bytes: of one gradient when it is reduced.
+    """
+
+    traffic: Traffic = EAGER
+    sequence_parallel: bool = True
+    attention: Literal["cudnn", "flash2", "scores"] = "cudnn"
+    attention_share: float = 1.0
+    logits_again: bool = True
+    products_again: float = 0.0
+    early_stop: bool = True
+    float8: bool = False
+    float8_gathers: bool = False
+    overlaps_tensor: bool = False
+    overlaps_pipeline: bool = False
+    ring_context: bool = False
+    keeps_parameters: bool = False
+    node_rings: bool = True
+    gradient_bytes: int = 4
+
+
+OURS = Practice()
+
+
+def ours(settings: Settings) -> Practice:
+    """This project's, as these settings run it."""
+    return replace(OURS, traffic=COMPILED) if settings.training.compile else OURS

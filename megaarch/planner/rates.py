@@ -1,0 +1,118 @@
+"""How fast a cluster does the parts of a step in a layout: products with their tensor-parallel messages,
+fused attention, memory traffic, collectives."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from megaarch.planner.hardware import Constants, Gpu, hardware
+from megaarch.planner.practice import Practice
+from megaarch.planner.work import HALF, Work
+from megaarch.settings import Parallel
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """gpus_per_node: GPUs that share a node's links."""
+
+    gpu: Gpu
+    gpus_per_node: int = 8
+    constants: Constants = hardware().constants
+
+    @property
+    def memory_rate(self) -> float:
+        """Bytes a second."""
+        return self.gpu.bandwidth * 1e9 * self.constants.bandwidth
+
+    def wire(self, span: int, ports: int = 1) -> float:
+        """Bytes a second that a GPU sends to ranks of which the farthest is `span` - 1 away. ports: of a
+        node's network that the group may use; its ring then passes through the node's links too."""
+        link = self.gpu.link * 1e9 * self.constants.link
+        if span <= self.gpus_per_node:
+            return link
+        return min(link, self.gpu.network * 1e9 * self.constants.network * ports)
+
+
+class Timed(NamedTuple):
+    """Seconds of one product in a forward pass, and of its tensor-parallel message that it does not
+    hide, forward and backward. gathers: its message gathers its tokens. last: a layer ends with it."""
+
+    product: float
+    forward: float
+    backward: float
+    gathers: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one rank."""
+
+    cluster: Cluster
+    parallel: Parallel
+    practice: Practice
+
+    @cached_property
+    def slowest(self) -> float:
+        """How much longer than the mean GPU the slowest one takes, for which all wait: speeds are taken
+        to be normal, and the largest of N such numbers lies sqrt(2 ln N) deviations out."""
+        p = self.parallel
+        ranks = p.tensor_parallel * p.context_parallel * p.pipeline_parallel
+        ranks *= p.data_parallel_shard * p.data_parallel_replicate
+        return 1 + self.cluster.constants.spread * math.sqrt(2 * math.log(ranks))
+
+    def products(self, work: Work, *, body: bool) -> list[Timed]:
+        """body: of layers, which may compute in float8; the head does not."""
+        constants = self.cluster.constants
+        rate, size = self.cluster.gpu.product * 1e12 * constants.product / self.slowest, HALF
+        if body and self.practice.float8:
+            rate, size = rate * constants.float8, 1
+        found = []
+        for m, n, k, count, sent, gathers, last in work.products:
+            moved = size * (m + n) * k + HALF * m * n
+            one = 2.0 * m * n * k / rate + moved / self.cluster.memory_rate
+            ahead, back = (self._exposed(sent, beside) for beside in (one, 2 * one))
+            found.append(Timed(count * one, count * ahead, count * back, gathers, last))
+        return found
+
+    def _exposed(self, sent: float, beside: float) -> float:
+        """Seconds of a tensor-parallel message of so many bytes that a product beside it does not
+        hide."""
+        message = self.tensor(sent)
+        if not self.practice.overlaps_tensor:
+            return message
+        hidden = self.cluster.constants.overlap
+        return (1 - hidden) * message + hidden * exposed(message, beside)
+
+    def tensor(self, sent: float) -> float:
+        """Seconds of so many bytes to tensor-parallel peers."""
+        return sent / self.cluster.wire(self.parallel.tensor_parallel)
+
+    def context(self, exchanged: float, attention: float) -> float:
+        """Seconds of so many bytes to context-parallel peers, with `attention` seconds at hand."""
+        span = self.parallel.tensor_parallel * self.parallel.context_parallel
+        seconds = exchanged / self.cluster.wire(span)
+        return exposed(seconds, attention) if self.practice.ring_context else seconds
+
+    def attention(self, work: Work) -> float:
+        """Seconds of a forward pass's fused attention."""
+        gpu, length = self.cluster.gpu, self.cluster.constants.attention_length
+        best = self.practice.attention != "flash2"
+        rate = 1e12 * (gpu.attention if best else gpu.flash2) * self.practice.attention_share
+        return self.slowest * sum(
+            pairs / rate * (1 + length / keys) for pairs, keys in work.attention
+        )
+
+    def data(self, span: int, apart: int) -> float:
+        """Bytes a second to data-parallel peers that are `apart`, the farthest `span` - 1 away. In a ring
+        over nodes each of the group's GPUs in a node uses the network port beside it."""
+        ports = self.cluster.gpus_per_node // apart if self.practice.node_rings else 1
+        return self.cluster.wire(span, max(1, ports))
+
+
+def exposed(messages: float, busy: float) -> float:
+    """What messages add to the `busy` seconds beside which they are sent. They compete for the GPU
+    and its memory and wait for each other at times: the two add up like the sides of a right
+    angle, between the longer of the two and their sum."""
+    return math.hypot(messages, busy) - busy

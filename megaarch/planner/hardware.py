@@ -36,7 +36,7 @@ class Constants(Section):
     product, bandwidth, link, network: shares of these. spread: standard deviation of GPUs' speeds over
     their mean. overlap: share of a tensor-parallel message that pieces of its product can hide.
     float8: how many times faster float8 products are. launch: microseconds of a kernel beside its
-    work. attention_length: tokens of the row at which fused attention runs at half of its rate.
+    work. hop, network_hop: microseconds of a ring's step, inside a node and between nodes. attention_length: tokens of the row at which fused attention runs at half of its rate.
     usable: share of the memory that tensors may take.
     """
 
@@ -49,6 +49,8 @@ class Constants(Section):
     overlap: Annotated[float, Field(ge=0, le=1)]
     float8: Rate
     launch: Rate
+    hop: Rate
+    network_hop: Rate
     attention_length: Rate
 
 

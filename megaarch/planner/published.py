@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch import config
-from megaarch.planner.hardware import gpu
+from megaarch.planner.hardware import Constants, gpu, hardware
 from megaarch.planner.practice import TRAFFIC, Practice
 from megaarch.planner.time import Cluster, step_seconds
 from megaarch.settings import Settings
@@ -76,23 +76,31 @@ class Row:
         given = _read()["practices"][self.values["practice"]]
         return replace(Practice(), **given | {"traffic": TRAFFIC[given["traffic"]]})
 
-    @cached_property
-    def predicted(self) -> float:
-        """The planner's figure, in the row's unit."""
-        model, cluster = self.settings.model, Cluster(gpu(self.gpu), gpus_per_node=8)
+    def planned(self, constants: Constants) -> float:
+        """The planner's figure, in the row's unit, with these constants."""
+        cluster = Cluster(gpu(self.gpu), gpus_per_node=8, constants=constants)
         seconds = step_seconds(self.settings, cluster, self.practice).total
-        tokens = self.settings.training.global_batch_size * model.sequence_length
+        tokens = self.settings.training.global_batch_size * self.settings.model.sequence_length
         if self.unit == "seconds":
             return seconds
         if self.unit == "tokens":
             return tokens / seconds / self.gpus
         return _narayanan_flops(self.settings, tokens) / seconds / self.gpus / 1e12
 
+    @cached_property
+    def predicted(self) -> float:
+        """The planner's figure, in the row's unit."""
+        return self.planned(hardware().constants)
+
+    def off(self, figure: float) -> float:
+        """By how much throughput of `figure` is off, as a share of the published one."""
+        ratio = figure / self.figure
+        return (1 / ratio if self.unit == "seconds" else ratio) - 1
+
     @property
     def error(self) -> float:
         """By how much the planned throughput is off, as a share of the published one."""
-        ratio = self.predicted / self.figure
-        return (1 / ratio if self.unit == "seconds" else ratio) - 1
+        return self.off(self.predicted)
 
 
 @dataclass(frozen=True)
@@ -133,18 +141,46 @@ def tables() -> dict[str, Table]:
     return found
 
 
+SHARES = tuple(n / 100 for n in range(80, 101))  # of the product rate, that are tried
+
+
+@lru_cache
+def left_out() -> dict[str, tuple[float, float]]:
+    """Of each table: the share of the product rate that fits all the others best (least squares of what
+    is not `beyond`), and how far off its own row that is most so then is."""
+    errors: dict[str, dict[float, list[float]]] = {}
+    for name, table in tables().items():
+        rows = [row for row in table.rows if row.name not in table.beyond]
+        errors[name] = {
+            share: [row.off(row.planned(constants)) for row in rows]
+            for share in SHARES
+            for constants in [hardware().constants.model_copy(update={"product": share})]
+        }
+
+    def square(name: str, share: float) -> float:
+        return sum(error**2 for other in errors if other != name for error in errors[other][share])
+
+    found = {}
+    for name, each in errors.items():
+        best = min(SHARES, key=lambda share: square(name, share))
+        found[name] = best, max(each[best], key=abs)
+    return found
+
+
 def report() -> str:
     """Every table in short, and then every row beside what the planner says, as Markdown."""
     lines = [
-        "| table | GPU | rows | fitted to it | mean off by | most off by |",
-        "|---|---|---|---|---|---|",
+        "| table | GPU | rows | fitted to it | mean off by | most off by | share fitted to the others "
+        "| most off by then |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for table in tables().values():
+    for name, table in tables().items():
         errors = [row.error for row in table.rows]
         mean = sum(map(abs, errors)) / len(errors)
+        share, most = left_out()[name]
         lines.append(
             f"| {table.title} | {table.rows[0].gpu} | {len(errors)} | {table.fitted or '-'} "
-            f"| {mean:.1%} | {max(errors, key=abs):+.1%} |"
+            f"| {mean:.1%} | {max(errors, key=abs):+.1%} | {share:.2f} | {most:+.1%} |"
         )
     for table in tables().values():
         unit = UNITS[table.rows[0].unit]

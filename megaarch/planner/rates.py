@@ -33,6 +33,13 @@ class Cluster:
             return link
         return min(link, self.gpu.network * 1e9 * self.constants.network * ports)
 
+    def hops(self, ranks: int, span: int) -> float:
+        """Seconds that the hops of a ring of `ranks` take, whose farthest is `span` - 1 away, whatever it
+        carries: a gather, or a reduction that scatters."""
+        between = math.ceil(span / self.gpus_per_node) - 1
+        inside = ranks - 1 - between
+        return (inside * self.constants.hop + between * self.constants.network_hop) * 1e-6
+
 
 class Timed(NamedTuple):
     """Seconds of one product in a forward pass, and of its tensor-parallel message that it does not
@@ -79,15 +86,17 @@ class Rates:
     def _exposed(self, sent: float, beside: float) -> float:
         """Seconds of a tensor-parallel message of so many bytes that a product beside it does not
         hide."""
-        message = self.tensor(sent)
         if not self.practice.overlaps_tensor:
-            return message
+            return self.tensor(sent)
+        # pieces go from peer to peer, without a ring's hops
+        message = sent / self.cluster.wire(self.parallel.tensor_parallel)
         hidden = self.cluster.constants.overlap
         return (1 - hidden) * message + hidden * exposed(message, beside)
 
     def tensor(self, sent: float) -> float:
-        """Seconds of so many bytes to tensor-parallel peers."""
-        return sent / self.cluster.wire(self.parallel.tensor_parallel)
+        """Seconds of one message of so many bytes to tensor-parallel peers."""
+        ranks = self.parallel.tensor_parallel
+        return sent / self.cluster.wire(ranks) + self.cluster.hops(ranks, ranks) * (sent > 0)
 
     def context(self, exchanged: float, attention: float) -> float:
         """Seconds of so many bytes to context-parallel peers, with `attention` seconds at hand."""

@@ -8,9 +8,11 @@ parallelism and between stages where the practice says so.
     step = micro-batches x dearest rank + bubble + what data parallelism leaves open + optimizer
 """
 
+import math
 from dataclasses import dataclass, fields
 
 from megaarch import flops
+from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
 from megaarch.planner.memory import micro_batches, parameters_by_rank
 from megaarch.planner.order import bubble
@@ -63,7 +65,8 @@ def step_seconds(settings: Settings, cluster: Cluster, practice: Practice | None
     spent["bubble"] = bubble(parallel, batches, mean)
     sizes = parameters_by_rank(settings)
     busy, backward = sum(spent.values()), dearest.total * 2 / 3
-    spent["data"] = _data(rates, max(sizes), batches, busy, backward)
+    units = _units(settings)
+    spent["data"] = _data(rates, max(sizes), units, batches, busy, backward)
     shards = parallel.data_parallel_shard * parallel.context_parallel
     spent["optimizer"] = max(sizes) / shards * OPTIMIZER_BYTES / cluster.memory_rate
     return Seconds(**spent)
@@ -164,25 +167,35 @@ def _passes(rank: Seconds) -> tuple[float, float, float]:
     return forward, rank.total - forward - weights, weights
 
 
-def _data(rates: Rates, parameters: float, batches: int, busy: float, backward: float) -> float:
+def _units(settings: Settings) -> int:
+    """What a pipeline rank shards one by one: its layers, and what is outside of layers."""
+    layers = sum(len(stack.layers) for stack in stacks(settings.model))
+    return math.ceil(layers / settings.parallel.pipeline_parallel) + 1
+
+
+def _data(
+    rates: Rates, parameters: float, units: int, batches: int, busy: float, backward: float
+) -> float:
     """Seconds of gathering parameters and reducing gradients that computation does not hide.
 
-    parameters: of one rank's part of the model, ahead of sharding. busy: seconds of the step
-    without them. backward: of the last micro-batch.
+    parameters: of one rank's part of the model, ahead of sharding, in so many units that are gathered
+    one by one. busy: seconds of the step without them. backward: of the last micro-batch.
     """
-    parallel, practice = rates.parallel, rates.practice
+    parallel, practice, cluster = rates.parallel, rates.practice, rates.cluster
     shard = parallel.data_parallel_shard * parallel.context_parallel
     copies, span = parallel.data_parallel_replicate, parallel.tensor_parallel * shard
     pipelined, again = parallel.pipeline_parallel > 1, parallel.gathers_again
     once = pipelined or practice.keeps_parameters
     ring = parameters * (shard - 1) / shard / rates.data(span, parallel.tensor_parallel)
-    gathers = ring * (1 if practice.float8_gathers else HALF)
+    hops = units * cluster.hops(shard, span) if shard > 1 else 0.0
+    gathers = ring * (1 if practice.float8_gathers else HALF) + hops
     if again or not once:  # each micro-batch gives back what it has gathered
         gathers *= batches if once or not again else 2 * batches
-    reductions = ring * practice.gradient_bytes
+    reductions = ring * practice.gradient_bytes + hops
     if copies > 1:
         share = parameters / shard * 2 * (copies - 1) / copies
         reductions += share * practice.gradient_bytes / rates.data(span * copies, span)
+        reductions += 2 * units * cluster.hops(copies, span * copies)
     if pipelined:  # all gradients are reduced at the end
         return exposed(gathers, busy) + reductions
     if again:

@@ -4,7 +4,9 @@
 
 prints the tables of a record. With `--study STUDY --gpus N --gpu NAME --sizes 70b 175b` it makes the
 record first: every cell planned, and those of the named sizes dry-run, each by the command that a
-person would give, in a process of its own. A record that was left half made is continued.
+person would give, in a process of its own. A record that was left half made is continued. With
+`--recount` it counts memory and time of the recorded layouts again, as the planner does today; the
+layouts and the dry runs stay.
 """
 
 import argparse
@@ -15,6 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megaarch import config
+from megaarch.planner import show
+from megaarch.planner.cells import cells
+from megaarch.planner.hardware import gpu
+from megaarch.planner.memory import step_memory
+from megaarch.planner.search import plan
+from megaarch.planner.time import Cluster
+from megaarch.settings import Settings
 from megaarch.study.environment import commit, environment
 from megaarch.told import told
 
@@ -23,19 +33,44 @@ Record = dict[str, Any]
 
 def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record:
     """The record, kept in `path` after each command. ValueError with what a command that fails says."""
-    plan = ["plan", study, *cluster, "--json"]
+    ask_plan = ["plan", study, *cluster, "--json"]
     if path.exists():
         record = json.loads(path.read_text())
-        if record["command"] != _shown(plan):
+        if record["command"] != _shown(ask_plan):
             raise ValueError(f"{path} is of another command: {record['command']}")
     else:
-        record = {"command": _shown(plan), **environment(), **_ask(plan), "dry_runs": []}
+        record = {"command": _shown(ask_plan), **environment(), **_ask(ask_plan), "dry_runs": []}
     done = {found["cell"] for found in record["dry_runs"]}
     for cell in [found["name"] for found in record["plans"]]:
         _write(path, record)
         if cell.rpartition("/")[2] in sizes and cell not in done:
             ask = ["dry-run", study, "--cell", cell, *cluster, "--json"]
             record["dry_runs"].append({"command": _shown(ask), "commit": commit(), **_ask(ask)})
+    _write(path, record)
+    return record
+
+
+def layouts(record: Record, study: str) -> dict[str, Settings]:
+    """Of each cell of the study: its settings in the recorded layout."""
+    chosen = {found["name"]: found["settings"] for found in record["plans"]}
+    found = {}
+    for name, settings in cells(config.read_yaml(study)):
+        given = settings.model_dump(mode="json", by_alias=True, exclude={"study"})
+        for path, value in chosen[name].items():
+            config.set_path(given, path, value)
+        found[name] = config.resolve(given)
+    return found
+
+
+def recount(path: Path, study: str, gpus: int, kind: str) -> Record:
+    """The record with memory and time of its layouts as they are counted today."""
+    record = json.loads(path.read_text())
+    cluster = Cluster(gpu(kind))
+    record["plans"] = [
+        show.record(name, plan(settings, gpus, cluster, step_memory(settings)))
+        for name, settings in layouts(record, study).items()
+    ]
+    record["recounted"] = commit()
     _write(path, record)
     return record
 
@@ -64,15 +99,15 @@ def plans(record: Record) -> str:
         "| cell | layout | schedule | micro-batch | recompute | GB | MFU | GPU-hours | days |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for plan in record["plans"]:
-        chosen = plan["settings"]
+    for found in record["plans"]:
+        chosen = found["settings"]
         pipelined = chosen["parallel.pipeline_parallel"] > 1
         lines.append(
-            f"| {plan['name']} | {plan['layout']} "
+            f"| {found['name']} | {found['layout']} "
             f"| {chosen['parallel.schedule'] if pipelined else '-'} "
             f"| {chosen['training.micro_batch_size']} | {chosen['parallel.recompute']} "
-            f"| {plan['memory']['total'] / 1e9:.0f} | {plan['mfu']:.0%} "
-            f"| {plan['gpu_hours']:,.0f} | {plan['hours'] / 24:.2f} |"
+            f"| {found['memory']['total'] / 1e9:.0f} | {found['mfu']:.0%} "
+            f"| {found['gpu_hours']:,.0f} | {found['hours'] / 24:.2f} |"
         )
     return "\n".join(lines)
 
@@ -95,11 +130,16 @@ def main() -> int:
     parser.add_argument("--study", help="make the record of this study")
     parser.add_argument("--gpus", default="1024")
     parser.add_argument("--gpu", default="h100")
+    parser.add_argument("--recount", action="store_true", help="count recorded layouts again")
     parser.add_argument("--sizes", nargs="+", default=[], help="sizes whose cells are dry-run")
     options = parser.parse_args()
 
     def command() -> int:
-        if options.study:
+        if options.recount and not options.study:
+            raise ValueError("--recount: of which study? give --study")
+        if options.recount:
+            record = recount(options.record, options.study, int(options.gpus), options.gpu)
+        elif options.study:
             cluster = ["--gpus", options.gpus, "--gpu", options.gpu]
             record = make(options.record, options.study, cluster, options.sizes)
         else:

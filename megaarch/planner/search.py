@@ -78,11 +78,11 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
             if leanest is None or memory.total < leanest[0]:
                 leanest = memory.total, tried
             if memory.total <= room:
-                plans.append(_plan(tried, gpus, cluster, memory))
+                plans.append(plan(tried, gpus, cluster, memory))
                 break
     if not plans:
         raise ValueError(_nothing(settings, gpus, room, leanest, refused))
-    return sorted(plans, key=lambda plan: plan.seconds.total)
+    return sorted(plans, key=lambda found: found.seconds.total)
 
 
 def counted(settings: Settings) -> None:
@@ -177,7 +177,8 @@ def _with(settings: Settings, **parallel) -> Settings:
     return settings.model_copy(update={"parallel": changed})
 
 
-def _plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> Plan:
+def plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> Plan:
+    """What these settings take, in their own layout."""
     seconds, flops = step_seconds(settings, cluster), model_flops(settings)
     mfu = flops / (seconds.total * gpus * cluster.gpu.peak * 1e12)
     return Plan(settings, gpus, memory, seconds, mfu, _steps(settings, flops))

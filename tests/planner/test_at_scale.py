@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megaarch import config
 from megaarch.planner import at_scale
-from megaarch.planner.cells import cells
 from megaarch.planner.dry_run import planned
 from megaarch.planner.hardware import gpu
 from megaarch.planner.memory import step_memory
@@ -15,20 +13,13 @@ from megaarch.planner.time import Cluster, step_seconds
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "2026-11-27-scale.json").read_text())
+STUDY = str(ROOT / "configs" / "studies" / "scale.yaml")
 
 
 @pytest.fixture(scope="module")
 def layouts():
     """Of each cell of the study: its settings in the recorded layout."""
-    raw = config.read_yaml(str(ROOT / "configs" / "studies" / "scale.yaml"))
-    chosen = {plan["name"]: plan["settings"] for plan in RECORD["plans"]}
-    found = {}
-    for name, settings in cells(raw):
-        given = settings.model_dump(mode="json", by_alias=True, exclude={"study"})
-        for path, value in chosen[name].items():
-            config.set_path(given, path, value)
-        found[name] = config.resolve(given)
-    return found
+    return at_scale.layouts(RECORD, STUDY)
 
 
 def test_the_record_is_of_every_cell_and_is_what_the_planner_still_says(layouts):
@@ -53,6 +44,21 @@ def test_the_page_holds_the_tables_of_the_record():
     page = (ROOT / "docs" / "planning.md").read_text()
     ask = "run python -m megaarch.planner.at_scale RECORD"
     assert at_scale.plans(RECORD) in page and at_scale.dry_runs(RECORD) in page, ask
+
+
+def test_recounted_a_record_keeps_its_layouts_and_dry_runs(tmp_path):
+    path = tmp_path / "record.json"
+    old = json.loads(json.dumps(RECORD))
+    for plan in old["plans"]:
+        plan["seconds"]["total"] = plan["memory"]["total"] = plan["gpu_hours"] = 1.0
+    path.write_text(json.dumps(old))
+    found = at_scale.recount(path, STUDY, 1024, "h100")
+    assert found == json.loads(path.read_text()) and found["recounted"]
+    for mine, recorded in zip(found["plans"], RECORD["plans"], strict=True):
+        assert mine["settings"] == recorded["settings"], mine["name"]
+        assert mine["gpu_hours"] == pytest.approx(recorded["gpu_hours"]), mine["name"]
+        assert mine["memory"]["total"] == pytest.approx(recorded["memory"]["total"])
+    assert found["dry_runs"] == RECORD["dry_runs"]
 
 
 def test_a_record_is_made_once_and_continued_where_it_was_left(tmp_path, monkeypatch):

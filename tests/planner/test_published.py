@@ -81,8 +81,8 @@ def test_published_models_have_the_stated_parameters(row):
 def test_each_table_left_out_the_others_say_the_same_and_it_holds():
     used = hardware().constants.product
     for name, (share, most) in left_out().items():
-        assert abs(share - used) < 0.015, name
-        assert abs(most) < tables()[name].limit + 0.01, name
+        assert abs(share - used) < 0.025, name
+        assert abs(most) < tables()[name].limit + 0.02, name
 
 
 def test_what_was_fitted_is_stated_and_is_few():

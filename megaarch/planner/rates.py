@@ -37,7 +37,14 @@ class Cluster:
         """Seconds that the hops of a ring of `ranks` take, whose farthest is `span` - 1 away, whatever it
         carries: a gather, or a reduction that scatters."""
         between = math.ceil(span / self.gpus_per_node) - 1
-        inside = ranks - 1 - between
+        return self._hops(ranks - 1 - between, between)
+
+    def tree_hops(self, ranks: int, span: int) -> float:
+        """Seconds that the hops of an all-reduce take: up a tree of nodes, and down."""
+        nodes = math.ceil(span / self.gpus_per_node)
+        return 2 * self._hops(math.ceil(ranks / nodes) - 1, math.ceil(math.log2(nodes)))
+
+    def _hops(self, inside: int, between: int) -> float:
         return (inside * self.constants.hop + between * self.constants.network_hop) * 1e-6
 
 

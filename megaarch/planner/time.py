@@ -195,7 +195,7 @@ def _data(
     if copies > 1:
         share = parameters / shard * 2 * (copies - 1) / copies
         reductions += share * practice.gradient_bytes / rates.data(span * copies, span)
-        reductions += 2 * units * cluster.hops(copies, span * copies)
+        reductions += units * cluster.tree_hops(copies, span * copies)
     if pipelined:  # all gradients are reduced at the end
         return exposed(gathers, busy) + reductions
     if again:

@@ -36,8 +36,9 @@ class Constants(Section):
     product, bandwidth, link, network: shares of these. spread: standard deviation of GPUs' speeds over
     their mean. overlap: share of a tensor-parallel message that pieces of its product can hide.
     float8: how many times faster float8 products are. launch: microseconds of a kernel beside its
-    work. hop, network_hop: microseconds of a ring's step, inside a node and between nodes. attention_length: tokens of the row at which fused attention runs at half of its rate.
-    usable: share of the memory that tensors may take.
+    work. hop, network_hop: microseconds of a collective's hop, inside a node and between nodes.
+    attention_length: tokens of the row at which fused attention runs at half of its rate. usable:
+    share of the memory that tensors may take.
     """
 
     usable: Rate

@@ -1,0 +1,95 @@
+"""What the rates of a step's parts must obey, whatever the figures of a GPU."""
+
+from dataclasses import replace
+
+import pytest
+
+from megaarch import config, flops
+from megaarch.model.transformer import stacks
+from megaarch.planner.hardware import gpu
+from megaarch.planner.practice import OURS
+from megaarch.planner.rates import exposed
+from megaarch.planner.time import Cluster, step_seconds
+from megaarch.planner.work import Layers
+
+CLUSTER = Cluster(gpu("h100"))
+
+
+def settings(preset="gpt", **parallel):
+    return config.resolve(
+        {
+            "model": {
+                "preset": preset,
+                "layers": 4,
+                "heads": 8,
+                "kv_heads": 4,
+                "hidden_size": 1024,
+                "feed_forward_size": 2816,
+                "sequence_length": 1024,
+            },
+            "training": {"global_batch_size": 64, "micro_batch_size": 4, "precision": "bf16"},
+            "parallel": {"data_parallel_shard": 8} | parallel,
+        }
+    )
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+@pytest.mark.parametrize("preset", ["gpt", "t5", "xlnet", "bart"])
+def test_layers_have_the_products_that_flops_are_counted_of(preset, tensor):
+    found = Layers(settings(preset, tensor_parallel=tensor))
+    counts, rows = found.row.counts, found.settings.training.micro_batch_size
+    whole = replace(counts, tokens=tuple(slots * counts.rows for slots in found.row.slots))
+    forward = flops.forward(found.settings.model, whole)
+    wanted = (forward.projections + forward.feed_forward) * rows / counts.rows / tensor
+    said = sum(
+        2 * each.m * each.n * each.k * len(stack.layers)
+        for stream, stack in enumerate(stacks(found.settings.model))
+        for each in found.layer(stream).products
+    )
+    assert said == pytest.approx(wanted)
+
+
+def test_what_runs_beside_is_between_the_longer_of_the_two_and_their_sum():
+    for messages, busy in ((0.0, 2.0), (1.0, 2.0), (5.0, 2.0)):
+        assert max(messages, busy) <= busy + exposed(messages, busy) <= messages + busy
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_overlapped_messages_take_less_time_and_not_none(recompute):
+    given = settings(tensor_parallel=4, data_parallel_shard=2, recompute=recompute)
+    open_, hidden = (
+        step_seconds(given, CLUSTER, replace(OURS, overlaps_tensor=each)).tensor
+        for each in (False, True)
+    )
+    assert 0 < hidden < open_
+
+
+def test_compiled_kernels_move_less_and_nothing_else_changes():
+    given = settings()
+    compiled = given.model_copy(
+        update={"training": given.training.model_copy(update={"compile": True})}
+    )
+    eager, fused = (step_seconds(each, CLUSTER) for each in (given, compiled))
+    assert fused.memory_bound < eager.memory_bound and fused.launches < eager.launches
+    assert fused.products == eager.products and fused.attention == eager.attention
+
+
+def test_a_gather_over_more_ranks_takes_longer_though_each_sends_no_more():
+    bytes_alike = [CLUSTER.hops(ranks, ranks) for ranks in (2, 8, 16, 128, 1024)]
+    assert bytes_alike == sorted(bytes_alike) and bytes_alike[-1] > 10 * bytes_alike[2]
+    assert CLUSTER.tree_hops(128, 1024) < CLUSTER.hops(128, 1024)
+
+
+def test_a_ring_over_nodes_is_as_fast_as_its_ports_and_no_faster_than_the_node():
+    one, four = (CLUSTER.wire(16, ports) for ports in (1, 4))
+    assert four == pytest.approx(4 * one)
+    assert CLUSTER.wire(16, 1000) == CLUSTER.wire(8)
+
+
+def test_a_layers_last_product_is_not_made_again():
+    given = settings(recompute="full")
+    whole, stopped = (
+        step_seconds(given, CLUSTER, replace(OURS, early_stop=each)).recompute
+        for each in (False, True)
+    )
+    assert 0 < stopped < whole

@@ -1,23 +1,21 @@
 """Dropout whose mask is a function of (seed, step, global row, module name) and nothing else.
 
 No random state is read or written, so a row has the same mask on every rank, in every micro-batch
-split and when a layer is recomputed for its backward pass. Legend: B rows, S tokens, D width.
+split and when a layer is recomputed for its backward pass. Hashes in 64 bits are of slots and of
+channels, each alone; what is as large as the hidden state is 32-bit and takes three operations.
+Legend: B rows, S tokens, D width.
 """
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-_LOW = 0xFFFFFFFF
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A bijection of 32-bit integers (held in int64) in which every input bit moves every output
-    bit about half the time: Wellons, "Prospecting for hash functions", lowbias32."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
-    return x ^ (x >> 16)
+# Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64): its
+# increment and the multipliers of its hash, as signed integers.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,12 @@ class DropoutKeys:
     def of(self, name: str) -> torch.Tensor:
         """int64 [B]: the key of each row in the module of this global name."""
         text = f"{self.seed} {self.step} {name}".encode()
-        digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-        low = _mix((self.rows & _LOW) ^ (digest & _LOW))
-        return _mix(low ^ (self.rows >> 32) ^ (digest >> 32))
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return self._rows ^ int.from_bytes(digest, "little", signed=True)
+
+    @cached_property
+    def _rows(self) -> torch.Tensor:
+        return _hash(self.rows)
 
 
 def dropout(
@@ -49,7 +50,29 @@ def dropout(
     a shard of a longer sequence.
     """
     _, S, D = x_BSD.shape
-    element_SD = _mix(torch.arange(first * D, (first + S) * D, device=x_BSD.device).view(S, D))
-    bits_BSD = _mix(element_SD ^ _mix((key_B + branch) & _LOW)[:, None, None])
-    keep_BSD = bits_BSD >= int(rate * 2**32)
-    return x_BSD * (keep_BSD.to(x_BSD.dtype) * (1 / (1 - rate)))
+    slot_S = torch.arange(first, first + S, device=x_BSD.device)
+    key_BS = _hash((key_B + branch * 2**32)[:, None] + slot_S)
+    bits_BSD = _combine(key_BS, _hash(torch.arange(D, device=x_BSD.device)))
+    dropped_BSD = bits_BSD < int(rate * 2**32) - 2**31
+    return (x_BSD * (1 / (1 - rate))).masked_fill(dropped_BSD, 0.0)
+
+
+def _hash(x: torch.Tensor) -> torch.Tensor:
+    """64-bit integers in which every bit of the given ones moves every bit about half the time.
+    Products wrap, and a shift drags the sign along, which costs one bit of 64."""
+    x = (
+        x ^ _INCREMENT
+    )  # zero is no fixed point; a sum would overflow in inductor's index arithmetic
+    for multiplier in _MULTIPLIERS:
+        x = (x ^ (x >> 32)) * multiplier
+    return x ^ (x >> 32)
+
+
+def _combine(slot_BS: torch.Tensor, channel_D: torch.Tensor) -> torch.Tensor:
+    """int32 [B, S, D], evenly spread, from hashes: the exclusive or of their upper halves, times
+    that of their lower ones, made odd. A product's upper bits depend on all bits of its factors,
+    and no two elements have the same pair of these."""
+    slot_BS1 = slot_BS[..., None]
+    bits_BSD = (slot_BS1 >> 32).to(torch.int32) ^ (channel_D >> 32).to(torch.int32)
+    factor_BSD = (slot_BS1 & -2).to(torch.int32) ^ (channel_D | 1).to(torch.int32)
+    return bits_BSD.mul_(factor_BSD)

@@ -1,40 +1,89 @@
 """Deterministic initialization: a parameter's values depend on the seed and its name alone.
 
-Each parameter is drawn whole, on the CPU, from a generator of its own, so that the order of
-modules, the device and the layout change nothing.
+Each parameter is drawn on the CPU in blocks, each from a generator of its own, so that the order of
+modules, the device and the layout change nothing, and a shard is drawn without the rest.
 """
 
 import hashlib
+import math
 import re
+from collections.abc import Callable
 
 import torch
 
 from megaarch import settings
 from megaarch.model.transformer import Transformer, stacks
 
+BLOCK = 2**20  # elements of a parameter, flattened, that one generator draws
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def initial_value(
-    name: str, shape: tuple[int, ...], model: settings.Model, seed: int
+    name: str,
+    shape: tuple[int, ...],
+    model: settings.Model,
+    seed: int,
+    shard: tuple[range, ...] | None = None,
 ) -> torch.Tensor:
     """fp32 CPU tensor for the parameter of this global name and full shape.
 
     Norms are one, biases zero, all else normal(0, initial_deviation); the projections that end a
     residual branch are scaled by 1/sqrt(2·layers of the stack) (Radford et al. 2019, section 2.3).
+    shard: the indices along each axis to return alone, None: all. Equal to that slice of the whole,
+    bit for bit; only the blocks that it touches are drawn.
     """
+    shard = tuple(range(size) for size in shape) if shard is None else shard
+    sizes = tuple(len(indices) for indices in shard)
     if name.endswith("bias"):
-        return torch.zeros(shape)
+        return torch.zeros(sizes)
     if "norm." in name:
-        return torch.ones(shape)
+        return torch.ones(sizes)
     deviation = model.initial_deviation
     layer = _LAYER.match(name)
     if layer and name.endswith(("attention.output.weight", "feed_forward.down.weight")):
         layers = next(s.layers for s in stacks(model) if int(layer[1]) in s.layers)
         deviation *= (2 * len(layers)) ** -0.5
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.randn(shape, generator=generator) * deviation
+    return _normal(name, shape, seed, shard).mul_(deviation)
+
+
+def _normal(name: str, shape: tuple[int, ...], seed: int, shard: tuple[range, ...]) -> torch.Tensor:
+    """A shard of the standard normal values of a parameter."""
+    value = torch.empty([len(indices) for indices in shard])
+    if not value.numel():
+        return value
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    span = _spans(f"{seed} {name}", math.prod(shape))
+    rows = max(1, BLOCK // strides[0])  # as many as one block has, so that little is held at once
+    for part, start in zip(value.split(rows), shard[0][::rows], strict=True):
+        ends = [(start, start + len(part) - 1), *((r[0], r[-1]) for r in shard[1:])]
+        first, last = (sum(map(math.prod, zip(index, strides))) for index in zip(*ends))
+        part.copy_(span(first, last + 1).as_strided(part.shape, strides))
+    return value
+
+
+def _spans(key: str, elements: int) -> Callable[[int, int], torch.Tensor]:
+    """A function that draws elements start to stop of a flattened parameter. It keeps the last
+    block, with which the next span often begins."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def block(number: int) -> torch.Tensor:
+        if number not in kept:
+            kept.clear()
+            text = key if number == 0 else f"{key} {number}"
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            size = min(BLOCK, elements - number * BLOCK)
+            kept[number] = torch.randn(size, generator=generator)
+        return kept[number]
+
+    def span(start: int, stop: int) -> torch.Tensor:
+        parts = []
+        for number in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+            begin = number * BLOCK
+            parts.append(block(number)[max(start - begin, 0) : stop - begin])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return span
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The model of a layout: built on meta, planned, pruned, sharded, and only then given memory.
 
-Every parameter is drawn whole from its global name and shape, and its shard kept, so that the same
-seed gives the same weights in any layout.
+Every process draws its shards alone, as slices of what a parameter's global name and shape give, so
+that the same seed gives the same weights in any layout.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from megaarch import catalogue
 from megaarch.model.initialize import initial_value
 from megaarch.model.transformer import Transformer
+from megaarch.parallel import gradients
 from megaarch.parallel.mesh import Grid
 from megaarch.settings import Model, Settings
 
@@ -33,13 +34,16 @@ def compute_dtype(settings: Settings) -> torch.dtype | None:
     return torch.bfloat16 if settings.training.precision == "bf16" else None
 
 
+@torch.no_grad()
 def build(settings: Settings, grid: Grid) -> Transformer:
     """This process's part of the model, initialized, under global names."""
     model = place(settings, grid)
     model.to_empty(device=grid.device)
+    seed = settings.training.seed
     for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
-        keep(parameter, initial_value(name, shape, settings.model, settings.training.seed))
+        shape, shard = tuple(parameter.shape), shard_of(parameter)
+        value = initial_value(name, shape, settings.model, seed, shard)
+        gradients.local(parameter).copy_(value)
     return model
 
 
@@ -75,15 +79,11 @@ def _place(model: Transformer, settings: Settings, grid: Grid) -> Transformer:
     return model
 
 
-@torch.no_grad()
-def keep(parameter: nn.Parameter, value: torch.Tensor) -> None:
-    """Copies this process's shard of a whole `value` into the parameter."""
+def shard_of(parameter: nn.Parameter) -> tuple[range, ...] | None:
+    """The indices along each axis of the whole that this process holds; None: all."""
     if not isinstance(parameter, DTensor):
-        parameter.copy_(value)
-        return
+        return None
     shape, offset = compute_local_shape_and_global_offset(
         parameter.shape, parameter.device_mesh, parameter.placements
     )
-    for axis, (start, size) in enumerate(zip(offset, shape, strict=True)):
-        value = value.narrow(axis, min(start, value.shape[axis]), size)
-    parameter.to_local().copy_(value)
+    return tuple(range(start, start + size) for start, size in zip(offset, shape, strict=True))

@@ -1,12 +1,18 @@
+import hashlib
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megaarch.model import Transformer, initialize
 from megaarch.model.initialize import initial_value
+from tests.model.conftest import tiny
 
 
 @pytest.fixture
-def settings(tiny):
+def settings():
     return tiny(
         architecture="encoder_decoder",
         encoder_layers=2,
@@ -62,3 +68,53 @@ def test_scales(settings):
             expected = 0.02 / (2 * layers) ** 0.5 if residual else 0.02
             tolerance = 4 * expected / (2 * p.numel()) ** 0.5
             assert abs(p.std() - expected) < tolerance and abs(p.mean()) < tolerance * 1.5, name
+
+
+def whole_draw(name, shape, model, seed, block):
+    """The definition: consecutive blocks of the flattened parameter, one generator each."""
+    elements, drawn = math.prod(shape), []
+    for number, start in enumerate(range(0, elements, block)):
+        text = f"{seed} {name}" + (f" {number}" if number else "")
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        drawn.append(torch.randn(min(block, elements - start), generator=generator))
+    return torch.cat(drawn).view(shape) * model.initial_deviation
+
+
+@given(data=st.data())
+def test_a_shard_is_a_slice_of_the_whole_draw(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3), label="shape"))
+    block = data.draw(st.integers(1, 300), label="block")
+    starts = [data.draw(st.integers(0, size)) for size in shape]
+    stops = [data.draw(st.integers(start, size)) for start, size in zip(starts, shape)]
+    shard = tuple(map(range, starts, stops))
+    model = tiny()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(initial_value.__globals__, "BLOCK", block)
+        found = initial_value("embedding.weight", shape, model, 7, shard)
+        whole = initial_value("embedding.weight", shape, model, 7)
+    wanted = whole_draw("embedding.weight", shape, model, 7, block)
+    assert torch.equal(whole, wanted)
+    assert torch.equal(found, wanted[tuple(map(slice, starts, stops))])
+
+
+@pytest.mark.parametrize(
+    "shard, most",
+    [
+        ((range(192, 256), range(4096)), 1),  # of FSDP: rows
+        ((range(4096), range(512, 1024)), 16),  # of tensor parallelism's row-wise layers: columns
+        ((range(1024, 1536), range(512, 1024)), 2),  # of both
+        ((range(300, 300), range(4096)), 0),
+    ],
+)
+def test_only_the_blocks_of_a_shard_are_drawn_each_once(shard, most, settings, monkeypatch):
+    drawn, honest = [], torch.randn
+
+    def randn(size, generator):
+        drawn.append(size)
+        return honest(size, generator=generator)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    found = initial_value("output.weight", (4096, 4096), settings, 0, shard)
+    assert found.shape == tuple(map(len, shard))
+    assert len(drawn) == most

@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -21,7 +22,9 @@ from torch import distributed
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # of a collective
-PATIENCE = timedelta(hours=2)  # of one that waits for files
+PATIENCE = timedelta(
+    days=2
+)  # of one of the host group, which waits for files and for prepared data
 # A SLURM job's port follows from its number, below those that systems give to connections (from
 # 32768 on Linux, from 16000 in some sandboxes): one of those may be taken by anybody's.
 FIRST_PORT, PORTS = 10000, 6000
@@ -70,10 +73,15 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
 
     One process alone needs no process group and gets none. Sets the variables of torchrun, which
     other libraries read. ValueError where there is no address to meet at.
+
+    NCCL alone, and not gloo beside it as torch's "cpu:gloo,cuda:nccl": that would connect the hosts
+    of every group of the mesh too; `host_group` is the one group that does.
     """
     starter, place = find()
+    bound = None  # NCCL connects to this device at once, and its barriers need not guess
     if device.type == "cuda":
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        bound = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(bound)
     if place.world_size == 1 or distributed.is_initialized():
         return place
     address, port = rendezvous(starter, place)
@@ -90,6 +98,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,
+            device_id=bound,
         )
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
@@ -106,27 +115,34 @@ def first(action: Callable[[], Result]) -> Result:
     preparing data). Its ValueError or OSError is raised on every process."""
     if not distributed.is_initialized():
         return action()
-    patient = distributed.new_group(backend="gloo", timeout=timedelta(days=2))
     result, fault = None, [None]
     if distributed.get_rank() == 0:
         try:
             result = action()
         except (ValueError, OSError) as error:
             fault = [error]
-    distributed.broadcast_object_list(fault, src=0, group=patient)
+    distributed.broadcast_object_list(fault, src=0, group=host_group())
     if fault[0] is not None:
         raise fault[0]
     return result if distributed.get_rank() == 0 else action()
 
 
-def patient_group() -> distributed.ProcessGroup:
-    """A group of all processes over gloo, whose collectives may take hours."""
+def host_group() -> distributed.ProcessGroup:
+    """All processes over gloo, beside what trains; its collectives may take days. Made once: each
+    such group connects every process with every other, a file descriptor apiece. Every process
+    asks for it first at the same point. One thread of a process uses it at a time."""
+    return _host_group(distributed.group.WORLD)
+
+
+@lru_cache(maxsize=1)
+def _host_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def leave() -> None:
     """Ends what `join` began."""
     if distributed.is_initialized():
+        _host_group.cache_clear()
         distributed.destroy_process_group()
 
 

@@ -12,7 +12,6 @@ Parameters are sharded over dp_shard and cp together (data.py).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -141,11 +140,10 @@ class Grid:
         distributed.all_gather_object(held, value, group=group)
         return held
 
-    @cached_property
-    def patient_group(self) -> distributed.ProcessGroup | None:
-        """All processes, for what may keep them waiting for hours (files): over the CPU, beside
-        what trains. Every process asks for it first at the same point."""
-        return None if self.mesh is None else launch.patient_group()
+    @property
+    def host_group(self) -> distributed.ProcessGroup | None:
+        """`launch.host_group` of these processes: for what may keep them waiting (files)."""
+        return None if self.mesh is None else launch.host_group()
 
     def barrier(self) -> None:
         """Waits for every process."""

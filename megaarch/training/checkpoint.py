@@ -56,7 +56,7 @@ def save(
     """
     path = place(run, step)
     aside = begin(path, grid)
-    group = None if grid is None else grid.patient_group
+    group = None if grid is None else grid.host_group
     with on_main(grid):
         with told(f"checkpoint {path} could not be written"):
             state = state_of(replica, optimizer)
@@ -123,7 +123,7 @@ def put(
 ) -> None:
     """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
     and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
-    shares = [sealed] if grid is None else grid.gather(sealed, grid.patient_group)
+    shares = [sealed] if grid is None else grid.gather(sealed, grid.host_group)
     with on_main(grid) as main:
         if main:
             _bind(
@@ -165,7 +165,7 @@ def on_main(grid: Grid | None) -> Iterator[bool]:
         yield grid is None or grid.is_main
     except Exception as raised:
         error = raised
-    errors = [error] if grid is None else grid.gather(_plain(error), grid.patient_group)
+    errors = [error] if grid is None else grid.gather(_plain(error), grid.host_group)
     if error := error or next(filter(None, errors), None):
         raise error
 
@@ -225,7 +225,7 @@ def find_fault(path: Path, grid: Grid | None = None) -> str | None:
     ranks = 1 if grid is None else grid.world_size
     with on_main(grid):
         fault = _first_fault(path, listed[_rank(grid) :: ranks])
-    faults = [fault] if grid is None else grid.gather(fault, grid.patient_group)
+    faults = [fault] if grid is None else grid.gather(fault, grid.host_group)
     return next(filter(None, faults), None)
 
 
@@ -286,7 +286,7 @@ def load(
     if optimizer:
         wanted["optimizer"] = state
     _compare(path, weights, partial=grid is not None and grid.size("pp") > 1)
-    group = None if grid is None else grid.patient_group
+    group = None if grid is None else grid.host_group
     with told(f"checkpoint {path} could not be read"):
         dcp.load(wanted, checkpoint_id=path / "state", process_group=group)
     replica.put_states(wanted["model"], wanted.get("optimizer", {}), optimizer)
@@ -327,7 +327,7 @@ def _rank(grid: Grid | None) -> int:
 
 def _shared(value: Any, grid: Grid | None) -> Any:
     """The main process's value on all of `grid`."""
-    return value if grid is None else grid.share(value, grid.patient_group)
+    return value if grid is None else grid.share(value, grid.host_group)
 
 
 def _files(folder: Path) -> list[Path]:

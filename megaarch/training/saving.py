@@ -5,6 +5,9 @@ In the background, the state is copied to host memory, and a thread of each proc
 processes come together for that between two steps: a checkpoint is complete or absent, as ever. A thread and not a
 process of its own: what is killed takes its writer along, and nothing survives to write into a
 folder that the restarted run uses.
+
+The threads have the host group to themselves: between `_begin` and the end of this process's part,
+the main thread uses other groups only, so that collectives have one order on all processes.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +50,7 @@ class Saver:
     def __init__(self, run: Path, training: Training, grid: Grid):
         self.run, self.training, self.grid = run, training, grid
         self._flight: _Flight | None = None
-        self._group = self._stager = self._thread = None
+        self._stager = self._thread = None
 
     def save(
         self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
@@ -83,14 +86,12 @@ class Saver:
                 )
             )
         if self._thread is None:
-            # the threads' own: their collectives and those of a step know no common order
-            self._group = launch.patient_group() if distributed.is_initialized() else None
             self._thread = ThreadPoolExecutor(1, "seal")
         aside = checkpoint.begin(path, self.grid)
         written = dcp.async_save(
             checkpoint.state_of(replica, optimizer),
             checkpoint_id=aside / "state",
-            process_group=self._group,
+            process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)

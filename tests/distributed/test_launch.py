@@ -5,13 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from torch.distributed import distributed_c10d
 
+from megaarch.data.prepare import prepare
 from megaarch.parallel import launch
+from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.launch import Place, find, first_host, rendezvous
+from megaarch.parallel.mesh import Grid
+from megaarch.training import checkpoint
+from megaarch.training.trainer import Trainer
 from tests.distributed import pool as pools
 
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
@@ -116,6 +123,57 @@ def test_the_main_process_goes_first_and_its_error_is_everyones(pool, tmp_path):
     found = pool.run(2, one_after_another, tmp_path / "count")
     assert found == [0, 1]
     assert pool.run(2, refuse) == ["no such data"] * 2
+
+
+def groups_of_all(folder, settings):
+    """How many groups that connect every process with every other a run's beginning makes."""
+    world, found = torch.distributed.get_world_size(), []
+    honest = distributed_c10d._new_process_group_helper
+
+    def counted(size, rank, ranks, backend, *args, **kwargs):
+        made = honest(size, rank, ranks, backend, *args, **kwargs)
+        if size == world and "gloo" in str(backend):
+            found.append(kwargs.get("group_name"))
+        return made
+
+    distributed_c10d._new_process_group_helper = counted
+    launch.first(lambda: None)
+    launch.first(lambda: None)
+    grid = Grid.build(settings.parallel, "cpu")
+    with Heartbeat(grid, settings.training):
+        trainer = Trainer(
+            settings, prepare(settings.data, settings.model.vocabulary_size), grid=grid
+        )
+        trainer.save(wait=False)
+        trainer.saver.finish()
+        trainer.progress = replace(trainer.progress, step=1)
+        trainer.save()
+    assert checkpoint.newest(folder / "run", grid).name == "step-00000001"
+    return len(found)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_run_makes_one_group_beside_its_mesh(background, pool, tiny, prepared, tmp_path):
+    """Each takes a file descriptor for every other process: three exhaust them at 1024 ranks."""
+    layout = {"parallel__data_parallel_shard": 2, "parallel__tensor_parallel": 2}
+    settings = tiny(training__async_save=background, **layout)
+    assert pool.run(4, groups_of_all, tmp_path, settings) == [1] * 4
+
+
+def test_on_cuda_a_process_is_bound_to_its_device(monkeypatch):
+    given = {}
+    place = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: given.update(current=device))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *names, **more: given.update(more)
+    )
+    launch.join(torch.device("cuda"))
+    assert given["device_id"] == torch.device("cuda", 1) == torch.device(given["current"])
+    launch.join(torch.device("cpu"))
+    assert given["device_id"] is None
 
 
 def fail_on(rank):

@@ -1,5 +1,6 @@
 """The norm of gradients that are spread over a grid, equal to that of one process; clipping."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -9,11 +10,40 @@ from torch.distributed.tensor import DTensor
 from megaarch.parallel.mesh import Grid
 
 
+@torch.no_grad()
 def settle(parameters: Iterable[nn.Parameter]) -> None:
-    """Gives every gradient its parameter's placement: sums those that are partial."""
+    """Gives every gradient its parameter's placement. Those of whole parameters that are summands
+    on each rank (norms under sequence parallelism) are summed together, one collective for each
+    group of ranks and type."""
+    together: dict[tuple, list[torch.Tensor]] = defaultdict(list)
     for p in parameters:
-        if isinstance(p.grad, DTensor) and p.grad.placements != p.placements:
-            p.grad = p.grad.redistribute(placements=p.placements)
+        grad = p.grad
+        if not isinstance(grad, DTensor) or grad.placements == p.placements:
+            continue
+        axes = [i for i, (x, y) in enumerate(zip(grad.placements, p.placements)) if x != y]
+        if all(
+            grad.placements[i].is_partial("sum") and p.placements[i].is_replicate() for i in axes
+        ):
+            summand = local(grad).contiguous()
+            key = (grad.device_mesh, tuple(axes), summand.dtype)
+            together[key].append(summand)
+            p.grad = DTensor.from_local(
+                summand,
+                grad.device_mesh,
+                p.placements,
+                run_check=False,
+                shape=p.shape,
+                stride=p.stride(),
+            )
+        else:
+            p.grad = grad.redistribute(placements=p.placements)
+    for (mesh, axes, _), summands in together.items():
+        flat = torch.cat([x.flatten() for x in summands])
+        for axis in axes:
+            distributed.all_reduce(flat, group=mesh.get_group(axis))
+        torch._foreach_copy_(
+            [x.view(-1) for x in summands], flat.split([x.numel() for x in summands])
+        )
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ class Data(Section):
     max_target_length: Positive | None = None
     held_out: Annotated[float, Field(ge=1e-4, lt=1)] = 0.1
     cache: Text = "runs/data"
-    workers: NonNegative = 0
+    workers: NonNegative | None = None  # None: 4 on CUDA, 0 (the trainer's process) on a CPU
 
 
 class Budget(Section):

@@ -3,6 +3,7 @@
 Shape suffixes: B rows, S tokens of a stream, A position axes, P parts, M targets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,10 +90,16 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Tensors on `device`; parts and counts stay on the host."""
 
-        def move(x):
-            return x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        streams = tuple(
-            replace(s, **{k: move(v) for k, v in vars(s).items()}) for s in self.streams
-        )
-        return replace(self, **{k: move(v) for k, v in vars(self).items()} | {"streams": streams})
+    def pin_memory(self) -> "Batch":
+        """Tensors in pinned memory, from which copies to a GPU run on their own. torch's DataLoader
+        calls it."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        def moved(held: "Batch | Stream") -> dict[str, torch.Tensor]:
+            return {k: move(v) for k, v in vars(held).items() if isinstance(v, torch.Tensor)}
+
+        streams = tuple(replace(s, **moved(s)) for s in self.streams)
+        return replace(self, streams=streams, **moved(self))

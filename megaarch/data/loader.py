@@ -16,6 +16,7 @@ from megaarch.data.batch import Batch
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows
 
+WORKERS = {"cuda": 4}  # by device, where settings name no number
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -87,13 +88,16 @@ class _From(torch.utils.data.Sampler):
 
 
 @contextmanager
-def prefetch(steps: Steps, start: int, workers: int) -> Iterator[Iterator[list[Batch]]]:
+def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator[list[Batch]]]:
     """Micro-batches of steps start, start + 1, ... without end; made ahead in `workers` processes
-    (0: in this one), which end with the block, or when this process has died.
+    (0: in this one; None: WORKERS of the device), which end with the block, or when this process
+    has died. For CUDA they lie in pinned memory, so that the step's copy does not wait.
 
     They never get a signal that stops a run: it reaches a whole group of processes where a launcher
     sends it, and the trainer needs its batches to finish the step.
     """
+    device = steps.device_type
+    workers = WORKERS.get(device, 0) if workers is None else workers
     # what is blocked in a process is so in those that it forks
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
@@ -103,6 +107,7 @@ def prefetch(steps: Steps, start: int, workers: int) -> Iterator[Iterator[list[B
                 batch_size=None,
                 sampler=_From(start),
                 num_workers=workers,
+                pin_memory=device == "cuda",
                 prefetch_factor=4 if workers else None,
                 persistent_workers=False,
                 multiprocessing_context="fork" if workers else None,

@@ -82,6 +82,9 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
     if device.type == "cuda":
         bound = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(bound)
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            # segments that grow: batches of differing sizes leave no gaps behind
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     if place.world_size == 1 or distributed.is_initialized():
         return place
     address, port = rendezvous(starter, place)

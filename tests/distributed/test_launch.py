@@ -170,7 +170,15 @@ def test_on_cuda_a_process_is_bound_to_its_device(monkeypatch):
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda *names, **more: given.update(more)
     )
+    configured = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", configured.append)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     launch.join(torch.device("cuda"))
+    assert configured == ["expandable_segments:True"]
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")  # a user's own stays
+    launch.join(torch.device("cuda"))
+    assert len(configured) == 1
     assert given["device_id"] == torch.device("cuda", 1) == torch.device(given["current"])
     launch.join(torch.device("cpu"))
     assert given["device_id"] is None

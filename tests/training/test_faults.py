@@ -146,6 +146,8 @@ def test_a_signal_to_all_processes_of_a_run_with_workers_saves_it(number, tiny, 
 class Hanging:
     """Steps of which the second is never made."""
 
+    device_type = "cpu"
+
     def __getitem__(self, step):
         while step:
             time.sleep(1)

@@ -10,6 +10,7 @@ tells the others through mpi4py.
 """
 
 import os
+import pickle
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -19,12 +20,12 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed import distributed_c10d
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # of a collective
-PATIENCE = timedelta(
-    days=2
-)  # of one of the host group, which waits for files and for prepared data
+PATIENCE = timedelta(hours=2)  # of one that waits for files
+PREPARATION = timedelta(days=2)  # of what the main process does first
 # A SLURM job's port follows from its number, below those that systems give to connections (from
 # 32768 on Linux, from 16000 in some sandboxes): one of those may be taken by anybody's.
 FIRST_PORT, PORTS = 10000, 6000
@@ -118,20 +119,28 @@ def first(action: Callable[[], Result]) -> Result:
     preparing data). Its ValueError or OSError is raised on every process."""
     if not distributed.is_initialized():
         return action()
-    result, fault = None, [None]
-    if distributed.get_rank() == 0:
-        try:
-            result = action()
-        except (ValueError, OSError) as error:
-            fault = [error]
-    distributed.broadcast_object_list(fault, src=0, group=host_group())
-    if fault[0] is not None:
-        raise fault[0]
-    return result if distributed.get_rank() == 0 else action()
+    # by the store that they met at: it needs no process group
+    store = distributed.PrefixStore("first", distributed_c10d._get_default_store())
+    rank = distributed.get_rank()
+    done = f"done/{store.add(f'calls/{rank}', 1)}"
+    if rank != 0:
+        store.wait([done], PREPARATION)
+        if fault := pickle.loads(store.get(done)):
+            raise fault
+        return action()
+    result, fault = None, None
+    try:
+        result = action()
+    except (ValueError, OSError) as error:
+        fault = error
+    store.set(done, pickle.dumps(fault))
+    if fault is not None:
+        raise fault
+    return result
 
 
 def host_group() -> distributed.ProcessGroup:
-    """All processes over gloo, beside what trains; its collectives may take days. Made once: each
+    """All processes over gloo, beside what trains; its collectives may take hours. Made once: each
     such group connects every process with every other, a file descriptor apiece. Every process
     asks for it first at the same point. One thread of a process uses it at a time."""
     return _host_group(distributed.group.WORLD)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults install check
+.PHONY: demo test faults fake-cuda install check
 
 demo: install
 	$(BIN)/megaarch compare configs/demo.yaml
@@ -13,6 +13,27 @@ test: install
 # Runs that are killed at random and restarted; docs/parallelism.md.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.fault_rounds --rounds 30
+
+# A training step of every preset on fake CUDA tensors, without a GPU; docs/account.md. It needs g++ and
+# a CUDA build of torch (5 GB), which it puts into an environment of its own.
+CUDA_TORCH := 2.11.0
+CUDA_BIN := .venv-cuda/bin
+
+fake-cuda: .venv-cuda/installed-$(CUDA_TORCH) build/libcuda.so.1
+	LD_PRELOAD=$(CURDIR)/build/libcuda.so.1 OMP_NUM_THREADS=1 \
+	  $(CUDA_BIN)/python -m pytest tests/fake_cuda
+
+.venv-cuda/installed-$(CUDA_TORCH): setup.py
+	$(PYTHON) -m venv .venv-cuda
+	$(CUDA_BIN)/python -m pip install --quiet --upgrade pip
+	$(CUDA_BIN)/python -m pip install --quiet torch==$(CUDA_TORCH) --editable . pytest pytest-timeout
+	$(CUDA_BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None and "make fake-cuda: the package index gave torch $(CUDA_TORCH) without CUDA: use another (PIP_INDEX_URL), or another version (CUDA_TORCH=...)")'
+	touch $@
+
+build/libcuda.so.1: tests/fake_cuda/libcuda.cpp
+	@command -v g++ >/dev/null || { echo "make fake-cuda: it needs g++, for the driver's stand-in"; exit 2; }
+	mkdir -p build
+	g++ -shared -fPIC -Wl,-soname,libcuda.so.1 -o $@ $<
 
 install: .venv/installed
 

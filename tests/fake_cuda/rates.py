@@ -1,0 +1,52 @@
+"""How long an H200 takes for what a kernel computes and moves: one table, whose rates are published.
+
+Nothing here is measured. A kernel takes the longest of its FLOPs over the rate of its kind, its bytes
+over the memory's, and its launches.
+"""
+
+from dataclasses import dataclass
+
+T = 1e12
+PEAK = 989.4 * T  # dense bf16 FLOP/s: NVIDIA's data sheet of H100 SXM and H200
+MEMORY = 4.0 * T  # bytes/s that copies reach of the data sheet's 4.8
+LAUNCH = 2.5e-6  # seconds between two short kernels of one stream, launched without a gap
+
+# FLOP/s that large products reach; bf16: 0.69 of the peak, as cuBLAS does at a power limit of 700 W.
+# fp32 without TF32 is the data sheet's; float8 keeps bf16's share of its peak of 1978.9.
+PRODUCTS = {
+    "bfloat16": 680 * T,
+    "float16": 680 * T,
+    "float32": 67 * T,
+    "float64": 67 * T,
+    "float8_e4m3fn": 1360 * T,
+    "float8_e5m2": 1360 * T,
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s by exact area, forward and backward."""
+
+    forward: float
+    backward: float
+
+
+# Rows of about 2k tokens, head size 128. docs/kernels.md has the sources of the longer rows.
+ATTENTION = {
+    "cudnn": Speed(430 * T, 360 * T),  # cuDNN 9 on H200, causal
+    "flash2": Speed(350 * T, 300 * T),  # FlashAttention-2 on H100: Shah et al. 2024, figure 5
+    "flash3": Speed(
+        480 * T, 350 * T
+    ),  # FlashAttention-3 on H100: Shah et al. 2024, figures 5 and 6
+    # PyTorch's memory-efficient kernel, the only fused one that takes a dense mask or bias: what
+    # FlashAttention-2 takes without one, over two
+    "efficient": Speed(175 * T, 150 * T),
+    "flex": Speed(271 * T, 114 * T),  # FlexAttention on H100, causal, 2k
+}
+
+
+def seconds(
+    *, flops: float = 0, rate: float = PRODUCTS["bfloat16"], bytes: float = 0, launches: int = 1
+) -> float:
+    """The time of a kernel, or of an operator that launches several."""
+    return max(flops / rate, bytes / MEMORY, launches * LAUNCH)

@@ -34,6 +34,7 @@ def record(found: step.Step) -> dict[str, Any]:
         "mfu": round(cost / seconds / rates.PEAK, 4),
         "exact_flops": cost,
         "kernels": sum(k.launches for k in kernels),
+        "graphs": len(found.plans),
         "bytes": sum(k.bytes for k in kernels),
         "waits": {f"{at}: {what}": n for (at, what), n in found.recorder.waits.items()},
         "ms_by_part": _milliseconds(kernels, part),
@@ -95,7 +96,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("presets", nargs="*", default=list(catalogue.PRESETS))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
-    parser.add_argument("--compile", action="store_true", help="layers by torch.compile")
     parser.add_argument("--operators", type=int, default=0, help="show so many of each preset")
     parser.add_argument("--out", type=Path, help="a JSON file")
     asked = parser.parse_args()
@@ -104,8 +104,7 @@ def main() -> None:
     results = {}
     print(HEADER, flush=True)
     for preset in asked.presets:
-        settings = step.benchmark(preset, asked.overrides)
-        results[preset] = record(step.run(settings, compiled=asked.compile))
+        results[preset] = record(step.run(step.benchmark(preset, asked.overrides)))
         print(line(preset, results[preset]), flush=True)
         for row in results[preset]["operators"][: asked.operators]:
             print(
@@ -113,21 +112,24 @@ def main() -> None:
                 f"{row['ms']:>9.2f} ms {row['gb']:>8.1f} GB {row['tflop']:>8.1f} TFLOP"
             )
     if asked.out:
-        head = {
-            "date": time.strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
-            "configuration": step.CONFIGURATION,
-            "overrides": asked.overrides,
-            "compiled": asked.compile,
-            "rates": {
-                "peak": rates.PEAK,
-                "memory": rates.MEMORY,
-                "launch": rates.LAUNCH,
-                "products": rates.PRODUCTS,
-                "attention": {k: vars(v) for k, v in rates.ATTENTION.items()},
-            },
-        }
-        asked.out.write_text(json.dumps(head | {"presets": results}, indent=1) + "\n")
+        write(asked.out, {"steps": results, "overrides": asked.overrides})
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """The figures with what they rest on: versions, rates, configuration."""
+    head = {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "configuration": step.CONFIGURATION,
+        "rates": {
+            "peak": rates.PEAK,
+            "memory": rates.MEMORY,
+            "launch": rates.LAUNCH,
+            "products": rates.PRODUCTS,
+            "attention": {k: vars(v) for k, v in rates.ATTENTION.items()},
+        },
+    }
+    path.write_text(json.dumps(head | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

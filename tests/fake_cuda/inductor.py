@@ -19,7 +19,12 @@ from torch import fx
 from tests.fake_cuda import device
 from tests.fake_cuda.record import Recorder
 
-QUIET = {"fx_graph_cache": False, "compile_threads": 1, "force_disable_caches": True}
+# Nothing of another run is taken, and constants are not computed on the device ahead of the code.
+CONFIGURATION = {
+    "fx_graph_cache": False,
+    "compile_threads": 1,
+    "joint_graph_constant_folding": False,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Compiler:
             made.append(plan_of(lowering))
             raise Stopped
 
-        with mock.patch.object(GraphLowering, "compile_to_module", stop):
+        with mock.patch.object(GraphLowering, "compile_to_module", stop), no_tensors():
             try:
                 compile_fx.compile_fx_inner(graph, inputs, **options)
             except Exception:
@@ -100,6 +105,7 @@ class Replay(fx.Interpreter):
 def plan_of(lowering) -> Plan:
     """What inductor has planned for a graph: called in place of loading the code."""
     from torch._inductor import ir, scheduler
+    from torch._inductor.utils import get_fused_kernel_name
 
     code, *_ = lowering.codegen()
     fused, extern = [], set()
@@ -110,8 +116,14 @@ def plan_of(lowering) -> Plan:
             if not isinstance(node.node, ir.MultiOutput):
                 extern.add(node.node.get_origin_node().name)
             continue
-        fused.append(Fused(node.get_name(), int(node.get_read_write_buffers_sizes())))
+        name = get_fused_kernel_name(node.get_nodes(), "original_aten")
+        fused.append(Fused(f"triton {name}", int(node.get_read_write_buffers_sizes())))
     return Plan(tuple(fused), frozenset(extern), getattr(code, "value", code))
+
+
+def no_tensors():
+    """Inductor traces its patterns on real tensors, of the CPU where there is no CUDA."""
+    return mock.patch.object(torch.cuda, "is_available", lambda: False)
 
 
 @contextmanager
@@ -119,13 +131,15 @@ def stand_in() -> Iterator[Compiler]:
     """torch.compile generates code for the pretended device, by a compiler that launches nothing."""
     import triton
     from torch._dynamo.device_interface import CudaInterface
+    from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx
     from torch._inductor import config as inductor_config
 
     compiler, whole = Compiler(), compile_fx.compile_fx
 
     def compile(model, inputs, inner_compile=None, **options):
-        return whole(model, inputs, inner_compile=compiler.compile, **options)
+        with no_tensors():
+            return whole(model, inputs, inner_compile=compiler.compile, **options)
 
     def constant(answer):
         return staticmethod(lambda *args, **kwargs: answer)
@@ -146,7 +160,8 @@ def stand_in() -> Iterator[Compiler]:
         worker = CudaInterface.Worker
         enter(mock.patch.object(worker, "get_device_properties", constant(device.PROPERTIES)))
         enter(mock.patch.object(worker, "current_device", constant(0)))
-        enter(inductor_config.patch(QUIET))
+        enter(functorch_config.patch({"enable_autograd_cache": False}))
+        enter(inductor_config.patch(CONFIGURATION))
         enter(mock.patch.object(triton.runtime.driver, "_active", Driver()))
         stack.callback(torch._dynamo.reset)
         yield compiler

@@ -73,6 +73,7 @@ LAUNCHES = {
     "aten::index_put": 6,
     "aten::cumsum": 2,
     "aten::sort": 4,
+    "aten::logsumexp": 6,  # maximum, difference, exponential, sum, logarithm, sum
     "aten::repeat_interleave": 3,
 }
 CHUNK, BLOCKS = 65536, 320  # of ATen's multi_tensor_apply: elements a block, blocks a launch
@@ -148,8 +149,26 @@ def is_composite(operator: Operator) -> bool:
         return False
     if operator.namespace != "aten":
         return False
-    has, name = torch._C._dispatch_has_kernel_for_dispatch_key, operator.name()
-    return has(name, "CompositeExplicitAutograd") and not has(name, "CUDA")
+    return composite_key(operator) is not None and not has_kernel(operator, "CUDA")
+
+
+def composite_key(operator: Operator) -> str | None:
+    """The dispatch key under which it is written in terms of others, or None."""
+    keys = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    return next((key for key in keys if has_kernel(operator, key)), None)
+
+
+def has_kernel(operator: Operator, key: str) -> bool:
+    """Whether one is registered under this dispatch key."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+
+
+def call(operator: Operator, args: tuple, kwargs: dict) -> Any:
+    """Its result. Where torch has made a number a tensor, it comes here as a number again."""
+    kinds = zip((str(a.type) for a in operator._schema.arguments), args)
+    if any(kind == "Tensor" and isinstance(x, (bool, int, float)) for kind, x in kinds):
+        return operator._overloadpacket(*args, **kwargs)
+    return operator(*args, **kwargs)
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:

@@ -51,9 +51,10 @@ class Recorder(TorchDispatchMode):
         return True
 
     @contextmanager
-    def muted(self, on: bool) -> Iterator[None]:
+    def muted(self, on: bool = True) -> Iterator[None]:
         """What runs in the block is not recorded, if `on`."""
-        before, self._muted = self._muted, on
+        before = self._muted
+        self._muted = before or on
         try:
             yield
         finally:
@@ -69,18 +70,16 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._muted:
-            return operator(*args, **kwargs)
         name = operator._schema.name
         if name in operators.WAITS and _on_cuda(args):
-            self.waits[self.now(), name] += 1
+            self._wait(name)
             if name in ("aten::_local_scalar_dense", "aten::equal"):
                 return _stand_in(args[0])
         if operators.is_free(operator):
             return operator(*args, **kwargs)
         if opened := self._opened(operator, args, kwargs):
             return opened[0]
-        out = operator(*args, **kwargs)
+        out = operators.call(operator, args, kwargs)
         crossed = self._crossing(operator, args, kwargs, out)
         if not crossed and (_on_cuda(args) or _on_cuda(out)):
             self.add(operator, args, kwargs, out)
@@ -91,11 +90,12 @@ class Recorder(TorchDispatchMode):
         name = operator._schema.name
         if name not in operators.OPENED and not operators.is_composite(operator):
             return None
+        key = (
+            "CUDA" if operators.has_kernel(operator, "CUDA") else operators.composite_key(operator)
+        )
+        assert key is not None, f"{name} has no kernel to open"
         with self:
-            for key in ("CUDA", "CompositeExplicitAutograd"):
-                if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key):
-                    return (operator._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs),)
-        raise AssertionError(f"{name} has no kernel to open")
+            return (operator._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs),)
 
     def _crossing(self, operator, args, kwargs, out) -> bool:
         """Whether it copies between host and device: no kernel, but maybe a wait."""
@@ -109,13 +109,15 @@ class Recorder(TorchDispatchMode):
         pinned = to_host or getattr(source, "pinned", False)
         way = "device to host" if to_host else "host to device"
         if not (given["non_blocking"] and pinned):
-            self.waits[self.now(), f"copy {way}"] += 1
+            self._wait(f"copy {way}")
         to.host_values = getattr(source, "host_values", None)
         self._append(f"copy {way}", COPY, rates.LAUNCH, operators.size(source), 0, 0)
         return True
 
     def add(self, operator, args, kwargs, out) -> None:
         """Counts one operator that a GPU has kernels for."""
+        if self._muted:
+            return
         name, given = operators.name_of(operator), operators.bound(operator, args, kwargs)
         moved, launches = operators.moved(operator, given, out), operators.launches(operator, given)
         kind, rate, flops = OTHER, rates.PRODUCTS["bfloat16"], 0.0
@@ -132,7 +134,13 @@ class Recorder(TorchDispatchMode):
         self._append(name, kind, seconds, moved, flops, launches, head)
 
     def _append(self, name, kind, seconds, moved, flops, launches, head=False) -> None:
-        self.kernels.append(Kernel(name, self.now(), kind, seconds, moved, flops, launches, head))
+        if not self._muted:
+            at = self.now()
+            self.kernels.append(Kernel(name, at, kind, seconds, moved, flops, launches, head))
+
+    def _wait(self, name: str) -> None:
+        if not self._muted:
+            self.waits[self.now(), name] += 1
 
 
 @contextmanager

@@ -27,16 +27,18 @@ from tests.fake_cuda.record import Recorder, phase
 CONFIGURATION = "configs/benchmark.yaml"
 TWO_STACKS = {"encoder_layers": 11, "decoder_layers": 11}  # 1.3 B parameters, as that file says
 SENTINELS = 512  # what ul2's spans of rows of 2048 ask for
-WARM_UP = 2  # the first step whose batches are recorded
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step ran, and what its batches hold."""
+    """What one step ran, and what its batches hold. plans: of compiled graphs, of which `late` were
+    made in this step, not in the one before."""
 
     settings: Settings
     counts: Counts
     recorder: Recorder
+    plans: tuple[inductor.Plan, ...]
+    late: int
 
 
 def benchmark(preset: str, overrides: Sequence[str] = ()) -> Settings:
@@ -54,26 +56,23 @@ def benchmark(preset: str, overrides: Sequence[str] = ()) -> Settings:
     return config.resolve(filled)
 
 
-def run(settings: Settings, *, compiled: bool = False) -> Step:
-    """Records a step, after one that is not recorded: optimizer state and plans are there."""
+def run(settings: Settings) -> Step:
+    """Records a step, after one that is not recorded: optimizer state and compiled graphs are there."""
     steps = _steps(settings)
-    numbers = (WARM_UP - 1, WARM_UP)
-    batches = {number: steps[number] for number in numbers}
+    warm, recorded = steps[0], steps[1]
     recorder = Recorder(padded_vocabulary(settings.model.vocabulary_size))
     with pretended(), host.answered(), inductor.stand_in() as compiler:
         replica = _replica(settings)
-        built = optimizer.build(replica.model, settings.training)
-        stepping = replica.adopt(built)
-        if compiled:
-            for layer in replica.model.layers.values():
-                layer.compile()
-        for number in numbers:
-            found = recorder if number == WARM_UP else Recorder()
-            compiler.recorder = found
-            with _recorded(found, stepping):
-                _step(replica, stepping, batches[number], number, found)
-    counts = [batch.counts for batch in batches[WARM_UP]]
-    return Step(settings, sum(counts[1:], counts[0]), recorder)
+        stepping = replica.adopt(optimizer.build(replica.model, settings.training))
+        compiler.recorder = recorder
+        with _recorded(recorder, stepping):
+            with recorder.muted():
+                _step(replica, stepping, warm, 0, recorder)
+            graphs = len(compiler.plans)
+            _step(replica, stepping, recorded, 1, recorder)
+    counts = [batch.counts for batch in recorded]
+    plans = tuple(compiler.plans)
+    return Step(settings, sum(counts[1:], counts[0]), recorder, plans, len(plans) - graphs)
 
 
 def _replica(settings: Settings) -> Replica:
@@ -83,6 +82,9 @@ def _replica(settings: Settings) -> Replica:
         replica = Replica(settings, grid, model=place(settings, grid))
     replica.model.to_empty(device=grid.device)
     replica.train()
+    if settings.training.compile:  # as the trainer does
+        for layer in replica.model.layers.values():
+            layer.compile()
     return replica
 
 

@@ -1,0 +1,23 @@
+"""A whole training step of each preset at 1.3 billion parameters: it runs without mixed devices, waits
+for the device in no layer, and costs no more than ceilings.yaml says."""
+
+import pytest
+
+from megaarch import catalogue
+from tests.fake_cuda import ceilings, device
+
+pytestmark = pytest.mark.skipif(device.obstacle() is not None, reason=str(device.obstacle()))
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("preset", catalogue.PRESETS)
+def test_a_step_stays_under_its_ceilings(measured, preset, mode):
+    found = measured(preset, mode)
+    assert not ceilings.above(found, ceilings.read()[mode][preset])
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("preset", catalogue.PRESETS)
+def test_no_wait_from_the_first_layer_to_the_last_gradient(measured, preset, mode):
+    waits = measured(preset, mode)["waits"]
+    assert not [at for at in waits if at.startswith(("forward", "backward", "optimizer"))], waits

@@ -111,8 +111,8 @@ def main() -> None:
                 f"    {row['phase']:<10}{row['part']:<11}{row['name']:<52}{row['kernels']:>6}"
                 f"{row['ms']:>9.2f} ms {row['gb']:>8.1f} GB {row['tflop']:>8.1f} TFLOP"
             )
-    if asked.out:
-        write(asked.out, {"steps": results, "overrides": asked.overrides})
+        if asked.out:
+            write(asked.out, {"steps": results, "overrides": asked.overrides})
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

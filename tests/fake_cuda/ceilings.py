@@ -16,7 +16,8 @@ MARGIN = 1.05
 
 
 def read() -> dict[str, Any]:
-    """By mode (eager, compiled) and preset: kernels, gigabytes, graphs, waits by phase and name."""
+    """By mode (eager, compiled) and preset: kernels, gigabytes, compiled graphs, waits by phase and
+    name; date and torch: of the account that they come from."""
     return yaml.safe_load(FILE.read_text())
 
 

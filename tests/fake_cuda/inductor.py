@@ -19,11 +19,13 @@ from torch import fx
 from tests.fake_cuda import device
 from tests.fake_cuda.record import Recorder
 
-# Nothing of another run is taken, and constants are not computed on the device ahead of the code.
+# Nothing of another run is taken, constants are not computed on the device ahead of the code, and
+# Triton keeps what it compiles.
 CONFIGURATION = {
     "fx_graph_cache": False,
     "compile_threads": 1,
     "joint_graph_constant_folding": False,
+    "use_static_cuda_launcher": False,
 }
 
 
@@ -134,6 +136,7 @@ def stand_in() -> Iterator[Compiler]:
     from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx
     from torch._inductor import config as inductor_config
+    from torch._inductor.runtime import triton_helpers
 
     compiler, whole = Compiler(), compile_fx.compile_fx
 
@@ -163,6 +166,7 @@ def stand_in() -> Iterator[Compiler]:
         enter(functorch_config.patch({"enable_autograd_cache": False}))
         enter(inductor_config.patch(CONFIGURATION))
         enter(mock.patch.object(triton.runtime.driver, "_active", Driver()))
+        enter(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         stack.callback(torch._dynamo.reset)
         yield compiler
 

@@ -31,17 +31,17 @@ class Speed:
     backward: float
 
 
-# Rows of about 2k tokens, head size 128. docs/kernels.md has the sources of the longer rows.
+# Rows of 2k tokens, head size 128; docs/kernels.md has published figures of longer rows.
 ATTENTION = {
-    "cudnn": Speed(430 * T, 360 * T),  # cuDNN 9 on H200, causal
-    "flash2": Speed(350 * T, 300 * T),  # FlashAttention-2 on H100: Shah et al. 2024, figure 5
-    "flash3": Speed(
-        480 * T, 350 * T
-    ),  # FlashAttention-3 on H100: Shah et al. 2024, figures 5 and 6
-    # PyTorch's memory-efficient kernel, the only fused one that takes a dense mask or bias: what
-    # FlashAttention-2 takes without one, over two
+    # cuDNN 9.19 on H200 is published at 484 and 370 (causal) and at 633 and 504 (full): rounded down
+    "cudnn": Speed(430 * T, 360 * T),
+    # FlashAttention-2 on H100: 335 for both together (Dao 2023, section 4.1), split as on other GPUs
+    "flash2": Speed(350 * T, 300 * T),
+    "flash3": Speed(584 * T, 356 * T),  # FlashAttention-3 on H100, causal (Shah et al. 2024)
+    # torch's memory-efficient kernel, the only fused one that takes a dense mask: half of
+    # FlashAttention-2, an assumption
     "efficient": Speed(175 * T, 150 * T),
-    "flex": Speed(271 * T, 114 * T),  # FlexAttention on H100, causal, 2k
+    "flex": Speed(271 * T, 114 * T),  # FlexAttention on H100, causal
 }
 
 

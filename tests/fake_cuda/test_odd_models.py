@@ -27,6 +27,7 @@ MODELS = {
     "BART as published": (
         "bart",
         "model.position_encoding=learned",
+        "model.learned_positions=2560",
         "model.embedding_normalization=true",
         "model.dropout=0.1",
         "training.z_loss=1e-4",

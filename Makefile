@@ -21,7 +21,7 @@ CUDA_BIN := .venv-cuda/bin
 
 fake-cuda: .venv-cuda/installed-$(CUDA_TORCH) build/libcuda.so.1
 	LD_PRELOAD=$(CURDIR)/build/libcuda.so.1 OMP_NUM_THREADS=1 \
-	  $(CUDA_BIN)/python -m pytest tests/fake_cuda
+	  $(CUDA_BIN)/python -m pytest tests/fake_cuda --account build/account.json
 
 .venv-cuda/installed-$(CUDA_TORCH): setup.py
 	$(PYTHON) -m venv .venv-cuda

@@ -34,14 +34,6 @@ def combinations(settings: Settings) -> Iterator[Fault]:
                 f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
             ),
         )
-    if training.compile and parallel.recompute != "none":
-        yield (
-            ("training.compile", "parallel.recompute"),
-            (
-                "compiles nothing of layers that are recomputed: leave it out, or set "
-                "parallel.recompute to none"
-            ),
-        )
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every
     ):

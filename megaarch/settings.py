@@ -162,7 +162,7 @@ class Training(Section):
     z_loss: Rate = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
+    compile: bool | None = None  # None: on CUDA (parallel/compile.py)
     deterministic: bool = False
     threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's own choice
     save_every: NonNegative = 0  # steps; 0: at the end only

@@ -1,24 +1,44 @@
 """torch.compile of a built model: each layer one graph, the head and the loss's chunks.
 
 Layers of one kind share a graph, since their parameters are its inputs. Attention is one opaque
-operator in it (attention/operator.py).
+operator in it (attention/operator.py). What is scored runs as it is written: its rows come in other
+shapes, each of which would compile the layers anew.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 
 from megaarch.model.loss import torch_slope
 from megaarch.model.transformer import Transformer
+from megaarch.settings import Settings
+
+BACKEND = "inductor"
+
+
+def wanted(settings: Settings, device: torch.device) -> bool:
+    """Whether a run on `device` compiles its model: as `training.compile` says; where that says
+    nothing, on CUDA, unless the layout splits what a compiled graph keeps whole."""
+    training, parallel = settings.training, settings.parallel
+    if training.compile is not None:
+        return training.compile
+    splits = parallel.engine == "deepspeed" or parallel.schedule == "zero_bubble"
+    return device.type == "cuda" and not splits
 
 
 def apply(model: Transformer) -> None:
     """Compiles in place what a training step runs of `model`. Apply it last: hooks of sharding run
     around a layer's graph."""
     for layer in model.layers.values():
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+        layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=False)
     # the number of target rows changes from batch to batch
-    model.before_output = torch.compile(model.before_output, dynamic=True)
+    model.before_output = torch.compile(model.before_output, backend=BACKEND, dynamic=True)
     if model.layout.slope is None:
-        slope = torch.compile(torch_slope, dynamic=True)
+        slope = torch.compile(torch_slope, backend=BACKEND, dynamic=True)
         model.layout = replace(model.layout, slope=slope)
+
+
+def as_written(compiled: bool) -> AbstractContextManager:
+    """Within it compiled functions run as they are written."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

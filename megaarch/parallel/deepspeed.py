@@ -48,6 +48,7 @@ class ZeroReplica(Replica):
         with birth, torch.device(grid.device):
             self.model = build_model(settings.model, settings.data.objective)
         self.model.compute_dtype = compute_dtype(settings)
+        self.compiled = False
         if settings.parallel.recompute != "none":
             recompute.apply(self.model, settings.parallel.recompute)
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from megaarch.data.batch import Batch
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
-from megaarch.parallel import gradients
+from megaarch.parallel import compile, gradients
 from megaarch.parallel.build import build, compute_dtype
 from megaarch.parallel.mesh import AXES, GRADIENT, Grid
 from megaarch.settings import Settings
@@ -47,6 +47,9 @@ class Replica(nn.Module):
             from megaarch.parallel.pipeline import Engine
 
             self.engine = Engine(self.model, grid, settings)
+        self.compiled = compile.wanted(settings, grid.device)
+        if self.compiled:
+            compile.apply(self.model)
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer that steps these parameters, given the one built for them."""
@@ -56,10 +59,11 @@ class Replica(nn.Module):
         """The losses of a batch's targets, all of them on every rank; without gradient where there
         is more than one. text_tokens: bool [vocabulary_size], or None."""
         batch = self._local(batch)
-        if self.engine is None:
-            losses = self.model(batch, text_tokens)
-        else:
-            losses = self.engine.evaluate(batch, text_tokens)
+        with compile.as_written(self.compiled):
+            if self.engine is None:
+                losses = self.model(batch, text_tokens)
+            else:
+                losses = self.engine.evaluate(batch, text_tokens)
         if self.grid.gradient_ranks > 1:
             from megaarch.parallel import data
 

@@ -66,6 +66,8 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     parallel, training = settings.parallel, settings.training
     world_size = _world(settings)
     check(settings, world_size)
+    eager = training.model_copy(update={"compile": False})
+    settings = settings.model_copy(update={"training": eager})
     if training.optimizer not in ("adamw", "sgd"):
         raise ValueError(
             f"training.optimizer: a dry run has no figures to look at, as {training.optimizer} "

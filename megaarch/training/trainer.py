@@ -23,7 +23,6 @@ from megaarch.data.rows import Rows
 from megaarch.kernels import library
 from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
-from megaarch.parallel import compile
 from megaarch.parallel.build import build_model
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import AXES, DATA, Grid, check
@@ -132,8 +131,6 @@ class Trainer:
         self._saved = -1
         self.saver = Saver(self.directory, training, self.grid)
         self._start()
-        if training.compile:
-            compile.apply(self.model)
 
     def _start(self) -> None:
         """Continue the newest checkpoint of this directory, or start from another's weights."""

@@ -80,9 +80,6 @@ def _replica(settings: Settings) -> Replica:
         replica = Replica(settings, grid, model=place(settings, grid))
     replica.model.to_empty(device=grid.device)
     replica.train()
-    if settings.training.compile:  # as the trainer does
-        for layer in replica.model.layers.values():
-            layer.compile()
     return replica
 
 

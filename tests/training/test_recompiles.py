@@ -1,0 +1,66 @@
+"""Compiled training over real batches: each kind of layer is one graph, compiled in the first step and
+never again, whatever masks and lengths later batches bring; so are the head and the loss."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from megaarch import catalogue
+from megaarch.data.loader import Steps
+from megaarch.data.rows import Rows
+from megaarch.parallel import compile
+from megaarch.parallel.mesh import Grid
+from megaarch.parallel.replica import Replica
+
+STEPS, SETTLED = 20, 3
+BESIDE_LAYERS = 2  # the head, and a chunk of the loss
+
+
+@pytest.fixture
+def graphs(tiny, prepared, monkeypatch):
+    """graphs(preset): after each step, how many graphs the compiler was given so far; what runs is
+    torch's own operations, as on CUDA."""
+    monkeypatch.setattr("megaarch.kernels.library.obstacle", lambda device_type: "not here")
+    torch._dynamo.reset()
+    counters.clear()
+    given = []
+
+    def compiler(graph, inputs):
+        given.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compile, "BACKEND", compiler)
+
+    def run(preset: str) -> list[int]:
+        settings = tiny(preset, model__attention="sdpa", training__compile=True)
+        training = settings.training
+        steps = Steps(
+            Rows(settings.model, settings.data, prepared, training.seed),
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            kernel="sdpa",
+        )
+        replica = Replica(settings, Grid.single("cpu"))
+        replica.train()
+        after = []
+        for number in range(STEPS):
+            replica.forward_backward(steps[number], 1.0)
+            if number == SETTLED:
+                replica.eval()
+                with torch.no_grad():
+                    replica(steps[0][0])  # scored between steps
+                replica.train()
+            after.append(len(given))
+        return after
+
+    yield run
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("preset", catalogue.PRESETS)
+def test_a_layer_is_one_graph_and_is_compiled_once(graphs, preset):
+    after = graphs(preset)
+    kinds = len(catalogue.ARCHITECTURES[catalogue.PRESETS[preset].architecture].streams)
+    assert not counters["graph_break"]
+    assert after[0] == kinds + BESIDE_LAYERS, "graphs of the first step"
+    assert after[-1] == after[SETTLED - 1] == after[0], after

@@ -87,7 +87,7 @@ class _Saved:
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
-    return x.untyped_storage().data_ptr(), x.storage_offset()
+    return x.untyped_storage()._cdata, x.storage_offset()
 
 
 _recorded: WeakValueDictionary[int, _Recorded] = WeakValueDictionary()
@@ -171,7 +171,7 @@ def _recording() -> Iterator[None]:
 
 
 def _backward(grad, ticket, q, k, v, out, table):
-    recorded = _recorded[int(ticket)]
+    recorded = _recorded[ticket.item()]
     recorded.lent = [q, k, v, out]
     grads = torch.autograd.grad(recorded.end, recorded.begin, grad)
     del recorded.lent

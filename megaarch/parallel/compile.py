@@ -5,6 +5,7 @@ operator in it (attention/operator.py). What is scored runs as it is written: it
 shapes, each of which would compile the layers anew.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -32,11 +33,20 @@ def apply(model: Transformer) -> None:
     around a layer's graph."""
     for layer in model.layers.values():
         layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=False)
-    # the number of target rows changes from batch to batch
-    model.before_output = torch.compile(model.before_output, backend=BACKEND, dynamic=True)
+    model.before_output = _of_any_rows(torch.compile(model.before_output, backend=BACKEND))
     if model.layout.slope is None:
         slope = torch.compile(torch_slope, backend=BACKEND, dynamic=True)
         model.layout = replace(model.layout, slope=slope)
+
+
+def _of_any_rows(compiled: Callable) -> Callable:
+    """The number of target rows changes from batch to batch; all else is fixed."""
+
+    def run(hidden_RD: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.maybe_mark_dynamic(hidden_RD, 0)
+        return compiled(hidden_RD)
+
+    return run
 
 
 def as_written(compiled: bool) -> AbstractContextManager:

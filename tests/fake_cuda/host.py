@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import _disable_current_modes
 
 ops = torch.ops.aten
 
@@ -31,6 +32,7 @@ def answered() -> Iterator[None]:
         (F, "scaled_dot_product_attention", scaled_dot_product_attention),
         (torch, "from_numpy", with_values),
         (torch.Tensor, "pin_memory", pin_memory),
+        (torch.Tensor, "item", item),
     )
     with ExitStack() as stack:
         for where, name, mine in replaced:
@@ -41,6 +43,17 @@ def answered() -> Iterator[None]:
 def pin_memory(x: torch.Tensor, *args) -> torch.Tensor:
     x.pinned = True
     return x
+
+
+def item(x: torch.Tensor):
+    """Of a host tensor with values (the handle of an operator's parts, its ticket): no wait."""
+    if type(x) is not torch.Tensor:
+        return _item(x)
+    with _disable_current_modes():
+        return _item(x)
+
+
+_item = torch.Tensor.item
 
 
 def scaled_dot_product_attention(

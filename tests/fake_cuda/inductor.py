@@ -116,11 +116,19 @@ def plan_of(lowering) -> Plan:
             continue
         if isinstance(node, scheduler.ExternKernelSchedulerNode):
             if not isinstance(node.node, ir.MultiOutput):
-                extern.add(node.node.get_origin_node().name)
+                extern.add(_origin(node.node).name)
             continue
         name = get_fused_kernel_name(node.get_nodes(), "original_aten")
         fused.append(Fused(f"triton {name}", int(node.get_read_write_buffers_sizes())))
     return Plan(tuple(fused), frozenset(extern), getattr(code, "value", code))
+
+
+def _origin(kernel) -> fx.Node:
+    """The node of the graph that a library's kernel runs; one of several outputs has no single one."""
+    found = kernel.get_origin_node()
+    if found is None:
+        (found,) = (x for x in kernel.origins if x.target is kernel.op_overload)
+    return found
 
 
 def no_tensors():

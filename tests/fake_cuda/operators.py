@@ -47,6 +47,7 @@ FREE = {
     "aten::is_same_size",
     "aten::resize_",
     "aten::record_stream",
+    "aten::_has_compatible_shallow_copy_type",
 }
 
 # They write what they are given and do not read it.

@@ -133,8 +133,9 @@ class Whole(ParallelStyle):
         def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
             if split:
                 x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-            parameters = {
-                name: _whole(p, of_gradient) for name, p in module.named_parameters(recurse=False)
+            parameters = {  # held whole: a summand of a gradient stays one until all are summed
+                name: p.to_local(grad_placements=[of_gradient])
+                for name, p in module.named_parameters(recurse=False)
             }
             return RUN[type(module)](module, x, **parameters)
 

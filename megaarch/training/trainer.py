@@ -31,6 +31,7 @@ from megaarch.settings import Model, Settings
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, optimizer
 from megaarch.training.faults import Stopped, Watch
+from megaarch.training.garbage import collected_by_hand
 from megaarch.training.heap import keep_freed_memory
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
@@ -239,7 +240,11 @@ class Trainer:
 
     def _train(self, metrics: Metrics | None, signals: Watch) -> None:
         every = self.settings.training.save_every
-        with prefetch(self.steps, self.progress.step, self.settings.data.workers) as batches:
+        workers = self.settings.data.workers
+        with (
+            prefetch(self.steps, self.progress.step, workers) as batches,
+            collected_by_hand() as collect,
+        ):
             while not self.limit.reached(self.progress):
                 before = self.limit.share(self.progress)
                 started = time.perf_counter()
@@ -248,6 +253,7 @@ class Trainer:
                 if metrics:
                     metrics.write(_line(step))
                 self.watch(step)
+                collect(self.progress.step)
                 done = self.limit.reached(self.progress)
                 self._evaluate(before, done)
                 if done:

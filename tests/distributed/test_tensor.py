@@ -12,6 +12,7 @@ from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import initialize, loss
 from megaarch.parallel import build, context, vocabulary
+from megaarch.parallel.gradients import settle
 from megaarch.parallel.mesh import Grid
 from tests.conftest import PRESETS
 
@@ -100,6 +101,7 @@ def run(given, batches, dtype, grid=None, half=False):
     for losses, batch in zip(found, batches, strict=True):
         penalty = 1e-2 * losses.log_partition.square()
         (scale * (losses.nll + penalty) * batch.target_weights).sum().backward()
+    settle(model.parameters())
     for name, p in model.named_parameters():
         assert grid is None or p.grad.placements == p.placements, name
     if grid is not None:

@@ -1,6 +1,6 @@
 """Checkpoints: complete or absent, verified, layout-free (torch.distributed.checkpoint).
 
-run/checkpoints/step-00000100/   state/       weights and optimizer, by parameter name
+run/checkpoints/step-00000100/   state/       weights and optimizer, by parameter name (storage.py)
                                  progress.json  totals, settings, data fingerprint
                                  manifest.json  size and checksum of every file
 run/checkpoints/latest           the name of the newest complete one; moved last
@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from megaarch.parallel.mesh import Grid
 from megaarch.parallel.replica import Replica
+from megaarch.training import storage
+from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
 from megaarch.training.retention import ASIDE, complete, prune, sweep
 
 log = logging.getLogger(__name__)
-Manifest = dict[str, list[int]]  # [size, checksum] by a file's name in its checkpoint
+Manifest = dict[str, tuple[int, int]]  # (size, checksum) by a file's name in its checkpoint
 WEIGHTS_ONLY = "weights_only"  # in progress.json of a converted checkpoint
 # one process without a process group is a layout like any other
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -60,7 +61,7 @@ def save(
     with on_main(grid):
         with told(f"checkpoint {path} could not be written"):
             state = state_of(replica, optimizer)
-            dcp.save(state, checkpoint_id=aside / "state", process_group=group)
+            storage.save(state, aside / "state", group)
         sealed = seal(aside, grid)
     put(aside, path, sealed, progress, keep, keep_every, grid)
     return path
@@ -74,7 +75,7 @@ def save_weights(
     path = place(run, step)
     aside = begin(path, None)
     with told(f"checkpoint {path} could not be written"):
-        dcp.save({"model": weights}, checkpoint_id=aside / "state")
+        storage.save({"model": weights}, aside / "state")
     put(aside, path, seal(aside), progress | {WEIGHTS_ONLY: True}, keep=0, keep_every=0)
     return path
 
@@ -134,11 +135,11 @@ def put(
 
 def _bind(aside: Path, manifest: Manifest, progress: dict[str, Any]) -> None:
     """Add totals and manifest to a state whose files are sealed."""
-    record = aside / "progress.json"
+    record = aside / PROGRESS
     record.write_text(json.dumps(progress, indent=1))
     manifest = dict(sorted((manifest | {record.name: _entry(record)}).items()))
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for written in (record, aside / "manifest.json", aside / "state", aside):
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for written in (record, aside / MANIFEST, aside / "state", aside):
         _flush(written)
     # of files that other machines wrote too: a folder that they do not share has not all of them
     if fault := _first_fault(aside, manifest.items(), read=False):
@@ -184,7 +185,8 @@ def told(fault: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
-        raise OSError(f"{fault}: rank {rank}: {type(cause).__name__}: {cause}") from error
+        said = (str(cause).splitlines() or [""])[0]
+        raise OSError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
 
 
 def newest(run: Path, grid: Grid | None = None) -> Path | None:
@@ -215,7 +217,7 @@ def newest(run: Path, grid: Grid | None = None) -> Path | None:
 def find_fault(path: Path, grid: Grid | None = None) -> str | None:
     """What is wrong with a checkpoint, or None. grid: all its processes call this; each reads a
     share of the files, and all get the same."""
-    listed: list[tuple[str, list[int]]] | str = []
+    listed: list[tuple[str, tuple[int, int]]] | str = []
     with on_main(grid) as main:
         if main:
             listed = _listed(path)
@@ -229,20 +231,21 @@ def find_fault(path: Path, grid: Grid | None = None) -> str | None:
     return next(filter(None, faults), None)
 
 
-def _listed(path: Path) -> list[tuple[str, list[int]]] | str:
+def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
     """The entries of a checkpoint's manifest, or what is wrong with it."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        json.loads((path / "progress.json").read_text())
-        if not {"progress.json", "state/.metadata"} <= manifest.keys():
-            return "manifest.json does not list what a checkpoint holds"
-        return [(name, [size, checksum]) for name, (size, checksum) in manifest.items()]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
+        manifest = read_manifest(path)
+        read_progress(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    indexes = {f"state/{name}" for name in (storage.INDEX, storage.PICKLED)}
+    if PROGRESS not in manifest or not indexes & manifest.keys():
+        return f"{MANIFEST} does not list what a checkpoint holds"
+    return list(manifest.items())
 
 
 def _first_fault(
-    path: Path, entries: Iterable[tuple[str, list[int]]], read: bool = True
+    path: Path, entries: Iterable[tuple[str, tuple[int, int]]], read: bool = True
 ) -> str | None:
     """What is wrong with these files of a checkpoint. read: look at more than their sizes."""
     for name, (size, checksum) in entries:
@@ -268,11 +271,6 @@ def latest_settings(run: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_progress(path: Path) -> dict[str, Any]:
-    """The totals, settings and fingerprint saved with a checkpoint."""
-    return json.loads((path / "progress.json").read_text())
-
-
 def load(
     path: Path, replica: Replica, optimizer: Optimizer | None, grid: Grid | None = None
 ) -> None:
@@ -282,33 +280,30 @@ def load(
     model's; a pipeline rank holds some of them only.
     """
     weights, state = replica.states(optimizer)
-    wanted: dict[str, Any] = {"model": weights}
+    wanted: storage.State = {"model": weights}
     if optimizer:
         wanted["optimizer"] = state
-    _compare(path, weights, partial=grid is not None and grid.size("pp") > 1)
+    with on_main(grid):
+        index = storage.read_index(path / "state")
+        _compare(path, index, weights, partial=grid is not None and grid.size("pp") > 1)
+        values = storage.read_values(wanted, path / "state", index)
     group = None if grid is None else grid.host_group
     with told(f"checkpoint {path} could not be read"):
-        dcp.load(wanted, checkpoint_id=path / "state", process_group=group)
-    replica.put_states(wanted["model"], wanted.get("optimizer", {}), optimizer)
+        storage.read_tensors(wanted, path / "state", index, group)
+    replica.put_states(weights, state | values.get("optimizer", {}), optimizer)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
-    saved = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
-    weights = {
-        name.removeprefix("model."): torch.empty(tuple(meta.size), dtype=meta.properties.dtype)
-        for name, meta in saved.items()
-        if name.startswith("model.")
-    }
     with told(f"checkpoint {path} could not be read"):
-        dcp.load({"model": weights}, checkpoint_id=path / "state")
-    return weights
+        return storage.read_whole(path / "state", "model.")
 
 
-def _compare(path: Path, weights: dict[str, Any], partial: bool) -> None:
-    saved = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
+def _compare(path: Path, index: storage.Index, weights: dict[str, Any], partial: bool) -> None:
     there = {
-        k.removeprefix("model."): tuple(v.size) for k, v in saved.items() if k.startswith("model.")
+        name.removeprefix("model."): tuple(tensor.size)
+        for name, tensor in index.tensors.items()
+        if name.startswith("model.")
     }
     here = {name: tuple(p.shape) for name, p in weights.items()}
     wanted = here if partial else {**there, **here}
@@ -341,8 +336,8 @@ def _writer(file: Path) -> int:
     return int(found[1]) if found else 0
 
 
-def _entry(file: Path) -> list[int]:
-    return [file.stat().st_size, _checksum(file)]
+def _entry(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, _checksum(file)
 
 
 def _checksum(path: Path) -> int:

@@ -3,9 +3,10 @@
 A checkpoint leaves the way it came: renamed first, so that it is complete or absent at any moment.
 """
 
-import json
 import shutil
 from pathlib import Path
+
+from megaarch.training.record import read_manifest
 
 ASIDE = ".writing"  # suffix of a checkpoint that is not one yet
 LEAVING = ".removing"  # of one that is none any more
@@ -49,7 +50,7 @@ def sweep(folder: Path) -> None:
 def sizes_fit(path: Path) -> bool:
     """Whether all files are there with their sizes: what can be seen without reading them."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_manifest(path)
         return all((path / name).stat().st_size == size for name, (size, _) in manifest.items())
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False

@@ -25,7 +25,7 @@ from megaarch.parallel import launch
 from megaarch.parallel.mesh import AXES, Grid
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Training
-from megaarch.training import checkpoint
+from megaarch.training import checkpoint, storage
 
 # torch 2.11 closes a stager behind the first state that it has copied
 STAGES_ONCE = torch.__version__ < "2.13"
@@ -90,7 +90,8 @@ class Saver:
         aside = checkpoint.begin(path, self.grid)
         written = dcp.async_save(
             checkpoint.state_of(replica, optimizer),
-            checkpoint_id=aside / "state",
+            storage_writer=storage.Writer(aside / "state"),
+            planner=storage.SavePlanner(),
             process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )

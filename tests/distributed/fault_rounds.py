@@ -25,14 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megaarch import catalogue, config
 from megaarch.parallel.heartbeat import LOST
 from megaarch.settings import Settings
 from megaarch.study.environment import environment
-from megaarch.training import checkpoint
+from megaarch.training import checkpoint, storage
 from tests.distributed.jobs import Job
 
 PRESETS = tuple(catalogue.PRESETS)
@@ -210,13 +208,7 @@ def newest_step(run: Path) -> int:
 
 def checksum_of(path: Path) -> str:
     """SHA-256 of every tensor of a checkpoint, weights and optimizer, by name."""
-    entries = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in sorted(entries.items())
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    dcp.load(tensors, checkpoint_id=path / "state")
+    tensors = dict(sorted(storage.read_whole(path / "state").items()))
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode())

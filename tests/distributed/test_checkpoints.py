@@ -131,7 +131,7 @@ def test_each_rank_reads_what_it_wrote_and_a_share_of_what_is_there(
     ranks = pool.run(4, reading, raw, given | TP_PP)
     manifest = json.loads((checkpoint.newest(tmp_path / "run") / "manifest.json").read_text())
     names = [name.rpartition("/")[2] for name in manifest]
-    assert sorted(names) == sorted([".metadata", "progress.json", *shards(4)])
+    assert sorted(names) == sorted(["metadata.json", "progress.json", *shards(4)])
     for rank, (saved, _) in enumerate(ranks):
         own = [name for name in saved if name.endswith(".distcp")]
         assert set(own) == {f"__{rank}_0.distcp"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
-from megaarch.training import checkpoint
+from megaarch.training import checkpoint, storage
 from tests.distributed import runs
 
 LAYOUTS = {
@@ -66,7 +66,7 @@ def fail_on_rank_1(raw, given):
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        checkpoint.dcp.FileSystemWriter.write_data = full
+        storage.Writer.write_data = full
     try:
         trainer.save()
     except OSError as error:

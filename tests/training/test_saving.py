@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megaarch.config import ConfigError
-from megaarch.training import checkpoint, retention, saving
+from megaarch.training import checkpoint, retention, storage
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
 
@@ -110,7 +110,7 @@ def test_a_write_that_fails_is_one_sentence_and_the_one_before_stays(
     def watch(done):
         if done.progress.step == 3:  # from here on the disk is full
             trainer.saver.finish()
-            monkeypatch.setattr(saving.dcp.FileSystemWriter, "write_data", full)
+            monkeypatch.setattr(storage.Writer, "write_data", full)
 
     settings = tiny(training__async_save=async_save, training__save_every=2)
     trainer = Trainer(settings, prepared, watch=watch)

@@ -1,0 +1,89 @@
+"""Files that others wrote, read within bounds: regular files alone, up to a size, and JSON of the form
+that is asked for. What does not fit is one sentence (ValueError)."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+MIB = 1 << 20
+LARGEST_TEXT = 64 * MIB  # of configurations, records and results
+LARGEST = 1024 * MIB  # of tokenizers, held-out documents and the index of a checkpoint
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+class Schema(BaseModel):
+    """What a JSON file has to hold, types as JSON has them. Further keys may be there."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
+    """The content of a regular file. ValueError where it is none (a pipe or a device may have no
+    end) or larger than `limit` bytes; OSError where it cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a name with a NUL
+        raise ValueError(f"{os.fspath(path)!r} is no name of a file") from None
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(
+            f"{os.fspath(path)} is larger than the {limit:,} bytes that are read of such a file"
+        )
+    return content
+
+
+def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
+    """The UTF-8 text of a regular file. ValueError, OSError: as read_bytes."""
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is not UTF-8 text: {error.reason}") from None
+
+
+def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
+    """What a JSON text says. ValueError names `where` it is from."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{os.fspath(where)} is nested too deeply for JSON") from None
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(where)} is not JSON: {error}") from None
+
+
+def read_json(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> Any:
+    """What a JSON file says. ValueError, OSError: as read_text."""
+    return parse_json(read_text(path, limit), path)
+
+
+def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
+    """`found` as `form` wants it. ValueError names the first entry that does not fit."""
+    try:
+        return form.model_validate(found)
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        entry = ".".join(map(str, fault["loc"])) or "the file"
+        raise ValueError(f"{os.fspath(where)} is damaged: {entry}: {fault['msg']}") from None
+    except RecursionError:
+        raise ValueError(f"{os.fspath(where)} is damaged: it is nested too deeply") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file that an entry of `folder` names. ValueError where it is not in the folder, by its
+    name or by a link."""
+    if "\0" in name:
+        raise ValueError(f"{name!r} in {folder} is no name of a file")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
+        raise ValueError(f"{name} in {folder} leads out of the folder")
+    return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from megaarch import __version__, config
 from megaarch.cluster import commands as cluster
 from megaarch.planner import commands as planner
+from megaarch.reading import read_json
 from megaarch.told import speaks, told
 
 EPILOG = """\
@@ -195,6 +196,7 @@ def run_train(options: argparse.Namespace) -> int:
     from megaarch.parallel.mesh import Grid
     from megaarch.study import lock
     from megaarch.study.display import Board, Line
+    from megaarch.training import fits
     from megaarch.training.progress import Limit
     from megaarch.training.trainer import Trainer, device_of
 
@@ -202,7 +204,9 @@ def run_train(options: argparse.Namespace) -> int:
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     Limit.of(settings.training)  # or says what lacks, ahead of the data
-    grid = Grid.join(settings, device_of(settings))
+    device = device_of(settings)
+    fits.check(settings, device)
+    grid = Grid.join(settings, device)
     directory = Path(settings.logging.directory)
     for folder in (directory, directory / "checkpoints"):
         if folder.exists() and not folder.is_dir():
@@ -290,7 +294,7 @@ def run_report(options: argparse.Namespace) -> int:
     if options.gather:
         compare.gather(compare.recall(path.parent), path.parent)
     try:
-        results = json.loads(path.read_text())
+        results = read_json(path)
         report.check(results)
     except FileNotFoundError:
         raise ValueError(
@@ -302,8 +306,6 @@ def run_report(options: argparse.Namespace) -> int:
             f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
             "megaarch compare again"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
     if options.text:
         print(report.text(results))
     elif options.csv:

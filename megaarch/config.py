@@ -17,9 +17,12 @@ from pydantic import ValidationError
 from megaarch import catalogue
 from megaarch.combinations import combinations
 from megaarch.names import unknown
+from megaarch.reading import read_text
 from megaarch.settings import Settings
 
 Raw = dict[str, Any]
+LARGEST = 1 << 18  # bytes of a configuration
+LARGEST_NODES = 100_000  # values of one, aliases written out
 
 
 class ConfigError(ValueError):
@@ -69,17 +72,42 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: str | Path) -> Raw:
     """The mapping in a YAML file. ConfigError names file, line and column of what is wrong."""
     try:
-        text = Path(path).read_text()
+        text = read_text(path, LARGEST)
     except OSError as error:
         raise ConfigError([f"cannot read the configuration: {error.strerror}"], str(path)) from None
-    except UnicodeDecodeError:
-        raise ConfigError(["is not UTF-8 text"], str(path)) from None
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
     return _parse(text, str(path)) or {}
+
+
+def _load(text: str) -> Any:
+    """What a YAML text says. YAMLError where aliases (*name) repeat it beyond bounds."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > LARGEST_NODES:
+            raise yaml.YAMLError(f"its aliases repeat it to more than {LARGEST_NODES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        known[id(node)] = LARGEST_NODES + 1  # of what holds itself, for which there is no end
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [inner for pair in below for inner in pair]
+        known[id(node)] = 1 + sum(_expanded(inner, known) for inner in below)
+    return known[id(node)]
 
 
 def _parse(text: str, where: str) -> Raw | None:
     try:
-        raw = yaml.load(text, _Loader)
+        raw = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -99,7 +127,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not all(key.strip().split(".")):
         raise ConfigError([f"--set takes section.name=value, not {text!r}"])
     try:
-        return key.strip(), yaml.load(value, _Loader)
+        return key.strip(), _load(value)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise ConfigError([f"--set {key}: {value!r} is not a YAML value"]) from None
 

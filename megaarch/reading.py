@@ -35,12 +35,23 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
             raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(
-            f"{os.fspath(path)} is larger than the {limit:,} bytes that are read of such a file"
-        )
-    return content
+        if status.st_size > limit:
+            raise ValueError(
+                f"{os.fspath(path)} has {status.st_size:,} bytes, and of such a file {limit:,} are "
+                "read at most"
+            )
+        return file.read(status.st_size)
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """ValueError where a library that is given this path would read a pipe or a device; OSError
+    where there is no such file."""
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError:
+        raise ValueError(f"{os.fspath(path)!r} is no name of a file") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
 
 
 def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:

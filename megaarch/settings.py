@@ -9,8 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from megaarch import catalogue
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST_LAYERS = 2048  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
+Positive = Annotated[int, Field(gt=0, le=1 << 40)]
+NonNegative = Annotated[int, Field(ge=0, le=1 << 40)]
+Layers = Annotated[int, Field(gt=0, le=LARGEST_LAYERS)]
+Degree = Annotated[int, Field(gt=0, le=1 << 20)]  # of parallelism
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+Length = Annotated[int, Field(gt=0, le=1 << 27)]  # tokens of a row
+Count = Annotated[int, Field(ge=0, le=1 << 20)]  # of sentinels, segments or unused rows
+Number = Annotated[int, Field(gt=0, le=1 << 24)]  # of rows, pieces or items
+Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$")]
@@ -69,17 +77,17 @@ class Model(Section):
 
     preset: PresetName | None = None
     architecture: ArchitectureName = "causal_decoder"
-    layers: Positive = 6  # of each stack, unless encoder_layers or decoder_layers say otherwise
-    encoder_layers: Positive | None = None
-    decoder_layers: Positive | None = None
-    hidden_size: Positive = 256
-    heads: Positive = 4
-    kv_heads: Positive | None = None  # None: as many as heads
-    head_size: Positive | None = None  # None: hidden_size / heads
-    feed_forward_size: Positive = 688
-    sequence_length: Positive = 512  # tokens of a row of the first stream
-    target_length: Positive | None = None  # decoder row of an encoder-decoder; None: derived
-    vocabulary_size: Positive = 8192  # pieces, specials and sentinels together
+    layers: Layers = 6  # of each stack, unless encoder_layers or decoder_layers say otherwise
+    encoder_layers: Layers | None = None
+    decoder_layers: Layers | None = None
+    hidden_size: Width = 256
+    heads: Width = 4
+    kv_heads: Width | None = None  # None: as many as heads
+    head_size: Width | None = None  # None: hidden_size / heads
+    feed_forward_size: Number = 688
+    sequence_length: Length = 512  # tokens of a row of the first stream
+    target_length: Length | None = None  # decoder row of an encoder-decoder; None: derived
+    vocabulary_size: Number = 8192  # pieces, specials and sentinels together
     normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     normalization_position: Literal["pre", "post"] = "pre"
     normalization_epsilon: Annotated[float, Field(gt=0)] = 1e-6
@@ -87,17 +95,17 @@ class Model(Section):
     position_encoding: Literal["rope", "learned", "relative", "none"] = "rope"
     rope_base: Annotated[float, Field(gt=0)] = 10000.0
     rope_scaling: RopeScaling | None = None
-    relative_buckets: Positive = 32
-    relative_max_distance: Positive = 128
-    learned_positions: Positive | None = None  # rows of the table; None: sequence_length
-    position_offset: NonNegative = 0  # BART keeps two unused rows ahead of the table
+    relative_buckets: Width = 32
+    relative_max_distance: Length = 128
+    learned_positions: Length | None = None  # rows of the table; None: sequence_length
+    position_offset: Count = 0  # BART keeps two unused rows ahead of the table
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
     bias: bool = False
     attention_scale: Annotated[float, Field(gt=0)] | None = None  # None: 1/sqrt(head_size)
     tied_embedding: bool = True
     embedding_normalization: bool = False
     output_scale: Annotated[float, Field(gt=0)] | None = None  # T5 tied: hidden_size ** -0.5
-    segments: NonNegative = 0  # token types (BERT has 2)
+    segments: Count = 0  # token types (BERT has 2)
     head_transform: bool = False  # BERT's dense + activation + norm before the output
     output_bias: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -122,19 +130,19 @@ class Data(Section):
     kind: Literal["auto", "text", "supervised"] = "auto"
     text_field: Text = "text"
     tokenizer: Text | None = None  # file; None: train SentencePiece on the train split
-    sentinels: NonNegative = 100
+    sentinels: Count = 100
     objective: ObjectiveName = "full_lm"
     noise_density: Share | None = None  # None: the objective's own
     mean_span_length: Annotated[float, Field(gt=0)] | None = None
     whole_word_masking: bool = False
-    max_predictions: Positive | None = None  # masked_lm: chosen tokens of a row at most
+    max_predictions: Length | None = None  # masked_lm: chosen tokens of a row at most
     pack: bool = True  # several short examples in a row (supervised data)
     # supervised: tokens of an input or a target at most, with its eos; None: what the row holds
-    max_input_length: Positive | None = None
-    max_target_length: Positive | None = None
+    max_input_length: Length | None = None
+    max_target_length: Length | None = None
     held_out: Annotated[float, Field(ge=1e-4, lt=1)] = 0.1
     cache: Text = "runs/data"
-    workers: NonNegative | None = None  # None: 4 on CUDA, 0 (the trainer's process) on a CPU
+    workers: Processes | None = None  # None: 4 on CUDA, 0 (the trainer's process) on a CPU
 
 
 class Budget(Section):
@@ -145,8 +153,8 @@ class Budget(Section):
 class Training(Section):
     steps: Positive | None = None
     budget: Budget | None = None
-    micro_batch_size: Positive = 8
-    global_batch_size: Positive = 8
+    micro_batch_size: Number = 8
+    global_batch_size: Number = 8
     seed: NonNegative = 0
     optimizer: Literal["adamw", "adafactor", "sgd", "apex_adam"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -177,11 +185,11 @@ class Training(Section):
 
 
 class Parallel(Section):
-    tensor_parallel: Positive = 1
-    pipeline_parallel: Positive = 1
-    context_parallel: Positive = 1
-    data_parallel_shard: Positive = 1
-    data_parallel_replicate: Positive = 1
+    tensor_parallel: Degree = 1
+    pipeline_parallel: Degree = 1
+    context_parallel: Degree = 1
+    data_parallel_shard: Degree = 1
+    data_parallel_replicate: Degree = 1
     engine: Literal["torch", "deepspeed"] = "torch"  # of data parallelism
     zero_stage: Annotated[int, Field(ge=1, le=3)] | None = None  # deepspeed's; None: 1
     offload: bool | None = None  # deepspeed: optimizer (and stage 3's parameters) in host memory
@@ -190,9 +198,7 @@ class Parallel(Section):
     # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
     recompute: Literal["none", "selective", "full"] = "none"
     schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
-    stages_per_rank: Positive = (
-        1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
-    )
+    stages_per_rank: Degree = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
 
     @property
     def gathers_again(self) -> bool:
@@ -211,10 +217,10 @@ class Size(Section):
     """One size of a study; what is given replaces the model section's value."""
 
     name: str
-    layers: Positive | None = None
-    hidden_size: Positive | None = None
-    heads: Positive | None = None
-    feed_forward_size: Positive | None = None
+    layers: Layers | None = None
+    hidden_size: Width | None = None
+    heads: Width | None = None
+    feed_forward_size: Number | None = None
 
 
 class Cell(Section):
@@ -237,14 +243,14 @@ class Tune(Section):
 
 
 class Evaluation(Section):
-    points: Positive = 8  # held-out values on the curve, besides the one before training
-    curve_documents: Positive = 32
-    documents: Positive = 64
-    prefix_tokens: Positive = 64
-    continuation_tokens: Positive = 24
-    choices: Positive = 64  # items of the four-way choice
-    middles: NonNegative = 32
-    batch_rows: Positive = 32
+    points: Number = 8  # held-out values on the curve, besides the one before training
+    curve_documents: Number = 32
+    documents: Number = 64
+    prefix_tokens: Number = 64
+    continuation_tokens: Number = 24
+    choices: Number = 64  # items of the four-way choice
+    middles: Count = 32
+    batch_rows: Number = 32
 
 
 class Study(Section):
@@ -255,7 +261,9 @@ class Study(Section):
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0]
     encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
     cells: Annotated[list[Cell], Field(min_length=1)]
-    lanes: Positive = 1  # cells that run at a time, in processes of their own
+    lanes: Annotated[Processes, Field(gt=0)] = (
+        1  # cells that run at a time, in processes of their own
+    )
     rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
     evaluation: Evaluation = Evaluation()

@@ -4,7 +4,6 @@ All of it is read from the folder; squeue (and sacct, where the cluster keeps ac
 which jobs wait or run. Without SLURM the cells' locks say what runs on this machine.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from megaarch.study.display import clock
 from megaarch.study.grid import GridCell, expand
 from megaarch.training import checkpoint
 from megaarch.training.faults import REQUEUE
+from megaarch.training.metrics import parse_line
 from megaarch.training.progress import Limit
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read
@@ -193,7 +193,7 @@ def _progress(lines: list[dict[str, Any]], state: str, share: float | None) -> d
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last steps in metrics.jsonl; a line that is being written is left out."""
+    """The last steps in metrics.jsonl; a line that is being written or damaged is left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -206,10 +206,8 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
         complete = complete[1:]
     found = []
     for line in complete[-RECENT - 1 :]:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"{path} is damaged at {line[:40]!r}") from None
+        if (step := parse_line(line)) is not None:
+            found.append(step)
     return found
 
 

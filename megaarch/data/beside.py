@@ -9,6 +9,7 @@ from typing import Any
 from megaarch.data import corpus, shards
 from megaarch.data.corpus import HELD_OUT, MANIFEST
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.reading import read_json
 
 __all__ = ["HELD_OUT", "MANIFEST", "check_digest", "check_tokenizer", "held_out", "read", "write"]
 
@@ -17,7 +18,7 @@ def read(prefix: str) -> dict[str, Any] | None:
     """The manifest, or None where there is none. ValueError where it is damaged."""
     file = Path(prefix + MANIFEST)
     try:
-        manifest = json.loads(file.read_text())
+        manifest = read_json(file)
         manifest["request"]["tokenizer"], manifest["checksum"], manifest["tokenizer_file"]
     except FileNotFoundError:
         return None

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from megaarch.data import beside, corpus
 from megaarch.data.documents import Documents
@@ -23,6 +24,7 @@ from megaarch.data.example import SPECIALS
 from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
 from megaarch.data.split import Exclusion, place
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
+from megaarch.reading import Schema, fit, parse_json, read_bytes, read_json
 from megaarch.settings import Data, Source
 
 FORMAT = 3  # raise it when the same settings would give other files
@@ -230,8 +232,9 @@ class _Job:
         """Opens what lies in `self.directory`. ValueError where it is not what was written."""
         file = self.directory / "manifest.json"
         try:
-            manifest = json.loads(file.read_text())
-            heldout = (self.directory / "heldout.jsonl").read_bytes()
+            manifest = read_json(file)
+            fit(manifest, _Manifest, file)
+            heldout = read_bytes(self.directory / "heldout.jsonl", limit=1 << 50)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"prepared data in {self.directory} are damaged ({error}): delete "
@@ -256,7 +259,9 @@ class _Job:
                 f"{self.directory} to prepare them again"
             )
         weights = [source.weight for source in self.sources]
-        rows = [json.loads(line) for line in heldout.decode().split("\n") if line]
+        held = self.directory / "heldout.jsonl"
+        rows = [parse_json(line, held) for line in heldout.decode().split("\n") if line]
+        fit({"rows": rows}, _Pairs if self.kind == "supervised" else _Texts, held)
         return Prepared(
             tokenizer=tokenizer,
             train=list(zip(datasets, weights, strict=True)),
@@ -266,6 +271,35 @@ class _Job:
             manifest=manifest,
             fingerprint=manifest["fingerprint"],
         )
+
+
+class _Manifest(Schema):
+    """What is read of manifest.json."""
+
+    key: str
+    fingerprint: str
+    checksums: list[dict[str, Any]]
+    tokenizer_fingerprint: str
+    heldout_checksum: str
+    source: Any
+    train_documents: int
+    train_tokens: int
+    heldout_documents: int
+    dropped_paragraphs: int
+    excluded_documents: int
+    excluded_paragraphs: int
+
+
+class _Text(Schema):
+    text: str
+
+
+class _Texts(Schema):
+    rows: list[_Text]
+
+
+class _Pairs(Schema):
+    rows: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
 def _sample(documents: Documents) -> Iterator[str]:

@@ -33,6 +33,8 @@ from megaarch.data.tokenizer import Tokenizer
 
 FORMAT = 2  # raise it when the same request would give other files
 SHARD_BYTES = 1 << 25
+LEAST_SHARD_BYTES = 256
+LEAST_HELD_OUT = 1e-4  # as data.held_out
 MOST_NAMED = 100  # malformed records in the manifest
 
 Progress = Callable[[int, int, Summary | None, bool], None]  # done, of, the shard's, found finished
@@ -52,10 +54,14 @@ class Request:
     shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self):
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"--held-out is a share from 0 to below 1, not {self.held_out}")
-        if self.shard_bytes < 1:
-            raise ValueError(f"--shard-bytes must be at least 1, not {self.shard_bytes}")
+        if self.held_out and not LEAST_HELD_OUT <= self.held_out < 1:
+            raise ValueError(
+                f"--held-out is 0, or a share from {LEAST_HELD_OUT} to below 1, not {self.held_out}"
+            )
+        if self.shard_bytes < LEAST_SHARD_BYTES:
+            raise ValueError(
+                f"--shard-bytes must be at least {LEAST_SHARD_BYTES}, not {self.shard_bytes}"
+            )
 
     @property
     def prefix(self) -> str:

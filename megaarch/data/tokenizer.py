@@ -17,11 +17,13 @@ from typing import Protocol
 import numpy as np
 
 from megaarch.data.example import SPECIALS, Vocabulary
+from megaarch.reading import parse_json, read_bytes
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes
 LEAST_PIECES = FIXED_PIECES + 2
 COVERAGE = 0.9999  # share of the characters that get a piece; the rest are spelt in bytes
+LARGEST_VOCABULARY = 1 << 24  # ids
 SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")  # and the full-width ones
 
 
@@ -161,13 +163,16 @@ class _HuggingFace:
 
 def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
     """The spelling of every id, by the file's scheme: byte-level, WordPiece, words or metaspace."""
-    file = json.loads(text)
+    file = parse_json(text, "the file")
     model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
     added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
     kinds = set(re.findall(r'"type": *"(\w+)"', json.dumps(steps)))
     letters = _byte_letters() if "ByteLevel" in kinds else {}
     prefix = model.get("continuing_subword_prefix") or "##"
-    pieces: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    highest = max(ids.values(), default=-1)
+    if highest >= LARGEST_VOCABULARY:
+        raise ValueError(f"it has the id {highest}, and ids go up to {LARGEST_VOCABULARY - 1}")
+    pieces: list[str | None] = [None] * (highest + 1)
     for piece, i in ids.items():
         if added.get(piece) or piece == model.get("unk_token"):
             continue
@@ -213,10 +218,12 @@ def _vocabulary(pieces: list[str | None], size: int, sentinels: int) -> Vocabula
 
 
 def _read(path: str) -> bytes:
-    if not Path(path).exists():
-        raise ValueError(f"tokenizer file {path} does not exist")
     try:
-        return Path(path).read_bytes()
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise ValueError(f"tokenizer file {path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"tokenizer file {error}") from None
     except OSError as error:
         raise ValueError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
 

@@ -7,6 +7,8 @@ from multiprocessing import get_context
 
 from megaarch.parallel import launch
 
+MOST_WORKERS = 1024  # as data.workers
+
 
 @contextmanager
 def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
@@ -17,8 +19,8 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
     ValueError where processes were started that cannot work together; OSError where one of this
     machine's dies.
     """
-    if count < 1:
-        raise ValueError(f"--workers must be at least 1, not {count}")
+    if not 1 <= count <= MOST_WORKERS:
+        raise ValueError(f"--workers must be from 1 to {MOST_WORKERS}, not {count}")
     starter, place = launch.find()
     if place.world_size > 1:
         if count > 1:

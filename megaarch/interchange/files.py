@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megaarch.interchange.huggingface import Weights
+from megaarch.reading import Schema, check_regular, fit, parse_json, read_bytes, read_json
 from megaarch.training import checkpoint
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
@@ -40,6 +41,10 @@ class _Record(BaseModel):
     progress: _Totals
     settings: dict[str, Any]
     tokenizer: _Tokenizer
+
+
+class _Index(Schema):
+    weight_map: dict[str, str]
 
 
 class Saved(NamedTuple):
@@ -75,11 +80,7 @@ def read_safetensors(file: Path) -> Saved:
                 f"{file} has no megaarch record in its metadata: if it is Hugging Face's, give the "
                 "folder that it lies in, with its config.json"
             )
-        try:
-            record = json.loads(metadata[KEY])
-        except ValueError as error:
-            raise ValueError(f"{file}: the megaarch record is not JSON: {error}") from None
-        record = _checked(record, file)
+        record = _checked(parse_json(metadata[KEY], f"{file}: the megaarch record"), file)
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
 
 
@@ -117,11 +118,9 @@ def _save(weights: Weights, file: Path, metadata: dict[str, str]) -> None:
 def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
     """(config.json, tensors) of a Hugging Face folder, from one safetensors file or several."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
     except FileNotFoundError:
         raise ValueError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} holds no JSON object")
     weights: Weights = {}
@@ -148,13 +147,15 @@ def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
             else "the weights are missing"
         )
         raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: {why}")
-    try:
-        owners = json.loads((folder / INDEX).read_text())["weight_map"]
-        names = sorted(set(owners.values()))
-        "".join(names)  # TypeError where one is no text
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / INDEX} is damaged: {type(error).__name__} {error}") from None
-    return [(name, [key for key in owners if owners[key] == name]) for name in names]
+    owners = fit(read_json(folder / INDEX), _Index, folder / INDEX).weight_map
+    tensors: dict[str, list[str]] = {}
+    for key, name in sorted(owners.items(), key=lambda item: item[1]):
+        if (
+            Path(name).name != name or "\0" in name
+        ):  # a link may lead on, as the hub's cache has them
+            raise ValueError(f"{folder / INDEX} names {name!r}, which is not in its folder")
+        tensors.setdefault(name, []).append(key)
+    return list(tensors.items())
 
 
 def write_hf(
@@ -188,6 +189,7 @@ def find_tokenizer(folder: Path) -> Path:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
+        check_regular(file)
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except FileNotFoundError:

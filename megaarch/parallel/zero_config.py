@@ -6,10 +6,10 @@ may repeat it or write "auto", and a contradiction is an error that names both.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from megaarch.config import ConfigError
+from megaarch.reading import read_json
 from megaarch.settings import Settings, Training
 
 Config = dict[str, Any]
@@ -41,11 +41,11 @@ def of(settings: Settings, ranks: int) -> Config:
 def read(path: str) -> Config:
     """A DeepSpeed JSON. ConfigError where it is none."""
     try:
-        given = json.loads(Path(path).read_text())
+        given = read_json(path)
     except OSError as error:
         raise ConfigError([f"parallel.deepspeed_config: {path}: {error.strerror}"]) from None
     except ValueError as error:
-        raise ConfigError([f"parallel.deepspeed_config: {path} is not JSON: {error}"]) from None
+        raise ConfigError([f"parallel.deepspeed_config: {error}"]) from None
     if not isinstance(given, dict):
         raise ConfigError([f"parallel.deepspeed_config: {path} holds no JSON object"])
     wrong = [key for key in _SECTIONS if not _is_section(given.get(key))]

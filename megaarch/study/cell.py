@@ -18,6 +18,7 @@ from megaarch.data.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import Grid
+from megaarch.reading import read_json
 from megaarch.settings import Evaluation, Settings
 from megaarch.signature import changed, signature
 from megaarch.study import yardsticks
@@ -39,8 +40,10 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-        if not isinstance(record["signature"], dict):
+        record = read_json(path)
+        if not isinstance(record["signature"], dict) or not all(
+            isinstance(record.get(key, {}), dict) for key in ("result", "trial")
+        ):
             raise TypeError
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: remove its folder to run the cell again") from None

@@ -1,11 +1,10 @@
 """Learning rates by sweep: the same rates and trial budget for every cell, counted apart."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megaarch.reading import read_json
 from megaarch.settings import Data, Study
 from megaarch.signature import changed, signature
 from megaarch.study import cell as cells
@@ -83,7 +82,7 @@ def record(trials: Trials, grid: list[GridCell], study: Study) -> dict[str, Any]
 def read(path: str) -> dict[str, Any]:
     """A sweep's file. ValueError where it cannot be used."""
     try:
-        found = json.loads(Path(path).read_text())
+        found = read_json(path)
         if not all(isinstance(found[key], dict) for key in ("best", "settings")):
             raise KeyError("best")
         sorted(found["grid"]), list(found["trials"])

@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.jsonl` (one object a step), TensorBoard, Weights & Biases."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,20 +9,30 @@ from typing import Any
 
 from megaarch.settings import Logging
 
+log = logging.getLogger(__name__)
+
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON lines file; a last line that was cut off is left out."""
+    """Objects of a JSON lines file with a `step`; a last line that was cut off is left out, and so is
+    one that is damaged (a crash of the machine may leave NULs), which is told."""
     if not path.exists():
         return
     with path.open(errors="replace") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
-                try:
-                    found = json.loads(line)
-                    found["step"]
-                except (ValueError, KeyError, TypeError):
-                    raise ValueError(f"{path} is damaged at {line[:40]!r}: remove it") from None
-                yield found
+                if (found := parse_line(line)) is not None:
+                    yield found
+                else:
+                    log.warning("%s: line %d is damaged and left out", path, number)
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """A step's object, None where the line is damaged."""
+    try:
+        found = json.loads(line)
+        return found if type(found["step"]) is int else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def cut_back(path: Path, step: int) -> None:

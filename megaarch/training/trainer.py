@@ -27,9 +27,10 @@ from megaarch.parallel.build import build_model
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import AXES, DATA, Grid, check
 from megaarch.parallel.replica import Replica, replica_of
+from megaarch.reading import fit
 from megaarch.settings import Model, Settings
 from megaarch.signature import RESUMABLE, changed, signature
-from megaarch.training import checkpoint, optimizer
+from megaarch.training import checkpoint, fits, optimizer
 from megaarch.training.faults import Stopped, Watch
 from megaarch.training.garbage import collected_by_hand
 from megaarch.training.heap import keep_freed_memory
@@ -97,6 +98,7 @@ class Trainer:
         self.limit = Limit.of(training)
         self.grid = grid or Grid.single(device_of(settings))
         check(settings, self.grid.world_size)
+        fits.check(settings, self.grid.device)
         self.heart = heart or Heartbeat(self.grid, training)
         self.device = self.grid.device
         if self.device.type == "cpu":
@@ -197,7 +199,7 @@ class Trainer:
             )
         model, objective = saved["settings"]["model"], saved["settings"]["data"]["objective"]
         fault = scheme_fault(
-            position_scheme(Model.model_validate(model), objective),
+            position_scheme(fit(model, Model, found / checkpoint.PROGRESS), objective),
             position_scheme(mine.model, mine.data.objective),
         )
         if fault:

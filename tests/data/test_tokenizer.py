@@ -310,3 +310,12 @@ def test_bad_files_are_named(tmp_path, content, said):
         Tokenizer(tmp_path / "t")
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("number", [1 << 24, 4_000_000_000])
+def test_a_file_with_huge_ids_is_refused_before_a_table_of_them_is_made(number, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    words = {"type": "WordLevel", "vocab": {"a": 0, "b": number}, "unk_token": "a"}
+    path.write_text(json.dumps({"version": "1.0", "model": words}))
+    with pytest.raises(ValueError, match=f"it has the id {number}"):
+        Tokenizer(path)

@@ -1,4 +1,5 @@
 import itertools
+import json
 import pickle
 
 import numpy as np

@@ -1,0 +1,104 @@
+"""Every reader of a file, with a sound file that it reads: what the fuzz changes."""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaarch import config
+from megaarch.data.indexed import IndexedDataset
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.interchange import files
+from megaarch.training import checkpoint, pickled_metadata, record, storage
+from megaarch.training.metrics import read_lines
+from tests.fuzz import mutate
+
+BOUND = 10.0  # seconds that one input may take
+TOLD = (ValueError, OSError)  # what a command tells in one sentence
+
+
+@dataclass(frozen=True)
+class Reader:
+    """file: in the folder that `read` is given. structured: JSON, whose values are changed too."""
+
+    file: str
+    read: Callable[[Path], object]
+    structured: bool = False
+
+
+def _yaml(folder: Path) -> object:
+    return config.load(folder / "run.yaml")
+
+
+def _progress(folder: Path) -> object:
+    return record.read_progress(folder / "step-00000003")
+
+
+READERS = {
+    "configuration": Reader("run.yaml", _yaml),
+    "configuration values": Reader("run.yaml", _yaml, structured=True),
+    "progress.json": Reader("step-00000003/progress.json", _progress, structured=True),
+    "manifest.json": Reader(
+        "step-00000003/manifest.json",
+        lambda folder: checkpoint.find_fault(folder / "step-00000003"),
+        structured=True,
+    ),
+    "metadata.json": Reader(
+        "step-00000003/state/metadata.json",
+        lambda folder: storage.read_whole(folder / "step-00000003" / "state", "model."),
+        structured=True,
+    ),
+    "pickled metadata": Reader(
+        "pickled", lambda folder: pickled_metadata.parse((folder / "pickled").read_bytes())
+    ),
+    "shard": Reader(
+        "step-00000003/state/__0_0.distcp",
+        lambda folder: checkpoint.read_weights(folder / "step-00000003"),
+    ),
+    "metrics.jsonl": Reader(
+        "metrics.jsonl", lambda folder: list(read_lines(folder / "metrics.jsonl"))
+    ),
+    "SentencePiece": Reader("t.model", lambda folder: Tokenizer(folder / "t.model")),
+    "tokenizer.json": Reader(
+        "tokenizer.json", lambda folder: Tokenizer(folder / "tokenizer.json"), structured=True
+    ),
+    "idx": Reader("d.idx", lambda folder: IndexedDataset(folder / "d")),
+    "safetensors": Reader(
+        "model.safetensors", lambda folder: files.read_safetensors(folder / "model.safetensors")
+    ),
+    "safetensors index": Reader(
+        "hf/model.safetensors.index.json",
+        lambda folder: files.read_hf(folder / "hf"),
+        structured=True,
+    ),
+}
+
+
+def tried(reader: Reader, sound: Path, folder: Path, seed: int) -> tuple[str, float]:
+    """What an input of this seed gave ("accepted", "told", or the traceback's error), in seconds."""
+    rng = random.Random(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound, folder, symlinks=True)
+    file = folder / reader.file
+    content = file.read_bytes()
+    if reader.structured and rng.random() < 0.75:
+        if file.suffix == ".yaml":
+            file.write_bytes(mutate.of_json(config.read_yaml(file), rng))
+        else:
+            file.write_bytes(mutate.of_json(json.loads(content), rng))
+    else:
+        file.write_bytes(mutate.of_bytes(content, rng))
+    before = sorted(folder.rglob("*"))
+    started, outcome = time.monotonic(), "accepted"
+    try:
+        reader.read(folder)
+    except TOLD as error:
+        outcome = "told" if str(error) else "told nothing"
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"[:200]
+    if sorted(folder.rglob("*")) != before:
+        outcome = "wrote"
+    return outcome, time.monotonic() - started

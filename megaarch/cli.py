@@ -296,16 +296,23 @@ def run_report(options: argparse.Namespace) -> int:
     try:
         results = read_json(path)
         report.check(results)
+        _show_report(results, options, path)
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist: give the folder of a study that megaarch compare has run, or "
             "add --gather where its cells ran by themselves"
         ) from None
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
             "megaarch compare again"
-        ) from None
+        ) from error
+    return 0
+
+
+def _show_report(results: dict, options: argparse.Namespace, path: Path) -> None:
+    from megaarch.study import report
+
     if options.text:
         print(report.text(results))
     elif options.csv:
@@ -318,7 +325,6 @@ def run_report(options: argparse.Namespace) -> int:
     else:
         report.write_page(results, path.with_name("report.html"))
         print(path.with_name("report.html"))
-    return 0
 
 
 def run_describe(options: argparse.Namespace) -> int:

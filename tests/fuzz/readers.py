@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaarch import config
+from megaarch import cli, config
 from megaarch.data.indexed import IndexedDataset
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange import files
@@ -31,6 +31,11 @@ class Reader:
 
 def _yaml(folder: Path) -> object:
     return config.load(folder / "run.yaml")
+
+
+def _report(folder: Path) -> object:
+    options = cli.parser().parse_args(["report", str(folder), "--text"])
+    return cli.run_report(options)
 
 
 def _progress(folder: Path) -> object:
@@ -58,6 +63,7 @@ READERS = {
         "step-00000003/state/__0_0.distcp",
         lambda folder: checkpoint.read_weights(folder / "step-00000003"),
     ),
+    "results.json": Reader("results.json", _report, structured=True),
     "metrics.jsonl": Reader(
         "metrics.jsonl", lambda folder: list(read_lines(folder / "metrics.jsonl"))
     ),

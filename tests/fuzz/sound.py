@@ -18,6 +18,7 @@ from megaarch.interchange import files
 from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 from tests.conftest import tiny_raw, write_corpus
+from tests.study.example_results import example_results
 
 
 def make(folder: Path) -> Path:
@@ -52,4 +53,5 @@ def make(folder: Path) -> Path:
     names = files.read_checkpoint(path).weights
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "one.safetensors")}
     (hf / "model.safetensors.index.json").write_text(json.dumps(index))
+    (sound / "results.json").write_text(json.dumps(example_results()))
     return sound

@@ -71,7 +71,9 @@ class Tokenizer:
         file without an unknown token)."""
         try:
             return np.array(self._backend.encode(text), dtype=np.int32)
-        except Exception as error:  # tokenizers raises bare exceptions
+        except BaseException as error:  # tokenizers raises bare exceptions, and panics as Rust does
+            if not _of_library(error):
+                raise
             raise ValueError(
                 f"tokenizer file {self.path} cannot encode {text[:40]!r}: "
                 f"{str(error).splitlines()[0][:120]}"
@@ -234,11 +236,18 @@ def _backend(path: str, content: bytes) -> _Backend:
         raise ValueError(f"tokenizer file {path} is empty")
     try:
         return kind(content)
-    except Exception as error:  # both libraries raise bare exceptions of their own
+    except BaseException as error:  # both libraries raise bare exceptions of their own
+        if not _of_library(error):
+            raise
         raise ValueError(
             f"tokenizer file {path} is neither a SentencePiece model nor a Hugging Face "
             f"tokenizer.json ({kind.name} says: {str(error).splitlines()[0][:120]})"
         ) from error
+
+
+def _of_library(error: BaseException) -> bool:
+    """Whether it is an error, or a panic of Rust's code, which Python counts among what ends it."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def train_sentencepiece(

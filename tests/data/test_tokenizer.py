@@ -320,3 +320,14 @@ def test_a_file_with_huge_ids_is_refused_before_a_table_of_them_is_made(number, 
     path.write_text(json.dumps({"version": "1.0", "model": words}))
     with pytest.raises(ValueError, match=f"it has the id {number}"):
         Tokenizer(path)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*$"])
+def test_a_normalizer_whose_pattern_explodes_is_told(pattern, tmp_path):
+    """The library gives it up by a panic, which is no Exception of Python's."""
+    path = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    step = {"type": "Replace", "pattern": {"Regex": pattern}, "content": "b"}
+    path.write_text(json.dumps({"version": "1.0", "model": model, "normalizer": step}))
+    with pytest.raises(ValueError, match="cannot encode 'aaa"):
+        Tokenizer(path).encode("a" * 40 + "!")

@@ -168,15 +168,14 @@ KINDS = (
     "build",
     "through a listed module",
 )
-NEVER_CALLED = ("build",)  # Metadata needs arguments, so that loading ends ahead of the call
+# of these unpickling calls __new__ alone, or lacks arguments; the instructions are refused all the same
+NEVER_CALLED = ("newobj", "newobj_ex", "build")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NEVER_CALLED])
 def test_what_is_planted_would_run_where_it_is_unpickled(kind, pickled, tmp_path):
     true = (pickled / "state" / ".metadata").read_bytes()
-    process = pickle.loads(planted(kind, tmp_path / "witness", true))
-    if isinstance(process, subprocess.Popen):
-        process.wait()
+    pickle.loads(planted(kind, tmp_path / "witness", true))
     assert (tmp_path / "witness").exists()
 
 

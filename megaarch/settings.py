@@ -60,7 +60,7 @@ class RopeScaling(Section):
 
     kind: Literal["linear", "dynamic", "llama3", "yarn"]
     factor: Annotated[float, Field(ge=1)]
-    original_length: Positive | None = None  # tokens; of every kind but linear
+    original_length: Length | None = None  # tokens; of every kind but linear
     # llama3: turns in original_length below which a frequency is low, above which it is high
     low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
     high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0

@@ -62,31 +62,43 @@ def pick(x: torch.Tensor, where: Where) -> torch.Tensor:
 
 
 class Take(torch.autograd.Function):
-    """Rows of x for each call, [G, L, H, D]; the gradients are added up in one tensor."""
+    """Rows of x for each call, [G, L, H, D]; the gradients are added up in one tensor. once: no row is
+    taken twice."""
 
     @staticmethod
-    def forward(ctx, x_BSHD, sides):
+    def forward(ctx, x_BSHD, sides, once=False):
         ctx.set_materialize_grads(False)
-        ctx.sides, ctx.shape = sides, x_BSHD.shape
+        ctx.sides, ctx.shape, ctx.once = sides, x_BSHD.shape, once
         return tuple(pick(x_BSHD, where) for where in sides)
 
     @staticmethod
     def backward(ctx, *grads):
-        total = None
-        for where, grad in zip(ctx.sides, grads, strict=True):
-            if grad is None:
-                continue
-            if total is None:
-                if grad.shape == ctx.shape and isinstance(where, tuple):
-                    alone, plain = len(grads) == 1, torch.contiguous_format
-                    total = grad if alone else grad.clone(memory_format=plain)
-                    continue
-                total = grad.new_zeros(ctx.shape)
+        given = [x for x in zip(ctx.sides, grads, strict=True) if x[1] is not None]
+        if not given:
+            return None, None, None
+        given.sort(key=lambda x: not _is_whole(*x, ctx.shape))
+        (where, grad), *rest = given
+        if _is_whole(where, grad, ctx.shape):
+            plain = torch.contiguous_format
+            total, given = grad.clone(memory_format=plain) if rest else grad, rest
+        else:
+            filled = ctx.once and sum(g[..., 0, 0].numel() for _, g in given) == _rows(ctx.shape)
+            total = grad.new_empty(ctx.shape) if filled else grad.new_zeros(ctx.shape)
+        for where, grad in given:
             if isinstance(where, tuple):
-                total[where] += grad
-            else:
-                total.view(-1, *ctx.shape[2:]).index_add_(0, where.flatten(), grad.flatten(0, 1))
-        return total, None
+                total[where] = grad if ctx.once else total[where] + grad
+                continue
+            rows, index, grad = total.view(-1, *ctx.shape[2:]), where.flatten(), grad.flatten(0, 1)
+            rows.index_copy_(0, index, grad) if ctx.once else rows.index_add_(0, index, grad)
+        return total, None, None
+
+
+def _is_whole(where: Where, grad: torch.Tensor, shape: torch.Size) -> bool:
+    return isinstance(where, tuple) and grad.shape == shape
+
+
+def _rows(shape: torch.Size) -> int:
+    return shape[0] * shape[1]
 
 
 class Put(torch.autograd.Function):

@@ -209,7 +209,7 @@ class ByIndex:
 
     def take(self, x_BSHD: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
         """The rows that each call reads, [1, T, H, D]."""
-        return Take.apply(x_BSHD, self.where[side])
+        return Take.apply(x_BSHD, self.where[side], side == "q")  # a query is in one part
 
     def put(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
         """The calls' results as rows of one tensor."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megaarch.interchange.huggingface import Weights
-from megaarch.reading import Schema, check_regular, fit, parse_json, read_bytes, read_json
+from megaarch.reading import Schema, check_regular, fit, parse_json, read_json
 from megaarch.training import checkpoint
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata

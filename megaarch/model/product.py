@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -37,6 +38,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """As torch.nn.functional.linear, in x's dtype, whatever that of the parameters is."""
     if _ours(x, weight, dtype=x.dtype):
         return _Linear.apply(x, weight, bias)
+    if _has_masters(x, weight):
+        return _OfMasters.apply(x, weight, bias)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -54,6 +57,35 @@ def _ours(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:
     if torch.compiler.is_compiling():
         return False
     return (dtype in HALF and not CPU_HAS_UNITS) or (dtype == torch.float32 and CHOICE)
+
+
+def _has_masters(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a GPU multiplies 16 bits of a plain fp32 weight."""
+    return (
+        x.device.type == "cuda"
+        and x.dtype in HALF
+        and weight.dtype == torch.float32
+        and not isinstance(weight, DTensor)
+    )
+
+
+class _OfMasters(torch.autograd.Function):
+    """A layer whose weight's gradient leaves the product in fp32: it is neither rounded nor
+    converted on its way to the master."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.of_bias = None if bias is None else bias.dtype
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        grad_bias = None if ctx.of_bias is None else rows.sum(0, dtype=ctx.of_bias)
+        return grad @ weight, turned_product(rows, x.flatten(0, -2)), grad_bias
 
 
 def _fp32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

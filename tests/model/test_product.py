@@ -33,6 +33,26 @@ def test_linear_is_torchs(bias, masters):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2, check_dtype=False)
 
 
+def test_the_gradient_of_a_master_is_never_rounded():
+    """What a GPU runs: 16-bit factors, and the weight's gradient in fp32."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(3, 40, 24).bfloat16(), torch.randn(3, 40, 10).bfloat16()
+    layer = torch.nn.Linear(24, 10)
+    leaf = x.clone().requires_grad_()
+    out = product._OfMasters.apply(leaf, layer.weight, layer.bias)
+    found = torch.autograd.grad(out, [leaf, layer.weight, layer.bias], grad)
+    assert [y.dtype for y in (out, *found)] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    wide = torch.nn.Linear(24, 10).double()
+    wide.load_state_dict({n: p.bfloat16() for n, p in layer.state_dict().items()})
+    leaf = x.double().requires_grad_()
+    exact = torch.autograd.grad(wide(leaf), [leaf, *wide.parameters()], grad.double())
+    torch.testing.assert_close(out.double(), wide(leaf), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found[2].double(), exact[2], rtol=1e-5, atol=1e-5)
+    rounded = exact[1].bfloat16()
+    assert (found[1] - exact[1]).norm() < 2 * (rounded - exact[1]).norm()
+
+
 @pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("choice", [True, False], ids=["oneDNN", "torch"])
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import pytest
 
+from megaarch.parallel import compile
 from tests.conftest import PRESETS
 from tests.distributed import runs
 from tests.distributed.layouts import DEEPER, FSDP2, LARGER, LAYOUTS, PP2, TP2
@@ -67,3 +68,43 @@ def test_stages_hand_on_what_one_process_keeps_in_bf16(pool, raw, single):
     wanted = single(("gpt", "t5"), settings)
     for preset in ("gpt", "t5"):
         runs.compare(found[preset], wanted[preset], f"{preset} bf16", 1e-5)
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2", "cp2", "fsdp2"])
+def test_bf16_means_the_same_in_every_layout(name, pool, raw, single):
+    """bf16 parameters and stream under fp32 masters: 20 losses within 2e-3 of one process."""
+    ranks, given, deeper = LAYOUTS[name]
+    brief = {"training.global_batch_size": 4, "training.steps": 20, "training.precision": "bf16"}
+    settings = deeper | brief
+    found = runs.merge(pool.run(ranks, runs.run, raw, ["gpt", "t5"], settings | given))
+    wanted = single(("gpt", "t5"), settings)
+    for preset in ("gpt", "t5"):
+        pairs = zip(found[preset].losses, wanted[preset].losses, strict=True)
+        assert max(abs(a - b) / b for a, b in pairs) < 2e-3, preset
+
+
+COMPILED = {
+    "one process": (1, {}, {}),
+    **{name: LAYOUTS[name] for name in ("tp2", "pp2", "cp2", "fsdp2")},
+    "fsdp2, recomputed": (2, FSDP2 | {"parallel.recompute": "full"}, {}),
+    "tp2, selectively recomputed": (2, TP2 | {"parallel.recompute": "selective"}, DEEPER),
+}
+
+
+def compiled(raw, presets, given):
+    """By the compiler's front alone: what reaches its back is the same program."""
+    compile.BACKEND = "aot_eager"
+    try:
+        return runs.run(raw, presets, given | {"training.compile": True})
+    finally:
+        compile.BACKEND = "inductor"
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_layouts_equal_one_process(name, pool, raw, single):
+    ranks, given, deeper = COMPILED[name]
+    settings = deeper | {"training.global_batch_size": 4}
+    found = runs.merge(pool.run(ranks, compiled, raw, ["gpt", "t5"], settings | given))
+    wanted = single(("gpt", "t5"), settings)
+    for preset in ("gpt", "t5"):
+        runs.compare(found[preset], wanted[preset], f"{preset} {name}", 1e-5)

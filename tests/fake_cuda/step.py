@@ -27,7 +27,6 @@ from tests.fake_cuda.record import Recorder, phase
 CONFIGURATION = "configs/benchmark.yaml"
 TWO_STACKS = {"encoder_layers": 11, "decoder_layers": 11}  # 1.3 B parameters, as that file says
 NUMBER = 2  # of the step whose batches are taken
-SENTINELS = 512  # what ul2's spans of rows of 2048 ask for
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ def benchmark(preset: str, overrides: Sequence[str] = ()) -> Settings:
     filled = config.fill_preset(raw)
     if len(ARCHITECTURES[filled["model"]["architecture"]].streams) > 1:
         filled["model"] |= TWO_STACKS
-    if preset == "ul2":
-        filled["data"]["sentinels"] = SENTINELS
     for override in overrides:
         config.set_path(filled, *config.parse_override(override))
     return config.resolve(filled)

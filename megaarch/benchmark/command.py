@@ -1,115 +1,23 @@
-"""The benchmarks' command line: reads arguments, runs one benchmark, writes its record and plot."""
+"""The benchmarks' command line: runs one benchmark, and writes its record and plot."""
 
 import argparse
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megaarch import catalogue, config
-from megaarch.attention import KERNELS
-from megaarch.benchmark import masks
-from megaarch.benchmark.peers import FAMILIES
-from megaarch.benchmark.record import record, write
+from megaarch import config
+from megaarch.benchmark.arguments import DTYPES, SIZE, parser
+from megaarch.benchmark.isolate import isolated
+from megaarch.benchmark.record import Event, Record
 from megaarch.config import ConfigError
 
-PRECISIONS = ("fp32", "bf16")
-# of the peers' models: 6.8 M parameters as a decoder
-SIZE = {
-    "hidden_size": 256,
-    "layers": 6,
-    "heads": 4,
-    "feed_forward_size": 688,
-    "vocabulary_size": 8192,
-    "rows": 8,
-    "length": 512,
-}
-PRESETS = [name for name in catalogue.PRESETS if name != "ul2"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def parser() -> argparse.ArgumentParser:
-    """All benchmarks, with their help."""
-    top = argparse.ArgumentParser(
-        prog="benchmark",
-        description="Throughput, each figure a median of alternating repetitions with its "
-        "quartiles, checked in the same run. Writes JSON and a plot into --output.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
-    attention = _command(commands, "attention", "Attention by mask type and kernel")
-    attention.add_argument("--masks", nargs="+", choices=masks.MASKS, default=[*masks.MASKS])
-    attention.add_argument("--kernels", nargs="+", choices=["auto", *KERNELS], default=["auto"])
-    attention.add_argument("--lengths", nargs="+", type=_positive, default=[1024])
-    attention.add_argument("--head-sizes", nargs="+", type=_positive, default=[64])
-    attention.add_argument("--heads", type=_positive, default=4)
-    attention.add_argument("--key-heads", type=_positive, default=None, help="default: heads")
-    attention.add_argument("--tokens", type=_positive, default=4096, help="of all rows together")
-    attention.add_argument("--dtype", choices=DTYPES, default="fp32")
-    _plans_arguments(commands)
-    _fused_arguments(commands)
-    _training_arguments(commands)
-    _peers_arguments(commands)
-    return top
-
-
-def _plans_arguments(commands: Any) -> None:
-    command = _command(commands, "plans", "What kernels' metadata take on the host")
-    command.add_argument("--masks", nargs="+", choices=masks.MASKS, default=[*masks.MASKS])
-    command.add_argument("--kernels", nargs="+", choices=["auto", *KERNELS], default=["auto"])
-    command.add_argument("--lengths", nargs="+", type=_positive, default=[2048, 8192])
-    command.add_argument("--rows", type=_positive, default=8)
-    command.add_argument(
-        "--plan-for", choices=["cpu", "cuda"], default="cuda", help="the device that would run them"
-    )
-
-
-def _fused_arguments(commands: Any) -> None:
-    command = _command(commands, "fused", "csrc/'s kernels against torch and torch.compile, GB/s")
-    command.add_argument("--tokens", type=_positive, default=1024, help="rows of each operation")
-    command.add_argument("--length", type=_positive, default=512, help="of a row of attention")
-    command.add_argument("--width", type=_positive, default=512)
-    command.add_argument("--vocabulary-size", type=_positive, default=8192)
-    command.add_argument("--masks", nargs="+", choices=masks.MASKS, default=["prefix_random"])
-    command.add_argument("--dtype", choices=DTYPES, default="fp32")
-
-
-def _training_arguments(commands: Any) -> None:
-    for name, summary in (
-        ("train", "Training end to end, preset by preset: tokens/s, MFU by exact FLOPs, memory"),
-        ("scaling", "The same on all processes of a layout; start it with torchrun or srun"),
-        ("data", "Rows a second of objective, converter and packing, against a GPU's demand"),
-    ):
-        command = _command(commands, name, summary)
-        command.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/tiny.yaml")
-        command.add_argument("--presets", nargs="+", choices=catalogue.PRESETS, default=PRESETS)
-        command.add_argument("--set", metavar="A.B=C", nargs="+", action="extend", default=[])
-
-
-def _peers_arguments(commands: Any) -> None:
-    command = _command(commands, "peers", "The same model in Hugging Face transformers, in turns")
-    command.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
-    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS])
-    for name, value in SIZE.items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=_positive, default=value)
-
-
-def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary)
-    command.add_argument("--output", type=Path, default=Path("benchmarks"), metavar="DIR")
-    command.add_argument("--repetitions", type=_positive, default=9)
-    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    command.add_argument("--threads", type=_positive, default=None, help="of the CPU")
-    command.add_argument("--seed", type=int, default=0)
-    return command
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+WRONG, MISTAKE, OUT_OF_TIME = 1, 2, 3  # exit codes
+Draw = Callable[[dict[str, Any], Path], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[options.command](options, _device(options.device))
     except (ConfigError, ValueError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
 
 
 def _device(wanted: str) -> torch.device:
@@ -146,11 +54,9 @@ def run_attention(options: argparse.Namespace, device: torch.device) -> int:
         for length in options.lengths
         for size in options.head_sizes
     ]
-    results = attention.run(
-        shapes, options.masks, options.kernels, device, options.repetitions, options.seed, _show
-    )
-    _finish("attention", options, results, plots.attention)
-    return 1 if any("wrong" in r for r in results) else 0
+    problem = (shapes, options.masks, options.kernels, device, options.repetitions, options.seed)
+    events = _events(attention.run, problem, options)
+    return _record("attention", options, events, attention.line, plots.attention)
 
 
 def run_plans(options: argparse.Namespace, device: torch.device) -> int:
@@ -166,39 +72,52 @@ def run_plans(options: argparse.Namespace, device: torch.device) -> int:
         options.seed,
         _show,
     )
-    draw = plots.bars("label", "built_ms", "processor time of a plan, ms")
-    _finish("plans", options, results, draw)
-    return 0
+    return _finish(
+        "plans", options, results, plots.bars("label", "built_ms", "processor time of a plan, ms")
+    )
 
 
 def run_fused(options: argparse.Namespace, device: torch.device) -> int:
     from megaarch.benchmark import fused, plots
 
     tokens, width, kind = options.tokens, options.width, DTYPES[options.dtype]
-    problems = [
-        fused.norm(tokens, width, kind, device),
-        fused.chunk(tokens, options.vocabulary_size, kind, device),
-        *(fused.gathered(m, tokens, options.length, width, kind, device) for m in options.masks),
-    ]
-    results = fused.run(problems, kind, device, options.repetitions, _show)
+    makers = {
+        "rms_norm": partial(fused.norm, tokens, width, kind, device),
+        "cross_entropy": partial(fused.chunk, tokens, options.vocabulary_size, kind, device),
+    }
+    for mask in options.masks:
+        sizes = (mask, tokens, options.length, width)
+        makers[f"rows, {mask}"] = partial(fused.gathered, *sizes, kind, device)
+    problem = (makers, kind, device, options.repetitions)
     draw = plots.bars("label", "gb_per_s", "forward and backward, GB/s of what must move")
-    _finish("fused", options, results, draw)
-    return 1 if any("wrong" in r for r in results) else 0
+    return _record("fused", options, _events(fused.run, problem, options), fused.line, draw)
 
 
 def run_train(options: argparse.Namespace, device: torch.device) -> int:
+    """`train` gives each preset a process of its own; `scaling` runs in those of its layout."""
     from megaarch.benchmark import plots, training
     from megaarch.parallel import launch
 
-    raw = _raw(options)
+    raw, deadline = _raw(options), _deadline(options)
     config.set_path(raw, "training.device", device.type)
-    main = launch.find()[1].rank == 0
-    results = training.run(raw, options.presets, options.repetitions, _show if main else _silent)
-    if main:
+    for preset in options.presets:  # mistakes are told before anything runs
+        training.resolve(raw, preset)
+    sizes = (options.repetitions, options.warm_up)
+    if options.command == "train":
+        events = (
+            event
+            for preset in options.presets
+            for event in isolated(training.run, (raw, [preset], *sizes), deadline)
+        )
+    else:
+        events = training.run(raw, options.presets, *sizes, {}, deadline)
+    if launch.find()[1].rank:
+        code = 1 if any("wrong" in (event.result or {}) for event in events) else 0
+    else:
         draw = plots.bars("preset", "utilization", "share of peak FLOP/s, exact FLOPs")
-        _finish(options.command, options, results, draw)
+        code = _record(options.command, options, events, training.line, draw)
     launch.leave()
-    return 0
+    return code
 
 
 def run_data(options: argparse.Namespace, device: torch.device) -> int:
@@ -206,8 +125,7 @@ def run_data(options: argparse.Namespace, device: torch.device) -> int:
 
     results = supply.run(_raw(options), options.presets, options.repetitions, device.type, _show)
     draw = plots.bars("preset", "supply_to_demand", "rows made by one worker / rows trained on")
-    _finish("data", options, results, draw)
-    return 0
+    return _finish("data", options, results, draw)
 
 
 def run_peers(options: argparse.Namespace, device: torch.device) -> int:
@@ -217,8 +135,15 @@ def run_peers(options: argparse.Namespace, device: torch.device) -> int:
     results = peers.run(
         options.families, size, options.precisions, device, options.repetitions, options.seed, _show
     )
-    _finish("peers", options, results, plots.bars("label", "ratio", "our tokens/s over theirs"))
-    return 0
+    return _finish(
+        "peers", options, results, plots.bars("label", "ratio", "our tokens/s over theirs")
+    )
+
+
+def run_tests(options: argparse.Namespace, device: torch.device) -> int:
+    from megaarch.benchmark import suite
+
+    return _record("tests", options, suite.run(options.paths, _deadline(options)), suite.line)
 
 
 def _raw(options: argparse.Namespace) -> config.Raw:
@@ -229,26 +154,81 @@ def _raw(options: argparse.Namespace) -> config.Raw:
     return raw
 
 
-def _silent(line: str) -> None:
-    pass
-
-
 def _show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _finish(
+def _deadline(options: argparse.Namespace) -> float | None:
+    return options.time_limit and time.time() + options.time_limit
+
+
+def _events(
+    benchmark: Callable[..., Iterator[Event]], problem: tuple, options: argparse.Namespace
+) -> Iterator[Event]:
+    deadline = _deadline(options)
+    if options.isolate:
+        return isolated(benchmark, problem, deadline)
+    return benchmark(*problem, {}, deadline)
+
+
+def _open(kind: str, options: argparse.Namespace) -> Record:
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return Record(kind, settings, options.output, options.name)
+
+
+def _record(
     kind: str,
     options: argparse.Namespace,
-    results: list[dict[str, Any]],
-    draw: Callable[[dict[str, Any], Path], None],
-) -> None:
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    found = record(kind, settings, results)
-    path = write(found, options.output)
-    print(path)
-    draw(found, path.with_suffix(".svg"))
-    print(path.with_suffix(".svg"))
+    events: Iterator[Event],
+    line: Callable[[dict[str, Any]], str],
+    draw: Draw | None = None,
+) -> int:
+    """Writes the events' results as they come; returns the exit code."""
+    record = _open(kind, options)
+    shown: dict[tuple, str] = {}
+    try:
+        for event in events:
+            record.take(event)
+            failed = event.result and ("wrong" in event.result or "skipped" in event.result)
+            if failed and event.key not in shown:
+                shown[event.key] = line(event.head | event.result)
+                _show(shown[event.key])
+    except BaseException as error:
+        if record.results:  # what there is, and why there is no more
+            record.content["failed"] = f"{type(error).__name__}: {error}"
+            record.write(complete=False)
+        raise
+    for key, result in record.results.items():
+        if line(result) != shown.get(key):
+            _show(line(result))
+    return _close(record, draw)
+
+
+def _finish(
+    kind: str, options: argparse.Namespace, results: list[dict[str, Any]], draw: Draw
+) -> int:
+    record = _open(kind, options)
+    record.extend(results)
+    return _close(record, draw)
+
+
+def _close(record: Record, draw: Draw | None) -> int:
+    found = record.write(complete=True)
+    print(record.path)
+    if draw is not None:
+        try:
+            draw(found, record.path.with_suffix(".svg"))
+            print(record.path.with_suffix(".svg"))
+        except ImportError as error:
+            _show(f"no plot: {error}")
+    kinds = {
+        word: sum(word in result for result in record.results.values())
+        for word in ("wrong", "skipped", "unfinished")
+    }
+    _show(
+        f"{len(record.results)} results: " + ", ".join(f"{n} {word}" for word, n in kinds.items())
+    )
+    return WRONG if kinds["wrong"] else OUT_OF_TIME if kinds["unfinished"] else 0
 
 
 COMMANDS = {
@@ -259,4 +239,5 @@ COMMANDS = {
     "scaling": run_train,
     "data": run_data,
     "peers": run_peers,
+    "tests": run_tests,
 }

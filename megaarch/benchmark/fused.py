@@ -5,7 +5,7 @@ really moves; so GB/s compare candidates, and ours with the memory's own rate. E
 the same operation in fp64 before it is timed; what is wrong gets no time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 
 from megaarch.attention import varlen
 from megaarch.benchmark import masks
-from megaarch.benchmark.timing import Clock, alternate
+from megaarch.benchmark.isolate import OUT_OF_TIME, expired, explain
+from megaarch.benchmark.record import Event
+from megaarch.benchmark.timing import Clock, Times, alternate
 from megaarch.kernels import cross_entropy, library
 from megaarch.kernels.rms_norm import rms_norm
 from megaarch.parallel.vocabulary import TorchChunk
@@ -123,39 +125,74 @@ def gathered(
 
 
 def run(
-    problems: Sequence[Problem],
+    makers: Mapping[str, Callable[[], Problem]],
     dtype: torch.dtype,
     device: torch.device,
     repetitions: int,
-    show: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """One record for each (problem, candidate). ValueError where the kernels are not built."""
+    lost: Mapping[tuple, str],
+    deadline: float | None,
+) -> Iterator[Event]:
+    """One result for each (problem, candidate). ValueError where the kernels are not built."""
     if reason := library.obstacle(device.type):
         raise ValueError(reason)
-    found = []
-    for problem in problems:
-        records = {name: {"label": f"{problem.name}, {name}"} for name in problem.candidates}
-        right = {}
-        for name, (forward, backward) in problem.candidates.items():
-            out = forward()
-            error = _off((*out, *backward(out)), problem.wanted)
-            records[name] |= {"problem": problem.name, "candidate": name, "error": error}
-            if error < TOLERANCE[dtype]:
-                right[name] = _timed(forward, backward)
+    for name, make in makers.items():
+        whole = Event({"label": f"{name}, inputs", "problem": name, "candidate": "inputs"})
+        yield whole
+        if left_out := _left_out(whole, lost, deadline):
+            yield whole._replace(result=left_out)
+            continue
+        try:
+            problem, right = make(), {}
+        except RuntimeError as error:  # no memory, no kernel of torch
+            yield whole._replace(result={"wrong": f"failed with {explain(error)}"})
+            continue
+        for candidate in problem.candidates:
+            label = f"{name}, {candidate}"
+            event = Event({"label": label, "problem": name, "candidate": candidate})
+            yield event
+            result = _left_out(event, lost, deadline) or _check(problem, candidate, dtype)
+            if "error" in result and "wrong" not in result:
+                right[candidate] = event._replace(result=result)
             else:
-                records[name]["wrong"] = f"off by {error:.2g} of a norm"
-        times = alternate([*right.values()], device, repetitions) if right else []
-        for name, stages in zip(right, times, strict=True):
-            for direction, time, nbytes in zip(("forward", "backward"), stages, problem.nbytes):
-                rate = nbytes / time.median / 1e9
-                records[name][direction] = time.record() | {"gb_per_s": rate}
-            total = sum(time.median for time in stages)
-            records[name]["gb_per_s"] = sum(problem.nbytes) / total / 1e9
-        found.extend(records.values())
-        for record in records.values():
-            rate = record.get("gb_per_s")
-            show(f"{record['label']:<36}{record.get('wrong') or f'{rate:>9,.1f} GB/s'}")
-    return found
+                yield event._replace(result=result)
+        timed = [_timed(*problem.candidates[name]) for name in right]
+        times = alternate(timed, device, repetitions) if timed else []
+        for event, stages in zip(right.values(), times, strict=True):
+            yield event._replace(result=event.result | _rates(stages, problem))
+
+
+def _rates(stages: Sequence[Times], problem: Problem) -> dict[str, Any]:
+    found = {}
+    for direction, time, nbytes in zip(("forward", "backward"), stages, problem.nbytes):
+        found[direction] = time.record() | {"gb_per_s": nbytes / time.median / 1e9}
+    total = sum(time.median for time in stages)
+    return found | {"gb_per_s": sum(problem.nbytes) / total / 1e9}
+
+
+def _left_out(
+    event: Event, lost: Mapping[tuple, str], deadline: float | None
+) -> dict[str, Any] | None:
+    if event.key in lost:
+        return {"wrong": lost[event.key]}
+    return {"unfinished": OUT_OF_TIME} if expired(deadline) else None
+
+
+def _check(problem: Problem, name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """A candidate's distance from fp64 (`error`), and what is wrong with it."""
+    forward, backward = problem.candidates[name]
+    try:
+        out = forward()
+        error = _off((*out, *backward(out)), problem.wanted)
+    except Exception as fault:  # a candidate that fails costs its own figures and no other's
+        return {"wrong": f"failed with {explain(fault)}"}
+    wrong = {} if error < TOLERANCE[dtype] else {"wrong": f"off by {error:.2g} of a norm"}
+    return {"error": error} | wrong
+
+
+def line(r: dict[str, Any]) -> str:
+    """A result for people."""
+    reason = r.get("wrong") or r.get("unfinished")
+    return f"{r['label']:<36}{reason or format(r['gb_per_s'], '>9,.1f') + ' GB/s'}"
 
 
 def _off(found: Tensors, wanted: Tensors) -> float:

@@ -3,6 +3,7 @@
 Legend: n tokens of a row, p prefix, c context.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -65,9 +66,16 @@ MASKS: dict[str, Draw] = {
     "two_stream": two_stream,
     "turns": turns,
 }
+DRAWN = ("prefix_random", "packed_causal", "packed_prefix", "turns")  # other lengths in each batch
 
 
 def draw(name: str, rows: int, n: int, rng: np.random.Generator) -> Parts:
     """The parts of a batch: every row draws its own."""
     queries = n // 4 if name == "cross" else n
     return Parts.of([MASKS[name](n, rng) for _ in range(rows)], queries, n)
+
+
+def batch(name: str, rows: int, n: int, seed: int, number: int) -> Parts:
+    """Batch `number` of a mask: the same for every kernel and in every run."""
+    key = (seed, zlib.crc32(name.encode()), n, number)
+    return draw(name, rows, n, np.random.default_rng(key))

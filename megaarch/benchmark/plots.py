@@ -1,14 +1,17 @@
-"""The plots of the benchmarks' records: medians as points, quartiles as bars."""
+"""The plots of the benchmarks' records: medians as bars, quartiles as whiskers.
+
+matplotlib is imported when one is drawn: a machine that only measures may lack it.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-
 
 def attention(found: dict[str, Any], path: Path) -> None:
-    """TFLOP/s by mask, one panel a stage, one colour a kernel and size."""
+    """TFLOP/s by mask, one panel a stage, one colour a kernel and size. A dash: the same batch again."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     results = [r for r in found["results"] if "forward" in r]
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
@@ -24,6 +27,9 @@ def attention(found: dict[str, Any], path: Path) -> None:
             spread = zip(*(_spread(r[stage]) for r in chosen), strict=True)
             spread = [list(side) for side in spread]
             panel.bar(at, height, width, yerr=spread, label=label, error_kw={"linewidth": 0.8})
+            again = [(x, r["warm"][stage]["tflops"]) for x, r in zip(at, chosen) if "warm" in r]
+            if again:
+                panel.scatter(*zip(*again, strict=True), marker="_", color="black", zorder=3)
         panel.set_ylabel(f"{stage}, TFLOP/s")
         panel.spines[["top", "right"]].set_visible(False)
     if names:
@@ -36,10 +42,8 @@ def attention(found: dict[str, Any], path: Path) -> None:
 
 def _spread(stage: dict[str, float]) -> tuple[float, float]:
     """How far the quartiles' TFLOP/s lie below and above the median's."""
-    tflops, median = stage["tflops"], stage["median_ms"]
-    below = 1 - median / stage["upper_quartile_ms"]
-    above = median / stage["lower_quartile_ms"] - 1
-    return tflops * max(below, 0.0), tflops * max(above, 0.0)  # equal ones differ by rounding
+    middle = stage["tflops"]
+    return middle - stage["tflops_lower_quartile"], stage["tflops_upper_quartile"] - middle
 
 
 def _series(r: dict[str, Any]) -> str:
@@ -50,6 +54,8 @@ def bars(label: str, figure_of: str, unit: str):
     """A drawing of one figure a result: `label` names the result, `figure_of` its value."""
 
     def draw(found: dict[str, Any], path: Path) -> None:
+        from matplotlib.figure import Figure
+
         results = [r for r in found["results"] if figure_of in r]
         figure = Figure(figsize=(8, 4), layout="constrained")
         panel = figure.subplots()
@@ -63,7 +69,7 @@ def bars(label: str, figure_of: str, unit: str):
     return draw
 
 
-def _caption(figure: Figure, found: dict[str, Any]) -> None:
+def _caption(figure: Any, found: dict[str, Any]) -> None:
     hardware, versions = found["hardware"], found["versions"]
     threads = hardware["threads"]
     device = hardware["gpu"] or f"{hardware['cpu']}, {threads} thread{'s' * (threads > 1)}"

@@ -3,11 +3,12 @@
 import json
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,10 +26,61 @@ PACKAGES = (
 PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 
 
-def record(kind: str, settings: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole record of one run."""
+class Event(NamedTuple):
+    """What benchmarks, as generators, tell. head: what a result is of. result: its figures, or why
+    there are none (`wrong`, `skipped`, `unfinished`); None: it begins."""
+
+    head: dict[str, Any]
+    result: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple:
+        return tuple(self.head.values())
+
+
+EVERY = 1.0  # seconds between one writing and the next
+
+
+class Record:
+    """A benchmark's record on disk, whole at every moment: written aside and renamed as results come,
+    so that a run which is killed leaves what it has. `complete` is true once it has ended by itself.
+    """
+
+    def __init__(self, kind: str, settings: dict[str, Any], directory: Path, name: str | None):
+        """name: in the file's name, instead of the kind."""
+        self.content = describe(kind, settings)
+        self.directory, self.name = directory, name or kind
+        self.results: dict[tuple, dict[str, Any]] = {}
+        self.path: Path | None = None
+        self.written, self.changed = float("-inf"), False
+
+    def take(self, event: Event) -> None:
+        """Adds an event's result, or replaces the one of the same head."""
+        if event.result is not None:
+            self.results[event.key] = event.head | event.result
+            self.changed = True
+        if self.changed and time.monotonic() - self.written > EVERY:
+            self.write(complete=False)
+
+    def extend(self, results: list[dict[str, Any]]) -> None:
+        """Adds results that come all at once."""
+        self.results |= {(len(self.results), n): r for n, r in enumerate(results)}
+
+    def write(self, complete: bool) -> dict[str, Any]:
+        """Writes what there is; returns it."""
+        self.path = self.path or _claim(self.content, self.name, self.directory)
+        found = self.content | {"complete": complete, "results": [*self.results.values()]}
+        aside = self.path.with_suffix(".part")
+        aside.write_text(json.dumps(found, indent=1) + "\n")
+        aside.replace(self.path)
+        self.written, self.changed = time.monotonic(), False
+        return found
+
+
+def describe(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """On what, with what and by which command a benchmark runs."""
     found = environment()
-    found["hardware"]["threads"] = torch.get_num_threads()
+    found["hardware"] |= {"threads": torch.get_num_threads()} | _gpu()
     if torch.cuda.is_available():
         found["versions"] |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     for package in PACKAGES:
@@ -43,22 +95,33 @@ def record(kind: str, settings: dict[str, Any], results: list[dict[str, Any]]) -
         "system": platform.platform(),
         **found,
         "settings": settings,
-        "results": results,
     }
 
 
-def write(found: dict[str, Any], directory: Path) -> Path:
-    """Writes a record as JSON, under its kind, device and date; never over another one."""
+def _gpu() -> dict[str, Any]:
+    """Driver, power limit (W) and largest clock (MHz) of the GPU in use, where nvidia-smi tells."""
+    if not torch.cuda.is_available():
+        return {}
+    names = ("driver", "power_limit_w", "largest_clock_mhz")
+    asked = "driver_version,power.limit,clocks.max.sm"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return dict(zip(names, done.stdout.strip().split(", "), strict=True))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {"driver": None}
+
+
+def _claim(found: dict[str, Any], name: str, directory: Path) -> Path:
+    """A new file named by date, benchmark and device; never another record's."""
     directory.mkdir(parents=True, exist_ok=True)
     device = (found["hardware"]["gpu"] or "cpu").lower().replace(" ", "-")
-    stem = f"{found['date']}-{found['benchmark']}-{device}"
+    stem = f"{found['date']}-{name}-{device}"
     number = 1
     while True:
         path = directory / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         try:
-            with path.open("x") as file:
-                json.dump(found, file, indent=1)
-                file.write("\n")
+            path.open("x").close()
             return path
         except FileExistsError:
             number += 1

@@ -25,27 +25,34 @@ class Times:
         return float(np.median(self.seconds))
 
     def record(self) -> dict[str, float | int]:
-        """Median and quartiles in milliseconds."""
-        low, middle, high = np.quantile(self.seconds, (0.25, 0.5, 0.75)).tolist()
-        names = ("median_ms", "lower_quartile_ms", "upper_quartile_ms")
-        figures = {n: round(1e3 * x, 6) for n, x in zip(names, (middle, low, high), strict=True)}
-        return figures | {"repetitions": len(self.seconds)}
+        return quartiles(self.seconds)
+
+
+def quartiles(seconds: Sequence[float]) -> dict[str, float | int]:
+    """Median and quartiles in milliseconds."""
+    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+    names = ("median_ms", "lower_quartile_ms", "upper_quartile_ms")
+    figures = {n: round(1e3 * x, 6) for n, x in zip(names, (middle, low, high), strict=True)}
+    return figures | {"repetitions": len(seconds)}
 
 
 class Clock:
-    """Marks moments on a device. On CUDA they are events: `marks` waits for the device once."""
+    """Marks moments on a device. On CUDA they are events: `intervals` waits for the device once.
 
-    def __init__(self, device: torch.device):
+    flush: on CUDA, whether `start` empties the cache.
+    """
+
+    def __init__(self, device: torch.device, flush: bool = True):
         self.cuda = device.type == "cuda"
         self.moments: list = []
         self.waste = None
-        if self.cuda:
+        if self.cuda and flush:
             self.waste = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def start(self) -> None:
         """Forgets earlier moments and marks one."""
         self.moments = []
-        if self.cuda:
+        if self.waste is not None:
             self.waste.zero_()
         self.mark()
 

@@ -22,7 +22,7 @@ SIZE = {
     "rows": 8,
     "length": 512,
 }
-TESTS = ("tests/attention/test_cuda.py", "tests/kernels/test_cuda.py")
+TESTS = ("tests/kernels/test_cuda.py", "tests/attention/test_cuda.py")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -56,7 +56,7 @@ def run_attention(options: argparse.Namespace, device: torch.device) -> int:
     ]
     problem = (shapes, options.masks, options.kernels, device, options.repetitions, options.seed)
     events = _events(attention.run, problem, options)
-    return _record("attention", options, events, attention.line, plots.attention)
+    return _record("attention", options, events, attention.line, plots.attention, repeats=True)
 
 
 def run_plans(options: argparse.Namespace, device: torch.device) -> int:
@@ -182,15 +182,17 @@ def _record(
     events: Iterator[Event],
     line: Callable[[dict[str, Any]], str],
     draw: Draw | None = None,
+    repeats: bool = False,
 ) -> int:
-    """Writes the events' results as they come; returns the exit code."""
+    """Writes the events' results as they come; returns the exit code. repeats: figures of a head come
+    more than once, and are shown at the end."""
     record = _open(kind, options)
     shown: dict[tuple, str] = {}
     try:
         for event in events:
             record.take(event)
-            failed = event.result and ("wrong" in event.result or "skipped" in event.result)
-            if failed and event.key not in shown:
+            final = event.result and not (repeats and "forward" in event.result)
+            if final and event.key not in shown:
                 shown[event.key] = line(event.head | event.result)
                 _show(shown[event.key])
     except BaseException as error:
@@ -221,14 +223,13 @@ def _close(record: Record, draw: Draw | None) -> int:
             print(record.path.with_suffix(".svg"))
         except ImportError as error:
             _show(f"no plot: {error}")
-    kinds = {
+    count = {
         word: sum(word in result for result in record.results.values())
         for word in ("wrong", "skipped", "unfinished")
     }
-    _show(
-        f"{len(record.results)} results: " + ", ".join(f"{n} {word}" for word, n in kinds.items())
-    )
-    return WRONG if kinds["wrong"] else OUT_OF_TIME if kinds["unfinished"] else 0
+    good = len(record.results) - sum(count.values())
+    _show(", ".join(f"{n} {word}" for word, n in ({"good": good} | count).items()))
+    return WRONG if count["wrong"] else OUT_OF_TIME if count["unfinished"] else 0
 
 
 COMMANDS = {

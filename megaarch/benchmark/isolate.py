@@ -14,6 +14,7 @@ import torch
 
 from megaarch.benchmark.record import Event
 
+START = 120.0  # seconds in which a process must have begun with something
 GRACE = 20.0  # seconds past the deadline, in which a benchmark ends by itself
 OUT_OF_TIME = "out of time"
 
@@ -85,9 +86,10 @@ def _stream(
     process = context.Process(target=_serve, args=(sender, threads, benchmark, arguments))
     process.start()
     sender.close()
+    begun = False
     try:
         while True:
-            limit = patience
+            limit = patience if begun else max(patience, START)
             if deadline is not None:
                 limit = max(0.0, min(limit, deadline + GRACE - time.time()))
             if not wait([receiver], limit):
@@ -102,7 +104,9 @@ def _stream(
             if error is not None:
                 raise error
             if event is None:
+                process.join(GRACE)
                 return
+            begun = True
             yield event
     finally:
         process.kill()

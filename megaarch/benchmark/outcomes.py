@@ -38,19 +38,25 @@ class Outcomes:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list) -> None:
         done = [item for item in items if item.nodeid in self.known]
         items[:] = [item for item in items if item.nodeid not in self.known]
+        # all cases of a `kernel` together, in the order of the kernels: one that crashes at each case
+        # takes the time of those behind it alone
+        kernels = list(dict.fromkeys([None, *map(_kernel, items)]))
+        items.sort(key=lambda item: kernels.index(_kernel(item)))
         config.hook.pytest_deselected(items=done)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.write(report.nodeid, "failed", reason=_reason(report), seconds=0.0)
+            self.write(report.nodeid, "failed", reason=_reason(report), details=_details(report))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.write(nodeid, None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            reason = {} if report.passed else {"reason": _reason(report)}
-            self.write(report.nodeid, report.outcome, seconds=round(report.duration, 3), **reason)
+            more = {} if report.passed else {"reason": _reason(report)}
+            if report.failed:
+                more["details"] = _details(report)
+            self.write(report.nodeid, report.outcome, seconds=round(report.duration, 3), **more)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -58,6 +64,11 @@ class Outcomes:
                 torch.cuda.synchronize()
             except RuntimeError as error:
                 pytest.exit(f"the GPU takes no more work after {nodeid}: {error}", LOST)
+
+
+def _kernel(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("kernel") if callspec else None
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
@@ -68,6 +79,11 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     text = crash.message if crash else str(report.longrepr)
     lines = [part.removeprefix("E").strip() for part in text.strip().splitlines() if part.strip()]
     return (lines[0] if crash else lines[-1])[:500] if lines else ""
+
+
+def _details(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The end of the traceback."""
+    return report.longreprtext[-2000:]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

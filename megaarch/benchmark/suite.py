@@ -2,7 +2,6 @@
 loses the GPU is reported, and a new process goes on with the rest.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from megaarch.benchmark import outcomes
-from megaarch.benchmark.isolate import OUT_OF_TIME, expired
+from megaarch.benchmark.isolate import OUT_OF_TIME, START, expired
 from megaarch.benchmark.record import Event
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +25,14 @@ def run(paths: list[str], deadline: float | None, patience: float = 180.0) -> It
     with TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes"
         while True:
-            process = subprocess.Popen(_command(paths, file), cwd=ROOT, start_new_session=True)
+            process = subprocess.Popen(_command(paths, file), cwd=ROOT)
             try:
                 yield from _follow(process, file, deadline, patience)
             finally:
-                _kill(process)
+                process.kill()
+                process.wait()
+            if process.returncode in ENDS:
+                return
             found = outcomes.read(file)
             begun = [test for test, entry in found.items() if entry["outcome"] is None]
             if expired(deadline):
@@ -41,14 +43,13 @@ def run(paths: list[str], deadline: float | None, patience: float = 180.0) -> It
                 reason = f"its process {_ending(process.returncode, patience)}"
                 outcomes.Outcomes(file).write(test, "failed", reason=reason)
                 yield _event(outcomes.read(file)[test])
-            if process.returncode in ENDS:
-                return
             if not begun and process.returncode != outcomes.LOST:
                 raise ValueError(f"pytest ended with code {process.returncode}; see above")
 
 
 def _command(paths: list[str], file: Path) -> list[str]:
-    plain = ["-o", "addopts=", "-q", "-p", "no:cacheprovider"]  # none of the plugins of pytest.ini
+    # none of the plugins that pytest.ini asks for, which may not be there
+    plain = ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:terminal"]
     plain += ["--continue-on-collection-errors"]
     plugin = ["-p", "megaarch.benchmark.outcomes", "--outcomes", str(file)]
     return [sys.executable, "-m", "pytest", *plain, *plugin, *paths]
@@ -65,18 +66,12 @@ def _follow(
         for test, entry in outcomes.read(file).items():
             if test not in told or told[test] != entry["outcome"]:
                 told[test], moved = entry["outcome"], time.monotonic()
-            else:
-                continue
-            yield _event(entry)
-        if ended or expired(deadline) or time.monotonic() - moved > patience:
+                yield _event(entry)
+        runs = None in told.values()  # else it imports, collects or ends
+        limit = patience if runs else max(patience, START)
+        if ended or expired(deadline) or time.monotonic() - moved > limit:
             return
         time.sleep(0.2)
-
-
-def _kill(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _ending(code: int, patience: float) -> str:

@@ -13,7 +13,9 @@ from tests.attention.cases import CASES, prefix, spans
 from tests.attention.test_attend import tensors, unread
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA")
-FAST = [name for name in KERNELS if name != "reference"]
+# A kernel that crashes costs the run a process a case: what is least proven comes last.
+UNPROVEN = ("cudnn_ragged", "cudnn_flex", "flash4", "flex_flash")
+FAST = [*(name for name in KERNELS if name not in ("reference", "cpu", *UNPROVEN)), *UNPROVEN]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a norm
 LONG = {
     "prefix of each row": [prefix(p, 1000) for p in (0, 1, 130, 999, 1000)],
@@ -33,11 +35,17 @@ def run(kernel, parts, q, k, v, grad, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.cuda())]
 
 
+def skip_if_refused(kernel, q, k, parts, bias=None):
+    """A documented limit of a kernel is no failure: it is why the case was skipped."""
+    try:
+        choose(kernel, q.cuda().requires_grad_(), k.cuda().requires_grad_(), parts, bias)
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+
+
 def assert_close(kernel, parts, q, k, v, grad, **options):
     """Against the reference on the same inputs, or skipped with the kernel's own reason."""
-    obstacle = KERNELS[kernel].cannot_run(q.cuda(), k.cuda(), parts, options.get("bias"))
-    if obstacle:
-        pytest.skip(f"{kernel}: {obstacle}")
+    skip_if_refused(kernel, q, k, parts)
     wide = (x.double() for x in (q, k, v, grad))
     expected = run("reference", parts, *wide, **options)
     found = run(kernel, parts, q, k, v, grad, **options)
@@ -88,6 +96,8 @@ def test_relative_bias_and_the_gradient_of_its_table(kernel):
     parts = Parts.of([prefix(p, 200) for p in (0, 33, 200)], 200, 200)
     q, k, v, grad = tensors(parts, 4, 4, 64, torch.bfloat16)
     positions = torch.arange(200).expand(3, -1)[..., None].cuda()
+    bias = RelativeBias(torch.zeros(32, 4).cuda(), True, 64)
+    skip_if_refused(kernel, q, k, parts, bias)
     found = {}
     for name in ("reference", kernel):
         table = torch.linspace(-1, 1, 32).repeat(4, 1).t().contiguous().cuda().requires_grad_()

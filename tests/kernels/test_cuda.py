@@ -12,7 +12,7 @@ from megaarch.attention.rows import Ranges
 from megaarch.kernels import library, rows
 from megaarch.kernels.rms_norm import rms_norm
 from tests.attention.test_attend import tensors
-from tests.attention.test_cuda import LONG
+from tests.attention.test_cuda import LONG, skip_if_refused
 from tests.kernels.problems import (
     TOLERANCE,
     draw,
@@ -100,6 +100,7 @@ def test_attention_by_segments(name):
     """torch's variable-length kernel, rows moved either way; nothing waits for the device."""
     shapes = Parts.of(LONG[name], 1000, 1000)
     q, k, v, grad = (x.cuda() for x in tensors(shapes, 4, 2, 64, torch.bfloat16))
+    skip_if_refused("torch_varlen", q, k, shapes)
     found = {}
     for fused in (False, True, False, True):
         parts = Parts.of(LONG[name], 1000, 1000)  # whose indices the device has not seen

@@ -20,7 +20,7 @@ from megaarch.benchmark.record import Event
 from megaarch.benchmark.timing import Clock, Times, alternate
 from megaarch.kernels import cross_entropy, library
 from megaarch.kernels.rms_norm import rms_norm
-from megaarch.parallel.vocabulary import TorchChunk
+from megaarch.model.loss import torch_slope
 
 EPSILON = 1e-6
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a norm
@@ -30,7 +30,7 @@ Tensors = Sequence[torch.Tensor]
 @dataclass(frozen=True)
 class Problem:
     """forward(*inputs) -> outputs, backward(outputs) -> gradients, by candidate; what they must
-    give, in fp64; bytes of each direction."""
+    give, in fp64; bytes of each direction, 0 where nothing runs."""
 
     name: str
     candidates: dict[str, tuple[Callable[[], Tensors], Callable[[Tensors], Tensors]]]
@@ -66,29 +66,21 @@ def norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Pro
 
 
 def chunk(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Problem:
-    """The cross-entropy of a chunk of logits [rows, columns]."""
+    """The cross-entropy of a chunk of logits [rows, columns]: its losses, and the slope that the
+    backward pass multiplies. Logits are read and the slope is written in the forward pass."""
     logits = torch.randn(rows, columns, device=device, dtype=dtype)
     target = torch.randint(0, columns, (rows,), device=device)
-    ones = torch.ones(rows, device=device)
 
-    def pair(figures, gradient, logits=logits, ones=ones):
-        return (
-            lambda: (figures(logits, None, target, None, columns),),
-            lambda out: (gradient(logits, None, target, out[0][0], ones, ones, columns),),
-        )
+    def pair(slope, logits=logits):
+        return lambda: slope(logits, None, target, None, columns), lambda out: ()
 
-    compiled = (torch.compile(TorchChunk.figures), torch.compile(TorchChunk.gradient))
     candidates = {
-        "torch": pair(TorchChunk.figures, TorchChunk.gradient),
-        "compile": pair(*compiled),
-        "fused": pair(cross_entropy.figures, cross_entropy.gradient),
+        "torch": pair(torch_slope),
+        "compile": pair(torch.compile(torch_slope)),
+        "fused": pair(cross_entropy.slope),
     }
-    forward, backward = pair(
-        TorchChunk.figures, TorchChunk.gradient, logits.double(), ones.double()
-    )
-    out = forward()
-    wanted = (*out, *backward(out))
-    return Problem("cross_entropy", candidates, wanted, (logits.nbytes, 2 * logits.nbytes))
+    forward, _ = pair(torch_slope, logits.double())
+    return Problem("cross_entropy", candidates, forward(), (2 * logits.nbytes, 0))
 
 
 def gathered(
@@ -164,8 +156,9 @@ def run(
 def _rates(stages: Sequence[Times], problem: Problem) -> dict[str, Any]:
     found = {}
     for direction, time, nbytes in zip(("forward", "backward"), stages, problem.nbytes):
-        found[direction] = time.record() | {"gb_per_s": nbytes / time.median / 1e9}
-    total = sum(time.median for time in stages)
+        if nbytes:
+            found[direction] = time.record() | {"gb_per_s": nbytes / time.median / 1e9}
+    total = sum(time.median for time, nbytes in zip(stages, problem.nbytes) if nbytes)
     return found | {"gb_per_s": sum(problem.nbytes) / total / 1e9}
 
 

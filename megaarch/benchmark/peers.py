@@ -128,15 +128,16 @@ def batches(
 
 
 class Side:
-    """One of the two: a model with its optimizer. `loss` takes its half of a batch."""
+    """One of the two: a model with its optimizer. `loss` takes its half of a batch. autocast: in
+    bf16, for a model that does not cast by itself."""
 
-    def __init__(self, model: torch.nn.Module, loss: Callable[[Any], torch.Tensor], half: bool):
-        self.model, self.loss, self.half = model, loss, half
+    def __init__(self, model: torch.nn.Module, loss: Callable[[Any], torch.Tensor], autocast: bool):
+        self.model, self.loss, self.autocast = model, loss, autocast
         self.optimizer = optimizer.build(model, Training(learning_rate=1e-3))
         self.device = next(model.parameters()).device
 
     def step(self, batch: Any) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -164,8 +165,9 @@ def pair(
         return their_model(**arguments).loss
 
     our_model.to(device).train()
+    our_model.compute_dtype = torch.bfloat16 if half else None
     their_model.to(device).train()
-    return Side(our_model, our_loss, half), Side(their_model, their_loss, half)
+    return Side(our_model, our_loss, False), Side(their_model, their_loss, half)
 
 
 def run(

@@ -1,12 +1,12 @@
 """A study planned and dry-run cell by cell: one record, and the tables of docs/planning.md.
 
-    python -m megaarch.planner.at_scale benchmarks/2026-11-27-scale.json
+    python -m megaarch.planner.at_scale benchmarks/2026-11-28-scale.json
 
 prints the tables of a record. With `--study STUDY --gpus N --gpu NAME --sizes 70b 175b` it makes the
 record first: every cell planned, and those of the named sizes dry-run, each by the command that a
 person would give, in a process of its own. A record that was left half made is continued. With
-`--recount` it counts memory and time of the recorded layouts again, as the planner does today; the
-layouts and the dry runs stay.
+`--recount` it counts memory and time of the recorded layouts again, as the planner does today, and
+dry-runs those of the named sizes again; the layouts stay.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megaarch import config
 from megaarch.planner import show
 from megaarch.planner.cells import cells
+from megaarch.planner.dry_run import dry_run, fullest, planned
 from megaarch.planner.hardware import gpu
 from megaarch.planner.memory import step_memory
 from megaarch.planner.search import plan
@@ -29,6 +31,7 @@ from megaarch.study.environment import commit, environment
 from megaarch.told import told
 
 Record = dict[str, Any]
+RECOUNT = "python -m megaarch.planner.at_scale RECORD --recount --study STUDY --sizes SIZE ..."
 
 
 def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record:
@@ -62,15 +65,24 @@ def layouts(record: Record, study: str) -> dict[str, Settings]:
     return found
 
 
-def recount(path: Path, study: str, gpus: int, kind: str) -> Record:
-    """The record with memory and time of its layouts as they are counted today."""
+def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] = ()) -> Record:
+    """The record with memory and time of its layouts as they are counted today, and with the dry
+    runs of these sizes made anew."""
     record = json.loads(path.read_text())
-    cluster = Cluster(gpu(kind))
+    cluster, chosen = Cluster(gpu(kind)), layouts(record, study)
     record["plans"] = [
         show.record(name, plan(settings, gpus, cluster, step_memory(settings)))
-        for name, settings in layouts(record, study).items()
+        for name, settings in chosen.items()
     ]
     record["recounted"] = commit()
+    for found in record["dry_runs"]:
+        if found["cell"].rpartition("/")[2] in sizes:
+            settings = chosen[found["cell"]]
+            rank = fullest(settings)
+            ran = dry_run(settings, rank)
+            again = show.dry_record(found["cell"], settings, ran, planned(settings, rank))
+            found |= {"command": RECOUNT, "commit": commit(), **again}
+        _write(path, record)
     _write(path, record)
     return record
 
@@ -138,7 +150,8 @@ def main() -> int:
         if options.recount and not options.study:
             raise ValueError("--recount: of which study? give --study")
         if options.recount:
-            record = recount(options.record, options.study, int(options.gpus), options.gpu)
+            cluster = int(options.gpus), options.gpu
+            record = recount(options.record, options.study, *cluster, options.sizes)
         elif options.study:
             cluster = ["--gpus", options.gpus, "--gpu", options.gpu]
             record = make(options.record, options.study, cluster, options.sizes)

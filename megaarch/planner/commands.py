@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 Adder = Callable[..., argparse.ArgumentParser]
 
@@ -75,17 +74,13 @@ def run_dry_run(options: argparse.Namespace, raw: dict) -> int:
     from megaarch.planner import show
     from megaarch.planner.cells import chosen
     from megaarch.planner.dry_run import dry_run, fullest, planned
-    from megaarch.planner.search import layout
 
     settings = chosen(raw, options.cell, _cluster_of(options), options.gpus)
     rank = fullest(settings) if options.rank is None else options.rank
     expected = planned(settings, rank)
     found = dry_run(settings, rank)
     if options.json:
-        named = {"cell": options.cell, "layout": layout(settings)}
-        print(
-            json.dumps(named | asdict(found) | {"peak": found.peak, "planned": expected}, indent=1)
-        )
+        print(json.dumps(show.dry_record(options.cell, settings, found, expected), indent=1))
     else:
         print(show.dry(found, expected))
     return 0

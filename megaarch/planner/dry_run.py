@@ -22,6 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megaarch.attention import sdpa, sdpa_plan
 from megaarch.data.batch import Batch
+from megaarch.model import loss
 from megaarch.parallel import gradients
 from megaarch.parallel.build import place
 from megaarch.parallel.mesh import AXES, Grid, check
@@ -190,20 +191,16 @@ def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
 @contextmanager
 def _as_accelerator() -> Iterator[None]:
     """Fake tensors lie on the CPU: attention is planned, and computes in half precision, as on an
-    accelerator, and a norm is one kernel that keeps its input."""
-    before = sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm
-
-    def asked(q: torch.Tensor) -> torch.dtype:
-        auto = q.dtype == torch.float32 and torch.is_autocast_enabled(q.device.type)
-        return torch.get_autocast_dtype(q.device.type) if auto else q.dtype
-
+    accelerator, the loss takes its chunks, and a norm is one kernel that keeps its input."""
+    before = sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm, loss.limits_of
     sdpa_plan.Costs.of = staticmethod(lambda device_type: sdpa_plan.ACCELERATOR)
-    sdpa.compute_dtype = asked
+    sdpa.compute_dtype = lambda q: q.dtype
     F.rms_norm = lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)
+    loss.limits_of = lambda device_type: loss.ACCELERATOR
     try:
         yield
     finally:
-        sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm = before
+        sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm, loss.limits_of = before
 
 
 class _Norm(torch.autograd.Function):

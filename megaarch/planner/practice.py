@@ -9,6 +9,9 @@ turns queries and keys as complex fp32 numbers.
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
+
+from megaarch.parallel import compile
 from megaarch.settings import Settings
 
 
@@ -106,5 +109,6 @@ OURS = Practice()
 
 
 def ours(settings: Settings) -> Practice:
-    """This project's, as these settings run it."""
-    return replace(OURS, traffic=COMPILED) if settings.training.compile else OURS
+    """This project's, as these settings run it on a GPU."""
+    compiled = compile.wanted(settings, torch.device("cuda"))
+    return replace(OURS, traffic=COMPILED) if compiled else OURS

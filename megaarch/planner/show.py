@@ -5,6 +5,7 @@ from typing import Any
 
 from megaarch.planner.dry_run import DryRun
 from megaarch.planner.search import Plan, layout
+from megaarch.settings import Settings
 
 SET = (
     "tensor_parallel",
@@ -86,6 +87,12 @@ def details(plan: Plan) -> str:
             f"--set {flags}",
         )
     )
+
+
+def dry_record(cell: str | None, settings: Settings, found: DryRun, planned: float) -> dict:
+    """What `dry-run --json` prints. Bytes."""
+    named = {"cell": cell, "layout": layout(settings)}
+    return named | asdict(found) | {"peak": found.peak, "planned": planned}
 
 
 def dry(found: DryRun, planned: float) -> str:

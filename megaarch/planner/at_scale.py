@@ -11,10 +11,13 @@ dry-runs those of the named sizes again; the layouts stay.
 
 import argparse
 import json
+import multiprocessing
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +78,21 @@ def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] =
         for name, settings in chosen.items()
     ]
     record["recounted"] = commit()
-    for found in record["dry_runs"]:
-        if found["cell"].rpartition("/")[2] in sizes:
-            settings = chosen[found["cell"]]
-            rank = fullest(settings)
-            ran = dry_run(settings, rank)
-            again = show.dry_record(found["cell"], settings, ran, planned(settings, rank))
-            found |= {"command": RECOUNT, "commit": commit(), **again}
-        _write(path, record)
+    asked = [run for run in record["dry_runs"] if run["cell"].rpartition("/")[2] in sizes]
+    # each in a process of its own: torch keeps what it knows of a process group's name
+    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
+    with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1), **fresh) as pool:
+        names = [run["cell"] for run in asked]
+        for run, again in zip(asked, pool.map(_dry, names, map(chosen.get, names))):
+            run |= {"command": RECOUNT, "commit": commit(), **again}
+            _write(path, record)
     _write(path, record)
     return record
+
+
+def _dry(cell: str, settings: Settings) -> Record:
+    rank = fullest(settings)
+    return show.dry_record(cell, settings, dry_run(settings, rank), planned(settings, rank))
 
 
 def _shown(arguments: list[str]) -> str:

@@ -86,8 +86,6 @@ def test_bf16_means_the_same_in_every_layout(name, pool, raw, single):
 COMPILED = {
     "one process": (1, {}, {}),
     **{name: LAYOUTS[name] for name in ("tp2", "pp2", "cp2", "fsdp2")},
-    "fsdp2, recomputed": (2, FSDP2 | {"parallel.recompute": "full"}, {}),
-    "tp2, selectively recomputed": (2, TP2 | {"parallel.recompute": "selective"}, DEEPER),
 }
 
 

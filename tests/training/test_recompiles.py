@@ -18,7 +18,7 @@ BESIDE_LAYERS = 2  # the head, and a chunk of the loss
 
 @pytest.fixture
 def graphs(tiny, prepared, monkeypatch):
-    """graphs(preset): after each step, how many graphs the compiler was given so far; what runs is
+    """graphs(preset, **options): after each step, how many graphs the compiler was given so far; what runs is
     torch's own operations, as on CUDA."""
     monkeypatch.setattr("megaarch.kernels.library.obstacle", lambda device_type: "not here")
     torch._dynamo.reset()
@@ -31,8 +31,8 @@ def graphs(tiny, prepared, monkeypatch):
 
     monkeypatch.setattr(compile, "BACKEND", compiler)
 
-    def run(preset: str) -> list[int]:
-        settings = tiny(preset, model__attention="sdpa", training__compile=True)
+    def run(preset: str, **options) -> list[int]:
+        settings = tiny(preset, model__attention="sdpa", training__compile=True, **options)
         training = settings.training
         steps = Steps(
             Rows(settings.model, settings.data, prepared, training.seed),
@@ -64,3 +64,9 @@ def test_a_layer_is_one_graph_and_is_compiled_once(graphs, preset):
     assert not counters["graph_break"]
     assert after[0] == kinds + BESIDE_LAYERS, "graphs of the first step"
     assert after[-1] == after[SETTLED - 1] == after[0], after
+
+
+def test_layers_share_their_graph(graphs):
+    """However many there are: the compiler gives up on a function after eight graphs."""
+    after = graphs("gpt", model__layers=10)
+    assert after[-1] == 1 + BESIDE_LAYERS

@@ -28,7 +28,6 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts, by_handle
 
 AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
-NAME = "megaarch::attend"  # what selective recomputation keeps
 _library = torch.library.Library("megaarch", "FRAGMENT")
 _library.define(
     "attend(Tensor q, Tensor k, Tensor v, Tensor parts, Tensor? table, Tensor? query_positions, "

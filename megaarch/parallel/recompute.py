@@ -14,14 +14,14 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from megaarch.attention import KERNELS, operator
+from megaarch.attention import KERNELS
 from megaarch.model import Transformer
 
 ONEDNN = "mkldnn::_linear_pointwise"  # model/product.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # What costs the most to compute again: attention's kernels and the products of linear layers. The
 # project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
-KEPT = frozenset((*PRODUCTS, operator.NAME)).union(
+KEPT = frozenset(PRODUCTS).union(
     *(getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
 )
 

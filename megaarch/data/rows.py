@@ -1,14 +1,13 @@
 """Rows: sample i of a run, as a pure function of (seed, i).
 
-A task is one dataset under one objective. `TextRows` cuts the text into segments that fill a row
-each; `PairRows` packs short supervised examples. `Rows` blends tasks and gives every one of them
-the same fixed row shape. The sample index never wraps: each epoch has its own order and noise.
+A task is one dataset under one objective. `TextRows` cuts text into segments (`segments.py`);
+`PairRows` packs short supervised examples. `Rows` blends tasks and gives every one of them the
+same fixed row shape. The sample index never wraps: each epoch has its own order and noise.
 
 Segments run over document boundaries, where the eos token stands, as in T5 and GPT pretraining.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -22,75 +21,15 @@ from megaarch.data.example import (
     Converted,
     Converter,
     Lengths,
-    Objective,
     RowShape,
     Vocabulary,
     generator,
-    largest_raw,
 )
-from megaarch.data.objectives.language_modelling import PrefixLM
 from megaarch.data.packing import plan_rows
+from megaarch.data.segments import Segmentation, fixed_shape, segmentations
 from megaarch.settings import Data, Model
 
 DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from those of noise
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one objective fills a row of one architecture.
-
-    raw: tokens of a segment. segments: how many segments of `raw` tokens a row takes, and with
-    which objective each. shape: the bound on such a row.
-    """
-
-    raw: int
-    segments: tuple[Objective, ...]
-    shape: RowShape
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the text that a row takes."""
-        return self.raw * len(self.segments)
-
-
-def layout(model: Model, objective: Objective) -> Layout:
-    """The largest segments whose rows fit `model`'s streams. ValueError where none does."""
-    streams = catalogue.ARCHITECTURES[model.architecture].streams
-    names = ("sequence_length", "target_length")[: len(streams)]
-    limits = [getattr(model, name) for name in names]
-    converter = CONVERTERS[model.architecture]
-
-    def bound(raw: int) -> RowShape:
-        return _bound(objective, converter, raw, len(streams))
-
-    def too_short(raw: int) -> list[int]:
-        lengths = zip(bound(raw).streams, limits, strict=True)
-        return [i for i, (n, limit) in enumerate(lengths) if limit is not None and n > limit]
-
-    raw = largest_raw(lambda raw: not too_short(raw))
-    if raw < 2:
-        stream = (too_short(2) or [0])[0]
-        raise ValueError(
-            f"model.{names[stream]}: rows of {limits[stream]} tokens are too short for "
-            f"{objective.name} on {model.architecture}"
-        )
-    segments = (objective,)
-    if _pairs(objective, len(streams)):
-        segments = (objective, replace(objective, mirrored=True))
-    return Layout(raw, segments, bound(raw))
-
-
-def _pairs(objective: Objective, streams: int) -> bool:
-    # Wang et al. 2022, 3.2: an encoder-decoder packs two prefix-LM examples with splits s and
-    # n - s, so that both of its stacks are full.
-    return streams == 2 and isinstance(objective, PrefixLM)
-
-
-def _bound(objective: Objective, converter: Converter, raw: int, streams: int) -> RowShape:
-    if _pairs(objective, streams):
-        one = converter.shape(Lengths(raw, raw))
-        return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
-    return converter.shape(objective.lengths(raw))
 
 
 class Task(Protocol):
@@ -105,7 +44,7 @@ class Task(Protocol):
 
 
 class TextRows:
-    """Rows of one segment each (two where the layout pairs them), documents shuffled per epoch.
+    """Rows of one or two segments each, documents shuffled per epoch.
 
     dataset: an IndexedDataset of documents that end in eos. region: the share of each epoch's
     tokens that these rows read, from and to; the components of a mixture divide an epoch among
@@ -115,7 +54,7 @@ class TextRows:
     def __init__(
         self,
         dataset,
-        plan: Layout,
+        plan: Segmentation,
         converter: Converter,
         vocabulary: Vocabulary,
         seed: int,
@@ -129,7 +68,7 @@ class TextRows:
         self.per_epoch = (end - self.first) // plan.tokens
         if self.per_epoch == 0:
             raise ValueError(
-                f"the text has {end - self.first} tokens for {plan.segments[0].name} and one row "
+                f"the text has {end - self.first} tokens for {plan.objectives[0].name} and one row "
                 f"needs {plan.tokens}: give more text or lower model.sequence_length"
             )
         self._epoch = lru_cache(maxsize=2)(self._order)
@@ -144,14 +83,13 @@ class TextRows:
         epoch, place = divmod(i, self.per_epoch)
         documents, ends, order = self._epoch(epoch)
         tokens = self._read(documents, ends, self.first + int(order[place]) * self.plan.tokens)
-        return [
-            self.converter(
-                objective(segment, self.vocabulary, generator(*rng_key)), self.vocabulary
-            )
-            for objective, segment in zip(
-                self.plan.segments, np.split(tokens, len(self.plan.segments)), strict=True
-            )
-        ]
+        segments = np.split(tokens, len(self.plan.objectives))
+        rng, examples = generator(*rng_key), []
+        for objective, segment in zip(self.plan.objectives, segments, strict=True):
+            if self.plan.mirrored:
+                rng = generator(*rng_key)  # the same split for both
+            examples.append(objective(segment, self.vocabulary, rng))
+        return [self.converter(example, self.vocabulary) for example in examples]
 
     def _read(self, documents: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
         """`plan.tokens` tokens from `start` in the concatenation of `documents`."""
@@ -328,7 +266,7 @@ def _tasks(
                 PairRows(dataset, model, data, converter, vocabulary, seed),
             )
         return
-    plans = [(share, layout(model, objective)) for share, objective in components(data)]
+    plans = segmentations(model, data)
     ends = np.cumsum([share * plan.tokens for share, plan in plans])
     ends = [0.0, *(ends / ends[-1]).tolist()]
     for (share, plan), *region in zip(plans, ends[:-1], ends[1:], strict=True):
@@ -337,27 +275,3 @@ def _tasks(
                 share * weight,
                 TextRows(dataset, plan, converter, vocabulary, seed, tuple(region)),
             )
-
-
-def components(data: Data) -> tuple[tuple[float, Objective], ...]:
-    """The weighted components of the objective that `data` asks for."""
-    return objectives.build(
-        data.objective,
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-        whole_word=data.whole_word_masking,
-        max_predictions=data.max_predictions,
-    )
-
-
-def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:
-    """One shape for rows of any of `shapes`: the configured lengths where they are given."""
-    streams = tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True))
-    configured = (model.sequence_length, model.target_length)[: len(streams)]
-    streams = tuple(c or n for c, n in zip(configured, streams, strict=True))
-    return RowShape(
-        streams,
-        max(s.targets for s in shapes),
-        max(s.parts for s in shapes),
-        max(s.cross_parts for s in shapes),
-    )

@@ -17,7 +17,7 @@ import torch
 from megaarch import flops
 from megaarch.config import ConfigError
 from megaarch.data.batch import Counts
-from megaarch.data.rows import components, layout
+from megaarch.data.segments import segmentations
 from megaarch.model.transformer import stacks
 from megaarch.settings import Model, Settings
 
@@ -152,7 +152,7 @@ def row_shape(settings: Settings) -> tuple[tuple[int, ...], int]:
         lengths = (model.sequence_length, model.target_length or model.sequence_length)
         lengths = lengths[: len(stacks(model))]
         return lengths, lengths[-1]
-    shapes = [(share, layout(model, objective).shape) for share, objective in components(data)]
+    shapes = [(share, row.shape) for share, row in segmentations(model, data)]
     streams = zip(*([share * n for n in shape.streams] for share, shape in shapes), strict=True)
     return tuple(round(sum(s)) for s in streams), round(sum(s * x.targets for s, x in shapes))
 

@@ -15,7 +15,8 @@ from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, generator
 from megaarch.data.packing import pack
 from megaarch.data.prepare import Prepared, prepare
-from megaarch.data.rows import Rows, components, fixed_shape, layout
+from megaarch.data.rows import Rows
+from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
 from megaarch.settings import Data, Model, Settings
 from megaarch.study import lanes
@@ -54,14 +55,14 @@ def made_up_rows(
     """Rows of made-up text, their shape, and the raw tokens of a row."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
     converter = CONVERTERS[model.architecture]
-    plans = [layout(model, objective) for _, objective in components(data)]
-    blend = Blend([weight for weight, _ in components(data)], 0)
+    shares, plans = zip(*segmentations(model, data), strict=True)
+    blend = Blend(list(shares), 0)
     rows, raw = [], []
     for i in samples:
         plan = plans[blend[i][0]]
         tokens = made_up_tokens(vocabulary, plan.raw)
         rows.append(
-            [converter(o(tokens, vocabulary, generator(0, i)), vocabulary) for o in plan.segments]
+            [converter(o(tokens, vocabulary, generator(0, i)), vocabulary) for o in plan.objectives]
         )
         raw.append(plan.tokens)
     return rows, fixed_shape(model, [plan.shape for plan in plans]), float(np.mean(raw))

@@ -3,6 +3,7 @@ index; epochs differ."""
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,3 +198,31 @@ def test_without_limits_a_row_is_the_limit_and_nothing_is_said_where_all_fit(raw
     assert rows.truncated_pairs == rows.pairs
     with pytest.raises(ValueError, match="rows of 1 tokens are too short for supervised"):
         rows_of_pairs(raw, tmp_path, "causal_decoder", lines, model__sequence_length=1)
+
+
+def test_segments_of_a_row_have_noise_of_their_own_and_mirrored_ones_share_their_split(
+    raw, prepared
+):
+    splits = [
+        [len(e.streams[0].tokens) for e in rows_of(raw, prepared, "t5", objective="prefix_lm")[i]]
+        for i in range(8)
+    ]
+    assert all(len(lengths) == 2 for lengths in splits)
+    assert len({sum(lengths) for lengths in splits}) == 1  # s and raw - s
+
+    rows = rows_of(raw, prepared, "ul2")
+    task = next(t for t in rows.tasks if len(t.plan.objectives) == 2)
+    generators = []
+
+    class Noise:
+        """An objective that writes down what its generator draws."""
+
+        def __call__(self, tokens, vocabulary, rng):
+            generators.append(rng.random(4).tolist())
+            return task_objective(tokens, vocabulary, rng)
+
+    task_objective = task.plan.objectives[0]
+    task.plan = replace(task.plan, objectives=(Noise(), Noise()))
+    task.row(0, (0, 0))
+    first, second = generators
+    assert first != second

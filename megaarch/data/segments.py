@@ -1,0 +1,147 @@
+"""Segments: how much text a row takes, and under which objective each segment of it stands.
+
+Segments are as long as the row's streams allow. Where an encoder-decoder would leave its decoder
+half empty, a row takes two segments that fill both streams together:
+
+    encoder  a a a a a a a a a b b b b b b     a: few targets (an R-denoiser of UL2)
+    decoder  a a b b b b b b                   b: many targets (an X-denoiser)
+"""
+
+from dataclasses import dataclass, replace
+
+from megaarch import catalogue
+from megaarch.data import objectives
+from megaarch.data.converters import CONVERTERS
+from megaarch.data.example import Lengths, Objective, RowShape, largest_raw
+from megaarch.data.objectives.language_modelling import PrefixLM
+from megaarch.settings import Data, Model
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The segments of a row.
+
+    raw: tokens of a segment. objectives: of each segment. shape: the bound on such a row.
+    mirrored: the segments are two prefix-LM examples that are split at s and raw - s for one draw
+        of s, so that their inputs and targets add up to `raw` each (Wang et al. 2022, 3.2).
+    """
+
+    raw: int
+    objectives: tuple[Objective, ...]
+    shape: RowShape
+    mirrored: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text that a row takes."""
+        return self.raw * len(self.objectives)
+
+
+Mixed = list[tuple[float, Segmentation]]  # rows of a mixture, each with its share of all rows
+
+
+def segmentations(model: Model, data: Data) -> Mixed:
+    """The rows of the objective's components; shares sum to 1.
+
+    Of two streams, components share rows where that leaves less of the fixed row shape empty. Each
+    keeps its share of all segments. ValueError where a segment does not fit.
+    """
+    mixture = components(data)
+    alone = [(share, segmentation(model, (objective,))) for share, objective in mixture]
+    if len(mixture) == 1 or len(_limits(model)) == 1:
+        return alone
+    groups = _pairs(mixture)
+    total = sum(weight for weight, _ in groups)
+    shared = [(weight / total, segmentation(model, group)) for weight, group in groups]
+    return max(alone, shared, key=lambda rows: _filled(model, rows))
+
+
+def components(data: Data) -> tuple[tuple[float, Objective], ...]:
+    """The weighted components of the objective that `data` asks for."""
+    return objectives.build(
+        data.objective,
+        noise_density=data.noise_density,
+        mean_span_length=data.mean_span_length,
+        whole_word=data.whole_word_masking,
+        max_predictions=data.max_predictions,
+    )
+
+
+def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
+    """The longest segments, one for each objective of `group`, whose row fits `model`'s streams.
+
+    ValueError where segments of two tokens do not fit.
+    """
+    converter, limits = CONVERTERS[model.architecture], _limits(model)
+    mirrored = len(limits) == 2 and isinstance(group[0], PrefixLM)
+
+    def bound(raw: int) -> RowShape:
+        if mirrored:
+            one = converter.shape(Lengths(raw, raw))
+            return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
+        first, *others = (converter.shape(objective.lengths(raw)) for objective in group)
+        return sum(others, first)
+
+    def too_short(raw: int) -> list[str]:
+        lengths = zip(bound(raw).streams, limits.items(), strict=True)
+        return [name for n, (name, limit) in lengths if limit is not None and n > limit]
+
+    raw = largest_raw(lambda raw: not too_short(raw))
+    if raw < 2:
+        name = (too_short(2) or list(limits))[0]
+        raise ValueError(
+            f"model.{name}: rows of {limits[name]} tokens are too short for "
+            f"{group[0].name} on {model.architecture}"
+        )
+    if mirrored:
+        group = (group[0], replace(group[0], mirrored=True))
+    return Segmentation(raw, group, bound(raw), mirrored)
+
+
+def _limits(model: Model) -> dict[str, int | None]:
+    """The settings that bound each stream, and their values."""
+    streams = catalogue.ARCHITECTURES[model.architecture].streams
+    names = ("sequence_length", "target_length")[: len(streams)]
+    return {name: getattr(model, name) for name in names}
+
+
+def _pairs(
+    mixture: tuple[tuple[float, Objective], ...],
+) -> list[tuple[float, tuple[Objective, ...]]]:
+    """Weighted groups of objectives that share a row: the one with the most targets for its inputs
+    with the one with the fewest, and so on towards the middle; what is left over stands alone. A
+    component's groups add up to its weight."""
+    left = [list(component) for component in sorted(mixture, key=lambda c: _density(c[1]))]
+    groups = []
+    while len(left) > 1:
+        (first, sparse), (last, dense) = left[0], left[-1]
+        weight = min(first, last)
+        groups.append((weight, (sparse, dense)))
+        left[0][0], left[-1][0] = first - weight, last - weight
+        left = [component for component in left if component[0] > 1e-9]
+    return groups + [(weight, (objective,)) for weight, objective in left]
+
+
+def _density(objective: Objective, raw: int = 1 << 16) -> float:
+    """Targets for each input of a long segment."""
+    lengths = objective.lengths(raw)
+    return lengths.targets / lengths.inputs
+
+
+def _filled(model: Model, rows: Mixed) -> float:
+    """The share of the fixed row shape, all streams together, that segments fill in the mean."""
+    shape = fixed_shape(model, [row.shape for _, row in rows])
+    return sum(share * sum(row.shape.streams) for share, row in rows) / sum(shape.streams)
+
+
+def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:
+    """One shape for rows of any of `shapes`: the configured lengths where they are given."""
+    streams = tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True))
+    configured = (model.sequence_length, model.target_length)[: len(streams)]
+    streams = tuple(c or n for c, n in zip(configured, streams, strict=True))
+    return RowShape(
+        streams,
+        max(s.targets for s in shapes),
+        max(s.parts for s in shapes),
+        max(s.cross_parts for s in shapes),
+    )

@@ -18,6 +18,14 @@ def test_a_step_stays_under_its_ceilings(measured, preset, mode):
     assert not ceilings.above(found, ceiling)
 
 
+@pytest.mark.parametrize("preset", catalogue.PRESETS)
+def test_half_of_the_gpu_does_counted_work(measured, preset):
+    """As a user gets it by default: bf16, compiled; at the rates of rates.py."""
+    found = measured(preset, "compiled")
+    assert found["mfu"] >= (0.50 if preset in ("gpt", "prefix_lm", "bert") else 0.47)
+    assert found["kernels"] < 2500
+
+
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 @pytest.mark.parametrize("preset", catalogue.PRESETS)
 def test_no_wait_from_the_first_layer_to_the_last_gradient(measured, preset, mode):

@@ -7,7 +7,7 @@
     full_lm, prefix_lm p                     c
     supervised         p eos                 c
     span_corruption    p <0> eos             (<0>) c
-    ul2                mode_s p              c
+    ul2                mode_s p eos          c
     denoising          p [MASK]              (p) c                    forced through the prefix
     blank_infilling    p [gMASK]             c, fed sop c
     permutation_lm     p c                   c, query stream left to right
@@ -56,7 +56,7 @@ def continuation(
     if objective == "supervised":
         return [Example(join(prefix, vocabulary.eos), scored)]
     if objective == "ul2":
-        return [Example(join(vocabulary.mode_s, prefix), scored)]
+        return [Example(join(vocabulary.mode_s, prefix, vocabulary.eos), scored)]
     if objective == "masked_lm":
         return one_masked_at_a_time(prefix, scored, vocabulary)
     if objective == "unilm":

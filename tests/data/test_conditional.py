@@ -125,7 +125,7 @@ def test_the_forms_are_those_of_training():
     assert between("span_corruption", "prefix_decoder") == [
         ([1, 2, first, 5, v.eos], [first, 3, 4])
     ]
-    assert after("ul2", "encoder_decoder") == [([v.mode_s, 1, 2], [3, 4])]
+    assert after("ul2", "encoder_decoder") == [([v.mode_s, 1, 2, v.eos], [3, 4])]
     assert between("ul2", "encoder_decoder") == [([v.mode_r, 1, 2, first, 5, v.eos], [first, 3, 4])]
     assert after("denoising", "encoder_decoder") == [([1, 2, v.mask], [1, 2, 3, 4])]
     assert between("denoising", "encoder_decoder") == [([1, 2, v.mask, 5], [1, 2, 3, 4])]

@@ -9,9 +9,12 @@ from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
     MIXTURES,
     Denoising,
+    FullLM,
     MaskedLM,
+    PermutationLM,
     PrefixLM,
     SentenceInfilling,
+    SequentialDenoising,
     SpanCorruption,
     SpanInfilling,
     build,
@@ -28,8 +31,10 @@ COMPONENTS = [c for mixture in MIXTURES.values() for _, c in mixture] + [
     Denoising(noise_density=0.5, mean_span_length=10.0),
     SpanInfilling(noise_density=0.5, mean_span_length=12.0),
     SentenceInfilling(noise_density=0.4),
+    SequentialDenoising(noise_density=0.5),
+    PermutationLM(alpha=2, longest=9),
 ]
-EXACT = ("full_lm", "span_corruption", "ul2", "permutation_lm")
+EXACT = (FullLM, SpanCorruption, PermutationLM)
 any_component = st.sampled_from(COMPONENTS)
 keys = st.integers(0, 2**32)
 
@@ -43,7 +48,7 @@ def test_lengths_bound_every_example(objective, raw, key, eos_every):
     assert n <= bound.inputs and m <= bound.targets
     if bound.total is not None:
         assert n + m <= bound.total <= bound.inputs + bound.targets
-    if objective.name in EXACT:
+    if isinstance(objective, EXACT):
         assert (n, m) == (bound.inputs, bound.targets)
     assert bound.in_place == (example.places is not None)
     for array in (example.inputs, example.targets):
@@ -70,7 +75,9 @@ def test_the_generator_alone_decides(objective, raw, key):
     for name, value in vars(first).items():
         other = getattr(again, name)
         assert np.array_equal(value, other) if isinstance(value, np.ndarray) else value == other
-    if objective.name not in ("full_lm", "ul2"):
+    # T5 masks the end of a row where one span holds all of the noise.
+    one_span = isinstance(objective, SpanCorruption) and objective.counts(200)[1] == 1
+    if not isinstance(objective, FullLM) and not one_span:
         others = [objective(toy_text(200, 0), VOCABULARY, generator(5, k)) for k in range(8)]
         assert len({(e.inputs.tobytes(), e.targets.tobytes(), e.prefix) for e in others}) > 1
 
@@ -101,7 +108,7 @@ def test_unsigned_tokens_are_taken_as_they_are():
 def test_mixtures_and_their_weights():
     weights = {name: [w for w, _ in build(name)] for name in MIXTURES}
     assert all(sum(w) == pytest.approx(1) for w in weights.values())
-    assert weights["ul2"] == pytest.approx([1 / 7] * 7)
+    assert weights["ul2"] == pytest.approx([0.8 / 6] * 6 + [0.2])
     assert weights["unilm"] == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 6])
     assert weights["blank_infilling"] == pytest.approx([0.5, 0.25, 0.25])
     denoisers = [(c.mode, c.mean_span_length, c.noise_density) for _, c in build("ul2")[:6]]
@@ -225,12 +232,16 @@ def test_span_corruption_asks_for_sentinels_it_lacks():
         SpanCorruption()(toy_text(568, 0), toy_vocabulary(sentinels=10), generator(0, 0))
 
 
-def test_ul2_sequential_denoising():
-    objective = MIXTURES["ul2"][-1][1]
-    tokens = toy_text(102, 3)  # round(25.5) is 26, halves to even
-    example = objective(tokens, VOCABULARY, generator(0, 0))
-    assert example.inputs.tolist() == [VOCABULARY.mode_s, *tokens[:76]]
-    assert example.targets.tolist() == [*tokens[76:], VOCABULARY.eos]
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 120), keys)
+def test_ul2_sequential_denoising_loses_nothing(raw, key):
+    tokens = toy_text(raw, key)
+    example = SequentialDenoising()(tokens, VOCABULARY, generator(0, key))
+    mode, *prefix, end = example.inputs.tolist()
+    *suffix, eos = example.targets.tolist()
+    assert (mode, end, eos) == (VOCABULARY.mode_s, VOCABULARY.eos, VOCABULARY.eos)
+    assert prefix + suffix == tokens.tolist()
+    assert prefix and 1 <= len(suffix) <= raw - max(round((raw - 1) / 2), 1)
 
 
 def test_supervised_pairs_end_their_targets():

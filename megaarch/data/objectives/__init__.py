@@ -42,7 +42,7 @@ MIXTURES: dict[str, tuple[tuple[float, Objective], ...]] = {
     "masked_lm": ((1.0, MaskedLM()),),
     "denoising": ((1.0, Denoising()),),
     "permutation_lm": ((1.0, PermutationLM()),),
-    "ul2": tuple((1 / len(UL2), component) for component in UL2),
+    "ul2": UL2,
     "unilm": (
         (1 / 3, UniLM("bidirectional")),
         (1 / 3, UniLM("seq2seq")),

@@ -3,6 +3,9 @@
 raw       Thank you for inviting me to your party last week
 inputs    Thank you <0> me to your party <1> week <eos>
 targets   <0> for inviting <1> last <eos>
+
+Counts are those of t5.data.preprocessors (0.9.4), which rounds in float32, halves to even: 28.5, which
+is 0.15 of 190, rounds to 28, but its float32 product is 28.500002 and rounds to 29.
 """
 
 from dataclasses import dataclass
@@ -16,8 +19,8 @@ from megaarch.data.objectives.spans import as_row, ranges, require_share, requir
 @dataclass(frozen=True)
 class SpanCorruption:
     """n = round(raw·noise_density) tokens in s = round(n / mean_span_length) spans, each replaced
-    by a sentinel (Raffel et al. 2020, 3.1.4). Noise and non-noise are each split uniformly into s
-    non-empty segments; a row starts with non-noise. Halves round to even, as in T5's own code.
+    by a sentinel (Raffel et al. 2020, 3.1.4; t5's random_spans_noise_mask). Noise and non-noise are
+    each split uniformly into s non-empty segments; a row starts with non-noise.
 
     mode: special that leads the inputs ("mode_r", "mode_x": UL2), or None.
     """
@@ -33,9 +36,10 @@ class SpanCorruption:
 
     def counts(self, raw: int) -> tuple[int, int]:
         """(noise tokens, spans) of a row of `raw` >= 2 tokens; as many sentinels as spans."""
-        noise = min(max(round(raw * self.noise_density), 1), raw - 1)
-        spans = max(round(noise / self.mean_span_length), 1)
-        return noise, min(spans, noise, raw - noise)
+        noise = np.rint(np.float32(raw) * np.float32(self.noise_density))
+        noise = min(max(int(noise), 1), raw - 1)
+        spans = max(int(np.rint(np.float32(noise) / np.float32(self.mean_span_length))), 1)
+        return noise, min(spans, raw - noise)
 
     def __call__(
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
@@ -69,52 +73,58 @@ class SpanCorruption:
 
 @dataclass(frozen=True)
 class SequentialDenoising:
-    """UL2's S-denoiser: the last round(raw·suffix) tokens are the targets (Tay et al. 2023, 3.1).
+    """UL2's S-denoiser: the last tokens of a row are the targets, `noise_density` of it on average
+    (Tay et al. 2023, table 1: r = 0.25, mean span L/4, one span).
 
-    inputs: the mode token and the prefix; targets: the suffix and the end token.
+    The prefix is uniform from round((1 - 2·noise_density)·(raw - 1)), at least 1, to raw - 1
+    tokens (t5's random_prefix_noise_mask).
+    inputs: the mode token, the prefix and the end token; targets: the suffix and the end token.
     """
 
-    suffix: float = 0.25
+    noise_density: float = 0.25
     mode: str = "mode_s"
     name: str = "ul2"
 
     def __post_init__(self):
-        require_share(self.name, self.suffix)
+        require_share(self.name, self.noise_density, 0.5)
 
-    def count(self, raw: int) -> int:
-        """Tokens of the suffix."""
-        return min(max(round(raw * self.suffix), 1), raw - 1)
+    def shortest_prefix(self, raw: int) -> int:
+        """Tokens of the shortest prefix of a row of `raw` >= 2 tokens."""
+        shortest = np.rint(np.float32(1 - 2 * self.noise_density) * np.float32(raw - 1))
+        return max(int(shortest), 1)
 
     def __call__(
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Example:
         tokens = as_row(tokens, 2, self.name)
-        split = len(tokens) - self.count(len(tokens))
+        split = rng.integers(self.shortest_prefix(len(tokens)), len(tokens))
+        mode = vocabulary.special[self.mode]
         return Example(
-            inputs=np.concatenate([[vocabulary.special[self.mode]], tokens[:split]]),
+            inputs=np.concatenate([[mode], tokens[:split], [vocabulary.eos]]),
             targets=np.append(tokens[split:], vocabulary.eos),
         )
 
     def lengths(self, raw: int) -> Lengths:
-        """Exact."""
+        """Bounds; inputs and targets together are exactly raw + 3."""
         raw = max(raw, 2)
-        count = self.count(raw)
-        return Lengths(raw - count + 1, count + 1)
+        return Lengths(raw + 1, raw - self.shortest_prefix(raw) + 1, total=raw + 3)
 
 
+S_SHARE = 0.2  # of the rows: the share of S-denoisers that Tay et al. 2023, 4.5 settle on
+R_AND_X = tuple(
+    SpanCorruption(density, length, mode, name="ul2")
+    for mode, length, density in (
+        ("mode_r", 3.0, 0.15),
+        ("mode_r", 8.0, 0.15),
+        ("mode_x", 3.0, 0.5),
+        ("mode_x", 8.0, 0.5),
+        ("mode_x", 64.0, 0.15),
+        ("mode_x", 64.0, 0.5),
+    )
+)
 UL2 = (
-    *tuple(
-        SpanCorruption(density, length, mode, name="ul2")
-        for mode, length, density in (
-            ("mode_r", 3.0, 0.15),
-            ("mode_r", 8.0, 0.15),
-            ("mode_x", 3.0, 0.5),
-            ("mode_x", 8.0, 0.5),
-            ("mode_x", 64.0, 0.15),
-            ("mode_x", 64.0, 0.5),
-        )
-    ),
-    SequentialDenoising(),
+    *(((1 - S_SHARE) / len(R_AND_X), denoiser) for denoiser in R_AND_X),
+    (S_SHARE, SequentialDenoising()),
 )
 
 

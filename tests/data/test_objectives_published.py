@@ -1,0 +1,78 @@
+"""Each corruption against that of published code, which `published.py` writes a second time."""
+
+import numpy as np
+import pytest
+import torch
+
+from megaarch.data.example import generator, largest_raw
+from megaarch.data.objectives import (
+    MIXTURES,
+    SequentialDenoising,
+    SpanCorruption,
+)
+from tests.data import published
+from tests.data.toy_vocabulary import toy_vocabulary
+
+VOCABULARY = toy_vocabulary()
+T5 = [(c.noise_density, c.mean_span_length) for _, c in MIXTURES["ul2"][:-1]]
+OTHERS = [(0.05, 1.0), (0.15, 1.0), (0.25, 5.5), (0.3, 2.0), (0.35, 10.0), (0.9, 6.0)]
+
+
+@pytest.mark.parametrize("density, span", T5 + OTHERS)
+def test_t5_counts_of_every_length(density, span):
+    lengths = torch.arange(2, 5001)
+    noise, spans = published.t5_counts(lengths, density, span)
+    objective = SpanCorruption(density, span)
+    for raw, n, s in zip(lengths.tolist(), noise.tolist(), spans.tolist(), strict=True):
+        # t5 does not mask rows that have fewer kept tokens than spans
+        assert objective.counts(raw) == (n, min(s, raw - n)), raw
+
+
+def test_t5_rounds_in_float32():
+    assert SpanCorruption().counts(190) == (29, 10)
+
+
+@pytest.mark.parametrize("density, span", T5)
+def test_t5_raw_lengths_fill_the_inputs(density, span):
+    objective, equal = SpanCorruption(density, span), 0
+    for inputs in [*range(16, 512, 7), 512, 1024, 2048]:
+        raw = largest_raw(lambda r, inputs=inputs: objective.lengths(r).inputs <= inputs)
+        theirs = published.t5_raw(inputs, density, span)
+        if objective.lengths(theirs).inputs <= inputs:
+            assert raw == theirs
+            equal += 1
+        else:  # random_spans_helper plans no span where the mask has one
+            assert raw < theirs and objective.counts(theirs)[1] == 1
+    assert equal >= 40
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.1])
+def test_ul2_prefixes_are_those_of_t5s_prefix_mask(density):
+    objective = SequentialDenoising(density)
+    for raw in range(2, 2000):
+        assert objective.shortest_prefix(raw) == published.t5_shortest_prefix(raw, density)
+    raw, draws = 22, 4000
+    shortest = published.t5_shortest_prefix(raw, density)
+    tokens = np.arange(raw)
+    prefixes = [
+        len(objective(tokens, VOCABULARY, generator(0, k)).inputs) - 2 for k in range(draws)
+    ]
+    counts = np.bincount(prefixes, minlength=raw)
+    p = 1 / (raw - shortest)
+    assert counts[:shortest].sum() == 0 and len(counts) == raw
+    assert (abs(counts[shortest:] - draws * p) < 4 * np.sqrt(draws * p * (1 - p))).all()
+
+
+def test_mixtures_are_those_of_the_published_recipes():
+    shares: dict[str, float] = {}
+    for weight, component in MIXTURES["ul2"]:
+        shares[component.mode] = shares.get(component.mode, 0) + weight
+    assert shares == pytest.approx({"mode_r": 0.8 / 3, "mode_x": 1.6 / 3, "mode_s": 0.2})
+
+
+def test_every_ul2_example_ends_both_sides_in_eos_behind_its_mode():
+    for _, component in MIXTURES["ul2"]:
+        for key in range(20):
+            example = component(np.arange(1, 90), VOCABULARY, generator(0, key))
+            assert example.inputs[0] == VOCABULARY.special[component.mode]
+            assert example.inputs[-1] == example.targets[-1] == VOCABULARY.eos

@@ -2,9 +2,18 @@
 
 t5 0.9.4            t5/data/preprocessors.py: random_spans_noise_mask, random_spans_helper,
                     random_prefix_noise_mask
+fairseq 0.12.2      fairseq/data/denoising_dataset.py: add_whole_word_mask, add_insertion_noise
 """
 
+import math
+
+import numpy as np
 import torch
+
+from tests.data.toy_vocabulary import toy_vocabulary
+
+VOCABULARY = toy_vocabulary()
+MASK = VOCABULARY.mask
 
 
 def t5_counts(
@@ -34,3 +43,50 @@ def t5_shortest_prefix(raw: int, density: float) -> int:
     share = torch.tensor(1 - 2 * density, dtype=torch.float32)
     shortest = torch.round(share * torch.tensor(raw - 1, dtype=torch.float32))
     return min(max(int(shortest), 1), raw - 1)
+
+
+def fairseq_spans(words: int, density: float, span: float, rng) -> list[int]:
+    """Lengths of the spans, in words."""
+    budget = math.ceil(float(torch.tensor(words, dtype=torch.float32) * density))
+    lengths: list[int] = []
+    while sum(lengths) < budget:
+        lengths.append(int(rng.poisson(span)))
+    lengths[-1] -= sum(lengths) - budget
+    return lengths
+
+
+def fairseq_infilling(words: list[list[int]], density: float, span: float, rng) -> list[int]:
+    """The corrupted tokens of these words."""
+    lengths = fairseq_spans(len(words), density, span, rng)
+    inserted = lengths.count(0)
+    lengths = [length for length in lengths if length]
+    starts = rng.permutation(len(words))[: len(lengths)].tolist()
+    places, gone = set(), set()
+    for start, length in zip(starts, lengths, strict=True):
+        places.add((start, 0))
+        tail = [
+            (w, t)
+            for w in range(start, min(start + length, len(words)))
+            for t in range(len(words[w]))
+        ]
+        gone.update(tail[1:])
+    kept = [
+        MASK if (w, t) in places else token
+        for w, word in enumerate(words)
+        for t, token in enumerate(word)
+        if (w, t) not in gone
+    ]
+    is_mask = rng.permutation([True] * inserted + [False] * len(kept))
+    rest = iter(kept)
+    return [MASK if mask else next(rest) for mask in is_mask]
+
+
+def one_token_words(raw: int) -> np.ndarray:
+    """`raw` different tokens, each a word, none a sentence's end."""
+    return np.array([i for i in range(0, 1000, 2) if i % 10])[:raw]
+
+
+def infilling_facts(inputs, raw: int) -> tuple[int, int, int]:
+    """(tokens removed, masks, pairs of masks that touch) of BART's inputs from `raw` tokens."""
+    is_mask = np.asarray(inputs) == MASK
+    return raw - int((~is_mask).sum()), int(is_mask.sum()), int((is_mask[1:] & is_mask[:-1]).sum())

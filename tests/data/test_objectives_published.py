@@ -7,6 +7,7 @@ import torch
 from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
     MIXTURES,
+    Denoising,
     SequentialDenoising,
     SpanCorruption,
 )
@@ -16,6 +17,20 @@ from tests.data.toy_vocabulary import toy_vocabulary
 VOCABULARY = toy_vocabulary()
 T5 = [(c.noise_density, c.mean_span_length) for _, c in MIXTURES["ul2"][:-1]]
 OTHERS = [(0.05, 1.0), (0.15, 1.0), (0.25, 5.5), (0.3, 2.0), (0.35, 10.0), (0.9, 6.0)]
+ROWS = 400
+
+
+def agree(ours, theirs):
+    """Whether the means of each fact over samples [N, facts] agree: within 4 standard errors, which
+    chance exceeds in one of 16,000."""
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    error = np.sqrt(ours.var(axis=0) / len(ours) + theirs.var(axis=0) / len(theirs))
+    difference = abs(ours.mean(axis=0) - theirs.mean(axis=0))
+    assert (difference <= 4 * error + 1e-9).all(), (difference / error, error)
+
+
+def histogram(values, edges):
+    return np.histogram(values, edges)[0]
 
 
 @pytest.mark.parametrize("density, span", T5 + OTHERS)
@@ -61,6 +76,62 @@ def test_ul2_prefixes_are_those_of_t5s_prefix_mask(density):
     p = 1 / (raw - shortest)
     assert counts[:shortest].sum() == 0 and len(counts) == raw
     assert (abs(counts[shortest:] - draws * p) < 4 * np.sqrt(draws * p * (1 - p))).all()
+
+
+def words_of(raw, rng):
+    """Words of 1 to 3 tokens, as toy text without sentence ends: even ids begin a word."""
+    words = []
+    while sum(map(len, words)) < raw:
+        size = int(rng.integers(1, 4))
+        words.append([2 * (7 * len(words) % 499 // 5 * 5 + 1)] + [1] * (size - 1))
+    return words
+
+
+@pytest.mark.parametrize("words", ["one token each", "one to three tokens"])
+@pytest.mark.parametrize("density, span", [(0.3, 3.0), (0.5, 1.0), (0.2, 8.0)])
+def test_bart_masks_as_fairseq_does(words, density, span):
+    rng = np.random.default_rng(0)
+    text = [[w] for w in published.one_token_words(300).tolist()]
+    if words != "one token each":
+        text = words_of(300, rng)
+    tokens = np.concatenate(text)
+    objective = Denoising(density, span)
+    bound = objective.lengths(len(tokens)).inputs
+    ours, theirs, again = [], [], 0
+    for key in range(ROWS):
+        ours.append(objective(tokens, VOCABULARY, generator(0, key)).inputs)
+        while True:  # what does not fit the row is drawn again
+            theirs.append(published.fairseq_infilling(text, density, span, rng))
+            if len(theirs[-1]) <= bound:
+                break
+            theirs.pop()
+            again += 1
+    assert again < ROWS / 5
+    edges = np.linspace(0, bound, 9)
+    facts = [
+        [
+            [
+                *published.infilling_facts(inputs, len(tokens)),
+                *histogram(np.flatnonzero(np.asarray(inputs) == VOCABULARY.mask), edges),
+            ]
+            for inputs in side
+        ]
+        for side in (ours, theirs)
+    ]
+    agree(*facts)
+
+
+def test_bart_counts_words_in_float32():
+    # ceil(0.3·50) is 15; float32's 0.3 is above 0.3
+    tokens, masked = published.one_token_words(50), []
+    assert Denoising().budget(50) == 16
+    for words in range(1, 3000):
+        spans = published.fairseq_spans(words, 0.3, 900.0, np.random.default_rng(words))
+        masked.append(sum(spans))
+    assert masked == [Denoising().budget(words) for words in range(1, 3000)]
+    long = Denoising(mean_span_length=40.0)
+    kept = [(long(tokens, VOCABULARY, generator(0, k)).inputs < 1000).sum() for k in range(100)]
+    assert min(kept) == 34
 
 
 def test_mixtures_are_those_of_the_published_recipes():

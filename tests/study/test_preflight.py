@@ -54,7 +54,7 @@ WRONG = [
     ({"preset": "gpt", "set": {"training.optimizer": "apex_adam"}}, "apex"),
     (
         {"preset": "bart", "set": {"model.position_encoding": "learned"}},
-        "model.learned_positions: 48 positions are fewer than the 58 tokens of a row that denoising",
+        "model.learned_positions: 48 positions are fewer than the 56 tokens of a row that denoising",
     ),
 ]
 

@@ -3,8 +3,10 @@
 t5 0.9.4            t5/data/preprocessors.py: random_spans_noise_mask, random_spans_helper,
                     random_prefix_noise_mask
 fairseq 0.12.2      fairseq/data/denoising_dataset.py: add_whole_word_mask, add_insertion_noise
+GLM                 github.com/THUDM/GLM at a2e509c, blocklm_utils.py: construct_blocks, sample_spans
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -81,6 +83,27 @@ def fairseq_infilling(words: list[list[int]], density: float, span: float, rng) 
     return [MASK if mask else next(rest) for mask in is_mask]
 
 
+def glm_lengths(raw: int, density: float, span: float, rng) -> list[int]:
+    """Lengths of the [MASK] spans in the order of their places."""
+    sizes = range(1, 40)
+    weights = np.array([math.exp(k * math.log(span) - math.lgamma(k + 1)) for k in sizes])
+    lengths: list[int] = []
+    while sum(lengths) < int(density * raw):
+        lengths.append(int(rng.choice(sizes, p=weights / weights.sum())))
+    return rng.permutation(lengths).tolist()
+
+
+def glm_spans(lengths: list[int], raw: int, rng) -> list[tuple[int, int]]:
+    """(start, end) of spans of these lengths in a document of `raw` tokens."""
+    slack = raw - sum(lengths) - (len(lengths) - 1)
+    places = sorted(int(rng.integers(slack + 1)) for _ in lengths)
+    spans, used = [], 0
+    for place, length in zip(places, lengths, strict=True):
+        spans.append((used + place, used + place + length))
+        used += length + 1
+    return spans
+
+
 def one_token_words(raw: int) -> np.ndarray:
     """`raw` different tokens, each a word, none a sentence's end."""
     return np.array([i for i in range(0, 1000, 2) if i % 10])[:raw]
@@ -90,3 +113,21 @@ def infilling_facts(inputs, raw: int) -> tuple[int, int, int]:
     """(tokens removed, masks, pairs of masks that touch) of BART's inputs from `raw` tokens."""
     is_mask = np.asarray(inputs) == MASK
     return raw - int((~is_mask).sum()), int(is_mask.sum()), int((is_mask[1:] & is_mask[:-1]).sum())
+
+
+def span_facts(spans: list[tuple[int, int]]) -> tuple[int, int, int]:
+    """(gaps between spans, those of one token, tokens in spans)."""
+    gaps = [b[0] - a[1] for a, b in itertools.pairwise(spans)]
+    return len(gaps), gaps.count(1), sum(end - start for start, end in spans)
+
+
+def glm_spans_of(example) -> list[tuple[int, int]]:
+    """(start, end) of the spans of a blank-infilling example, from left to right."""
+    ends = np.flatnonzero(example.targets == VOCABULARY.eop)
+    sizes = np.diff(ends, prepend=-1) - 1
+    masks = example.feed_positions[ends, 0]
+    spans, taken = [], 0
+    for mask, size in sorted(zip(masks.tolist(), sizes.tolist(), strict=True)):
+        spans.append((mask + taken, mask + taken + size))
+        taken += size - 1
+    return spans

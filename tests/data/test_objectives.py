@@ -17,6 +17,7 @@ from megaarch.data.objectives import (
     SequentialDenoising,
     SpanCorruption,
     SpanInfilling,
+    SuffixInfilling,
     build,
     supervised,
 )
@@ -31,6 +32,7 @@ COMPONENTS = [c for mixture in MIXTURES.values() for _, c in mixture] + [
     Denoising(noise_density=0.5, mean_span_length=10.0),
     SpanInfilling(noise_density=0.5, mean_span_length=12.0),
     SentenceInfilling(noise_density=0.4),
+    SuffixInfilling(shortest=0.9),
     SequentialDenoising(noise_density=0.5),
     PermutationLM(alpha=2, longest=9),
 ]
@@ -110,7 +112,7 @@ def test_mixtures_and_their_weights():
     assert all(sum(w) == pytest.approx(1) for w in weights.values())
     assert weights["ul2"] == pytest.approx([0.8 / 6] * 6 + [0.2])
     assert weights["unilm"] == pytest.approx([1 / 3, 1 / 3, 1 / 6, 1 / 6])
-    assert weights["blank_infilling"] == pytest.approx([0.5, 0.25, 0.25])
+    assert weights["blank_infilling"] == pytest.approx([0.5, 0.3, 0.2])
     denoisers = [(c.mode, c.mean_span_length, c.noise_density) for _, c in build("ul2")[:6]]
     assert sorted(denoisers) == [
         ("mode_r", 3, 0.15),

@@ -118,21 +118,26 @@ def test_bounds_are_tight(objective):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(list(GLM)), st.integers(1, 250), keys)
+@given(st.sampled_from(list(GLM)), st.integers(2, 250), keys)
 def test_glm_loses_nothing_and_places_its_spans(objective, raw, key):
     tokens = toy_text(raw, key)
     example = objective(tokens, VOCABULARY, generator(0, key))
     n, m = len(example.inputs), len(example.targets)
     assert example.input_positions.tolist() == [[i, 0] for i in range(n)]
-    assert example.feed[0] == VOCABULARY.sop and example.targets[-1] == VOCABULARY.eop
+    assert example.feed[0] == VOCABULARY.sop
+    ended = not isinstance(objective, SuffixInfilling)  # a suffix has no eop: the text goes on
+    targets = example.targets if ended else np.append(example.targets, VOCABULARY.eop)
+    assert targets[-1] == VOCABULARY.eop
     masks = set(np.flatnonzero(example.inputs == GLM[objective]).tolist())
     spans, at = {}, 0
     while at < m:
-        end = at + example.targets[at:].tolist().index(VOCABULARY.eop)
-        (mask,) = set(example.feed_positions[at : end + 1, 0].tolist())
-        assert example.feed_positions[at : end + 1, 1].tolist() == list(range(1, end - at + 2))
-        spans[mask] = example.targets[at:end].tolist()
-        assert example.feed[at : end + 1].tolist() == [VOCABULARY.sop, *spans[mask]]
+        end = at + targets[at:].tolist().index(VOCABULARY.eop)
+        (mask,) = set(example.feed_positions[at : end + ended, 0].tolist())
+        steps = example.feed_positions[at : end + ended, 1].tolist()
+        assert steps == list(range(1, end - at + 1 + ended))
+        spans[mask] = targets[at:end].tolist()
+        fed = [VOCABULARY.sop, *spans[mask]]
+        assert example.feed[at : end + ended].tolist() == fed[: len(steps)]
         at = end + 1
     assert set(spans) == masks  # each mask one span
     filled = [t for i, x in enumerate(example.inputs.tolist()) for t in spans.get(i, [x])]
@@ -147,7 +152,7 @@ def test_glm_short_spans_follow_the_restricted_poisson():
         drawn = np.diff(ends, prepend=-1) - 1
         lengths.update(drawn.tolist())
         shares.append(drawn.sum())
-        assert 75 <= drawn.sum() <= 75 + 7
+        assert 75 <= drawn.sum() <= 75 + 7  # floor(0.15·500), and the last span's surplus
         masks = np.flatnonzero(example.inputs == MASK)
         assert (np.diff(masks) > 1).all()
     # Overshoot of a renewal process: (E[l²]/E[l] - 1) / 2 tokens.
@@ -195,14 +200,18 @@ def test_glm_sentences_are_whole():
     assert (len(example.targets) - 1) % 2 == 0 and len(example.targets) == 61
 
 
-def test_glm_suffix_is_uniform_from_half_to_all():
+def test_glm_suffix_is_uniform_from_a_quarter_to_all_but_one():
     raw, draws = 9, 3000
     lengths = Counter(
-        len(SuffixInfilling()(toy_text(raw, 0), VOCABULARY, generator(0, k)).targets) - 1
+        len(SuffixInfilling()(toy_text(raw, 0), VOCABULARY, generator(0, k)).targets)
         for k in range(draws)
     )
-    assert set(lengths) == {5, 6, 7, 8, 9}
-    assert all(abs(n - draws / 5) < 4.5 * math.sqrt(draws * 0.16) for n in lengths.values())
+    assert set(lengths) == {2, 3, 4, 5, 6, 7, 8}
+    p = 1 / 7
+    assert all(abs(n - draws * p) < 4.5 * math.sqrt(draws * p * (1 - p)) for n in lengths.values())
+    half = SuffixInfilling(shortest=0.5)
+    targets = [len(half(toy_text(raw, 0), VOCABULARY, generator(0, k)).targets) for k in range(200)]
+    assert set(targets) == {4, 5, 6, 7, 8}
 
 
 def test_barts_last_resort_stays_within_its_bound(monkeypatch):

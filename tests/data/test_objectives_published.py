@@ -10,6 +10,7 @@ from megaarch.data.objectives import (
     Denoising,
     SequentialDenoising,
     SpanCorruption,
+    SpanInfilling,
 )
 from tests.data import published
 from tests.data.toy_vocabulary import toy_vocabulary
@@ -134,11 +135,46 @@ def test_bart_counts_words_in_float32():
     assert min(kept) == 34
 
 
+def test_glm_places_its_spans_as_the_published_code_does():
+    rng, raw = np.random.default_rng(1), 512
+    objective = SpanInfilling()
+    noise = int(0.15 * raw)
+    text = np.resize(published.one_token_words(400), raw)
+    edges = np.linspace(0, raw, 9)
+
+    def facts(spans):
+        starts, ends = np.array(spans).T
+        gaps = starts[1:] - ends[:-1]
+        sizes = ends - starts
+        return [
+            *published.span_facts(spans),
+            *histogram(gaps, [1, 2, 3, 5, 9, 17, 33, 1000]),
+            *histogram(sizes, [1, 2, 3, 4, 5, 7, 40]),
+            *histogram(starts, edges),
+            *(sizes[0], sizes[-1], starts[0]),
+        ]
+
+    ours, theirs = [], []
+    for key in range(2 * ROWS):
+        example = objective(text, VOCABULARY, generator(0, key))
+        ours.append(facts(published.glm_spans_of(example)))
+        while True:  # what does not fit the row is drawn again
+            lengths = published.glm_lengths(raw, 0.15, 3.0, rng)
+            if len(lengths) <= objective.most_spans(noise):
+                break
+        theirs.append(facts(published.glm_spans(lengths, raw, rng)))
+    agree(ours, theirs)
+    gaps, ones, _ = np.sum([row[:3] for row in ours], axis=0)
+    assert 0.025 < ones / gaps < 0.035  # 5.9% if all placements were alike
+
+
 def test_mixtures_are_those_of_the_published_recipes():
     shares: dict[str, float] = {}
     for weight, component in MIXTURES["ul2"]:
         shares[component.mode] = shares.get(component.mode, 0) + weight
     assert shares == pytest.approx({"mode_r": 0.8 / 3, "mode_x": 1.6 / 3, "mode_s": 0.2})
+    # ds_block_10B.sh and ds_block_large.sh: --bert-prob 0.5 --gap-sentence-prob 0.3
+    assert [weight for weight, _ in MIXTURES["blank_infilling"]] == [0.5, 0.3, 0.2]
 
 
 def test_every_ul2_example_ends_both_sides_in_eos_behind_its_mode():

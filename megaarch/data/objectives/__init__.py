@@ -51,8 +51,8 @@ MIXTURES: dict[str, tuple[tuple[float, Objective], ...]] = {
     ),
     "blank_infilling": (
         (0.5, SpanInfilling()),
-        (0.25, SentenceInfilling()),
-        (0.25, SuffixInfilling()),
+        (0.3, SentenceInfilling()),
+        (0.2, SuffixInfilling()),
     ),
 }
 

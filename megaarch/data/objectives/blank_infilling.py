@@ -6,12 +6,15 @@
     feed (part B)    <sop> e f   <sop> c       positions  4 4 4 2 2
     targets          e f <eop>   c <eop>                  1 2 3 1 2
 
-The mixture is [MASK] (short spans) half of the time, [sMASK] (whole sentences) and [gMASK] (the
-rest of the document) a quarter each, after the multi-task setting of Du et al. 2022, 2.2.
+A suffix ([gMASK]) has no <eop>: a row ends where the next begins, and the text goes on.
+
+Of the rows 50% are [MASK] (short spans), 30% [sMASK] (whole sentences) and 20% [gMASK], as in
+GLM's scripts ds_block_large.sh and ds_block_10B.sh; counts and placement are those of its
+blocklm_utils.py (Du et al. 2022, 2.1 and 2.2).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,9 +27,7 @@ from megaarch.data.objectives.spans import (
     require_share,
     require_span_length,
     restricted_poisson,
-    scatter_spans,
     sentence_starts,
-    share_up,
     until,
 )
 
@@ -37,8 +38,8 @@ DRAWS = 32
 @dataclass(frozen=True)
 class SpanInfilling:
     """[MASK]: spans of Poisson(mean_span_length) restricted to 1..39 tokens are drawn until they
-    hold noise_density of the tokens (Du et al. 2022, 2.1), and placed uniformly with at least one
-    token between neighbours.
+    hold floor(noise_density·raw) tokens, at least 1, and placed in random order with at least one
+    token between neighbours (`scatter`).
 
     To keep rows of one length, draws with more spans than `most_spans` are made again (1 row in
     300 at 512 tokens), and the last span is trimmed where it exceeds the noise by more than
@@ -58,7 +59,7 @@ class SpanInfilling:
     ) -> Example:
         tokens = as_row(tokens, 1, self.name)
         raw, probabilities = len(tokens), restricted_poisson(self.mean_span_length, LONGEST)
-        noise, surplus = share_up(raw, self.noise_density), self.surplus(raw)
+        noise, surplus = noise_of(raw, self.noise_density), self.surplus(raw)
         most = self.most_spans(noise)
         for _ in range(DRAWS):
             lengths = until(draw_lengths(probabilities, noise, rng), noise, surplus)
@@ -66,12 +67,13 @@ class SpanInfilling:
                 break
         else:
             lengths = np.array([noise])
-        starts = scatter_spans(lengths, raw, rng)
+        lengths = rng.permutation(lengths)
+        starts = scatter(lengths, raw, rng)
         return blank(tokens, starts, lengths, vocabulary.mask, vocabulary, rng)
 
     def surplus(self, raw: int) -> int:
         """Tokens by which the spans may exceed the noise."""
-        noise = share_up(raw, self.noise_density)
+        noise = noise_of(raw, self.noise_density)
         return min(math.ceil(2 * self.mean_span_length) + 1, noise, raw - noise)
 
     def most_spans(self, noise: int) -> int:
@@ -84,7 +86,7 @@ class SpanInfilling:
 
     def lengths(self, raw: int) -> Lengths:
         """Bounds; inputs and targets together are the tokens and two for each span."""
-        noise = share_up(raw, self.noise_density)
+        noise = noise_of(raw, self.noise_density)
         spans = self.most_spans(noise)
         targets = noise + self.surplus(raw) + spans
         return Lengths(raw - noise + spans, targets, total=raw + 2 * spans)
@@ -92,8 +94,8 @@ class SpanInfilling:
 
 @dataclass(frozen=True)
 class SentenceInfilling:
-    """[sMASK]: whole sentences in random order until they hold noise_density of the tokens
-    (Du et al. 2022, 2.2). The row's edges count as ends of sentences.
+    """[sMASK]: whole sentences in random order until they hold floor(noise_density·raw) tokens, at
+    least 1. The row's edges count as ends of sentences.
 
     A row of one sentence has one random span of that many tokens instead. Draws of more sentences
     than `most_spans` are made again (at 512 tokens 1 row in 100 where lines of 7 tokens count as
@@ -111,7 +113,7 @@ class SentenceInfilling:
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Example:
         tokens = as_row(tokens, 1, self.name)
-        noise = share_up(len(tokens), self.noise_density)
+        noise = noise_of(len(tokens), self.noise_density)
         starts = sentence_starts(tokens, vocabulary)
         if len(starts) == 1:
             chosen = np.array([rng.integers(len(tokens) - noise + 1)]), np.array([noise])
@@ -137,32 +139,62 @@ class SentenceInfilling:
 
     def most_spans(self, raw: int) -> int:
         """The bound on the number of spans."""
-        return min(share_up(raw, self.noise_density), 3 + math.ceil(raw / 48))
+        return min(noise_of(raw, self.noise_density), 3 + math.ceil(raw / 48))
 
     def lengths(self, raw: int) -> Lengths:
         """Bounds; a long sentence can take all tokens into the targets."""
         spans = self.most_spans(raw)
-        inputs = raw - share_up(raw, self.noise_density) + spans
+        inputs = raw - noise_of(raw, self.noise_density) + spans
         return Lengths(inputs, raw + spans, total=raw + 2 * spans)
 
 
 @dataclass(frozen=True)
 class SuffixInfilling:
-    """[gMASK]: one suffix, its length uniform from half of the row to all (Du et al. 2022, 2.2)."""
+    """[gMASK]: one suffix, its length uniform from floor(shortest·raw), at least 1, to all tokens
+    but one. The paper's shortest is 0.5 (Du et al. 2022, 2.2), that of the scripts 0.25.
+    """
 
+    shortest: float = 0.25
     name: str = "blank_infilling"
+
+    def __post_init__(self):
+        require_share(self.name, self.shortest)
 
     def __call__(
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Example:
-        tokens = as_row(tokens, 1, self.name)
-        length = rng.integers((len(tokens) + 1) // 2, len(tokens), endpoint=True)
+        tokens = as_row(tokens, 2, self.name)
+        length = rng.integers(noise_of(len(tokens), self.shortest), len(tokens))
         start = np.array([len(tokens) - length])
-        return blank(tokens, start, np.array([length]), vocabulary.suffix_mask, vocabulary, rng)
+        example = blank(tokens, start, np.array([length]), vocabulary.suffix_mask, vocabulary, rng)
+        return replace(
+            example,
+            targets=example.targets[:-1],
+            feed=example.feed[:-1],
+            feed_positions=example.feed_positions[:-1],
+        )
 
     def lengths(self, raw: int) -> Lengths:
-        """Bounds; inputs and targets together are exactly raw + 2."""
-        return Lengths(raw // 2 + 1, raw + 1, total=raw + 2)
+        """Bounds; inputs and targets together are exactly raw + 1."""
+        raw = max(raw, 2)
+        return Lengths(raw - noise_of(raw, self.shortest) + 1, raw - 1, total=raw + 1)
+
+
+def noise_of(raw: int, share: float) -> int:
+    """floor(raw·share), at least 1."""
+    return max(int(raw * share), 1)
+
+
+def scatter(lengths: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Starts of spans of these lengths, in this order, in `total` items with at least one item
+    between neighbours. Needs len(lengths) <= total - sum + 1.
+
+    Each span draws its place among the items left over on its own, as in GLM's sample_spans: a gap
+    of one item is half as frequent as if all placements were alike.
+    """
+    left = total - int(lengths.sum()) - len(lengths) + 1
+    points = np.sort(rng.integers(left, size=len(lengths), endpoint=True))
+    return points + np.cumsum(lengths + 1) - lengths - 1
 
 
 def blank(

@@ -37,33 +37,16 @@ def require_span_length(name: str, mean_span_length: float) -> None:
         raise ValueError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
 
 
-def share_up(length: int, share: float) -> int:
-    """ceil(length · share), safe from rounding noise: share_up(20, 0.15) is 3."""
-    return math.ceil(round(length * share, 9))
-
-
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The indices of all spans, one after the other, in the order given."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def scatter_spans(lengths: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
-    """Starts of spans of these lengths in `total` items, uniform over all ways to place them in
-    this order with at least one item between neighbours. Needs len(lengths) <= total - sum + 1.
-    """
-    gaps = total - int(lengths.sum()) + 1
-    chosen = np.sort(rng.choice(gaps, len(lengths), replace=False))
-    return chosen + np.cumsum(lengths) - lengths
-
-
 def replace_spans(
     tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, mask: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`tokens` with one `mask` for each span, and the masks' indices in the result.
-
-    A span of length 0 inserts a mask ahead of the token at its start.
-    """
+    """`tokens` with one `mask` for each span, and the masks' indices in the result."""
     count = len(starts)
     index = starts - (np.cumsum(lengths) - lengths) + np.arange(count)
     keep = np.ones(len(tokens), dtype=bool)

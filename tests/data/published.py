@@ -4,6 +4,7 @@ t5 0.9.4            t5/data/preprocessors.py: random_spans_noise_mask, random_sp
                     random_prefix_noise_mask
 fairseq 0.12.2      fairseq/data/denoising_dataset.py: add_whole_word_mask, add_insertion_noise
 GLM                 github.com/THUDM/GLM at a2e509c, blocklm_utils.py: construct_blocks, sample_spans
+XLNet               github.com/zihangdai/xlnet at 1b61bf2, data_utils.py: _sample_mask
 """
 
 import itertools
@@ -102,6 +103,32 @@ def glm_spans(lengths: list[int], raw: int, rng) -> list[tuple[int, int]]:
         spans.append((used + place, used + place + length))
         used += length + 1
     return spans
+
+
+def xlnet_spans(starts: list[bool], alpha: int, goal: int, rng) -> list[bool]:
+    """Which tokens the spans take; starts: where words begin. At most `goal`."""
+    raw, masked, at = len(starts), [False] * len(starts), 0
+    shares = np.array([1 / n for n in range(1, 6)])
+    while at < raw and sum(masked) < goal:
+        n = min(int(rng.choice([1, 2, 3, 4, 5], p=shares / shares.sum())), goal - sum(masked))
+        context = n * alpha
+        left = int(rng.integers(context))
+        begin = at + left
+        while begin < raw and not starts[begin]:
+            begin += 1
+        if begin >= raw or begin + n >= raw:
+            break
+        for place in range(begin, begin + n):
+            masked[place] = True
+        at = begin + n + (context - left)
+    return masked
+
+
+def xlnet_targets(starts: list[bool], alpha: int, goal: int, rng) -> list[bool]:
+    masked = xlnet_spans(starts, alpha, goal, rng)
+    while sum(masked) < goal:
+        masked[int(rng.integers(len(masked)))] = True
+    return masked
 
 
 def one_token_words(raw: int) -> np.ndarray:

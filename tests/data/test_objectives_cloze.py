@@ -129,38 +129,41 @@ def test_xlnet_targets(raw, key):
     assert (example.targets == tokens[example.places]).all()
 
 
-def test_xlnet_order_is_uniform_and_spans_fall_with_their_length():
-    raw, draws = 600, 400
-    descents, runs, chosen = 0, Counter(), np.zeros(raw)
+def test_xlnet_order_is_uniform():
+    draws, descents = 400, 0
     for key in range(draws):
-        places = PermutationLM()(toy_text(raw, 0), VOCABULARY, generator(0, key)).places
+        places = PermutationLM()(toy_text(600, 0), VOCABULARY, generator(0, key)).places
         descents += int((np.diff(places) < 0).sum())
-        chosen[places] += 1
-        ordered = np.sort(places)
-        breaks = np.flatnonzero(np.diff(ordered) > 1)
-        runs.update(np.diff(breaks, prepend=-1, append=len(ordered) - 1).tolist())
     pairs = draws * 99
     assert abs(descents - pairs / 2) < 4.5 * math.sqrt(draws * 101 / 12)
-    # p(n) = (1/n) / (137/60). Neighbouring windows let 1 pair in some dozens touch.
-    count = sum(runs.values())
-    for n in range(1, 6):
-        p = 60 / 137 / n
-        assert abs(runs[n] / count - p) < 0.12 * p + 0.015
-    assert runs[1] > runs[2] > runs[3] > runs[4]
-    sixths = chosen.reshape(6, 100).sum(axis=1) / draws  # about one in six everywhere
-    assert (abs(sixths - 100 / 6) < 1).all()
 
 
-def test_xlnet_spans_lie_in_windows_of_alpha_times_their_length():
-    # Two targets of 12 tokens: one span of 2 anywhere, or two of 1 in windows of 6 each.
-    ways = Counter()
-    draws = 3000
+def test_xlnet_spans_lie_in_windows_of_their_length_and_alpha_times_it():
+    # Of 13 one-token words two are targets. A first span of 1 lies in places 0 to 5 and the next one
+    # in the 6 places from 7 on, where its last token is not the row's last: 7 to 11. If it should
+    # have begun at 12, one target is drawn from the rest. A span of 2 begins at 0 to 11 - 1.
+    draws, single = 6000, 60 / 137
+    objective, starts = PermutationLM(), np.ones(13, dtype=bool)
+    pairs = Counter()
     for key in range(draws):
-        places = PermutationLM()(np.arange(12), VOCABULARY, generator(0, key)).places
-        ways[tuple(sorted(places.tolist()))] += 1
-    far = {pair for pair in ways if pair[1] - pair[0] > 1}
-    assert all(a < 6 <= b for a, b in far)
-    touching = sum(ways[pair] for pair in ways if pair not in far)
-    p_single = 60 / 137
-    p = (1 - p_single) + p_single / 36  # the first of size 1 leaves one; (5, 6) touch by chance
-    assert abs(touching - draws * p) < 4.5 * math.sqrt(draws * p * (1 - p))
+        pairs[tuple(np.flatnonzero(objective.spans(starts, generator(0, key))).tolist())] += 1
+    expected = Counter()
+    for first in range(6):
+        for ahead in range(6):
+            second = 7 + ahead
+            expected[(first, second) if second < 12 else (first,)] += single / 36
+    for ahead in range(12):
+        begin = ahead
+        expected[(begin, begin + 1) if begin + 2 < 13 else ()] += (1 - single) / 12
+    assert set(pairs) == set(expected)
+    for taken, p in expected.items():
+        assert abs(pairs[taken] - draws * p) < 4.5 * math.sqrt(draws * p * (1 - p)), taken
+
+
+def test_xlnet_spans_begin_at_words():
+    tokens = toy_text(400, 5)
+    begins = np.append(True, tokens[1:] % 2 == 0)
+    for key in range(100):
+        taken = PermutationLM().spans(begins, generator(0, key))
+        first = taken & ~np.append(False, taken[:-1])
+        assert begins[first].all() and taken.sum() <= 67

@@ -8,6 +8,7 @@ from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
     MIXTURES,
     Denoising,
+    PermutationLM,
     SequentialDenoising,
     SpanCorruption,
     SpanInfilling,
@@ -166,6 +167,39 @@ def test_glm_places_its_spans_as_the_published_code_does():
     agree(ours, theirs)
     gaps, ones, _ = np.sum([row[:3] for row in ours], axis=0)
     assert 0.025 < ones / gaps < 0.035  # 5.9% if all placements were alike
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_xlnet_places_its_spans_as_the_published_code_does(share):
+    rng, raw, objective = np.random.default_rng(2), 512, PermutationLM()
+    starts = rng.random(raw) < share
+    starts[0] = True
+    tokens = np.where(starts, 2, 1)
+    edges = np.linspace(0, raw, 9)
+
+    def facts(masked):
+        places = np.flatnonzero(masked)
+        breaks = np.flatnonzero(np.diff(places) > 1)
+        runs = np.diff(breaks, prepend=-1, append=len(places) - 1)
+        begin = places[np.append(0, breaks + 1)]
+        return [
+            len(places),
+            starts[begin].sum(),
+            *histogram(runs, [1, 2, 3, 4, 5, 6, 99]),
+            *histogram(places, edges),
+        ]
+
+    spans, all_targets = [], []
+    for key in range(ROWS):
+        ours = objective.spans(starts, generator(0, key))
+        theirs = published.xlnet_spans(starts.tolist(), 6, 85, rng)
+        spans.append((facts(ours), facts(theirs)))
+        example = objective(tokens, VOCABULARY, generator(1, key))
+        ours = np.isin(np.arange(raw), example.places)
+        theirs = published.xlnet_targets(starts.tolist(), 6, 85, rng)
+        all_targets.append((facts(ours), facts(theirs)))
+    for pairs in (spans, all_targets):
+        agree(*zip(*pairs, strict=True))
 
 
 def test_mixtures_are_those_of_the_published_recipes():

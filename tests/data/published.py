@@ -1,5 +1,7 @@
 """The corruptions of published code, written a second time from their definitions, token by token.
 
+`python -m tests.data.published` prints the figures of docs/objectives.md, theirs beside megaarch's.
+
 t5 0.9.4            t5/data/preprocessors.py: random_spans_noise_mask, random_spans_helper,
                     random_prefix_noise_mask
 fairseq 0.12.2      fairseq/data/denoising_dataset.py: add_whole_word_mask, add_insertion_noise
@@ -13,7 +15,9 @@ import math
 import numpy as np
 import torch
 
-from tests.data.toy_vocabulary import toy_vocabulary
+from megaarch.data.example import generator
+from megaarch.data.objectives import MIXTURES, Denoising, PermutationLM, SpanInfilling
+from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 MASK = VOCABULARY.mask
@@ -158,3 +162,79 @@ def glm_spans_of(example) -> list[tuple[int, int]]:
         spans.append((mask + taken, mask + taken + size))
         taken += size - 1
     return spans
+
+
+def visible(tokens: int, targets: int) -> float:
+    """Mean number of tokens that a target sees of its own segment."""
+    return tokens - targets + (targets - 1) / 2
+
+
+Figure = tuple[str, float, float]  # what, published, megaarch
+
+
+def figures(rows: int = 1000) -> list[Figure]:
+    """Over rows of 512 tokens, each of them a word."""
+    text = np.resize(one_token_words(400), 512)
+    return [
+        *ul2_figures(text, rows),
+        *bart_figures(text, rows),
+        *glm_figures(text, rows),
+        *xlnet_figures(rows),
+    ]
+
+
+def ul2_figures(text: np.ndarray, rows: int) -> list[Figure]:
+    """Published: the listing in the paper's appendix, by its defaults."""
+    share, denoiser = MIXTURES["ul2"][-1]
+    suffixes = [len(denoiser(text, VOCABULARY, generator(0, k)).targets) - 1 for k in range(rows)]
+    listing = (512 - t5_shortest_prefix(512, 0.5) + 1) / 2
+    return [
+        ("`ul2`: rows of the S-denoiser, %", 100 / 7, 100 * share),
+        ("`ul2`: mean suffix of the S-denoiser, %", listing / 5.12, np.mean(suffixes) / 5.12),
+    ]
+
+
+def bart_figures(text: np.ndarray, rows: int) -> list[Figure]:
+    rng, words = np.random.default_rng(0), [[word] for word in text.tolist()]
+    theirs = [fairseq_infilling(words, 0.3, 3.0, rng) for _ in range(rows)]
+    ours = [Denoising()(text, VOCABULARY, generator(0, k)).inputs for k in range(rows)]
+    sides = [np.mean([infilling_facts(x, 512) for x in side], axis=0) for side in (theirs, ours)]
+    return [
+        ("`denoising`: tokens removed, %", *(side[0] / 5.12 for side in sides)),
+        ("`denoising`: masks a row", *(side[1] for side in sides)),
+        ("`denoising`: masks a row that touch the one before", *(side[2] for side in sides)),
+    ]
+
+
+def glm_figures(text: np.ndarray, rows: int) -> list[Figure]:
+    rng, objective = np.random.default_rng(0), SpanInfilling()
+    theirs = [glm_spans(glm_lengths(512, 0.15, 3.0, rng), 512, rng) for _ in range(rows)]
+    ours = [glm_spans_of(objective(text, VOCABULARY, generator(0, k))) for k in range(rows)]
+    sides = [np.sum([span_facts(x) for x in side], axis=0) for side in (theirs, ours)]
+    documents = [toy_text(512, k, eos_every=512) for k in range(rows)]
+    targets = np.concatenate(
+        [objective(x, VOCABULARY, generator(0, k)).targets for k, x in enumerate(documents)]
+    )
+    held = 100 * (targets == VOCABULARY.eos).sum() / (targets == VOCABULARY.eop).sum()
+    return [
+        ("`blank_infilling`: tokens in [MASK] spans, %", *(s[2] / rows / 5.12 for s in sides)),
+        ("`blank_infilling`: gaps of one token, %", *(100 * s[1] / s[0] for s in sides)),
+        ("`blank_infilling`: spans that hold an end of document, one in 512 tokens, %", 0.0, held),
+    ]
+
+
+def xlnet_figures(rows: int) -> list[Figure]:
+    """Of published rows: two halves of 256 tokens, without the memory."""
+    rng, begins = np.random.default_rng(0), np.ones(512, dtype=bool)
+    theirs = [sum(xlnet_spans(begins.tolist(), 6, 85, rng)) for _ in range(rows)]
+    ours = [PermutationLM().spans(begins, generator(0, k)).sum() for k in range(rows)]
+    halves = (42 * visible(256, 42) + 43 * (256 + visible(256, 43))) / 85
+    return [
+        ("`permutation_lm`: targets in spans, of 85", np.mean(theirs), np.mean(ours)),
+        ("`permutation_lm`: tokens that a target sees", halves, visible(512, 85)),
+    ]
+
+
+if __name__ == "__main__":
+    for what, theirs, ours in figures():
+        print(f"| {what} | {theirs:.1f} | {ours:.1f} |")

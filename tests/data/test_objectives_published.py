@@ -1,5 +1,7 @@
 """Each corruption against that of published code, which `published.py` writes a second time."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,11 @@ def test_every_ul2_example_ends_both_sides_in_eos_behind_its_mode():
             example = component(np.arange(1, 90), VOCABULARY, generator(0, key))
             assert example.inputs[0] == VOCABULARY.special[component.mode]
             assert example.inputs[-1] == example.targets[-1] == VOCABULARY.eos
+
+
+def test_the_figures_of_the_docs_are_those_of_the_command():
+    page = Path(__file__).parents[2] / "docs" / "objectives.md"
+    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")]
+    table = {row[1].strip(): row[2:4] for row in rows if len(row) == 5}
+    for what, *figures in published.figures(rows=300):
+        assert [float(cell) for cell in table[what]] == pytest.approx(figures, rel=0.1, abs=0.25)

@@ -108,9 +108,9 @@ def test_loader_workers_change_nothing(tiny, prepared, tmp_path):
 
 def test_learned_positions_reach_as_far_as_the_rows(tiny, prepared):
     given = {"model__position_encoding": "learned", "training__steps": 1}
-    with pytest.raises(ValueError, match=r"48 positions are fewer than the 58 .* set it to 58"):
+    with pytest.raises(ValueError, match=r"48 positions are fewer than the 56 .* set it to 56"):
         Trainer(tiny("bart", **given), prepared)
-    Trainer(tiny("bart", model__learned_positions=58, **given), prepared).run()
+    Trainer(tiny("bart", model__learned_positions=56, **given), prepared).run()
 
 
 def test_too_few_sentinels_are_told_before_the_first_step(tiny, prepared):

@@ -4,8 +4,8 @@ raw       Thank you for inviting me to your party last week
 inputs    Thank you <0> me to your party <1> week <eos>
 targets   <0> for inviting <1> last <eos>
 
-Counts are those of t5.data.preprocessors (0.9.4), which rounds in float32, halves to even: 28.5, which
-is 0.15 of 190, rounds to 28, but its float32 product is 28.500002 and rounds to 29.
+Counts are those of t5.data.preprocessors (0.9.4), rounded in float32, halves to even: 0.15·190 = 28.5
+would be 28, but float32 has 28.500002 and so 29.
 """
 
 from dataclasses import dataclass

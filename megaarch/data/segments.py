@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from megaarch import catalogue
 from megaarch.data import objectives
 from megaarch.data.converters import CONVERTERS
-from megaarch.data.example import Lengths, Objective, RowShape, largest_raw
-from megaarch.data.objectives.language_modelling import PrefixLM
+from megaarch.data.example import Objective, RowShape, largest_raw
 from megaarch.settings import Data, Model
 
 
@@ -22,8 +21,8 @@ class Segmentation:
     """The segments of a row.
 
     raw: tokens of a segment. objectives: of each segment. shape: the bound on such a row.
-    mirrored: the segments are two prefix-LM examples that are split at s and raw - s for one draw
-        of s, so that their inputs and targets add up to `raw` each (Wang et al. 2022, 3.2).
+    mirrored: the segments are two examples of one objective that a draw splits, the second the other
+        way round, so that inputs and targets of both together are known (Wang et al. 2022, 3.2).
     """
 
     raw: int
@@ -47,13 +46,18 @@ def segmentations(model: Model, data: Data) -> Mixed:
     keeps its share of all segments. ValueError where a segment does not fit.
     """
     mixture = components(data)
-    alone = [(share, segmentation(model, (objective,))) for share, objective in mixture]
+    alone = _rows(model, [(weight, (objective,)) for weight, objective in mixture])
     if len(mixture) == 1 or len(_limits(model)) == 1:
         return alone
-    groups = _pairs(mixture)
-    total = sum(weight for weight, _ in groups)
-    shared = [(weight / total, segmentation(model, group)) for weight, group in groups]
-    return max(alone, shared, key=lambda rows: _filled(model, rows))
+    return max(alone, _rows(model, _pairs(mixture)), key=lambda rows: _filled(model, rows))
+
+
+def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mixed:
+    """A row for each group, whose weight is that of a segment of each of its objectives."""
+    rows = [(weight, segmentation(model, group)) for weight, group in groups]
+    rows = [(weight / (2 if row.mirrored else 1), row) for weight, row in rows]
+    total = sum(weight for weight, _ in rows)
+    return [(weight / total, row) for weight, row in rows]
 
 
 def components(data: Data) -> tuple[tuple[float, Objective], ...]:
@@ -73,11 +77,11 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
     ValueError where segments of two tokens do not fit.
     """
     converter, limits = CONVERTERS[model.architecture], _limits(model)
-    mirrored = len(limits) == 2 and isinstance(group[0], PrefixLM)
+    mirrored = len(limits) == 2 and len(group) == 1 and hasattr(group[0], "mirrored")
 
     def bound(raw: int) -> RowShape:
         if mirrored:
-            one = converter.shape(Lengths(raw, raw))
+            one = converter.shape(group[0].pair(raw))
             return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
         first, *others = (converter.shape(objective.lengths(raw)) for objective in group)
         return sum(others, first)

@@ -1,13 +1,14 @@
 """Segments: two-stream rows of a mixture fill both streams, and every component keeps its share."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from megaarch import config
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import generator
-from megaarch.data.objectives import MIXTURES
+from megaarch.data.objectives import MIXTURES, PrefixLM, SequentialDenoising
 from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
 
@@ -53,7 +54,8 @@ def test_ul2_fills_both_stacks_of_an_encoder_decoder():
 def test_the_lengths_of_the_ul2_paper_keep_whole_rows_for_each_denoiser():
     # Tay et al. 2023: 512 inputs and 512 targets; shared rows would shorten segments for nothing
     _, rows = rows_of(target_length=512, length=512)
-    assert [len(row.objectives) for _, row in rows] == [1] * 7
+    denoisers = [{type(o) for o in row.objectives} for _, row in rows]
+    assert len(rows) == 7 and all(len(kinds) == 1 for kinds in denoisers)
     assert max(row.raw for _, row in rows) > 512
 
 
@@ -72,6 +74,25 @@ def test_components_keep_their_shares_of_the_segments(architecture, objective, t
     total = sum(segments.values())
     asked = {repr(component): weight for weight, component in MIXTURES[objective]}
     assert {name: n / total for name, n in segments.items()} == pytest.approx(asked)
+
+
+@pytest.mark.parametrize("objective", (PrefixLM(), SequentialDenoising()))
+@pytest.mark.parametrize("raw", (2, 3, 7, 64, 1365))
+def test_mirrored_examples_take_exactly_what_a_pair_takes(objective, raw):
+    vocabulary = made_up_vocabulary(8192, SENTINELS)
+    tokens = made_up_tokens(vocabulary, raw)
+    splits = set()
+    for seed in range(20):
+        one, other = (
+            o(tokens, vocabulary, generator(seed, 0))
+            for o in (objective, replace(objective, mirrored=True))
+        )
+        splits.add(len(one.inputs))
+        pair = objective.pair(raw)
+        assert len(one.inputs) + len(other.inputs) == pair.inputs
+        assert len(one.targets) + len(other.targets) == pair.targets
+        assert min(len(one.targets), len(other.targets)) > 0
+    assert len(splits) > 1 or raw < 4
 
 
 @pytest.mark.parametrize("length", (16, 65, 333, 2048))

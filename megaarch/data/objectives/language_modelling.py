@@ -51,6 +51,10 @@ class PrefixLM:
         raw = max(raw, 2)
         return Lengths(raw - 1, raw - 1, total=raw)
 
+    def pair(self, raw: int) -> Lengths:
+        """Exactly what two examples of one draw take, of which one is mirrored."""
+        return Lengths(raw, raw)
+
 
 def supervised(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> Example:
     """An {input, target} pair: inputs [n] as they are, targets [m] and the end token."""

@@ -79,10 +79,12 @@ class SequentialDenoising:
     The prefix is uniform from round((1 - 2·noise_density)·(raw - 1)), at least 1, to raw - 1
     tokens (t5's random_prefix_noise_mask).
     inputs: the mode token, the prefix and the end token; targets: the suffix and the end token.
+    mirrored: as prefix_lm's: the longest prefix where the draw gives the shortest, and so on.
     """
 
     noise_density: float = 0.25
     mode: str = "mode_s"
+    mirrored: bool = False
     name: str = "ul2"
 
     def __post_init__(self):
@@ -97,7 +99,10 @@ class SequentialDenoising:
         self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Example:
         tokens = as_row(tokens, 2, self.name)
-        split = rng.integers(self.shortest_prefix(len(tokens)), len(tokens))
+        shortest = self.shortest_prefix(len(tokens))
+        split = int(rng.integers(shortest, len(tokens)))
+        if self.mirrored:
+            split = shortest + len(tokens) - 1 - split
         mode = vocabulary.special[self.mode]
         return Example(
             inputs=np.concatenate([[mode], tokens[:split], [vocabulary.eos]]),
@@ -108,6 +113,12 @@ class SequentialDenoising:
         """Bounds; inputs and targets together are exactly raw + 3."""
         raw = max(raw, 2)
         return Lengths(raw + 1, raw - self.shortest_prefix(raw) + 1, total=raw + 3)
+
+    def pair(self, raw: int) -> Lengths:
+        """Exactly what two examples of one draw take, of which one is mirrored."""
+        raw = max(raw, 2)
+        shortest = self.shortest_prefix(raw)
+        return Lengths(raw + shortest + 3, raw - shortest + 3)
 
 
 S_SHARE = 0.2  # of the rows: the share of S-denoisers that Tay et al. 2023, 4.5 settle on

@@ -141,11 +141,23 @@ class IndexedDataset:
             raise IndexError(f"tokens {start}:{start + length} of {self.tokens} in {self.path}")
         if self._contiguous:
             return self._tokens[start : start + length].astype(self._given)
-        first, last = np.searchsorted(self._ends, [start, start + length], side="right")
-        whole = [self[i] for i in range(first, min(last + 1, len(self)))]
-        skipped = start - (int(self._ends[first - 1]) if first else 0)
-        joined = np.concatenate([np.zeros(0, self._given), *whole])
-        return joined[skipped : skipped + length]
+        sequence = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = [np.zeros(0, self._given)]
+        while length:
+            left = int(self._ends[sequence]) - start
+            taken = min(left, length)
+            pieces.append(self.get(sequence, int(self.lengths[sequence]) - left, taken))
+            start, length, sequence = start + taken, length - taken, sequence + 1
+        return np.concatenate(pieces)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at these places of the stream, [places]."""
+        if not self._contiguous:
+            sequence = np.searchsorted(self._ends, places, side="right")
+            left = self._ends[sequence] - places
+            item = self.dtype.itemsize
+            places = self._pointers[sequence] // item + self.lengths[sequence] - left
+        return self._tokens[places].astype(self._given)
 
     def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
         """All tokens of the .bin as stored, in views of up to `tokens`."""
@@ -184,6 +196,51 @@ class IndexedDataset:
             look(block)
             found.update(block)
         return found.hexdigest()[:32]
+
+
+class IndexedDocuments:
+    """The documents of an indexed dataset, each the tokens of its sequences end to end.
+
+    Sequences of no document are documents of their own. Pickles as its dataset.
+
+    path, tokens: of the dataset. lengths: int64 [documents], tokens of each.
+    """
+
+    def __init__(self, dataset: IndexedDataset):
+        self.dataset, self.path, self.tokens = dataset, dataset.path, dataset.tokens
+        bounds = dataset.document_index if len(dataset.document_index) else np.zeros(1, np.int64)
+        before, behind = np.arange(bounds[0]), np.arange(bounds[-1], len(dataset)) + 1
+        bounds = np.concatenate([before, bounds, behind])
+        starts = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])[bounds]
+        self._starts, self.lengths = starts[:-1], np.diff(starts)
+
+    def __reduce__(self):
+        return IndexedDocuments, (self.dataset,)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Document `index`, [length]. IndexError past either end."""
+        return self.get(index)
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """`length` tokens of document `index` from `offset`; None is up to its end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)} in {self.path}")
+        size = int(self.lengths[index])
+        length = size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > size:
+            raise IndexError(f"tokens {offset}:{offset + length} of {size} in document {index}")
+        return self.dataset.stream(int(self._starts[index]) + offset, length)
+
+    def last_tokens(self, documents: np.ndarray) -> np.ndarray:
+        """The last token of each of these documents, none of which is empty, [documents]."""
+        return self.dataset.at(self._starts[documents] + self.lengths[documents] - 1)
+
+    def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
+        """All tokens of the .bin as stored, in views of up to `tokens`."""
+        return self.dataset.blocks(tokens)
 
 
 class IndexedWriter:

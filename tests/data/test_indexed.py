@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.data import indexed
-from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
+from megaarch.data.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
 
 DOCUMENTS = [[[1, 2, 3], [4]], [[65535, 0]], [[], [7, 8]]]  # documents of sequences
 SEQUENCES = [sequence for document in DOCUMENTS for sequence in document]
@@ -84,6 +84,65 @@ def test_stream_follows_pointers_that_are_out_of_order(tmp_path):
     for start in range(6):
         for end in range(start, 6):
             assert dataset.stream(start, end - start).tolist() == [1, 2, 3, 4, 5][start:end]
+
+
+def out_of_order(path):
+    """Two documents, [1, 2, 3] + [4, 5] and [6], whose sequences lie in another order."""
+    path.with_suffix(".bin").write_bytes(np.array([9, 6, 4, 5, 1, 2, 3], dtype="<i4").tobytes())
+    raw = bytearray(index_bytes([[1, 2, 3], [4, 5], [6]], [0, 2, 3], 4, 4))
+    raw[34 + 12 : 34 + 36] = struct.pack("<3q", 16, 8, 4)
+    path.with_suffix(".idx").write_bytes(raw)
+    return IndexedDataset(path)
+
+
+def test_a_document_is_its_sequences_end_to_end(tmp_path):
+    contiguous = write(tmp_path / "a", [[[1, 2, 3], [4, 5]], [[6]]])
+    for dataset in (contiguous, out_of_order(tmp_path / "d")):
+        documents = IndexedDocuments(dataset)
+        assert len(documents) == 2
+        assert documents.lengths.tolist() == [5, 1]
+        assert [documents[i].tolist() for i in range(2)] == [[1, 2, 3, 4, 5], [6]]
+        assert documents[-2].dtype == np.int32
+        for start in range(6):
+            for end in range(start, 6):
+                found = documents.get(0, start, end - start).tolist()
+                assert found == [1, 2, 3, 4, 5][start:end]
+        assert documents.get(1, 1).tolist() == []
+        assert documents.last_tokens(np.array([1, 0])).tolist() == [6, 5]
+        for bad in ((2,), (-3,), (0, 3, 3), (0, -1), (1, 0, -1)):
+            with pytest.raises(IndexError):
+                documents.get(*bad)
+        copy = pickle.loads(pickle.dumps(documents))
+        assert (copy.path, copy[0].tolist()) == (documents.path, [1, 2, 3, 4, 5])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=4), max_size=6))
+def test_documents_are_those_that_were_written(tmp_path_factory, written):
+    dataset = write(tmp_path_factory.mktemp("documents") / "d", written)
+    documents = IndexedDocuments(dataset)
+    wanted = [[token for sequence in document for token in sequence] for document in written]
+    assert [documents[i].tolist() for i in range(len(documents))] == wanted
+    assert (documents.tokens, documents.lengths.sum()) == (dataset.tokens, dataset.tokens)
+    filled = [i for i, document in enumerate(wanted) if document]
+    assert documents.last_tokens(np.array(filled, int)).tolist() == [wanted[i][-1] for i in filled]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [
+        ([], [[1], [2], [3], [4]]),
+        ([0], [[1], [2], [3], [4]]),
+        ([1, 3], [[1], [2, 3], [4]]),
+        ([0, 2, 2, 4], [[1, 2], [], [3, 4]]),
+        ([0, 4], [[1, 2, 3, 4]]),
+    ],
+)
+def test_sequences_of_no_document_are_documents_of_their_own(tmp_path, bounds, wanted):
+    (tmp_path / "d.bin").write_bytes(struct.pack("<4i", 1, 2, 3, 4))
+    (tmp_path / "d.idx").write_bytes(index_bytes([[1], [2], [3], [4]], bounds, 4, 4))
+    documents = IndexedDocuments(IndexedDataset(tmp_path / "d"))
+    assert [documents[i].tolist() for i in range(len(documents))] == wanted
 
 
 def test_dtype_as_megatron_chooses():

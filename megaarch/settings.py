@@ -122,7 +122,7 @@ class Model(Section):
 
 class Source(Section):
     path: Text
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(ge=1e-18, le=1e18)] = 1.0  # to those of the others
 
 
 class Data(Section):

@@ -17,12 +17,15 @@ BLOCK = 1024
 class Blend:
     """Weights of tasks, e.g. datasets of a mixture or the denoisers of UL2.
 
-    weights: positive, of any sum. ValueError where one is too small to be met (below 2 samples in
-    a block of 1024).
+    weights: finite and above zero, of any sum. ValueError where they are not, or where one is too
+    small to be met (below 2 samples in a block of 1024).
     """
 
     def __init__(self, weights: list[float], seed: int):
         share = np.asarray(weights, dtype=np.float64)
+        if not (np.isfinite(share) & (share > 0)).all():
+            raise ValueError(f"blend weights are finite and above zero, not {weights}")
+        share = share / share.max()  # no sum of them can overflow
         share = share / share.sum()
         if len(share) > 1 and share.min() * BLOCK < 2:
             raise ValueError(

@@ -24,7 +24,7 @@ class Item(NamedTuple):
 
     @property
     def size(self) -> int:
-        return sum(len(part.encode()) for part in self.parts)
+        return sum(map(split.size_of, self.parts))
 
 
 class Documents:
@@ -32,7 +32,8 @@ class Documents:
 
     kind: "text" or "supervised". exclude: text held out elsewhere, which `train` leaves out.
     heldout: the held-out items, less the paragraphs that also stand in train. counts: of
-    everything; those of train stand once `train(count=True)` is through.
+    everything; those of train stand once `train(count=True)` is through. notes: what a person
+    should know of the split.
     ValueError where there is too little text, or one side would be empty.
     """
 
@@ -48,23 +49,24 @@ class Documents:
         """The threshold climbs, up to twice the share, until what is left is the share asked
         for."""
         places = split.Places.of((item.side, item.size) for item in self._items(count=True))
-        total = int(places.sizes.sum())
+        total = places.total
         if total < LEAST_BYTES:
             raise ValueError(
                 f"the corpus holds only {total} bytes of text: at least {LEAST_BYTES} are needed"
                 if total
                 else f"data source {self.sources[0].path} holds no text"
             )
-        self.threshold = places.threshold(share)
+        self._held_out = places.choose(share)
         while True:
-            train_bytes = total - places.below(self.threshold)
+            train_bytes = total - places.held_out_bytes(self._held_out)
             self.heldout, dropped = self._heldout()
             heldout_bytes = sum(item.size for item in self.heldout)
             left = heldout_bytes / (heldout_bytes + train_bytes)
-            climbed = places.climbed(self.threshold, share, left)
+            climbed = places.climb(self._held_out, share, left)
             if climbed is None:
                 break
-            self.threshold = climbed
+            self._held_out = climbed
+        self.notes = split.notes(self._held_out, share, left)
         self.counts |= {
             "documents": len(places.sizes),
             "train_bytes": train_bytes,
@@ -76,7 +78,7 @@ class Documents:
 
     def _heldout(self) -> tuple[list[Item], int]:
         """What is left of the held-out items, and how many paragraphs were dropped from them."""
-        heldout = [item for item in self._items() if split.place(item.side) < self.threshold]
+        heldout = [item for item in self._items() if item.side in self._held_out]
         if self.kind == "supervised":
             return heldout, 0
         wanted = {key for item in heldout for key in split.paragraphs(item.text)}
@@ -97,7 +99,7 @@ class Documents:
             ("train_documents", "train_bytes", "excluded_documents", "excluded_paragraphs"), 0
         )
         for item in self._items():
-            if split.place(item.side) < self.threshold:
+            if item.side in self._held_out:
                 continue
             if self.exclude is not None:
                 parts, dropped = self.exclude.strip(item.parts)

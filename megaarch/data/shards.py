@@ -100,7 +100,7 @@ def tokenize(number: int, shard: Shard, job: Job) -> Summary:
     texts = corpus.shard_documents(shard, job.text_field, malformed)
     dtype = dtype_of(tokenizer)
     end = [tokenizer.vocabulary.eos] if job.append_eos else []
-    certain = split.first_threshold(job.held_out)
+    certain, text_bytes = split.first_threshold(job.held_out), 0
     path = job.folder / f"{number:08d}"
     aside = Path(f"{path}.{os.getpid()}.aside")
     try:
@@ -110,12 +110,15 @@ def tokenize(number: int, shard: Shard, job: Job) -> Summary:
                 if key in table.seen:
                     table.duplicates += 1
                     continue
-                tokens = ABSENT
-                if split.place(key) >= certain:
+                tokens, size = ABSENT, split.size_of(text)
+                text_bytes += size
+                # what is large of the whole corpus is large of this much of it
+                large = size > split.LARGE * job.held_out * text_bytes
+                if large or split.place(key) >= certain:
                     ids = np.append(tokenizer.encode(text), end).astype(dtype)
                     tokens = len(ids)
                     file.write(ids.data)
-                table.add(ordinal, key, text, tokens)
+                table.add(ordinal, key, text, size, tokens)
         aside.replace(f"{path}.bin")
     finally:
         aside.unlink(missing_ok=True)
@@ -185,23 +188,19 @@ class Table:
         self._ordinals, self._sizes, self._tokens = array("q"), array("q"), array("q")
         self._counts, self._spans = array("q"), array("q")
 
-    def add(self, ordinal: int, key: bytes, text: str, tokens: int) -> None:
-        """ordinal: of the document among all that the shard's text has."""
+    def add(self, ordinal: int, key: bytes, text: str, size: int, tokens: int) -> None:
+        """ordinal: of the document among all that the shard's text has. size: its bytes."""
         self.seen.add(key)
         self._digests += key
         self._ordinals.append(ordinal)
-        ascii_only = text.isascii()
-        self._sizes.append(len(text) if ascii_only else len(text.encode()))
+        self._sizes.append(size)
         self._tokens.append(tokens)
         before = len(self._spans)
         if self._held_out:
             for paragraph, space in split.spaced_paragraphs(text):
                 if digest := split.paragraph_digest(paragraph):
                     self._paragraphs += digest
-                    given = (paragraph, space)
-                    self._spans.append(
-                        sum(map(len, given if ascii_only else map(str.encode, given)))
-                    )
+                    self._spans.append(split.size_of(paragraph) + split.size_of(space))
         self._counts.append(len(self._spans) - before)
 
     def arrays(self) -> dict[str, np.ndarray]:

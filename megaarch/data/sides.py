@@ -17,7 +17,7 @@ class Sides:
 
     documents: how many distinct ones. train, held_out: of each shard, the rows of its table,
     int64, ascending. shared: of each shard, the uint64 digests of its held-out paragraphs that also
-    stand in train, ascending. train_bytes: of text.
+    stand in train, ascending. train_bytes: of text. notes: what a person should know of the split.
     ValueError where there is no text, or too little to hold `share` of it out.
     """
 
@@ -32,7 +32,7 @@ class Sides:
         self._kept = _first_of_each(digests)
         self._places, self._sizes = split.places_of(digests), sizes
         self.documents = int(self._kept.sum())
-        held, self.shared = np.zeros(len(sizes), bool), []
+        held, self.shared, self.notes = np.zeros(len(sizes), bool), [], []
         if share:
             held = self._choose(share)
             shared = self._shared(held)
@@ -47,16 +47,16 @@ class Sides:
     def _choose(self, share: float) -> np.ndarray:
         """bool [documents]: what is held out."""
         places = split.Places(self._places[self._kept], self._sizes[self._kept])
-        total, threshold = int(places.sizes.sum()), places.threshold(share)
+        held_out = places.choose(share)
         while True:
-            held = self._kept & (self._places < threshold)
-            left = self._left(held)
-            climbed = places.climbed(
-                threshold, share, left / (left + total - places.below(threshold))
-            )
+            held = self._kept & held_out.mask(self._places)
+            size = self._left(held)
+            left = size / (size + places.total - places.held_out_bytes(held_out))
+            climbed = places.climb(held_out, share, left)
             if climbed is None:
+                self.notes = split.notes(held_out, share, left)
                 return held
-            threshold = climbed
+            held_out = climbed
 
     def _shared(self, held: np.ndarray) -> np.ndarray:
         """Digests of the held-out paragraphs that also stand in train."""

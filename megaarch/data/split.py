@@ -1,7 +1,8 @@
 """Train and held-out: split by document, before anything is learned from the text.
 
 A document is held out iff the hash of its text, as a fraction of 2^64, is below a threshold. So
-its side depends on nothing but the text and the threshold, and not on order or on neighbours.
+its side depends on nothing but the text and the threshold, and not on order or on neighbours. (But
+for one that is so much of the corpus that it would upset the split: `Places.choose`.)
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FAR = 2  # times the share, or below the share by as much: far from what was asked for
+LARGE = 0.5  # of the share that is to be held out: a document that may upset the split
 RUNGS = 16  # the threshold climbs in sixteenths of the share
 LEAST_PARAGRAPH = 40  # characters; shorter ones are headings and boilerplate
 BLANK_LINES = re.compile(r"(\n\s*\n)")
@@ -27,6 +30,11 @@ def place(key: bytes) -> float:
     return (int.from_bytes(key[:8], "big") >> 11) * 2.0**-53
 
 
+def size_of(text: str) -> int:
+    """Its UTF-8 bytes."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def places_of(digests: np.ndarray) -> np.ndarray:
     """`place` of many: uint8 [n, 16] to float64 [n]."""
     leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
@@ -34,15 +42,40 @@ def places_of(digests: np.ndarray) -> np.ndarray:
 
 
 def first_threshold(share: float) -> float:
-    """The lowest threshold there is for a share: what lies below it is always held out."""
+    """The lowest threshold there is for a share: what lies below it is held out, unless it is LARGE
+    of the text."""
     return share * (1 + 1 / RUNGS)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Which documents are held out: those whose place is below `threshold`.
+
+    kept: places of documents that are train all the same, each of them LARGE of the text.
+    """
+
+    threshold: float
+    kept: frozenset[float] = frozenset()
+
+    def __contains__(self, key: bytes) -> bool:
+        at = place(key)
+        return at < self.threshold and at not in self.kept
+
+    def mask(self, places: np.ndarray) -> np.ndarray:
+        """Which of these places are held out, bool [n]."""
+        below = places < self.threshold
+        return below & ~np.isin(places, list(self.kept)) if self.kept else below
+
+
 class Places:
-    """Where the distinct documents of a corpus lie, in [0, 1), and how many bytes each of them is."""
+    """Where the distinct documents of a corpus lie, in [0, 1), and how many bytes each of them is.
+
+    Pairs of one input lie at one place, and go to one side.
+    """
 
     def __init__(self, places: np.ndarray, sizes: np.ndarray):
         self.places, self.sizes = places, sizes
+        self.total = int(sizes.sum())
 
     @classmethod
     def of(cls, rows: Iterable[tuple[bytes, int]]) -> "Places":
@@ -51,38 +84,89 @@ class Places:
         sizes = np.array([row[1] for row in found], dtype=np.int64)
         return cls(np.array([row[0] for row in found]), sizes)
 
-    def below(self, threshold: float) -> int:
-        """Bytes of the documents that the threshold holds out."""
-        return int(self.sizes[self.places < threshold].sum())
+    def held_out_bytes(self, held_out: HeldOut) -> int:
+        return int(self.sizes[held_out.mask(self.places)].sum())
 
-    def threshold(self, share: float, least: float = 0.0) -> float:
-        """The first of share·17/16, share·18/16, ... that is at least `least` and holds out at
-        least `share` of the bytes.
+    def choose(self, share: float, least: float = 0.0) -> HeldOut:
+        """The first threshold of share·17/16, share·18/16, ... that is at least `least` and holds
+        out at least `share` of the bytes.
 
         A large corpus meets the first rung with room to spare, so appending documents to it moves
-        none of the old ones; a small one climbs as far as chance asks for.
-        ValueError where one side would be empty.
+        none of the old ones; a small one climbs as far as chance asks for. Where that would be more
+        than twice the share, large documents stay in train (all that are more than the share, all
+        that are LARGE, or the largest), whichever holds out the least.
+        ValueError where one side would be empty, or more than twice the share and half of the text
+        would be held out.
         """
-        total = int(self.sizes.sum())
-        rung = max(1, math.ceil(RUNGS * (least / share - 1)))
-        while share * (1 + rung / RUNGS) < 1:
-            threshold = share * (1 + rung / RUNGS)
-            held_out = self.below(threshold)
-            if 0 < held_out < total and held_out >= share * total:
-                return threshold
-            rung += 1
-        raise ValueError(
-            f"the corpus has too few documents ({len(self.sizes)}) to hold out {share:.0%} of its "
-            "text: add documents, or divide a long text by lines <|endoftext|>"
-        )
+        chosen = self._choose(share, least)
+        if chosen is None:
+            raise ValueError(
+                f"the corpus has too few documents ({len(self.sizes)}) to hold out {share:.2%} of "
+                "its text: add documents, or divide a long text (the longest has "
+                f"{self.sizes.max() / self.total:.1%} of it) by lines <|endoftext|>"
+            )
+        return chosen
 
-    def climbed(self, threshold: float, share: float, left: float) -> float | None:
-        """The threshold to try next, where `threshold` holds out only the share `left` once the
-        paragraphs that also stand in train are dropped. None: it is enough, or twice the share."""
+    def climb(self, held_out: HeldOut, share: float, left: float) -> HeldOut | None:
+        """What to try next, where `held_out` leaves only the share `left` once the paragraphs that
+        also stand in train are dropped. None: it is enough, twice the share, or all there is."""
+        threshold = held_out.threshold
         if left >= share or threshold >= 2 * share:
             return None
         wanted = min(threshold * share / left if left else 1.0, 2 * share)
-        return self.threshold(share, max(wanted, threshold + share / RUNGS))
+        return self._choose(share, max(wanted, threshold + share / RUNGS))
+
+    def _choose(self, share: float, least: float) -> HeldOut | None:
+        usual = self._climbed(share, least, frozenset())
+        if usual and self.held_out_bytes(usual) <= FAR * share * self.total:
+            return usual
+        others = [self._climbed(share, least, kept) for kept in self._large(share)]
+        found = [held_out for held_out in (usual, *others) if held_out]
+        chosen = min(found, key=self.held_out_bytes, default=None)
+        if chosen and self.held_out_bytes(chosen) > max(FAR * share, 0.5) * self.total:
+            return None
+        return chosen
+
+    def _climbed(self, share: float, least: float, kept: frozenset[float]) -> HeldOut | None:
+        """The first rung, where some documents stay in train; None where there is none."""
+        rung, wanted = max(1, math.ceil(RUNGS * (least / share - 1))), share * self.total
+        if self.held_out_bytes(HeldOut(share * (1 + rung / RUNGS), kept)) < wanted:
+            free = HeldOut(1.0, kept).mask(self.places)
+            order = np.argsort(self.places[free])
+            enough = np.searchsorted(np.cumsum(self.sizes[free][order]), wanted)
+            if enough == len(order):
+                return None
+            last = self.places[free][order[enough]]
+            rung = max(rung, math.floor(RUNGS * (last / share - 1)))
+            while share * (1 + rung / RUNGS) <= last:
+                rung += 1
+        held_out = HeldOut(share * (1 + rung / RUNGS), kept)
+        sides = held_out.threshold < 1 and self.held_out_bytes(held_out) < self.total
+        return held_out if sides else None
+
+    def _large(self, share: float) -> list[frozenset[float]]:
+        """The places of what may stay in train, in three ways."""
+        places, of_row = np.unique(self.places, return_inverse=True)
+        parts = np.bincount(of_row, self.sizes, len(places)) / (share * self.total)
+        largest = np.arange(len(parts)) == parts.argmax()
+        chosen = [parts > 1, parts > LARGE, (parts > LARGE) & largest]
+        return [frozenset(places[mask].tolist()) for mask in chosen]
+
+
+def notes(held_out: HeldOut, share: float, left: float) -> list[str]:
+    """What a person should know of a split that holds out the share `left` of the bytes."""
+    figures = f"{left:.2%} of the text is held out, where {share:.2%} was asked for"
+    if held_out.kept:
+        return [
+            f"documents of more than {LARGE * share:.2%} of the text each ({len(held_out.kept)} "
+            f"here) stay in train, whatever their hash: {figures}"
+        ]
+    if not share / FAR <= left <= share * FAR:
+        return [
+            f"{figures}: the documents are few or long, or share their paragraphs; add text, or "
+            "divide a long one by lines <|endoftext|>"
+        ]
+    return []
 
 
 def paragraphs(text: str) -> Iterator[bytes]:
@@ -106,13 +190,13 @@ def paragraph_digest(paragraph: str) -> bytes | None:
 
 def drop_paragraphs(text: str, shared: Set[bytes]) -> tuple[str, int]:
     """The text without the paragraphs in `shared`, and how many those were."""
-    kept, dropped = "", 0
+    kept, dropped = [], 0
     for paragraph, space in spaced_paragraphs(text):
         if paragraph_digest(paragraph) in shared:
             dropped += 1
         else:
-            kept += paragraph + space
-    return kept, dropped
+            kept += [paragraph, space]
+    return "".join(kept), dropped
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 import gzip
-import hashlib
 import json
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
-from megaarch.data import corpus, embedded, split
+from megaarch.data import corpus, embedded
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
 
@@ -135,53 +132,3 @@ def test_embedded_corpus():
     assert "Return list of triples describing matching subsequences." in difflib  # a method's
     assert "import" not in difflib[:20]
     assert not any(text.startswith("Python Character Mapping Codec") for text in texts)
-
-
-# The split -------------------------------------------------------------------------------------
-
-
-def test_a_documents_place_is_the_hash_of_its_text():
-    text = "größer"
-    raw = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    assert split.digest(text) == raw
-    assert split.place(raw) == pytest.approx(int.from_bytes(raw[:8], "big") / 2**64, abs=1e-15)
-    assert 0 <= split.place(b"\xff" * 16) < 1
-
-
-def rows(n, size=100):
-    return [(split.digest(str(i)), size + i % 7) for i in range(n)]
-
-
-@pytest.mark.parametrize("n", [3, 10, 50, 200, 3000])
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
-def test_at_least_the_share_is_held_out(n, share):
-    places = split.Places.of(rows(n))
-    held_out = places.below(places.threshold(share))
-    total = sum(size for _, size in rows(n))
-    assert share * total <= held_out < total
-
-
-def test_appending_documents_moves_none_of_a_large_corpus():
-    before, after = (split.Places.of(rows(n)).threshold(0.1) for n in (5000, 6000))
-    assert before == after == pytest.approx(0.1 * 17 / 16)
-
-
-def test_too_few_documents():
-    with pytest.raises(ValueError, match=r"too few documents \(1\) to hold out 10%"):
-        split.Places.of(rows(1)).threshold(0.1)
-
-
-A = "A paragraph that is certainly long enough to count."
-B = "Another paragraph, which is also long enough to count."
-
-
-def test_shared_paragraphs_are_dropped_and_short_ones_kept():
-    train = f"{A}\n\nNote:\n"
-    shared = set(split.paragraphs(train))
-    assert split.drop_paragraphs(f"Note:\n\n  {A}\n \n{B}\n", shared) == (f"Note:\n\n{B}\n", 1)
-    assert split.drop_paragraphs(f"{B}\n\n\nNote:", shared) == (f"{B}\n\n\nNote:", 0)
-
-
-@given(st.text(alphabet="ab \n", max_size=200))
-def test_nothing_shared_leaves_the_text_as_it_was(text):
-    assert split.drop_paragraphs(text, {b"other"}) == (text, 0)

@@ -139,7 +139,7 @@ def _study_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         metavar="PATH",
-        help="your own text: .jsonl, .parquet or .txt (.gz and .zst too), or a folder of these",
+        help="your own text: .jsonl, .parquet or .txt (.gz, .bz2, .xz, .zst too), or a folder of these",
     )
     command.add_argument(
         "--tokenizer",

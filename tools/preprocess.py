@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         nargs="+",
         required=True,
-        help="text: .jsonl, .txt (.gz and .zst too), .parquet, a folder or a glob of these",
+        help="text: .jsonl, .txt (.gz, .bz2, .xz, .zst too), .parquet, a folder or a glob of these",
     )
     top.add_argument(
         "--tokenizer",
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from megaarch.data.sources import notes
     from megaarch.data.workers import workers
     from megaarch.study.display import Board
 
@@ -104,6 +105,8 @@ def run(options: argparse.Namespace) -> int:
         with Board(Console(stderr=True)) as board:
             made = preprocess(request, executor, Meter(board.show))
     _report(request.prefix, made)
+    for note in notes(options.input) + made["notes"]:
+        print(f"preprocess.py: {note}", file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from megaarch.data.sample import sample
+from megaarch.data.sources import notes
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.told import told
 
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         nargs="+",
         required=True,
-        help="text: .jsonl, .txt (.gz and .zst too), .parquet, a folder or a glob of these",
+        help="text: .jsonl, .txt (.gz, .bz2, .xz, .zst too), .parquet, a folder or a glob of these",
     )
     top.add_argument("--output", metavar="FILE", required=True, help="FILE.model to write")
     top.add_argument(
@@ -88,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     made = train_sentencepiece(texts, options.vocabulary_size, options.sentinels, output)
     _report(made, len(texts))
+    for note in notes(options.input):
+        print(f"tokenizer.py: {note}", file=sys.stderr)
     return 0
 
 

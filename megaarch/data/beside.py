@@ -2,31 +2,53 @@
 documents."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megaarch.data import corpus, shards
-from megaarch.data.corpus import HELD_OUT, MANIFEST
-from megaarch.data.tokenizer import Tokenizer
-from megaarch.reading import read_json
+from pydantic import Field
 
-__all__ = ["HELD_OUT", "MANIFEST", "check_digest", "check_tokenizer", "held_out", "read", "write"]
+from megaarch.data import corpus, shards
+from megaarch.data.lines import Shard
+from megaarch.data.sources import HELD_OUT, MANIFEST
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.reading import LARGEST, Schema, fit, read_json
+
+
+class _Request(Schema):
+    tokenizer: str
+
+
+class _Manifest(Schema):
+    """What is read of a manifest; `digest` and `notes` are not in older ones."""
+
+    request: _Request
+    tokenizer_file: str
+    checksum: dict[str, Any]
+    documents: int
+    duplicates: int
+    train_documents: int
+    train_bytes: int
+    train_tokens: int
+    heldout_documents: int
+    heldout_bytes: int
+    dropped_paragraphs: int
+    malformed: int
+    malformed_records: list[str]
+    digest: str | None = None
+    notes: list[str] = Field(default_factory=list)
 
 
 def read(prefix: str) -> dict[str, Any] | None:
     """The manifest, or None where there is none. ValueError where it is damaged."""
     file = Path(prefix + MANIFEST)
     try:
-        manifest = read_json(file)
-        manifest["request"]["tokenizer"], manifest["checksum"], manifest["tokenizer_file"]
+        manifest = read_json(file, LARGEST)
+        fit(manifest, _Manifest, file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {error}): preprocess the text again"
-        ) from error
-    return manifest
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; preprocess the text again") from error
+    return {"notes": [], **manifest}
 
 
 def check_tokenizer(prefix: str, tokenizer: Tokenizer) -> None:
@@ -50,14 +72,39 @@ def check_digest(prefix: str, digest: str) -> None:
         )
 
 
-def held_out(prefix: str) -> Iterator[str]:
-    """The held-out documents; none where there is no such file."""
-    file = Path(prefix + HELD_OUT)
-    if file.is_file():
-        yield from corpus.shard_documents(corpus.Shard(file))
+def notes(prefix: str) -> list[str]:
+    """What a person should know of the split."""
+    manifest = read(prefix)
+    return manifest["notes"] if manifest else []
+
+
+def counts(prefixes: list[str], heldout: list[str]) -> dict[str, Any]:
+    """Counts of the text that tokenized sources were made of, as far as their manifests know."""
+    manifests = [read(prefix) for prefix in prefixes]
+    size = sum(len(text.encode()) for text in heldout)
+    counts: dict[str, Any] = {"heldout_documents": len(heldout), "heldout_bytes": size}
+    if all(manifests):
+        for name in ("documents", "duplicates", "train_bytes", "dropped_paragraphs"):
+            counts[name] = sum(manifest[name] for manifest in manifests)
+        counts["heldout_share"] = size / (size + counts["train_bytes"])
+    return counts
+
+
+def held_out(prefix: str) -> list[str]:
+    """The held-out documents; none where there is no such file. ValueError where they are known to
+    have been more or fewer."""
+    file, manifest = Path(prefix + HELD_OUT), read(prefix)
+    found = list(corpus.shard_documents(Shard(file))) if file.is_file() else []
+    if manifest and len(found) != manifest["heldout_documents"]:
+        raise ValueError(
+            f"{file} holds {len(found):,} documents, and {manifest['heldout_documents']:,} were held "
+            "out when it was made: restore it, or preprocess the text again"
+        )
+    return found
 
 
 def write(prefix: str, manifest: dict[str, Any]) -> None:
     """Puts the manifest in place, whole."""
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    shards.replace(Path(prefix + MANIFEST), lambda file: file.write(text.encode()))
+    content = text.encode(errors="backslashreplace")  # half a surrogate pair as JSON escapes it
+    shards.replace(Path(prefix + MANIFEST), lambda file: file.write(content))

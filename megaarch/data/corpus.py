@@ -3,45 +3,16 @@
 Everything is lazy: a corpus larger than memory is read as a stream, as often as is needed.
 """
 
-import glob
-import gzip
 import json
-import platform
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 from megaarch.data import embedded
+from megaarch.data.lines import Malformed, MalformedRecord, Place, Shard, read_lines
+from megaarch.data.sources import EMBEDDED, files, format_of, indexed_prefix
 
-EMBEDDED = "embedded"
 SEPARATOR = "<|endoftext|>"  # a line of its own between two documents of a plain text file
-FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-}
-COMPRESSED = (".gz", ".zst")
-MANIFEST, HELD_OUT = ".manifest.json", ".heldout.jsonl"  # beside a .bin that was made of text
-BLOCK = 1 << 20
-
-
-class MalformedRecord(ValueError):
-    """A record that cannot be read. number: of its line or row (`unit`) in what was read."""
-
-    def __init__(self, file: Path, unit: str, number: int, what: str):
-        super().__init__(file, unit, number, what)  # as it is pickled
-        self.file, self.unit, self.number, self.what = file, unit, number, what
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.unit} {self.number}: {self.what}"
-
-
-Malformed = Callable[[MalformedRecord], None]  # is told of one; if it returns, reading goes on
 
 
 def stop(error: MalformedRecord) -> None:
@@ -49,28 +20,12 @@ def stop(error: MalformedRecord) -> None:
     raise error
 
 
-class _Place(NamedTuple):
-    file: Path
-    unit: str
-    number: int
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file, or a part of it: of plain JSON lines those that begin at a byte of start:end, of
-    parquet the row groups start:end. end None is all of it."""
-
-    file: Path
-    start: int = 0
-    end: int | None = None
-
-
 def documents(path: str, text_field: str = "text") -> Iterator[str]:
     """The documents of a source, in a fixed order; blank ones are left out.
 
-    path: "embedded", a file, a directory (every file of a known suffix below it, sorted) or a
-        glob. JSON lines and parquet hold a document a record, in `text_field`. A plain text file
-        is one document, unless form feeds or lines `<|endoftext|>` divide it.
+    path: "embedded", a file, a directory or a glob: what sources.files finds. JSON lines and
+        parquet hold a document a record, in `text_field`. A plain text file is one document,
+        unless form feeds or lines `<|endoftext|>` divide it.
     ValueError: a source that is missing or of no known format; a malformed record, a missing
         field or bad UTF-8, naming file and line.
     """
@@ -102,156 +57,26 @@ def pairs(path: str) -> Iterator[tuple[str, str]]:
             yield _field(record, "input", at), _field(record, "target", at)
 
 
-def kind(path: str, text_field: str = "text") -> str:
-    """What a source holds, from its name and first sound record: "text", "supervised" or "indexed"."""
+def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str:
+    """What a source holds, from its names and its first sound record: "text", "supervised" or
+    "indexed".
+
+    prefer_pairs: whether records with `input`, `target` and `text_field` are supervised.
+    """
     if indexed_prefix(path) is not None:
         return "indexed"
-    first = None if path == EMBEDDED else files(path)[0]
-    if first is None or format_of(first) == "text":
-        return "text"
-    _, record = next(_records(Shard(first), lambda error: None), (None, {}))
-    supervised = {"input", "target"} <= record.keys() and text_field not in record
-    return "supervised" if supervised else "text"
-
-
-def indexed_prefix(path: str) -> str | None:
-    """The prefix of a `.bin`/`.idx` pair, if `path` is the prefix or one of the two files."""
-    prefix = path[:-4] if path.endswith((".bin", ".idx")) else path
-    there = [Path(prefix + suffix).is_file() for suffix in (".bin", ".idx")]
-    if all(there) or (prefix != path and any(there)):
-        return prefix
-    return None
-
-
-def files(path: str) -> list[Path]:
-    """The files of a source, sorted. ValueError if there are none, or none of a known format."""
-    known = f"known are {', '.join(FORMATS)} (also with {' or '.join(COMPRESSED)})"
-    root = Path(path)
-    if root.is_dir():
-        found = [file for file in root.rglob("*") if file.is_file() and format_of(file)]
-        if not found:
-            raise ValueError(f"data source {path} is a directory without a text file: {known}")
-    elif root.is_file():
-        found = [root]
-    else:
-        found = [Path(name) for name in glob.glob(path, recursive=True)]  # noqa: PTH207
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise ValueError(
-                f"data source {path} does not exist: give a file, a directory, a glob or "
-                f"'{EMBEDDED}'"
-            )
-    for file in found:
-        if format_of(file) is None:
-            raise ValueError(f"data source {file} is of no known format: {known}")
-    return sorted(found)
-
-
-def identity(path: str) -> list[list[Any]]:
-    """What tells whether a source has changed, without reading it: (name, size, time) a file."""
-    if path == EMBEDDED:
-        return [[EMBEDDED, platform.python_version()]]
-    prefix = indexed_prefix(path)
-    found = files(path) if prefix is None else [Path(prefix + ".idx"), Path(prefix + ".bin")]
-    if prefix is not None:
-        beside = [Path(prefix + suffix) for suffix in (MANIFEST, HELD_OUT)]
-        found += [file for file in beside if file.is_file()]
-    for file in found:
-        if not file.exists():
-            raise ValueError(f"indexed dataset {prefix}: {file} is missing")
-    stats = [(file, file.stat()) for file in found]
-    return [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-
-
-def format_of(file: Path) -> str | None:
-    """json, parquet or text, by the file's name; None for any other."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-        if suffixes and FORMATS.get(suffixes[-1]) == "parquet":
-            return None
-    return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def compressed(file: Path) -> bool:
-    return file.suffix.lower() in COMPRESSED
-
-
-def _blocks(shard: Shard) -> Iterator[bytes]:
-    """The decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
-    import zstandard
-
-    file = shard.file
-    try:
-        if file.suffix.lower() == ".zst":
-            yield from _zstandard_blocks(file)
-            return
-        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:
-            if shard.end is not None:
-                yield from _range_blocks(stream, shard.start, shard.end)
-                return
-            while block := stream.read(BLOCK):
-                yield block
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    """The lines that begin in start:end, whole."""
-    if start:  # the line before may end here, or reach into the range
-        stream.seek(start - 1)
-        stream.readline()
-    at, block = stream.tell(), b"\n"
-    while at < end and (block := stream.read(min(BLOCK, end - at))):
-        at += len(block)
-        yield block
-    if not block.endswith(b"\n"):
-        yield stream.readline()
-
-
-def _zstandard_blocks(file: Path) -> Iterator[bytes]:
-    # zstandard's own stream reader takes a cut frame for the end of the file.
-    import zstandard
-
-    frame = None
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            while block:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(block)
-                block = b""
-                if frame.eof:
-                    frame, block = None, frame.unused_data
-    if frame is not None:
-        raise EOFError("the compressed file ended before its last frame did")
-
-
-def _lines(shard: Shard, malformed: Malformed) -> Iterator[tuple[_Place, str]]:
-    """Lines without their newline; one that is not UTF-8 is malformed."""
-    number, rest = 0, b""
-    encoding = "utf-8" if shard.start else "utf-8-sig"  # of the first line
-
-    def lines() -> Iterator[bytes]:
-        nonlocal rest
-        for block in _blocks(shard):
-            *whole, rest = (rest + block).split(b"\n")
-            yield from whole
-        yield rest
-
-    for number, line in enumerate(lines(), start=1):
-        place = _Place(shard.file, "line", number)
-        try:
-            text = line.decode(encoding)
-        except UnicodeDecodeError as error:
-            malformed(MalformedRecord(*place, f"not UTF-8 ({error.reason})"))
-        else:
-            yield place, text
-        encoding = "utf-8"
+    for file in [] if path == EMBEDDED else files(path):
+        if format_of(file) == "text":
+            continue
+        for _, record in _records(Shard(file), lambda error: None):
+            paired = {"input", "target"} <= record.keys()
+            return "supervised" if paired and (prefer_pairs or text_field not in record) else "text"
+    return "text"
 
 
 def _text_documents(file: Path, malformed: Malformed) -> Iterator[str]:
     document: list[str] = []
-    for _, line in _lines(Shard(file), malformed):
+    for _, line in read_lines(Shard(file), malformed):
         if line.strip() == SEPARATOR:
             yield "\n".join([*document, ""])
             document = []
@@ -276,12 +101,12 @@ def _fields(shard: Shard, name: str, malformed: Malformed) -> Iterator[str]:
 
 def _records(
     shard: Shard, malformed: Malformed, *columns: str
-) -> Iterator[tuple[_Place, dict[str, Any]]]:
+) -> Iterator[tuple[Place, dict[str, Any]]]:
     """(where, record) of each record; `columns` are what a parquet file is read for."""
     if format_of(shard.file) == "parquet":
         yield from _parquet_records(shard, columns)
         return
-    for place, line in _lines(shard, malformed):
+    for place, line in read_lines(shard, malformed):
         if not line.strip():
             continue
         try:
@@ -300,7 +125,7 @@ def _records(
 
 def _parquet_records(
     shard: Shard, columns: tuple[str, ...]
-) -> Iterator[tuple[_Place, dict[str, Any]]]:
+) -> Iterator[tuple[Place, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -316,7 +141,7 @@ def _parquet_records(
             for batch in table.iter_batches(1024 if columns else 1, groups, columns=read or None):
                 for record in _parquet_rows(batch, file, number):
                     number += 1
-                    yield _Place(file, "row", number), record
+                    yield Place(file, "row", number), record
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
@@ -335,7 +160,7 @@ def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
         raise
 
 
-def _field(record: dict[str, Any], name: str, place: _Place) -> str:
+def _field(record: dict[str, Any], name: str, place: Place) -> str:
     if name not in record:
         raise MalformedRecord(*place, _missing(name, record))
     text = record[name]

@@ -7,6 +7,8 @@ several processes prepare the same data at once.
 
 import hashlib
 import json
+import logging
+import multiprocessing
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,16 +20,18 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.data import beside, corpus
+from megaarch.data import beside, corpus, sources, tokenized
 from megaarch.data.documents import Documents
-from megaarch.data.example import SPECIALS
-from megaarch.data.indexed import IndexedDataset, IndexedWriter, token_dtype
+from megaarch.data.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
 from megaarch.data.split import Exclusion, place
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.reading import Schema, fit, parse_json, read_bytes, read_json
+from megaarch.parallel import launch
+from megaarch.reading import LARGEST, Schema, fit, parse_json, read_bytes, read_json
 from megaarch.settings import Data, Source
 
-FORMAT = 3  # raise it when the same settings would give other files
+log = logging.getLogger(__name__)
+
+FORMAT = 4  # raise it when the same settings would give other files
 TOKENIZER_BYTES = 1 << 25  # a larger corpus trains its tokenizer on a sample of this size
 
 Progress = Callable[[str], None]
@@ -37,8 +41,9 @@ Progress = Callable[[str], None]
 class Prepared:
     """Data ready to train on.
 
-    train: (dataset, weight) of each blended source. Every document ends with eos. Of supervised
-        sources the sequences alternate input, target, and each ends with eos.
+    train: (documents, weight) of each blended source. Every document ends with eos, if it is made
+        of text here. Of supervised sources (dataset, weight): the sequences alternate input,
+        target, and each ends with eos.
     supervised: whether they do.
     heldout: held-out documents, less the paragraphs that also stand in train. Of supervised
         sources, input and target joined by a newline. Of tokenized sources, what lies beside them.
@@ -49,7 +54,7 @@ class Prepared:
     """
 
     tokenizer: Tokenizer
-    train: list[tuple[IndexedDataset, float]]
+    train: list[tuple[IndexedDocuments | IndexedDataset, float]]
     supervised: bool
     heldout: list[str]
     heldout_pairs: list[tuple[str, str]]
@@ -75,7 +80,11 @@ def prepare(
     job = _Job(data, vocabulary_size, progress or (lambda words: None), exclude)
     if not job.directory.exists():
         job.build()
-    return job.load()
+    prepared = job.load()
+    if _speaks():
+        for note in sources.notes(_paths(data)) + prepared.manifest["notes"]:
+            log.warning(note)
+    return prepared
 
 
 class _Job:
@@ -88,9 +97,8 @@ class _Job:
     ):
         self.data, self.vocabulary_size, self.progress = data, vocabulary_size, progress
         self.exclude = exclude
-        path = data.source
-        self.sources = [Source(path=path)] if isinstance(path, str) else list(path)
-        self.kind = _kind(data, self.sources)
+        self.sources = _sources(data)
+        self.kind = kind_of(data)
         if self.kind == "indexed" and exclude is not None:
             raise ValueError(
                 f"data source {self.sources[0].path} is tokenized already, so that held-out text "
@@ -99,7 +107,7 @@ class _Job:
         given = data.tokenizer and Tokenizer(data.tokenizer, data.sentinels, vocabulary_size)
         key = {
             "format": FORMAT,
-            "sources": [[corpus.identity(s.path), s.weight] for s in self.sources],
+            "sources": [[sources.identity(s.path), s.weight] for s in self.sources],
             "kind": self.kind,
             "text_field": data.text_field,
             "sentinels": data.sentinels,
@@ -138,15 +146,14 @@ class _Job:
         self.progress("checking token ids")
         datasets, mark = self._datasets(self.directory), hashlib.blake2b(digest_size=16)
         for dataset in datasets:
-            beside.check_tokenizer(dataset.path, tokenizer)
-            digest = _check_ids(dataset, tokenizer)
-            beside.check_digest(dataset.path, digest)
-            mark.update(digest.encode())
+            mark.update(tokenized.check(dataset, tokenizer).encode())
         texts = dict.fromkeys(text for d in datasets for text in beside.held_out(d.path))
         _write_lines(aside / "heldout.jsonl", [{"text": text} for text in texts])
         mark.update((aside / "heldout.jsonl").read_bytes())
         manifest = self._manifest(tokenizer, datasets, mark.digest())
-        return manifest | _counts_beside(datasets, list(texts))
+        given, eos = self.data.tokenizer, tokenizer.vocabulary.eos
+        manifest["notes"] = [n for d in datasets for n in tokenized.notes(d, given, eos)]
+        return manifest | beside.counts([d.path for d in datasets], list(texts))
 
     def _build(self, aside: Path) -> dict[str, Any]:
         self.progress("splitting the corpus")
@@ -161,7 +168,8 @@ class _Job:
         ]
         _write_lines(aside / "heldout.jsonl", rows)
         mark.update((aside / "heldout.jsonl").read_bytes())
-        return self._manifest(tokenizer, self._datasets(aside), mark.digest()) | documents.counts
+        manifest = self._manifest(tokenizer, self._datasets(aside), mark.digest())
+        return manifest | documents.counts | {"notes": documents.notes}
 
     def _tokenizer(self, aside: Path, sample: Iterator[str]) -> Tokenizer:
         """The tokenizer, its file copied to or made in `aside`."""
@@ -187,7 +195,7 @@ class _Job:
 
     def _datasets(self, directory: Path) -> list[IndexedDataset]:
         if self.kind == "indexed":
-            return [IndexedDataset(corpus.indexed_prefix(s.path)) for s in self.sources]
+            return [IndexedDataset(sources.indexed_prefix(s.path)) for s in self.sources]
         return [IndexedDataset(directory / f"train-{k}") for k in range(len(self.sources))]
 
     def _manifest(
@@ -203,7 +211,7 @@ class _Job:
         weights = [source.weight for source in self.sources]
         content = [checksums, weights, tokenizer.fingerprint, text.hex()]
         origin = "trained on train" if self.data.tokenizer is None else self.data.tokenizer
-        documents = sum(len(dataset.document_index) - 1 for dataset in datasets)
+        documents = sum(len(IndexedDocuments(dataset)) for dataset in datasets)
         return {
             "key": self.key,
             "fingerprint": hashlib.blake2b(
@@ -211,7 +219,7 @@ class _Job:
             ).hexdigest(),
             "kind": self.kind,
             "source": ", ".join(source.path for source in self.sources),
-            "sources": [corpus.identity(source.path) for source in self.sources],
+            "sources": [sources.identity(source.path) for source in self.sources],
             "tokenizer": f"{tokenizer.description}, {origin}",
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "checksums": checksums,
@@ -232,7 +240,7 @@ class _Job:
         """Opens what lies in `self.directory`. ValueError where it is not what was written."""
         file = self.directory / "manifest.json"
         try:
-            manifest = read_json(file)
+            manifest = read_json(file, LARGEST)
             fit(manifest, _Manifest, file)
             heldout = read_bytes(self.directory / "heldout.jsonl", limit=1 << 50)
         except (OSError, ValueError) as error:
@@ -258,16 +266,18 @@ class _Job:
                 f"{changed[0]} has changed since the data were prepared: restore it, or delete "
                 f"{self.directory} to prepare them again"
             )
+        supervised = self.kind == "supervised"
+        train = datasets if supervised else map(IndexedDocuments, datasets)
         weights = [source.weight for source in self.sources]
         held = self.directory / "heldout.jsonl"
         rows = [parse_json(line, held) for line in heldout.decode().split("\n") if line]
-        fit({"rows": rows}, _Pairs if self.kind == "supervised" else _Texts, held)
+        fit({"rows": rows}, _Pairs if supervised else _Texts, held)
         return Prepared(
             tokenizer=tokenizer,
-            train=list(zip(datasets, weights, strict=True)),
-            supervised=self.kind == "supervised",
+            train=list(zip(train, weights, strict=True)),
+            supervised=supervised,
             heldout=[_as_text(row) for row in rows],
-            heldout_pairs=[tuple(row) for row in rows if self.kind == "supervised"],
+            heldout_pairs=[tuple(row) for row in rows if supervised],
             manifest=manifest,
             fingerprint=manifest["fingerprint"],
         )
@@ -288,6 +298,7 @@ class _Manifest(Schema):
     dropped_paragraphs: int
     excluded_documents: int
     excluded_paragraphs: int
+    notes: list[str]
 
 
 class _Text(Schema):
@@ -308,10 +319,13 @@ def _sample(documents: Documents) -> Iterator[str]:
     return (item.text for item in documents.train() if place(item.key[8:]) < share)
 
 
-def _kind(data: Data, sources: list[Source]) -> str:
-    if not sources:
+def kind_of(data: Data) -> str:
+    """What the sources hold, as it is prepared: "text", "supervised" or "indexed". Records that are
+    both text and pairs are what the objective takes. ValueError where they are not of one kind."""
+    paths, wants_pairs = _paths(data), data.objective == "supervised"
+    if not paths:
         raise ValueError("data.source is an empty list: give at least one source")
-    found = {source.path: corpus.kind(source.path, data.text_field) for source in sources}
+    found = {path: corpus.kind(path, data.text_field, wants_pairs) for path in paths}
     if data.kind != "auto":
         found = {path: kind if kind == "indexed" else data.kind for path, kind in found.items()}
     kinds = sorted(set(found.values()))
@@ -319,38 +333,24 @@ def _kind(data: Data, sources: list[Source]) -> str:
         raise ValueError(f"data.source mixes {' and '.join(kinds)} sources: blend one kind only")
     if kinds == ["indexed"] and data.tokenizer is None:
         raise ValueError(
-            f"data source {sources[0].path} is tokenized already: set data.tokenizer to the file "
-            "that it was tokenized with"
+            f"data source {paths[0]} is tokenized already: set data.tokenizer to the file that it "
+            "was tokenized with"
         )
     return kinds[0]
 
 
-def _check_ids(dataset: IndexedDataset, tokenizer: Tokenizer) -> str:
-    """The digest of all tokens. ValueError for ids that are neither pieces nor specials of the
-    tokenizer."""
-
-    def look(ids: np.ndarray) -> None:
-        least, most = int(ids.min()), int(ids.max())
-        if least < 0 or most >= tokenizer.base_size + len(SPECIALS):
-            raise ValueError(
-                f"{dataset.path}.bin holds token {least if least < 0 else most}, but the "
-                f"tokenizer has {tokenizer.base_size} pieces and {len(SPECIALS)} specials: it was "
-                "made with another one"
-            )
-
-    return dataset.digest(look)
+def _sources(data: Data) -> list[Source]:
+    return [Source(path=data.source)] if isinstance(data.source, str) else list(data.source)
 
 
-def _counts_beside(datasets: list[IndexedDataset], heldout: list[str]) -> dict[str, Any]:
-    """Counts of the text that tokenized sources were made of, as far as their manifests know."""
-    manifests = [beside.read(dataset.path) for dataset in datasets]
-    size = sum(len(text.encode()) for text in heldout)
-    counts: dict[str, Any] = {"heldout_documents": len(heldout), "heldout_bytes": size}
-    if all(manifests):
-        for name in ("documents", "duplicates", "train_bytes", "dropped_paragraphs"):
-            counts[name] = sum(manifest[name] for manifest in manifests)
-        counts["heldout_share"] = size / (size + counts["train_bytes"])
-    return counts
+def _paths(data: Data) -> list[str]:
+    return [source.path for source in _sources(data)]
+
+
+def _speaks() -> bool:
+    """Whether notes are this process's to say: of a job's processes the first one's, and of a
+    study's the one that started the others."""
+    return launch.find()[1].rank == 0 and multiprocessing.parent_process() is None
 
 
 def _as_text(row: Any) -> str:

@@ -24,14 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from megaarch.data import beside, corpus, shards
-from megaarch.data.corpus import Shard
+from megaarch.data import beside, corpus, lines, shards, sources
 from megaarch.data.indexed import IndexedDataset, IndexedWriter, prefix_of
+from megaarch.data.lines import Shard
 from megaarch.data.shards import ABSENT, Job, Summary
 from megaarch.data.sides import Sides
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.reading import LARGEST, read_json
 
-FORMAT = 2  # raise it when the same request would give other files
+FORMAT = 3  # raise it when the same request would give other files
 SHARD_BYTES = 1 << 25
 LEAST_SHARD_BYTES = 256
 LEAST_HELD_OUT = 1e-4  # as data.held_out
@@ -109,7 +110,7 @@ def _plan(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
             )
     return {
         "format": FORMAT,
-        "sources": [corpus.identity(source) for source in request.sources],
+        "sources": [sources.identity(source) for source in request.sources],
         "tokenizer": tokenizer.text_fingerprint,
         "text_field": request.text_field,
         "held_out": request.held_out,
@@ -147,9 +148,10 @@ def _claimed(request: Request, folder: Path, plan: dict[str, Any]) -> Iterator[N
             raise ValueError(f"{folder}: another process is at work in it") from None
         file = folder / "plan.json"
         try:
-            before = json.loads(file.read_text()) if file.exists() else plan
+            before = read_json(file, LARGEST) if file.exists() else plan
         except ValueError:
             before = {}
+        before = before if isinstance(before, dict) else {}
         changed = [key for key in plan if before.get(key) != plan[key]]
         if changed:
             raise ValueError(
@@ -223,6 +225,7 @@ def _join(
         "train_bytes": sides.train_bytes,
         "train_tokens": train.tokens,
         **held_out,
+        "notes": sides.notes,
         "malformed": len(malformed),
         "malformed_records": malformed[:MOST_NAMED],
     }
@@ -256,10 +259,10 @@ def _malformed(cut: list[Shard], summaries: list[Summary]) -> list[str]:
     found, lines = [], 0
     for k, (shard, summary) in enumerate(zip(cut, summaries, strict=True)):
         lines = 0 if k == 0 or cut[k - 1].file != shard.file else lines
-        unit = "row" if corpus.format_of(shard.file) == "parquet" else "line"
+        unit = "row" if sources.format_of(shard.file) == "parquet" else "line"
         found += [f"{shard.file}, {unit} {lines + n}: {what}" for n, what in summary.malformed]
         lines += summary.lines
-    return found
+    return [sources.printable(record) for record in found]
 
 
 def _write(path: str, tokenizer: Tokenizer, folder: Path, train: list[np.ndarray]) -> None:
@@ -283,4 +286,4 @@ def _write(path: str, tokenizer: Tokenizer, folder: Path, train: list[np.ndarray
 def _concatenate(files: list[Path], out: Any) -> None:
     for file in files:
         with file.open("rb") as stream:
-            shutil.copyfileobj(stream, out, corpus.BLOCK)
+            shutil.copyfileobj(stream, out, lines.BLOCK)

@@ -16,15 +16,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from megaarch.data import corpus, split
-from megaarch.data.corpus import MalformedRecord, Shard
+from megaarch.data import corpus, lines, sources, split
 from megaarch.data.example import SPECIALS
 from megaarch.data.indexed import token_dtype
+from megaarch.data.lines import MalformedRecord, Shard
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.reading import Schema, fit, read_json
 
 ABSENT = -1  # tokens of a document that is held out for certain, and so was not tokenized
 
@@ -54,19 +56,19 @@ class Summary:
     malformed: list[tuple[int, str]]
 
 
-def cut(sources: tuple[str, ...], shard_bytes: int) -> list[Shard]:
+def cut(paths: tuple[str, ...], shard_bytes: int) -> list[Shard]:
     """The shards of all sources in order: about `shard_bytes` of a plain JSON lines file, as many
     whole row groups of a parquet file, any other file whole."""
     found: list[Shard] = []
-    for source in sources:
-        if source == corpus.EMBEDDED:
-            found.append(Shard(Path(source)))
+    for path in paths:
+        if path == sources.EMBEDDED:
+            found.append(Shard(Path(path)))
             continue
-        for file in corpus.files(source):
-            kind = corpus.format_of(file)
+        for file in sources.files(path):
+            kind = sources.format_of(file)
             if kind == "parquet":
                 found += _row_groups(file, shard_bytes)
-            elif kind == "json" and not corpus.compressed(file):
+            elif kind == "json" and sources.compression_of(file) is None:
                 size = file.stat().st_size
                 starts = range(0, size, shard_bytes)
                 found += [Shard(file, at, min(at + shard_bytes, size)) for at in starts]
@@ -131,18 +133,34 @@ def tokenize(number: int, shard: Shard, job: Job) -> Summary:
     return summary
 
 
+class _Summary(Schema):
+    documents: int
+    bytes: int
+    tokens: int
+    duplicates: int
+    lines: int
+    malformed: list[Annotated[list[int | str], Field(min_length=2, max_length=2)]]
+
+
+class _Record(Schema):
+    """What is read of a shard's .json."""
+
+    summary: _Summary
+    files: dict[str, list[int]]
+
+
 def finished(number: int, folder: Path) -> Summary | None:
     """The summary of a shard whose files are all there and as they were written, else None."""
     path = folder / f"{number:08d}"
     try:
-        record = json.loads(Path(f"{path}.json").read_text())
-        for suffix, mark in record["files"].items():
-            if _mark(Path(f"{path}{suffix}")) != mark:
+        record = fit(read_json(f"{path}.json"), _Record, f"{path}.json")
+        for suffix in (".bin", ".npz"):
+            if _mark(Path(f"{path}{suffix}")) != record.files.get(suffix):
                 return None
-        given = record["summary"]
-        return Summary(**given | {"malformed": [tuple(row) for row in given["malformed"]]})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return None
+    given = record.summary.model_dump()
+    return Summary(**given | {"malformed": [tuple(row) for row in given["malformed"]]})
 
 
 def read_table(number: int, folder: Path, *names: str) -> dict[str, np.ndarray]:
@@ -252,7 +270,7 @@ class _Malformed:
     @property
     def _cut(self) -> bool:
         shard = self.shard
-        return bool(shard.end) and corpus.format_of(shard.file) == "json"
+        return bool(shard.end) and sources.format_of(shard.file) == "json"
 
 
 def _begun(file: Path, start: int, end: int) -> int:
@@ -261,7 +279,7 @@ def _begun(file: Path, start: int, end: int) -> int:
     with file.open("rb") as stream:
         at = max(start - 1, 0)
         stream.seek(at)
-        while at < end - 1 and (block := stream.read(min(corpus.BLOCK, end - 1 - at))):
+        while at < end - 1 and (block := stream.read(min(lines.BLOCK, end - 1 - at))):
             at += len(block)
             count += block.count(b"\n")
     return count

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from megaarch.data.prepare import Prepared, prepare
+from megaarch.data.prepare import Prepared, kind_of, prepare
 from megaarch.data.split import Exclusion
 from megaarch.parallel import launch
 from megaarch.parallel.heartbeat import Heartbeat
@@ -68,10 +68,15 @@ def text_of(cell: GridCell, base: Data) -> Prepared:
     """What a cell trains on: the study's text, or data of its own under the study's tokenizer and
     without what the study holds out."""
     size, own = cell.settings.model.vocabulary_size, cell.settings.data
-    # the objective and its settings do not touch the text
+    # the objective does not touch the text, unless its records are both text and pairs
     chosen = {name: getattr(own, name) for name in ("source", "kind", "text_field", "held_out")}
-    if all(getattr(base, name) == value for name, value in chosen.items()):
+    alike = "supervised" not in {own.objective, base.objective} or own.objective == base.objective
+    if all(getattr(base, name) == value for name, value in chosen.items()) and (
+        alike or kind_of(own) == kind_of(base)
+    ):
         return _prepared(base, size)
+    if not alike:
+        chosen["objective"] = own.objective
     return _own(base.model_copy(update=chosen).model_dump_json(), base.model_dump_json(), size)
 
 

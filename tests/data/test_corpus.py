@@ -6,12 +6,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megaarch.data import corpus, embedded
+from megaarch.data import corpus, embedded, lines
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
 
 
-def lines(texts, field="text"):
+def json_lines(texts, field="text"):
     return "".join(json.dumps({field: text}) + "\n" for text in texts).encode()
 
 
@@ -27,14 +27,16 @@ def pack(name, content):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst"])
 def test_json_lines(tmp_path, name):
-    (tmp_path / name).write_bytes(pack(name, lines(TEXTS) + b"\n" + lines(["   ", "last"])))
+    (tmp_path / name).write_bytes(
+        pack(name, json_lines(TEXTS) + b"\n" + json_lines(["   ", "last"]))
+    )
     assert list(corpus.documents(str(tmp_path / name))) == [*TEXTS, "last"]
 
 
 def test_a_record_longer_than_a_read_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK", 7)
+    monkeypatch.setattr(lines, "BLOCK", 7)
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
-        (tmp_path / name).write_bytes(pack(name, lines(TEXTS)))
+        (tmp_path / name).write_bytes(pack(name, json_lines(TEXTS)))
         assert list(corpus.documents(str(tmp_path / name))) == TEXTS
 
 
@@ -63,25 +65,21 @@ def test_plain_text_is_one_document_unless_divided(tmp_path, name):
     assert list(corpus.documents(str(file))) == ["one\n", "two\n", "three", "four"]
 
 
-def test_directories_and_globs_are_sorted(tmp_path):
-    for name in ("b/2.txt", "b/10.txt", "a.md", "c.jsonl", "skipped.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(lines(["c"]) if name == "c.jsonl" else name.encode())
-    assert list(corpus.documents(str(tmp_path))) == ["a.md", "b/10.txt", "b/2.txt", "c"]
-    assert list(corpus.documents(str(tmp_path / "b" / "*.txt"))) == ["b/10.txt", "b/2.txt"]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", lines(TEXTS) + b'{"text": \n', r"a.jsonl, line 4: malformed JSON"),
+        ("a.jsonl", json_lines(TEXTS) + b'{"text": \n', r"a.jsonl, line 4: malformed JSON"),
         ("a.jsonl", b'["text"]\n', r"a.jsonl, line 1: one JSON object a line is expected"),
         ("a.jsonl", b'\n{"body": "x"}\n', r"line 2: no field 'text' \(there are: body\); set data"),
         ("a.jsonl", b'{"text": 3}\n', r"line 1: field 'text' is not a string but int"),
         ("a.jsonl", b'{"text": "\\ud83d x \xc3\xa4"}', r"line 1: field 'text' holds half a surr"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', r"a.jsonl, line 2: not UTF-8"),
         ("a.txt", b"fine\nfine\n\xc3\x28", r"a.txt, line 3: not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(lines(TEXTS), mtime=0)[:-9], r"a.jsonl.gz cannot be read"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(json_lines(TEXTS), mtime=0)[:-9],
+            r"a.jsonl.gz cannot be read",
+        ),
         ("a.jsonl.gz", b"plain", r"a.jsonl.gz cannot be read"),
         ("a.txt.zst", zstandard.compress(b"x" * 999)[:-4], r"a.txt.zst cannot be read"),
         ("a.txt.zst", b"plain", r"a.txt.zst cannot be read"),
@@ -94,32 +92,17 @@ def test_malformed_input_is_named(tmp_path, name, content, said):
         list(corpus.documents(str(tmp_path / name)))
 
 
-def test_missing_sources(tmp_path):
-    with pytest.raises(ValueError, match="nowhere does not exist: give a file"):
-        list(corpus.documents(str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match="directory without a text file"):
-        list(corpus.documents(str(tmp_path)))
-
-
 def test_supervised_pairs_and_kinds(tmp_path):
     file, text = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     records = [{"input": "2+2", "target": "4", "task": "sum"}, {"input": "", "target": "x"}]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    text.write_bytes(lines(TEXTS))
+    text.write_bytes(json_lines(TEXTS))
     assert list(corpus.pairs(str(file))) == [("2+2", "4"), ("", "x")]
     assert corpus.kind(str(file)) == "supervised"
     assert corpus.kind(str(file), text_field="input") == "text"
     assert corpus.kind(str(text)) == corpus.kind("embedded") == "text"
     with pytest.raises(ValueError, match="line 1: no field 'input'"):
         list(corpus.pairs(str(text)))
-
-
-def test_the_source_changes_its_identity(tmp_path):
-    file = tmp_path / "a.txt"
-    file.write_text("one")
-    before = corpus.identity(str(file))
-    file.write_text("two!")
-    assert corpus.identity(str(file)) != before
 
 
 def test_embedded_corpus():

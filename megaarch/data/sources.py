@@ -1,0 +1,277 @@
+"""The files of a data source: a file, a folder or a glob, and what is left out of it.
+
+A folder is searched through links too, each folder once. Hidden files, editors' copies and what
+`tools/preprocess.py` writes are skipped there, and `notes` says so.
+"""
+
+import glob
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EMBEDDED = "embedded"
+FORMATS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".jsonlines": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+}
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstandard", ".zstd": "zstandard"}
+MANIFEST, HELD_OUT, PARTS = ".manifest.json", ".heldout.jsonl", ".parts"  # of preprocess.py
+COPIES = ("*~", "~$*", "#*#", "*.bak", "*.orig", "*.swp", "*.swo", "*.tmp")  # of editors
+NAMED = 3  # skipped files that a note names of each sort
+
+HIDDEN, EMPTY, COPY, MADE, UNKNOWN, IRREGULAR = (
+    "hidden",
+    "empty",
+    "copies by an editor",
+    "written by preprocess.py",
+    "of no known format",
+    "broken links, pipes or devices",
+)
+
+
+class Found(NamedTuple):
+    """files: sorted. skipped: (what it is, its path) of each file and folder that is left out."""
+
+    files: list[Path]
+    skipped: list[tuple[str, Path]]
+
+
+def files(path: str) -> list[Path]:
+    """The files of a source, sorted. ValueError if there are none, or none of a known format."""
+    return find(path).files
+
+
+def find(path: str) -> Found:
+    """The files of a source. ValueError if there are none, one that is named is of no known format,
+    or a folder cannot be read."""
+    if not path:  # for Path, the folder that one is in
+        raise ValueError("data source '' is no name of a file")
+    try:
+        mode = Path(path).stat().st_mode
+    except ValueError:  # a name with a NUL
+        raise ValueError(f"data source {path!r} is no name of a file") from None
+    except PermissionError as error:
+        raise ValueError(f"data source {path} cannot be read: {error.strerror}") from error
+    except OSError:
+        return _matches(path)
+    if stat.S_ISDIR(mode):
+        found = _below(Path(path))
+        if not found.files:
+            raise ValueError(
+                f"data source {path} is a directory without a text file: {_known()}"
+                + (f"; skipped were {_listed(found.skipped)}" if found.skipped else "")
+            )
+        return found
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"data source {path} is a pipe or a device: give a regular file")
+    _check_format(Path(path))
+    return Found([Path(path)], [])
+
+
+def notes(paths: list[str]) -> list[str]:
+    """A sentence on each source of which something is skipped."""
+    said = []
+    for path in paths:
+        if path != EMBEDDED and indexed_prefix(path) is None and (skipped := find(path).skipped):
+            said.append(f"data source {path}: skipped {_listed(skipped)}")
+    return [printable(note) for note in said]
+
+
+def printable(text: str) -> str:
+    """The text, what is no UTF-8 of a file's name spelt out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def format_of(file: Path) -> str | None:
+    """json, parquet or text, by the file's name; None for any other."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+        if suffixes and FORMATS.get(suffixes[-1]) == "parquet":
+            return None
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def compression_of(file: Path) -> str | None:
+    """gzip, bz2, xz or zstandard, by the file's name; None where it is plain."""
+    return COMPRESSED.get(file.suffix.lower())
+
+
+def indexed_prefix(path: str) -> str | None:
+    """The prefix of a `.bin`/`.idx` pair, if `path` is the prefix or one of the two files."""
+    prefix = path[:-4] if path.endswith((".bin", ".idx")) else path
+    there = [Path(prefix + suffix).is_file() for suffix in (".bin", ".idx")]
+    if all(there) or (prefix != path and any(there)):
+        return prefix
+    return None
+
+
+def identity(path: str) -> list[list[Any]]:
+    """What tells whether a source has changed, without reading it: (name, size, time) a file."""
+    if path == EMBEDDED:
+        return [[EMBEDDED, platform.python_version()]]
+    prefix = indexed_prefix(path)
+    found = files(path) if prefix is None else [Path(prefix + ".idx"), Path(prefix + ".bin")]
+    if prefix is not None:
+        beside = [Path(prefix + suffix) for suffix in (MANIFEST, HELD_OUT)]
+        found += [file for file in beside if file.is_file()]
+    for file in found:
+        if not file.exists():
+            raise ValueError(f"indexed dataset {prefix}: {file} is missing")
+    known = [(file, file.stat()) for file in found]
+    return [[str(file.resolve()), status.st_size, status.st_mtime_ns] for file, status in known]
+
+
+def _below(root: Path) -> Found:
+    """The files of known formats below a folder."""
+    found, skipped = [], []
+    for folder in _folders(root, skipped):
+        for entry in _entries(folder):
+            path = Path(entry.path)
+            if _is_folder(entry):
+                continue
+            if reason := _reason(path) or _fault(path):
+                skipped.append((reason, path))
+            else:
+                found.append(path)
+    return Found(sorted(found), sorted(skipped))
+
+
+def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[Path]:
+    """`root` and all folders below it, through links too, each once however it is reached.
+
+    skipped: takes the hidden ones and those of preprocess.py, which are not entered.
+    """
+    seen, waiting = set(), [root]
+    while waiting:
+        folder = waiting.pop()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder
+        below = []
+        for entry in _entries(folder):
+            path = Path(entry.path)
+            if not _is_folder(entry):
+                continue
+            if entry.name.startswith("."):
+                skipped.append((HIDDEN, path))
+            elif entry.name.endswith(PARTS) and (path / "plan.json").is_file():
+                skipped.append((MADE, path))
+            else:
+                below.append(path)
+        waiting += reversed(below)
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link whose target cannot be looked at
+        return False
+
+
+def _reason(path: Path) -> str | None:
+    """Why the name of a file says that it is no text of the corpus; None where it does not."""
+    name = path.name
+    if name.startswith("."):
+        return HIDDEN
+    # the mark may stand ahead of the format: a.bak.jsonl, a.orig.txt.gz
+    suffixes = [
+        s for s in path.suffixes if s.lower() not in FORMATS and s.lower() not in COMPRESSED
+    ]
+    marked = [name, "".join(suffixes[-1:]).lower()]
+    if any(fnmatchcase(text, pattern) for text in marked for pattern in COPIES):
+        return COPY
+    if name.endswith((MANIFEST, HELD_OUT)):
+        return MADE
+    return UNKNOWN if format_of(path) is None else None
+
+
+def _fault(path: Path) -> str | None:
+    """Why a file cannot be text of the corpus, whatever its name."""
+    try:
+        status = path.stat()
+    except OSError:
+        return IRREGULAR
+    if not stat.S_ISREG(status.st_mode):
+        return IRREGULAR
+    return None if status.st_size else EMPTY
+
+
+def _matches(pattern: str) -> Found:
+    """What a glob matches: files, and folders with all that is below them."""
+    found, skipped = set(), []
+    for name in sorted(set(_expanded(pattern))):
+        path = Path(name)
+        if path.is_dir():
+            below = _below(path)
+            found.update(below.files)
+            skipped += below.skipped
+        elif (reason := _reason(path)) in (COPY, MADE):
+            skipped.append((reason, path))
+        elif fault := _fault(path):
+            skipped.append((fault, path))
+        else:
+            _check_format(path)
+            found.add(path)
+    if not found:
+        raise ValueError(
+            f"data source {pattern} does not exist: give a file, a directory, a glob or "
+            f"'{EMBEDDED}'" + (f"; skipped were {_listed(skipped)}" if skipped else "")
+        )
+    return Found(sorted(found), sorted(set(skipped)))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """glob.glob, whose `**` would follow a loop of links for as long as a path may be."""
+    head, recursive, rest = pattern.partition("**/")
+    if not recursive and pattern.endswith("/**"):
+        head, recursive = pattern[:-2], "**"
+    if not recursive or not (head == "" or head.endswith("/")):
+        yield from glob.glob(pattern)  # noqa: PTH207
+        return
+    for root in glob.glob(head or "."):  # noqa: PTH207
+        for folder in _folders(Path(root), []):
+            prefix = glob.escape(str(folder))
+            yield from _expanded(f"{prefix}/{rest}") if rest else [str(folder)]
+
+
+def _check_format(file: Path) -> None:
+    if format_of(file) is None:
+        raise ValueError(f"data source {file} is of no known format: {_known()}")
+
+
+def _known() -> str:
+    return f"known are {', '.join(FORMATS)} (also with {' or '.join(COMPRESSED)})"
+
+
+def _listed(skipped: list[tuple[str, Path]]) -> str:
+    """How many there are of each sort, and the first ones' names."""
+    sorts = []
+    for sort in (HIDDEN, EMPTY, COPY, MADE, UNKNOWN, IRREGULAR):
+        names = [path.name for reason, path in skipped if reason == sort]
+        if names:
+            more = ["..."] if len(names) > NAMED else []
+            sorts.append(f"{len(names)} {sort} ({', '.join(names[:NAMED] + more)})")
+    return ", ".join(sorts)

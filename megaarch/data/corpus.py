@@ -12,6 +12,7 @@ from megaarch.data import embedded
 from megaarch.data.lines import Malformed, MalformedRecord, Place, Shard, read_lines
 from megaarch.data.sources import EMBEDDED, files, format_of, indexed_prefix
 
+NAMED = 20  # fields that a sentence names
 SEPARATOR = "<|endoftext|>"  # a line of its own between two documents of a plain text file
 
 
@@ -178,4 +179,6 @@ def _field(record: dict[str, Any], name: str, place: Place) -> str:
 
 def _missing(name: str, names: Any) -> str:
     hint = "" if name in ("input", "target") else "; set data.text_field, or --text-field of a tool"
-    return f"no field {name!r} (there are: {', '.join(map(str, names)) or 'none'}){hint}"
+    there = [str(other) for other in names]
+    there[NAMED:] = ["..."] if len(there) > NAMED else []
+    return f"no field {name!r} (there are: {', '.join(there) or 'none'}){hint}"

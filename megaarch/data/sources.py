@@ -1,7 +1,7 @@
 """The files of a data source: a file, a folder or a glob, and what is left out of it.
 
 A folder is searched through links too, each folder once. Hidden files, editors' copies and what
-`tools/preprocess.py` writes are skipped there, and `notes` says so.
+megaarch writes are skipped there, and `notes` says so.
 """
 
 import glob
@@ -28,6 +28,7 @@ FORMATS = {
 }
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstandard", ".zstd": "zstandard"}
 MANIFEST, HELD_OUT, PARTS = ".manifest.json", ".heldout.jsonl", ".parts"  # of preprocess.py
+SYSTEM = ("lost+found", "__MACOSX")  # folders
 COPIES = ("*~", "~$*", "#*#", "*.bak", "*.orig", "*.swp", "*.swo", "*.tmp")  # of editors
 NAMED = 3  # skipped files that a note names of each sort
 
@@ -35,7 +36,7 @@ HIDDEN, EMPTY, COPY, MADE, UNKNOWN, IRREGULAR = (
     "hidden",
     "empty",
     "copies by an editor",
-    "written by preprocess.py",
+    "written by megaarch",
     "of no known format",
     "broken links, pipes or devices",
 )
@@ -90,8 +91,8 @@ def notes(paths: list[str]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text, what is no UTF-8 of a file's name spelt out."""
-    return text.encode(errors="backslashreplace").decode()
+    """The text in one line, with what of a file's name cannot be printed spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_of(file: Path) -> str | None:
@@ -152,28 +153,35 @@ def _below(root: Path) -> Found:
 def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[Path]:
     """`root` and all folders below it, through links too, each once however it is reached.
 
-    skipped: takes the hidden ones and those of preprocess.py, which are not entered.
+    skipped: takes the hidden ones and those that megaarch wrote, which are not entered.
     """
     seen, waiting = set(), [root]
     while waiting:
         folder = waiting.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        place = os.path.realpath(folder)  # not its inode: some file systems have none
+        if place in seen:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(place)
         yield folder
         below = []
         for entry in _entries(folder):
             path = Path(entry.path)
             if not _is_folder(entry):
                 continue
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in SYSTEM:
                 skipped.append((HIDDEN, path))
-            elif entry.name.endswith(PARTS) and (path / "plan.json").is_file():
+            elif _is_made(path):
                 skipped.append((MADE, path))
             else:
                 below.append(path)
         waiting += reversed(below)
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether it holds parts of a job of preprocess.py, or is an entry of data.cache."""
+    parts = folder.name.endswith(PARTS) and (folder / "plan.json").is_file()
+    names = ("manifest.json", "heldout.jsonl", "tokenizer")
+    return parts or all((folder / name).is_file() for name in names)
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -125,6 +125,10 @@ def messy(root):
         write(root / name, "must not be read")
     write(root / "old.parts" / "00000000.json", "must not be read")
     write(root / "old.parts" / "plan.json", "must not be read")
+    for name in ("heldout.jsonl", "manifest.json", "tokenizer"):
+        write(root / "cached" / name, "must not be read")
+    write(root / "lost+found" / "a.txt", "must not be read")
+    write(root / "__MACOSX" / "a.txt", "must not be read")
     kept = ["a.txt", "a.original.txt", "sub/b.jsonl", "v1.0/text.jsonl", "x.parts/c.txt"]
     for name in kept:
         write(root / name, name)
@@ -140,10 +144,10 @@ def test_hidden_files_copies_and_what_is_no_text_are_skipped_and_told(tmp_path):
     kept = messy(tmp_path)
     assert sorted(read(tmp_path)) == sorted(kept)
     (note,) = sources.notes([str(tmp_path), "embedded"])
-    assert note.startswith(f"data source {tmp_path}: skipped 6 hidden (.#a.txt, .")
+    assert note.startswith(f"data source {tmp_path}: skipped 8 hidden (.#a.txt, .")
     assert " 2 empty (b.txt, c.jsonl.gz), " in note
     assert "9 copies by an editor (#a.txt#, a.bak.jsonl, a.jsonl.bak, ...)" in note
-    assert "3 written by preprocess.py (old.heldout.jsonl, old.manifest.json, old.parts)" in note
+    assert "4 written by megaarch (cached, old.heldout.jsonl, old.manifest.json, ...)" in note
     assert "3 of no known format (LICENSE, a.parquet.gz, table.csv)" in note
     assert note.endswith("2 broken links, pipes or devices (gone.txt, pipe.txt)")
     assert "\n" not in note
@@ -154,6 +158,14 @@ def test_a_folder_of_nothing_but_skipped_files_says_so(tmp_path):
     write(tmp_path / "b.csv")
     with pytest.raises(ValueError, match=r"skipped were 1 hidden \(.a.txt\), 1 of no known"):
         read(tmp_path)
+
+
+def test_a_note_is_one_line_whatever_the_names(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "new\nline\x1b[31m.csv").write_text("x")
+    (tmp_path / os.fsdecode(b"\xff.csv")).write_text("x")
+    (note,) = sources.notes([str(tmp_path)])
+    assert note.endswith(r"2 of no known format (new\nline\x1b[31m.csv, \udcff.csv)")
 
 
 def test_a_hidden_folder_that_is_named_is_read(tmp_path):

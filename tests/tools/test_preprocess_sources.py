@@ -72,7 +72,7 @@ def test_a_folder_as_people_have_them(both, tmp_path):
     (root / "linked" / "loop").symlink_to(root)
     text, told = both(root)
     assert text.manifest["documents"] == len(kept) + 80
-    assert told[0].startswith(f"data source {root}: skipped 6 hidden (")
+    assert told[0].startswith(f"data source {root}: skipped 8 hidden (")
     assert all("must not be read" not in line for line in text.heldout)
 
 
@@ -149,6 +149,22 @@ def test_names_that_are_no_utf8_are_names(both, tokenizer, tmp_path):
     (root / os.fsdecode(b"bad\xfd.jsonl")).unlink()
     text, _ = both(root)
     assert text.manifest["documents"] == 41
+
+
+def test_output_and_cache_in_the_folder_of_the_text_are_not_read(tokenizer, tmp_path):
+    for k in range(60):
+        write(tmp_path / f"{k}.txt", made_up_text(k, 10))
+    given = ["--input", str(tmp_path), "--tokenizer", tokenizer, "--output", str(tmp_path / "x")]
+    cache = str(tmp_path / "cache")
+    data = Data(source=str(tmp_path), tokenizer=tokenizer, sentinels=10, cache=cache)
+    first = None
+    for _ in range(2):
+        assert tool("preprocess")(given) == 0
+        prepared = prepare(data, 400)
+        first = first or prepared
+        assert (prepared.manifest["documents"], prepared.heldout) == (60, first.heldout)
+        assert prepared.manifest["key"] == first.manifest["key"]
+    assert len(IndexedDataset(tmp_path / "x")) == first.manifest["train_documents"]
 
 
 DAMAGE = {

@@ -114,8 +114,7 @@ def tokenize(number: int, shard: Shard, job: Job) -> Summary:
                     continue
                 tokens, size = ABSENT, split.size_of(text)
                 text_bytes += size
-                # what is large of the whole corpus is large of this much of it
-                large = size > split.LARGE * job.held_out * text_bytes
+                large = split.is_large(size, job.held_out, text_bytes)  # and so may stay in train
                 if large or split.place(key) >= certain:
                     ids = np.append(tokenizer.encode(text), end).astype(dtype)
                     tokens = len(ids)

@@ -41,6 +41,12 @@ def places_of(digests: np.ndarray) -> np.ndarray:
     return (leading >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def is_large(size, share: float, total: int):
+    """Whether a document of so many bytes, or which of several, may upset the split of `total`. What
+    is large of a corpus is large of any part of it."""
+    return size > LARGE * share * total
+
+
 def first_threshold(share: float) -> float:
     """The lowest threshold there is for a share: what lies below it is held out, unless it is LARGE
     of the text."""
@@ -120,7 +126,7 @@ class Places:
         usual = self._climbed(share, least, frozenset())
         if usual and self.held_out_bytes(usual) <= FAR * share * self.total:
             return usual
-        others = [self._climbed(share, least, kept) for kept in self._large(share)]
+        others = [self._climbed(share, least, kept) for kept in self._large(share) if kept]
         found = [held_out for held_out in (usual, *others) if held_out]
         chosen = min(found, key=self.held_out_bytes, default=None)
         if chosen and self.held_out_bytes(chosen) > max(FAR * share, 0.5) * self.total:
@@ -147,9 +153,9 @@ class Places:
     def _large(self, share: float) -> list[frozenset[float]]:
         """The places of what may stay in train, in three ways."""
         places, of_row = np.unique(self.places, return_inverse=True)
-        parts = np.bincount(of_row, self.sizes, len(places)) / (share * self.total)
-        largest = np.arange(len(parts)) == parts.argmax()
-        chosen = [parts > 1, parts > LARGE, (parts > LARGE) & largest]
+        sizes = np.bincount(of_row, self.sizes, len(places))
+        large, largest = is_large(sizes, share, self.total), np.arange(len(sizes)) == sizes.argmax()
+        chosen = [sizes > share * self.total, large, large & largest]
         return [frozenset(places[mask].tolist()) for mask in chosen]
 
 

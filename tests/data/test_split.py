@@ -95,6 +95,17 @@ def test_pairs_of_one_input_stay_together_however_many_there_are():
         assert 0.1 <= places.held_out_bytes(held_out) / places.total <= 0.2
 
 
+def test_what_is_large_of_a_corpus_is_large_of_its_part():
+    """To the last bit: a shard that has seen less tokenizes what may stay in train."""
+    for share in (0.1, 0.3, 1 / 3, 1e-4):
+        for total in range(1, 800, 7):
+            sizes = np.arange(1, total + 1)
+            kept = set(sizes[split.is_large(sizes, share, total)].tolist())
+            for seen in (total, total - 1, total // 2):
+                assert all(split.is_large(size, share, seen) for size in kept if size <= seen)
+            assert kept == {size for size in sizes.tolist() if size > 0.5 * share * total}
+
+
 def test_climbing_ends_where_nothing_more_can_be_held_out():
     places = of_sizes([100] * 10, 0)
     held_out = places.choose(0.6)

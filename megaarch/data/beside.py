@@ -3,7 +3,7 @@ documents."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from megaarch.data.lines import Shard
 from megaarch.data.sources import HELD_OUT, MANIFEST
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.reading import LARGEST, Schema, fit, read_json
+
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 class _Request(Schema):
@@ -24,15 +26,15 @@ class _Manifest(Schema):
     request: _Request
     tokenizer_file: str
     checksum: dict[str, Any]
-    documents: int
-    duplicates: int
-    train_documents: int
-    train_bytes: int
-    train_tokens: int
-    heldout_documents: int
-    heldout_bytes: int
-    dropped_paragraphs: int
-    malformed: int
+    documents: NonNegative
+    duplicates: NonNegative
+    train_documents: NonNegative
+    train_bytes: Annotated[int, Field(gt=0)]
+    train_tokens: NonNegative
+    heldout_documents: NonNegative
+    heldout_bytes: NonNegative
+    dropped_paragraphs: NonNegative
+    malformed: NonNegative
     malformed_records: list[str]
     digest: str | None = None
     notes: list[str] = Field(default_factory=list)

@@ -172,6 +172,7 @@ DAMAGE = {
     "null notes": lambda manifest: manifest | {"notes": None},
     "counts": lambda manifest: manifest | {"documents": "many"},
     "no counts": lambda manifest: {k: v for k, v in manifest.items() if k != "train_bytes"},
+    "no bytes": lambda manifest: manifest | {"train_bytes": 0},
     "request": lambda manifest: manifest | {"request": ["tokenizer"]},
     "checksum": lambda manifest: manifest | {"checksum": None},
 }

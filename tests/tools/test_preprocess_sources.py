@@ -238,3 +238,14 @@ def test_damaged_parts_are_made_again_or_refused(what, name, made, tmp_path, cap
         assert "holds part of a job with another" in capsys.readouterr().err
     else:
         assert Path(f"{tmp_path / 'y'}.bin").read_bytes() == Path(f"{prefix}.bin").read_bytes()
+
+
+def test_a_dataset_of_an_older_version_is_read(made):
+    """Whose manifest has neither notes nor the digest of all tokens."""
+    _, prefix, data = made
+    file = Path(f"{prefix}.manifest.json")
+    older = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("notes", "digest")}
+    file.write_text(json.dumps(older))
+    prepared = prepare(data, 400)
+    assert prepared.manifest["notes"] == []
+    assert len(prepared.heldout) == older["heldout_documents"] > 0

@@ -3,12 +3,15 @@
     torchrun   RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
     Open MPI   OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK
     MPICH      PMI_RANK, PMI_SIZE, MPI_LOCALRANKID (Intel MPI and MVAPICH too)
-    SLURM      SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID
+    SLURM      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID
 
-Where no MASTER_ADDR is given, SLURM's list of nodes says where rank 0 is, and under mpirun rank 0
+SLURM_NTASKS does not count: it is the job's, also where one process runs alone (the script of
+sbatch, the shell of salloc), and srun --preserve-env passes the job's on to a smaller step.
+Where no MASTER_ADDR is given, SLURM's lists of nodes say where rank 0 is, and under mpirun rank 0
 tells the others through mpi4py.
 """
 
+import itertools
 import os
 import pickle
 import re
@@ -43,7 +46,7 @@ _STARTERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "openmpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 }
 
 
@@ -52,10 +55,6 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
     for starter, (rank, size, local) in _STARTERS.items():
         if rank not in environment or size not in environment:
             continue
-        # sbatch sets these variables for the script too, in which a command has no srun around it
-        if starter == "slurm" and "SLURM_STEP_NUM_TASKS" not in environment:
-            continue
-        # srun sets MPICH's variables as well on clusters whose default MPI is pmi2
         if starter == "mpich" and _is_srun(environment):
             continue
         number = int(environment[rank])
@@ -64,9 +63,16 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
 
 
 def _is_srun(environment: Mapping[str, str]) -> bool:
-    """Whether MPICH's variables say of this process what those of its SLURM step say."""
+    """Whether MPICH's variables are srun's, which sets them on clusters whose default MPI is pmi2.
+
+    Everything that is started below such a step inherits them, also an srun --mpi=none and a job
+    that is submitted there. mpiexec numbers the processes of a machine besides (MPI_LOCALRANKID).
+    """
     step = [environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
-    return step == [environment["PMI_RANK"], environment["PMI_SIZE"]]
+    if step == [environment["PMI_RANK"], environment["PMI_SIZE"]]:
+        return True
+    named = re.fullmatch(r"\d+\.\d+", environment.get("PMI_JOBID", ""))  # job and step
+    return named is not None and "MPI_LOCALRANKID" not in environment
 
 
 def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
@@ -167,8 +173,7 @@ def rendezvous(
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"], port
     if starter == "slurm":
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
-        return first_host(nodes), port
+        return _first_node(environment), port
     if starter in ("openmpi", "mpich"):
         return _ask_by_mpi(place)
     raise ValueError(
@@ -177,10 +182,43 @@ def rendezvous(
     )
 
 
-def first_host(nodes: str) -> str:
-    """The first host of SLURM's list: "gpu[003-005,9],x" -> "gpu003"."""
-    found = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
-    return "".join(group or "" for group in found.groups())
+def _first_node(environment: Mapping[str, str]) -> str:
+    """The node of rank 0 of a SLURM step. ValueError where nothing says which one that is.
+
+    The list of a step's nodes is sorted, and ranks follow it; but those of a heterogeneous job
+    follow its components.
+    """
+    nodes = hosts(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
+    if environment.get("SLURM_DISTRIBUTION") == "arbitrary" and len(nodes) > 1:
+        raise ValueError(
+            "srun places these processes by a file of hosts, and SLURM's list of nodes does not say "
+            "which one has rank 0: export MASTER_ADDR, the first host of that file"
+        )
+    for number in itertools.count():
+        component = environment.get(f"SLURM_JOB_NODELIST_HET_GROUP_{number}")
+        if component is None:
+            return nodes[0]
+        if here := [node for node in hosts(component) if node in nodes]:
+            return here[0]
+
+
+def hosts(nodes: str) -> list[str]:
+    """The hosts of SLURM's list: "gpu[003-004,9],x" -> ["gpu003", "gpu004", "gpu9", "x"]."""
+    found = []
+    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
+        parts = re.split(r"\[([^\]]*)\]", name)  # every second one is what stood in brackets
+        choices = [_numbers(part) if i % 2 else [part] for i, part in enumerate(parts)]
+        found += map("".join, itertools.product(*choices))
+    return found
+
+
+def _numbers(ranges: str) -> list[str]:
+    """ "003-004,9" -> ["003", "004", "9"]."""
+    found = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        found += [f"{i:0{len(first)}}" for i in range(int(first), int(last or first) + 1)]
+    return found
 
 
 def _ask_by_mpi(place: Place) -> tuple[str, int]:

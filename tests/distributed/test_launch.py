@@ -12,65 +12,123 @@ import torch
 import yaml
 from torch.distributed import distributed_c10d
 
+from megaarch.cli import main
 from megaarch.data.prepare import prepare
+from megaarch.data.tokenizer import train_sentencepiece
 from megaarch.parallel import launch
 from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.launch import Place, find, first_host, rendezvous
+from megaarch.parallel.launch import Place, find, hosts, rendezvous
 from megaarch.parallel.mesh import Grid
 from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
+from tests.conftest import made_up_text
 from tests.distributed import pool as pools
+from tests.tools.run import tool
 
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+
+def task(rank, tasks, local, *, job=4, **more):
+    """Variables of a task of a SLURM step, in an allocation of `job` tasks."""
+    step = {"SLURM_PROCID": rank, "SLURM_LOCALID": local, "SLURM_STEP_NUM_TASKS": tasks}
+    given = {"SLURM_JOB_ID": 7, "SLURM_NTASKS": job, "SLURM_STEP_ID": 0, **step, **more}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+BATCH = task(0, None, 0, SLURM_STEP_ID=None)  # the script of sbatch has no step around it
+SHELL = task(0, 1, 0, SLURM_STEP_ID=4294967290)  # of salloc, as an interactive step
+LOGIN = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}  # of salloc, where it has no step
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "2",
     "OMPI_COMM_WORLD_SIZE": "4",
     "OMPI_COMM_WORLD_LOCAL_RANK": "0",
 }
+MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}
+PMI2 = {"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_JOBID": "7.0"}  # of srun --mpi=pmi2 --pty bash
+ALONE = Place(0, 1, 0)
+
+# Where a process runs, its variables (those of SLURM as version 22.05.8 sets them), who is found to
+# have started it, and its place.
+SITUATIONS = [
+    ("a terminal", {}, "", ALONE),
+    ("torchrun", TORCHRUN, "torchrun", Place(3, 4, 1)),
+    ("mpirun of Open MPI", OPENMPI, "openmpi", Place(2, 4, 0)),
+    ("mpiexec of MPICH", MPICH, "mpich", Place(5, 8, 1)),
+    (
+        "mpiexec without numbers on a machine",
+        {"PMI_RANK": "1", "PMI_SIZE": "2"},
+        "mpich",
+        Place(1, 2, 1),
+    ),
+    ("srun", task(3, 4, 1), "slurm", Place(3, 4, 1)),
+    ("srun of a part of the job's tasks", task(1, 2, 0, job=2), "slurm", Place(1, 2, 0)),
+    ("srun --preserve-env of a part", task(1, 2, 0, job=6), "slurm", Place(1, 2, 0)),
+    ("srun in a batch script, of more tasks", task(5, 8, 1, job=8), "slurm", Place(5, 8, 1)),
+    ("srun over a heterogeneous job", task(2, 4, 0, SLURM_HET_SIZE=2), "slurm", Place(2, 4, 0)),
+    ("sbatch, the script itself", BATCH, "", ALONE),
+    ("salloc, its shell on the login node", LOGIN, "", ALONE),
+    ("salloc, its shell as an interactive step", SHELL, "slurm", ALONE),
+    ("srun --overlap there", task(3, 4, 0, SLURM_STEP_ID=1), "slurm", Place(3, 4, 0)),
+    ("srun --overlap -n1 there", task(0, 1, 0, job=1), "slurm", ALONE),
+    ("torchrun there", SHELL | TORCHRUN, "torchrun", Place(3, 4, 1)),
+    ("mpirun of Open MPI there", SHELL | OPENMPI, "openmpi", Place(2, 4, 0)),
+    ("mpiexec of MPICH there", SHELL | MPICH, "mpich", Place(5, 8, 1)),
+    ("torchrun below srun", task(1, 2, 0) | TORCHRUN, "torchrun", Place(3, 4, 1)),
+    ("mpirun in a batch script", BATCH | OPENMPI, "openmpi", Place(2, 4, 0)),
+    ("mpiexec, which srun starts once a node", task(1, 2, 0) | MPICH, "mpich", Place(5, 8, 1)),
+    (
+        "srun --mpi=pmi2",
+        task(3, 4, 1, PMI_RANK=3, PMI_SIZE=4, PMI_JOBID="7.0"),
+        "slurm",
+        Place(3, 4, 1),
+    ),
+    ("srun --mpi=pmi2 --pty bash", task(0, 1, 0, job=1) | PMI2, "slurm", ALONE),
+    ("srun --mpi=none in that shell", task(1, 2, 1) | PMI2, "slurm", Place(1, 2, 1)),
+    ("mpiexec of MPICH in that shell", task(0, 1, 0) | PMI2 | MPICH, "mpich", Place(5, 8, 1)),
+    ("the script of an sbatch in that shell", BATCH | PMI2 | {"PMI_SIZE": "4"}, "", ALONE),
+]
 
 
 @pytest.mark.parametrize(
-    "environment, wanted",
-    [
-        ({}, ("", Place(0, 1, 0))),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, ("torchrun", Place(3, 4, 1))),
-        (OPENMPI, ("openmpi", Place(2, 4, 0))),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, ("mpich", Place(1, 2, 1))),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "8"}, ("slurm", Place(5, 8, 1))),
-        (  # srun on a cluster whose default MPI is pmi2
-            SLURM | {"SLURM_STEP_NUM_TASKS": "8", "PMI_RANK": "5", "PMI_SIZE": "8"},
-            ("slurm", Place(5, 8, 1)),
-        ),
-        (  # MPICH's mpiexec, which starts one process a node with srun
-            SLURM | {"SLURM_STEP_NUM_TASKS": "2", "PMI_RANK": "5", "PMI_SIZE": "8"},
-            ("mpich", Place(5, 8, 5)),
-        ),
-        (SLURM, ("", Place(0, 1, 0))),  # the script of sbatch, with no srun around the command
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "8"} | OPENMPI, ("openmpi", Place(2, 4, 0))),
-        (
-            SLURM
-            | {"SLURM_STEP_NUM_TASKS": "8", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-            ("torchrun", Place(0, 2, 0)),  # srun starts torchrun, which starts this
-        ),
-    ],
+    "environment, starter, place",
+    [row[1:] for row in SITUATIONS],
+    ids=[row[0] for row in SITUATIONS],
 )
-def test_the_place_is_read_from_whoever_started_the_process(environment, wanted):
-    assert find(environment) == wanted
+def test_the_place_is_read_from_whoever_started_the_process(environment, starter, place):
+    assert find(environment) == (starter, place)
+
+
+def test_commands_run_alone_in_the_shell_of_an_allocation(raw, corpus, tmp_path, monkeypatch):
+    """salloc -n4 on a site with interactive steps: no command takes the job's tasks for its own."""
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+    run, study, tokenizer = tmp_path / "run", json.loads(json.dumps(raw)), tmp_path / "t.model"
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(study))
+    assert main(["train", str(path), "--set", "training.steps=1", f"logging.directory={run}"]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    study["study"] = {"budgets": [1e6], "cells": [{"name": "gpt", "preset": "gpt"}]}
+    del study["training"]["steps"]
+    path.write_text(yaml.safe_dump(study))
+    assert main(["compare", str(path), "--output", str(tmp_path / "study"), "--prepare"]) == 0
+    train_sentencepiece([made_up_text(0, 40)], 300, 0, tokenizer)
+    given = ["--input", str(corpus), "--tokenizer", str(tokenizer), "--workers", "2"]
+    assert tool("preprocess")([*given, "--output", str(tmp_path / "tokens")]) == 0
 
 
 @pytest.mark.parametrize(
-    "nodes, host",
+    "nodes, found",
     [
         ("node1", "node1"),
-        ("node1,node2", "node1"),
-        ("gpu[003-005,009],x", "gpu003"),
-        ("gpu[7,9]", "gpu7"),
-        ("rack[2-3]-ib,other", "rack2-ib"),
-        ("a,b[1-2]", "a"),
+        ("node1,node2", "node1 node2"),
+        ("gpu[003-005,009],x", "gpu003 gpu004 gpu005 gpu009 x"),
+        ("gpu[9-11]", "gpu9 gpu10 gpu11"),
+        ("rack[2-3]-ib,other", "rack2-ib rack3-ib other"),
+        ("a,b[1-2]", "a b1 b2"),
+        ("rack[1-2]node[3,5]", "rack1node3 rack1node5 rack2node3 rack2node5"),
     ],
 )
-def test_the_first_host_of_a_node_list(nodes, host):
-    assert first_host(nodes) == host
+def test_the_hosts_of_a_node_list(nodes, found):
+    assert hosts(nodes) == found.split()
 
 
 def test_the_meeting_point():
@@ -79,6 +137,15 @@ def test_the_meeting_point():
     host, port = rendezvous("slurm", place, slurm)
     assert host == "n4" and 10000 <= port < 16000  # below what systems give to connections
     assert port != rendezvous("slurm", place, slurm | {"SLURM_STEP_ID": "2"})[1]
+    # ranks of a heterogeneous job follow its components, and the list of nodes is sorted
+    mixed = {f"SLURM_JOB_NODELIST_HET_GROUP_{i}": n for i, n in enumerate(("n[7-8]", "n[1-2]"))}
+    both = slurm | mixed | {"SLURM_STEP_NODELIST": "n[1-2,8]"}
+    assert rendezvous("slurm", place, both)[0] == "n8"
+    assert rendezvous("slurm", place, both | {"SLURM_STEP_NODELIST": "n[1-2]"})[0] == "n1"
+    placed = slurm | {"SLURM_DISTRIBUTION": "arbitrary"}
+    with pytest.raises(ValueError, match="export MASTER_ADDR, the first host of that file"):
+        rendezvous("slurm", place, placed)
+    assert rendezvous("slurm", place, placed | {"SLURM_STEP_NODELIST": "n5"})[0] == "n5"
     given = {"MASTER_ADDR": "here", "MASTER_PORT": "1234"}
     for starter in ("torchrun", "openmpi", "mpich", "slurm"):
         assert rendezvous(starter, place, slurm | given) == ("here", 1234)

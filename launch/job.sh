@@ -5,9 +5,33 @@ if [[ ! -f $launch/site.sh ]]; then
   echo "$launch/site.sh does not exist: copy $launch/site.example.sh there and fill it in" >&2
   exit 2
 fi
+
+# A job inherits what was set where it was submitted: in another job's step, that step's size, place
+# and binding; in a shell, how its owner likes squeue's answers, or SBATCH_EXPORT=NONE, after which
+# srun would give the ranks no environment.
+unset "${!SLURM_STEP@}" "${!SLURM_CPU_BIND@}" "${!SQUEUE_@}" SLURM_EXPORT_ENV
+unset PMI_RANK PMI_SIZE PMI_JOBID PMI_FD SRUN_CPUS_PER_TASK
+
+# ended: notes the exit code as `record`.code, where a script names one. Where site.sh ends this shell
+# (exit, or a command that fails) the job would end with its code, and 0 would count as done.
+ended() {
+  local code=$?
+  if [[ -z ${site_is_read:-} ]] && ((code <= 128)); then
+    echo "$launch/site.sh ends the job (code $code): it must come to its end, without exit, and its" \
+      "last command must succeed" >&2
+    trap - EXIT
+    code=2
+  fi
+  [[ -z ${record:-} ]] || echo "$code" >"$record.code"
+  [[ -n ${site_is_read:-} ]] || exit "$code"
+}
+trap ended EXIT
+trap 'exit 143' TERM # of a job that is cancelled or out of time; else $? is of the command before
 # shellcheck source=launch/site.example.sh
 source "$launch/site.sh"
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
+site_is_read=1
+# srun does not take it over from sbatch; where it is not given, --cpus-per-gpu or the node's may be
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 : "${MAX_LOSSES:=3}"
 if [[ ! $MAX_LOSSES =~ ^[0-9]+$ ]]; then
   echo "$launch/site.sh: MAX_LOSSES must be a number from 0, not '$MAX_LOSSES'" >&2

@@ -1,11 +1,14 @@
 """What SLURM is asked, and what it answers: sbatch, squeue, sacct."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import megaarch
 
@@ -14,6 +17,8 @@ SCRIPTS = Path(megaarch.__file__).parents[1] / "launch"
 NUMBERS = {"GPUS_PER_NODE": 0, "RANKS_PER_NODE": 1, "CPUS_PER_RANK": 1, "WARNING_SECONDS": 1}
 WARNING_SECONDS = 300
 WARNING_MOST = 65535  # that sbatch --signal takes
+# variables that do not come from a job around this process, but say where SLURM is
+REACHES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -43,11 +48,15 @@ class Site:
                 f"{path} does not exist: copy {folder / 'site.example.sh'} there and fill it in"
             )
         names = " ".join(f'"${{{name}:-}}"' for name in (*NUMBERS, "CPU_PARTITION"))
-        script = f'source "$0" >&2 && printf "%s\\n" {names} "${{CPU_SBATCH_OPTIONS[@]}}"'
-        done = subprocess.run(["bash", "-c", script, str(path)], capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{path} fails: {(done.stderr.strip() or 'no message')[-300:]}")
-        lines = done.stdout.split("\n")
+        printed = f'printf "%s\\0" {names} "${{CPU_SBATCH_OPTIONS[@]}}"'
+        done = _run(["bash", "-c", f'source "$0" >&2 && {printed}', str(path)])
+        if done.returncode or not done.stdout:
+            told = done.stderr.strip()[-300:]
+            raise ValueError(
+                f"{path} fails (code {done.returncode}): it must come to its end, without exit or "
+                f"exec, and its last command must succeed{f': {told}' if told else ''}"
+            )
+        lines = done.stdout.split("\0")
         values = dict(zip(NUMBERS, lines, strict=False))
         values["WARNING_SECONDS"] = values["WARNING_SECONDS"] or str(WARNING_SECONDS)
         for name, least in NUMBERS.items():
@@ -64,18 +73,43 @@ class Site:
     def shell(self, command: list[str]) -> list[str]:
         """The command where the site's variables are set."""
         source = f"source {shlex.quote(str(self.folder / 'site.sh'))}"
-        return ["bash", "-c", f"{source} && exec {shlex.join(command)}"]
+        return ["bash", "-c", f"{source} >&2 && exec {shlex.join(command)}"]
 
 
 def submit(site: Site, command: list[str]) -> int:
     """Runs an sbatch command; returns the job's id. ValueError with what sbatch says."""
     if not shutil.which("sbatch"):
         raise ValueError("sbatch is not on this machine: submit from a login node of the cluster")
-    done = subprocess.run(site.shell(command), capture_output=True, text=True)
+    done = _run(site.shell(command))
+    told = " ".join(done.stderr.split())
     if done.returncode:
-        told = " ".join(done.stderr.split())
         raise ValueError(f"SLURM refuses a job: {told}: {shlex.join(command)}")
-    return int(done.stdout.strip().splitlines()[-1].partition(";")[0])
+    number = re.search(r"^(\d+)(?:;.*)?$", done.stdout, re.M)  # and the cluster's name
+    if number is None:
+        raise ValueError(
+            f"sbatch gives no number of a job: {' '.join(done.stdout.split()) or told or 'nothing'}: "
+            f"{shlex.join(command)}"
+        )
+    return int(number[1])
+
+
+def pattern(path: Path) -> str:
+    """The path of a folder, in a name of a file that sbatch fills in ("%j"). ValueError where it
+    cannot be."""
+    if "\\" in str(path):
+        raise ValueError(
+            f"{path}: sbatch fills no job's number into the name of a log where its path has a "
+            "backslash: give another folder"
+        )
+    return str(path).replace("%", "%%")
+
+
+def of_a_job() -> list[str]:
+    """Names of the variables that a job around this process has set. A job that is submitted here
+    would inherit them, and its srun take them for options: tasks of a node, distribution, memory."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return []
+    return sorted(n for n in os.environ if n.startswith("SLURM_") and n not in REACHES)
 
 
 def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
@@ -88,7 +122,7 @@ def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
         return None
     if done.returncode:  # it says so of a job that has left its memory, where that is the only one
         return {} if "Invalid job id" in done.stderr else None
-    lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    lines = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") > 1)
     return {_task(job): (state, reason) for job, state, reason in lines}
 
 
@@ -102,7 +136,7 @@ def accounts(jobs: list[int]) -> dict[str, str]:
     if done is None or done.returncode:
         return {}
     lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
-    return {_task(job): state.split()[0] for job, state in lines}
+    return {_task(job): state.split()[0] for job, state in lines if state.strip()}
 
 
 def seconds(time: str, flag: str = "--time") -> int:
@@ -123,10 +157,19 @@ def seconds(time: str, flag: str = "--time") -> int:
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:
+    """The command's answer as a whole: variables as SQUEUE_PARTITION would leave jobs out of it."""
+    own = ("SQUEUE_", "SACCT_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return _run(command, env=environment, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
+
+
+def _run(command: Sequence[str], **more: Any) -> subprocess.CompletedProcess:
+    """What it prints, as text; it reads nothing from the terminal."""
+    given = {"capture_output": True, "text": True, "errors": "replace"} | more
+    return subprocess.run(command, stdin=subprocess.DEVNULL, **given)
 
 
 def _listed(jobs: list[int]) -> str:

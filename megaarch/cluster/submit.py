@@ -8,7 +8,6 @@ Every job waits for the success of what it needs; where that fails it is cancell
 """
 
 import math
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -68,7 +67,7 @@ class Order:
 def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job]:
     """The chain for what is not finished yet. ConfigError where a cell's layout does not fit."""
     study, grid = config.resolve(raw).study, expand(raw, directory)
-    _check(grid, site, order)
+    _check(grid, directory, site, order)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
     trials = rates.trials(grid, study) if study.tune else []
     left = [cell for cell in grid if not _is_finished(cell)]
@@ -153,8 +152,9 @@ def shape(cell: GridCell, site: Site) -> tuple[int, int]:
     return number // site.ranks_per_node, site.ranks_per_node
 
 
-def _check(grid: list[GridCell], site: Site, order: Order) -> None:
+def _check(grid: list[GridCell], directory: Path, site: Site, order: Order) -> None:
     """ConfigError or ValueError for what would fail hours later."""
+    slurm.pattern(directory)
     if order.nodes < 1:
         raise ValueError(f"--nodes {order.nodes}: give at least 1")
     if order.prepare_time:
@@ -178,14 +178,14 @@ def _check(grid: list[GridCell], site: Site, order: Order) -> None:
 def command(job: Job, directory: Path, site: Site, order: Order, ids: dict[str, Any]) -> list[str]:
     """The sbatch command of a job. ids: by name, of the jobs before it."""
     array = job.tasks is not None
-    log = directory / "jobs" / (f"{job.name}-%A_%a.log" if array else f"{job.name}-%j_0.log")
+    logs = f"{slurm.pattern(directory)}/jobs/{job.name}"
     options = [
-        f"--job-name={directory.name}-{job.name}",
-        f"--output={log}",
+        f"--job-name={directory.absolute().name}-{job.name}",
+        f"--output={logs}-%A_%a.log" if array else f"--output={logs}-%j_0.log",
         f"--time={(job.kind == 'prepare' and order.prepare_time) or order.time}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.ranks}",
-        f"--export=ALL,MEGAARCH_LAUNCH={site.folder}",
+        "--export=ALL",
     ]
     waits = [f"afterok:{ids[name]}" for name in job.needs]
     waits += [f"afterany:{ids[name]}" for name in job.behind if name not in job.needs]
@@ -197,12 +197,13 @@ def command(job: Job, directory: Path, site: Site, order: Order, ids: dict[str, 
             options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
         options.append(f"--cpus-per-task={site.cpus_per_rank}")
         options += [f"--signal=USR1@{site.warning_seconds}", *order.options]
-    sbatch = ["sbatch"]
+    unset = slurm.of_a_job()
     if site.cpu_partition and not array:
         options += [f"--partition={site.cpu_partition}", *site.cpu_options]
-        sbatch = ["env", *(f"-u{name}" for name in FOR_GPUS), "sbatch"]
-    script = str(site.folder / "study.sbatch")
-    return [*sbatch, "--parsable", *options, script, job.kind, str(directory)]
+        unset += FOR_GPUS
+    env = ["env", *(f"-u{name}" for name in unset)] if unset else []
+    script = [str(site.folder / "study.sbatch"), job.kind, str(directory), str(site.folder)]
+    return [*env, "sbatch", "--parsable", *options, *script]
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -248,11 +249,14 @@ def script(raw: config.Raw, directory: Path, site: Site, order: Order) -> str:
     """What `submit` would run, for a person to read: one sbatch command a job."""
     lines, ids = [f"source {shlex.quote(str(site.folder / 'site.sh'))}"], {}
     for job in plan(raw, directory, site, order):
-        text = shlex.join(command(job, directory, site, order, ids))
         variable = job.name.replace("-", "_")
+        text = " ".join(
+            word if word.startswith("--dependency=") else shlex.quote(word)
+            for word in command(job, directory, site, order, ids)
+        )
         lines.append(f"{variable}=$({text})")
-        ids[job.name] = f"@{variable}@"  # a shell's variable, which shlex would quote
-    return re.sub(r"@(\w+)@", r"${\1}", "\n".join(lines))
+        ids[job.name] = f"${{{variable}}}"
+    return "\n".join(lines)
 
 
 def read(directory: Path) -> list[Job]:

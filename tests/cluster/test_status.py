@@ -155,6 +155,17 @@ def test_where_squeue_does_not_answer_the_accounts_say_how_a_job_is(account, sta
     assert by_name(status(run))[T5].state == "failed"
 
 
+def test_how_a_person_likes_squeue_to_answer_leaves_no_job_out(run, programs, monkeypatch):
+    keep_jobs(run)
+    programs(squeue="3_1|PENDING|Priority")
+    script = run.parent / "bin" / "squeue"
+    own = '[ -z "$SQUEUE_PARTITION$SACCT_FORMAT" ] || exit 0\n'
+    script.write_text(script.read_text().replace("cat", f"{own}cat", 1))
+    monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
+    monkeypatch.setenv("SACCT_FORMAT", "jobid")
+    assert by_name(status(run))[T5].state == "waiting"
+
+
 def test_a_study_that_compare_runs_has_a_status_and_a_report_of_what_is_finished(
     study, tmp_path, monkeypatch, capsys
 ):

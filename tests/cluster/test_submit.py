@@ -3,13 +3,14 @@ what does not fit."""
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from megaarch.cli import main
-from megaarch.cluster import slurm, submit
+from megaarch.cluster import slurm, status, submit
 from megaarch.cluster.slurm import Site
 from megaarch.cluster.submit import Order, plan
 from megaarch.config import ConfigError, set_path
@@ -223,34 +224,116 @@ def test_a_layout_that_leaves_nodes_half_full_is_refused(study, site, tmp_path):
         plan(study, tmp_path, site, Order(4, "60"))
 
 
-def test_a_site_that_is_not_there_or_incomplete_is_named(site_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"site\.sh does not exist: copy .*site\.example\.sh"):
-        Site.read(tmp_path)
-    (site_folder / "site.sh").write_text("GPUS_PER_NODE=8\nRANKS_PER_NODE=many\n")
-    with pytest.raises(ValueError, match="RANKS_PER_NODE must be a number from 1, not 'many'"):
-        Site.read(site_folder)
-    numbers = "GPUS_PER_NODE=8 RANKS_PER_NODE=8 CPUS_PER_RANK=8\n"
-    (site_folder / "site.sh").write_text(numbers)
-    read = Site.read(site_folder)
-    assert (read.warning_seconds, read.cpu_partition, read.cpu_options) == (300, "", ())
-    for wrong, sentence in (
-        ("soon", "must be a number from 1"),
-        ("70000", "must be 65535 at most"),
-    ):
-        (site_folder / "site.sh").write_text(f"{numbers}WARNING_SECONDS={wrong}\n")
-        with pytest.raises(ValueError, match=f"WARNING_SECONDS {sentence}"):
-            Site.read(site_folder)
-    (site_folder / "site.sh").write_text("module load cuda\n")
-    with pytest.raises(ValueError, match=r"site\.sh fails: .*module"):
-        Site.read(site_folder)
+# as man sbatch says of --output and --export, with a script that runs at once
+SBATCH = """\
+#!{python}
+import os, re, subprocess, sys
+options = [word for word in sys.argv[1:] if word.startswith("--")]
+script = sys.argv[len(options) + 1 :]
+given = dict(option[2:].partition("=")[::2] for option in options)
+with open(os.environ["COUNTER"], "a+") as file:
+    file.write("x")
+    file.seek(0)
+    number = str(len(file.read()))
+every, *more = given["export"].split(",")
+assert every == "ALL"
+variables = os.environ | dict(word.split("=", 1) for word in more) | {{"SLURM_JOB_ID": number}}
+tasks = given["array"].split("%")[0].replace("-", ",").split(",") if "array" in given else [None]
+for task in tasks:
+    if task is not None:
+        variables |= {{"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}}
+    filled = {{"%%": "%", "%j": number, "%A": number, "%a": task}}
+    log = given["output"]
+    if "\\\\" not in log:
+        log = re.sub("%.", lambda found: filled[found[0]], log)
+    with open(log, "a") as out:
+        subprocess.run(["bash", *script], env=variables, stdout=out, stderr=out)
+print(number)
+"""
+NAMES = [
+    "50%jobs",
+    "%%j",
+    "100%",
+    "a,b",
+    "a b",
+    "k=v",
+    'it\'s "so"',
+    "Ünï-日本",
+    "two\nlines",
+    "@x@$y",
+]
 
 
-@pytest.mark.parametrize(
-    "text, seconds",
-    [("90", 5400), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("1-0:30", 88200)],
-)
-def test_time_limits_as_sbatch_reads_them(text, seconds):
-    assert slurm.seconds(text) == seconds
+@pytest.mark.parametrize("name", [*NAMES, " ".join(NAMES)])
+def test_folders_of_any_name_reach_the_jobs_and_their_logs_the_status(
+    name, study, site_folder, tmp_path, monkeypatch
+):
+    launch, programs = tmp_path / "in" / name, tmp_path / "bin"
+    out = tmp_path / "out" / name.replace("\n", " ")  # the settings take no control characters
+    launch.parent.mkdir()
+    site_folder.rename(launch)
+    for file in ("job.sh", "study.sbatch"):
+        (launch / file).write_text((slurm.SCRIPTS / file).read_text())
+    with (launch / "site.sh").open("a") as site:
+        site.write("CONTAINER=(refuse)\n")
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH.format(python=sys.executable))
+    (programs / "refuse").write_text('#!/bin/sh\necho "megaarch: no room for $7"\nexit 2\n')
+    (programs / "srun").write_text('#!/bin/sh\necho "megaarch: $*"\nexit 2\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("COUNTER", str(tmp_path / "jobs"))
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    study["study"]["seeds"] = [0]
+    submit.submit(study, out, Site.read(launch), Order(4, "60"))
+    states = {state.name: state for state in status.status(out)}
+    assert (states["prepare"].state, states["prepare"].why) == ("failed", f"no room for {out}")
+    cell = states["t5/base-6e+08-seed0"]
+    assert (
+        cell.state == "failed" and f"compare {out}/study.yaml --output {out} --cell 1" in cell.why
+    )
+
+
+def test_the_dry_run_of_folders_of_any_name_is_what_is_submitted(
+    study, site_folder, tmp_path, monkeypatch
+):
+    """A shell that runs the printed script gives sbatch the same words."""
+    out, programs = tmp_path / " ".join(NAMES).replace("\n", ""), tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        '#!/bin/sh\nprintf "%s\\0" "$@" >>"$LOG"\necho x >>"$LOG.n"\nwc -l <"$LOG.n"\n'
+    )
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    site, order = Site.read(site_folder), Order(4, "60", ("--comment=a b, 'c'",))
+    monkeypatch.setenv("LOG", str(tmp_path / "printed"))
+    subprocess.run(["bash", "-euc", submit.script(study, out, site, order)], check=True)
+    monkeypatch.setenv("LOG", str(tmp_path / "submitted"))
+    submit.submit(study, out, site, order)
+    assert (tmp_path / "printed").read_bytes() == (tmp_path / "submitted").read_bytes()
+
+
+def test_a_folder_whose_logs_sbatch_cannot_name_is_one_sentence(study, site, tmp_path):
+    with pytest.raises(ValueError, match="has a backslash: give another folder"):
+        plan(study, tmp_path / "a\\b", site, Order(4, "60"))
+
+
+def test_a_study_that_is_submitted_within_a_job_takes_nothing_of_it(
+    study, site_folder, tmp_path, monkeypatch
+):
+    """sbatch passes its variables on, and the srun of the new job takes them for options."""
+    programs, log = tmp_path / "bin", tmp_path / "log"
+    programs.mkdir()
+    (programs / "sbatch").write_text(f"#!/bin/sh\nenv >>{log}\necho 1\n")
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    outer = {"JOB_ID": "3", "NTASKS_PER_NODE": "2", "MEM_PER_CPU": "1", "DISTRIBUTION": "cyclic"}
+    for name, value in outer.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")  # says where SLURM is
+    submit.submit(study, tmp_path / "out", Site.read(site_folder), Order(4, "60"))
+    found = [line for line in log.read_text().splitlines() if line.startswith("SLURM_")]
+    assert set(found) == {"SLURM_CONF=/etc/other.conf"} and len(found) == 6
 
 
 def test_without_slurm_it_says_where_to_go(study, site_folder, tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ def test_a_script_without_a_site_says_what_to_do(script, tmp_path):
     (tmp_path / "job.sh").write_text((LAUNCH / "job.sh").read_text())
     (tmp_path / "jobs").mkdir()
     environment = os.environ | {"MEGAARCH_LAUNCH": str(tmp_path), "SLURM_JOB_ID": "1"}
-    arguments = ["prepare", str(tmp_path)] if script.name == "study.sbatch" else []
+    arguments = ["prepare", tmp_path, tmp_path] if script.name == "study.sbatch" else []
     done = subprocess.run(
         ["bash", script, *arguments], env=environment, capture_output=True, text=True
     )
@@ -50,10 +50,11 @@ def test_a_job_of_a_study_that_is_ended_early_notes_that_it_was(what, tmp_path):
     (tmp_path / "site.sh").write_text("CONTAINER=(end)\n")
     (tmp_path / "end").write_text("#!/bin/sh\nkill $PPID\nsleep 0.2\n")  # SIGTERM, as SLURM does
     (tmp_path / "end").chmod(0o755)
-    given = {"MEGAARCH_LAUNCH": str(tmp_path), "SLURM_JOB_ID": "7"}
+    given = {"SLURM_JOB_ID": "7"}
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", LAUNCH / "study.sbatch", what, tmp_path], env=os.environ | given | {"PATH": path}
+        ["bash", LAUNCH / "study.sbatch", what, tmp_path, tmp_path],
+        env=os.environ | given | {"PATH": path},
     )
     assert done.returncode == 143
     assert (tmp_path / "jobs" / "7_0.code").read_text() == "143\n"
@@ -68,8 +69,10 @@ def job(tmp_path):
         folder.mkdir()
     (launch / "job.sh").write_text((LAUNCH / "job.sh").read_text())
     (launch / "site.sh").write_text((LAUNCH / "site.example.sh").read_text())
-    programs.joinpath("srun").write_text("#!/bin/sh\nexit $CODE\n")
-    programs.joinpath("squeue").write_text('#!/bin/sh\necho "$STATE"\n[ "$STATE" != fails ]\n')
+    programs.joinpath("srun").write_text("#!/bin/sh\nenv >variables\nexit $CODE\n")
+    programs.joinpath("squeue").write_text(
+        '#!/bin/sh\n[ "$SQUEUE_STATES" ] || echo "$STATE"\n[ "$STATE" != fails ]\n'
+    )
     programs.joinpath("sleep").write_text("#!/bin/sh\n")
     programs.joinpath("scontrol").write_text('#!/bin/sh\necho "$*" >>asked\n')
     for program in programs.iterdir():
@@ -93,7 +96,11 @@ def job(tmp_path):
         asked.unlink(missing_ok=True)
         return done.stdout + done.stderr, done.returncode, found
 
-    run.losses = losses
+    def variables():
+        lines = (tmp_path / "variables").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    run.losses, run.variables = losses, variables
     return run
 
 
@@ -146,6 +153,42 @@ def test_a_job_that_loses_ranks_goes_back_a_bounded_number_of_times(code, job):
 
 def test_other_failures_and_success_stay_as_they_are(job):
     assert job(2) == ("", 2, "") and job(0) == ("", 0, "")
+
+
+@pytest.mark.parametrize("end", ["exit", "exit 0", "exit 3", "set -e; false", "false", "return 1"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_site_that_ends_the_job_is_a_failure_with_a_sentence(script, end, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "job.sh").write_text((LAUNCH / "job.sh").read_text())
+    (tmp_path / "site.sh").write_text(f"CONTAINER=()\n{end}\n")
+    given = {"MEGAARCH_LAUNCH": str(tmp_path), "SLURM_JOB_ID": "7"}
+    arguments = ["prepare", tmp_path, tmp_path] if script.name == "study.sbatch" else []
+    done = subprocess.run(
+        ["bash", script, *arguments], env=os.environ | given, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{tmp_path}/site.sh ends the job (code ")
+    if arguments:  # megaarch status reads it: 0 would be done
+        assert (tmp_path / "jobs" / "7_0.code").read_text() == "2\n"
+
+
+def test_a_job_that_is_submitted_within_another_takes_nothing_of_it(job):
+    """sbatch passes on the variables of the step, or the shell, that it is called in."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "x", "SLURM_CPU_BIND": "mask_cpu:1"}
+    pmi = {"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_FD": "9", "PMI_JOBID": "3.0"}
+    shell = {"SQUEUE_STATES": "PENDING", "SLURM_EXPORT_ENV": "NONE", "SRUN_CPUS_PER_TASK": "64"}
+    _, _, asked = job(75, **step, **pmi, **shell)
+    assert asked == "requeue 7_2\n"
+    ranks = job.variables()
+    assert not (step | pmi | shell).keys() & ranks.keys()
+    assert ranks["SLURM_JOB_ID"] == "7"
+
+
+def test_ranks_get_the_cpus_that_sbatch_was_asked_for_and_the_sites_else(job):
+    job(0, SLURM_CPUS_PER_TASK="8")
+    assert job.variables()["SRUN_CPUS_PER_TASK"] == "8"
+    job(0)  # --cpus-per-gpu, or all of a node's: one a rank would bind them to it
+    assert "SRUN_CPUS_PER_TASK" not in job.variables()
 
 
 def test_a_site_or_a_call_that_is_wrong_is_one_sentence(job):

@@ -64,9 +64,17 @@ class Limit:
             return cls(training.budget.match, training.budget.amount)
         raise ValueError("training.steps: give the number of steps, or training.budget")
 
-    def share(self, progress: Progress) -> float:
-        """Share of the limit that is spent, 0 to 1."""
-        return min(getattr(progress, self.kind) / self.amount, 1.0)
+    def __str__(self) -> str:
+        if self.kind == "step":
+            return f"{self.amount:,.0f} steps"
+        return f"{self.amount:.4g} {self.kind.replace('_', ' ').replace('flops', 'FLOPs')}"
+
+    def share(self, progress: Progress, more: int = 0) -> float:
+        """Share of the limit that is spent, 0 to 1; after `more` steps of the mean cost so far."""
+        spent = getattr(progress, self.kind)
+        if more:
+            spent = spent * (progress.step + more) / progress.step
+        return min(spent / self.amount, 1.0)
 
     def reached(self, progress: Progress) -> bool:
         """Whether another step of the mean cost so far would end further from the limit."""
@@ -79,7 +87,8 @@ class Limit:
 def learning_rate(training: Training, step: int, share: float) -> float:
     """The rate of step number `step` (from 1), after which `share` of the limit is spent.
 
-    Schedules end where the run's own limit ends.
+    Schedules end where the run's own limit ends, and of a run that continues with another limit where
+    that ends (`limit_change`).
 
     cosine: linear warmup, then a half cosine down to `minimum_learning_rate` (Loshchilov and
     Hutter 2017). wsd: warmup, stable, and a linear decay over the last `decay` of the run (Hu et
@@ -99,3 +108,19 @@ def learning_rate(training: Training, step: int, share: float) -> float:
     if training.schedule == "wsd" and share > 1 - training.decay:
         rate = min(rate, floor + (1 - floor) * (1 - share) / training.decay)
     return training.learning_rate * rate
+
+
+def limit_change(before: Training, after: Training, progress: Progress) -> str:
+    """What a changed limit does to the learning rate of a run that continues at `progress`, in a
+    sentence; "" where the limit is as before, or already reached. The rate is exact where the limit
+    is one of steps, and else that of a step of the mean cost so far."""
+    old, new = Limit.of(before), Limit.of(after)
+    step = progress.step
+    if old == new or not step or new.reached(progress):
+        return ""
+    was = learning_rate(before, step, old.share(progress))
+    rate = learning_rate(after, step + 1, new.share(progress, more=1))
+    return (
+        f"the run's limit was {old} and is {new}, and the schedule ({after.schedule}) is that of the "
+        f"new one: the learning rate goes from {was:.2e} at step {step} to {rate:.2e} at step {step + 1}"
+    )

@@ -28,7 +28,7 @@ from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import AXES, DATA, Grid, check
 from megaarch.parallel.replica import Replica, replica_of
 from megaarch.reading import fit
-from megaarch.settings import Model, Settings
+from megaarch.settings import Model, Settings, Training
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, fits, optimizer
 from megaarch.training.faults import Stopped, Watch
@@ -36,7 +36,7 @@ from megaarch.training.garbage import collected_by_hand
 from megaarch.training.heap import keep_freed_memory
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
-from megaarch.training.progress import Limit, Progress, learning_rate
+from megaarch.training.progress import Limit, Progress, learning_rate, limit_change
 from megaarch.training.saving import Saver
 
 __all__ = ["Step", "Trainer", "build_model", "device_of"]
@@ -169,6 +169,11 @@ class Trainer:
             checkpoint.load(path, self.replica, self.optimizer, self.grid)
             self.progress = Progress.of(saved["progress"])
             self._saved = self.progress.step
+            limit = {name: saved["settings"]["training"].get(name) for name in ("steps", "budget")}
+            before = fit(training.model_dump() | limit, Training, path / checkpoint.PROGRESS)
+            change = limit_change(before, training, self.progress)
+            if change and self.grid.is_main:
+                log.warning("%s: %s", path, change)
         elif training.start_from:
             found = self._parent(Path(training.start_from))
             self._check_parent(found)

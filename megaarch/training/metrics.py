@@ -1,13 +1,15 @@
-"""Metrics of a run: `metrics.jsonl` (one object a step), TensorBoard, Weights & Biases."""
+"""Metrics of a run: `metrics.jsonl`, one object a step, and the boards that draw them."""
 
 import json
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megaarch.settings import Logging
+from megaarch.training.boards import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +47,26 @@ def cut_back(path: Path, step: int) -> None:
 
 
 class Metrics:
-    """Writes a step's numbers everywhere they are wanted. Close it at the end.
+    """Writes a step's numbers everywhere they are wanted. Close it at the end. A board that fails, at
+    the start or on the way, is left out with a warning.
 
-    directory: of the run. start: step that the run continues from; later lines are cut.
+    directory: of the run. start: step that the run continues from; later lines are cut. ValueError
+    where Weights & Biases is wanted and not installed.
     """
 
     def __init__(self, logging: Logging, start: int, settings: dict[str, Any]):
         directory = Path(logging.directory)
         directory.mkdir(parents=True, exist_ok=True)
+        self.boards: list[Board] = []
+        if logging.tensorboard:
+            with self._goes_on_without(TensorBoard.name):
+                self.boards.append(TensorBoard(directory, start))
+        if logging.wandb:
+            with self._goes_on_without(WandB.name):
+                self.boards.append(WandB(directory, settings))
         path = directory / "metrics.jsonl"
         cut_back(path, start)
         self.file = path.open("a", buffering=1)
-        self.board = self.wandb = None
-        if logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-        if logging.wandb:
-            self.wandb = _wandb().init(
-                project="megaarch", name=directory.name, dir=str(directory), config=settings
-            )
 
     def write(self, line: dict[str, Any]) -> None:
         """line: has at least `step`; numbers go to the boards too. One that is not finite (a skipped
@@ -73,29 +75,31 @@ class Metrics:
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         step = line["step"]
         numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
-        if self.board:
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log(numbers, step=step)
+        for board in tuple(self.boards):
+            with self._goes_on_without(board.name):
+                board.write(numbers, step)
 
     def close(self) -> None:
         self.file.close()
-        if self.board:
-            self.board.close()
-        if self.wandb:
-            self.wandb.finish()
+        for board in tuple(self.boards):
+            with self._goes_on_without(board.name):
+                board.close()
+
+    @contextmanager
+    def _goes_on_without(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except NotInstalled:
+            raise
+        except Exception as error:
+            log.warning(
+                "%s fails (%s: %s): the run goes on without it, and metrics.jsonl has every step",
+                name,
+                type(error).__name__,
+                str(error).strip().partition("\n")[0],
+            )
+            self.boards = [board for board in self.boards if board.name != name]
 
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _wandb():
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "logging.wandb: Weights & Biases is not installed: pip install wandb, or set it false"
-        ) from None
-    return wandb

@@ -1,0 +1,105 @@
+"""Where a run's numbers go besides metrics.jsonl: TensorBoard and Weights & Biases."""
+
+import logging
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from megaarch.reading import read_text
+
+log = logging.getLogger(__name__)
+ID = "wandb.id"  # in a run's directory: W&B's name for the run
+
+
+class NotInstalled(ValueError):
+    """A board that the settings ask for is not there at all."""
+
+
+class Board(Protocol):
+    """Draws the numbers of each step. Any of its calls may raise."""
+
+    name: str
+
+    def write(self, numbers: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `directory`/tensorboard. start: step that the run continues from; TensorBoard
+    drops what earlier files hold after it."""
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path, start: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+
+    def write(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, the same one at each start in `directory`, online or offline. Steps
+    that an earlier start has drawn stay: W&B takes each step once.
+
+    settings: of this start, which replace those of the one before.
+    """
+
+    name = "Weights & Biases"
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        self.run = _wandb().init(
+            project="megaarch",
+            id=run_id(directory),
+            resume="allow",
+            name=directory.absolute().name,
+            dir=str(directory),
+            config=settings,
+        )
+        self.run.config.update(settings, allow_val_change=True)
+
+    def write(self, numbers: dict[str, float], step: int) -> None:
+        self.run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def run_id(directory: Path) -> str:
+    """W&B's id of the run in this directory, made at its first start and kept."""
+    path = directory / ID
+    if path.exists():
+        with suppress(ValueError):
+            found = read_text(path, limit=1024).strip()
+            if re.fullmatch(r"[a-z0-9]{1,64}", found):
+                return found
+        log.warning("%s is damaged: this start is a new run in Weights & Biases", path)
+    new = secrets.token_hex(8)
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        file.write(f"{new}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return new
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        if error.name != "wandb":
+            raise
+        raise NotInstalled(
+            "logging.wandb: Weights & Biases is not installed: pip install wandb, or set it false"
+        ) from None
+    return wandb

@@ -4,12 +4,16 @@ All of it is read from the folder; squeue (and sacct, where the cluster keeps ac
 which jobs wait or run. Without SLURM the cells' locks say what runs on this machine.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from megaarch.cluster import slurm, submit
 from megaarch.parallel.heartbeat import LOST
+from megaarch.reading import Schema
 from megaarch.study import cell as cells
 from megaarch.study import compare, lock
 from megaarch.study.display import clock
@@ -28,6 +32,22 @@ ALIVE = (
     *("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT"),
     *("SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"),
 )
+
+
+Amount = Annotated[float, Field(ge=0)]
+
+
+class _Line(Schema):
+    """What is read of a step's line in metrics.jsonl."""
+
+    step: Annotated[int, Field(ge=1)]
+    seconds: Amount
+    seen_tokens: Amount
+    tokens_per_second: Amount
+    loss: float | None  # of a skipped step
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    flops: Amount | None = None
+    target_tokens: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ def _run(folder: Path) -> State:
             "or train has made"
         )
     lines = _last_lines(folder / "metrics.jsonl")
-    share, step = (lines[-1].get("share"), lines[-1]["step"]) if lines else (None, 0)
+    share, step = (lines[-1].share, lines[-1].step) if lines else (None, 0)
     state = "stopped" if lines else "not started"
     if lock.is_held(folder):
         state = "running"
@@ -171,28 +191,29 @@ def _cell(cell: GridCell, known: tuple[str, str, str | None]) -> State:
         begun = bool(lines or record)
         state = "running" if lock.is_held(folder) else "stopped" if begun else "not started"
     limit = Limit.of(cell.settings.training)
-    share = min(lines[-1][limit.kind] / limit.amount, 1.0) if lines else None
+    spent = getattr(lines[-1], limit.kind) if lines else None
+    share = None if spent is None else min(spent / limit.amount, 1.0)
     return State(cell.key, state, why, task, **_progress(lines, state, share))
 
 
-def _progress(lines: list[dict[str, Any]], state: str, share: float | None) -> dict[str, Any]:
+def _progress(lines: list[_Line], state: str, share: float | None) -> dict[str, Any]:
     if not lines:
         return {}
     first, last = lines[0], lines[-1]
     share = 1.0 if state == "done" else share
-    spent = last["seconds"] - first["seconds"]
-    speed = (last["seen_tokens"] - first["seen_tokens"]) / spent if spent > 0 else None
-    left = last["seconds"] * (1 - share) / share if share else None
+    spent = last.seconds - first.seconds
+    speed = (last.seen_tokens - first.seen_tokens) / spent if spent > 0 else None
+    left = last.seconds * (1 - share) / share if share else None
     return {
-        "step": last["step"],
+        "step": last.step,
         "share": share,
-        "loss": last["loss"],
-        "tokens_per_second": speed or last["tokens_per_second"],
+        "loss": last.loss,
+        "tokens_per_second": speed or last.tokens_per_second,
         "seconds_left": left if state in ("running", "waiting", "stopped") else None,
     }
 
 
-def _last_lines(path: Path) -> list[dict[str, Any]]:
+def _last_lines(path: Path) -> list[_Line]:
     """The last steps in metrics.jsonl; a line that is being written or damaged is left out."""
     try:
         with path.open("rb") as file:
@@ -206,8 +227,8 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
         complete = complete[1:]
     found = []
     for line in complete[-RECENT - 1 :]:
-        if (step := parse_line(line)) is not None:
-            found.append(step)
+        with suppress(ValidationError):
+            found.append(_Line.model_validate(parse_line(line)))
     return found
 
 

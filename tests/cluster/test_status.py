@@ -155,6 +155,30 @@ def test_where_squeue_does_not_answer_the_accounts_say_how_a_job_is(account, sta
     assert by_name(status(run))[T5].state == "failed"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("\0" * 300, "{", "[1]", "null", '{"step": 5}', "[" * 3000),
+        *('"step": "5"', '"step": 0', '"step": true', '"step": null'),
+        *('"seconds": null', '"seconds": -1', '"seconds": "x"', '"seen_tokens": [1]'),
+        *('"tokens_per_second": null', '"loss": {}', '"share": "x"', '"share": 7', '"flops": "x"'),
+    ],
+)
+def test_a_damaged_line_of_metrics_is_left_out(damage, run, tmp_path):
+    train_a_little(run, T5)
+    path = run / "cells" / T5 / "metrics.jsonl"
+    *sound, _ = path.read_text().splitlines()
+    if damage.startswith('"'):  # of a line that is sound otherwise
+        damage = json.dumps(json.loads(sound[-1]) | {"step": 5} | json.loads(f"{{{damage}}}"))
+    for lines in ([*sound, damage], [damage, *sound]):
+        path.write_text("\n".join(lines) + "\n")
+        (alone,) = status(path.parent)
+        for state in (by_name(status(run))[T5], alone):
+            assert (state.state, state.step, state.loss) == ("stopped", 4, 6.5)
+            assert state.tokens_per_second == pytest.approx(250)
+        assert table([alone])
+
+
 def test_how_a_person_likes_squeue_to_answer_leaves_no_job_out(run, programs, monkeypatch):
     keep_jobs(run)
     programs(squeue="3_1|PENDING|Priority")

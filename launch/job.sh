@@ -7,10 +7,10 @@ if [[ ! -f $launch/site.sh ]]; then
 fi
 
 # A job inherits what was set where it was submitted: in another job's step, that step's size, place
-# and binding; in a shell, how its owner likes squeue's answers, or SBATCH_EXPORT=NONE, after which
-# srun would give the ranks no environment.
-unset "${!SLURM_STEP@}" "${!SLURM_CPU_BIND@}" "${!SQUEUE_@}" SLURM_EXPORT_ENV
-unset PMI_RANK PMI_SIZE PMI_JOBID PMI_FD SRUN_CPUS_PER_TASK
+# and binding; in a shell, where ranks once met, how its owner likes squeue's answers, and
+# SBATCH_EXPORT=NONE, after which srun would give the ranks no environment.
+unset "${!SLURM_STEP@}" "${!SLURM_CPU_BIND@}" "${!SQUEUE_@}" SLURM_EXPORT_ENV SRUN_CPUS_PER_TASK
+unset PMI_RANK PMI_SIZE PMI_JOBID PMI_FD RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR
 
 # ended: notes the exit code as `record`.code, where a script names one. Where site.sh ends this shell
 # (exit, or a command that fails) the job would end with its code, and 0 would count as done.

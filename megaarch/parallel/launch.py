@@ -51,15 +51,31 @@ _STARTERS = {
 
 
 def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
-    """Who started this process ("" for nobody), and its place."""
+    """Who started this process ("" for nobody), and its place. ValueError where what the variables
+    say cannot be."""
     for starter, (rank, size, local) in _STARTERS.items():
         if rank not in environment or size not in environment:
             continue
         if starter == "mpich" and _is_srun(environment):
             continue
-        number = int(environment[rank])
-        return starter, Place(number, int(environment[size]), int(environment.get(local, number)))
+        number = _number(environment, rank)
+        place = Place(number, _number(environment, size), _number(environment, local, number))
+        if place.rank >= place.world_size:
+            raise ValueError(
+                f"{rank} is {place.rank} and {size} is {place.world_size}, and ranks count from 0: "
+                "unset both, or start the command with torchrun, srun or mpirun"
+            )
+        return starter, place
     return "", Place(0, 1, 0)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(
+            f"{name} must be a whole number from 0, not {text!r}: unset it, or mend it"
+        )
+    return int(text)
 
 
 def _is_srun(environment: Mapping[str, str]) -> bool:
@@ -168,9 +184,11 @@ def rendezvous(
     starter: str, place: Place, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, int]:
     """Host and port at which the processes meet: MASTER_ADDR where it is given."""
-    job = int(environment.get("SLURM_JOB_ID", 0)) * 31 + int(environment.get("SLURM_STEP_ID", 0))
-    port = int(environment.get("MASTER_PORT", FIRST_PORT + job % PORTS))
-    if "MASTER_ADDR" in environment:
+    job = _number(environment, "SLURM_JOB_ID") * 31 + _number(environment, "SLURM_STEP_ID")
+    port = _number(environment, "MASTER_PORT", FIRST_PORT + job % PORTS)
+    if not 1 <= port <= 65535:
+        raise ValueError(f"MASTER_PORT must be from 1 to 65535, not {port}")
+    if environment.get("MASTER_ADDR"):
         return environment["MASTER_ADDR"], port
     if starter == "slurm":
         return _first_node(environment), port

@@ -115,6 +115,37 @@ def test_commands_run_alone_in_the_shell_of_an_allocation(raw, corpus, tmp_path,
     assert tool("preprocess")([*given, "--output", str(tmp_path / "tokens")]) == 0
 
 
+WRONG = [
+    ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number from 0, not 'x'"),
+    ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK must be a whole number from 0, not '-1'"),
+    ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number from 0, not ''"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "a"}, "LOCAL_RANK must be a whole number"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE is 2, and ranks count from 0"),
+    (task("x", 2, 0), "SLURM_PROCID must be a whole number from 0, not 'x'"),
+    (task(0, 2, 0, MASTER_PORT="x"), "MASTER_PORT must be a whole number from 0, not 'x'"),
+    (task(0, 2, 0, MASTER_PORT=70000), "MASTER_PORT must be from 1 to 65535, not 70000"),
+    (task(0, 2, 0, MASTER_PORT=0), "MASTER_PORT must be from 1 to 65535, not 0"),
+    (TORCHRUN | {"RANK": "0", "MASTER_ADDR": ""}, "MASTER_ADDR is not: start with torchrun"),
+]
+
+
+@pytest.mark.parametrize("environment, sentence", WRONG, ids=[row[1][:40] for row in WRONG])
+def test_variables_that_cannot_be_are_one_sentence(
+    environment, sentence, tiny, prepared, tmp_path, monkeypatch, capsys
+):
+    for name, value in (environment | {"SLURM_STEP_NODELIST": "localhost"}).items():
+        monkeypatch.setenv(name, value)
+    raw = tiny().model_dump(mode="json", exclude_none=True, exclude={"study"})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS"))
+    layout = f"parallel.data_parallel_shard={size or 1}"
+    given = ["--set", layout, "training.micro_batch_size=1"]
+    assert main(["train", str(tmp_path / "run.yaml"), *given]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("megaarch: ") and sentence in told and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "nodes, found",
     [

@@ -177,6 +177,7 @@ def test_a_job_that_is_submitted_within_another_takes_nothing_of_it(job):
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "x", "SLURM_CPU_BIND": "mask_cpu:1"}
     pmi = {"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_FD": "9", "PMI_JOBID": "3.0"}
     shell = {"SQUEUE_STATES": "PENDING", "SLURM_EXPORT_ENV": "NONE", "SRUN_CPUS_PER_TASK": "64"}
+    shell |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "elsewhere"}
     _, _, asked = job(75, **step, **pmi, **shell)
     assert asked == "requeue 7_2\n"
     ranks = job.variables()

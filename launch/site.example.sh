@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034  # used by job.sh and megaarch submit
 # This cluster, in one file: copy it to launch/site.sh and fill it in. It is sourced where jobs are
 # submitted (megaarch submit does so; before an sbatch by hand: source launch/site.sh) and inside
-# every job.
+# every job: no exit, and a last command that succeeds.
 
 # --- where jobs are submitted: variables that sbatch reads (man sbatch, INPUT ENVIRONMENT VARIABLES)
 export SBATCH_PARTITION=gpu

@@ -48,15 +48,16 @@ def crowded(parts: Parts) -> bool:
 
 
 def steady(parts: Parts) -> bool:
-    """Whether the shapes of its calls follow from the axes alone: every row is one part over all of
-    both, of one kind. Lengths that are drawn, and rows that are not full, give new shapes."""
+    """Whether the shapes of its calls are the same in every batch: every row is full and one part, of
+    one kind. Lengths that are drawn, and rows that are not full, give new shapes."""
     used = parts.table[:, :, 0] != UNUSED
     if not len(parts) or not (used.sum(1) == 1).all():
         return False
     shape, *ends = parts.table[used].T
-    axes = (0, parts.queries, 0, parts.keys)
+    queries, keys = parts.full_row or (parts.queries, parts.keys)
+    full = (0, queries, 0, keys)
     return bool((shape == shape[0]).all()) and all(
-        (end == axis).all() for end, axis in zip(ends, axes, strict=True)
+        (end == edge).all() for end, edge in zip(ends, full, strict=True)
     )
 
 

@@ -58,6 +58,8 @@ class Parts:
     table: int32 [B, P, 5], columns (shape, q_start, q_end, k_start, k_end); shape UNUSED (all
         zero) fills the rows of the table that a batch row does not need.
     queries, keys: lengths of the query and key axes that the ranges index.
+    full_row: queries and keys of a full row. Less than the axes where these are padded so that they
+        divide among ranks; None: the axes.
     handle: int64 [1], what stands for these parts in this process where only tensors may pass.
 
     Construction checks the invariants and raises ValueError with the batch row at fault.
@@ -66,6 +68,7 @@ class Parts:
     table: np.ndarray
     queries: int
     keys: int
+    full_row: tuple[int, int] | None = None
     handle: torch.Tensor = field(init=False, repr=False, compare=False)
     _plans: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -6,7 +6,6 @@ It holds no state: a run resumes from one integer. Workers make steps ahead of t
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader
@@ -48,7 +47,7 @@ class Steps(torch.utils.data.Dataset):
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.ranks = rank, ranks
         self.device_type, self.kernel, self.fused_rows = device_type, kernel, fused_rows
-        self.shape = rows.shape.stretched(multiple)
+        self.multiple = multiple
 
     def __getitem__(self, step: int) -> list[Batch]:
         share = self.global_batch_size // self.ranks
@@ -62,13 +61,12 @@ class Steps(torch.utils.data.Dataset):
         """The Batch of these samples."""
         batch = pack(
             [self.rows[i] for i in sample_index],
-            self.shape,
+            self.rows.shape,
             pad=self.rows.vocabulary.pad,
             axes=self.rows.axes,
             sample_index=sample_index,
+            multiple=self.multiple,
         )
-        slots = tuple(len(sample_index) * length for length in self.rows.shape.streams)
-        batch = replace(batch, counts=replace(batch.counts, slots=slots))
         for stream in batch.streams:
             for parts in (stream.parts, stream.cross):
                 if parts is not None:

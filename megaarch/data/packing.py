@@ -46,13 +46,16 @@ def pack(
     pad: int,
     axes: int,
     sample_index: Sequence[int],
+    multiple: int = 1,
 ) -> Batch:
     """A Batch of `shape` with the examples of each row.
 
-    pad: token id that fills rows. axes: number of position axes.
+    pad: token id that fills rows. axes: number of position axes. multiple: of which streams' lengths
+    are stored; what that adds is no padding that counts.
     ValueError where a row's examples do not fit `shape`.
     """
-    streams = [_pack_stream(rows, s, shape, pad=pad, axes=axes) for s in range(len(shape.streams))]
+    stored = shape.stretched(multiple).streams
+    streams = [_pack_stream(rows, s, shape, stored, pad=pad, axes=axes) for s in range(len(stored))]
     target_index, target_tokens, target_weights = _pack_targets(rows, shape)
     used = np.flatnonzero(target_weights)
     head_rows = np.zeros(-(-max(len(used), 1) // HEAD_MULTIPLE) * HEAD_MULTIPLE, dtype=np.int64)
@@ -81,11 +84,17 @@ def pack(
 
 
 def _pack_stream(
-    rows: Sequence[Sequence[Converted]], s: int, shape: RowShape, *, pad: int, axes: int
+    rows: Sequence[Sequence[Converted]],
+    s: int,
+    shape: RowShape,
+    stored: tuple[int, ...],
+    *,
+    pad: int,
+    axes: int,
 ) -> Stream:
     length = shape.streams[s]
-    tokens = np.full((len(rows), length), pad, dtype=np.int64)
-    positions = np.zeros((len(rows), length, axes), dtype=np.int64)
+    tokens = np.full((len(rows), stored[s]), pad, dtype=np.int64)
+    positions = np.zeros((len(rows), stored[s], axes), dtype=np.int64)
     parts: list[list[tuple[int, ...]]] = []
     cross: list[list[tuple[int, ...]]] = []
     for b, row in enumerate(rows):
@@ -104,11 +113,12 @@ def _pack_stream(
             cross[b] += [_moved(part, start, before) for part in stream.cross_parts]
             start = end
             before += len(example.streams[s - 1].tokens) if s else 0
+    memory = shape.streams[s - 1]
     return Stream(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
-        parts=Parts(_table(parts, shape.parts), length, length),
-        cross=Parts(_table(cross, shape.cross_parts), length, shape.streams[s - 1])
+        parts=Parts(_table(parts, shape.parts), stored[s], stored[s], (length, length)),
+        cross=Parts(_table(cross, shape.cross_parts), stored[s], stored[s - 1], (length, memory))
         if s and shape.cross_parts
         else None,
     )

@@ -94,7 +94,7 @@ def made_up_batch(settings: Settings, index: int, multiple: int = 1) -> Batch:
     samples = range(index * size, (index + 1) * size)
     rows, shape, _ = made_up_rows(settings.model, settings.data, samples)
     axes = catalogue.position_axes(settings.data.objective)
-    return pack(rows, shape.stretched(multiple), pad=0, axes=axes, sample_index=samples)
+    return pack(rows, shape, pad=0, axes=axes, sample_index=samples, multiple=multiple)
 
 
 def made_up_vocabulary(size: int, sentinels: int) -> Vocabulary:

@@ -44,24 +44,26 @@ def machine(monkeypatch):
 
 @pytest.fixture(scope="module")
 def batches(raw):
-    """batches(preset) -> for each of the first batches of a run, the parts of its attention calls."""
+    """batches(preset) -> for each of the first batches of a run, the parts of its attention calls.
+    multiple: of which rows' lengths are stored, as for tensor and context parallelism."""
     made = {}
 
-    def make(preset):
-        if preset not in made:
+    def make(preset, multiple=1):
+        if (preset, multiple) not in made:
             mine = copy.deepcopy(raw)
             mine["model"] |= {"preset": preset, "sequence_length": 192}
             mine["data"]["sentinels"] = 64
             settings = config.resolve(config.fill_preset(mine))
             prepared = prepare(settings.data, settings.model.vocabulary_size)
             rows = Rows(settings.model, settings.data, prepared, 0)
-            steps = Steps(rows, global_batch_size=8, micro_batch_size=8, device_type="cuda")
-            made[preset] = [
+            size = {"global_batch_size": 8, "micro_batch_size": 8, "multiple": multiple}
+            steps = Steps(rows, device_type="cuda", **size)
+            made[preset, multiple] = [
                 [p for s in batch.streams for p in (s.parts, s.cross) if p is not None]
                 for i in range(BATCHES)
                 for batch in steps[i]
             ]
-        return made[preset]
+        return made[preset, multiple]
 
     return make
 
@@ -141,6 +143,22 @@ def test_full_rows_keep_cudnn_and_others_say_why_not(machine):
         parts = Parts.of(rows, n, n)
         name, reason = choose("auto", *on_gpu(parts), parts)
         assert name == "torch_varlen" and "cudnn: it builds a plan for each shape" in reason
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rows_padded_to_divide_among_ranks_take_the_kernels_of_rows_that_are_not(
+    preset, batches, machine, calls
+):
+    machine.has(H100, libraries=False)
+    known = set()
+    for i, (plain, padded) in enumerate(zip(batches(preset), batches(preset, 5), strict=True)):
+        for parts, longer in zip(plain, padded, strict=True):
+            assert longer.queries % 5 == 0 and longer.queries > parts.queries
+            name, _ = choose("auto", *on_gpu(longer), longer)
+            assert name == choose("auto", *on_gpu(parts), parts)[0]
+            found = shapes_of_cudnn(longer, calls) if name == "cudnn" else set()
+            assert i == 0 or found <= known
+            known |= found
 
 
 def test_the_loader_plans_nothing_for_a_kernel_that_auto_leaves_alone():

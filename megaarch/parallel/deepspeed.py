@@ -86,11 +86,11 @@ class ZeroReplica(Replica):
 
     def update(
         self, optimizer: torch.optim.Optimizer, loss: torch.Tensor
-    ) -> tuple[torch.Tensor, bool]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Replica's; DeepSpeed leaves a step out whose gradient is not finite."""
         self.zero.step()
         norm = torch.as_tensor(self.zero.get_global_grad_norm(), device=self.grid.device).detach()
-        return norm, self.zero.was_step_applied()
+        return norm, torch.full((), self.zero.was_step_applied(), device=norm.device)
 
     # the common checkpoint: whole tensors by name, of which every rank keeps a slice
 

@@ -33,6 +33,18 @@ def replica_of(settings: Settings, grid: Grid) -> "Replica":
     return ZeroReplica(settings, grid)
 
 
+def step_if(finite: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step, which changes nothing where `finite` is false. torch's fused optimizers
+    decide that on the device, by what its GradScaler sets; for others the host waits for it."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if finite:
+            optimizer.step()
+        return
+    optimizer.found_inf = finite.logical_not().float()
+    optimizer.step()
+    del optimizer.found_inf
+
+
 class Replica(nn.Module):
     """`model` is this rank's part of the Transformer, built here unless it is given. Called, it
     scores a batch."""
@@ -104,18 +116,17 @@ class Replica(nn.Module):
 
     def update(
         self, optimizer: torch.optim.Optimizer, loss: torch.Tensor
-    ) -> tuple[torch.Tensor, bool]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips and steps, unless loss or gradient is not finite, and drops the gradients. Returns
-        the norm from before clipping, and whether the step was taken."""
+        the norm from before clipping, and whether the step was taken, both on the device."""
         norm = self.clip(self.settings.training.clip_gradient)
         # all ranks skip the same steps, though it be one rank's copy alone that went bad
         everywhere = torch.stack([loss.double(), norm.double()])
         self.grid.sum(everywhere, tuple(AXES))
-        finite = bool(torch.isfinite(everywhere).all())
-        if finite:
-            optimizer.step()
+        finite = torch.isfinite(everywhere).all()
+        step_if(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
-        return norm if finite else everywhere[1], finite
+        return torch.where(finite, norm.double(), everywhere[1]), finite
 
     def clip(self, limit: float) -> torch.Tensor:
         """Scales gradients to a norm of at most `limit` (0: leaves them); returns the whole model's

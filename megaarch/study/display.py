@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from megaarch.training.trainer import Step
+from megaarch.training.step import Step
 
 PLAIN_EVERY = 15.0  # seconds between a cell's lines where the output is no terminal
 

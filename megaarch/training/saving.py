@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
 from megaarch.parallel import launch
-from megaarch.parallel.mesh import AXES, Grid
+from megaarch.parallel.mesh import Grid
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Training
 from megaarch.training import checkpoint, storage
@@ -36,6 +36,7 @@ class _Flight:
     """A checkpoint in the making. written: all processes' shards. sealed: this one's, with their
     part of the manifest."""
 
+    step: int
     path: Path
     aside: Path
     progress: dict[str, Any]
@@ -59,7 +60,7 @@ class Saver:
         self.finish()
         training = self.training
         if training.async_save:
-            self._begin(checkpoint.place(self.run, step), replica, optimizer, progress)
+            self._begin(step, replica, optimizer, progress)
         else:
             checkpoint.save(
                 self.run,
@@ -73,7 +74,7 @@ class Saver:
             )
 
     def _begin(
-        self, path: Path, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
+        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
     ) -> None:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
@@ -87,6 +88,7 @@ class Saver:
             )
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "seal")
+        path = checkpoint.place(self.run, step)
         aside = checkpoint.begin(path, self.grid)
         written = dcp.async_save(
             checkpoint.state_of(replica, optimizer),
@@ -96,14 +98,18 @@ class Saver:
             async_stager=self._stager,
         )
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)
-        self._flight = _Flight(path, aside, progress, written, sealed)
+        self._flight = _Flight(step, path, aside, progress, written, sealed)
 
-    def settle(self) -> None:
-        """Put the checkpoint in the making in force if it is ready on all processes."""
-        if self._flight is not None:
-            waits = torch.tensor(float(not self._flight.sealed.done()), device=self.grid.device)
-            if not self.grid.sum(waits, tuple(AXES)):
-                self.finish()
+    @property
+    def ready(self) -> int:
+        """The step of the checkpoint in the making, once this process's part of it is; else 0."""
+        return self._flight.step if self._flight and self._flight.sealed.done() else 0
+
+    def settle(self, ready: int) -> None:
+        """Put the checkpoint in the making in force if it is ready on all processes. ready: the sum
+        of what they said."""
+        if self._flight and ready == self._flight.step * self.grid.world_size:
+            self.finish()
 
     def finish(self) -> None:
         """Wait for the checkpoint in the making, if there is one, and put it in force."""

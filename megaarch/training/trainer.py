@@ -4,20 +4,22 @@ A step: micro-batches from the loader, loss summed over their targets and divide
 weight of all of them (never a mean of means, so the result does not depend on how the rows are
 split), gradients clipped, one optimizer step, one line of metrics. Every process of a layout runs
 the same trainer; the main one alone writes.
+
+On a GPU a step is launched before the host has read the figures of the step before it, so that the
+device never waits for the host. What a save or an evaluation needs is read ahead of it.
 """
 
 import logging
-import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megaarch import flops
-from megaarch.data.batch import Batch, Counts
+from megaarch.data.batch import Batch
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
 from megaarch.kernels import library
@@ -25,37 +27,29 @@ from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel.build import build_model
 from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.mesh import AXES, DATA, Grid, check
+from megaarch.parallel.mesh import Grid, check
 from megaarch.parallel.replica import Replica, replica_of
 from megaarch.reading import fit
 from megaarch.settings import Model, Settings, Training
 from megaarch.signature import RESUMABLE, changed, signature
 from megaarch.training import checkpoint, fits, optimizer
+from megaarch.training.agreement import Agreement
 from megaarch.training.faults import Stopped, Watch
 from megaarch.training.garbage import collected_by_hand
 from megaarch.training.heap import keep_freed_memory
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.progress import Limit, Progress, learning_rate, limit_change
+from megaarch.training.readback import Readback
 from megaarch.training.saving import Saver
+from megaarch.training.step import Launched, Step
+from megaarch.training.totals import Sum
 
-__all__ = ["Step", "Trainer", "build_model", "device_of"]
+__all__ = ["Trainer", "build_model", "device_of"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Step:
-    """What one step did. loss: nats a target. seconds: of this step, with the wait for its batches.
-    rate: learning rate."""
-
-    progress: Progress
-    share: float
-    loss: float
-    gradient_norm: float
-    rate: float
-    seconds: float
-    tokens: int
+AHEAD = {"cuda": 1}  # steps, by device, launched ahead of the newest whose figures have been read
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -73,7 +67,7 @@ class Trainer:
 
     grid: the processes of the layout; None: this one alone. `model` is what this one holds. heart:
     theirs, which the caller has started.
-    watch: called after every step, on every process. hold_out: called with (replica, progress) at
+    watch: called after every step, on every process; on a GPU once the next one is launched. hold_out: called with (replica, progress) at
     `shares` of the limit, on every process, not counted as training time.
     """
 
@@ -129,7 +123,10 @@ class Trainer:
         self.model = self.replica.model
         self.parameters = parameter_count(settings.model, self.model.position_axes)
         self.optimizer = self.replica.adopt(optimizer.build(self.model, training))
-        self.progress = Progress()
+        self.progress = self.launched = Progress()  # up to the step read, and launched, last
+        self._flying: deque[Launched] = deque()
+        self._read_at = 0.0  # when the figures of a step came in last
+        self.ahead = AHEAD.get(self.device.type, 0)
         self.guard = Guard(self.directory, training, writes=self.grid.is_main)
         self._saved = -1
         self.saver = Saver(self.directory, training, self.grid)
@@ -167,7 +164,7 @@ class Trainer:
                     "with training.start_from"
                 )
             checkpoint.load(path, self.replica, self.optimizer, self.grid)
-            self.progress = Progress.of(saved["progress"])
+            self.progress = self.launched = Progress.of(saved["progress"])
             self._saved = self.progress.step
             limit = {name: saved["settings"]["training"].get(name) for name in ("steps", "budget")}
             before = fit(training.model_dump() | limit, Training, path / checkpoint.PROGRESS)
@@ -227,7 +224,7 @@ class Trainer:
         try:
             with Watch() as signals:
                 self._run(metrics, signals)
-                asked = self._asked(signals) if more else 0
+                asked = Agreement(self.grid).reach(signals.asked, 0)[0] if more else 0
         finally:
             if metrics:
                 metrics.close()
@@ -246,45 +243,57 @@ class Trainer:
             raise
 
     def _train(self, metrics: Metrics | None, signals: Watch) -> None:
-        every = self.settings.training.save_every
-        workers = self.settings.data.workers
+        every, workers = self.settings.training.save_every, self.settings.data.workers
+        agreement = Agreement(self.grid, self.ahead)
         with (
             prefetch(self.steps, self.progress.step, workers) as batches,
             collected_by_hand() as collect,
         ):
-            while not self.limit.reached(self.progress):
-                before = self.limit.share(self.progress)
+            added_up = self._added_up(batches)
+            while not self.limit.reached(self.launched):
+                before = self.limit.share(self.launched)
                 started = time.perf_counter()
-                with self.heart.step(self.progress.step + 1):
-                    step = self.train_step(next(batches), started)
-                if metrics:
-                    metrics.write(_line(step))
-                self.watch(step)
-                collect(self.progress.step)
-                done = self.limit.reached(self.progress)
+                with self.heart.step(self.launched.step + 1):
+                    self.launch(*next(added_up), started)
+                    step, done = self.launched.step, self.limit.reached(self.launched)
+                    saves = every and step % every == 0
+                    stays = done or saves or self._evaluates(before, done)
+                    self._read(metrics, 0 if stays else self.ahead)
+                collect(step)
                 self._evaluate(before, done)
                 if done:
                     break
-                self.saver.settle()
-                asked = self._asked(signals)
-                if asked or (every and self.progress.step % every == 0):
+                asked, ready = agreement.reach(signals.asked, self.saver.ready)
+                self.saver.settle(ready)
+                if asked or saves:
+                    self._read(metrics)
                     self.save(wait=bool(asked))
                 if asked:
                     raise Stopped(asked, self.progress.step)
 
-    def _asked(self, signals: Watch) -> int:
-        """The signal that any rank has heard, or 0: all stop at the same step."""
-        if self.grid.mesh is None:
-            return signals.asked
-        heard = torch.zeros(signal.NSIG, device=self.device)
-        heard[signals.asked] = 1.0
-        heard[0] = 0.0
-        heard = self.grid.sum(heard, tuple(AXES))
-        return int(heard.argmax()) if bool(heard.any()) else 0
+    def _added_up(self, batches: Iterator[list[Batch]]) -> Iterator[tuple[list[Batch], Sum]]:
+        """Micro-batches with their totals, whose sum the device begins as many steps ahead as the
+        host runs ahead of it."""
+        made: deque[tuple[list[Batch], Sum]] = deque()
+        for micro_batches in batches:
+            made.append((micro_batches, Sum(micro_batches, self.grid)))
+            if len(made) > self.ahead:
+                yield made.popleft()
+
+    def _read(self, metrics: Metrics | None, ahead: int = 0) -> None:
+        """Reads the figures of launched steps, all but the newest `ahead`, and passes them on."""
+        while len(self._flying) > ahead:
+            step = self.read()
+            if metrics:
+                metrics.write(step.line())
+            self.watch(step)
+
+    def _evaluates(self, before: float, done: bool) -> bool:
+        share = 1.0 if done else self.limit.share(self.launched)
+        return bool(self.hold_out) and any(before < point <= share for point in self.shares)
 
     def _evaluate(self, before: float, done: bool = False) -> None:
-        share = 1.0 if done else self.limit.share(self.progress)
-        if self.hold_out and any(before < point <= share for point in self.shares):
+        if self._evaluates(before, done):
             self.replica.eval()
             with torch.no_grad():
                 self.hold_out(self.replica, self.progress)
@@ -305,76 +314,62 @@ class Trainer:
             self.saver.finish()
 
     def train_step(self, batches: list[Batch], started: float | None = None) -> Step:
-        """One optimizer step on these micro-batches. started: `time.perf_counter` of when their
-        making began, None: now."""
+        """One optimizer step on these micro-batches, waited for. started: as `launch` says."""
+        self.launch(batches, Sum(batches, self.grid), started)
+        return self.read()
+
+    def launch(self, batches: list[Batch], total: Sum, started: float | None = None) -> None:
+        """Begins an optimizer step on these micro-batches, whose totals are `total`. Waits for nothing
+        that the device was given before, but with an optimizer that `step_if` waits for. started:
+        `time.perf_counter` of when the micro-batches' making began, None: now."""
         training, model = self.settings.training, self.settings.model
         started = time.perf_counter() if started is None else started
-        counts = self._everywhere(sum((b.counts for b in batches[1:]), batches[0].counts))
-        cost = flops.training(model, counts)
-        palm = flops.palm(model, counts, self.parameters)
-        after = self.progress.after(counts, flops=cost, palm_flops=palm, seconds=0.0, skipped=False)
+        totals = total.read()
+        after = self.launched.after(
+            totals.counts,
+            flops=flops.training(model, totals.counts),
+            palm_flops=flops.palm(model, totals.counts, self.parameters),
+            seconds=0.0,
+            skipped=False,
+        )
         rate = learning_rate(training, after.step, self.limit.share(after))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.forward_backward(batches)
+        loss = self.forward_backward(batches, totals.weight)
         norm, finite = self.replica.update(self.optimizer, loss)
-        self.guard.see(after.step, float(loss), float(norm), finite)
-        seconds = time.perf_counter() - started
-        self.progress = self.progress.after(
-            counts, flops=cost, palm_flops=palm, seconds=seconds, skipped=not finite
+        figures = Readback(torch.stack([x.double() for x in (loss, norm, finite)]))
+        self.launched = after
+        self._flying.append(Launched(after, totals, rate, started, figures))
+
+    def read(self) -> Step:
+        """Waits for the earliest step that is launched and not read. FloatingPointError as
+        `Guard.see`. Its seconds end now, and begin no sooner than those of the step before it end."""
+        launched = self._flying.popleft()
+        loss, norm, finite = launched.figures.read()
+        self.guard.see(launched.progress.step, loss, norm, bool(finite))
+        now = time.perf_counter()
+        seconds = now - max(launched.started, self._read_at)
+        self._read_at = now
+        self.progress = replace(
+            launched.progress,
+            seconds=self.progress.seconds + seconds,
+            skipped=self.progress.skipped + (not finite),
         )
         return Step(
             self.progress,
             self.limit.share(self.progress),
-            float(loss),
-            float(norm),
-            rate,
+            loss,
+            norm,
+            launched.rate,
             seconds,
-            sum(counts.tokens),
+            sum(launched.totals.counts.tokens),
         )
 
-    def forward_backward(self, batches: list[Batch]) -> torch.Tensor:
+    def forward_backward(self, batches: list[Batch], weight: float | None = None) -> torch.Tensor:
         """Gradients of the mean loss over all targets of `batches`; returns that loss (nats a
-        target, z-loss left out)."""
-        weight = self._sum([float(sum(b.target_weights.sum() for b in batches))])[0]
+        target, z-loss left out). weight: of the targets on all data ranks; None: it is added up."""
+        if weight is None:
+            weight = Sum(batches, self.grid).read().weight
         self.replica.train()
-        self.model.set_dropout_step(self.settings.training.seed, self.progress.step)
+        self.model.set_dropout_step(self.settings.training.seed, self.launched.step)
         return self.replica.forward_backward(batches, max(weight, 1e-8))
-
-    def _everywhere(self, counts: Counts) -> Counts:
-        """The counts of all data ranks' micro-batches."""
-        flat = [counts.rows, counts.targets]
-        tuples = (counts.tokens, counts.areas, counts.cross_areas, counts.slots)
-        for values in tuples:
-            flat += values
-        rows, targets, *rest = (int(x) for x in self._sum(flat))
-        streams = len(counts.tokens)
-        tokens, areas, cross, slots = (
-            tuple(rest[i * streams : (i + 1) * streams]) for i in range(len(tuples))
-        )
-        return Counts(rows, tokens, areas, cross, targets, slots)
-
-    def _sum(self, values: list[float]) -> list[float]:
-        """Each figure summed over the data ranks; whole numbers exactly, up to 2**53."""
-        if self.grid.data_ranks == 1:
-            return values
-        figures = torch.tensor(values, dtype=torch.float64, device=self.device)
-        return self.grid.sum(figures, DATA).tolist()
-
-
-def _line(step: Step) -> dict[str, Any]:
-    progress = step.progress
-    return {
-        "step": progress.step,
-        "share": step.share,
-        "loss": step.loss,
-        "learning_rate": step.rate,
-        "gradient_norm": step.gradient_norm,
-        "tokens_per_second": step.tokens / step.seconds,
-        "flops": progress.flops,
-        "palm_flops": progress.palm_flops,
-        "seen_tokens": progress.seen_tokens,
-        "target_tokens": progress.target_tokens,
-        "seconds": progress.seconds,
-        "skipped": progress.skipped,
-    }

@@ -108,8 +108,8 @@ def poisoned_on_rank_1(raw, given):
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
     honest = trainer.forward_backward
 
-    def poisoned(batches):
-        loss = honest(batches)
+    def poisoned(*given):
+        loss = honest(*given)
         if distributed.get_rank() == 1 and trainer.progress.step >= 1:
             last = [p for p in trainer.model.parameters() if p.grad is not None][-1]
             last.grad.mul_(float("nan"))

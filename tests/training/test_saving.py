@@ -1,6 +1,8 @@
 """Saving in the background changes nothing but when; which checkpoints stay; a save that fails."""
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -93,8 +95,13 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_of_its_own_step(
 def test_a_signal_waits_for_what_is_being_written(held, tiny, prepared, tmp_path):
     settings = tiny(training__async_save=True, training__save_every=2, training__keep_checkpoints=0)
     trainer = Trainer(settings, prepared)
-    trainer._asked = lambda signals: 15 if trainer.progress.step == 3 else 0
-    trainer.watch = lambda done: done.progress.step == 3 and threading.Timer(0.5, held.set).start()
+
+    def watch(done):
+        if done.progress.step == 3:
+            threading.Timer(0.5, held.set).start()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.watch = watch
     with pytest.raises(Stopped, match="saved at step 3"):
         trainer.run()
     assert names(tmp_path / "run") == ["latest", step(2), step(3)]
@@ -127,8 +134,8 @@ def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_p
     trainer = Trainer(settings, prepared)
     honest = trainer.forward_backward
 
-    def poisoned(batches):
-        loss = honest(batches)
+    def poisoned(*given):
+        loss = honest(*given)
         if trainer.progress.step in (1, 3, 4):
             next(trainer.model.parameters()).grad.fill_(float("inf"))
         return loss

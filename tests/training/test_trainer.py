@@ -205,7 +205,7 @@ def test_seconds_hold_the_making_of_batches_and_no_evaluation(tiny, prepared, mo
     trainer = Trainer(settings, prepared, hold_out=lambda *_: clock.pass_by(100), shares=(0, 0.5))
     make, learn = trainer.steps.batch, trainer.forward_backward
     trainer.steps.batch = lambda rows: clock.pass_by(1) or make(rows)  # two to a step
-    trainer.forward_backward = lambda batches: clock.pass_by(5) or learn(batches)
+    trainer.forward_backward = lambda *given: clock.pass_by(5) or learn(*given)
     assert trainer.run().seconds == 3 * (2 + 5)
     for line in lines(settings):
         assert line["tokens_per_second"] == line["seen_tokens"] / line["step"] / (2 + 5)
@@ -236,8 +236,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(tiny, pre
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     honest = trainer.forward_backward
 
-    def poisoned(batches):
-        loss = honest(batches)
+    def poisoned(*given):
+        loss = honest(*given)
         next(trainer.model.parameters()).grad.fill_(float("nan"))
         return loss
 
@@ -259,8 +259,8 @@ def test_a_run_that_ended_for_steps_that_are_not_finite_goes_on_as_it_is_told(
         trainer = Trainer(tiny(training__save_every=3, training__warmup=0.0, **given), prepared)
         honest = trainer.forward_backward
 
-        def forward_backward(batches):
-            loss = honest(batches)
+        def forward_backward(*given):
+            loss = honest(*given)
             if trainer.progress.step in (3, 4):
                 next(trainer.model.parameters()).grad.fill_(float("nan"))
             return loss

@@ -49,7 +49,8 @@ KERNELS = {
     "flex": flex.FLEX,
     "flex_flash": flex.FLEX_FLASH,
 }
-RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")  # what `auto` compares on CUDA
+# What `auto` compares on CUDA. They take half precision and no bias.
+RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")
 FALLBACK = "sdpa"  # runs everything
 UNSTEADY = "it builds a plan for each shape of a call, and these change from batch to batch"
 CALL_PAIRS = 1 << 20  # what one more call costs, in (query, key) pairs
@@ -121,15 +122,24 @@ def find(name: str, fused_rows: bool = False) -> Any:
 
 
 def warm(
-    parts: Parts, device_type: str = "cpu", kernel: str = "auto", fused_rows: bool = False
+    parts: Parts,
+    device_type: str = "cpu",
+    kernel: str = "auto",
+    fused_rows: bool = False,
+    *,
+    half: bool = True,
+    bias: bool = False,
 ) -> Parts:
-    """Builds ahead what a kernel plans from these parts; returns the same parts.
+    """Builds ahead what a kernel plans from these parts; returns the same parts. half, bias: whether
+    `attend` will be called in half precision, and with a bias.
 
     For a loader's worker: the plan is remembered on the parts and pickled with them.
     """
     names = (kernel,)
     if kernel == "auto":
-        names = ranking(parts, device_type) or (FALLBACK,)
+        ranked = ranking(parts, device_type)
+        falls_back = device_type == "cuda" and (bias or not half)
+        names = (FALLBACK,) if falls_back or not ranked else ranked
     for name in names:
         find(name, fused_rows).warm(parts, device_type)
     return parts

@@ -24,6 +24,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from megaarch.attention.rows import pinned
+
 UNUSED, FULL, CAUSAL = 0, 1, 2
 COLUMNS = 5  # shape, query start, query end, key start, key end
 
@@ -121,6 +123,11 @@ class Parts:
         if kernel not in self._plans:
             self._plans[kernel] = build(self)
         return self._plans[kernel]
+
+    def pin_memory(self) -> None:
+        """Puts the plans made so far into pinned memory."""
+        for kernel, found in self._plans.items():
+            self._plans[kernel] = pinned(found)
 
     def area(self) -> int:
         """Number of visible (query, key) pairs in the whole batch. Exact."""

@@ -5,7 +5,8 @@ Index kernels on the device only; nothing waits for it.
 Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L padded length.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,24 @@ def to_device(x, device: torch.device):
     if not isinstance(x, np.ndarray):
         return x
     x = torch.from_numpy(x)
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return x
+    x = x if x.is_pinned() else x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def pinned(plan: Any) -> Any:
+    """A plan with its arrays in pinned memory, so that `to_device` has nothing left to do in the step
+    but a copy that runs on its own. What it is made of: dataclasses, tuples and dicts."""
+    if isinstance(plan, np.ndarray):
+        return torch.from_numpy(plan).pin_memory().numpy()
+    if isinstance(plan, dict):
+        return {key: pinned(x) for key, x in plan.items()}
+    if isinstance(plan, tuple):
+        return tuple(map(pinned, plan))
+    if is_dataclass(plan):
+        return replace(plan, **{f.name: pinned(getattr(plan, f.name)) for f in fields(plan)})
+    return plan
 
 
 def pick(x: torch.Tensor, where: Where) -> torch.Tensor:

@@ -146,10 +146,11 @@ class Call:
         j = torch.arange(int(k_lengths.max()), device=device)
         if (k_lengths == k_lengths[0]).all() and (q_lengths == q_lengths[0]).all():
             q_lengths, k_lengths = q_lengths[:1], k_lengths[:1]
-        seen = j < to_device(k_lengths, device)[:, None, None, None]
+        keys = to_device(k_lengths, device)[:, None, None, None]
         if group.shape == FULL:
-            return seen
-        return seen & (j <= i + to_device(k_lengths - q_lengths, device)[:, None, None, None])
+            return j < keys
+        queries = to_device(q_lengths, device)[:, None, None, None]
+        return (j < keys) & (j <= i + (keys - queries))
 
     def bias(
         self,

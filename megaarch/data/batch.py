@@ -93,9 +93,13 @@ class Batch:
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Tensors in pinned memory, from which copies to a GPU run on their own. torch's DataLoader
-        calls it."""
-        return self._each(torch.Tensor.pin_memory)
+        """Tensors and the plans of parts in pinned memory, from which copies to a GPU run on their
+        own. torch's DataLoader calls it."""
+        for stream in self.streams:
+            for parts in (stream.parts, stream.cross):
+                if parts is not None:
+                    parts.pin_memory()
+        return self._each(lambda x: x.contiguous().pin_memory())
 
     def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         def moved(held: "Batch | Stream") -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ It holds no state: a run resumes from one integer. Workers make steps ahead of t
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +26,8 @@ class Steps(torch.utils.data.Dataset):
     a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
     (what that adds is no padding that counts). device_type, kernel: where batches will run and the
     attention kernel that `model.attention` names; its plans are made here, ahead of the step, with
-    what `fused_rows` needs.
+    what `fused_rows` needs. half: whether layers compute in half precision. bias: whether
+    self-attention has a position bias. shard: from a batch to what the rank's model takes of it.
     """
 
     def __init__(
@@ -41,12 +42,16 @@ class Steps(torch.utils.data.Dataset):
         device_type: str = "cpu",
         kernel: str = "auto",
         fused_rows: bool = False,
+        half: bool = True,
+        bias: bool = False,
+        shard: Callable[[Batch], Batch] = lambda batch: batch,
     ):
         assert global_batch_size % (micro_batch_size * ranks) == 0
         self.rows = rows
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.ranks = rank, ranks
         self.device_type, self.kernel, self.fused_rows = device_type, kernel, fused_rows
+        self.half, self.bias, self.shard = half, bias, shard
         self.multiple = multiple
 
     def __getitem__(self, step: int) -> list[Batch]:
@@ -68,10 +73,11 @@ class Steps(torch.utils.data.Dataset):
             multiple=self.multiple,
         )
         for stream in batch.streams:
-            for parts in (stream.parts, stream.cross):
+            for parts, bias in ((stream.parts, self.bias), (stream.cross, False)):
                 if parts is not None:
-                    warm(parts, self.device_type, self.kernel, self.fused_rows)
-        return batch
+                    how = (self.device_type, self.kernel, self.fused_rows)
+                    warm(parts, *how, half=self.half, bias=bias)
+        return self.shard(batch)
 
 
 class _From(torch.utils.data.Sampler):

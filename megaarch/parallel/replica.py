@@ -63,6 +63,15 @@ class Replica(nn.Module):
         if self.compiled:
             compile.apply(self.model)
 
+    def shard(self, batch: Batch) -> Batch:
+        """What this rank's model takes of a batch, which may be that already. Host only."""
+        last = batch.streams[-1]
+        if self.grid.size("cp") > 1 and last.tokens.shape[1] == last.parts.queries:
+            from megaarch.parallel import context
+
+            return context.local_batch(batch, self.grid)
+        return batch
+
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer that steps these parameters, given the one built for them."""
         return optimizer
@@ -158,11 +167,7 @@ class Replica(nn.Module):
         )
 
     def _local(self, batch: Batch) -> Batch:
-        if self.grid.size("cp") > 1:
-            from megaarch.parallel import context
-
-            batch = context.local_batch(batch, self.grid)
-        return batch.to(self.grid.device)
+        return self.shard(batch).to(self.grid.device)
 
     def _reduce_at(self, last: bool) -> None:
         if self.grid.gradient_ranks > 1 and not self.settings.parallel.reshard_after_forward:

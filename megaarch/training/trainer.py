@@ -25,7 +25,7 @@ from megaarch.data.rows import Rows
 from megaarch.kernels import library
 from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
-from megaarch.parallel.build import build_model
+from megaarch.parallel.build import build_model, compute_dtype
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import Grid, check
 from megaarch.parallel.replica import Replica, replica_of
@@ -103,6 +103,13 @@ class Trainer:
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
         if self.grid.is_main and self.rows.truncation:
             log.warning(self.rows.truncation)
+        self.fingerprint = prepared.fingerprint
+        self.tokenizer = {
+            "path": prepared.tokenizer.path,
+            "fingerprint": prepared.tokenizer.fingerprint,
+        }
+        self.replica = replica_of(settings, self.grid)
+        self.model = self.replica.model
         self.steps = Steps(
             self.rows,
             global_batch_size=training.global_batch_size,
@@ -113,14 +120,10 @@ class Trainer:
             device_type=self.device.type,
             kernel=settings.model.attention,
             fused_rows="rows" in settings.model.fused_kernels,
+            half=compute_dtype(settings) is not None,
+            bias=settings.model.position_encoding == "relative",
+            shard=self.replica.shard,
         )
-        self.fingerprint = prepared.fingerprint
-        self.tokenizer = {
-            "path": prepared.tokenizer.path,
-            "fingerprint": prepared.tokenizer.fingerprint,
-        }
-        self.replica = replica_of(settings, self.grid)
-        self.model = self.replica.model
         self.parameters = parameter_count(settings.model, self.model.position_axes)
         self.optimizer = self.replica.adopt(optimizer.build(self.model, training))
         self.progress = self.launched = Progress()  # up to the step read, and launched, last

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from megaarch.data.rows import Rows
 from megaarch.model import initialize
 from megaarch.parallel import context, data, recompute, tensor
 from megaarch.parallel.mesh import Grid
+from megaarch.parallel.replica import Replica
 from megaarch.training.trainer import build_model
 from tests.conftest import PRESETS
 
@@ -201,6 +203,23 @@ def test_shards_hold_every_token_and_every_target_once(cases, name):
 def test_rows_that_do_not_divide_are_told(cases):
     with pytest.raises(ValueError, match="48 tokens does not divide among 5 ranks"):
         context.local_batch(cases["gpt"][1], place(0, 5))
+
+
+def test_the_loader_makes_shards_and_the_step_copies_them_as_they_are(
+    raw, prepared, cases, monkeypatch
+):
+    given, whole = cases["t5"]
+    replica = SimpleNamespace(grid=place(1, 4))
+    rows = Rows(given.model, given.data, prepared, 0)
+    shard = partial(Replica.shard, replica)
+    batch = Steps(rows, global_batch_size=3, micro_batch_size=3, shard=shard)[0][0]
+    wanted = context.local_batch(whole, replica.grid)
+    assert batch.head_rows.equal(wanted.head_rows) and batch.counts == whole.counts
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    pinned = batch.pin_memory()
+    assert Replica.shard(replica, pinned) is pinned  # nothing is left to do in the step
+    for stream, other in zip(pinned.streams, wanted.streams, strict=True):
+        assert stream.tokens.is_contiguous() and stream.tokens.equal(other.tokens)
 
 
 def whole_batch(given, batch):

@@ -1,30 +1,54 @@
 """What torch decides on the host by asking the driver, or by a tensor's type, answered as on a GPU:
 which kernel runs scaled_dot_product_attention, which memory is pinned, whether lists of tensors go
-through one kernel. Host arrays that go to the device keep their values at hand, for the lengths of
+through one kernel, whether what was asked for has arrived. Host arrays that go to the device keep their values at hand, for the lengths of
 packed rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _foreach_utils
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
+
+from megaarch.attention.parts import Parts
 
 ops = torch.ops.aten
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Inside of it these questions are answered here."""
-    from_numpy = torch.from_numpy
+def answered(recorder: Any = None) -> Iterator[None]:
+    """Inside of it these questions are answered here. recorder: of waits for events, and of what a
+    step pins and plans, which makes its host wait too."""
+    from_numpy, plan = torch.from_numpy, Parts.plan
+    held: dict[int, torch.Tensor] = {}  # what is pinned, by address
 
     def with_values(array):
         x = from_numpy(array)
-        x.host_values = array
+        x.host_values, x.pinned = array, array.ctypes.data in held
         return x
+
+    def pin_memory(x: torch.Tensor, *args) -> torch.Tensor:
+        note("pin_memory")
+        x.pinned = True
+        if not isinstance(x, FakeTensor):
+            held[x.data_ptr()] = x
+        return x
+
+    def planned(parts: Parts, kernel: str, build: Callable) -> Any:
+        if kernel not in parts._plans:
+            note(f"plan {kernel}")
+        return plan(parts, kernel, build)
+
+    def note(what: str) -> None:
+        if recorder in _get_current_dispatch_mode_stack():
+            recorder.wait(what)
 
     types = [*_foreach_utils._foreach_supported_types, FakeTensor]
     replaced = (
@@ -32,17 +56,16 @@ def answered() -> Iterator[None]:
         (F, "scaled_dot_product_attention", scaled_dot_product_attention),
         (torch, "from_numpy", with_values),
         (torch.Tensor, "pin_memory", pin_memory),
+        (torch.Tensor, "is_pinned", lambda x: getattr(x, "pinned", False)),
+        (Parts, "plan", planned),
         (torch.Tensor, "item", item),
+        (FakeTensor, "tolist", tolist),
+        (torch.cuda, "Event", lambda: Event(recorder)),
     )
     with ExitStack() as stack:
         for where, name, mine in replaced:
             stack.enter_context(mock.patch.object(where, name, mine))
         yield
-
-
-def pin_memory(x: torch.Tensor, *args) -> torch.Tensor:
-    x.pinned = True
-    return x
 
 
 def item(x: torch.Tensor):
@@ -54,6 +77,24 @@ def item(x: torch.Tensor):
 
 
 _item = torch.Tensor.item
+
+
+def tolist(x: torch.Tensor) -> list:
+    """Ones, of figures that came from the device."""
+    return [1.0] * x.numel()
+
+
+class Event:
+    """torch.cuda's, of which the host waits for what was recorded ahead of it."""
+
+    def __init__(self, recorder: Any):
+        self.recorder = recorder
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.recorder.wait("event")
 
 
 def scaled_dot_product_attention(

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.fake_cuda import operators, rates
 
 PRODUCT, ATTENTION, COPY, OTHER = "products", "attention", "host copies", "elementwise and other"
-PHASES = ("copy", "forward", "backward", "clip", "optimizer")
+PHASES = ("copy", "forward", "backward", "clip", "optimizer", "read")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = operator._schema.name
         if name in operators.WAITS and _on_cuda(args):
-            self._wait(name)
+            self.wait(name)
             if name in ("aten::_local_scalar_dense", "aten::equal"):
                 return _stand_in(args[0])
         if operators.is_free(operator):
@@ -109,7 +109,7 @@ class Recorder(TorchDispatchMode):
         pinned = to_host or getattr(source, "pinned", False)
         way = "device to host" if to_host else "host to device"
         if not (given["non_blocking"] and pinned):
-            self._wait(f"copy {way}")
+            self.wait(f"copy {way}")
         to.host_values = getattr(source, "host_values", None)
         self._append(f"copy {way}", COPY, rates.LAUNCH, operators.size(source), 0, 0)
         return True
@@ -138,7 +138,8 @@ class Recorder(TorchDispatchMode):
             at = self.now()
             self.kernels.append(Kernel(name, at, kind, seconds, moved, flops, launches, head))
 
-    def _wait(self, name: str) -> None:
+    def wait(self, name: str) -> None:
+        """Counts a wait of the host."""
         if not self._muted:
             self.waits[self.now(), name] += 1
 

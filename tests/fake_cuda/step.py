@@ -1,25 +1,28 @@
-"""One training step on fake CUDA tensors: forward, backward, clipping, optimizer, by what the trainer
-calls (`Replica` and `Steps`), so that it counts whatever stands behind them today."""
+"""One training step on fake CUDA tensors, from the copies of its batch to the figures that the host
+reads of it: by a `Trainer`, so that it counts whatever stands behind it today."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from megaarch import config
 from megaarch.catalogue import ARCHITECTURES
 from megaarch.data.batch import Counts
-from megaarch.data.loader import Steps
 from megaarch.data.prepare import prepare
-from megaarch.data.rows import Rows
+from megaarch.kernels import library
 from megaarch.model import padded_vocabulary
 from megaarch.parallel.build import place
 from megaarch.parallel.mesh import Grid
 from megaarch.parallel.replica import Replica
 from megaarch.settings import Settings
-from megaarch.training import optimizer
+from megaarch.training import trainer
+from megaarch.training.totals import Sum
+from megaarch.training.trainer import Trainer
 from tests.fake_cuda import host, inductor
 from tests.fake_cuda.device import pretended
 from tests.fake_cuda.record import Recorder, phase
@@ -54,60 +57,52 @@ def benchmark(preset: str, overrides: Sequence[str] = ()) -> Settings:
 
 def run(settings: Settings) -> Step:
     """Records a step that is not the optimizer's first: its state is there."""
-    batches = _steps(settings)[NUMBER]
     recorder = Recorder(padded_vocabulary(settings.model.vocabulary_size))
-    with pretended(), host.answered(), inductor.stand_in() as compiler:
-        replica = _replica(settings)
-        stepping = replica.adopt(optimizer.build(replica.model, settings.training))
-        for parameter in replica.model.parameters():
+    with pretended() as mode, host.answered(recorder), inductor.stand_in() as compiler:
+        with unset_fake_temporarily():
+            trainer = _trainer(settings, mode)
+            batches = [batch.pin_memory() for batch in trainer.steps[NUMBER]]  # as the loader does
+            total = Sum(batches, trainer.grid)
+        for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        stepping.step()
-        stepping.zero_grad()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
         compiler.recorder = recorder
-        with _recorded(recorder, stepping):
-            _step(replica, stepping, batches, recorder)
+        with _recorded(recorder, trainer):
+            trainer.launch(batches, total)
+            with phase(recorder, "read"):
+                trainer.read()
     counts = [batch.counts for batch in batches]
     return Step(settings, sum(counts[1:], counts[0]), recorder, tuple(compiler.plans))
 
 
-def _replica(settings: Settings) -> Replica:
-    """Built on meta as in any layout, then given memory that is fake."""
-    grid = Grid.single("cuda:0")
-    with unset_fake_temporarily():
+def _trainer(settings: Settings, mode: FakeTensorMode) -> Trainer:
+    """The trainer of a run that begins, its model built on meta as in any layout and then given
+    memory that is fake."""
+
+    def replica_of(settings: Settings, grid: Grid) -> Replica:
         replica = Replica(settings, grid, model=place(settings, grid))
-    replica.model.to_empty(device=grid.device)
-    replica.train()
-    return replica
+        with mode:
+            replica.model.to_empty(device=grid.device)
+        return replica
 
-
-def _steps(settings: Settings) -> Steps:
-    training, model = settings.training, settings.model
-    prepared = prepare(settings.data, model.vocabulary_size)
-    return Steps(
-        Rows(model, settings.data, prepared, training.seed),
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
-        device_type="cuda",
-        kernel=model.attention,
-        fused_rows="rows" in model.fused_kernels,
-    )
-
-
-def _step(replica, stepping: torch.optim.Optimizer, batches, recorder: Recorder):
-    with unset_fake_temporarily():
-        weight = float(sum(batch.target_weights.sum() for batch in batches))
-    replica.model.set_dropout_step(replica.settings.training.seed, 0)
-    with phase(recorder, "copy"):
-        batches = [batch.to(replica.grid.device) for batch in batches]
-    loss = replica.forward_backward(batches, weight)
-    with phase(recorder, "clip"):
-        replica.update(stepping, loss)
+    prepared = prepare(settings.data, settings.model.vocabulary_size)
+    with (
+        TemporaryDirectory() as folder,
+        mock.patch.object(trainer, "replica_of", replica_of),
+        mock.patch.object(library, "obstacle", lambda device_type: None),  # fakes run no kernel
+    ):
+        logging = settings.logging.model_copy(update={"directory": folder})
+        settings = settings.model_copy(update={"logging": logging})
+        return Trainer(settings, prepared, grid=Grid.single("cuda:0"))
 
 
 @contextmanager
-def _recorded(recorder: Recorder, stepping: torch.optim.Optimizer) -> Iterator[None]:
-    """Recorded, with the optimizer's own step as a phase of its own."""
-    blocks = []
+def _recorded(recorder: Recorder, trainer: Trainer) -> Iterator[None]:
+    """Recorded, with copies of the batch, clipping and the optimizer's own step as phases."""
+    replica, stepping, blocks = trainer.replica, trainer.optimizer, []
+    for name, at in (("_local", "copy"), ("update", "clip")):
+        setattr(replica, name, _as_phase(recorder, at, getattr(replica, name)))
 
     def begin(*_):
         blocks.append(phase(recorder, "optimizer"))
@@ -123,3 +118,11 @@ def _recorded(recorder: Recorder, stepping: torch.optim.Optimizer) -> Iterator[N
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _as_phase(recorder: Recorder, name: str, function: Callable) -> Callable:
+    def run(*given):
+        with phase(recorder, name):
+            return function(*given)
+
+    return run

@@ -100,8 +100,9 @@ def _measured(
     trainer: Trainer, batches: Iterator, preset: str, steps: int, warm_up: int
 ) -> dict[str, Any]:
     device, settings = trainer.device, trainer.settings
+    added_up = trainer.added_up(batches)
     for _ in range(warm_up):  # the allocator, compilation, plans and autotuning
-        trainer.train_step(next(batches))
+        trainer.train_step(next(added_up)[0])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before, graphs = trainer.progress, compiled_graphs()
@@ -110,14 +111,15 @@ def _measured(
     clock.start()
     for _ in range(steps):
         started = time.perf_counter()  # a step waits for its batches
-        made = next(batches)
+        made, total = next(added_up)
         waits.append(time.perf_counter() - started)
-        losses.append(trainer.train_step(made, started).loss)
+        trainer.launch(made, total, started)
+        losses += [step.loss for step in trainer.finished(trainer.ahead)]
         clock.mark()
         for name, found in attention_kernels(settings, device, made).items():
             kernels[name] = kernels.get(name, Counter()) + found
+    losses += [step.loss for step in trainer.finished()]
     times, after = Times(tuple(clock.intervals())), trainer.progress
-    losses = [float(loss) for loss in losses]
     if not np.isfinite(losses).all():
         raise ValueError(f"{preset}: a loss was not finite, so its speed says nothing: {losses}")
     ranks = trainer.grid.world_size

@@ -252,7 +252,7 @@ class Trainer:
             prefetch(self.steps, self.progress.step, workers) as batches,
             collected_by_hand() as collect,
         ):
-            added_up = self._added_up(batches)
+            added_up = self.added_up(batches)
             while not self.limit.reached(self.launched):
                 before = self.limit.share(self.launched)
                 started = time.perf_counter()
@@ -274,7 +274,7 @@ class Trainer:
                 if asked:
                     raise Stopped(asked, self.progress.step)
 
-    def _added_up(self, batches: Iterator[list[Batch]]) -> Iterator[tuple[list[Batch], Sum]]:
+    def added_up(self, batches: Iterator[list[Batch]]) -> Iterator[tuple[list[Batch], Sum]]:
         """Micro-batches with their totals, whose sum the device begins as many steps ahead as the
         host runs ahead of it."""
         made: deque[tuple[list[Batch], Sum]] = deque()
@@ -284,9 +284,8 @@ class Trainer:
                 yield made.popleft()
 
     def _read(self, metrics: Metrics | None, ahead: int = 0) -> None:
-        """Reads the figures of launched steps, all but the newest `ahead`, and passes them on."""
-        while len(self._flying) > ahead:
-            step = self.read()
+        """Reads launched steps but the newest `ahead`, and passes them on."""
+        for step in self.finished(ahead):
             if metrics:
                 metrics.write(step.line())
             self.watch(step)
@@ -367,6 +366,11 @@ class Trainer:
             seconds,
             sum(launched.totals.counts.tokens),
         )
+
+    def finished(self, ahead: int = 0) -> Iterator[Step]:
+        """Reads launched steps, in order, until the newest `ahead` are left."""
+        while len(self._flying) > ahead:
+            yield self.read()
 
     def forward_backward(self, batches: list[Batch], weight: float | None = None) -> torch.Tensor:
         """Gradients of the mean loss over all targets of `batches`; returns that loss (nats a

@@ -28,8 +28,10 @@ REQUIRED = [
     "jinja2",
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
+FLOAT8 = ["torchao>=0.18"]
 TEST = [
     *DEEPSPEED,
+    *FLOAT8,
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
@@ -93,6 +95,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff", "pre-commit"],
         "deepspeed": DEEPSPEED,
+        "float8": FLOAT8,
         "flash-attn": ["flash-attn>=2.6"],
         "flash-attn-4": ["flash-attn-4>=4.0.0b36"],
         "cudnn": ["nvidia-cudnn-frontend>=1.32"],

@@ -42,6 +42,7 @@ def combinations(settings: Settings) -> Iterator[Fault]:
                 "uncompiled: leave it out, or set parallel.recompute to none"
             ),
         )
+    yield from _float8(settings)
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every
     ):
@@ -54,6 +55,68 @@ def combinations(settings: Settings) -> Iterator[Fault]:
         )
     if settings.study:
         yield from _study_combinations(settings)
+
+
+def _float8(settings: Settings) -> Iterator[Fault]:
+    """What float8 products do not go with. `parallel/float8.py` looks for torchao and at the device."""
+    training, parallel, name = settings.training, settings.parallel, "training.float8"
+    if training.float8 is None:
+        if training.float8_emulate:
+            yield ("training.float8_emulate", name), f"belongs to {name}: set that, or leave it out"
+        return
+    if training.precision != "bf16":
+        yield (
+            (name, "training.precision"),
+            "what is not multiplied in float8 is bf16: set training.precision=bf16",
+        )
+    if parallel.engine == "deepspeed":
+        yield (name, "parallel.engine"), "not with deepspeed: use parallel.engine=torch"
+    if parallel.schedule == "zero_bubble":
+        yield (
+            (name, "parallel.schedule"),
+            (
+                "zero_bubble splits a backward pass in two, and each would run all float8 products "
+                "of both: use another schedule"
+            ),
+        )
+    keys, tensor = settings.model.kv_heads or settings.model.heads, parallel.tensor_parallel
+    sharded = parallel.data_parallel_shard * parallel.data_parallel_replicate > 1
+    if (
+        training.float8 == "tensorwise"
+        and keys < tensor
+        and (sharded or parallel.context_parallel > 1)
+    ):
+        yield (
+            (name, "model.kv_heads", "parallel.tensor_parallel"),
+            (
+                f"tensorwise gathers weights in float8, and {tensor} tensor ranks that share {keys} "
+                "key heads gather theirs a second time, in bf16: use rowwise"
+            ),
+        )
+    yield from _float8_widths(settings)
+
+
+def _float8_widths(settings: Settings) -> Iterator[Fault]:
+    from megaarch.flops import layer_products  # of torch, which nothing else here needs
+
+    model, ranks = settings.model, settings.parallel.tensor_parallel
+    keys = max(model.kv_heads or model.heads, ranks)  # where ranks share one, each has a copy
+    model = model.model_copy(update={"kv_heads": keys})
+    streams = len(catalogue.ARCHITECTURES[model.architecture].streams)
+    for of, product in layer_products(model, streams - 1).items():
+        split = (1, ranks) if product.column else (ranks, 1)
+        inputs, outputs = product.inputs / split[0], product.outputs / split[1]
+        if inputs % 16 or outputs % 16:
+            width = "feed_forward_size" if of in ("up", "down") else "hidden_size"
+            among = f" on each of {ranks} tensor ranks" if ranks > 1 else ""
+            yield (
+                ("training.float8", f"model.{width}", "model.heads", "parallel.tensor_parallel"),
+                (
+                    "float8 products need widths that are multiples of 16, and those of a layer's "
+                    f"{of} are {inputs:g} and {outputs:g}{among}: change model.{width}, or leave it out"
+                ),
+            )
+            return
 
 
 def _model_combinations(settings: Settings) -> Iterator[Fault]:

@@ -169,6 +169,12 @@ class Training(Section):
     clip_gradient: Rate = 1.0  # 0: no clipping
     z_loss: Rate = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    float8: Literal["tensorwise", "rowwise"] | None = (
+        None  # products of layers, by torchao's recipe
+    )
+    float8_emulate: bool = (
+        False  # in fp32 arithmetic, to try float8 where there are no units for it
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool | None = None  # None: on CUDA (parallel/compile.py)
     deterministic: bool = False

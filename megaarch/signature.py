@@ -20,6 +20,7 @@ VOLATILE = (
     "training.threads",
     "training.device",
     "training.compile",
+    "training.float8_emulate",
     "training.deterministic",
     "training.micro_batch_size",
     "training.save_every",

@@ -8,6 +8,7 @@ Legend: B rows, S tokens, D width, H heads, Hkv key heads, G = H / Hkv, Dh head 
 F feed-forward width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +54,12 @@ class Context:
     first: int = 0
 
 
-def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
-    """Every linear layer is made here, so that another kind (fp8) has one place to enter."""
+MakeLinear = Callable[[int, int, bool], nn.Linear]  # of inputs, outputs, and whether it has a bias
+
+
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """Every linear layer is made here; those of layers by another `MakeLinear` where one is given
+    (float8.py)."""
     return Linear(inputs, outputs, bias=bias)
 
 
@@ -82,7 +87,7 @@ def layer_norm(
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, model: settings.Model):
+    def __init__(self, model: settings.Model, linear: MakeLinear):
         super().__init__()
         self.head_size = head_size(model)
         self.group = model.heads // key_heads(model)
@@ -112,7 +117,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, model: settings.Model):
+    def __init__(self, model: settings.Model, linear: MakeLinear):
         super().__init__()
         self.head_size = head_size(model)
         self.scale, self.kernel = model.attention_scale, model.attention
@@ -155,7 +160,7 @@ class _Pair(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, model: settings.Model):
+    def __init__(self, model: settings.Model, linear: MakeLinear):
         super().__init__()
         width = model.feed_forward_size
         self.name, self.activation = model.activation, ACTIVATIONS[model.activation]
@@ -180,19 +185,19 @@ class Layer(nn.Module):
     """Self-attention, cross-attention where `cross`, feed-forward: each a residual branch with its
     normalization, ahead of the branch (pre) or after the sum (post)."""
 
-    def __init__(self, model: settings.Model, cross: bool):
+    def __init__(self, model: settings.Model, cross: bool, linear: MakeLinear = linear):
         super().__init__()
         self.pre = model.normalization_position == "pre"
         self.rate = model.dropout
         self.attention_norm = normalization(model)
-        self.attention = SelfAttention(model)
+        self.attention = SelfAttention(model, linear)
         if cross:
             self.cross_attention_norm = normalization(model)
-            self.cross_attention = CrossAttention(model)
+            self.cross_attention = CrossAttention(model, linear)
         else:
             self.cross_attention = None
         self.feed_forward_norm = normalization(model)
-        self.feed_forward = FeedForward(model)
+        self.feed_forward = FeedForward(model, linear)
 
     def forward(
         self,

@@ -47,7 +47,13 @@ class Linear(nn.Linear):
     """torch's, by `linear`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.multiply(x, self.weight, self.bias)
+
+    def multiply(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `forward`, with other parameters than its own: a tensor rank's share of them."""
+        return linear(x, weight, bias)
 
 
 def _ours(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -22,6 +22,7 @@ from megaarch.model.layers import (
     ACTIVATIONS,
     Context,
     Layer,
+    MakeLinear,
     head_size,
     key_heads,
     linear,
@@ -86,9 +87,16 @@ class Transformer(nn.Module):
 
     `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
     torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
+    `layer_linear` makes the linear layers of `layers`; the head's are always `layers.linear`.
     """
 
-    def __init__(self, model: settings.Model, *, position_axes: int = 1):
+    def __init__(
+        self,
+        model: settings.Model,
+        *,
+        position_axes: int = 1,
+        layer_linear: MakeLinear = linear,
+    ):
         super().__init__()
         assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"
         self.settings, self.stacks = model, stacks(model)
@@ -115,7 +123,11 @@ class Transformer(nn.Module):
             shape = (model.relative_buckets, model.heads)
             self.relative_bias.update({s: nn.Parameter(torch.zeros(shape)) for s in streams})
         self.layers = nn.ModuleDict(
-            {str(i): Layer(model, stack.cross) for stack in self.stacks for i in stack.layers}
+            {
+                str(i): Layer(model, stack.cross, layer_linear)
+                for stack in self.stacks
+                for i in stack.layers
+            }
         )
         final = model.final_normalization
         self.encoder_norm = normalization(model) if final and len(self.stacks) > 1 else None

@@ -13,15 +13,17 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from megaarch import catalogue
 from megaarch.model.initialize import initial_value
+from megaarch.model.layers import MakeLinear, linear
 from megaarch.model.transformer import Transformer
-from megaarch.parallel import gradients
+from megaarch.parallel import float8, gradients
 from megaarch.parallel.mesh import Grid
 from megaarch.settings import Model, Settings
 
 
-def build_model(model: Model, objective: str) -> Transformer:
+def build_model(model: Model, objective: str, layer_linear: MakeLinear = linear) -> Transformer:
     """The Transformer of these settings in one process, not yet initialized."""
-    found = Transformer(model, position_axes=catalogue.position_axes(objective))
+    axes = catalogue.position_axes(objective)
+    found = Transformer(model, position_axes=axes, layer_linear=layer_linear)
     if "cross_entropy" in model.fused_kernels:
         from megaarch.kernels.cross_entropy import slope
 
@@ -49,8 +51,9 @@ def build(settings: Settings, grid: Grid) -> Transformer:
 
 def place(settings: Settings, grid: Grid) -> Transformer:
     """This process's part of the model on meta: planned, pruned and sharded."""
+    layer_linear = float8.layer_linear(settings.training, sharded=grid.gradient_ranks > 1)
     with torch.device("meta"):
-        model = build_model(settings.model, settings.data.objective)
+        model = build_model(settings.model, settings.data.objective, layer_linear)
     return _place(model, settings, grid)
 
 

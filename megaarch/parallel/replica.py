@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from megaarch.data.batch import Batch
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
-from megaarch.parallel import compile, gradients
+from megaarch.parallel import compile, float8, gradients
 from megaarch.parallel.build import build, compute_dtype
 from megaarch.parallel.mesh import AXES, GRADIENT, Grid
 from megaarch.settings import Settings
@@ -80,6 +80,7 @@ class Replica(nn.Module):
         """The losses of a batch's targets, all of them on every rank; without gradient where there
         is more than one. text_tokens: bool [vocabulary_size], or None."""
         batch = self._local(batch)
+        float8.set_scales(self.model, self.settings.training)
         with compile.as_written(self.compiled):
             if self.engine is None:
                 losses = self.model(batch, text_tokens)
@@ -99,6 +100,7 @@ class Replica(nn.Module):
         """Gradients of the mean loss over all ranks' targets, whose weights sum to `weight`;
         returns that loss (nats a target, z-loss left out), the same on every rank."""
         batches = [self._local(batch) for batch in batches]
+        float8.set_scales(self.model, self.settings.training)
         if self.engine is not None:
             scale = self.grid.gradient_ranks / weight
             loss = self.engine.forward_backward(batches, scale) / weight
@@ -152,7 +154,9 @@ class Replica(nn.Module):
 
     def states(self, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
         """Weights, and the optimizer's state, by global name: what a checkpoint holds."""
-        return get_state_dict(self.model, [optimizer] if optimizer else [], options=BY_NAME)
+        optimizers = [optimizer] if optimizer else []
+        weights, state = get_state_dict(self.model, optimizers, options=BY_NAME)
+        return float8.masters(weights), state
 
     def put_states(
         self, weights: dict, state: dict, optimizer: torch.optim.Optimizer | None

@@ -40,7 +40,6 @@ from torch.distributed.tensor.parallel import (
 from megaarch import settings
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import LayerNorm, head_size, key_heads, layer_norm
-from megaarch.model.product import Linear, linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import vocabulary
 from megaarch.parallel.mesh import Grid
@@ -137,17 +136,23 @@ class Whole(ParallelStyle):
                 name: p.to_local(grad_placements=[of_gradient])
                 for name, p in module.named_parameters(recurse=False)
             }
-            return RUN[type(module)](module, x, **parameters)
+            return run(module, x, **parameters)
 
         module.forward = MethodType(forward, module)
         return module
+
+
+def run(module: nn.Module, x: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
+    """What a module computes, with these in place of its parameters."""
+    if isinstance(module, nn.Linear):
+        return module.multiply(x, **parameters)
+    return RUN[type(module)](module, x, **parameters)
 
 
 RUN = {
     RMSNorm: lambda m, x, weight: rms_norm(x, weight, m.eps, m.fused),
     LayerNorm: lambda m, x, weight, bias=None: layer_norm(x, weight, bias, m.eps),
     nn.Embedding: lambda m, x, weight: F.embedding(x, weight),
-    Linear: lambda m, x, weight, bias=None: linear(x, weight, bias),
 }
 
 
@@ -186,7 +191,7 @@ class KeyGroup(ParallelStyle):
             for name, parameter in module.named_parameters(recurse=False):
                 whole = _whole(parameter, Partial())
                 parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
-            return RUN[type(module)](module, x_BSD, **parameters)
+            return run(module, x_BSD, **parameters)
 
         module.forward = MethodType(forward, module)
         return module

@@ -67,7 +67,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     parallel, training = settings.parallel, settings.training
     world_size = _world(settings)
     check(settings, world_size)
-    eager = training.model_copy(update={"compile": False})
+    eager = training.model_copy(update={"compile": False, "float8": None})
     settings = settings.model_copy(update={"training": eager})
     if training.optimizer not in ("adamw", "sgd"):
         raise ValueError(

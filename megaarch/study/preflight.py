@@ -17,7 +17,7 @@ from megaarch.data.prepare import Prepared
 from megaarch.data.rows import Rows
 from megaarch.model.count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
-from megaarch.parallel import mesh
+from megaarch.parallel import float8, mesh
 from megaarch.settings import Data, Settings, Study
 from megaarch.study import lanes, yardsticks
 from megaarch.study.grid import GridCell
@@ -44,7 +44,7 @@ def _problems(
 ) -> Iterator[str]:
     settings = cell.settings
     yield from _said(lambda: mesh.check(settings, mesh.processes(settings.parallel)))
-    yield from _said(lambda: device_of(settings))
+    yield from _said(lambda: float8.check(settings.training, device_of(settings)))
     if settings.training.optimizer == "apex_adam":
         yield from _said(optimizer.fused_adam)
     if cell.parent:

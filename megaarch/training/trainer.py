@@ -25,6 +25,7 @@ from megaarch.data.rows import Rows
 from megaarch.kernels import library
 from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
+from megaarch.parallel import float8
 from megaarch.parallel.build import build_model, compute_dtype
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import Grid, check
@@ -93,6 +94,7 @@ class Trainer:
         self.grid = grid or Grid.single(device_of(settings))
         check(settings, self.grid.world_size)
         fits.check(settings, self.grid.device)
+        float8.check(training, self.grid.device)
         self.heart = heart or Heartbeat(self.grid, training)
         self.device = self.grid.device
         if self.device.type == "cpu":

@@ -126,7 +126,7 @@ class Recorder(TorchDispatchMode):
             kind, rate = ATTENTION, speed.backward if found.backward else speed.forward
             flops, launches = operators.attention_flops(found, given), found.launches
         elif flops := operators.products(operator, args, kwargs, out):
-            operand = operators.tensors(args)[-1].dtype
+            operand = given.get("mat2", operators.tensors(args)[-1]).dtype  # scales may follow it
             kind, rate = PRODUCT, rates.PRODUCTS[str(operand).removeprefix("torch.")]
         seconds = rates.seconds(flops=flops, rate=rate, bytes=moved, launches=launches)
         shapes = [x.shape for x in operators.tensors((args, kwargs, out))]

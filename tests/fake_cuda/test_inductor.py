@@ -64,10 +64,18 @@ def test_every_launch_of_the_code_is_counted():
         assert len(re.findall(r"^\s+extern_kernels\.", plan.code, re.M)) == len(plan.extern)
 
 
-@pytest.mark.parametrize("preset", ["gpt", "t5"])
-def test_layers_compile_for_hopper(preset, tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "given"),
+    [
+        ("gpt", []),
+        ("t5", []),
+        ("gpt", ["training.float8=tensorwise"]),
+        ("gpt", ["training.float8=rowwise"]),
+    ],
+)
+def test_layers_compile_for_hopper(preset, given, tmp_path):
     """Each Triton kernel of a compiled step, by Triton's own compiler for sm_90."""
-    settings = step.benchmark(preset, ["training.compile=true", *_layers(preset)])
+    settings = step.benchmark(preset, ["training.compile=true", *_layers(preset), *given])
     sources = {
         source for plan in step.run(settings).plans for source in hopper.sources(plan.code).items()
     }

@@ -70,3 +70,11 @@ def test_layers_share_their_graph(graphs):
     """However many there are: the compiler gives up on a function after eight graphs."""
     after = graphs("gpt", model__layers=10)
     assert after[-1] == 1 + BESIDE_LAYERS
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_float8_layers_share_their_graph(graphs, recipe):
+    given = {"model__layers": 3, "training__precision": "bf16"}
+    after = graphs("gpt", training__float8=recipe, training__float8_emulate=True, **given)
+    assert not counters["graph_break"]
+    assert after[-1] == after[0] == 1 + BESIDE_LAYERS, after

@@ -1,0 +1,98 @@
+"""What a run with float8 products needs (training.float8), and how FSDP gathers its weights.
+
+torchao is imported where a run asks for it alone.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from megaarch.model.layers import MakeLinear, linear
+from megaarch.settings import Training
+
+OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
+CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)
+
+
+def check(training: Training, device: torch.device) -> None:
+    """ValueError where the float8 products of `training.float8` cannot run on `device`."""
+    if training.float8 is None:
+        return
+    try:
+        found = version("torchao")
+    except PackageNotFoundError:
+        found = None
+    if found is None or tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        have = "which is not installed" if found is None else f"and {found} is installed"
+        raise ValueError(
+            f"training.float8: {training.float8} needs torchao {OLDEST[0]}.{OLDEST[1]} or newer, "
+            f"{have}: pip install 'megaarch[float8]', or leave the setting out"
+        )
+    if training.float8_emulate:
+        return
+    instead = "set training.float8_emulate=true to try it without, slowly, or leave it out"
+    if device.type != "cuda":
+        raise ValueError(f"training.float8: a CPU has no float8 units: {instead}")
+    have = torch.cuda.get_device_capability(device)
+    if have < CAPABILITY:
+        raise ValueError(
+            f"training.float8: it needs a GPU of compute capability 8.9 or later (Ada, Hopper, "
+            f"Blackwell), and this one is of {have[0]}.{have[1]}: {instead}"
+        )
+
+
+def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
+    """What makes the linear layers of layers. sharded: whether FSDP gathers their weights."""
+    if training.float8 is None:
+        return linear
+    with _quiet():
+        from megaarch.model import float8
+    return float8.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)
+
+
+def set_scales(model: nn.Module, training: Training) -> None:
+    """Computes the scales of weights that are gathered in float8, all of them together, from what
+    the weights are now. Call it ahead of each use of changed weights, on every rank."""
+    if training.float8 is None:
+        return
+    from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
+
+    precompute_float8_dynamic_scale_for_fsdp(model)
+
+
+def masters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's state with plain tensors for weights that are gathered in float8; they share memory."""
+    return {name: _master(value) for name, value in state.items()}
+
+
+def _master(value: torch.Tensor) -> torch.Tensor:
+    if not isinstance(value, DTensor):
+        return value
+    held = value.to_local()
+    if type(held) is torch.Tensor:
+        return value
+    plain = held._tensor  # of torchao's WeightWithDynamicFloat8CastTensor
+    return DTensor.from_local(
+        plain,
+        value.device_mesh,
+        value.placements,
+        run_check=False,
+        shape=value.shape,
+        stride=value.stride(),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torchao's warnings of extensions that do not load here; float8 products use none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -26,7 +26,7 @@ fake-cuda: .venv-cuda/installed-$(CUDA_TORCH) build/libcuda.so.1
 .venv-cuda/installed-$(CUDA_TORCH): setup.py
 	$(PYTHON) -m venv .venv-cuda
 	$(CUDA_BIN)/python -m pip install --quiet --upgrade pip
-	$(CUDA_BIN)/python -m pip install --quiet torch==$(CUDA_TORCH) --editable . pytest pytest-timeout
+	$(CUDA_BIN)/python -m pip install --quiet torch==$(CUDA_TORCH) --editable '.[float8]' pytest pytest-timeout
 	$(CUDA_BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None and "make fake-cuda: the package index gave torch $(CUDA_TORCH) without CUDA: use another (PIP_INDEX_URL), or another version (CUDA_TORCH=...)")'
 	touch $@
 

@@ -10,6 +10,7 @@ usage: benchmarks/h200.sh [--smoke] [STAGE...]
   training   all presets at 1.3 B parameters, rows of 2048, bf16
   fused      csrc/'s kernels against torch's and torch.compile's
   masks      every mask type, 2k and 8k (only when named)
+  float8     training of gpt, t5 and bert with float8 products (only when named; needs torchao)
 
 Without a STAGE the first five, in 25 minutes. Each writes one JSON into OUT as it goes, within ten
 minutes; a summary follows. Exit code: 0 if all stages passed, 1 if one failed or ran out of time.
@@ -20,19 +21,21 @@ benchmarks/wheels.sh fills on a machine with a package index.
   OUT       where results go (default: benchmarks)       PYTHON   the interpreter (default: python3)
   WHEELS    a folder of wheels (default: .wheels)        LIMIT    seconds for all (default: 1500)
   CONFIG    what training trains (default: configs/benchmark.yaml)
+  RECIPE    of float8: tensorwise or rowwise (default: tensorwise)
   --smoke   tiny sizes on a CPU, to try this script
 EOF
 }
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 OUT=${OUT:-benchmarks} PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.wheels} LIMIT=${LIMIT:-1500}
-CONFIG=${CONFIG:-configs/benchmark.yaml}
+CONFIG=${CONFIG:-configs/benchmark.yaml} RECIPE=${RECIPE:-tensorwise}
 DEVICE=cuda
 ATTENTION=(--tokens 65536 --heads 16 --head-sizes 128 --dtype bf16 --repetitions 20)
 KERNELS=(auto sdpa cudnn cudnn_ragged cudnn_flex torch_varlen flash2 flash3 flash4 flex flex_flash)
 LENGTH=8192
 FUSED=(--tokens 16384 --length 8192 --width 2048 --vocabulary-size 32128 --dtype bf16 --repetitions 50)
 TRAINING=(--repetitions 20 --warm-up 10 --set model.encoder_layers=11 model.decoder_layers=11)
+FLOAT8=(--presets gpt t5 bert --set "training.float8=$RECIPE")
 
 smoke() {
   DEVICE=cpu LENGTH=64 CONFIG=${SMOKE_CONFIG:-configs/tiny.yaml}
@@ -40,6 +43,7 @@ smoke() {
   KERNELS=(auto sdpa reference cudnn)
   FUSED=(--tokens 64 --length 32 --width 64 --vocabulary-size 128 --repetitions 2)
   TRAINING=(--presets t5 --repetitions 2 --warm-up 1)
+  FLOAT8=(--set "training.float8=$RECIPE" training.float8_emulate=true training.precision=bf16)
 }
 
 wheels() { # what is in WHEELS, unpacked into SITE, whatever of it does not fit here
@@ -70,7 +74,7 @@ print("h200.sh: missing packages that stages need:", missing(
     "torch numpy pydantic pydantic_core annotated_types typing_inspection typing_extensions yaml "
     "sentencepiece tokenizers pyarrow safetensors zstandard tensorboard rich jinja2 pytest"))
 print("h200.sh: missing packages that add to them:", missing(
-    "matplotlib hypothesis flash_attn flash_attn_interface cudnn cutlass triton"))
+    "matplotlib hypothesis flash_attn flash_attn_interface cudnn cutlass triton torchao"))
 EOF
 }
 
@@ -96,11 +100,12 @@ stage() {
     packed) attention --lengths "$LENGTH" --masks causal packed_causal packed_prefix ;;
     masks) attention --lengths $((LENGTH / 4)) "$LENGTH" ;;
     training) benchmark train "$CONFIG" "${TRAINING[@]}" ;;
+    float8) benchmark train "$CONFIG" "${TRAINING[@]}" "${FLOAT8[@]}" ;;
     fused) benchmark fused --isolate "${FUSED[@]}" --masks prefix_random packed_prefix turns ;;
   esac
 }
 
-declare -A MOST=([tests]=300 [prefix]=240 [packed]=200 [training]=500 [fused]=160 [masks]=500)
+declare -A MOST=([tests]=300 [prefix]=240 [packed]=200 [training]=500 [fused]=160 [masks]=500 [float8]=400)
 
 result() { # STAGE: the JSON that it has written since it began
   find "$OUT" -name "*-$1-*.json" -newer "$SITE/began" 2>/dev/null | sort | tail -n 1
@@ -146,7 +151,7 @@ for word in "$@"; do
   case $word in
     -h | --help) usage && exit 0 ;;
     --smoke) smoke ;;
-    tests | prefix | packed | training | fused | masks) stages+=("$word") ;;
+    tests | prefix | packed | training | fused | masks | float8) stages+=("$word") ;;
     *) echo "h200.sh: no stage $word; see --help" >&2 && exit 2 ;;
   esac
 done

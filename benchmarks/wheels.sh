@@ -10,7 +10,8 @@ these), and what its GPU tests need. PACKAGE: more of them.
   --to DIR          where they go (default: .wheels)
   --part-size SIZE  splits what is larger, e.g. 60M; h200.sh joins the parts (default: no splitting)
   --have FILE       leaves out what that machine has: its pip list --format=freeze
-  --optional        with flash-attn-4, nvidia-cudnn-frontend and nvidia-cutlass-dsl, for their kernels
+  --optional        with flash-attn-4, nvidia-cudnn-frontend and nvidia-cutlass-dsl, for their kernels, and
+                    torchao, for float8
   --python X.Y      of the machine that they go to (default: 3.12)
   --torch VERSION   of that machine (default: 2.11.0)
 
@@ -31,7 +32,10 @@ while [ $# -gt 0 ]; do
     --have) HAVE=$2 && shift ;;
     --python) VERSION=$2 && shift ;;
     --torch) TORCH=$2 && shift ;;
-    --optional) OPTIONAL=('flash-attn-4[cu13]>=4.0.0b1' nvidia-cudnn-frontend 'nvidia-cutlass-dsl[cu13]') ;;
+    --optional)
+      OPTIONAL=('flash-attn-4[cu13]>=4.0.0b1' nvidia-cudnn-frontend 'nvidia-cutlass-dsl[cu13]'
+        'torchao>=0.18')
+      ;;
     -*) echo "wheels.sh: no option $1; see --help" >&2 && exit 2 ;;
     *) MORE+=("$1") ;;
   esac

@@ -133,6 +133,7 @@ def _measured(
         "attention": settings.model.attention,
         "attention_kernels": {name: dict(found) for name, found in kernels.items()},
         "compiled": settings.training.compile,
+        "float8": settings.training.float8,
         "graphs_compiled_in_timed_steps": compiled_graphs() - graphs,
         "wait_for_data": Times(tuple(waits)).record(),
         "wait_for_data_share": float(np.median(waits)) / times.median,

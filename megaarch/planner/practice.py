@@ -78,8 +78,8 @@ class Practice:
     logits_again: the head's backward pass computes the logits again.
     products_again: share of a layer's products that `selective` recomputation makes again.
     early_stop: full recomputation leaves out a layer's last product, whose output nothing needs.
-    float8: products of layers, and what tensor ranks gather for them.
-    float8_gathers: data ranks gather parameters in float8.
+    float8: the recipe of layers' products. float8_gathers: data ranks gather parameters in float8,
+    float8_messages: tensor ranks gather tokens in it.
     overlaps_tensor: tensor-parallel messages run beside pieces of their products.
     overlaps_pipeline: messages between stages run beside a stage's work.
     ring_context: context ranks pass keys and values on beside attention, instead of an all-to-all.
@@ -95,8 +95,9 @@ class Practice:
     logits_again: bool = True
     products_again: float = 0.0
     early_stop: bool = True
-    float8: bool = False
+    float8: Literal["tensorwise", "rowwise"] | None = None
     float8_gathers: bool = False
+    float8_messages: bool = False
     overlaps_tensor: bool = False
     overlaps_pipeline: bool = False
     ring_context: bool = False
@@ -110,5 +111,6 @@ OURS = Practice()
 
 def ours(settings: Settings) -> Practice:
     """This project's, as these settings run it on a GPU."""
-    compiled = compile.wanted(settings, torch.device("cuda"))
-    return replace(OURS, traffic=COMPILED) if compiled else OURS
+    compiled, recipe = compile.wanted(settings, torch.device("cuda")), settings.training.float8
+    found = replace(OURS, float8=recipe, float8_gathers=recipe == "tensorwise")
+    return replace(found, traffic=COMPILED) if compiled else found

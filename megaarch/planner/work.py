@@ -24,8 +24,11 @@ from megaarch.study.describe import made_up_rows, row_counts
 
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
 # A tensor is read for its largest number and again to be cast, and turned for the product that needs
-# it by columns, after it is gathered; a weight is cast for each direction (torchao, roofline_utils.py)
-FLOAT8_CAST, FLOAT8_TURN, FLOAT8_WEIGHT = 5, 2, Bytes(5, 3)
+# it by columns, after it is gathered; a weight is cast for each direction (torchao, roofline_utils.py).
+# With a scale for each row, columns have others, so that what is not turned is cast again.
+FLOAT8_CAST = 5
+FLOAT8_TURN = {"tensorwise": 2, "rowwise": FLOAT8_CAST}
+FLOAT8_WEIGHT = {"tensorwise": Bytes(5, 3), "rowwise": Bytes(5, 5)}
 NOTHING = Bytes(0.0, 0.0)
 
 
@@ -159,7 +162,7 @@ class Layers:
 
     def _message_bytes(self, gathers: bool) -> int:
         """Of a number that tensor ranks send."""
-        return 1 if gathers and self.practice.float8 else HALF
+        return 1 if gathers and self.practice.float8_messages else HALF
 
     def _elementwise(self, stream: int, products: list[tuple[Product, int, int, int]]) -> Bytes:
         """Bytes that a layer's kernels other than products and attention move."""
@@ -176,13 +179,15 @@ class Layers:
         if model.position_encoding == "rope":
             turned = (model.heads + key_heads(model)) * head_size(model)
             parts.append((n * turned / tensor, traffic.rope))
-        if self.practice.float8:  # cast ahead of a gather, turned behind it
+        if recipe := self.practice.float8:
+            shares = tensor if self.practice.float8_messages else 1  # cast ahead of a gather
+            turn = FLOAT8_TURN[recipe]
             for product, rows, outputs, inputs in products:
-                taken, given = (tensor, 1) if product.column else (1, tensor)
+                taken, given = (shares, 1) if product.column else (1, shares)
                 parts += [
-                    (rows * inputs, Bytes(FLOAT8_CAST / taken, FLOAT8_TURN)),
-                    (rows * outputs, Bytes(0, FLOAT8_CAST / given + FLOAT8_TURN)),
-                    (outputs * inputs, FLOAT8_WEIGHT),
+                    (rows * inputs, Bytes(FLOAT8_CAST / taken, turn)),
+                    (rows * outputs, Bytes(0, FLOAT8_CAST / given + turn)),
+                    (outputs * inputs, FLOAT8_WEIGHT[recipe]),
                 ]
         return total(*(total(each, count=elements) for elements, each in parts))
 

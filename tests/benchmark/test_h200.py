@@ -83,11 +83,13 @@ def test_every_stage_runs_though_two_fail(tmp_path):
 
 
 def test_stages_that_pass_end_with_zero(tmp_path):
-    code, text, found = run(tmp_path, "packed", "training")
-    assert code == 0 and summary(text) == {"packed": "passed", "training": "passed"}
-    assert [r["preset"] for r in found["training"]["results"]] == ["t5"]
-    assert found["training"]["results"][0]["tokens_per_second"] > 0
-    for kind in ("packed", "training"):
+    code, text, found = run(tmp_path, "packed", "training", "float8", RECIPE="rowwise")
+    assert code == 0 and summary(text) == dict.fromkeys(("packed", "training", "float8"), "passed")
+    for kind, recipe in (("training", None), ("float8", "rowwise")):
+        (result,) = found[kind]["results"]
+        assert (result["preset"], result["float8"]) == ("t5", recipe)
+        assert result["tokens_per_second"] > 0
+    for kind in ("packed", "training", "float8"):
         assert {"hardware", "versions", "commit", "command", "system"} <= set(found[kind])
 
 

@@ -16,6 +16,7 @@ GIVEN = {
     "training.global_batch_size": 4,
     "training.steps": 6,
 }
+GRADIENTS = {"tp2": 2**-3, "fsdp2": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def single(raw, prepared):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", ["tp2", "fsdp2"])
 def test_layouts_follow_one_process(name, recipe, pool, raw, single):
-    """Losses within 2e-3 over 6 steps, as in bf16, and the first step's gradients within float8's
-    rounding: what a rank has of a tensor may have another largest number than all of it."""
+    """Losses within 2e-3 over 6 steps, as in bf16; the first step's gradients within bf16's rounding
+    where ranks multiply what one process does, else within float8's."""
     ranks, given, _ = LAYOUTS[name]
     settings = GIVEN | given | {"training.float8": recipe}
     found = runs.merge(pool.run(ranks, runs.run, raw, ["gpt", "t5"], settings))
@@ -38,7 +39,7 @@ def test_layouts_follow_one_process(name, recipe, pool, raw, single):
         apart = [abs(a / b - 1) for a, b in zip(found[preset].losses, wanted.losses, strict=True)]
         assert max(apart) < 2e-3, preset
         largest, where = runs.differences(found[preset], wanted)
-        assert largest.gradient < 2**-3, (preset, where["gradient"])
+        assert largest.gradient < GRADIENTS[name], (preset, where["gradient"])
 
 
 def gathered(raw, given):

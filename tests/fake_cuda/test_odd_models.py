@@ -42,6 +42,8 @@ MODELS = {
     "layers recomputed but for products and attention": ("t5", "parallel.recompute=selective"),
     "two micro-batches": ("gpt", "training.micro_batch_size=4"),
     "fp32": ("gpt", "training.precision=fp32"),
+    "float8, a scale for a tensor": ("t5", "training.float8=tensorwise"),
+    "float8, a scale for a row": ("gpt", "training.float8=rowwise"),
 }
 SMALL = ("model.layers=2", "model.encoder_layers=2", "model.decoder_layers=2")
 ONE_STACK = SMALL[:1]
@@ -87,6 +89,21 @@ def test_products_of_full_rows_are_the_exact_count(steps):
         if k.kind == record.PRODUCT and k.phase == "forward" and not k.head
     )
     assert products == exact.projections + exact.feed_forward
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("float8")])
+def test_all_products_of_layers_are_float8(steps, name):
+    found = steps(*MODELS[name])
+    products = [k for k in found.recorder.kernels if k.kind == record.PRODUCT]
+    exact = flops.forward(found.settings.model, found.counts)
+    in_float8 = {
+        phase: sum(k.flops for k in products if k.name == "aten::_scaled_mm" and k.phase == phase)
+        for phase in ("forward", "backward")
+    }
+    rest = [k for k in products if k.name != "aten::_scaled_mm"]
+    assert rest and all(k.head for k in rest)
+    assert in_float8["backward"] == 2 * in_float8["forward"]
+    assert in_float8["forward"] >= exact.projections + exact.feed_forward  # padding counts as time
 
 
 def test_recomputing_runs_the_layers_products_again(steps):

@@ -100,6 +100,19 @@ def test_a_large_product_takes_its_rate():
     assert found.seconds == 2 * 8192**3 / rates.PRODUCTS["bfloat16"]
 
 
+def test_a_float8_product_takes_float8s_rate():
+    """Whatever its scales, which are fp32, and its result are."""
+
+    def make():
+        eight = {"device": "cuda:0", "dtype": torch.float8_e4m3fn}
+        a, b = torch.empty(8192, 8192, **eight), torch.empty(8192, 8192, **eight).t()
+        return a, b, torch.ones((), **GPU), torch.ones((), **GPU)
+
+    (found,) = kernels(make, lambda *given: torch._scaled_mm(*given, out_dtype=torch.bfloat16))
+    assert found.kind == record.PRODUCT
+    assert found.seconds == found.flops / rates.PRODUCTS["float8_e4m3fn"]
+
+
 def test_lists_are_walked_by_few_kernels():
     def make():
         return [[torch.empty(65536, **GPU) for _ in range(1000)]]

@@ -33,6 +33,13 @@ def settings(preset="gpt", **parallel):
     )
 
 
+def with_float8(recipe, **parallel):
+    found = settings(**parallel)
+    return found.model_copy(
+        update={"training": found.training.model_copy(update={"float8": recipe})}
+    )
+
+
 @pytest.mark.parametrize("tensor", [1, 4])
 @pytest.mark.parametrize("preset", ["gpt", "t5", "xlnet", "bart"])
 def test_layers_have_the_products_that_flops_are_counted_of(preset, tensor):
@@ -75,6 +82,28 @@ def test_compiled_kernels_move_less_and_nothing_else_changes():
     assert unsaid == fused  # what a GPU does where nothing is said
     assert fused.memory_bound < eager.memory_bound and fused.launches < eager.launches
     assert fused.products == eager.products and fused.attention == eager.attention
+
+
+def test_float8_hastens_the_layers_products_and_costs_their_casts():
+    half, tensorwise, rowwise = (
+        step_seconds(with_float8(recipe), CLUSTER) for recipe in (None, "tensorwise", "rowwise")
+    )
+    gain = CLUSTER.constants.float8
+    for found in (tensorwise, rowwise):
+        assert half.products / gain < found.products < half.products  # the head's stay as they are
+        assert (found.attention, found.recompute) == (half.attention, half.recompute)
+    assert half.memory_bound < tensorwise.memory_bound < rowwise.memory_bound
+
+
+def test_tensorwise_weights_are_gathered_in_float8():
+    """And tokens among tensor ranks in bf16."""
+    split = {"data_parallel_shard": 2, "tensor_parallel": 4}
+    found = {
+        recipe: step_seconds(with_float8(recipe, **split), CLUSTER)
+        for recipe in (None, "tensorwise", "rowwise")
+    }
+    assert found["tensorwise"].data < found["rowwise"].data
+    assert found["tensorwise"].tensor == found["rowwise"].tensor == found[None].tensor
 
 
 def test_a_gather_over_more_ranks_takes_longer_though_each_sends_no_more():

@@ -34,14 +34,6 @@ def combinations(settings: Settings) -> Iterator[Fault]:
                 f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
             ),
         )
-    if training.compile and parallel.recompute != "none":
-        yield (
-            ("training.compile", "parallel.recompute"),
-            (
-                "each layer that is recomputed would compile anew, and from the ninth on run "
-                "uncompiled: leave it out, or set parallel.recompute to none"
-            ),
-        )
     yield from _float8(settings)
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every

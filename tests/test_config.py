@@ -157,10 +157,6 @@ def test_settings_of_objectives_and_biases_are_judged_in_each_cell_of_a_study():
             },
             "data.max_target_length: 100 tokens do not fit a row of 99: raise model.target_length",
         ),
-        (
-            {"training": {"compile": True}, "parallel": {"recompute": "full"}},
-            "training.compile: each layer that is recomputed would compile anew",
-        ),
     ],
 )
 def test_impossible_combinations(raw, sentence):

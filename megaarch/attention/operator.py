@@ -199,9 +199,9 @@ def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _differentiate(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple:
-    *of_qkv, of_table = torch.ops.megaarch.attend_backward(grad, *ctx.saved_tensors)
-    table = ctx.saved_tensors[-1]
-    return *of_qkv, None, None if table is None else of_table, *(None for _ in range(7))
+    kept = ctx.saved_tensors  # a checkpoint gives them once
+    *of_qkv, of_table = torch.ops.megaarch.attend_backward(grad, *kept)
+    return *of_qkv, None, None if kept[-1] is None else of_table, *(None for _ in range(7))
 
 
 torch.library.register_autograd(

@@ -85,7 +85,9 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, x, cos, sin, axes):
         ctx.save_for_backward(cos, sin)
         ctx.axes = axes
-        return torch.addcmul(x * cos, _swap_halves(x, axes), sin).to(x.dtype)
+        turned = torch.addcmul(x * cos, _swap_halves(x, axes), sin)
+        # a cast that changes nothing gives an alias, whose gradient torch 2.11 compiles as zero
+        return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):

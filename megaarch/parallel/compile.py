@@ -20,12 +20,12 @@ BACKEND = "inductor"
 
 def wanted(settings: Settings, device: torch.device) -> bool:
     """Whether a run on `device` compiles its model: as `training.compile` says; where that says
-    nothing, on CUDA, unless the layout splits or runs again what a compiled graph keeps whole."""
+    nothing, on CUDA, unless the layout splits what a compiled graph keeps whole."""
     training, parallel = settings.training, settings.parallel
     if training.compile is not None:
         return training.compile
     splits = parallel.engine == "deepspeed" or parallel.schedule == "zero_bubble"
-    return device.type == "cuda" and not splits and parallel.recompute == "none"
+    return device.type == "cuda" and not splits
 
 
 def apply(model: Transformer) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import distributed
-from torch._compile import _disable_dynamo
+from torch.distributed._functional_collectives import all_to_all_single, wait_tensor
 
 from megaarch.attention import Parts, RelativeBias, attend
 from megaarch.data.batch import Batch, Stream
@@ -52,7 +52,6 @@ class Ulysses:
     rank: int
     ranks: int
 
-    @_disable_dynamo
     def __call__(
         self,
         q: torch.Tensor,
@@ -106,10 +105,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _exchange(x: torch.Tensor, group: distributed.ProcessGroup) -> torch.Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    distributed.all_to_all_single(out, x, group=group)
-    return out
+    return wait_tensor(all_to_all_single(x.contiguous(), None, None, group))
 
 
 def local_batch(batch: Batch, grid: Grid) -> Batch:

@@ -3,11 +3,15 @@ computes the rest again (Chen et al. 2016; selective: Korthikanti et al. 2022).
 
 Nothing has to be restored: dropout is a function of the row and the step, not of random state.
 Selective mode sees operators of torch alone: an attention kernel that is none (flash4, cudnn_flex)
-or a compiled region (flex) runs again in the backward pass.
+or a compiled region (flex) runs again in the backward pass. Where layers are compiled
+(parallel/compile.py), attention is one operator whatever its kernel, and the checkpoint becomes part
+of the layer's graph.
 """
 
+from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -16,12 +20,14 @@ from torch.utils.checkpoint import (
 
 from megaarch.attention import KERNELS
 from megaarch.model import Transformer
+from megaarch.model.layers import Context
 
 ONEDNN = "mkldnn::_linear_pointwise"  # model/product.py
+ATTEND = "megaarch::attend"  # attention/operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # What costs the most to compute again: attention's kernels and the products of linear layers. The
 # project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
-KEPT = frozenset(PRODUCTS).union(
+KEPT = frozenset((*PRODUCTS, ATTEND)).union(
     *(getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
 )
 
@@ -38,7 +44,27 @@ def apply(model: Transformer, mode: str) -> None:
     if mode == "selective":
         again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))
     for layer in model.layers.values():
-        layer.forward = partial(again, layer.forward)
+        layer.forward = _recomputed(again, layer.forward)
+
+
+def _recomputed(again: Callable, forward: Callable) -> Callable:
+    """`forward` of a layer through the checkpoint `again`. The context is enclosed and no argument: the
+    compiler would take arguments apart down to the plans of the parts, and guard what it found."""
+
+    def run(
+        x_BSD: torch.Tensor,
+        context: Context,
+        memory_BTD: torch.Tensor | None = None,
+        dropout_key_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return again(
+            lambda x, memory, key: forward(x, context, memory, key),
+            x_BSD,
+            memory_BTD,
+            dropout_key_B,
+        )
+
+    return run
 
 
 def _policy(_, operator, *args, **kwargs) -> CheckpointPolicy:

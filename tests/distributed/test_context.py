@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import distributed
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import make_boxed_func
 
 from megaarch import config, settings
 from megaarch.data.loader import Steps
@@ -18,6 +21,8 @@ from megaarch.parallel.mesh import Grid
 from megaarch.parallel.replica import Replica
 from megaarch.training.trainer import build_model
 from tests.conftest import PRESETS
+from tests.distributed import runs
+from tests.distributed.layouts import DEEPER
 
 LAYOUTS = {
     "cp2": settings.Parallel(context_parallel=2),
@@ -228,6 +233,52 @@ def whole_batch(given, batch):
     context.apply(model, grid)
     with pytest.raises(AssertionError, match="shards of"):
         model(batch)
+
+
+EXCHANGES = 2  # of an attention, each way: queries, keys and values; and its output
+OF_MEMORY = 3  # queries; keys and values, of another length; and its output
+
+
+def compiled(raw, prepared, preset, batches):
+    """All-to-alls in the forward and the backward graphs of each kind of layer, how many graphs
+    there are once each batch is done, and where these break."""
+    torch._dynamo.reset()
+    counters.clear()
+    found = {"forward": [], "backward": []}
+
+    def count(way, graph, inputs):
+        targets = [str(node.target) for node in graph.graph.nodes]
+        found[way].append(sum("all_to_all_single" in target for target in targets))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=partial(count, "forward"), bw_compiler=partial(count, "backward")
+    )
+    given = {"parallel.context_parallel": 2, "training.global_batch_size": 2}
+    resolved = runs.settings_of(raw, preset, given | DEEPER)
+    grid = Grid.build(resolved.parallel, torch.device("cpu"))
+    model = build_model(resolved.model, resolved.data.objective)
+    initialize(model, 0)
+    context.apply(model, grid)
+    for layer in model.layers.values():
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
+    rows = Rows(resolved.model, resolved.data, prepared, 0)
+    steps, graphs = Steps(rows, global_batch_size=2, micro_batch_size=2), []
+    for number in range(batches):
+        model(context.local_batch(steps[number][0], grid)).nll.sum().backward()
+        graphs.append(len(found["forward"]))
+    return found, graphs, dict(counters["graph_break"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "exchanges"),
+    [("prefix_lm", [EXCHANGES]), ("t5", [EXCHANGES, EXCHANGES + OF_MEMORY])],
+)
+def test_the_exchange_is_part_of_a_layers_graph(pool, raw, prepared, preset, exchanges):
+    for found, graphs, breaks in pool.run(2, compiled, raw, prepared, preset, 20):
+        assert not breaks
+        assert found["forward"] == exchanges and sorted(found["backward"]) == exchanges
+        assert graphs == [len(exchanges)] * 20, graphs
 
 
 def test_a_batch_that_is_not_a_shard_is_refused(pool, cases):

@@ -9,7 +9,7 @@ import pytest
 from megaarch.parallel import compile
 from tests.conftest import PRESETS
 from tests.distributed import runs
-from tests.distributed.layouts import DEEPER, FSDP2, LARGER, LAYOUTS, PP2, TP2
+from tests.distributed.layouts import CP2, DEEPER, FSDP2, LARGER, LAYOUTS, PP2, TP2
 
 THREE = ("gpt", "t5", "xlnet")
 EVERY = ("tp2", "pp2", "tp2 x pp2")
@@ -86,6 +86,10 @@ def test_bf16_means_the_same_in_every_layout(name, pool, raw, single):
 COMPILED = {
     "one process": (1, {}, {}),
     **{name: LAYOUTS[name] for name in ("tp2", "pp2", "cp2", "fsdp2")},
+    "tp2, selectively recomputed": (2, TP2 | {"parallel.recompute": "selective"}, DEEPER),
+    "pp2, recomputed": (2, PP2 | {"parallel.recompute": "full"}, DEEPER),
+    "cp2, selectively recomputed": (2, CP2 | {"parallel.recompute": "selective"}, DEEPER),
+    "fsdp2, recomputed": (2, FSDP2 | {"parallel.recompute": "full"}, DEEPER),
 }
 
 

@@ -1,9 +1,13 @@
 """Activation checkpointing: the same gradients to the bit, from less memory."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -90,6 +94,78 @@ def test_in_bf16(case, mode):
     found, *_ = run(*case, mode, half=True)
     for name, gradient in wanted.items():
         assert found[name].equal(gradient), name
+
+
+class Graphs:
+    """A compiler that counts the products and the attention of the graphs it is given, by pass, and
+    runs them as they are."""
+
+    def __init__(self):
+        self.made = Counter()
+        passes = {f"{way}_compiler": partial(self.take, way) for way in ("fw", "bw")}
+        self.backend = aot_autograd(**passes)
+
+    def take(self, way, graph, inputs):
+        for node in graph.graph.nodes:
+            if isinstance(node.target, torch._ops.OpOverload):
+                name = node.target.name()
+                self.made[way, "products"] += name in PRODUCTS
+                self.made[way, "attention"] += name == recompute.ATTEND
+        return make_boxed_func(graph.forward)
+
+
+def run_compiled(given, batch, mode):
+    """Gradients by name, bytes that compiled layers keep for the backward pass, and what their
+    graphs run."""
+    torch._dynamo.reset()
+    model = build_model(given.model, given.data.objective)
+    initialize(model, 0)
+    model.set_dropout_step(0, 3)
+    recompute.apply(model, mode)
+    graphs = Graphs()
+    for layer in model.layers.values():
+        layer.forward = torch.compile(
+            layer.forward, backend=graphs.backend, dynamic=False, fullgraph=True
+        )
+    hidden = model.hidden(batch)
+    size = saved_bytes(hidden, besides=list(model.parameters()))
+    model.head(hidden, batch).nll.sum().backward()
+    return {name: p.grad for name, p in model.named_parameters()}, size, graphs.made
+
+
+def saved_bytes(output, besides):
+    """Of the distinct storages that the graph of `output` holds through compiled functions."""
+    known = {x.untyped_storage()._cdata for x in besides}
+    sizes, seen, ahead = {}, set(), [output.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead += (following for following, _ in node.next_functions)
+        if "CompiledFunction" in node.name():
+            kept = (x.untyped_storage() for x in node.saved_tensors)
+            sizes |= {x._cdata: x.nbytes() for x in kept if x._cdata not in known}
+    return sum(sizes.values())
+
+
+def test_compiled_layers_recompute_in_their_graphs(case):
+    wanted, all_bytes, none = run_compiled(*case, "none")
+    selective, some_bytes, some = run_compiled(*case, "selective")
+    full, few_bytes, everything = run_compiled(*case, "full")
+    eager, *_ = run(*case, "none")
+    for name, gradient in wanted.items():
+        assert selective[name].equal(gradient), name
+        assert full[name].equal(gradient), name
+        assert (gradient - eager[name]).norm() < 1e-5 * eager[name].norm(), name
+    assert few_bytes < some_bytes < all_bytes, (few_bytes, some_bytes, all_bytes)
+    assert some == none
+    attention, kinds = none["fw", "attention"], len(case[1].streams)
+    assert attention > none["bw", "attention"] == 0
+    assert everything["bw", "attention"] == attention
+    # all products but a layer's last, whose result no gradient needs
+    again = everything["bw", "products"] - none["bw", "products"]
+    assert again == none["fw", "products"] - kinds
 
 
 def test_names_do_not_change(tiny):

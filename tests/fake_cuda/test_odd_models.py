@@ -122,6 +122,13 @@ def test_recomputing_runs_the_layers_products_again(steps):
     assert again == exact.projections + exact.feed_forward - down
 
 
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_compiled_layers_that_recompute_share_their_graph(steps, mode):
+    """As many plans as without recomputation, whose layers share theirs."""
+    whole, again = (steps("gpt", f"parallel.recompute={x}") for x in ("none", mode))
+    assert len(again.plans) == len(whole.plans) > 0
+
+
 def test_two_micro_batches_launch_twice_as_many_products(steps):
     def products(*settings):
         kernels = steps("gpt", *settings).recorder.kernels

@@ -57,12 +57,16 @@ def graphs(tiny, prepared, monkeypatch):
     torch._dynamo.reset()
 
 
+def kinds_of(preset: str) -> int:
+    """Kinds of layers: of an encoder, of a decoder."""
+    return len(catalogue.ARCHITECTURES[catalogue.PRESETS[preset].architecture].streams)
+
+
 @pytest.mark.parametrize("preset", catalogue.PRESETS)
 def test_a_layer_is_one_graph_and_is_compiled_once(graphs, preset):
     after = graphs(preset)
-    kinds = len(catalogue.ARCHITECTURES[catalogue.PRESETS[preset].architecture].streams)
     assert not counters["graph_break"]
-    assert after[0] == kinds + BESIDE_LAYERS, "graphs of the first step"
+    assert after[0] == kinds_of(preset) + BESIDE_LAYERS, "graphs of the first step"
     assert after[-1] == after[SETTLED - 1] == after[0], after
 
 
@@ -78,3 +82,11 @@ def test_float8_layers_share_their_graph(graphs, recipe):
     after = graphs("gpt", training__float8=recipe, training__float8_emulate=True, **given)
     assert not counters["graph_break"]
     assert after[-1] == after[0] == 1 + BESIDE_LAYERS, after
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("preset", ["gpt", "prefix_lm", "t5"])
+def test_recomputed_layers_share_their_graph(graphs, preset, mode):
+    after = graphs(preset, model__layers=10, parallel__recompute=mode)
+    assert not counters["graph_break"]
+    assert after[0] == after[-1] == kinds_of(preset) + BESIDE_LAYERS, after

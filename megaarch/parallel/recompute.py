@@ -40,15 +40,16 @@ def apply(model: Transformer, mode: str) -> None:
     if mode == "none":
         return
     assert mode in ("selective", "full"), mode
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if mode == "selective":
-        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))
+    whole = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    policy = _keep_costly if mode == "selective" else _keep_none
+    chosen = partial(whole, context_fn=partial(create_selective_checkpoint_contexts, policy))
     for layer in model.layers.values():
-        layer.forward = _recomputed(again, layer.forward)
+        layer.forward = _recomputed(whole if mode == "full" else chosen, chosen, layer.forward)
 
 
-def _recomputed(again: Callable, forward: Callable) -> Callable:
-    """`forward` of a layer through the checkpoint `again`. The context is enclosed and no argument: the
+def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Callable:
+    """`forward` of a layer through a checkpoint. By a policy where it is compiled: without one torch
+    2.11 keeps all that an autograd function computes. The context is enclosed and no argument: the
     compiler would take arguments apart down to the plans of the parts, and guard what it found."""
 
     def run(
@@ -57,6 +58,7 @@ def _recomputed(again: Callable, forward: Callable) -> Callable:
         memory_BTD: torch.Tensor | None = None,
         dropout_key_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        again = compiled if torch.compiler.is_compiling() else eager
         return again(
             lambda x, memory, key: forward(x, context, memory, key),
             x_BSD,
@@ -67,6 +69,10 @@ def _recomputed(again: Callable, forward: Callable) -> Callable:
     return run
 
 
-def _policy(_, operator, *args, **kwargs) -> CheckpointPolicy:
+def _keep_costly(_, operator, *args, **kwargs) -> CheckpointPolicy:
     kept = operator.name() in KEPT
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_none(*args, **kwargs) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE

@@ -60,6 +60,21 @@ def test_gradient(axes):
     assert torch.autograd.gradcheck(lambda x: turned(x, positions), (x,))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_compiled_gradient(dtype):
+    x = torch.randn(2, 6, 3, 8).to(dtype).requires_grad_()
+    positions = torch.randint(0, 50, (2, 6, 1))
+    tables = rotary_tables(positions, 8, 100.0, torch.float32)
+
+    def gradient(turn):
+        return torch.autograd.grad(turn(x, tables, 1).sin().sum(), x)[0]
+
+    torch._dynamo.reset()
+    found = gradient(torch.compile(rotate, backend="aot_eager", fullgraph=True))
+    assert found.any()
+    torch.testing.assert_close(found, gradient(rotate))
+
+
 def test_a_turn_is_rounded_once():
     """Tables stay fp32 for a bf16 input: rounded tables would turn far tokens by other angles."""
     x = torch.randn(1, 64, 2, 64).bfloat16()

@@ -9,13 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from megaarch import catalogue
 
-LARGEST_LAYERS = 2048  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
+LARGEST_LAYERS = 1024  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
 Positive = Annotated[int, Field(gt=0, le=1 << 40)]
 NonNegative = Annotated[int, Field(ge=0, le=1 << 40)]
 Layers = Annotated[int, Field(gt=0, le=LARGEST_LAYERS)]
 Degree = Annotated[int, Field(gt=0, le=1 << 20)]  # of parallelism
 Width = Annotated[int, Field(gt=0, le=1 << 20)]
-Length = Annotated[int, Field(gt=0, le=1 << 27)]  # tokens of a row
+Length = Annotated[int, Field(gt=0, le=1 << 24)]  # tokens of a row
+Distance = Annotated[int, Field(gt=0, le=1 << 20)]  # tokens between a query and a key
+Rows = Annotated[int, Field(gt=0, le=1 << 16)]  # that a process holds at a time
 Count = Annotated[int, Field(ge=0, le=1 << 20)]  # of sentinels, segments or unused rows
 Number = Annotated[int, Field(gt=0, le=1 << 24)]  # of rows, pieces or items
 Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
@@ -96,7 +98,7 @@ class Model(Section):
     rope_base: Annotated[float, Field(gt=0)] = 10000.0
     rope_scaling: RopeScaling | None = None
     relative_buckets: Width = 32
-    relative_max_distance: Length = 128
+    relative_max_distance: Distance = 128
     learned_positions: Length | None = None  # rows of the table; None: sequence_length
     position_offset: Count = 0  # BART keeps two unused rows ahead of the table
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
@@ -153,7 +155,7 @@ class Budget(Section):
 class Training(Section):
     steps: Positive | None = None
     budget: Budget | None = None
-    micro_batch_size: Number = 8
+    micro_batch_size: Rows = 8
     global_batch_size: Number = 8
     seed: NonNegative = 0
     optimizer: Literal["adamw", "adafactor", "sgd", "apex_adam"] = "adamw"
@@ -256,7 +258,7 @@ class Evaluation(Section):
     continuation_tokens: Number = 24
     choices: Number = 64  # items of the four-way choice
     middles: Count = 32
-    batch_rows: Number = 32
+    batch_rows: Rows = 32
 
 
 class Study(Section):

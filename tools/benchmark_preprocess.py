@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megaarch.data import corpus, shards
+from megaarch.data.tokenizer import Tokenizer
 from megaarch.told import told
 
+MOST_PAIRS = 1000
 
-def main(arguments: list[str] | None = None) -> int:
+
+def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="benchmark_preprocess.py",
         description="Bytes of text a second of the tokenizer library alone and of tokenizing a "
@@ -23,14 +26,23 @@ def main(arguments: list[str] | None = None) -> int:
     top.add_argument("--input", metavar="FILE", required=True, help="a file of text")
     top.add_argument("--tokenizer", metavar="FILE", required=True)
     top.add_argument("--pairs", metavar="N", type=int, default=7, help="default: 7")
-    options = top.parse_args(arguments)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     return told("benchmark_preprocess.py", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
+    if not 1 <= options.pairs <= MOST_PAIRS:
+        raise ValueError(f"--pairs must be from 1 to {MOST_PAIRS}, not {options.pairs}")
+    Tokenizer(options.tokenizer, sentinels=0)  # or says what is wrong with it
     shard = corpus.Shard(Path(options.input))
     encode = _library(options.tokenizer)
     texts = list(dict.fromkeys(corpus.shard_documents(shard)))
+    if not texts:
+        raise ValueError(f"{options.input} holds no text")
     size = sum(len(text.encode()) for text in texts)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from megaarch.attention import KERNELS
 from megaarch.benchmark import masks
 from megaarch.benchmark.peers import FAMILIES
 
+MOST = 1 << 24  # of any number of the command line
 PRECISIONS = ("fp32", "bf16")
 # of the peers' models: 6.8 M parameters as a decoder
 SIZE = {
@@ -131,6 +132,6 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MOST:,}")
     return value

@@ -15,6 +15,7 @@ from megaarch.benchmark.arguments import DTYPES, SIZE, parser
 from megaarch.benchmark.isolate import isolated
 from megaarch.benchmark.record import Event, Record
 from megaarch.config import ConfigError
+from megaarch.training.faults import out_of_memory
 
 WRONG, MISTAKE, OUT_OF_TIME = 1, 2, 3  # exit codes
 Draw = Callable[[dict[str, Any], Path], None]
@@ -29,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[options.command](options, _device(options.device))
     except (ConfigError, ValueError, OSError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
+        return MISTAKE
+    except (RuntimeError, MemoryError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        print(f"benchmark: {said}", file=sys.stderr)
         return MISTAKE
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from megaarch.reading import Schema, fit, parse_json, read_text
+
 LOST = 70
 
 
@@ -86,13 +88,19 @@ def _details(report: pytest.TestReport | pytest.CollectReport) -> str:
     return report.longreprtext[-2000:]
 
 
+class _Line(Schema):
+    test: str
+    outcome: str | None
+
+
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """The last line of each test; `outcome` is None where it began and did not end."""
     found = {}
     if path.exists():
-        whole, _, _ = path.read_text().rpartition("\n")  # the last line may be in the making
+        whole, _, _ = read_text(path).rpartition("\n")  # the last line may be in the making
         for line in whole.splitlines():
-            entry = json.loads(line)
+            entry = parse_json(line, path)
+            fit(entry, _Line, path)
             if entry["outcome"] is not None or entry["test"] not in found:
                 found[entry["test"]] = entry
     return found

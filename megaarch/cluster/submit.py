@@ -20,6 +20,7 @@ from megaarch import config
 from megaarch.cluster import slurm
 from megaarch.cluster.slurm import Site
 from megaarch.parallel import mesh
+from megaarch.reading import LARGEST_TEXT, read_bytes
 from megaarch.study import cell as cells
 from megaarch.study import compare, rates
 from megaarch.study.grid import GridCell, expand, rate_key
@@ -263,7 +264,7 @@ def read(directory: Path) -> list[Job]:
     """The jobs that were submitted last; none where there are none."""
     path = directory / "jobs.json"
     try:
-        return JOBS.validate_json(path.read_bytes())
+        return JOBS.validate_json(read_bytes(path, LARGEST_TEXT))
     except FileNotFoundError:
         return []
     except ValidationError:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megaarch import settings
-from megaarch.interchange import from_config, rope, to_config
+from megaarch.interchange import from_config, rope, sizes, to_config
 from megaarch.interchange.keys import FAMILY_KEYS, complete
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import stacks
@@ -25,8 +25,10 @@ def settings_from(config: Mapping) -> settings.Model:
     that is of a wrong type, or that is not known.
     """
     family = family_in(config)
+    used = complete(config, family)
+    sizes.check(used, family)
     try:
-        return settings.Model(**getattr(from_config, family)(complete(config, family)))
+        return settings.Model(**getattr(from_config, family)(used))
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(map(str, fault["loc"]))

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from megaarch.model.transformer import Transformer
+from megaarch.model.transformer import Transformer, stacks
 from megaarch.settings import Model
 
 
@@ -32,7 +32,17 @@ def parameter_sizes(model: Model, position_axes: int = 1) -> dict[str, int]:
 
 @lru_cache(maxsize=256)
 def parameter_shapes(model: Model, position_axes: int) -> dict[str, tuple[int, ...]]:
-    """Of each parameter by its global name."""
+    """Of each parameter by its global name. The layers of a stack are alike, so one of each is built:
+    a model of thousands takes long."""
+    one = dict.fromkeys(("layers", "encoder_layers", "decoder_layers"), 1)
     with torch.device("meta"):
-        built = Transformer(model, position_axes=position_axes)
-    return {name: tuple(p.shape) for name, p in built.named_parameters()}
+        built = Transformer(model.model_copy(update=one), position_axes=position_axes)
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    layers: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name in [name for name in shapes if name.startswith("layers.")]:
+        _, index, rest = name.split(".", 2)
+        layers.setdefault(int(index), {})[rest] = shapes.pop(name)
+    for first, stack in enumerate(stacks(model)):
+        for index in stack.layers:
+            shapes |= {f"layers.{index}.{rest}": shape for rest, shape in layers[first].items()}
+    return shapes

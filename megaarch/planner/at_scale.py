@@ -19,7 +19,9 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from megaarch import config
 from megaarch.planner import show
@@ -29,6 +31,7 @@ from megaarch.planner.hardware import gpu
 from megaarch.planner.memory import step_memory
 from megaarch.planner.search import plan
 from megaarch.planner.time import Cluster
+from megaarch.reading import Schema, fit, parse_json, read_json
 from megaarch.settings import Settings
 from megaarch.study.environment import commit, environment
 from megaarch.told import told
@@ -37,11 +40,58 @@ Record = dict[str, Any]
 RECOUNT = "python -m megaarch.planner.at_scale RECORD --recount --study STUDY --sizes SIZE ..."
 
 
+class _Name(Schema):
+    name: str
+
+
+class _Cell(Schema):
+    cell: str
+
+
+class _Part(Schema):
+    """What is read of a record to continue it."""
+
+    command: str
+    plans: list[_Name]
+    dry_runs: list[_Cell]
+
+
+class _Memory(Schema):
+    total: float
+
+
+class _Plan(_Name):
+    layout: str
+    settings: dict[str, Any]
+    memory: _Memory
+    mfu: float
+    hours: float | None
+    gpu_hours: float | None
+
+
+class _DryRun(_Cell):
+    layout: str
+    peak: Annotated[float, Field(gt=0)]
+    planned: float
+
+
+class _Record(_Part):
+    plans: list[_Plan]
+    dry_runs: list[_DryRun]
+
+
+def read(path: Path, form: type[Schema] = _Record) -> Record:
+    """A record. ValueError where it is damaged."""
+    record = read_json(path)
+    fit(record, form, path)
+    return record
+
+
 def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record:
     """The record, kept in `path` after each command. ValueError with what a command that fails says."""
     ask_plan = ["plan", study, *cluster, "--json"]
     if path.exists():
-        record = json.loads(path.read_text())
+        record = read(path, _Part)
         if record["command"] != _shown(ask_plan):
             raise ValueError(f"{path} is of another command: {record['command']}")
     else:
@@ -71,7 +121,7 @@ def layouts(record: Record, study: str) -> dict[str, Settings]:
 def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] = ()) -> Record:
     """The record with memory and time of its layouts as they are counted today, and with the dry
     runs of these sizes made anew."""
-    record = json.loads(path.read_text())
+    record = read(path)
     cluster, chosen = Cluster(gpu(kind)), layouts(record, study)
     record["plans"] = [
         show.record(name, plan(settings, gpus, cluster, step_memory(settings)))
@@ -104,7 +154,7 @@ def _ask(arguments: list[str]) -> Record:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{_shown(arguments)} fails: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout)
+    return parse_json(done.stdout, f"what {_shown(arguments)} prints")
 
 
 def _write(path: Path, record: Record) -> None:
@@ -144,31 +194,35 @@ def dry_runs(record: Record) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="at_scale", description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path)
-    parser.add_argument("--study", help="make the record of this study")
-    parser.add_argument("--gpus", default="1024")
-    parser.add_argument("--gpu", default="h100")
-    parser.add_argument("--recount", action="store_true", help="count recorded layouts again")
-    parser.add_argument("--sizes", nargs="+", default=[], help="sizes whose cells are dry-run")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="at_scale", description=__doc__.splitlines()[0])
+    top.add_argument("record", type=Path)
+    top.add_argument("--study", help="make the record of this study")
+    top.add_argument("--gpus", type=int, default=1024)
+    top.add_argument("--gpu", default="h100")
+    top.add_argument("--recount", action="store_true", help="count recorded layouts again")
+    top.add_argument("--sizes", nargs="+", default=[], help="sizes whose cells are dry-run")
+    return top
 
-    def command() -> int:
-        if options.recount and not options.study:
-            raise ValueError("--recount: of which study? give --study")
-        if options.recount:
-            cluster = int(options.gpus), options.gpu
-            record = recount(options.record, options.study, *cluster, options.sizes)
-        elif options.study:
-            cluster = ["--gpus", options.gpus, "--gpu", options.gpu]
-            record = make(options.record, options.study, cluster, options.sizes)
-        else:
-            record = json.loads(options.record.read_text())
-        print(plans(record), dry_runs(record), sep="\n\n")
-        return 0
 
-    return told("at_scale", command)
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return told("at_scale", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.recount and not options.study:
+        raise ValueError("--recount: of which study? give --study")
+    if options.recount:
+        cluster = options.gpus, options.gpu
+        record = recount(options.record, options.study, *cluster, options.sizes)
+    elif options.study:
+        cluster = ["--gpus", str(options.gpus), "--gpu", options.gpu]
+        record = make(options.record, options.study, cluster, options.sizes)
+    else:
+        record = read(options.record)
+    print(plans(record), dry_runs(record), sep="\n\n")
+    return 0
 
 
 if __name__ == "__main__":

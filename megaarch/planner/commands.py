@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 
 Adder = Callable[..., argparse.ArgumentParser]
+MOST_GPUS = 1 << 20
 
 
 def arguments(command: Adder, config: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -74,8 +75,11 @@ def run_dry_run(options: argparse.Namespace, raw: dict) -> int:
     from megaarch.planner import show
     from megaarch.planner.cells import chosen
     from megaarch.planner.dry_run import dry_run, fullest, planned
+    from megaarch.training import fits
 
-    settings = chosen(raw, options.cell, _cluster_of(options), options.gpus)
+    cluster = _cluster_of(options)
+    settings = chosen(raw, options.cell, cluster, options.gpus)
+    fits.check_training(settings, cluster.gpu.memory * 1e9, options.gpu)
     rank = fullest(settings) if options.rank is None else options.rank
     expected = planned(settings, rank)
     found = dry_run(settings, rank)
@@ -91,6 +95,7 @@ def _cluster_of(options: argparse.Namespace):
     from megaarch.planner.hardware import gpu
     from megaarch.planner.time import Cluster
 
-    if options.gpus_per_node < 1:
-        raise ValueError(f"--gpus-per-node {options.gpus_per_node}: must be at least 1")
+    for name, value in (("gpus", options.gpus), ("gpus-per-node", options.gpus_per_node)):
+        if value is not None and not 1 <= value <= MOST_GPUS:
+            raise ValueError(f"--{name} {value}: must be from 1 to {MOST_GPUS:,}")
     return Cluster(gpu(options.gpu), options.gpus_per_node)

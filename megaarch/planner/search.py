@@ -17,6 +17,7 @@ from megaarch.training.progress import Limit
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 DEEPEST = 64  # pipeline ranks
+LONGEST = 1 << 20  # tokens of a row
 LONG = 8192  # tokens of a row from which context parallelism is looked at
 SCHEDULES = (
     ("1f1b", 1),
@@ -92,6 +93,12 @@ def counted(settings: Settings) -> None:
             f"training.precision: the planner counts bf16, not {settings.training.precision}: set it "
             "to bf16"
         )
+    for name in ("sequence_length", "target_length"):
+        if (getattr(settings.model, name) or 0) > LONGEST:
+            raise ValueError(
+                f"model.{name}: the planner counts rows of at most {LONGEST:,} tokens, not "
+                f"{getattr(settings.model, name):,}"
+            )
     if settings.parallel.engine != "torch":
         raise ValueError(
             f"parallel.engine: the planner counts torch's shards, not those of "

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from megaarch import catalogue, config
 from megaarch.data.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
 from megaarch.parallel.heartbeat import Heartbeat
 from megaarch.parallel.mesh import Grid
-from megaarch.reading import read_json
+from megaarch.reading import Schema, fit, read_json
 from megaarch.settings import Evaluation, Settings
 from megaarch.signature import changed, signature
 from megaarch.study import yardsticks
@@ -34,6 +35,46 @@ from megaarch.training.trainer import Trainer
 LOSS_POINTS = 200
 
 
+class _Scores(Schema):
+    continuation_bits_per_byte: float
+    choice_accuracy: float | None
+    comparable: bool
+
+
+class _Text(Schema):
+    excluded_documents: int
+    excluded_paragraphs: int
+
+
+class _Result(Schema):
+    data: _Text | None = None
+
+
+class _Finished(_Result):
+    steps: int
+    learning_rate: float
+    heldout: _Scores
+
+
+class Trial(Schema):
+    """What a trial of a sweep has found. heldout: bits per byte, None where its rate diverged."""
+
+    cell: str
+    rate_key: str
+    learning_rate: float
+    heldout: float | None
+    flops: float
+
+
+class _Record(Schema):
+    """What is read of cell.json; a cell that is not finished has neither result nor trial."""
+
+    signature: dict[str, Any]
+    result: _Result = None
+    trial: Trial = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
 def read_record(directory: Path) -> dict[str, Any] | None:
     """cell.json of a cell's folder, or None."""
     path = directory / "cell.json"
@@ -41,12 +82,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path)
-        if not isinstance(record["signature"], dict) or not all(
-            isinstance(record.get(key, {}), dict) for key in ("result", "trial")
-        ):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: remove its folder to run the cell again") from None
+        fit(record, _Record, path)
+    except ValueError as error:
+        raise ValueError(f"{error}: remove its folder to run the cell again") from None
     return record
 
 
@@ -68,6 +106,11 @@ def identity(
 
 def _parent_record(cell: GridCell) -> dict[str, Any] | None:
     return read_record(Path(cell.settings.training.start_from)) if cell.parent else None
+
+
+def check_result(record: dict[str, Any], cell: GridCell) -> None:
+    """ValueError where a finished cell's record lacks what a study shows of it."""
+    fit(record["result"], _Finished, Path(cell.settings.logging.directory) / "cell.json")
 
 
 def finished(

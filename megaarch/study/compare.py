@@ -165,6 +165,7 @@ def run(grid: list[GridCell], study: Study, base: Data, board: Board) -> dict[st
     }
     for cell in grid:
         if records[cell.key]:
+            cells.check_result(records[cell.key], cell)
             summary = cells.summary(records[cell.key]["result"])
             board.show(title(cell, study), 1.0, f"done before  {summary}")
     missing = [cell for cell in grid if records[cell.key] is None]
@@ -189,6 +190,7 @@ def _one_process(cell: GridCell) -> None:
 
 def entry(cell: GridCell, record: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
     """A cell's entry in results.json."""
+    cells.check_result(record, cell)
     result = record["result"]
     judged = rates.verdict(cell, result["learning_rate"], found)
     return result | judged | {"environment": record["environment"]}

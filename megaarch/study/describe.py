@@ -23,6 +23,7 @@ from megaarch.study import lanes
 from megaarch.study.grid import expand
 
 SAMPLES = 64  # rows over which random lengths are averaged
+MOST_TOKENS = 1 << 22  # of these rows together; of longer ones fewer are drawn
 WORD, SENTENCE = 2, 20  # tokens of a word and of a sentence in the made-up text
 
 
@@ -34,56 +35,62 @@ def describe(settings: Settings, name: str, rows: Rows | None = None) -> dict[st
     axes = catalogue.position_axes(data.objective)
     drawn = made_up_rows(model, data) if rows is None else first_rows(rows)
     counts, lengths = row_counts(model, *drawn)
-    parameters = parameter_count(model, axes)
+    parameters, n = parameter_count(model, axes), counts.rows
     return {
         "name": name,
         "architecture": model.architecture,
         "objective": data.objective,
         "parameters": parameters,
         "non_embedding_parameters": non_embedding_parameter_count(model, axes),
-        "flops_per_row": flops.training(model, counts) / SAMPLES,
-        "palm_flops_per_row": flops.palm(model, counts, parameters) / SAMPLES,
-        "seen_tokens_per_row": sum(counts.tokens) / SAMPLES,
-        "target_tokens_per_row": counts.targets / SAMPLES,
+        "flops_per_row": flops.training(model, counts) / n,
+        "palm_flops_per_row": flops.palm(model, counts, parameters) / n,
+        "seen_tokens_per_row": sum(counts.tokens) / n,
+        "target_tokens_per_row": counts.targets / n,
         "lengths": lengths,
     }
 
 
 def made_up_rows(
-    model: Model, data: Data, samples: range = range(SAMPLES)
+    model: Model, data: Data, samples: range | None = None
 ) -> tuple[list[list[Converted]], RowShape, float]:
-    """Rows of made-up text, their shape, and the raw tokens of a row."""
+    """Rows of made-up text, their shape, and the raw tokens of a row. samples: which; None: the
+    first ones, as many as figures are averaged over."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
     converter = CONVERTERS[model.architecture]
     shares, plans = zip(*segmentations(model, data), strict=True)
     blend = Blend(list(shares), 0)
     rows, raw = [], []
-    for i in samples:
+    shape = fixed_shape(model, [plan.shape for plan in plans])
+    for i in range(_samples(shape)) if samples is None else samples:
         plan = plans[blend[i][0]]
         tokens = made_up_tokens(vocabulary, plan.raw)
         rows.append(
             [converter(o(tokens, vocabulary, generator(0, i)), vocabulary) for o in plan.objectives]
         )
         raw.append(plan.tokens)
-    return rows, fixed_shape(model, [plan.shape for plan in plans]), float(np.mean(raw))
+    return rows, shape, float(np.mean(raw))
+
+
+def _samples(shape: RowShape) -> int:
+    return max(1, min(SAMPLES, MOST_TOKENS // sum(shape.streams)))
 
 
 def first_rows(rows: Rows) -> tuple[list[list[Converted]], RowShape, float]:
     """As `made_up_rows`, of a run's own data."""
-    first = [rows[i] for i in range(SAMPLES)]
+    first = [rows[i] for i in range(_samples(rows.shape))]
     tokens = sum(len(s.tokens) for row in first for example in row for s in example.streams)
-    return first, rows.shape, tokens / SAMPLES
+    return first, rows.shape, tokens / len(first)
 
 
 def row_counts(model: Model, rows: list[list[Converted]], shape: RowShape, raw: float):
     """Counts of these rows, and the lengths of a row."""
     axes = rows[0][0].streams[0].positions.shape[1]
-    batch = pack(rows, shape, pad=0, axes=axes, sample_index=range(SAMPLES))
+    batch = pack(rows, shape, pad=0, axes=axes, sample_index=range(len(rows)))
     names = catalogue.ARCHITECTURES[model.architecture].streams
     lengths = {
         "raw": raw,
-        "targets": batch.counts.targets / SAMPLES,
-        **{name: n / SAMPLES for name, n in zip(names, batch.counts.tokens, strict=True)},
+        "targets": batch.counts.targets / len(rows),
+        **{name: n / len(rows) for name, n in zip(names, batch.counts.tokens, strict=True)},
     }
     return batch.counts, lengths
 

@@ -13,7 +13,7 @@ from megaarch.settings import Evaluation, Settings
 from megaarch.study import yardsticks
 from megaarch.study.cell import read_record
 from megaarch.study.items import cut, unfaithful
-from megaarch.training import checkpoint
+from megaarch.training import checkpoint, fits
 from megaarch.training.trainer import device_of
 
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
@@ -32,7 +32,9 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     if raw is None:
         raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")
     settings = _settings(raw, overrides, run)
-    grid = Grid.join(settings, device_of(settings))
+    device = device_of(settings)
+    fits.check_weights(settings, device)
+    grid = Grid.join(settings, device)
     path = checkpoint.newest(run, grid)
     if path is None:
         raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ PATIENCE = 1.0  # seconds; a look at a lock (`is_held`) takes it for a moment
 # seconds that a holder may outlive its process: file servers keep the locks of a node that was lost
 # for a lease, and a loader's workers those of a process that was killed
 LEASE = 150.0
+NAMES = 1 << 10  # bytes of a host's name and a process's number
+PID = re.compile(r"[0-9]{1,9}")
 NOT_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # by file systems without locks
 
 
@@ -82,8 +85,8 @@ def _wait(file: IO[str], folder: Path, what: str) -> None:
 def _lives(file: IO[str]) -> bool:
     """Whether the process that wrote its name into the lock is one of this node, and runs."""
     file.seek(0)
-    host, _, pid = file.read().strip().partition(" ")
-    if not pid.isdecimal():
+    host, _, pid = file.read(NAMES).strip().partition(" ")
+    if not PID.fullmatch(pid):
         return True  # one that has just taken it, or of an earlier version
     if host != socket.gethostname():
         return False

@@ -1,14 +1,16 @@
 """Learning rates by sweep: the same rates and trial budget for every cell, counted apart."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from megaarch.reading import read_json
+from megaarch.reading import Schema, fit, read_json
 from megaarch.settings import Data, Study
 from megaarch.signature import changed, signature
 from megaarch.study import cell as cells
 from megaarch.study import lanes
+from megaarch.study.cell import Trial
 from megaarch.study.display import Board
 from megaarch.study.environment import command, environment
 from megaarch.study.grid import GridCell, rate_key, title
@@ -79,17 +81,22 @@ def record(trials: Trials, grid: list[GridCell], study: Study) -> dict[str, Any]
     }
 
 
+class _Sweep(Schema):
+    best: dict[str, float]
+    settings: dict[str, dict[str, Any]]
+    grid: Annotated[list[float], Field(min_length=1)]
+    trials: list[Trial]
+
+
 def read(path: str) -> dict[str, Any]:
     """A sweep's file. ValueError where it cannot be used."""
     try:
         found = read_json(path)
-        if not all(isinstance(found[key], dict) for key in ("best", "settings")):
-            raise KeyError("best")
-        sorted(found["grid"]), list(found["trials"])
+        fit(found, _Sweep, path)
     except OSError as error:
         raise ValueError(f"study.rates: cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"study.rates: {path} is not the rates.json of a sweep") from None
+    except ValueError as error:
+        raise ValueError(f"study.rates: {path} is not the rates.json of a sweep: {error}") from None
     return found
 
 

@@ -1,13 +1,13 @@
 """Whether a model can be held at all, told ahead of building it."""
 
 import os
-from functools import lru_cache
 
 import torch
 
 from megaarch import catalogue
 from megaarch.model.count import parameter_count
-from megaarch.settings import Model, Settings
+from megaarch.model.transformer import stacks
+from megaarch.settings import Settings
 
 # fp32 numbers of each parameter besides itself and its gradient; adafactor's are its rows and columns
 MOMENTS = {"adamw": 2, "apex_adam": 2, "sgd": 0, "adafactor": 0}
@@ -15,48 +15,62 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def check(settings: Settings, device: torch.device) -> None:
-    """ValueError where weights, gradients and moments of a rank's share alone take more memory than
-    its device, or its machine, has. What passes may still run out of it: `megaarch dry-run` counts
-    activations too."""
-    need, there = least_bytes(settings), memory_of(device)
+    """ValueError where training cannot fit its device, or its machine."""
+    check_training(settings, memory_of(device), device.type)
+
+
+def check_training(settings: Settings, there: float, holder: str) -> None:
+    """ValueError where what a rank's share of training takes at least is more bytes than are `there`.
+    What passes may still run out of memory: `megaarch dry-run` counts all of it. holder: who has it."""
+    need = least_bytes(settings) + activation_bytes(settings)
+    _require(need, there, holder, "weights, gradients, optimizer and the layers' inputs")
+
+
+def check_weights(settings: Settings, device: torch.device) -> None:
+    """ValueError where the weights of a rank alone cannot fit its device, or its machine."""
+    need = 4.0 * _parameters(settings) / _split(settings)
+    _require(need, memory_of(device), device.type, "weights")
+
+
+def _require(need: float, there: float, holder: str, what: str) -> None:
     if need > there:
         raise ValueError(
-            f"model: this model needs {in_words(need)} a process for weights, gradients and "
-            f"optimizer, and {device.type} has {in_words(there)}: lower model's sizes, or spread it "
-            "over more processes (parallel)"
+            f"model: this model needs {in_words(need)} a process for {what}, and {holder} has "
+            f"{in_words(there)}: lower model's sizes or training.micro_batch_size, or spread it over "
+            "more processes (parallel)"
         )
 
 
 def least_bytes(settings: Settings) -> float:
     """Bytes of a rank's share of the state at least: fp32, split evenly over all ranks that split it."""
+    ranks, copies = _split(settings), 2 + MOMENTS[settings.training.optimizer]
+    if settings.parallel.engine == "deepspeed":  # stages and offload decide what else is held here
+        ranks, copies = ranks * settings.parallel.data_parallel_replicate, 1
+    return 4.0 * copies * _parameters(settings) / ranks
+
+
+def activation_bytes(settings: Settings) -> float:
+    """Bytes of the inputs of a rank's layers, which the backward pass of a micro-batch takes whatever
+    is recomputed."""
+    model, parallel = settings.model, settings.parallel
+    each = 2 if settings.training.precision == "bf16" else 4
+    lengths = (
+        model.sequence_length,
+        model.target_length or 0,
+    )  # one that is derived counts for nothing
+    slots = sum(n * len(stack.layers) for n, stack in zip(lengths, stacks(model)))
+    ranks = parallel.tensor_parallel * parallel.context_parallel * parallel.pipeline_parallel
+    return each * settings.training.micro_batch_size * slots * model.hidden_size / ranks
+
+
+def _split(settings: Settings) -> int:
+    """Ranks that split a parameter at most."""
     parallel = settings.parallel
-    ranks = parallel.tensor_parallel * parallel.pipeline_parallel * parallel.data_parallel_shard
-    copies = 2 + MOMENTS[settings.training.optimizer]
-    if parallel.engine == "deepspeed":  # stages and offload decide what else is held here
-        ranks, copies = ranks * parallel.data_parallel_replicate, 1
-    axes = catalogue.position_axes(settings.data.objective)
-    return 4.0 * copies * parameters(settings.model, axes) / ranks
+    return parallel.tensor_parallel * parallel.pipeline_parallel * parallel.data_parallel_shard
 
 
-@lru_cache(maxsize=256)
-def parameters(model: Model, axes: int) -> int:
-    """As `parameter_count`, from models of one and two layers a stack: all layers of a stack are of
-    one size, and a model of thousands takes long to build."""
-    streams = catalogue.ARCHITECTURES[model.architecture].streams
-    if len(streams) == 1:
-        stacks = {"layers": model.layers}
-    else:
-        stacks = {
-            "encoder_layers": model.encoder_layers or model.layers,
-            "decoder_layers": model.decoder_layers or model.layers,
-        }
-
-    def count(**layers: int) -> int:
-        given = dict.fromkeys(stacks, 1) | layers
-        return parameter_count(model.model_copy(update=given), axes)
-
-    least = count()
-    return least + sum((n - 1) * (count(**{name: 2}) - least) for name, n in stacks.items())
+def _parameters(settings: Settings) -> int:
+    return parameter_count(settings.model, catalogue.position_axes(settings.data.objective))
 
 
 def memory_of(device: torch.device) -> int:

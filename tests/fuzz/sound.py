@@ -1,5 +1,6 @@
-"""A folder of sound files, one for each reader."""
+"""A folder of sound files, one for each reader, and what commands need."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,43 +16,73 @@ from megaarch import config
 from megaarch.data.indexed import IndexedWriter
 from megaarch.data.prepare import prepare
 from megaarch.interchange import files
+from megaarch.interchange.convert import Conversion, convert
 from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 from tests.conftest import tiny_raw, write_corpus
 from tests.study.example_results import example_results
 
+ROOT = Path(__file__).parents[2]
+
 
 def make(folder: Path) -> Path:
-    """Trains a tiny run of three steps; returns the folder with its files and all others."""
-    work, sound = folder / "work", folder / "sound"
-    work.mkdir()
+    """Trains a tiny run of three steps; returns the folder with its files and all others. Every path
+    in them is relative to that folder, so that a copy of it is one of its own."""
+    sound = folder / "sound"
     sound.mkdir()
-    raw = tiny_raw(write_corpus(work), work / "cache")
+    with contextlib.chdir(sound):
+        trainer = _trained()
+        path = Path("run/checkpoints/step-00000003")
+        shutil.copytree(path, path.name)
+        shutil.copyfile("run/metrics.jsonl", "metrics.jsonl")
+        shutil.copyfile(trainer.tokenizer["path"], "t.model")
+        dcp.save(
+            checkpoint.state_of(trainer.replica, trainer.optimizer), checkpoint_id=folder / "old"
+        )
+        shutil.copyfile(folder / "old" / ".metadata", "pickled")
+        files.write_safetensors(Path("model.safetensors"), files.read_checkpoint(path))
+        backend = Backend(WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+        backend.pre_tokenizer = Whitespace()
+        backend.save("tokenizer.json")
+        with IndexedWriter("d", np.dtype(np.uint16)) as writer:
+            writer.add(np.arange(8, dtype=np.uint16))
+        _hugging_face(path)
+        Path("results.json").write_text(json.dumps(example_results()))
+        shutil.copyfile(ROOT / "benchmarks" / "2026-11-28-scale.json", "scale.json")
+        (Path("launch")).mkdir()
+        shutil.copyfile(ROOT / "launch" / "site.example.sh", "launch/site.sh")
+        Path("loop").symlink_to("loop")
+    return sound
+
+
+def _trained() -> Trainer:
+    raw = tiny_raw(write_corpus(Path()), Path("cache"))
     raw["training"]["steps"] = 3
-    raw["logging"]["directory"] = str(work / "run")
-    (sound / "run.yaml").write_text(yaml.safe_dump(raw))
-    settings = config.load(sound / "run.yaml")
-    prepared = prepare(settings.data, settings.model.vocabulary_size)
-    trainer = Trainer(settings, prepared)
+    raw["logging"]["directory"] = "out"
+    Path("run.yaml").write_text(yaml.safe_dump(raw))
+    settings = config.load("run.yaml", ["logging.directory=run"])
+    trainer = Trainer(settings, prepare(settings.data, settings.model.vocabulary_size))
     trainer.run()
-    path = work / "run" / "checkpoints" / "step-00000003"
-    shutil.copytree(path, sound / path.name)
-    shutil.copyfile(work / "run" / "metrics.jsonl", sound / "metrics.jsonl")
-    shutil.copyfile(prepared.tokenizer.path, sound / "t.model")
-    dcp.save(checkpoint.state_of(trainer.replica, trainer.optimizer), checkpoint_id=work / "old")
-    shutil.copyfile(work / "old" / ".metadata", sound / "pickled")
-    files.write_safetensors(sound / "model.safetensors", files.read_checkpoint(path))
-    backend = Backend(WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
-    backend.pre_tokenizer = Whitespace()
-    backend.save(str(sound / "tokenizer.json"))
-    with IndexedWriter(sound / "d", np.dtype(np.uint16)) as writer:
-        writer.add(np.arange(8, dtype=np.uint16))
-    hf = sound / "hf"
+    del raw["training"]["steps"]
+    raw["study"] = {
+        "name": "tiny",
+        "budgets": [1e8],
+        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
+        "evaluation": {"documents": 2, "curve_documents": 2, "choices": 4, "middles": 2}
+        | {"prefix_tokens": 8, "continuation_tokens": 4},
+    }
+    Path("study.yaml").write_text(yaml.safe_dump(raw))
+    return trainer
+
+
+def _hugging_face(path: Path) -> None:
+    """An index over one file; and a folder that transformers reads."""
+    hf = Path("hf")
     hf.mkdir()
     (hf / "config.json").write_text('{"model_type": "llama"}')
-    shutil.copyfile(sound / "model.safetensors", hf / "one.safetensors")
+    shutil.copyfile("model.safetensors", hf / "one.safetensors")
     names = files.read_checkpoint(path).weights
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "one.safetensors")}
     (hf / "model.safetensors.index.json").write_text(json.dumps(index))
-    (sound / "results.json").write_text(json.dumps(example_results()))
-    return sound
+    job = Conversion(Path("run"), Path("llama"), "hf", verify=False)
+    convert(job, say=lambda text: None)

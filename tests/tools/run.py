@@ -2,13 +2,19 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
+def module(name: str) -> ModuleType:
+    """tools/NAME.py."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def tool(name: str):
     """`main` of tools/NAME.py."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return module(name).main

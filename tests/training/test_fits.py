@@ -7,6 +7,7 @@ import torch
 
 from megaarch import catalogue
 from megaarch.model import Transformer
+from megaarch.model.count import parameter_count, parameter_shapes
 from megaarch.training import fits
 from tests.conftest import PRESETS
 
@@ -17,7 +18,9 @@ def test_parameters_are_those_of_the_built_model(preset, tiny):
     axes = catalogue.position_axes(settings.data.objective)
     built = Transformer(settings.model, position_axes=axes)
     counted = sum(math.prod(p.shape) for p in built.parameters())
-    assert fits.parameters(settings.model, axes) == counted
+    assert parameter_count(settings.model, axes) == counted
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    assert parameter_shapes(settings.model, axes) == shapes
     assert fits.least_bytes(settings) == 16 * counted
     split = {"parallel__data_parallel_shard": 2, "training__optimizer": "sgd"}
     assert fits.least_bytes(tiny(preset, model__layers=5, **split)) == 4 * counted
@@ -26,11 +29,12 @@ def test_parameters_are_those_of_the_built_model(preset, tiny):
 def test_stacks_of_two_depths_are_counted(tiny):
     settings = tiny("t5", model__encoder_layers=4, model__decoder_layers=3)
     built = Transformer(settings.model, position_axes=1)
-    assert fits.parameters(settings.model, 1) == sum(p.numel() for p in built.parameters())
+    shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}
+    assert parameter_shapes(settings.model, 1) == shapes
 
 
 def test_a_model_that_no_machine_holds_is_refused_in_words(tiny, monkeypatch):
-    settings = tiny(model__layers=2000, model__hidden_size=65536)
+    settings = tiny(model__layers=1000, model__hidden_size=65536)
     with pytest.raises(ValueError, match=r"this model needs [\d.,]+ TB a process .*cpu has"):
         fits.check(settings, torch.device("cpu"))
     small = tiny()
@@ -42,3 +46,17 @@ def test_a_model_that_no_machine_holds_is_refused_in_words(tiny, monkeypatch):
 
 def test_sizes_in_words():
     assert [fits.in_words(x) for x in (5, 3.2e12, 1e21)] == ["5.0 bytes", "3.2 TB", "1,000.0 EB"]
+
+
+def test_the_inputs_of_the_layers_count(tiny, monkeypatch):
+    """Of a micro-batch: rows of 48 tokens of 32 numbers, ahead of each of two layers."""
+    rows = {"training__micro_batch_size": 4096, "training__global_batch_size": 4096}
+    settings = tiny(**rows)
+    assert fits.activation_bytes(settings) == 4096 * 48 * 32 * 2 * 4
+    half = tiny(**rows, parallel__pipeline_parallel=2, training__precision="bf16")
+    assert fits.activation_bytes(half) == 4096 * 48 * 32 * 2
+    two = tiny("t5", model__target_length=16)
+    assert fits.activation_bytes(two) == 4 * (48 + 16) * 32 * 2 * 4
+    monkeypatch.setattr(fits, "memory_of", lambda device: fits.least_bytes(settings) + 1)
+    with pytest.raises(ValueError, match="the layers' inputs.*lower .*micro_batch_size"):
+        fits.check(settings, torch.device("cpu"))

@@ -13,6 +13,10 @@ import yaml
 
 from megaarch import config, reading
 from megaarch.cli import main
+from megaarch.data import beside, shards
+from megaarch.planner import at_scale
+from megaarch.study import cell, lock, rates
+from tests.conftest import made_up_text
 from tests.tools.run import tool
 
 ROOT = Path(__file__).parents[1]
@@ -157,3 +161,118 @@ def test_an_entry_stays_in_its_folder(name, tmp_path):
     with pytest.raises(ValueError, match="leads out of the folder|is no name of a file"):
         reading.inside(folder, name)
     assert reading.inside(folder, "b/a") == folder / "b" / "a"
+
+
+ODD = [None, 3, "x", [], [[]], {}, {"a": {}}]
+
+
+def test_a_damaged_manifest_beside_tokens_is_named(tmp_path):
+    sound = {"request": {"tokenizer": "a"}, "tokenizer_file": "t", "checksum": {}}
+    path = tmp_path / "d.manifest.json"
+    for name in sound:
+        for value in (v for v in ODD if not (name == "checksum" and v == {})):
+            if (name, value) == ("tokenizer_file", "x"):
+                continue
+            path.write_text(json.dumps(sound | {name: value}))
+            with pytest.raises(ValueError, match=r"d\.manifest\.json is damaged"):
+                beside.read(str(tmp_path / "d"))
+    path.write_text(json.dumps(sound | {"train_documents": "many"}))
+    with pytest.raises(ValueError, match=r"damaged.*train_documents"):
+        beside.read(str(tmp_path / "d"))
+
+
+def test_a_damaged_record_of_a_shard_is_made_anew(tmp_path):
+    job = shards.Job(tmp_path, "", "text", 0.1, True, False)
+    (tmp_path / "00000000.bin").write_bytes(b"ab")
+    (tmp_path / "00000000.npz").write_bytes(b"cd")
+    marks = {end: shards._mark(tmp_path / f"00000000{end}") for end in (".bin", ".npz")}
+    counts = dict.fromkeys(("documents", "bytes", "tokens", "duplicates", "lines"), 1)
+    sound = {"summary": counts | {"malformed": [[3, "no text"]]}, "files": marks}
+    record = tmp_path / "00000000.json"
+    record.write_text(json.dumps(sound))
+    assert shards.finished(0, job.folder) == shards.Summary(**counts, malformed=[(3, "no text")])
+    for name, inner in (("summary", "documents"), ("summary", "malformed"), ("files", ".bin")):
+        for value in ODD:
+            if (inner, value) in (("malformed", []), ("documents", 3)):
+                continue
+            changed = copy.deepcopy(sound)
+            changed[name][inner] = value
+            record.write_text(json.dumps(changed))
+            assert shards.finished(0, job.folder) is None
+    record.write_text(json.dumps(sound | {"files": {}}))
+    assert shards.finished(0, job.folder) is None
+    record.write_text(DEEP)
+    assert shards.finished(0, job.folder) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', DEEP, "{}"])
+def test_a_damaged_plan_is_another_job(text, tmp_path, capsys):
+    (tmp_path / "new.parts").mkdir()
+    (tmp_path / "new.parts" / "plan.json").write_text(text)
+    corpus = tmp_path / "text.jsonl"
+    corpus.write_text("".join(json.dumps({"text": made_up_text(i, 8)}) + "\n" for i in range(20)))
+    model = str(tmp_path / "t.model")
+    given = ["--input", str(corpus), "--output", model, "--vocabulary-size", "400"]
+    assert tool("tokenizer")(given) == 0
+    capsys.readouterr()
+    given = ["--input", str(corpus), "--output", str(tmp_path / "new"), "--tokenizer", model]
+    refused(lambda: tool("preprocess")(given), capsys, "holds part of a job with another format")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *([], None, 3, {}, {"signature": []}, {"signature": {}, "result": 3}),
+        {"signature": {}, "trial": {"cell": "a"}},
+        {"signature": {}, "result": {"data": []}},
+    ],
+)
+def test_a_damaged_cell_is_named(record, tmp_path):
+    (tmp_path / "cell.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"cell\.json is damaged: .*remove its folder"):
+        cell.read_record(tmp_path)
+
+
+def test_a_damaged_sweep_is_named(tmp_path):
+    sound = {"best": {"gpt": 1e-3}, "settings": {}, "grid": [1e-3], "trials": []}
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps(sound))
+    assert rates.read(str(path)) == sound
+    for name, values in {
+        "best": [None, [], {"gpt": "x"}],
+        "settings": [None, {"gpt": 3}],
+        "grid": [None, [], ["x"], [None, 1.0]],
+        "trials": [None, {}, [3], [{"cell": "gpt"}]],
+    }.items():
+        for value in values:
+            path.write_text(json.dumps(sound | {name: value}))
+            with pytest.raises(ValueError, match=rf"is not the rates\.json of a sweep: .*{name}"):
+                rates.read(str(path))
+
+
+def test_damaged_lines_of_metrics_are_left_out_of_the_state(tmp_path, capsys):
+    line = {"step": 2, "seconds": 1.0, "flops": 1, "seen_tokens": 5, "loss": 3.0}
+    line |= {"tokens_per_second": 5.0, "share": 0.5}
+    file = tmp_path / "metrics.jsonl"
+    odd = [{**line, name: value} for name in line for value in ("x", [], -1) if name != "loss"]
+    odd += [{"step": 3}, line | {"step": 0}, [], None, line | {"loss": "x"}]
+    odd = odd[-18:]  # the last 20 lines are read
+    file.write_text("".join(json.dumps(found) + "\n" for found in (*odd, line)))
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    (state,) = json.loads(capsys.readouterr().out)["states"]
+    assert (state["step"], state["share"], state["loss"]) == (2, 0.5, 3.0)
+
+
+def test_a_lock_of_anything_is_read(tmp_path):
+    for text in ("host " + "9" * 5000, "host ٣", "\0", "host 99999999999", ""):
+        path = tmp_path / "lock"
+        path.write_text(text)
+        with path.open("a+") as file:
+            assert lock._lives(file) in (True, False)
+
+
+@pytest.mark.parametrize("record", [[], None, {}, {"command": "a", "plans": [3], "dry_runs": []}])
+def test_a_damaged_record_at_scale_is_named(record, tmp_path, capsys):
+    path = tmp_path / "scale.json"
+    path.write_text(json.dumps(record))
+    refused(lambda: at_scale.main([str(path)]), capsys, "scale.json is damaged")

@@ -34,7 +34,9 @@ def check(used: Mapping[str, Any], family: str) -> None:
     """ValueError names the key whose value is no whole number within its bounds, and heads that do not
     divide what they share. used: of `keys.complete`."""
     defaults = FAMILY_KEYS[family].defaults
-    for key in SIZES.keys() & used.keys():
+    for key in (
+        key for key in used if key in SIZES
+    ):  # T5's second depth may be a copy of the first
         value, kind = used[key], SIZES[key]
         if value is None and (defaults[key] is None or kind is Identity):
             continue

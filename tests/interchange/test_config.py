@@ -277,3 +277,46 @@ def test_a_model_that_transformers_llama_refuses_is_not_written():
     odd = config.resolve({"model": {"hidden_size": 30, "heads": 4, "head_size": 8}}).model
     with pytest.raises(ValueError, match="4 heads do not divide hidden_size 30"):
         interchange.config_for(odd, "llama")
+
+
+WHOLE = {
+    family: [key for key, value in keys.defaults.items() if type(value) is int and value > 0]
+    for family, keys in FAMILY_KEYS.items()
+}
+MORE = {
+    "gpt2": ["n_inner"],
+    "llama": ["num_key_value_heads", "head_dim", "original_max_position_embeddings"],
+    "t5": ["num_decoder_layers"],
+}
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_size_that_is_no_whole_number_is_refused_by_its_key(family):
+    for key in [*WHOLE[family], *MORE.get(family, ())]:
+        refused = [10**12, "12", -5, 1.5, True, [12], {}]
+        if FAMILY_KEYS[family].defaults[key] is not None and not key.endswith("_token_id"):
+            refused.append(None)
+        for value in refused:
+            if value == [12] and key == "eos_token_id":
+                continue
+            with pytest.raises(
+                ValueError, match=rf"^{key} of this Hugging Face config must be a whole"
+            ):
+                given(family, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "named"),
+    [
+        ("gpt2", {"n_head": 7}, "n_head 7"),
+        ("llama", {"num_attention_heads": 31}, "num_attention_heads 31"),
+        ("llama", {"num_key_value_heads": 5}, "num_key_value_heads 5"),
+        ("llama", {"hidden_size": 96, "num_attention_heads": 32}, "head_dim"),
+        ("llama", {"head_dim": 7}, "head_dim"),
+        ("bert", {"hidden_size": 100}, "num_attention_heads 12"),
+        ("bart", {"encoder_attention_heads": 3, "decoder_attention_heads": 3}, "_heads 3"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused_by_their_key(family, keys, named):
+    with pytest.raises(ValueError, match=named):
+        given(family, **keys)

@@ -36,7 +36,9 @@ def main() -> int:
     counts, faults = {name: Counter() for name in NAMES}, []
     slowest = dict.fromkeys(NAMES, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        one = partial(_one, sound.make(Path(folder)), Path(folder), given.seed)
+        files = sound.make(Path(folder))
+        flags.warm(files, Path(folder) / "case")
+        one = partial(_one, files, Path(folder), given.seed)
         fork = multiprocessing.get_context("fork")  # nothing is built twice
         with ProcessPoolExecutor(given.processes, mp_context=fork) as pool:
             for name, outcome, seconds, about in pool.map(one, range(given.inputs)):

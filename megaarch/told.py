@@ -56,4 +56,6 @@ def speaks() -> bool:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if str(error) == "embedded null byte":
+        return "a path has a NUL character, which no file's name has: give another"
     return str(error)

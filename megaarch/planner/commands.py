@@ -97,5 +97,6 @@ def _cluster_of(options: argparse.Namespace):
 
     for name, value in (("gpus", options.gpus), ("gpus-per-node", options.gpus_per_node)):
         if value is not None and not 1 <= value <= MOST_GPUS:
-            raise ValueError(f"--{name} {value}: must be from 1 to {MOST_GPUS:,}")
+            bound = f"at most {MOST_GPUS:,}" if value > MOST_GPUS else "at least 1"
+            raise ValueError(f"--{name} {value}: must be {bound}")
     return Cluster(gpu(options.gpu), options.gpus_per_node)

@@ -167,9 +167,15 @@ ODD = [None, 3, "x", [], [[]], {}, {"a": {}}]
 
 
 def test_a_damaged_manifest_beside_tokens_is_named(tmp_path):
+    named = ("request", "tokenizer_file", "checksum")
     sound = {"request": {"tokenizer": "a"}, "tokenizer_file": "t", "checksum": {}}
+    counted = ("documents", "duplicates", "train_documents", "train_bytes", "train_tokens")
+    counted += ("heldout_documents", "heldout_bytes", "dropped_paragraphs", "malformed")
+    sound |= dict.fromkeys(counted, 1) | {"malformed_records": []}
     path = tmp_path / "d.manifest.json"
-    for name in sound:
+    path.write_text(json.dumps(sound))
+    assert beside.read(str(tmp_path / "d"))["train_tokens"] == 1
+    for name in named:
         for value in (v for v in ODD if not (name == "checksum" and v == {})):
             if (name, value) == ("tokenizer_file", "x"):
                 continue

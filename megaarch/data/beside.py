@@ -25,7 +25,7 @@ class _Manifest(Schema):
 
     request: _Request
     tokenizer_file: str
-    checksum: dict[str, Any]
+    checksum: dict[str, str | int]
     documents: NonNegative
     duplicates: NonNegative
     train_documents: NonNegative

@@ -313,7 +313,7 @@ def test_a_folder_serves_one_process_at_a_time_and_damage_is_named(study, tmp_pa
     compare(study, tmp_path, QUIET)
     record = next((tmp_path / "cells").rglob("cell.json"))
     record.write_text(record.read_text()[:50])
-    with pytest.raises(ValueError, match=r"cell\.json is damaged"):
+    with pytest.raises(ValueError, match=r"cell\.json is not JSON.*remove its folder"):
         compare(study, tmp_path, QUIET)
 
 

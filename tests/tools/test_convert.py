@@ -233,9 +233,9 @@ def test_damaged_and_missing_files_are_named(words, tmp_path, capsys):
     for changes, said in (
         ({"model_type": "mamba"}, "model_type 'mamba'"),
         ({"model_type": ["gpt2"]}, "model_type ['gpt2']"),
-        ({"n_embd": None}, "a value of this Hugging Face config has a wrong type"),
-        ({"n_head": "three"}, "makes model.heads 'three'"),
-        ({"n_head": 5}, "does not make layers.0.attention."),
+        ({"n_embd": None}, "n_embd of this Hugging Face config must be a whole number"),
+        ({"n_head": "three"}, "n_head of this Hugging Face config must be a whole number"),
+        ({"n_head": 5}, "does not divide"),
         ({"vocab_size": V - 50}, "wte.weight [150, 24] does not make embedding.weight"),
         ({"vocab_size": V + 50}, "it has 150 rows and vocab_size is 200"),
         ({"megaarch": ["gpt"]}, "megaarch has to be an object"),

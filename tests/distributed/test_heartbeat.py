@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_in_a_step_is_named_with_its_place(tiny, prepared, tmp
     with Job(tiny("gpt", **given), tmp_path, stumble, "hang") as job:
         assert job.wait(BOUND) == [LOST, LOST], job.told
         assert "step 4 has not ended for" in job.told and "Traceback" not in job.told
-        assert f"rank 1 on {socket.gethostname()} (last step 3) is in train_step (test_heart" in (
+        assert f"rank 1 on {socket.gethostname()} (last step 3) is in launch (test_heart" in (
             job.told
         )
 

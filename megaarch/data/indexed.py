@@ -40,7 +40,36 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary_size < 65500 else np.int32)
 
 
-class IndexedDataset:
+class _Indexed:
+    """Items of tokens by index. A subclass sets `path` and `lengths` (int64 [items]), names its items,
+    and reads tokens that are known to exist."""
+
+    path: str
+    lengths: np.ndarray
+    item: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The tokens of an item, [length]. IndexError past either end."""
+        return self.get(index)
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """`length` tokens of an item from `offset`; None is up to its end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.item} {index} of {len(self)} in {self.path}")
+        size = int(self.lengths[index])
+        length = size - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > size:
+            raise IndexError(f"tokens {offset}:{offset + length} of {size} in {self.item} {index}")
+        return self._read(index, offset, length)
+
+    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class IndexedDataset(_Indexed):
     """Sequences of token ids, memory-mapped.
 
     path: the prefix of both files. Indexing and slices give int32 copies (int64 if the file
@@ -50,6 +79,8 @@ class IndexedDataset:
     dtype: as stored. tokens: number in all.
     ValueError names the file that is missing, truncated or no indexed dataset.
     """
+
+    item = "sequence"
 
     def __init__(self, path: str | os.PathLike):
         self.path = prefix_of(path)
@@ -117,21 +148,7 @@ class IndexedDataset:
     def __reduce__(self):
         return IndexedDataset, (self.path,)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Sequence `index`, [length]. IndexError past either end."""
-        return self.get(index)
-
-    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """`length` tokens of sequence `index` from `offset`; None is up to its end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)} in {self.path}")
-        size = int(self.lengths[index])
-        length = size - offset if length is None else length
-        if offset < 0 or length < 0 or offset + length > size:
-            raise IndexError(f"tokens {offset}:{offset + length} of {size} in sequence {index}")
+    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
         start = int(self._pointers[index]) // self.dtype.itemsize + offset
         return self._tokens[start : start + length].astype(self._given)
 
@@ -198,13 +215,15 @@ class IndexedDataset:
         return found.hexdigest()[:32]
 
 
-class IndexedDocuments:
+class IndexedDocuments(_Indexed):
     """The documents of an indexed dataset, each the tokens of its sequences end to end.
 
     Sequences of no document are documents of their own. Pickles as its dataset.
 
     path, tokens: of the dataset. lengths: int64 [documents], tokens of each.
     """
+
+    item = "document"
 
     def __init__(self, dataset: IndexedDataset):
         self.dataset, self.path, self.tokens = dataset, dataset.path, dataset.tokens
@@ -217,21 +236,7 @@ class IndexedDocuments:
     def __reduce__(self):
         return IndexedDocuments, (self.dataset,)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Document `index`, [length]. IndexError past either end."""
-        return self.get(index)
-
-    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """`length` tokens of document `index` from `offset`; None is up to its end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)} in {self.path}")
-        size = int(self.lengths[index])
-        length = size - offset if length is None else length
-        if offset < 0 or length < 0 or offset + length > size:
-            raise IndexError(f"tokens {offset}:{offset + length} of {size} in document {index}")
+    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
         return self.dataset.stream(int(self._starts[index]) + offset, length)
 
     def last_tokens(self, documents: np.ndarray) -> np.ndarray:

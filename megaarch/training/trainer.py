@@ -68,8 +68,9 @@ class Trainer:
 
     grid: the processes of the layout; None: this one alone. `model` is what this one holds. heart:
     theirs, which the caller has started.
-    watch: called after every step, on every process; on a GPU once the next one is launched. hold_out: called with (replica, progress) at
-    `shares` of the limit, on every process, not counted as training time.
+    watch: called after every step, on every process; on a GPU once the next one is launched.
+    hold_out: called with (replica, progress) at `shares` of the limit, on every process, not
+    counted as training time.
     """
 
     def __init__(

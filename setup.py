@@ -86,7 +86,7 @@ setup(
     version="0.1.0",
     description="Distributed pretraining that is fair to every transformer architecture",
     packages=find_packages(include=["megaarch", "megaarch.*"]),
-    package_data={"megaarch": ["study/report/*.j2", "study/report/*.css", "planner/*.yaml"]},
+    package_data={"megaarch": ["report/*.j2", "report/*.css", "py.typed", "planner/*.yaml"]},
     ext_modules=[CPU],
     cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.11",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from megaarch import catalogue, config
-from megaarch.data.prepare import prepare
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.ingest.prepare import prepare
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 
-from megaarch.benchmark.command import main
+from tools.throughput.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

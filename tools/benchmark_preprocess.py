@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megaarch.data import corpus, shards
+from megaarch.cli.errors import told
 from megaarch.data.tokenizer import Tokenizer
-from megaarch.told import told
+from megaarch.ingest import corpus, shards
 
 MOST_PAIRS = 1000
 

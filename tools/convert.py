@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megaarch.told import told
+from megaarch.cli.errors import told
 
 EPILOG = """\
 examples:

@@ -4,8 +4,8 @@ import argparse
 import sys
 import time
 
-from megaarch.data.preprocess import SHARD_BYTES, Request, preprocess
-from megaarch.told import told
+from megaarch.cli.errors import told
+from megaarch.ingest.preprocess import SHARD_BYTES, Request, preprocess
 
 EPILOG = """\
 examples:
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from megaarch.data.sources import notes
     from megaarch.data.workers import workers
+    from megaarch.ingest.sources import notes
     from megaarch.study.display import Board
 
     request = Request(

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from megaarch.data.sample import sample
-from megaarch.data.sources import notes
+from megaarch.cli.errors import told
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.told import told
+from megaarch.ingest.sample import sample
+from megaarch.ingest.sources import notes
 
 EPILOG = """\
 example:

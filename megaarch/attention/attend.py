@@ -33,7 +33,7 @@ def attend(
     bias: added to the scaled scores; needs query_positions [B, Sq, A] and key_positions
         [B, Sk, A], int64, of which axis 0 is used.
     kernel: a name in KERNELS, or "auto". fused_rows: a kernel that gathers rows does so by
-        kernels/rows.py.
+        attention/fused_rows.py.
 
     Returns [B, Sq, H, D] in q's dtype. Rows in no part, and rows that see no key, are exactly
     zero and give exactly zero gradients; what padding rows of q, k and v hold reaches nothing.

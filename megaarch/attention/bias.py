@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
+from megaarch.config.validate import bucket_fault
+
 CHUNK = 1 << 26  # elements of one-hot buckets that lie in memory at a time
 
 
@@ -36,25 +38,13 @@ def relative_bucket(
     return ahead + torch.where(distance < exact, distance, grown)
 
 
-def bucket_fault(buckets: int, bidirectional: bool, max_distance: int) -> str | None:
-    """What is wrong with these settings of a relative bias, in a sentence; None: nothing."""
-    parts = 4 if bidirectional else 2
-    if 1 <= buckets // parts < max_distance:
-        return None
-    return (
-        f"a relative bias of {buckets} buckets cannot reach {max_distance} tokens: give at least "
-        f"{parts} buckets, and a distance of more than a {'quarter' if bidirectional else 'half'} "
-        "of them"
-    )
-
-
 @dataclass(frozen=True)
 class RelativeBias:
     """T5's relative attention bias (Raffel et al. 2020, section 2.1).
 
     table: [buckets, H], one learned scalar for each bucket and query head; differentiable.
     bidirectional: whether keys ahead of the query have buckets of their own, else that of distance 0
-        (megaarch/catalogue.py says which stream has which).
+        (megaarch/config/catalogue.py says which stream has which).
     max_distance: tokens; farther keys share one bucket.
 
     Raises ValueError where the buckets leave no room for the logarithmic half.

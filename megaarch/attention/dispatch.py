@@ -114,7 +114,7 @@ def estimate(kernel, parts: Parts) -> float:
 
 
 def find(name: str, fused_rows: bool = False) -> Any:
-    """The kernel of this name. fused_rows: rows move by kernels/rows.py, where it gathers any."""
+    """The kernel of this name. fused_rows: rows move by attention/fused_rows.py, where it gathers any."""
     kernel = KERNELS[name]
     if fused_rows and isinstance(kernel, varlen.Kernel):
         return replace(kernel, fused_rows=True)

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from megaarch.attention import fused_rows
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.package import Package
 from megaarch.attention.parts import CAUSAL, FULL, Parts
 from megaarch.attention.rows import HALF, Put, Ranges, Take, Where, nothing
 from megaarch.attention.sdpa_plan import visible_tiles
-from megaarch.kernels import rows
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Kernel:
     limit: as gpu.py says.
     tflops: published, forward and backward, packed causal rows of 8k tokens and head size 128; None
     where nobody has published it, and then `auto` leaves the kernel alone. fused_rows: rows move by
-    kernels/rows.py. rebuilds: the library builds a plan for each shape of a call.
+    attention/fused_rows.py. rebuilds: the library builds a plan for each shape of a call.
     forward_operators: as dispatch.py says.
     """
 
@@ -219,28 +219,28 @@ class ByIndex:
 
 @dataclass(frozen=True)
 class BySegment:
-    """The same by kernels/rows.py, which takes segments. cut: of q and k, the transpose."""
+    """The same by attention/fused_rows.py, which takes segments. cut: of q and k, the transpose."""
 
     calls: tuple[Segments, ...]
-    cut: dict[str, rows.Pieces]
+    cut: dict[str, fused_rows.Pieces]
 
     def take(self, x_BSHD: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
         sides = [getattr(call, side) for call in self.calls]
-        return rows.Take.apply(x_BSHD, sides, self.cut[side])
+        return fused_rows.Take.apply(x_BSHD, sides, self.cut[side])
 
     def put(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
         sides = [call.q for call in self.calls]
-        return rows.Put.apply(sides, self.cut["q"], shape, *results)
+        return fused_rows.Put.apply(sides, self.cut["q"], shape, *results)
 
 
-def pieces(parts: Parts) -> dict[str, rows.Pieces]:
+def pieces(parts: Parts) -> dict[str, fused_rows.Pieces]:
     """What BySegment adds up by, of q and k; remembered on the parts."""
 
-    def cut(parts: Parts) -> dict[str, rows.Pieces]:
+    def cut(parts: Parts) -> dict[str, fused_rows.Pieces]:
         calls, count = plan(parts).calls, len(parts)
         return {
-            "q": rows.pieces([call.q for call in calls], count * parts.queries),
-            "k": rows.pieces([call.k for call in calls], count * parts.keys),
+            "q": fused_rows.pieces([call.q for call in calls], count * parts.queries),
+            "k": fused_rows.pieces([call.k for call in calls], count * parts.keys),
         }
 
     return parts.plan("varlen pieces", cut)

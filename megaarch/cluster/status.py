@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from megaarch.cluster import slurm, submit
-from megaarch.parallel.heartbeat import LOST
-from megaarch.reading import Schema
+from megaarch.distributed.heartbeat import LOST
+from megaarch.files import Schema
 from megaarch.study import cell as cells
 from megaarch.study import compare, lock
 from megaarch.study.display import clock

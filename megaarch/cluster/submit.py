@@ -19,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from megaarch import config
 from megaarch.cluster import slurm
 from megaarch.cluster.slurm import Site
-from megaarch.parallel import mesh
-from megaarch.reading import LARGEST_TEXT, read_bytes
+from megaarch.distributed import mesh
+from megaarch.files import LARGEST_TEXT, read_bytes
+from megaarch.parallel.validate import check
 from megaarch.study import cell as cells
 from megaarch.study import compare, rates
 from megaarch.study.grid import GridCell, expand, rate_key
@@ -167,7 +168,7 @@ def _check(grid: list[GridCell], directory: Path, site: Site, order: Order) -> N
             f"{math.ceil(2 * site.warning_seconds / 60)} minutes"
         )
     for cell in grid:
-        mesh.check(cell.settings, mesh.processes(cell.settings.parallel))
+        check(cell.settings, mesh.processes(cell.settings.parallel))
         nodes, _ = shape(cell, site)
         if nodes > order.nodes:
             raise ValueError(

@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from megaarch.catalogue import ARCHITECTURES
+from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.data.example import Example, Vocabulary
 from megaarch.data.objectives.blank_infilling import text_positions
 

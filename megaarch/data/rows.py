@@ -13,21 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from megaarch import catalogue
+from megaarch.config import catalogue
+from megaarch.config.schema import Data, Model
 from megaarch.data import objectives
 from megaarch.data.blend import Blend
 from megaarch.data.converters import CONVERTERS
-from megaarch.data.example import (
-    Converted,
-    Converter,
-    Lengths,
-    RowShape,
-    Vocabulary,
-    generator,
-)
+from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations
-from megaarch.settings import Data, Model
 
 DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from those of noise
 

@@ -9,11 +9,11 @@ half empty, a row takes two segments that fill both streams together:
 
 from dataclasses import dataclass, replace
 
-from megaarch import catalogue
+from megaarch.config import catalogue
+from megaarch.config.schema import Data, Model
 from megaarch.data import objectives
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Objective, RowShape, largest_raw
-from megaarch.settings import Data, Model
 
 
 @dataclass(frozen=True)

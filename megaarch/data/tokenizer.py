@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from megaarch.data.example import SPECIALS, Vocabulary
-from megaarch.reading import parse_json, read_bytes
+from megaarch.files import parse_json, read_bytes
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes

@@ -5,7 +5,7 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from megaarch.parallel import launch
+from megaarch.distributed import launch
 
 MOST_WORKERS = 1024  # as data.workers
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.interchange import from_config, rope, sizes, to_config
 from megaarch.interchange.keys import FAMILY_KEYS, complete
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import stacks
 
 
-def settings_from(config: Mapping) -> settings.Model:
+def settings_from(config: Mapping) -> schema.Model:
     """The model settings of a Hugging Face `config.json` (or `config.to_dict()`).
 
     What is missing has the value that transformers' config class gives it. Whether the output is
@@ -28,7 +28,7 @@ def settings_from(config: Mapping) -> settings.Model:
     used = complete(config, family)
     sizes.check(used, family)
     try:
-        return settings.Model(**getattr(from_config, family)(used))
+        return schema.Model(**getattr(from_config, family)(used))
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(map(str, fault["loc"]))
@@ -51,7 +51,7 @@ def family_in(config: Mapping) -> str:
     return family
 
 
-def config_for(model: settings.Model, family: str, position_axes: int = 1) -> dict[str, Any]:
+def config_for(model: schema.Model, family: str, position_axes: int = 1) -> dict[str, Any]:
     """The `config.json` of a model in this family.
 
     ValueError names every setting in which the family has no such model.
@@ -73,7 +73,7 @@ def config_for(model: settings.Model, family: str, position_axes: int = 1) -> di
     return config
 
 
-def family_of(model: settings.Model) -> str:
+def family_of(model: schema.Model) -> str:
     """The family that comes nearest to a model. ValueError where there is none."""
     positions = model.position_encoding
     if model.architecture in ("causal_decoder", "prefix_decoder"):
@@ -85,7 +85,7 @@ def family_of(model: settings.Model) -> str:
     raise ValueError(f"no Hugging Face family here has the architecture {model.architecture}")
 
 
-def traits(model: settings.Model) -> dict[str, Any]:
+def traits(model: schema.Model) -> dict[str, Any]:
     """What makes up a model, with defaults filled in and without what does not apply to it."""
     found = {
         "architecture": model.architecture,
@@ -133,5 +133,5 @@ def _equal(ours: Any, theirs: Any) -> bool:
     return ours == theirs
 
 
-def _learned(model: settings.Model) -> bool:
+def _learned(model: schema.Model) -> bool:
     return model.position_encoding == "learned"

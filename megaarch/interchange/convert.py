@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import yaml
 
-from megaarch import catalogue, config
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.config.schema import Model, Settings
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
 from megaarch.interchange.configs import config_for, family_in, family_of, settings_from
@@ -25,7 +27,6 @@ from megaarch.interchange.keys import complete
 from megaarch.interchange.ties import settle
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
-from megaarch.settings import Model, Settings
 from megaarch.training.progress import Progress
 
 FORMATS = ("checkpoint", "safetensors", "hf")

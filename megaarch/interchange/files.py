@@ -16,8 +16,8 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megaarch.files import Schema, check_regular, fit, parse_json, read_json
 from megaarch.interchange.huggingface import Weights
-from megaarch.reading import Schema, check_regular, fit, parse_json, read_json
 from megaarch.training import checkpoint
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata

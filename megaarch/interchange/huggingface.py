@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.interchange.families import FAMILIES, Family
 from megaarch.interchange.layouts import Layout
 from megaarch.model.transformer import Transformer, stacks
@@ -18,7 +18,7 @@ Weights = dict[str, torch.Tensor]
 _Names = dict[str, tuple[Layout, tuple[str, ...], tuple[str, ...]]]
 
 
-def from_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: str) -> Weights:
+def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
     """Our state dict, from a Hugging Face state dict of `family` ("gpt2", "llama", ...).
 
     A file's tensors, and what config.json says of ties, go through `ties.settle` first. ValueError
@@ -66,7 +66,7 @@ def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str
                 )
 
 
-def to_hf(weights: Mapping[str, torch.Tensor], model: settings.Model, family: str) -> Weights:
+def to_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
     """A Hugging Face state dict of `family`, tied copies included, from ours."""
     theirs = {}
     tied = model.tied_embedding or FAMILIES[family].always_tied
@@ -83,7 +83,7 @@ def without_effect(name: str, family: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in FAMILIES[family].without_effect)
 
 
-def names_of(model: settings.Model, family: str) -> set[str]:
+def names_of(model: schema.Model, family: str) -> set[str]:
     """All names that a Hugging Face file may have for the model's tensors."""
     untied = model.model_copy(update={"tied_embedding": False})
     tables = FAMILIES[family]
@@ -91,12 +91,12 @@ def names_of(model: settings.Model, family: str) -> set[str]:
     return copies | {name for _, names, _ in _table(untied, family).values() for name in names}
 
 
-def _shapes(model: settings.Model) -> dict[str, torch.Size]:
+def _shapes(model: schema.Model) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return {name: p.shape for name, p in Transformer(model).named_parameters()}
 
 
-def _table(model: settings.Model, family: str) -> _Names:
+def _table(model: schema.Model, family: str) -> _Names:
     """Each of our parameters: its layout, the names it is made of, further names of the same."""
     tables = FAMILIES[family]
     found = {}
@@ -109,7 +109,7 @@ def _table(model: settings.Model, family: str) -> _Names:
     return found
 
 
-def _find(name: str, family: Family, model: settings.Model) -> tuple[Layout, tuple[str, ...]]:
+def _find(name: str, family: Family, model: schema.Model) -> tuple[Layout, tuple[str, ...]]:
     table, index = family.once, ""
     key = name
     if name.startswith("layers."):

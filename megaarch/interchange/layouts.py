@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary
 
@@ -23,32 +23,32 @@ class Layout:
     Of parts in shapes that are not the model's, `fuse` may raise ValueError, or what torch raises.
     """
 
-    fuse: Callable[[Tensors, settings.Model], torch.Tensor]
-    split: Callable[[torch.Tensor, settings.Model], Tensors]
+    fuse: Callable[[Tensors, schema.Model], torch.Tensor]
+    split: Callable[[torch.Tensor, schema.Model], Tensors]
 
 
 def _transpose(x: torch.Tensor) -> torch.Tensor:
     return x.t() if x.ndim == 2 else x
 
 
-def _by_head(x: torch.Tensor, model: settings.Model) -> torch.Tensor:
+def _by_head(x: torch.Tensor, model: schema.Model) -> torch.Tensor:
     """[heads·Dh, ...] to [Hkv, heads / Hkv, Dh, ...]."""
     return x.unflatten(0, (key_heads(model), -1, head_size(model)))
 
 
-def _fuse_heads(parts: Tensors, model: settings.Model) -> torch.Tensor:
+def _fuse_heads(parts: Tensors, model: schema.Model) -> torch.Tensor:
     """q, k, v (or k, v), each [heads·Dh, ...], to [Hkv·(q ... q k v)·Dh, ...]."""
     return torch.cat([_by_head(part, model) for part in parts], dim=1).flatten(0, 2)
 
 
-def _split_heads(fused: torch.Tensor, model: settings.Model) -> Tensors:
+def _split_heads(fused: torch.Tensor, model: schema.Model) -> Tensors:
     by_head = _by_head(fused, model)
     queries = by_head.shape[1] - 2  # none in a fused k, v
     sizes = (queries, 1, 1) if queries else (1, 1)
     return [part.flatten(0, 2) for part in by_head.split(sizes, dim=1)]
 
 
-def _fuse_vocabulary(parts: Tensors, model: settings.Model) -> torch.Tensor:
+def _fuse_vocabulary(parts: Tensors, model: schema.Model) -> torch.Tensor:
     (table,) = parts
     if len(table) != model.vocabulary_size:
         raise ValueError(f"it has {len(table)} rows and vocab_size is {model.vocabulary_size}")
@@ -56,7 +56,7 @@ def _fuse_vocabulary(parts: Tensors, model: settings.Model) -> torch.Tensor:
     return torch.cat((table, table.new_zeros(padding, *table.shape[1:])))
 
 
-def _split_vocabulary(table: torch.Tensor, model: settings.Model) -> Tensors:
+def _split_vocabulary(table: torch.Tensor, model: schema.Model) -> Tensors:
     return [table[: model.vocabulary_size]]
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megaarch import settings
+from megaarch.config import schema
 
 # Their key -> ours, of each kind that is a setting here.
 FIELDS = {
@@ -94,7 +94,7 @@ def _by_mscale(parameters: Mapping) -> float | None:
     return (0.1 * scale * grown + 1) / (0.1 * all_dim * grown + 1)
 
 
-def trait(model: settings.Model) -> dict[str, Any] | None:
+def trait(model: schema.Model) -> dict[str, Any] | None:
     """The scaling's fields that its kind has."""
     scaling = model.rope_scaling
     if scaling is None:
@@ -103,7 +103,7 @@ def trait(model: settings.Model) -> dict[str, Any] | None:
     return {name: getattr(scaling, name) for name in names}
 
 
-def to_hf(model: settings.Model) -> dict[str, Any]:
+def to_hf(model: schema.Model) -> dict[str, Any]:
     """The keys of a Llama config, in the spellings of transformers 4 and 5."""
     scaling, base = model.rope_scaling, model.rope_base
     if scaling is None:

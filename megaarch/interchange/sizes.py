@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from megaarch.config.schema import Count, Distance, Layers, Length, Number, Width
 from megaarch.interchange.keys import FAMILY_KEYS
-from megaarch.settings import Count, Distance, Layers, Length, Number, Width
 
 Identity = Annotated[int, Field(ge=-1, le=1 << 31)]  # of a special token; older configs have -1
 KINDS = {

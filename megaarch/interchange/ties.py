@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.interchange.configs import family_in, settings_from
 from megaarch.interchange.families import FAMILIES, Family
 from megaarch.interchange.huggingface import Weights, names_of, without_effect
@@ -82,7 +82,7 @@ def _replace(found: Weights, first: str, inputs: list[str], family: str) -> None
     found[first] = tensors[0]
 
 
-def _current_names(weights: Weights, model: settings.Model, family: str) -> Weights:
+def _current_names(weights: Weights, model: schema.Model, family: str) -> Weights:
     """Old files lack the base model's prefix, or call a norm's weight and bias gamma and beta."""
     known, prefix = names_of(model, family), FAMILIES[family].prefix
     found: Weights = {}

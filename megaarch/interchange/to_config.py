@@ -6,19 +6,19 @@ what differs by reading it back.
 
 from typing import Any
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.interchange import rope
 from megaarch.interchange.from_config import ACTIVATIONS
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import stacks
 
 
-def activation_name(model: settings.Model) -> str:
+def activation_name(model: schema.Model) -> str:
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return names.get(model.activation, "gelu")  # of a gated one, the mismatch is told
 
 
-def gpt2(m: settings.Model) -> dict[str, Any]:
+def gpt2(m: schema.Model) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "n_layer": len(stacks(m)[-1].layers),
@@ -35,7 +35,7 @@ def gpt2(m: settings.Model) -> dict[str, Any]:
     } | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), m.dropout)
 
 
-def llama(m: settings.Model) -> dict[str, Any]:
+def llama(m: schema.Model) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "num_hidden_layers": len(stacks(m)[-1].layers),
@@ -56,7 +56,7 @@ def llama(m: settings.Model) -> dict[str, Any]:
     } | rope.to_hf(m)
 
 
-def bert(m: settings.Model) -> dict[str, Any]:
+def bert(m: schema.Model) -> dict[str, Any]:
     return {
         "architectures": ["BertForMaskedLM"],
         "num_hidden_layers": len(stacks(m)[-1].layers),
@@ -75,7 +75,7 @@ def bert(m: settings.Model) -> dict[str, Any]:
     }
 
 
-def t5(m: settings.Model) -> dict[str, Any]:
+def t5(m: schema.Model) -> dict[str, Any]:
     counts = [len(stack.layers) for stack in stacks(m)]
     names = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "gated-silu"}
     return {
@@ -98,7 +98,7 @@ def t5(m: settings.Model) -> dict[str, Any]:
     }
 
 
-def bart(m: settings.Model) -> dict[str, Any]:
+def bart(m: schema.Model) -> dict[str, Any]:
     counts = [len(stack.layers) for stack in stacks(m)]
     config = {
         "architectures": ["BartForConditionalGeneration"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from megaarch import settings
 from megaarch.attention import parts
 from megaarch.attention.parts import Parts
+from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.interchange.huggingface import Weights
 from megaarch.model.transformer import Transformer
@@ -73,7 +73,7 @@ def _free_bytes() -> float:
 
 @torch.no_grad()
 def check_logits(
-    weights: Weights, model: settings.Model, folder: Path, family: str, pieces: int
+    weights: Weights, model: schema.Model, folder: Path, family: str, pieces: int
 ) -> str:
     """A sentence. ValueError where our logits and those that transformers computes from `folder`
     differ, on random tokens below `pieces`; a prefix decoder's with the causal mask that Llama has.
@@ -135,7 +135,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
 
 
 def _inputs(
-    model: settings.Model, tokens: torch.Tensor, targets: torch.Tensor
+    model: schema.Model, tokens: torch.Tensor, targets: torch.Tensor
 ) -> tuple[Batch, dict[str, torch.Tensor]]:
     """The same tokens as our batch, and as arguments of their model."""
     if model.architecture == "encoder_decoder":

@@ -2,7 +2,7 @@
 
 import torch
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange.huggingface import Weights
 from megaarch.model.transformer import padded_vocabulary
@@ -19,8 +19,8 @@ SENTINEL = "<extra_id_{}>"  # T5's
 
 
 def fitted(
-    weights: Weights, model: settings.Model, path: str, sentinels: int, ids: dict[str, int | None]
-) -> tuple[Weights, settings.Model, Tokenizer]:
+    weights: Weights, model: schema.Model, path: str, sentinels: int, ids: dict[str, int | None]
+) -> tuple[Weights, schema.Model, Tokenizer]:
     """Weights and settings whose vocabulary is that of `Tokenizer(path, sentinels)`.
 
     ids: special -> id in the old vocabulary, as the model's config has it. A special or sentinel

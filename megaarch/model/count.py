@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import torch
 
+from megaarch.config.schema import Model
 from megaarch.model.transformer import Transformer, stacks
-from megaarch.settings import Model
 
 
 def parameter_count(model: Model, position_axes: int = 1) -> int:

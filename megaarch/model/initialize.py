@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from megaarch import settings
+from megaarch.config import schema
 from megaarch.model.transformer import Transformer, stacks
 
 BLOCK = 2**20  # elements of a parameter, flattened, that one generator draws
@@ -21,7 +21,7 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 def initial_value(
     name: str,
     shape: tuple[int, ...],
-    model: settings.Model,
+    model: schema.Model,
     seed: int,
     shard: tuple[range, ...] | None = None,
 ) -> torch.Tensor:

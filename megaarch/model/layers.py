@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megaarch import settings
 from megaarch.attention import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts
+from megaarch.config import schema
 from megaarch.kernels.gated import GATES, Gated
 from megaarch.kernels.library import serves
 from megaarch.kernels.rms_norm import RMSNorm
@@ -63,7 +63,7 @@ def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
     return Linear(inputs, outputs, bias=bias)
 
 
-def normalization(model: settings.Model) -> nn.Module:
+def normalization(model: schema.Model) -> nn.Module:
     """RMSNorm or LayerNorm over the width; statistics in fp32."""
     if model.normalization == "rmsnorm":
         fused = "rms_norm" in model.fused_kernels
@@ -87,7 +87,7 @@ def layer_norm(
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, model: settings.Model, linear: MakeLinear):
+    def __init__(self, model: schema.Model, linear: MakeLinear):
         super().__init__()
         self.head_size = head_size(model)
         self.group = model.heads // key_heads(model)
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, model: settings.Model, linear: MakeLinear):
+    def __init__(self, model: schema.Model, linear: MakeLinear):
         super().__init__()
         self.head_size = head_size(model)
         self.scale, self.kernel = model.attention_scale, model.attention
@@ -160,7 +160,7 @@ class _Pair(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, model: settings.Model, linear: MakeLinear):
+    def __init__(self, model: schema.Model, linear: MakeLinear):
         super().__init__()
         width = model.feed_forward_size
         self.name, self.activation = model.activation, ACTIVATIONS[model.activation]
@@ -185,7 +185,7 @@ class Layer(nn.Module):
     """Self-attention, cross-attention where `cross`, feed-forward: each a residual branch with its
     normalization, ahead of the branch (pre) or after the sum (post)."""
 
-    def __init__(self, model: settings.Model, cross: bool, linear: MakeLinear = linear):
+    def __init__(self, model: schema.Model, cross: bool, linear: MakeLinear = linear):
         super().__init__()
         self.pre = model.normalization_position == "pre"
         self.rate = model.dropout
@@ -225,9 +225,9 @@ class Layer(nn.Module):
         return residual(x_BSD, self.feed_forward_norm, self.feed_forward, 2)
 
 
-def key_heads(model: settings.Model) -> int:
+def key_heads(model: schema.Model) -> int:
     return model.kv_heads or model.heads
 
 
-def head_size(model: settings.Model) -> int:
+def head_size(model: schema.Model) -> int:
     return model.head_size or model.hidden_size // model.heads

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from megaarch.catalogue import ARCHITECTURES, position_axes
+from megaarch.config.catalogue import ARCHITECTURES, position_axes
+from megaarch.config.schema import Model, RopeScaling
 from megaarch.kernels.heads import Heads
 from megaarch.kernels.library import serves
 from megaarch.model.rope_scaling import attention_factor, scaled
-from megaarch.settings import Model, RopeScaling
 
 
 def position_scheme(model: Model, objective: str) -> dict[str, Any]:

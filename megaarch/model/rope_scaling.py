@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from megaarch.settings import RopeScaling
+from megaarch.config.schema import RopeScaling
 
 
 def scaled(frequency: torch.Tensor, base: float, scaling: RopeScaling) -> torch.Tensor:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from megaarch import settings
 from megaarch.attention.bias import RelativeBias
-from megaarch.catalogue import ARCHITECTURES
+from megaarch.config import schema
+from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.data.batch import Batch, Stream
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
@@ -47,7 +47,7 @@ class Stack:
     bidirectional_bias: bool
 
 
-def stacks(model: settings.Model) -> tuple[Stack, ...]:
+def stacks(model: schema.Model) -> tuple[Stack, ...]:
     """The stacks of a model, in order; the last one carries the targets."""
     found, first = [], 0
     architecture = ARCHITECTURES[model.architecture]
@@ -66,7 +66,7 @@ def padded_vocabulary(size: int) -> int:
 class HeadTransform(nn.Module):
     """BERT's dense layer, activation and norm ahead of the output (Devlin et al. 2019)."""
 
-    def __init__(self, model: settings.Model):
+    def __init__(self, model: schema.Model):
         super().__init__()
         self.dense = linear(model.hidden_size, model.hidden_size, model.bias)
         self.activation = ACTIVATIONS[model.activation]
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        model: settings.Model,
+        model: schema.Model,
         *,
         position_axes: int = 1,
         layer_linear: MakeLinear = linear,

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
+from megaarch.config.schema import Settings
 from megaarch.model.loss import torch_slope
 from megaarch.model.transformer import Transformer
-from megaarch.settings import Settings
 
 BACKEND = "inductor"
 

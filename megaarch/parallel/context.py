@@ -25,9 +25,9 @@ from torch.distributed._functional_collectives import all_to_all_single, wait_te
 from megaarch.attention import Parts, RelativeBias, attend
 from megaarch.data.batch import Batch, Stream
 from megaarch.data.packing import HEAD_MULTIPLE
+from megaarch.distributed.mesh import Grid
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.layers import CrossAttention, SelfAttention
-from megaarch.parallel.mesh import Grid
 
 
 def apply(model: Transformer, grid: Grid) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from megaarch.config.schema import Training
 from megaarch.model.layers import MakeLinear, linear
-from megaarch.settings import Training
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
 CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)

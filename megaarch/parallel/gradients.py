@@ -7,7 +7,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
-from megaarch.parallel.mesh import Grid
+from megaarch.distributed.mesh import Grid
 
 
 @torch.no_grad()

@@ -24,14 +24,14 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
+from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
+from megaarch.distributed.mesh import Grid
 from megaarch.model import TargetLosses
 from megaarch.model.loss import training_loss
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.partial import PartialTransformer, Received, prune
-from megaarch.parallel.shared import Shared
+from megaarch.parallel.stage_module import PartialTransformer, Received, prune
 from megaarch.parallel.stages import Stages, is_v, needs
-from megaarch.settings import Settings
+from megaarch.parallel.tied import Shared
 
 __all__ = ["Engine", "PartialTransformer", "prune"]
 

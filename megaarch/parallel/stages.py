@@ -14,12 +14,12 @@ from itertools import pairwise
 
 import torch
 
-from megaarch import flops
 from megaarch.config import ConfigError
+from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.segments import segmentations
+from megaarch.model import flops
 from megaarch.model.transformer import stacks
-from megaarch.settings import Model, Settings
 
 
 @dataclass(frozen=True)

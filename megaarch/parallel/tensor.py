@@ -37,12 +37,12 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from megaarch import settings
+from megaarch.config import schema
+from megaarch.distributed.mesh import Grid
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import LayerNorm, head_size, key_heads, layer_norm
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import vocabulary
-from megaarch.parallel.mesh import Grid
 
 
 def apply(model: Transformer, grid: Grid) -> None:
@@ -50,7 +50,7 @@ def apply(model: Transformer, grid: Grid) -> None:
     on every rank, over the ranks of axis `tp`: they become DTensors, under unchanged names.
 
     Streams then need lengths that are multiples of the ranks. Apply it ahead of all else.
-    What must divide is checked by `mesh.check`.
+    What must divide is checked by `validate.check`.
     """
     if grid.size("tp") == 1:
         return
@@ -81,7 +81,7 @@ def apply(model: Transformer, grid: Grid) -> None:
     )
 
 
-def plan(model: settings.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
+def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
     """How each module is split, by patterns of its name; the first that fits counts."""
     column = ColwiseParallel(input_layouts=Shard(1))
     row = RowwiseParallel(output_layouts=Shard(1))
@@ -198,7 +198,7 @@ class KeyGroup(ParallelStyle):
 
 
 def key_group_rows(
-    model: settings.Model, rank: int, ranks: int
+    model: schema.Model, rank: int, ranks: int
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks` runs,
     as (start, length), where several ranks share a key head."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megaarch import config
+from megaarch.config.schema import Settings
 from megaarch.planner.search import Plan, counted, search
 from megaarch.planner.time import Cluster
-from megaarch.settings import Settings
 from megaarch.study.grid import expand
 
 

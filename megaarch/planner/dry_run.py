@@ -21,15 +21,16 @@ from torch.distributed import pipelining
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megaarch.attention import sdpa, sdpa_plan
+from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
+from megaarch.distributed.mesh import AXES, Grid
+from megaarch.engine.native import Replica
 from megaarch.model import loss
 from megaarch.parallel import gradients
-from megaarch.parallel.build import place
-from megaarch.parallel.mesh import AXES, Grid, check
-from megaarch.parallel.replica import Replica
+from megaarch.parallel.parallelize import place
+from megaarch.parallel.validate import check
 from megaarch.planner.ledger import Ledger
 from megaarch.planner.memory import memory_by_rank, micro_batches
-from megaarch.settings import Settings
 from megaarch.study.describe import made_up_batch
 from megaarch.training import optimizer
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from megaarch import config
-from megaarch.settings import Section
+from megaarch.config.schema import Section
 
 Rate = Annotated[float, Field(gt=0)]
 FILE = Path(__file__).with_name("hardware.yaml")

@@ -15,10 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from megaarch import catalogue
 from megaarch.attention import sdpa_plan
 from megaarch.attention.parts import Parts
-from megaarch.flops import GATED
+from megaarch.config import catalogue
+from megaarch.config.products import GATED
+from megaarch.config.schema import Data, Model, Settings, Training
 from megaarch.model.count import parameter_sizes
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.loss import ACCELERATOR, rows_of_chunk
@@ -26,7 +27,6 @@ from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages, overlap
 from megaarch.planner.order import in_flight
 from megaarch.planner.work import FULL, HALF, Layers
-from megaarch.settings import Data, Model, Settings, Training
 from megaarch.study.describe import made_up_batch
 
 STATES = {"adamw": 2, "apex_adam": 2, "adafactor": 0, "sgd": 0}  # numbers kept for a parameter
@@ -51,7 +51,7 @@ class Memory:
 
 
 def step_memory(settings: Settings) -> Memory:
-    """Of a rank of the fullest pipeline stage, in a layout that fits (mesh.check)."""
+    """Of a rank of the fullest pipeline stage, in a layout that fits (validate.check)."""
     return max(memory_by_rank(settings), key=lambda memory: memory.total)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 
+from megaarch.config.schema import Parallel
 from megaarch.parallel.pipeline import ONE_STAGE, SCHEDULES
-from megaarch.settings import Parallel
 
 Action = tuple[int, str, int]  # stage, one of FBIW, micro-batch
 Order = tuple[tuple[Action, ...], ...]  # of each rank

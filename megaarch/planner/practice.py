@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from megaarch.config.schema import Settings
 from megaarch.parallel import compile
-from megaarch.settings import Settings
 
 
 class Bytes(NamedTuple):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from megaarch.config.schema import Parallel
 from megaarch.planner.hardware import Constants, Gpu, hardware
 from megaarch.planner.practice import Practice
 from megaarch.planner.work import HALF, Work
-from megaarch.settings import Parallel
 
 
 @dataclass(frozen=True)

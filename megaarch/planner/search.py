@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megaarch.combinations import combinations
 from megaarch.config import ConfigError
-from megaarch.parallel.mesh import check
+from megaarch.config.schema import Parallel, Settings
+from megaarch.config.validate import combinations
+from megaarch.parallel.validate import check
 from megaarch.planner.memory import Memory, step_memory
 from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
 from megaarch.planner.work import Layers
-from megaarch.settings import Parallel, Settings
 from megaarch.training.progress import Limit
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
+from megaarch.config.schema import Settings
 from megaarch.planner.dry_run import DryRun
 from megaarch.planner.search import Plan, layout
-from megaarch.settings import Settings
 
 SET = (
     "tensor_parallel",

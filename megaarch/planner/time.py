@@ -11,7 +11,8 @@ parallelism and between stages where the practice says so.
 import math
 from dataclasses import dataclass, fields
 
-from megaarch import flops
+from megaarch.config.schema import Settings
+from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
 from megaarch.planner.memory import micro_batches, parameters_by_rank
@@ -19,7 +20,6 @@ from megaarch.planner.order import bubble
 from megaarch.planner.practice import Practice, ours
 from megaarch.planner.rates import Cluster, Rates, exposed
 from megaarch.planner.work import HALF, Layers, Work
-from megaarch.settings import Settings
 
 FUSED_BACKWARD = 2.5  # fused attention computes the scores again (Dao et al. 2022, section 3.1)
 OPTIMIZER_BYTES = 40  # read and written for a parameter: norm 4, clipping 8, AdamW 28
@@ -54,7 +54,7 @@ class Seconds:
 
 
 def step_seconds(settings: Settings, cluster: Cluster, practice: Practice | None = None) -> Seconds:
-    """One optimizer step of settings whose layout fits (mesh.check). practice: this project's."""
+    """One optimizer step of settings whose layout fits (validate.check). practice: this project's."""
     practice = practice or ours(settings)
     parallel, batches = settings.parallel, micro_batches(settings)
     rates = Rates(cluster, parallel, practice)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from megaarch.config.products import GATED, Product, layer_products
+from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
-from megaarch.flops import GATED, Product, layer_products
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
 from megaarch.planner.practice import OURS, Bytes, Practice
-from megaarch.settings import Data, Model, Settings
 from megaarch.study.describe import made_up_rows, row_counts
 
 HALF, FULL = 2, 4  # bytes of bf16 and fp32

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from megaarch import catalogue, config
-from megaarch.data.prepare import Prepared
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.config.fingerprint import changed, signature
+from megaarch.config.schema import Evaluation, Settings
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.mesh import Grid
+from megaarch.files import Schema, fit, read_json
+from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
-from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.mesh import Grid
-from megaarch.reading import Schema, fit, read_json
-from megaarch.settings import Evaluation, Settings
-from megaarch.signature import changed, signature
 from megaarch.study import yardsticks
 from megaarch.study.display import Line
 from megaarch.study.environment import environment, share

@@ -12,9 +12,9 @@ import yaml
 from rich.console import Console
 
 from megaarch import config
-from megaarch.data.prepare import Prepared
-from megaarch.parallel.mesh import processes
-from megaarch.settings import Data, Study
+from megaarch.config.schema import Data, Study
+from megaarch.distributed.mesh import processes
+from megaarch.ingest.prepare import Prepared
 from megaarch.study import cell as cells
 from megaarch.study import lanes, lock, preflight, rates, yardsticks
 from megaarch.study.display import Board

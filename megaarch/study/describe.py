@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from megaarch import catalogue, config, flops
-from megaarch.config import Raw
+from megaarch import config
+from megaarch.config import Raw, catalogue
+from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, generator
 from megaarch.data.packing import pack
-from megaarch.data.prepare import Prepared, prepare
 from megaarch.data.rows import Rows
 from megaarch.data.segments import fixed_shape, segmentations
+from megaarch.ingest.prepare import Prepared, prepare
+from megaarch.model import flops
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
-from megaarch.settings import Data, Model, Settings
 from megaarch.study import lanes
 from megaarch.study.grid import expand
 

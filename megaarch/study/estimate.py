@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from megaarch import catalogue, config
-from megaarch.data.prepare import Prepared
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings, Training
 from megaarch.data.rows import Rows
+from megaarch.distributed.mesh import processes
+from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
-from megaarch.parallel.mesh import processes
-from megaarch.settings import Settings, Training
 from megaarch.study import lanes, preflight, rates
 from megaarch.study.describe import describe
 from megaarch.study.grid import GridCell, expand

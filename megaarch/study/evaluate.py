@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from megaarch import config
-from megaarch.data.prepare import Prepared, prepare
-from megaarch.parallel import launch
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
-from megaarch.settings import Evaluation, Settings
+from megaarch.config.schema import Evaluation, Settings
+from megaarch.distributed import launch
+from megaarch.engine.native import Replica
+from megaarch.ingest.prepare import Prepared, prepare
+from megaarch.parallel.validate import join
 from megaarch.study import yardsticks
 from megaarch.study.cell import read_record
 from megaarch.study.items import cut, unfaithful
@@ -34,7 +34,7 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     settings = _settings(raw, overrides, run)
     device = device_of(settings)
     fits.check_weights(settings, device)
-    grid = Grid.join(settings, device)
+    grid = join(settings, device)
     path = checkpoint.newest(run, grid)
     if path is None:
         raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")

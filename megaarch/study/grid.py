@@ -4,9 +4,10 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaarch import catalogue, config
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.config.schema import Cell, Model, Settings, Size, Study
 from megaarch.model.count import parameter_count
-from megaarch.settings import Cell, Model, Settings, Size, Study
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 

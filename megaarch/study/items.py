@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.settings import Evaluation
+from megaarch.config.schema import Evaluation
 
 CHECKED = 1000  # held-out documents that must survive the tokenizer
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from megaarch.data.prepare import Prepared, kind_of, prepare
-from megaarch.data.split import Exclusion
-from megaarch.parallel import launch
-from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.mesh import Grid
-from megaarch.settings import Data, Evaluation, Study
+from megaarch.config.schema import Data, Evaluation, Study
+from megaarch.distributed import launch
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.mesh import Grid
+from megaarch.ingest.prepare import Prepared, kind_of, prepare
+from megaarch.ingest.split import Exclusion
 from megaarch.study import cell as cells
 from megaarch.study import lock
 from megaarch.study.display import Board, Line, Show

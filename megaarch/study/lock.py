@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from megaarch.parallel.mesh import Grid
+from megaarch.distributed.mesh import Grid
 from megaarch.training.checkpoint import on_main
 
 log = logging.getLogger(__name__)

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from megaarch import catalogue
-from megaarch.config import ConfigError
+from megaarch.config import ConfigError, catalogue
+from megaarch.config.schema import Data, Settings, Study
 from megaarch.data import conditional
 from megaarch.data.converters import CONVERTERS
-from megaarch.data.prepare import Prepared
 from megaarch.data.rows import Rows
+from megaarch.distributed import mesh
+from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
-from megaarch.parallel import float8, mesh
-from megaarch.settings import Data, Settings, Study
+from megaarch.parallel import float8, validate
 from megaarch.study import lanes, yardsticks
 from megaarch.study.grid import GridCell
 from megaarch.study.score import row_limit
@@ -43,7 +43,7 @@ def _problems(
     cell: GridCell, cells: dict[str, GridCell], study: Study, base: Data
 ) -> Iterator[str]:
     settings = cell.settings
-    yield from _said(lambda: mesh.check(settings, mesh.processes(settings.parallel)))
+    yield from _said(lambda: validate.check(settings, mesh.processes(settings.parallel)))
     yield from _said(lambda: float8.check(settings.training, device_of(settings)))
     if settings.training.optimizer == "apex_adam":
         yield from _said(optimizer.fused_adam)

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.reading import Schema, fit, read_json
-from megaarch.settings import Data, Study
-from megaarch.signature import changed, signature
+from megaarch.config.fingerprint import changed, signature
+from megaarch.config.schema import Data, Study
+from megaarch.files import Schema, fit, read_json
 from megaarch.study import cell as cells
 from megaarch.study import lanes
 from megaarch.study.cell import Trial

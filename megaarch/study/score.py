@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megaarch import catalogue
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings
 from megaarch.data import conditional
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.packing import pack, plan_rows
+from megaarch.engine.native import Replica
 from megaarch.model.transformer import Transformer
-from megaarch.parallel.replica import Replica
-from megaarch.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from megaarch import config
-from megaarch.data.prepare import Prepared
-from megaarch.parallel import launch
-from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.mesh import Grid
+from megaarch.distributed import launch
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.ingest.prepare import Prepared
+from megaarch.parallel.validate import join
 from megaarch.study import cell as cells
 from megaarch.study import compare, lanes, rates
 from megaarch.study.display import Board
@@ -81,7 +81,7 @@ def _run(
 ) -> dict[str, Any] | None:
     settings = config.resolve(raw)
     study, base = settings.study, settings.data
-    grid = Grid.join(cell.settings, device_of(cell.settings))
+    grid = join(cell.settings, device_of(cell.settings))
 
     def ready() -> Prepared:
         if grid.is_main:

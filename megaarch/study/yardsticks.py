@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megaarch import catalogue
-from megaarch.settings import Evaluation, Settings
+from megaarch.config import catalogue
+from megaarch.config.schema import Evaluation, Settings
 from megaarch.study.intervals import ratio_interval
 from megaarch.study.items import Item
 from megaarch.study.score import Scorer

@@ -4,7 +4,7 @@ checkpoints that they have written. All act on it at the same step."""
 import signal
 from collections import deque
 
-from megaarch.parallel.mesh import AXES, Grid
+from megaarch.distributed.mesh import AXES, Grid
 from megaarch.training.readback import Readback, upload
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from megaarch.reading import read_text
+from megaarch.files import read_text
 
 log = logging.getLogger(__name__)
 ID = "wandb.id"  # in a run's directory: W&B's name for the run

@@ -26,8 +26,8 @@ from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.native import Replica
 from megaarch.training import storage
 from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
 from megaarch.training.retention import ASIDE, complete, prune, sweep

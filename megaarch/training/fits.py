@@ -4,10 +4,10 @@ import os
 
 import torch
 
-from megaarch import catalogue
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings
 from megaarch.model.count import parameter_count
 from megaarch.model.transformer import stacks
-from megaarch.settings import Settings
 
 # fp32 numbers of each parameter besides itself and its gradient; adafactor's are its rows and columns
 MOMENTS = {"adamw": 2, "apex_adam": 2, "sgd": 0, "adafactor": 0}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megaarch.settings import Logging
+from megaarch.config.schema import Logging
 from megaarch.training.boards import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)

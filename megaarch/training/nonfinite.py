@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megaarch.settings import Training
+from megaarch.config.schema import Training
 
 FILE = "nonfinite.json"
 

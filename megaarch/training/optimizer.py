@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from megaarch.settings import Training
+from megaarch.config.schema import Training
 
 
 def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -24,7 +24,7 @@ def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
         # Shazeer and Stern 2018; decay 0.8 as T5
         kind = torch.optim.Adafactor
         if any(mesh for _, mesh in kinds):
-            from megaarch.parallel.adafactor import Adafactor as kind
+            from megaarch.training.adafactor import Adafactor as kind
         return kind(groups, lr=rate, beta2_decay=-0.8)
     if training.optimizer == "apex_adam":
         return fused_adam()(groups, lr=rate, betas=betas, eps=training.epsilon)

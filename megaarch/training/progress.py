@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, fields, replace
 
+from megaarch.config.schema import Training
 from megaarch.data.batch import Counts
-from megaarch.settings import Training
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from megaarch.reading import Schema, fit, inside, read_json
+from megaarch.files import Schema, fit, inside, read_json
 
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 Count = Annotated[int, Field(ge=0)]

@@ -21,10 +21,10 @@ from torch import distributed
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from megaarch.parallel import launch
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
-from megaarch.settings import Training
+from megaarch.config.schema import Training
+from megaarch.distributed import launch
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.native import Replica
 from megaarch.training import checkpoint, storage
 
 # torch 2.11 closes a stager behind the first state that it has copied

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import WriteItemType
 
-from megaarch.reading import LARGEST, Schema, fit, inside, parse_json, read_bytes
+from megaarch.files import LARGEST, Schema, fit, inside, parse_json, read_bytes
 from megaarch.training import pickled_metadata
 
 INDEX, PICKLED = "metadata.json", ".metadata"

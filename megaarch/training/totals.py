@@ -4,7 +4,7 @@ the learning rate count it."""
 from dataclasses import dataclass
 
 from megaarch.data.batch import Batch, Counts
-from megaarch.parallel.mesh import DATA, Grid
+from megaarch.distributed.mesh import DATA, Grid
 from megaarch.training.readback import Readback, upload
 
 

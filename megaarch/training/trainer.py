@@ -18,26 +18,29 @@ from pathlib import Path
 
 import torch
 
-from megaarch import flops
+from megaarch.config.fingerprint import RESUMABLE, changed, signature
+from megaarch.config.schema import Model, Settings, Training
 from megaarch.data.batch import Batch
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.build import replica_of
+from megaarch.engine.native import Replica
+from megaarch.files import fit
 from megaarch.kernels import library
+from megaarch.model import flops
 from megaarch.model.count import parameter_count
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8
-from megaarch.parallel.build import build_model, compute_dtype
-from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.mesh import Grid, check
-from megaarch.parallel.replica import Replica, replica_of
-from megaarch.reading import fit
-from megaarch.settings import Model, Settings, Training
-from megaarch.signature import RESUMABLE, changed, signature
+from megaarch.parallel.parallelize import build_model
+from megaarch.parallel.precision import compute_dtype
+from megaarch.parallel.validate import check
 from megaarch.training import checkpoint, fits, optimizer
 from megaarch.training.agreement import Agreement
 from megaarch.training.faults import Stopped, Watch
 from megaarch.training.garbage import collected_by_hand
-from megaarch.training.heap import keep_freed_memory
+from megaarch.training.malloc import keep_freed_memory
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.progress import Limit, Progress, learning_rate, limit_change
@@ -64,7 +67,7 @@ def device_of(settings: Settings) -> torch.device:
 
 
 class Trainer:
-    """A run. `prepared` is the data (data/prepare.py); `fingerprint` guards a resumed run.
+    """A run. `prepared` is the data (ingest/prepare.py); `fingerprint` guards a resumed run.
 
     grid: the processes of the layout; None: this one alone. `model` is what this one holds. heart:
     theirs, which the caller has started.

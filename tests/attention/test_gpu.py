@@ -26,8 +26,8 @@ from megaarch.attention import (
 )
 from megaarch.attention.gpu import Gpu, describe
 from megaarch.data.loader import Steps
-from megaarch.data.prepare import prepare
 from megaarch.data.rows import Rows
+from megaarch.ingest.prepare import prepare
 from tests.attention.cases import CASES, prefix
 from tests.attention.gpus import GPUS, MODES, Machine, on_gpu
 from tests.attention.test_attend import tensors

@@ -26,7 +26,7 @@ from megaarch.attention import (
     warm,
 )
 from megaarch.attention.package import Package
-from megaarch.settings import AttentionKernel
+from megaarch.config.schema import AttentionKernel
 from tests.attention import emulation
 from tests.attention.cases import CASES, chat, prefix
 from tests.attention.partitions import partitions

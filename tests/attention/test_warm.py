@@ -11,8 +11,8 @@ from megaarch import config
 from megaarch.attention import KERNELS, Parts, RelativeBias, choose, cudnn, sdpa, varlen, warm
 from megaarch.attention.intervals import intervals, tensors
 from megaarch.data.loader import Steps
-from megaarch.data.prepare import prepare
 from megaarch.data.rows import Rows
+from megaarch.ingest.prepare import prepare
 from tests.attention.cases import prefix
 from tests.attention.gpus import GPUS, Machine, on_gpu
 from tests.conftest import PRESETS

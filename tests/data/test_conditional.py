@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megaarch.attention.parts import Parts
-from megaarch.catalogue import ARCHITECTURES, OBJECTIVES, PRESETS
+from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES, PRESETS
 from megaarch.data.conditional import MIDDLES, continuation, middle
 from megaarch.data.converters import CONVERTERS
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.attention.parts import Parts
-from megaarch.catalogue import ARCHITECTURES, PRESETS
+from megaarch.config.catalogue import ARCHITECTURES, PRESETS
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Example, Lengths, generator
 from megaarch.data.objectives import MIXTURES, build, supervised

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megaarch import catalogue, config
+from megaarch import config
+from megaarch.config import catalogue
 from megaarch.data.conditional import continuation
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.loader import Steps
-from megaarch.data.prepare import prepare
 from megaarch.data.rows import Rows
+from megaarch.ingest.prepare import prepare
 from tests.conftest import PRESETS
 
 

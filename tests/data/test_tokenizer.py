@@ -10,9 +10,9 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from megaarch.data import embedded
 from megaarch.data.example import SPECIALS
 from megaarch.data.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
+from megaarch.ingest import embedded
 
 PROSE = [
     "The quick brown fox jumps over the lazy dog.\nIs it lazy?\n\n    def dog(self):\n\treturn 1!",

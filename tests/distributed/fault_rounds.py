@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 
-from megaarch import catalogue, config
-from megaarch.parallel.heartbeat import LOST
-from megaarch.settings import Settings
+from megaarch import config
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings
+from megaarch.distributed.heartbeat import LOST
 from megaarch.study.environment import environment
 from megaarch.training import checkpoint, storage
 from tests.distributed.jobs import Job

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from megaarch.parallel.mesh import AXES
-from megaarch.settings import Settings
+from megaarch.config.schema import Settings
+from megaarch.distributed.mesh import AXES
 from tests.distributed.pool import PRELOAD
 
 

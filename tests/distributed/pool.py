@@ -36,7 +36,7 @@ PRELOAD = [
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "torch.distributed.tensor.parallel",
-    "megaarch.data.prepare",
+    "megaarch.ingest.prepare",
     "megaarch.training.trainer",
 ]
 

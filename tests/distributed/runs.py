@@ -9,9 +9,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from megaarch import config
-from megaarch.data.prepare import prepare
-from megaarch.parallel.mesh import Grid
-from megaarch.settings import Settings
+from megaarch.config.schema import Settings
+from megaarch.distributed.mesh import Grid
+from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
 
 PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
@@ -49,7 +49,7 @@ def trainer_of(settings: Settings) -> Trainer:
 
 @lru_cache
 def _prepared_text(data: str, vocabulary_size: int):
-    from megaarch.settings import Data
+    from megaarch.config.schema import Data
 
     return prepare(Data.model_validate_json(data), vocabulary_size)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from megaarch.distributed.mesh import Grid
 from megaarch.model.initialize import initial_value
-from megaarch.parallel.build import build
-from megaarch.parallel.mesh import Grid
+from megaarch.parallel.parallelize import build
 from tests.distributed import runs
 
 LAYOUTS = {

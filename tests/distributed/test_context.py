@@ -12,22 +12,23 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 
-from megaarch import config, settings
+from megaarch import config
+from megaarch.config import schema
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.native import Replica
 from megaarch.model import initialize
-from megaarch.parallel import context, data, recompute, tensor
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
+from megaarch.parallel import context, fsdp, recompute, tensor
 from megaarch.training.trainer import build_model
 from tests.conftest import PRESETS
 from tests.distributed import runs
 from tests.distributed.layouts import DEEPER
 
 LAYOUTS = {
-    "cp2": settings.Parallel(context_parallel=2),
-    "cp4": settings.Parallel(context_parallel=4),
-    "cp2 x tp2": settings.Parallel(context_parallel=2, tensor_parallel=2),
+    "cp2": schema.Parallel(context_parallel=2),
+    "cp4": schema.Parallel(context_parallel=4),
+    "cp2 x tp2": schema.Parallel(context_parallel=2, tensor_parallel=2),
 }
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
 TARGET_LENGTH = {"t5": 24, "ul2": 32, "bart": 48}
@@ -69,7 +70,7 @@ def cases(raw, prepared):
     return {name: make(raw, prepared, *case) for name, case in CASES.items()}
 
 
-def run(given: settings.Settings, batch, dtype, grid=None, mode="none", half=False):
+def run(given: schema.Settings, batch, dtype, grid=None, mode="none", half=False):
     """Gradients by name and losses [B, M], whole, of one micro-batch."""
     model = build_model(given.model, given.data.objective)
     initialize(model, 0)
@@ -143,7 +144,7 @@ def test_layers_exchange_again_when_they_recompute(pool, cases, mode):
 def sharded(given, batch):
     """The largest relative L2 of a gradient, with its name, for each way to recompute; parameters
     are sharded over four ranks, two of them of context parallelism."""
-    parallel = settings.Parallel(context_parallel=2, data_parallel_shard=2)
+    parallel = schema.Parallel(context_parallel=2, data_parallel_shard=2)
     grid, found = Grid.build(parallel, torch.device("cpu")), {}
     wanted, _ = run(given, batch, torch.float64)
     for mode in ("none", "selective", "full"):
@@ -153,7 +154,7 @@ def sharded(given, batch):
         model.set_dropout_step(0, 3)
         context.apply(model, grid)
         recompute.apply(model, mode)
-        data.shard(model, grid, given.model_copy(update={"parallel": parallel}))
+        fsdp.shard(model, grid, given.model_copy(update={"parallel": parallel}))
         losses = model(context.local_batch(batch, grid))
         penalty = 1e-2 * losses.log_partition.square()
         ranks = grid.size("cp")  # gradients are means over four, and two pairs have the same rows

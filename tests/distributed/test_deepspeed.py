@@ -6,8 +6,8 @@ import os
 import pytest
 
 from megaarch.config import ConfigError
-from megaarch.parallel import zero_config
-from megaarch.parallel.mesh import check
+from megaarch.engine import deepspeed_config
+from megaarch.parallel.validate import check
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 from tests.distributed import runs
@@ -116,7 +116,7 @@ def config_of(raw, tmp_path, given, settings=()):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(given))
     named = ENGINE | {"parallel.deepspeed_config": str(path)} | dict(settings)
-    return zero_config.of(runs.settings_of(raw, "gpt", named), 2)
+    return deepspeed_config.of(runs.settings_of(raw, "gpt", named), 2)
 
 
 def test_a_deepspeed_json_is_taken_and_may_repeat_the_settings(raw, tmp_path):

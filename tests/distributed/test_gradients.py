@@ -5,9 +5,9 @@ from torch import nn
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
+from megaarch.config.schema import Parallel
+from megaarch.distributed.mesh import Grid
 from megaarch.parallel import gradients
-from megaarch.parallel.mesh import Grid
-from megaarch.settings import Parallel
 
 
 def settled():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from megaarch.parallel.heartbeat import LOST
+from megaarch.distributed.heartbeat import LOST
 from megaarch.training import checkpoint
 from megaarch.training.faults import REQUEUE
 from megaarch.training.trainer import Trainer

@@ -13,12 +13,12 @@ import yaml
 from torch.distributed import distributed_c10d
 
 from megaarch.cli import main
-from megaarch.data.prepare import prepare
 from megaarch.data.tokenizer import train_sentencepiece
-from megaarch.parallel import launch
-from megaarch.parallel.heartbeat import Heartbeat
-from megaarch.parallel.launch import Place, find, hosts, rendezvous
-from megaarch.parallel.mesh import Grid
+from megaarch.distributed import launch
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.launch import Place, find, hosts, rendezvous
+from megaarch.distributed.mesh import Grid
+from megaarch.ingest.prepare import prepare
 from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 from tests.conftest import made_up_text

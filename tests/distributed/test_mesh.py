@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from megaarch.config import ConfigError
-from megaarch.parallel.mesh import AXES, DATA, GRADIENT, Grid, check
-from megaarch.settings import Parallel
+from megaarch.config.schema import Parallel
+from megaarch.distributed.mesh import AXES, DATA, GRADIENT, Grid
+from megaarch.parallel.validate import check
 
 SIZES = {"pp": 2, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 2}
 

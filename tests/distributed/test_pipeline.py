@@ -7,12 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-from megaarch import catalogue, flops
-from megaarch.config import ConfigError
+from megaarch.config import ConfigError, catalogue
 from megaarch.data.batch import Counts
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
-from megaarch.model import Transformer, initialize
+from megaarch.model import Transformer, flops, initialize
 from megaarch.parallel.stages import check, layer_costs, row_shape, split
 from tests.conftest import PRESETS
 
@@ -79,7 +78,7 @@ def one_process(case):
 
 def pipelined(cases):
     """On each rank, for each case: loss, gradients, names it counts, held-out losses."""
-    from megaarch.parallel.mesh import Grid
+    from megaarch.distributed.mesh import Grid
     from megaarch.parallel.pipeline import Engine, prune
 
     found = []
@@ -211,8 +210,8 @@ def combined(cases):
     """As `pipelined`, in any layout of four ranks; gradients whole."""
     from torch.distributed.tensor import DTensor
 
-    from megaarch.parallel.mesh import Grid
-    from megaarch.parallel.replica import Replica
+    from megaarch.distributed.mesh import Grid
+    from megaarch.engine.native import Replica
 
     found = []
     for case in cases:

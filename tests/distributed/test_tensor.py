@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from megaarch import config, settings
+from megaarch import config
+from megaarch.config import schema
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
+from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
-from megaarch.parallel import build, context, vocabulary
+from megaarch.parallel import context, parallelize, vocabulary
 from megaarch.parallel.gradients import settle
-from megaarch.parallel.mesh import Grid
 from tests.conftest import PRESETS
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
@@ -87,10 +88,10 @@ def run(given, batches, dtype, grid=None, half=False):
     """
     torch.set_default_dtype(dtype)  # this process runs nothing else
     if grid is None:
-        model = build.build_model(given.model, given.data.objective)
+        model = parallelize.build_model(given.model, given.data.objective)
         initialize(model, 0)
     else:
-        model = build.build(given, grid)
+        model = parallelize.build(given, grid)
         batches = [context.local_batch(b, grid) for b in batches[grid.data_rank :: grid.data_ranks]]
     model.train()
     model.compute_dtype = torch.bfloat16 if half else None
@@ -127,7 +128,7 @@ def differences(given, batches, dtype, grid, half=False):
 
 
 def all_differences(cases, parallel, dtype):
-    grid = Grid.build(settings.Parallel(**parallel), "cpu")
+    grid = Grid.build(schema.Parallel(**parallel), "cpu")
     return {name: differences(*case, dtype, grid) for name, case in cases.items()}
 
 
@@ -156,7 +157,7 @@ def test_together_with_another_axis(pool, cases, axis):
 
 
 def in_half_precision(given, batches):
-    grid = Grid.build(settings.Parallel(tensor_parallel=2), "cpu")
+    grid = Grid.build(schema.Parallel(tensor_parallel=2), "cpu")
     return differences(given, batches, torch.float32, grid, half=True)
 
 
@@ -168,8 +169,8 @@ def test_bf16_is_that_of_one_process(pool, cases):
 
 
 def placements(given, batches):
-    grid = Grid.build(settings.Parallel(tensor_parallel=4), "cpu")
-    model = build.build(given, grid)
+    grid = Grid.build(schema.Parallel(tensor_parallel=4), "cpu")
+    model = parallelize.build(given, grid)
     whole = {n for n, p in model.named_parameters() if p.placements[0].is_replicate()}
     shares = {n: p.to_local().numel() / p.numel() for n, p in model.named_parameters()}
     return {n for n, share in shares.items() if share == 1} == whole, whole, set(shares.values())
@@ -189,7 +190,7 @@ def cross_entropies(rows, kept_bytes, dtype):
     """Largest difference from one process, of losses and gradients; ids from 250 on are padding, and all
     of the last rank's."""
     loss.CPU = loss.CPU._replace(kept=kept_bytes)
-    mesh = Grid.build(settings.Parallel(tensor_parallel=4), "cpu").submesh("tp")
+    mesh = Grid.build(schema.Parallel(tensor_parallel=4), "cpu").submesh("tp")
     g = torch.Generator().manual_seed(0)
     hidden, weight, bias = (
         (3 * torch.randn(s, generator=g, dtype=dtype)).requires_grad_()

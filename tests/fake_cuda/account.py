@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from megaarch import catalogue, flops
+from megaarch.config import catalogue
+from megaarch.model import flops
 from tests.fake_cuda import device, rates, step
 from tests.fake_cuda.record import Kernel
 

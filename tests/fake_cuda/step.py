@@ -11,15 +11,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from megaarch import config
-from megaarch.catalogue import ARCHITECTURES
+from megaarch.config.catalogue import ARCHITECTURES
+from megaarch.config.schema import Settings
 from megaarch.data.batch import Counts
-from megaarch.data.prepare import prepare
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.native import Replica
+from megaarch.ingest.prepare import prepare
 from megaarch.kernels import library
 from megaarch.model import padded_vocabulary
-from megaarch.parallel.build import place
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
-from megaarch.settings import Settings
+from megaarch.parallel.parallelize import place
 from megaarch.training import trainer
 from megaarch.training.totals import Sum
 from megaarch.training.trainer import Trainer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaarch import catalogue
+from megaarch.config import catalogue
 from tests.fake_cuda import ceilings
 
 FOUND = {"kernels": 100, "bytes": 5e9, "graphs": 2, "waits": {"copy: x": 1}}

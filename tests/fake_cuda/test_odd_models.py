@@ -3,7 +3,7 @@ alone."""
 
 import pytest
 
-from megaarch import flops
+from megaarch.model import flops
 from tests.fake_cuda import device, record, step
 
 pytestmark = pytest.mark.skipif(device.obstacle() is not None, reason=str(device.obstacle()))

@@ -3,7 +3,7 @@ for the device once, for its figures, and costs no more than ceilings.yaml says.
 
 import pytest
 
-from megaarch import catalogue
+from megaarch.config import catalogue
 from tests.fake_cuda import ceilings, device
 
 pytestmark = pytest.mark.skipif(device.obstacle() is not None, reason=str(device.obstacle()))

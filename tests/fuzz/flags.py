@@ -18,15 +18,15 @@ import torch
 from pydantic import BaseModel
 
 from megaarch import cli
-from megaarch.benchmark import arguments as benchmarks
-from megaarch.benchmark import command as benchmark
-from megaarch.benchmark import peers, suite
-from megaarch.planner import at_scale
-from megaarch.settings import Settings
+from megaarch.config.schema import Settings
+from tools.planning import at_scale
 from megaarch.study import display
 from megaarch.training import fits
 from tests.fuzz.isolated import isolated
 from tests.tools.run import module
+from tools.throughput import arguments as benchmarks
+from tools.throughput import command as benchmark
+from tools.throughput import peers, suite
 
 BOUND = 10  # seconds of processor time that one command line may take
 LARGE, DEEP = 1 << 28, 64  # bytes and layers of a model beyond which it is checked and not built

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch import cli, config
+from megaarch.cli import report
 from megaarch.data.indexed import IndexedDataset
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange import files
@@ -30,12 +31,12 @@ class Reader:
 
 
 def _yaml(folder: Path) -> object:
-    return config.load(folder / "run.yaml")
+    return config.load_config(folder / "run.yaml")
 
 
 def _report(folder: Path) -> object:
     options = cli.parser().parse_args(["report", str(folder), "--text"])
-    return cli.run_report(options)
+    return report.run(options)
 
 
 def _progress(folder: Path) -> object:

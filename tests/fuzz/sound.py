@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from megaarch import config
 from megaarch.data.indexed import IndexedWriter
-from megaarch.data.prepare import prepare
+from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
 from megaarch.training import checkpoint
@@ -60,7 +60,7 @@ def _trained() -> Trainer:
     raw["training"]["steps"] = 3
     raw["logging"]["directory"] = "out"
     Path("run.yaml").write_text(yaml.safe_dump(raw))
-    settings = config.load("run.yaml", ["logging.directory=run"])
+    settings = config.load_config("run.yaml", ["logging.directory=run"])
     trainer = Trainer(settings, prepare(settings.data, settings.model.vocabulary_size))
     trainer.run()
     del raw["training"]["steps"]

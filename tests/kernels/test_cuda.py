@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention import Parts, attend, warm
+from megaarch.attention import Parts, attend, fused_rows, warm
 from megaarch.attention.rows import Ranges
-from megaarch.kernels import library, rows
+from megaarch.kernels import library
 from megaarch.kernels.rms_norm import rms_norm
 from tests.attention.test_attend import tensors
 from tests.attention.test_cuda import LONG, skip_if_refused
@@ -83,12 +83,12 @@ def test_rows(size, dtype):
         first, lengths = random_sides(rng, 150, 9)
         starts = np.concatenate(([0], np.cumsum(lengths)))
         sides.append(Ranges(first, starts.astype(np.int32), int(starts[-1]), False))
-    cut = rows.pieces(sides, 150).on(x.device)
+    cut = fused_rows.pieces(sides, 150).on(x.device)
     sides = [side.on(x.device) for side in sides]
-    taken = [rows.take(x.flatten(0, 1), s.first, s.starts, s.total) for s in sides]
+    taken = [fused_rows.take(x.flatten(0, 1), s.first, s.starts, s.total) for s in sides]
     for side, found in zip(sides, taken):
         assert torch.equal(found, x.flatten(0, 1)[side.index()[0]])
-    added = rows.add(taken, cut.bounds, cut.readers, cut.origin, 150)
+    added = fused_rows.add(taken, cut.bounds, cut.readers, cut.origin, 150)
     wanted = torch.zeros(150, 4, size, dtype=torch.float64, device="cuda")
     for side, found in zip(sides, taken):
         wanted.index_add_(0, side.index()[0], found.double())

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megaarch import catalogue
 from megaarch.attention import KERNELS
+from megaarch.config import catalogue
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.kernels import library
 from megaarch.model import initialize
-from megaarch.parallel.build import build_model
+from megaarch.parallel.parallelize import build_model
 from tests.attention import emulation
 from tests.attention.test_kernels import StandIn
 from tests.kernels.problems import REASON, off

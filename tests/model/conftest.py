@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch import settings
 from megaarch.attention import parts
 from megaarch.attention.parts import Parts
+from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 
 
-def tiny(**options) -> settings.Model:
-    return settings.Model(
+def tiny(**options) -> schema.Model:
+    return schema.Model(
         **{
             "layers": 2,
             "hidden_size": 16,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from megaarch.config.schema import Training
 from megaarch.model import product
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import float8
-from megaarch.settings import Training
 
 RECIPES = ("tensorwise", "rowwise")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

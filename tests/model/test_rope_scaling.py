@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megaarch import config
+from megaarch.config.schema import RopeScaling
 from megaarch.model.positions import rotary_tables, rotate
-from megaarch.settings import RopeScaling
 
 SIZE, BASE, LENGTH = 64, 10000.0, 256
 KINDS = {

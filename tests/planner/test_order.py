@@ -5,11 +5,11 @@ import copy
 import pytest
 
 from megaarch import config
+from megaarch.config.schema import Parallel
 from megaarch.planner import order
 from megaarch.planner.hardware import gpu
 from megaarch.planner.order import bubble, in_flight
 from megaarch.planner.time import Cluster, step_seconds
-from megaarch.settings import Parallel
 
 EVEN = (1.0, 1.0, 1.0)  # forward, gradients of inputs, of weights
 KINDS = (

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from megaarch import config, flops
+from megaarch import config
+from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.planner.hardware import gpu
 from megaarch.planner.practice import OURS

@@ -10,7 +10,7 @@ import yaml
 from megaarch import config
 from megaarch.cli import main
 from megaarch.config import ConfigError
-from megaarch.parallel.mesh import check
+from megaarch.parallel.validate import check
 from megaarch.planner.hardware import gpu, hardware
 from megaarch.planner.search import candidates, search
 from megaarch.planner.time import Cluster, Seconds, step_seconds

@@ -7,7 +7,7 @@ import copy
 import math
 import random
 
-from megaarch.catalogue import PRESETS
+from megaarch.config.catalogue import PRESETS
 
 FULL, CAUSAL = 1, 2
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "went", "out", "to", "play")

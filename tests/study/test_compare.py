@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from megaarch import config
-from megaarch.parallel.mesh import Grid
+from megaarch import config, report
+from megaarch.distributed.mesh import Grid
 from megaarch.study import compare as study_module
-from megaarch.study import lock, report
+from megaarch.study import lock
 from megaarch.study.compare import compare
 from megaarch.study.display import Line
 from megaarch.study.grid import expand

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megaarch import config
-from megaarch.study import report
-from megaarch.study.report.cells import merge, unigram
+from megaarch import config, report
+from megaarch.report.cells import merge, unigram
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["gpt", "prefix_lm", "unilm", "t5", "bart", "bert", "glm", "xlnet"]
@@ -54,7 +53,7 @@ def test_a_lead_that_may_be_the_documents_own_misses_the_unigram_model(demo):
 
 
 def test_it_is_of_the_demos_configuration(demo):
-    study = config.load("configs/demo.yaml").study
+    study = config.load_config("configs/demo.yaml").study
     assert [cell["name"] for cell in demo["cells"]] == NAMES == [c.name for c in study.cells]
     assert demo["budget"]["amounts"] == study.budgets
     rates = json.loads(Path(study.rates).read_text())["best"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megaarch import config
-from megaarch.data.prepare import prepare
+from megaarch.ingest.prepare import prepare
 from megaarch.study import evaluate
 from megaarch.training.trainer import Trainer
 from tests.conftest import made_up_text, tiny_raw, write_corpus

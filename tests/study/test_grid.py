@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from megaarch import config
+from megaarch.config.fingerprint import changed, signature
+from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
-from megaarch.settings import Evaluation
-from megaarch.signature import changed, signature
 from megaarch.study.grid import expand
 from megaarch.study.lanes import held_out
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.catalogue import PRESETS as PRESET_TABLE
+from megaarch.config.catalogue import PRESETS as PRESET_TABLE
+from megaarch.config.schema import Evaluation
 from megaarch.data.conditional import middle
 from megaarch.model.transformer import TargetLosses
-from megaarch.settings import Evaluation
 from megaarch.study import yardsticks
 from megaarch.study.intervals import paired_interval, ratio_interval, seed_half_width
 from megaarch.study.items import Item, cut, split, unfaithful

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from megaarch.data.prepare import prepare
+from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files, verify
 from megaarch.interchange.convert import settings_of
 from tests.tools.conversions import PIECES, convert, saved

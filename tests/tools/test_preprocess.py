@@ -15,11 +15,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megaarch.data import corpus, indexed, preprocess, shards
+from megaarch.config.schema import Data
+from megaarch.data import indexed
 from megaarch.data.indexed import IndexedDataset
-from megaarch.data.prepare import prepare
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.settings import Data
+from megaarch.ingest import corpus, preprocess, shards
+from megaarch.ingest.prepare import prepare
 from tests.conftest import made_up_text
 from tests.tools.run import TOOLS, tool
 

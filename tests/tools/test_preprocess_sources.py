@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaarch.data import preprocess, split
+from megaarch.config.schema import Data
 from megaarch.data.indexed import IndexedDataset
-from megaarch.data.prepare import prepare
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.settings import Data
+from megaarch.ingest import preprocess, split
+from megaarch.ingest.prepare import prepare
 from tests.conftest import made_up_text
-from tests.data.test_sources import messy, write
+from tests.ingest.test_sources import messy, write
 from tests.tools.run import tool
 
 

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from megaarch.cli import main
-from megaarch.data import split
 from megaarch.data.example import SPECIALS
-from megaarch.data.sample import sample
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.ingest import split
+from megaarch.ingest.sample import sample
 from tests.conftest import made_up_text
 from tests.tools.run import tool
 

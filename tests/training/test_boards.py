@@ -10,7 +10,7 @@ import types
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megaarch.parallel.mesh import Grid
+from megaarch.distributed.mesh import Grid
 from megaarch.training.boards import ID
 from megaarch.training.faults import Stopped
 from megaarch.training.metrics import Metrics

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megaarch import catalogue
+from megaarch.config import catalogue
 from megaarch.model import Transformer
 from megaarch.model.count import parameter_count, parameter_shapes
 from megaarch.training import fits

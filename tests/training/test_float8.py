@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megaarch import config
+from megaarch.config.schema import Training
 from megaarch.parallel import float8
-from megaarch.settings import Training
 from tests.distributed import runs
 
 RECIPES = ("tensorwise", "rowwise")

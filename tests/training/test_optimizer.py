@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from megaarch.settings import Training
+from megaarch.config.schema import Training
 from megaarch.training import optimizer
 from megaarch.training.progress import Limit, Progress, learning_rate
 

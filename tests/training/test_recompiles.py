@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from megaarch import catalogue
+from megaarch.config import catalogue
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.native import Replica
 from megaarch.parallel import compile
-from megaarch.parallel.mesh import Grid
-from megaarch.parallel.replica import Replica
 
 STEPS, SETTLED = 20, 3
 BESIDE_LAYERS = 2  # the head, and a chunk of the loss

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaarch import flops
-from megaarch.data.prepare import prepare
+from megaarch.ingest.prepare import prepare
+from megaarch.model import flops
 from megaarch.training import checkpoint, retention
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS

@@ -1,0 +1,76 @@
+"""`megaarch compare`: a study, or one cell or trial of it."""
+
+import argparse
+from pathlib import Path
+
+from megaarch import config
+from megaarch.cli.options import Adder, read_study, study_arguments
+
+
+def add(command: Adder) -> None:
+    compare = command(
+        "compare",
+        "Run a study: every cell at the same budget, then the report",
+        "Cells that are finished are kept and an interrupted one continues, so a longer list of "
+        "sizes, budgets or seeds runs only what is new. Ends with a table, results.json and "
+        "report.html in the study's folder.",
+    )
+    study_arguments(compare)
+    part = compare.add_mutually_exclusive_group()
+    part.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print steps, tokens, epochs and disk of each cell, and the hours of one-process "
+        "cells from a timed step; train nothing",
+    )
+    part.add_argument("--prepare", action="store_true", help="prepare the text and end")
+    part.add_argument(
+        "--cell",
+        metavar="CELL",
+        help="run this cell alone, in its own layout: its name, key, or "
+        "number from 0. Start it with srun, mpirun or torchrun; megaarch report --gather follows",
+    )
+    part.add_argument(
+        "--trial", metavar="N", type=int, help="run trial N of the study's sweep alone, likewise"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megaarch import report
+    from megaarch.distributed import launch
+    from megaarch.study import compare, task
+    from megaarch.study.estimate import dry_run
+
+    raw, directory = read_study(options)
+    if options.cell is not None or options.trial is not None:
+        return _run_task(options, raw, directory)
+    if launch.find()[1].world_size > 1:
+        raise ValueError(
+            "compare runs in one process and was started as several: start it once, or run one "
+            "cell of it in several with --cell"
+        )
+    if options.prepare:
+        task.prepare(raw, directory)
+        return 0
+    if options.dry_run:
+        print(dry_run(raw, directory))
+        return 0
+    results = compare.compare(raw, directory, Console(stderr=True))
+    report.write_page(results, directory / "report.html")
+    print(report.text(results))
+    print(f"\n{directory / 'report.html'}\n{directory / 'results.json'}")
+    return 0
+
+
+def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:
+    from megaarch.distributed import launch
+    from megaarch.study import task
+
+    if options.trial is not None:
+        task.run_trial(raw, directory, options.trial)
+    else:
+        task.run_cell(raw, directory, options.cell)
+    launch.leave()
+    return 0

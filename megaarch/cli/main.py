@@ -1,0 +1,66 @@
+"""The `megaarch` command: each of its commands is a file of this folder, with `add` and `run`."""
+
+import argparse
+
+from megaarch import __version__
+from megaarch.cli import (
+    compare,
+    describe,
+    dry_run,
+    evaluate,
+    plan,
+    report,
+    status,
+    submit,
+    train,
+)
+from megaarch.cli.errors import told
+
+EPILOG = """\
+examples:
+  megaarch compare configs/demo.yaml                 eight architectures, equal compute, one report
+  megaarch compare configs/demo.yaml --data my.jsonl --set study.budgets=[1e13]
+  megaarch train configs/tiny.yaml --set model.preset=t5 training.steps=50
+  megaarch describe configs/studies/wang2022.yaml --json
+  megaarch report runs/demo --text
+  megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
+"""
+
+COMMANDS = {
+    "train": train,
+    "compare": compare,
+    "evaluate": evaluate,
+    "report": report,
+    "describe": describe,
+    "plan": plan,
+    "dry-run": dry_run,
+    "submit": submit,
+    "status": status,
+}  # in the order of the help
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands, with the help that a newcomer reads."""
+    top = argparse.ArgumentParser(
+        prog="megaarch",
+        description="Pretrain every transformer architecture with one stack, and compare them at "
+        "equal compute.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"megaarch {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=f"{summary}. {more}")
+
+    for module in COMMANDS.values():
+        module.add(command)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 2 for a user's mistake, told in one sentence."""
+    options = parser().parse_args(arguments)
+    return told("megaarch", lambda: COMMANDS[options.command].run(options), options.debug)

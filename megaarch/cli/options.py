@@ -1,0 +1,61 @@
+"""Arguments that several commands share, and the configuration that they give."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from megaarch import config
+
+SET_HELP = (
+    "settings that replace those of the file, e.g. --set model.layers=4 training.seed=1; the value "
+    "is read as YAML, and the flag can be given more than once"
+)
+
+Adder = Callable[..., argparse.ArgumentParser]  # of a command: name, summary, more
+
+
+def study_arguments(command: argparse.ArgumentParser) -> None:
+    config_arguments(command)
+    command.add_argument(
+        "--data",
+        metavar="PATH",
+        help="your own text: .jsonl, .parquet or .txt (.gz, .bz2, .xz, .zst too), or a folder of these",
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a SentencePiece .model or Hugging "
+        "Face tokenizer.json; without it one is trained on the text",
+    )
+    command.add_argument("--output", metavar="DIR", help="the study's folder (default: runs/NAME)")
+
+
+def config_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/tiny.yaml")
+    set_argument(command)
+
+
+def set_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", metavar="A.B=C", nargs="+", action="extend", default=[], help=SET_HELP
+    )
+
+
+def read(options: argparse.Namespace) -> config.Raw:
+    """The raw configuration of a command: file, then --data and --tokenizer, then --set."""
+    raw = config.read_yaml(options.config)
+    for flag, path in (("data", "data.source"), ("tokenizer", "data.tokenizer")):
+        if value := getattr(options, flag, None):
+            config.set_path(raw, path, value)
+    for text in options.set:
+        config.set_path(raw, *config.parse_override(text))
+    return raw
+
+
+def read_study(options: argparse.Namespace) -> tuple[config.Raw, Path]:
+    """The raw configuration of a study, and its folder."""
+    raw = read(options)
+    study = config.resolve(raw, options.config).study
+    if study is None:
+        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    return raw, Path(options.output or Path("runs") / study.name)

@@ -1,0 +1,61 @@
+"""`megaarch plan`: the best layouts on so many GPUs."""
+
+import argparse
+import json
+
+from megaarch.cli.options import Adder, config_arguments, read
+
+MOST_GPUS = 1 << 20
+
+
+def add(command: Adder) -> None:
+    plan = command(
+        "plan",
+        "List the best layouts on so many GPUs: memory, time, MFU, cost and what limits each",
+        "The model, the data and training.global_batch_size stay; the section parallel and the "
+        "micro-batch are searched. Of a study: the best layout of each cell.",
+    )
+    config_arguments(plan)
+    cluster_arguments(plan, required=True)
+    plan.add_argument("--top", metavar="N", type=int, default=10, help="layouts to list (10)")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def cluster_arguments(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument("--gpus", type=int, metavar="N", required=required, help="all GPUs")
+    command.add_argument("--gpu", metavar="NAME", default="h100", help="a100, h100, ... (h100)")
+    command.add_argument(
+        "--gpus-per-node", type=int, metavar="N", default=8, help="GPUs of a node (8)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from megaarch.planner import show
+    from megaarch.planner.cells import plans
+
+    found = plans(read(options), cluster_of(options), options.gpus, options.top)
+    if options.json:
+        print(json.dumps({"plans": [show.record(name, plan) for name, plan in found]}, indent=1))
+        return 0
+    best = None
+    for name, plan in found:  # a large study takes minutes: each line as it is found
+        if best is None:
+            best = name, plan
+            print(show.heading(named=bool(name)), flush=True)
+        print(show.line(name, plan), flush=True)
+    name, plan = best
+    if not name:
+        print(f"\nthe best one\n{show.details(plan)}")
+    return 0
+
+
+def cluster_of(options: argparse.Namespace):
+    """The machine that --gpu and --gpus-per-node describe."""
+    from megaarch.planner.hardware import gpu
+    from megaarch.planner.time import Cluster
+
+    for name, value in (("gpus", options.gpus), ("gpus-per-node", options.gpus_per_node)):
+        if value is not None and not 1 <= value <= MOST_GPUS:
+            bound = f"at most {MOST_GPUS:,}" if value > MOST_GPUS else "at least 1"
+            raise ValueError(f"--{name} {value}: must be {bound}")
+    return Cluster(gpu(options.gpu), options.gpus_per_node)

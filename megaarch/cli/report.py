@@ -1,0 +1,67 @@
+"""`megaarch report`: the report of a study, from its results."""
+
+import argparse
+from pathlib import Path
+
+from megaarch.cli.options import Adder
+from megaarch.files import read_json
+
+
+def add(command: Adder) -> None:
+    report = command(
+        "report",
+        "Write a study's report from its results.json",
+        "Without an option it writes report.html into the study's folder.",
+    )
+    report.add_argument("run", metavar="RUN", help="a study's folder, with results.json in it")
+    report.add_argument(
+        "--gather",
+        action="store_true",
+        help="first make results.json of the cells that are finished (where each ran by itself)",
+    )
+    kind = report.add_mutually_exclusive_group()
+    kind.add_argument("--text", action="store_true", help="print a table of 80 columns")
+    kind.add_argument("--csv", action="store_true", help="print comma-separated values")
+    kind.add_argument("--latex", action="store_true", help="print a LaTeX table (booktabs)")
+    kind.add_argument("--figures", metavar="DIR", help="write each figure as PDF and SVG")
+
+
+def run(options: argparse.Namespace) -> int:
+    from megaarch import report
+    from megaarch.study import compare
+
+    path = Path(options.run) / "results.json"
+    if options.gather:
+        compare.gather(compare.recall(path.parent), path.parent)
+    try:
+        results = read_json(path)
+        report.check(results)
+        _show_report(results, options, path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} does not exist: give the folder of a study that megaarch compare has run, or "
+            "add --gather where its cells ran by themselves"
+        ) from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
+            "megaarch compare again"
+        ) from error
+    return 0
+
+
+def _show_report(results: dict, options: argparse.Namespace, path: Path) -> None:
+    from megaarch import report
+
+    if options.text:
+        print(report.text(results))
+    elif options.csv:
+        print(report.csv(results), end="")
+    elif options.latex:
+        print(report.latex(results))
+    elif options.figures:
+        for written in report.write_figures(results, Path(options.figures)):
+            print(written)
+    else:
+        report.write_page(results, path.with_name("report.html"))
+        print(path.with_name("report.html"))

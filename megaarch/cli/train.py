@@ -1,0 +1,57 @@
+"""`megaarch train`: one run of one model."""
+
+import argparse
+from pathlib import Path
+
+from megaarch import config
+from megaarch.cli.options import Adder, config_arguments, read
+
+
+def add(command: Adder) -> None:
+    train = command(
+        "train",
+        "Train one model",
+        "Writes metrics.jsonl, TensorBoard files and checkpoints to logging.directory; run again, "
+        "it continues from the newest checkpoint there.",
+    )
+    config_arguments(train)
+
+
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megaarch.distributed import launch
+    from megaarch.distributed.heartbeat import Heartbeat
+    from megaarch.ingest.prepare import prepare
+    from megaarch.parallel.validate import join
+    from megaarch.study import lock
+    from megaarch.study.display import Board, Line
+    from megaarch.training import fits
+    from megaarch.training.progress import Limit
+    from megaarch.training.trainer import Trainer, device_of
+
+    settings = config.resolve(read(options), options.config)
+    if settings.study:
+        raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
+    Limit.of(settings.training)  # or says what lacks, ahead of the data
+    device = device_of(settings)
+    fits.check(settings, device)
+    grid = join(settings, device)
+    directory = Path(settings.logging.directory)
+    for folder in (directory, directory / "checkpoints"):
+        if folder.exists() and not folder.is_dir():
+            raise config.ConfigError([f"logging.directory: {folder} is a file"])
+    with Heartbeat(grid, settings.training) as heart:
+        prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
+        with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
+            line = Line(settings.model.preset or settings.model.architecture, board.show)
+            with lock.alone(directory, "run", grid):
+                trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=line.step)
+                progress = trainer.run()
+    if grid.is_main:
+        print(
+            f"{progress.step} steps in {progress.seconds:.1f} s, {progress.flops:.3e} FLOPs, "
+            f"{progress.seen_tokens:,} tokens: {settings.logging.directory}"
+        )
+    launch.leave()
+    return 0

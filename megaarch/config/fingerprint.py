@@ -1,0 +1,66 @@
+"""What decides a run's result, as flat settings: for a resumed run, and for a finished cell."""
+
+import re
+from typing import Any
+
+from megaarch.config.schema import Settings
+from megaarch.config.suggest import flatten
+
+# where and how fast a run happens, not what comes of it; a name with a dot at its end is a section
+VOLATILE = (
+    "study",
+    "study.",
+    "logging.",
+    "parallel.",
+    "data.workers",
+    "data.cache",
+    "model.attention",
+    "model.fused_kernels",
+    "training.resume",
+    "training.threads",
+    "training.device",
+    "training.compile",
+    "training.float8_emulate",
+    "training.deterministic",
+    "training.micro_batch_size",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.keep_every",
+    "training.async_save",
+    "training.heartbeat_timeout",
+    "training.hang_timeout",
+    "training.skip_limit",  # it decides whether a run comes to its end, and nothing of what it gives
+    "training.start_from",
+)
+# what a resumed run may change: how far it goes; its data are guarded by their fingerprint
+RESUMABLE = (
+    "training.steps",
+    "training.budget",
+    "training.budget.",
+    "data.source",
+    "data.tokenizer",
+)
+
+
+def signature(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings that decide a result, flat, without those of `but` (names, or sections)."""
+    if isinstance(settings, Settings):
+        settings = settings.model_dump(mode="json", by_alias=True)
+    names = (*VOLATILE, *but)
+    return {k: v for k, v in flatten(settings).items() if not _among(k, names)}
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of the settings in which two signatures differ, with both values. One that an earlier
+    version took for decisive does not count."""
+    return [
+        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
+        for key in sorted({**before, **after})
+        if before.get(key) != after.get(key)
+        and not _among(re.sub(r"^(from\.)+", "", key), VOLATILE)
+    ]
+
+
+def _among(name: str, names: tuple[str, ...]) -> bool:
+    sections = tuple(given for given in names if given.endswith("."))
+    return name in names or name.startswith(sections)

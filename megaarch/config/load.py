@@ -1,0 +1,288 @@
+"""From YAML files and `--set a.b=c` to validated Settings, with every mistake told at once.
+
+A preset only fills defaults: what the file or `--set` gives stays. Mistakes are gathered (unknown
+keys, wrong types, impossible combinations) and raised together as one ConfigError.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings
+from megaarch.config.suggest import unknown
+from megaarch.config.validate import combinations
+from megaarch.files import read_text
+
+Raw = dict[str, Any]
+LARGEST = 1 << 18  # bytes of a configuration
+LARGEST_NODES = 100_000  # values of one, aliases written out
+
+
+class ConfigError(ValueError):
+    """Mistakes of the user in a configuration; `problems` has one sentence for each."""
+
+    def __init__(self, problems: Iterable[str], where: str = ""):
+        self.problems, self.where = list(dict.fromkeys(problems)), where
+        head = f"{where}: " if where else ""
+        if len(self.problems) == 1:
+            super().__init__(head + self.problems[0])
+        else:
+            lines = "".join(f"\n  - {problem}" for problem in self.problems)
+            super().__init__(f"{head}{len(self.problems)} settings are wrong:{lines}")
+
+    def __reduce__(self):
+        return type(self), (self.problems, self.where)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-3 is a number), and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is no name", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str | Path) -> Raw:
+    """The mapping in a YAML file. ConfigError names file, line and column of what is wrong."""
+    try:
+        text = read_text(path, LARGEST)
+    except OSError as error:
+        raise ConfigError([f"cannot read the configuration: {error.strerror}"], str(path)) from None
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    return _parse(text, str(path)) or {}
+
+
+def _load(text: str) -> Any:
+    """What a YAML text says. YAMLError where aliases (*name) repeat it beyond bounds."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > LARGEST_NODES:
+            raise yaml.YAMLError(f"its aliases repeat it to more than {LARGEST_NODES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        known[id(node)] = LARGEST_NODES + 1  # of what holds itself, for which there is no end
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [inner for pair in below for inner in pair]
+        known[id(node)] = 1 + sum(_expanded(inner, known) for inner in below)
+    return known[id(node)]
+
+
+def _parse(text: str, where: str) -> Raw | None:
+    try:
+        raw = _load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError([f"{place}{error.problem or 'not YAML'}"], where) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], where) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError([f"is not YAML that can be read: {error}"], where) from None
+    if raw is not None and not isinstance(raw, dict):
+        raise ConfigError(["must be a mapping of sections (model, data, training, ...)"], where)
+    return raw
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'model.layers=4' -> ('model.layers', 4). The value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError([f"--set takes section.name=value, not {text!r}"])
+    try:
+        return key.strip(), _load(value)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        raise ConfigError([f"--set {key}: {value!r} is not a YAML value"]) from None
+
+
+def set_path(raw: Raw, path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings, in place. A mapping goes into the section that is
+    there and leaves its other settings as they are."""
+    *sections, name = path.split(".")
+    for section in sections:
+        if raw.get(section) is None:
+            raw[section] = {}
+        below = raw[section]
+        if not isinstance(below, dict):
+            raise ConfigError([f"{path}: {section} is a value and has no settings below it"])
+        raw = below
+    if isinstance(value, dict) and isinstance(raw.get(name), dict):
+        for key, inner in value.items():
+            set_path(raw[name], key, inner)
+    else:
+        raw[name] = value
+
+
+def get_path(raw: Raw, path: str) -> Any:
+    """The value at a dotted path of nested mappings, or None."""
+    for name in path.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
+    """Settings of a YAML file with `--set` overrides on top."""
+    raw = read_yaml(path)
+    for text in overrides:
+        set_path(raw, *parse_override(text))
+    return resolve(raw, str(path))
+
+
+def resolve(raw: Raw, where: str = "") -> Settings:
+    """Fill in the preset's defaults, validate types and combinations. Raises ConfigError."""
+    raw = {key: {} if value is None else value for key, value in copy.deepcopy(raw).items()}
+    raw = fill_preset(raw)
+    problems: list[str] = []
+    wrong: set[str] = set()
+    for attempt in range(50):  # drop what is wrong, so that combinations are told at once too
+        try:
+            settings = Settings.model_validate(raw)
+            break
+        except ValidationError as error:
+            faults = error.errors()
+            for fault in faults:
+                path = ".".join(str(x) for x in fault["loc"] if not _is_tag(x))
+                # all is told the first time; what is wrong later, or missing, was dropped here
+                if attempt == 0 and not _other_branch(fault, faults):
+                    problems.append(_sentence(path, fault))
+                wrong.add(path)
+                _drop(raw, fault["loc"])
+    else:
+        raise ConfigError(problems, where)
+    for paths, sentence in combinations(settings):
+        if not wrong & set(paths):
+            problems.append(f"{paths[0]}: {sentence}")
+    if problems:
+        raise ConfigError(problems, where)
+    return settings
+
+
+def fill_preset(raw: Raw) -> Raw:
+    """Write the preset's architecture and objective where the user gave none."""
+    name = get_path(raw, "model.preset")
+    preset = catalogue.PRESETS.get(name) if isinstance(name, str) else None
+    if preset:
+        data = raw.setdefault("data", {})
+        raw["model"].setdefault("architecture", preset.architecture)
+        if isinstance(data, dict):
+            data.setdefault("objective", preset.objective)
+    return raw
+
+
+def _is_tag(x: Any) -> bool:
+    # pydantic puts the branch of a union (`str`, `list[Source]`) into the path
+    return isinstance(x, str) and (x in ("str", "constrained-str") or "[" in x)
+
+
+def _other_branch(fault: dict, faults: list[dict]) -> bool:
+    # data.source is text or a list: a mistake inside the list is no "must be text", and what is
+    # neither is told once
+    *holder, tag = fault["loc"]
+    if not _is_tag(tag):
+        return False
+    beside = [f for f in faults if list(f["loc"][: len(holder)]) == holder and f is not fault]
+    return bool(beside) and (
+        isinstance(fault["input"], list)
+        or (faults.index(fault) > 0 and faults[faults.index(fault) - 1] in beside)
+    )
+
+
+def _drop(raw: Any, location: tuple) -> None:
+    """Remove the value at `location`, or the nearest thing above it that can be removed."""
+    trail = [(None, None)]
+    for key in location:
+        if (isinstance(raw, dict) and key in raw) or (isinstance(raw, list) and _index(key, raw)):
+            trail.append((raw, key))
+            raw = raw[key]
+    holder, key = trail[-1]
+    if holder is not None:
+        del holder[key]
+
+
+def _index(key: Any, raw: list) -> bool:
+    return isinstance(key, int) and key < len(raw)
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a section with settings below it",
+    "model_attributes_type": "a section with settings below it",
+    "tuple_type": "a list",
+    "too_short": "a list of at least one",
+    "finite_number": "a finite number",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a text without control characters",
+}
+
+
+def _sentence(path: str, fault: dict) -> str:
+    kind, value = fault["type"], fault.get("input")
+    if kind == "extra_forbidden":
+        return unknown(path)
+    if kind == "missing":
+        return f"{path}: is required"
+    if kind in _WANTED:
+        return f"{path}: must be {_WANTED[kind]}, not {value!r}"
+    if kind == "literal_error":
+        choices = [str(c) for c in _literal_choices(fault)]
+        guess = difflib.get_close_matches(str(value), choices, 1, 0.5)
+        hint = f"; did you mean {guess[0]}?" if guess else ""
+        return f"{path}: must be one of {', '.join(choices)}, not {value!r}{hint}"
+    bounds = {
+        "greater_than": "gt",
+        "greater_than_equal": "ge",
+        "less_than": "lt",
+        "less_than_equal": "le",
+    }
+    if kind in bounds:
+        words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+        bound = bounds[kind]
+        return f"{path}: must be {words[bound]} {fault['ctx'][bound]}, not {value!r}"
+    return f"{path}: {fault['msg']}, not {value!r}"
+
+
+def _literal_choices(fault: dict) -> list[str]:
+    return [part.strip(" '") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]

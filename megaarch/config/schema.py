@@ -1,0 +1,286 @@
+"""Every setting, typed, with its unit and its default. `config.py` reads files into these.
+
+Sections: model, data, training, parallel, logging; `study` holds a grid of cells.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from megaarch.config import catalogue
+
+LARGEST_LAYERS = 1024  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
+Positive = Annotated[int, Field(gt=0, le=1 << 40)]
+NonNegative = Annotated[int, Field(ge=0, le=1 << 40)]
+Layers = Annotated[int, Field(gt=0, le=LARGEST_LAYERS)]
+Degree = Annotated[int, Field(gt=0, le=1 << 20)]  # of parallelism
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+Length = Annotated[int, Field(gt=0, le=1 << 24)]  # tokens of a row
+Distance = Annotated[int, Field(gt=0, le=1 << 20)]  # tokens between a query and a key
+Rows = Annotated[int, Field(gt=0, le=1 << 16)]  # that a process holds at a time
+Count = Annotated[int, Field(ge=0, le=1 << 20)]  # of sentinels, segments or unused rows
+Number = Annotated[int, Field(gt=0, le=1 << 24)]  # of rows, pieces or items
+Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$")]
+ArchitectureName = Literal[tuple(catalogue.ARCHITECTURES)]
+ObjectiveName = Literal[tuple(catalogue.OBJECTIVES)]
+PresetName = Literal[tuple(catalogue.PRESETS)]
+
+AttentionKernel = Literal[
+    "auto",
+    "reference",
+    "sdpa",
+    "cpu",
+    "cudnn",
+    "cudnn_ragged",
+    "cudnn_flex",
+    "torch_varlen",
+    "flash2",
+    "flash3",
+    "flash4",
+    "flex",
+    "flex_flash",
+]
+
+FusedKernel = Literal["rms_norm", "rows", "cross_entropy"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), strict=True, allow_inf_nan=False
+    )
+
+
+class RopeScaling(Section):
+    """How RoPE's frequencies are lowered for rows longer than those that they were learned on.
+
+    linear: all, by `factor`. llama3 and yarn: the low ones by `factor`, the high ones not at all, and
+    a ramp between them. dynamic: none up to `original_length` tokens, and rows end there.
+    """
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: Annotated[float, Field(ge=1)]
+    original_length: Length | None = None  # tokens; of every kind but linear
+    # llama3: turns in original_length below which a frequency is low, above which it is high
+    low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
+    high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
+    # yarn: the same turns, the high ones first; its ramp's ends are whole channels if `truncate`
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    truncate: bool = True
+    # yarn: on queries and keys each; None: 0.1·ln(factor) + 1
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+
+
+class Model(Section):
+    """The transformer. Defaults are the study's backbone, the same for all architectures."""
+
+    preset: PresetName | None = None
+    architecture: ArchitectureName = "causal_decoder"
+    layers: Layers = 6  # of each stack, unless encoder_layers or decoder_layers say otherwise
+    encoder_layers: Layers | None = None
+    decoder_layers: Layers | None = None
+    hidden_size: Width = 256
+    heads: Width = 4
+    kv_heads: Width | None = None  # None: as many as heads
+    head_size: Width | None = None  # None: hidden_size / heads
+    feed_forward_size: Number = 688
+    sequence_length: Length = 512  # tokens of a row of the first stream
+    target_length: Length | None = None  # decoder row of an encoder-decoder; None: derived
+    vocabulary_size: Number = 8192  # pieces, specials and sentinels together
+    normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    normalization_position: Literal["pre", "post"] = "pre"
+    normalization_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    final_normalization: bool = True
+    position_encoding: Literal["rope", "learned", "relative", "none"] = "rope"
+    rope_base: Annotated[float, Field(gt=0)] = 10000.0
+    rope_scaling: RopeScaling | None = None
+    relative_buckets: Width = 32
+    relative_max_distance: Distance = 128
+    learned_positions: Length | None = None  # rows of the table; None: sequence_length
+    position_offset: Count = 0  # BART keeps two unused rows ahead of the table
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    bias: bool = False
+    attention_scale: Annotated[float, Field(gt=0)] | None = None  # None: 1/sqrt(head_size)
+    tied_embedding: bool = True
+    embedding_normalization: bool = False
+    output_scale: Annotated[float, Field(gt=0)] | None = None  # T5 tied: hidden_size ** -0.5
+    segments: Count = 0  # token types (BERT has 2)
+    head_transform: bool = False  # BERT's dense + activation + norm before the output
+    output_bias: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    initial_deviation: Annotated[float, Field(gt=0)] = 0.02
+    attention: AttentionKernel = "auto"
+    # of csrc/, in place of torch's; docs/kernels.md
+    fused_kernels: Annotated[tuple[FusedKernel, ...], Field(strict=False)] = ()
+
+    @property
+    def position_rows(self) -> int:
+        """Tokens that a table of learned positions reaches."""
+        return self.learned_positions or max(self.sequence_length, self.target_length or 0)
+
+
+class Source(Section):
+    path: Text
+    weight: Annotated[float, Field(ge=1e-18, le=1e18)] = 1.0  # to those of the others
+
+
+class Data(Section):
+    source: Text | list[Source] = "embedded"
+    kind: Literal["auto", "text", "supervised"] = "auto"
+    text_field: Text = "text"
+    tokenizer: Text | None = None  # file; None: train SentencePiece on the train split
+    sentinels: Count = 100
+    objective: ObjectiveName = "full_lm"
+    noise_density: Share | None = None  # None: the objective's own
+    mean_span_length: Annotated[float, Field(gt=0)] | None = None
+    whole_word_masking: bool = False
+    max_predictions: Length | None = None  # masked_lm: chosen tokens of a row at most
+    pack: bool = True  # several short examples in a row (supervised data)
+    # supervised: tokens of an input or a target at most, with its eos; None: what the row holds
+    max_input_length: Length | None = None
+    max_target_length: Length | None = None
+    held_out: Annotated[float, Field(ge=1e-4, lt=1)] = 0.1
+    cache: Text = "runs/data"
+    workers: Processes | None = None  # None: 4 on CUDA, 0 (the trainer's process) on a CPU
+
+
+class Budget(Section):
+    match: Literal["flops", "seen_tokens", "target_tokens"] = "flops"
+    amount: Annotated[float, Field(gt=0)]
+
+
+class Training(Section):
+    steps: Positive | None = None
+    budget: Budget | None = None
+    micro_batch_size: Rows = 8
+    global_batch_size: Number = 8
+    seed: NonNegative = 0
+    optimizer: Literal["adamw", "adafactor", "sgd", "apex_adam"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "wsd", "inverse_square_root", "constant"] = "cosine"
+    warmup: Rate = 0.05  # below 1 a share of the run, else steps
+    decay: Share = 0.2  # wsd: share of the run that decays
+    minimum_learning_rate: Share = 0.1  # as a share of learning_rate
+    weight_decay: Rate = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    clip_gradient: Rate = 1.0  # 0: no clipping
+    z_loss: Rate = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    float8: Literal["tensorwise", "rowwise"] | None = (
+        None  # products of layers, by torchao's recipe
+    )
+    float8_emulate: bool = (
+        False  # in fp32 arithmetic, to try float8 where there are no units for it
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool | None = None  # None: on CUDA (parallel/compile.py)
+    deterministic: bool = False
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's own choice
+    save_every: NonNegative = 0  # steps; 0: at the end only
+    keep_checkpoints: NonNegative = 2  # newest ones; 0: all
+    keep_every: NonNegative = 0  # steps; checkpoints at its multiples stay for good
+    async_save: bool = False  # write checkpoints while training goes on
+    heartbeat_timeout: Rate = 60.0  # seconds of silence after which a rank is lost; 0: no watch
+    hang_timeout: Rate = 300.0  # seconds that a step may take on any rank; 0: no bound
+    skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
+    resume: bool = True
+    start_from: Text | None = None  # checkpoint whose weights a new run starts from
+
+
+class Parallel(Section):
+    tensor_parallel: Degree = 1
+    pipeline_parallel: Degree = 1
+    context_parallel: Degree = 1
+    data_parallel_shard: Degree = 1
+    data_parallel_replicate: Degree = 1
+    engine: Literal["torch", "deepspeed"] = "torch"  # of data parallelism
+    zero_stage: Annotated[int, Field(ge=1, le=3)] | None = None  # deepspeed's; None: 1
+    offload: bool | None = None  # deepspeed: optimizer (and stage 3's parameters) in host memory
+    deepspeed_config: Text | None = None  # a DeepSpeed JSON, in place of the two above
+    reshard_after_forward: bool = True  # gather a layer's parameters again for its backward
+    # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
+    recompute: Literal["none", "selective", "full"] = "none"
+    schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
+    stages_per_rank: Degree = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
+
+    @property
+    def gathers_again(self) -> bool:
+        """Whether a layer's parameters are given back after its forward pass and gathered again for
+        its backward pass. Without data-parallel shards they stay, whatever the setting says."""
+        return self.reshard_after_forward and self.data_parallel_shard > 1
+
+
+class Logging(Section):
+    directory: Text = "runs/train"
+    tensorboard: bool = True
+    wandb: bool = False
+
+
+class Size(Section):
+    """One size of a study; what is given replaces the model section's value."""
+
+    name: str
+    layers: Layers | None = None
+    hidden_size: Width | None = None
+    heads: Width | None = None
+    feed_forward_size: Number | None = None
+
+
+class Cell(Section):
+    """One cell of a study's grid, before sizes, budgets and seeds multiply it.
+
+    `set` holds dotted settings, as `--set` takes them. `start_from` names the parent cell whose
+    weights it starts from; `budget` then is what it adds.
+    """
+
+    name: str
+    preset: PresetName | None = None
+    start_from: str | None = Field(default=None, alias="from")
+    budget: Annotated[float, Field(gt=0)] | None = None
+    set: dict[str, object] = {}
+
+
+class Tune(Section):
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
+
+
+class Evaluation(Section):
+    points: Number = 8  # held-out values on the curve, besides the one before training
+    curve_documents: Number = 32
+    documents: Number = 64
+    prefix_tokens: Number = 64
+    continuation_tokens: Number = 24
+    choices: Number = 64  # items of the four-way choice
+    middles: Count = 32
+    batch_rows: Rows = 32
+
+
+class Study(Section):
+    name: str = "study"
+    match: Literal["flops", "seen_tokens", "parameters", "target_tokens"] = "flops"
+    budgets: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    sizes: list[Size] = []
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0]
+    encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
+    cells: Annotated[list[Cell], Field(min_length=1)]
+    lanes: Annotated[Processes, Field(gt=0)] = (
+        1  # cells that run at a time, in processes of their own
+    )
+    rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
+    tune: Tune | None = None
+    evaluation: Evaluation = Evaluation()
+
+
+class Settings(Section):
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    parallel: Parallel = Parallel()
+    logging: Logging = Logging()
+    study: Study | None = None

@@ -1,0 +1,369 @@
+"""Settings that are each right and cannot stand together."""
+
+import difflib
+import re
+from collections.abc import Iterator
+
+from megaarch.config import catalogue
+from megaarch.config.products import layer_products
+from megaarch.config.schema import Data, Model, Settings
+from megaarch.config.suggest import flatten, setting_names, unknown
+from megaarch.data import objectives
+
+Fault = tuple[tuple[str, ...], str]  # the settings involved, the one to blame first; a sentence
+
+
+def combinations(settings: Settings) -> Iterator[Fault]:
+    """Every impossible combination in these settings."""
+    yield from _model_combinations(settings)
+    if settings.study is None:  # each cell of a study is looked at with its own objective
+        yield from _objective(settings.data)
+        yield from _pair_limits(settings)
+        yield from _relative_bias(settings.model)
+    training, parallel = settings.training, settings.parallel
+    if training.steps is not None and training.budget is not None:
+        yield (
+            ("training.steps", "training.budget"),
+            ("cannot be given together with training.budget: a budget sets the number of steps"),
+        )
+    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    if training.global_batch_size % (training.micro_batch_size * ranks):
+        yield (
+            ("training.global_batch_size", "training.micro_batch_size"),
+            (
+                f"{training.global_batch_size} rows do not divide into micro-batches of "
+                f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
+            ),
+        )
+    yield from _float8(settings)
+    if training.keep_every and (
+        not training.save_every or training.keep_every % training.save_every
+    ):
+        yield (
+            ("training.keep_every", "training.save_every"),
+            (
+                f"{training.keep_every} is no multiple of save_every {training.save_every}: no "
+                "checkpoint is written at these steps"
+            ),
+        )
+    if settings.study:
+        yield from _study_combinations(settings)
+
+
+def _float8(settings: Settings) -> Iterator[Fault]:
+    """What float8 products do not go with. `parallel/float8.py` looks for torchao and at the device."""
+    training, parallel, name = settings.training, settings.parallel, "training.float8"
+    if training.float8 is None:
+        if training.float8_emulate:
+            yield ("training.float8_emulate", name), f"belongs to {name}: set that, or leave it out"
+        return
+    if training.precision != "bf16":
+        yield (
+            (name, "training.precision"),
+            "what is not multiplied in float8 is bf16: set training.precision=bf16",
+        )
+    if parallel.engine == "deepspeed":
+        yield (name, "parallel.engine"), "not with deepspeed: use parallel.engine=torch"
+    if parallel.schedule == "zero_bubble":
+        yield (
+            (name, "parallel.schedule"),
+            (
+                "zero_bubble splits a backward pass in two, and each would run all float8 products "
+                "of both: use another schedule"
+            ),
+        )
+    keys, tensor = settings.model.kv_heads or settings.model.heads, parallel.tensor_parallel
+    sharded = parallel.data_parallel_shard * parallel.data_parallel_replicate > 1
+    if (
+        training.float8 == "tensorwise"
+        and keys < tensor
+        and (sharded or parallel.context_parallel > 1)
+    ):
+        yield (
+            (name, "model.kv_heads", "parallel.tensor_parallel"),
+            (
+                f"tensorwise gathers weights in float8, and {tensor} tensor ranks that share {keys} "
+                "key heads gather theirs a second time, in bf16: use rowwise"
+            ),
+        )
+    yield from _float8_widths(settings)
+
+
+def _float8_widths(settings: Settings) -> Iterator[Fault]:
+    model, ranks = settings.model, settings.parallel.tensor_parallel
+    keys = max(model.kv_heads or model.heads, ranks)  # where ranks share one, each has a copy
+    model = model.model_copy(update={"kv_heads": keys})
+    streams = len(catalogue.ARCHITECTURES[model.architecture].streams)
+    for of, product in layer_products(model, streams - 1).items():
+        split = (1, ranks) if product.column else (ranks, 1)
+        inputs, outputs = product.inputs / split[0], product.outputs / split[1]
+        if inputs % 16 or outputs % 16:
+            width = "feed_forward_size" if of in ("up", "down") else "hidden_size"
+            among = f" on each of {ranks} tensor ranks" if ranks > 1 else ""
+            yield (
+                ("training.float8", f"model.{width}", "model.heads", "parallel.tensor_parallel"),
+                (
+                    "float8 products need widths that are multiples of 16, and those of a layer's "
+                    f"{of} are {inputs:g} and {outputs:g}{among}: change model.{width}, or leave it out"
+                ),
+            )
+            return
+
+
+def _model_combinations(settings: Settings) -> Iterator[Fault]:
+    model, data = settings.model, settings.data
+    architecture = catalogue.ARCHITECTURES[model.architecture]
+    if data.objective not in architecture.objectives:
+        runs = [a.name for a in catalogue.ARCHITECTURES.values() if data.objective in a.objectives]
+        yield (
+            ("data.objective", "model.architecture"),
+            (
+                f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
+                f"{' or '.join(runs)}, and {architecture.name} runs "
+                f"{', '.join(architecture.objectives)}"
+            ),
+        )
+    if model.head_size is None and model.hidden_size % model.heads:
+        yield (
+            ("model.heads", "model.hidden_size"),
+            (
+                f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
+                "change one, or give model.head_size"
+            ),
+        )
+    if model.kv_heads and model.heads % model.kv_heads:
+        yield (
+            ("model.kv_heads", "model.heads"),
+            (f"{model.kv_heads} key heads do not divide {model.heads} heads"),
+        )
+    exact = model.head_size or model.hidden_size % model.heads == 0
+    head_size = model.head_size or model.hidden_size // model.heads
+    axes = catalogue.position_axes(data.objective)
+    if exact and model.position_encoding == "rope" and head_size % (2 * axes):
+        yield (
+            ("model.head_size", "model.heads", "model.hidden_size"),
+            (
+                f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
+                f"not {head_size}"
+            ),
+        )
+    if axes > 1 and model.position_encoding == "relative":
+        yield (
+            ("model.position_encoding", "data.objective"),
+            (f"relative positions have one axis and {data.objective} has {axes}: use rope"),
+        )
+    width = model.hidden_size
+    if "rms_norm" in model.fused_kernels and width > (16384 if width % 8 == 0 else 4096):
+        yield (
+            ("model.fused_kernels", "model.hidden_size"),
+            (
+                f"rms_norm takes a hidden_size up to 16384, or 4096 where it is no multiple of 8, not "
+                f"{width}"
+            ),
+        )
+    yield from _rope_scaling(model)
+    yield from _lengths(settings)
+
+
+def _rope_scaling(model: Model) -> Iterator[Fault]:
+    scaling, where = model.rope_scaling, "model.rope_scaling"
+    if scaling is None:
+        return
+    if model.position_encoding != "rope":
+        yield (
+            (where, "model.position_encoding"),
+            (f"belongs to rope, and the position encoding is {model.position_encoding}"),
+        )
+    original = scaling.original_length
+    if (original is None) == (scaling.kind != "linear"):
+        must = "has to be given for" if original is None else "has no meaning for"
+        yield (f"{where}.original_length", f"{where}.kind"), f"{must} the kind {scaling.kind}"
+    longest = max(model.sequence_length, model.target_length or 0)
+    if scaling.kind == "dynamic" and original is not None and longest > original:
+        yield (
+            (f"{where}.original_length", "model.sequence_length", "model.target_length"),
+            (
+                f"dynamic scaling takes rows of at most {original} tokens here, not {longest}: "
+                "beyond that its frequencies would depend on the row"
+            ),
+        )
+    if scaling.kind == "yarn" and model.rope_base <= 1:
+        yield (
+            ("model.rope_base", f"{where}.kind"),
+            f"must be more than 1 for yarn, not {model.rope_base}",
+        )
+    for kind, low, high in (
+        ("llama3", "low_frequency_factor", "high_frequency_factor"),
+        ("yarn", "beta_slow", "beta_fast"),
+    ):
+        if scaling.kind == kind and getattr(scaling, low) >= getattr(scaling, high):
+            yield (f"{where}.{low}", f"{where}.{high}"), f"must be less than {high}"
+
+
+def _lengths(settings: Settings) -> Iterator[Fault]:
+    model, data = settings.model, settings.data
+    architecture = catalogue.ARCHITECTURES[model.architecture]
+    if len(architecture.streams) == 1:
+        for name in ("encoder_layers", "decoder_layers", "target_length"):
+            if getattr(model, name) is not None:
+                yield (
+                    (f"model.{name}", "model.architecture"),
+                    (f"belongs to an encoder_decoder; {architecture.name} has one stack"),
+                )
+    if model.position_encoding == "learned" and (
+        (model.learned_positions or model.sequence_length) < model.sequence_length
+    ):
+        yield (
+            ("model.learned_positions", "model.sequence_length"),
+            (
+                f"{model.learned_positions} positions are fewer than the "
+                f"{model.sequence_length} tokens of a row"
+            ),
+        )
+    if (data.kind == "supervised") != (data.objective == "supervised") and data.kind != "auto":
+        yield (
+            ("data.kind", "data.objective"),
+            (f"{data.kind} data and the objective {data.objective} do not go together"),
+        )
+
+
+def _objective(data: Data) -> Iterator[Fault]:
+    """Settings that the objective does not have, or values that it cannot take."""
+    of_objective = {
+        "noise_density": "noise_density",
+        "mean_span_length": "mean_span_length",
+        "whole_word_masking": "whole_word",
+        "max_predictions": "max_predictions",
+    }
+    for name, argument in of_objective.items():
+        value = getattr(data, name)
+        if value is None or value is False:
+            continue
+        try:
+            objectives.build(data.objective, **{argument: value})
+        except ValueError as error:
+            yield (f"data.{name}", "data.objective"), str(error)
+
+
+def _relative_bias(model: Model) -> Iterator[Fault]:
+    if model.position_encoding != "relative":
+        return
+
+    buckets, distance = model.relative_buckets, model.relative_max_distance
+    rules = catalogue.ARCHITECTURES[model.architecture].bidirectional_bias
+    faults = [bucket_fault(buckets, rule, distance) for rule in rules]
+    if fault := next(filter(None, faults), None):
+        yield ("model.relative_buckets", "model.relative_max_distance", "model.architecture"), fault
+
+
+def bucket_fault(buckets: int, bidirectional: bool, max_distance: int) -> str | None:
+    """What is wrong with these settings of a relative bias, in a sentence; None: nothing."""
+    parts = 4 if bidirectional else 2
+    if 1 <= buckets // parts < max_distance:
+        return None
+    return (
+        f"a relative bias of {buckets} buckets cannot reach {max_distance} tokens: give at least "
+        f"{parts} buckets, and a distance of more than a {'quarter' if bidirectional else 'half'} "
+        "of them"
+    )
+
+
+def _pair_limits(settings: Settings) -> Iterator[Fault]:
+    model, data = settings.model, settings.data
+    given = {
+        name: getattr(data, name)
+        for name in ("max_input_length", "max_target_length")
+        if getattr(data, name) is not None
+    }
+    if given and data.objective != "supervised":
+        for name in given:
+            yield (
+                (f"data.{name}", "data.objective"),
+                (f"is a limit of supervised pairs; {data.objective} has none: leave it out"),
+            )
+        return
+    row = model.sequence_length
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
+        rooms = (("sequence_length", row), ("target_length", model.target_length or row))
+        for name, (of, room) in zip(("max_input_length", "max_target_length"), rooms, strict=True):
+            if given.get(name, 0) > room:
+                yield (
+                    (f"data.{name}", f"model.{of}", "model.sequence_length"),
+                    (f"{given[name]} tokens do not fit a row of {room}: raise model.{of}"),
+                )
+        return
+    need = given.get("max_input_length", 1) + given.get("max_target_length", 1)
+    if given and need > row:
+        yield (
+            (*(f"data.{name}" for name in given), "model.sequence_length"),
+            (
+                f"{need} tokens of input and target do not fit a row of {row}, which holds both: "
+                "raise model.sequence_length"
+            ),
+        )
+
+
+# one for all cells of a study: what tells them apart, and what their shared yardsticks rest on
+STUDYS_OWN = (
+    "training.seed",
+    "logging.directory",
+    "data.cache",
+    "data.sentinels",
+    "data.tokenizer",
+)
+_FOLDER = re.compile(r"\w[\w.+-]{0,99}")
+
+
+def _study_combinations(settings: Settings) -> Iterator[Fault]:
+    study, names = settings.study, set()
+    valid = set(setting_names())
+    if not _FOLDER.fullmatch(study.name):
+        yield ("study.name",), f"{study.name!r} cannot be the name of a folder"
+    for i, cell in enumerate(study.cells):
+        where = f"study.cells.{i}"
+        if cell.name in names:
+            yield (f"{where}.name",), f"{cell.name!r} is the name of two cells"
+        if not _FOLDER.fullmatch(cell.name):
+            yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
+        if cell.start_from is not None and cell.start_from not in names:
+            guess = difflib.get_close_matches(cell.start_from, names, 1)
+            yield (
+                (f"{where}.from",),
+                (
+                    f"no cell {cell.start_from!r} stands before this one"
+                    + (f"; did you mean {guess[0]!r}?" if guess else "")
+                ),
+            )
+        if cell.budget is not None and cell.start_from is None:
+            yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
+        for path in flatten(cell.set):
+            if path in STUDYS_OWN:
+                yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
+            elif path == "model.vocabulary_size" and settings.data.tokenizer is None:
+                yield (
+                    (f"{where}.set",),
+                    (
+                        f"{path} is the study's to set, for the tokenizer that cuts the items of "
+                        "all cells is trained to it: leave it out, or give data.tokenizer"
+                    ),
+                )
+            elif path not in valid or path.startswith("study"):
+                yield (f"{where}.set",), unknown(path)
+        names.add(cell.name)
+    names = [size.name for size in study.sizes]
+    for i, name in enumerate(names):
+        if not _FOLDER.fullmatch(name):
+            yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
+    amounts = [f"{amount:.4g}" for amount in study.budgets]
+    for key, values in (("sizes", names), ("budgets", amounts), ("seeds", study.seeds)):
+        twice = sorted({str(v) for v in values if values.count(v) > 1})
+        if twice:
+            yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
+    if study.tune and study.rates:
+        yield (
+            ("study.tune", "study.rates"),
+            ("cannot be given together with study.rates: a sweep chooses its own rates"),
+        )
+    for section in ("steps", "budget"):
+        if getattr(settings.training, section) is not None:
+            yield (f"training.{section}",), "a study sets it for each cell: leave it out"

@@ -1,0 +1,140 @@
+"""The whole grid of processes: five axes, the innermost last, so that neighbours share a machine.
+
+    pp            pipeline stages
+    dp_replicate  copies of the parameters
+    dp_shard      shards of one copy (FSDP)
+    cp            shards of every row's tokens, all heads of attention exchanged (Ulysses)
+    tp            shards of every layer's weights
+
+Parameters are sharded over dp_shard and cp together (parallel/fsdp.py).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megaarch.config.schema import Parallel
+from megaarch.distributed import launch
+
+AXES = {
+    "pp": "pipeline_parallel",
+    "dp_replicate": "data_parallel_replicate",
+    "dp_shard": "data_parallel_shard",
+    "cp": "context_parallel",
+    "tp": "tensor_parallel",
+}
+DATA = ("dp_replicate", "dp_shard")  # ranks that read rows of their own
+GRADIENT = (*DATA, "cp")  # ranks whose gradients are parts of one sum
+
+
+def processes(parallel: Parallel) -> int:
+    """How many processes a layout is of."""
+    return math.prod(getattr(parallel, setting) for setting in AXES.values())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """This process's place among all. mesh: None where there is one process only."""
+
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def single(cls, device: torch.device | str) -> "Grid":
+        """One process, without process groups."""
+        return cls(torch.device(device))
+
+    @classmethod
+    def build(cls, parallel: Parallel, device: torch.device | str) -> "Grid":
+        """The grid of the processes that `launch.join` brought together. Every process calls it."""
+        sizes = tuple(getattr(parallel, setting) for setting in AXES.values())
+        if math.prod(sizes) == 1:
+            return cls.single(device)
+        assert distributed.is_initialized(), "launch.join comes first"
+        device = torch.device(device)
+        return cls(device, init_device_mesh(device.type, sizes, mesh_dim_names=tuple(AXES)))
+
+    def size(self, axis: str) -> int:
+        """Ranks along an axis."""
+        return 1 if self.mesh is None else self.mesh.size(list(AXES).index(axis))
+
+    def rank(self, axis: str) -> int:
+        """This process's place along an axis."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+
+    @property
+    def world_size(self) -> int:
+        """All processes."""
+        return 1 if self.mesh is None else self.mesh.size()
+
+    def group(self, axis: str) -> distributed.ProcessGroup | None:
+        """The processes that differ from this one along `axis` alone; None where it has size 1."""
+        return self.mesh.get_group(axis) if self.size(axis) > 1 else None
+
+    def submesh(self, *axes: str) -> DeviceMesh:
+        """The mesh of these axes, through this process."""
+        assert self.mesh is not None, "one process has no mesh"
+        return self.mesh[axes]
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's rows this process reads."""
+        return self.rank("dp_replicate") * self.size("dp_shard") + self.rank("dp_shard")
+
+    @property
+    def data_ranks(self) -> int:
+        """Shares that a step's rows are dealt in."""
+        return math.prod(self.size(axis) for axis in DATA)
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks over which gradients are averaged."""
+        return math.prod(self.size(axis) for axis in GRADIENT)
+
+    @property
+    def row_multiple(self) -> int:
+        """Streams' lengths are multiples of this: tp and cp hold equal shards of a row's tokens."""
+        return self.size("tp") * self.size("cp")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
+        return self.mesh is None or distributed.get_rank() == 0
+
+    def sum(self, values: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
+        """`values` summed in place over the ranks along `axes`."""
+        for axis in axes:
+            if group := self.group(axis):
+                distributed.all_reduce(values, group=group)
+        return values
+
+    def share(self, value: Any, group: distributed.ProcessGroup | None = None) -> Any:
+        """The main process's `value` (anything that pickles) on every process. group: of all
+        processes, where it is not to be the default one."""
+        if self.mesh is None:
+            return value
+        held = [value]
+        distributed.broadcast_object_list(held, src=0, group=group)
+        return held[0]
+
+    def gather(self, value: Any, group: distributed.ProcessGroup | None = None) -> list[Any]:
+        """Every process's `value`, on every process; otherwise as `share`."""
+        if self.mesh is None:
+            return [value]
+        held = [None] * self.world_size
+        distributed.all_gather_object(held, value, group=group)
+        return held
+
+    @property
+    def host_group(self) -> distributed.ProcessGroup | None:
+        """`launch.host_group` of these processes: for what may keep them waiting (files)."""
+        return None if self.mesh is None else launch.host_group()
+
+    def barrier(self) -> None:
+        """Waits for every process."""
+        if self.mesh is not None:
+            distributed.barrier()

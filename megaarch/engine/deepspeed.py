@@ -1,0 +1,233 @@
+"""DeepSpeed as the second data-parallel engine: ZeRO 1, 2 and 3, with or without offload to the CPU.
+
+The model, its loss and the order of its rows are those of every other layout; DeepSpeed shards and
+reduces, clips and steps. A checkpoint is the common one: weights and optimizer state by parameter
+name, so a run moves between DeepSpeed and the other layouts. (Rajbhandari et al. 2020, ZeRO.)
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.utils import cpp_extension
+
+from megaarch.config import ConfigError
+from megaarch.config.schema import Settings
+from megaarch.data.batch import Batch
+from megaarch.distributed.mesh import GRADIENT, Grid
+from megaarch.engine import deepspeed_config
+from megaarch.engine.native import Replica
+from megaarch.model.initialize import initial_value
+from megaarch.model.loss import TargetLosses
+from megaarch.parallel import recompute
+from megaarch.parallel.parallelize import build_model
+from megaarch.parallel.precision import compute_dtype
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+LONGEST_BUILD = 10  # minutes; DeepSpeed's parts take less than one
+
+
+class ZeroReplica(Replica):
+    """A copy of the model whose gradients, optimizer and, at stage 3, parameters DeepSpeed holds.
+
+    ConfigError where DeepSpeed is absent, or its JSON says other than the settings.
+    """
+
+    def __init__(self, settings: Settings, grid: Grid):
+        nn.Module.__init__(self)
+        self.settings, self.grid, self.engine = settings, grid, None
+        self.deepspeed = _deepspeed(grid)
+        self.config = deepspeed_config.of(settings, grid.data_ranks)
+        self.stage = self.config["zero_optimization"]["stage"]
+        birth = nullcontext()
+        if self.stage == 3:  # each module's parameters are sharded as it is made
+            birth = self.deepspeed.zero.Init(config_dict_or_path=self.config)
+        with birth, torch.device(grid.device):
+            self.model = build_model(settings.model, settings.data.objective)
+        self.model.compute_dtype = compute_dtype(settings)
+        self.compiled = False
+        if settings.parallel.recompute != "none":
+            recompute.apply(self.model, settings.parallel.recompute)
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """DeepSpeed's optimizer, around the one built for the parameters."""
+        settings = self.settings
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        self.groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        self.zero, outer, *_ = self.deepspeed.initialize(
+            model=self.model, optimizer=optimizer, config=self.config, dist_init_required=False
+        )
+        seed = settings.training.seed
+        for name, parameter in self.model.named_parameters():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            self._put(parameter, initial_value(name, shape, settings.model, seed))
+        for state in outer.optimizer.state.values():
+            if "step" in state:  # ZeRO 3 has made its state by a step without gradients
+                state["step"].zero_()
+        return outer
+
+    def forward_backward(self, batches: list[Batch], weight: float) -> torch.Tensor:
+        """As Replica's. DeepSpeed averages gradients over the ranks."""
+        loss = torch.zeros((), device=self.grid.device)
+        for batch in batches:
+            if batch is not batches[0]:
+                self.zero.step()  # counts a micro-batch that is not the last
+            loss = loss + self._micro_step(self._local(batch), weight)
+        return self.grid.sum(loss, GRADIENT)
+
+    def _losses(self, batch: Batch) -> TargetLosses:
+        return self.zero(batch)  # counts micro-batches, so not the model itself
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.zero.backward(loss, scale_wrt_gas=False)
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Replica's; DeepSpeed leaves a step out whose gradient is not finite."""
+        self.zero.step()
+        norm = torch.as_tensor(self.zero.get_global_grad_norm(), device=self.grid.device).detach()
+        return norm, torch.full((), self.zero.was_step_applied(), device=norm.device)
+
+    # the common checkpoint: whole tensors by name, of which every rank keeps a slice
+
+    def states(self, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
+        """Weights, and the optimizer's state under the keys of other layouts."""
+        utils = self.deepspeed.utils
+        weights, state = {}, {}
+        for name, parameter in self.model.named_parameters():
+            weights[name] = self._slice(utils.safe_get_full_fp32_param(parameter))
+        if optimizer is None:
+            return weights, state
+        for name, key, counts in self._moments(optimizer):
+            if counts is not None:
+                state[f"state.{name}.{key}"] = counts[0].clone()
+                continue
+            full = utils.safe_get_full_optimizer_state(self.model.get_parameter(name), key)
+            state[f"state.{name}.{key}"] = self._slice(full)
+        for names, group in zip(self.groups, optimizer.param_groups, strict=True):
+            options = {key: value for key, value in group.items() if key != "params"}
+            for name in names:
+                state |= {f"param_groups.{name}.{key}": value for key, value in options.items()}
+        return weights, state
+
+    def put_states(
+        self, weights: dict, state: dict, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Takes what `states` gave, read from a checkpoint."""
+        for name, parameter in self.model.named_parameters():
+            self._put(parameter, _whole(weights[name]))
+        if optimizer is None:
+            return
+        put = self.deepspeed.utils.safe_set_full_optimizer_state
+        for name, key, counts in self._moments(optimizer):
+            value = _whole(state[f"state.{name}.{key}"])
+            for count in counts or ():
+                count.copy_(value)
+            if counts is None:
+                put(self.model.get_parameter(name), value, key)
+
+    def _put(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Sets a parameter and its fp32 master to the whole `value`."""
+        value = value.to(self.grid.device)
+        self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+        whole = nullcontext()
+        if self.stage == 3:  # what rank 0 writes inside reaches the shards
+            whole = self.deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+        with torch.no_grad(), whole:
+            parameter.copy_(value)
+
+    def _moments(
+        self, optimizer: torch.optim.Optimizer
+    ) -> Iterator[tuple[str, str, list[torch.Tensor] | None]]:
+        """(parameter, key of its state, where that is a count of steps: those of all partitions)."""
+        if self.settings.training.optimizer == "sgd":
+            return
+        counts = _link(optimizer, optimizer.optimizer)
+        for name in (name for names in self.groups for name in names):
+            yield name, "step", counts
+            for key in MOMENTS:
+                yield name, key, None
+
+    def _slice(self, full: torch.Tensor) -> torch.Tensor:
+        if self.grid.mesh is None:
+            return full.detach().clone()
+        mesh = self.grid.submesh("dp_shard")
+        parts = full.detach().chunk(mesh.size())
+        own = parts[mesh.get_local_rank()].clone() if mesh.get_local_rank() < len(parts) else None
+        own = full.new_empty((0, *full.shape[1:])) if own is None else own
+        return DTensor.from_local(
+            own, mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
+        )
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _link(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Makes AdamW's state where no step has been taken yet, and tells each parameter its slice of
+    it (DeepSpeed 0.19 does so for the first group only). Returns the counts of steps."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        flats = getattr(outer, name, None)  # of ZeRO 1 and 2; of ZeRO 1 in bf16
+        if flats is not None:
+            break
+    else:
+        flats = outer.fp32_partitioned_groups_flat  # of ZeRO 3
+    for flat in flats:
+        if not inner.state[flat]:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
+    groups = getattr(outer, "bit16_groups", None) or getattr(outer, "bf16_groups", None)
+    for group, flat in zip(groups or (), flats, strict=False):
+        lazy_init_hp_params_optimizer_state(group, flat, inner.state)
+    return [inner.state[flat]["step"] for flat in flats]
+
+
+def _deepspeed(grid: Grid):
+    """The package, with a process group for it to work in."""
+    # its log lines of level INFO tell a user nothing
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    if grid.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise ConfigError(
+            [
+                "parallel.engine: deepspeed is not installed: pip install 'megaarch[deepspeed]', "
+                "or use parallel.engine=torch, which shards as ZeRO does"
+            ]
+        ) from None
+    _check_build_locks()
+    if not distributed.is_initialized():  # one process, as for offload on one GPU
+        backend = "nccl" if grid.device.type == "cuda" else "gloo"
+        store = distributed.HashStore()
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=distributed.get_backend(), verbose=False)
+    return deepspeed
+
+
+def _check_build_locks() -> None:
+    """DeepSpeed compiles these where they are first used, and waits for the lock file of another
+    process that does. A process killed at that moment leaves its file, and all later ones wait."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    for name in ("deepspeed_shm_comm", "cpu_adam"):
+        for lock in Path(root).glob(f"**/{name}/lock"):
+            with suppress(FileNotFoundError):  # released meanwhile
+                minutes = (time.time() - lock.stat().st_mtime) / 60
+                if minutes > LONGEST_BUILD:
+                    raise ConfigError(
+                        [
+                            f"parallel.engine: {lock} says that a process has been compiling this "
+                            f"part of DeepSpeed for {minutes:.0f} minutes, and DeepSpeed would wait "
+                            "for it; if it has ended, remove this file"
+                        ]
+                    )

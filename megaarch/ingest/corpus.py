@@ -1,0 +1,184 @@
+"""Text from files, one document at a time: JSON lines, parquet, plain text, the embedded corpus.
+
+Everything is lazy: a corpus larger than memory is read as a stream, as often as is needed.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megaarch.ingest import embedded
+from megaarch.ingest.lines import Malformed, MalformedRecord, Place, Shard, read_lines
+from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
+
+NAMED = 20  # fields that a sentence names
+SEPARATOR = "<|endoftext|>"  # a line of its own between two documents of a plain text file
+
+
+def stop(error: MalformedRecord) -> None:
+    """The first malformed record ends the reading."""
+    raise error
+
+
+def documents(path: str, text_field: str = "text") -> Iterator[str]:
+    """The documents of a source, in a fixed order; blank ones are left out.
+
+    path: "embedded", a file, a directory or a glob: what sources.files finds. JSON lines and
+        parquet hold a document a record, in `text_field`. A plain text file is one document,
+        unless form feeds or lines `<|endoftext|>` divide it.
+    ValueError: a source that is missing or of no known format; a malformed record, a missing
+        field or bad UTF-8, naming file and line.
+    """
+    for file in [Path(EMBEDDED)] if path == EMBEDDED else files(path):
+        yield from shard_documents(Shard(file), text_field)
+
+
+def shard_documents(
+    shard: Shard, text_field: str = "text", malformed: Malformed = stop
+) -> Iterator[str]:
+    """The documents of a shard. Of a part of a JSON lines file, lines count from its start."""
+    if str(shard.file) == EMBEDDED:
+        texts = iter(embedded.documents())
+    elif format_of(shard.file) == "text":
+        texts = _text_documents(shard.file, malformed)
+    else:
+        texts = _fields(shard, text_field, malformed)
+    yield from (text for text in texts if text.strip())
+
+
+def pairs(path: str) -> Iterator[tuple[str, str]]:
+    """The (input, target) pairs of supervised records `{"input": ..., "target": ...}`."""
+    if path == EMBEDDED:
+        raise ValueError("data.kind is supervised, but the embedded corpus holds plain text")
+    for file in files(path):
+        if format_of(file) == "text":
+            raise ValueError(f"{file}: supervised data are JSON lines or parquet, not plain text")
+        for at, record in _records(Shard(file), stop, "input", "target"):
+            yield _field(record, "input", at), _field(record, "target", at)
+
+
+def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str:
+    """What a source holds, from its names and its first sound record: "text", "supervised" or
+    "indexed".
+
+    prefer_pairs: whether records with `input`, `target` and `text_field` are supervised.
+    """
+    if indexed_prefix(path) is not None:
+        return "indexed"
+    for file in [] if path == EMBEDDED else files(path):
+        if format_of(file) == "text":
+            continue
+        for _, record in _records(Shard(file), lambda error: None):
+            paired = {"input", "target"} <= record.keys()
+            return "supervised" if paired and (prefer_pairs or text_field not in record) else "text"
+    return "text"
+
+
+def _text_documents(file: Path, malformed: Malformed) -> Iterator[str]:
+    document: list[str] = []
+    for _, line in read_lines(Shard(file), malformed):
+        if line.strip() == SEPARATOR:
+            yield "\n".join([*document, ""])
+            document = []
+            continue
+        before, *after = line.split("\f")
+        document.append(before)
+        for piece in after:
+            yield "\n".join(document)
+            document = [piece]
+    yield "\n".join(document)
+
+
+def _fields(shard: Shard, name: str, malformed: Malformed) -> Iterator[str]:
+    for place, record in _records(shard, malformed, name):
+        try:
+            text = _field(record, name, place)
+        except MalformedRecord as error:
+            malformed(error)
+        else:
+            yield text
+
+
+def _records(
+    shard: Shard, malformed: Malformed, *columns: str
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(where, record) of each record; `columns` are what a parquet file is read for."""
+    if format_of(shard.file) == "parquet":
+        yield from _parquet_records(shard, columns)
+        return
+    for place, line in read_lines(shard, malformed):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            what = f"malformed JSON ({error.msg}, column {error.colno})"
+        except (ValueError, RecursionError) as error:
+            what = f"JSON that cannot be read ({error})"
+        else:
+            if isinstance(record, dict):
+                yield place, record
+                continue
+            what = f"one JSON object a line is expected, not {line[:20]!r}"
+        malformed(MalformedRecord(*place, what))
+
+
+def _parquet_records(
+    shard: Shard, columns: tuple[str, ...]
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    file = shard.file
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            read = [name for name in columns if name in table.schema_arrow.names]
+            if columns and len(read) < len(columns):
+                missing = next(name for name in columns if name not in read)
+                raise ValueError(f"{file}: {_missing(missing, table.schema_arrow.names)}")
+            groups = range(table.num_row_groups)[shard.start : shard.end]
+            number = sum(table.metadata.row_group(g).num_rows for g in range(groups.start))
+            for batch in table.iter_batches(1024 if columns else 1, groups, columns=read or None):
+                for record in _parquet_rows(batch, file, number):
+                    number += 1
+                    yield Place(file, "row", number), record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+
+
+def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a record batch. ValueError names the one that is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(batch.num_rows):
+            try:
+                batch.slice(row, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                what = f"not UTF-8 ({error.reason})"
+                raise MalformedRecord(file, "row", before + row + 1, what) from error
+        raise
+
+
+def _field(record: dict[str, Any], name: str, place: Place) -> str:
+    if name not in record:
+        raise MalformedRecord(*place, _missing(name, record))
+    text = record[name]
+    if not isinstance(text, str):
+        what = f"field {name!r} is not a string but {type(text).__name__}"
+        raise MalformedRecord(*place, what)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"field {name!r} holds half a surrogate pair"
+            raise MalformedRecord(*place, what) from error
+    return text
+
+
+def _missing(name: str, names: Any) -> str:
+    hint = "" if name in ("input", "target") else "; set data.text_field, or --text-field of a tool"
+    there = [str(other) for other in names]
+    there[NAMED:] = ["..."] if len(there) > NAMED else []
+    return f"no field {name!r} (there are: {', '.join(there) or 'none'}){hint}"

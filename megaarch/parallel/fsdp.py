@@ -1,0 +1,89 @@
+"""Sharded data parallelism (FSDP2): all use of torch's `fully_shard` sits here.
+
+Parameters are sharded over dp_shard and cp, and copied over dp_replicate. Each layer is one group,
+gathered when it runs; what is left (embeddings, tied or not, norms, the output) is the root's
+group. Gradients are averaged over all of these ranks.
+"""
+
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from megaarch.config.schema import Settings
+from megaarch.distributed.mesh import Grid
+from megaarch.model.loss import TargetLosses
+from megaarch.parallel.precision import compute_dtype
+
+
+def shard(model: nn.Module, grid: Grid, settings: Settings) -> None:
+    """Shards `model` (its `layers` each, then the rest) in place; meta is fine.
+
+    With `training.precision: bf16` layers compute in bf16, and master parameters, gradients and
+    their reductions are fp32.
+    """
+    if grid.gradient_ranks == 1:
+        return
+    sharded = [axis for axis in ("dp_shard", "cp") if grid.size(axis) > 1] or ["dp_shard"]
+    mesh = grid.submesh(*sharded)
+    if len(sharded) > 1:
+        mesh = mesh._flatten("dp_shard_cp")
+    if grid.size("dp_replicate") > 1:
+        mesh = DeviceMesh._concatenate([grid.submesh("dp_replicate"), mesh])
+    half = compute_dtype(settings)
+    options = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=half,
+            reduce_dtype=torch.float32 if half else None,
+            cast_forward_inputs=False,
+        ),
+    }
+    again = settings.parallel.gathers_again
+    for layer in model.layers.values():
+        fully_shard(layer, reshard_after_forward=again, **options)
+    fully_shard(model, reshard_after_forward=False, **options)
+    for module in (*model.layers.values(), model):
+        module.register_forward_pre_hook(_seal, prepend=True)
+        module.register_forward_pre_hook(_open)
+    model.register_forward_hook(_own, prepend=True)
+
+
+class _Sealed:
+    """Hides a dataclass (a Batch, a Context) while FSDP looks for the tensors among a module's
+    arguments: torch 2.13 would walk into it, plans and all, and make it anew."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def _seal(module: nn.Module, args: tuple) -> tuple:
+    return tuple(_Sealed(x) if is_dataclass(x) else x for x in args)
+
+
+def _open(module: nn.Module, args: tuple) -> tuple:
+    return tuple(x.value if isinstance(x, _Sealed) else x for x in args)
+
+
+def _own(module: nn.Module, args: tuple, out: Any) -> Any:
+    # FSDP hangs its backward on outputs, and warns where one is a view
+    if not isinstance(out, TargetLosses):
+        return out
+    return TargetLosses(*(None if loss is None else loss.clone() for loss in out))
+
+
+def reduce_at(model: nn.Module, last: bool) -> None:
+    """Says whether the next micro-batch is a step's last one: gradients stay whole until then and
+    are reduced once. For parameters that stay gathered."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+
+
+def release(model: nn.Module) -> None:
+    """Drops what a forward pass without a backward pass has left gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,62 @@
+"""The page: complete, self-contained, and sound with missing values."""
+
+import math
+import re
+
+import pytest
+
+from megaarch import report
+from megaarch.report.page import page
+from tests.study.example_results import (
+    cell_at,
+    example_cell,
+    example_results,
+)
+
+
+@pytest.fixture(scope="module")
+def demo_page() -> str:
+    return page(example_results())
+
+
+def test_page_holds_every_cell_and_reaches_for_nothing(demo_page):
+    results, html = example_results(), demo_page
+    for cell in results["cells"]:
+        value = f"{cell['heldout']['continuation_bits_per_byte']:.3f}"
+        assert cell["name"] in html and value in html
+    links = re.findall(r'(?:src|href|url|action|import)\s*[=(]\s*"?([^")>\s]+)', html)
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    assert html == page(example_results())  # the same results, the same page
+
+
+def test_ids_of_inlined_drawings_do_not_clash_and_all_references_hold(demo_page):
+    html = demo_page
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html))
+    assert {a or b for a, b in references} <= set(ids)
+
+
+def test_drawings_in_the_page_follow_the_colour_scheme(demo_page):
+    drawings = "".join(re.findall(r"<svg.*?</svg>", demo_page, flags=re.DOTALL))
+    assert "var(--prefix-lm)" in drawings
+    # What is left in plain colours would not turn with the scheme.
+    assert re.findall(r"(?:fill|stroke)[:=] *\"?(#[0-9a-f]{3,6})\b", drawings) == []
+
+
+def test_the_page_shows_warnings_and_escapes_names():
+    odd = cell_at("<script>alert('$')</script>", 2.0, 1.9, 2.1, tuned=False)
+    html = page(example_results([odd]))
+    assert "<script>alert" not in html
+    assert "Read with care: 2 notes" in html and "Learning rate not tuned for &lt;script" in html
+
+
+def test_the_page_bears_missing_values():
+    results = example_results([cell_at("a", math.nan, 1, 2), example_cell("bert")])
+    results |= {"commit": None, "hardware": {}, "data": {}, "tuning": [], "command": None}
+    cell = results["cells"][0]
+    cell["heldout"] |= {"choice_accuracy": None, "choice_interval": None, "items": {}}
+    cell |= {"losses": [], "masks": [], "train_seconds": 0, "final_loss": None, "settings": {}}
+    cell["curve"] = [point | {"heldout": math.nan} for point in cell["curve"]]
+    assert "no comparable cell has a held-out value" in page(results)
+    assert report.csv(results) and report.latex(results) and report.text(results)

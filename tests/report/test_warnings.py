@@ -1,0 +1,123 @@
+"""Each warning appears with its cause, and with nothing else."""
+
+import pytest
+
+from megaarch import report
+from megaarch.report.page import page
+from tests.study.example_results import (
+    clean_results,
+    example_cell,
+    example_results,
+)
+
+
+def change(**values):
+    def apply(cell):
+        cell.update(values)
+
+    return apply
+
+
+def items(kind, number):
+    return lambda cell: cell["heldout"]["items"].update({kind: number})
+
+
+def setting(section, key, value):
+    return lambda cell: cell["settings"][section].update({key: value})
+
+
+CAUSES = [
+    (change(flops=3.1e13), "Unequal compute"),
+    (change(seen_tokens=588 * 5300), "unilm sees 5,300 tokens a step in 588 steps and"),
+    (change(tuned=False), "not tuned for unilm"),
+    (change(learning_rate_at_edge=True), "edge of its grid for unilm"),
+    (change(trial_flops=1.4e13), "tuned at a share of the compute: unilm (0.47)"),
+    (change(padding_share=0.051), "More than 5% padding: unilm"),
+    (change(truncated_share=0.2), "Pairs of input and target cut to fit their limits: unilm (20%)"),
+    (change(epochs=1.01), "More than one epoch over the training text: unilm"),
+    (change(seed=1), "2 seeds in some cells"),
+    (items("continuation", 99), "Only 99 held-out continuation items"),
+    (items("choice", 20), "Only 20 held-out choice items"),
+    (setting("data", "source", "other.txt"), "Cells differ in data"),
+    (setting("data", "tokenizer", "other.model"), "Cells differ in tokenizer"),
+    (change(precision="bf16"), "Cells differ in precision"),
+    (
+        lambda cell: cell["settings"].update({"parallel": {"tensor_parallel": 2}}),
+        "Cells differ in number of processes, so their speeds do not compare",
+    ),
+    (change(parent="gpt"), "starts from the weights of gpt"),
+    (change(warnings=["the run was cut short"]), "unilm: the run was cut short"),
+]
+
+
+def test_a_fair_study_has_no_warning():
+    assert report.warnings_for(clean_results()) == []
+    assert "Read with care" not in report.text(clean_results())
+    assert "Read with care" not in page(clean_results())
+
+
+@pytest.mark.parametrize("cause, sentence", CAUSES, ids=[sentence for _, sentence in CAUSES])
+def test_each_cause_gives_its_warning_and_no_other(cause, sentence):
+    results = clean_results()
+    cause(results["cells"][-1])  # unilm, seed 2
+    warnings = report.warnings_for(results)
+    assert len(warnings) == 1
+    assert sentence in warnings[0]
+    assert " ".join(sentence.split()[:3]) in report.text(results)
+
+
+@pytest.mark.parametrize("what", ["threads", "lanes"])
+def test_a_different_share_of_the_machine_is_said(what):
+    """A cell that ran with a machine to itself is faster than those that shared it."""
+    results = clean_results()
+    for cell in results["cells"]:
+        cell["environment"] = {"threads": 1, "lanes": 2}
+    assert report.warnings_for(results) == []
+    results["cells"][-1]["environment"] = {"threads": 1, "lanes": 2} | {what: 4}
+    [warning] = report.warnings_for(results)
+    assert warning.startswith("Cells differ in threads, or in how many cells ran side by side")
+    assert "their speeds do not compare" in warning
+
+
+@pytest.mark.parametrize("what", ["commit", "hardware", "versions", "tokenizer"])
+def test_a_different_environment_is_said(what):
+    results = clean_results()
+    for cell in results["cells"]:
+        cell["environment"] = {what: {"cpu": "a"} if what == "hardware" else "a"}
+    assert report.warnings_for(results) == []
+    other = {"cpu": "b"} if what == "hardware" else "b"
+    results["cells"][0]["environment"] = {what: other}
+    [warning] = report.warnings_for(results)
+    assert warning.startswith(f"Cells differ in {what}: gpt; ")
+
+
+def test_flops_within_two_percent_and_at_other_budgets_are_equal():
+    results = clean_results()
+    for cell in results["cells"]:
+        cell["flops"] = 3e13
+    results["cells"][0]["flops"] = 3.059e13
+    assert report.warnings_for(results) == []
+    for cell in results["cells"][:3]:
+        cell |= {"budget": 6e13, "flops": 6e13}
+    assert report.warnings_for(results) == []
+
+
+def test_batches_within_a_quarter_and_at_other_budgets_are_equal():
+    results = clean_results()
+    for cell in results["cells"]:
+        cell |= {"steps": 100, "seen_tokens": 100_000}
+    results["cells"][0]["seen_tokens"] = 124_000
+    assert report.warnings_for(results) == []
+    for cell in results["cells"][:3]:
+        cell |= {"budget": 6e13, "flops": 6e13, "seen_tokens": 200_000}
+    assert report.warnings_for(results) == []
+
+
+def test_warnings_already_stored_are_not_said_twice():
+    results = example_results()
+    found = report.warnings_for(results)
+    for cell in results["cells"]:
+        cell["warnings"] = report.warnings_of(cell)
+    results["warnings"] = found
+    assert report.warnings_for(results) == found
+    assert any("its best learning rate" in w for w in report.warnings_of(example_cell("glm")))

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from megaarch.errors import UserError
+
 MIB = 1 << 20
 LARGEST_TEXT = 64 * MIB  # of configurations, records and results
 LARGEST = 1024 * MIB  # of tokenizers, held-out documents and the index of a checkpoint
@@ -28,15 +30,15 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:  # a name with a NUL
-        raise ValueError(f"{os.fspath(path)!r} is no name of a file") from None
+        raise UserError(f"{os.fspath(path)!r} is no name of a file") from None
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
+            raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
         if status.st_size > limit:
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(path)} has {status.st_size:,} bytes, and of such a file {limit:,} are "
                 "read at most"
             )
@@ -49,9 +51,9 @@ def check_regular(path: str | os.PathLike) -> None:
     try:
         mode = Path(path).stat().st_mode
     except ValueError:
-        raise ValueError(f"{os.fspath(path)!r} is no name of a file") from None
+        raise UserError(f"{os.fspath(path)!r} is no name of a file") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
+        raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
 
 
 def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
@@ -59,7 +61,7 @@ def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not UTF-8 text: {error.reason}") from None
+        raise UserError(f"{os.fspath(path)} is not UTF-8 text: {error.reason}") from None
 
 
 def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
@@ -67,9 +69,9 @@ def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError(f"{os.fspath(where)} is nested too deeply for JSON") from None
+        raise UserError(f"{os.fspath(where)} is nested too deeply for JSON") from None
     except ValueError as error:
-        raise ValueError(f"{os.fspath(where)} is not JSON: {error}") from None
+        raise UserError(f"{os.fspath(where)} is not JSON: {error}") from None
 
 
 def read_json(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> Any:
@@ -84,17 +86,17 @@ def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         entry = ".".join(map(str, fault["loc"])) or "the file"
-        raise ValueError(f"{os.fspath(where)} is damaged: {entry}: {fault['msg']}") from None
+        raise UserError(f"{os.fspath(where)} is damaged: {entry}: {fault['msg']}") from None
     except RecursionError:
-        raise ValueError(f"{os.fspath(where)} is damaged: it is nested too deeply") from None
+        raise UserError(f"{os.fspath(where)} is damaged: it is nested too deeply") from None
 
 
 def inside(folder: Path, name: str) -> Path:
     """The file that an entry of `folder` names. ValueError where it is not in the folder, by its
     name or by a link."""
     if "\0" in name:
-        raise ValueError(f"{name!r} in {folder} is no name of a file")
+        raise UserError(f"{name!r} in {folder} is no name of a file")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
-        raise ValueError(f"{name} in {folder} leads out of the folder")
+        raise UserError(f"{name} in {folder} leads out of the folder")
     return path

@@ -14,10 +14,10 @@ import yaml
 from megaarch import config, files
 from megaarch.cli import main
 from megaarch.ingest import shards, sidecar
-from tools.planning import at_scale
 from megaarch.study import cell, lock, rates
 from tests.conftest import made_up_text
 from tests.tools.run import tool
+from tools.planning import at_scale
 
 ROOT = Path(__file__).parents[1]
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megaarch.cli.errors import told
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.ingest import corpus, shards
 
 MOST_PAIRS = 1000
@@ -36,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     if not 1 <= options.pairs <= MOST_PAIRS:
-        raise ValueError(f"--pairs must be from 1 to {MOST_PAIRS}, not {options.pairs}")
+        raise UserError(f"--pairs must be from 1 to {MOST_PAIRS}, not {options.pairs}")
     Tokenizer(options.tokenizer, sentinels=0)  # or says what is wrong with it
     shard = corpus.Shard(Path(options.input))
     encode = _library(options.tokenizer)
     texts = list(dict.fromkeys(corpus.shard_documents(shard)))
     if not texts:
-        raise ValueError(f"{options.input} holds no text")
+        raise UserError(f"{options.input} holds no text")
     size = sum(len(text.encode()) for text in texts)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:

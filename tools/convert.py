@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from megaarch.cli.errors import told
+from megaarch.errors import UserError
 
 EPILOG = """\
 examples:
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.interchange.convert import Conversion, convert
 
     if options.sentinels is not None and options.sentinels < 0:
-        raise ValueError(f"--sentinels must be at least 0, not {options.sentinels}")
+        raise UserError(f"--sentinels must be at least 0, not {options.sentinels}")
     job = vars(options)
     job.pop("debug")
     convert(Conversion(**job), say=print)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megaarch.cli.errors import told
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
+from megaarch.errors import UserError
 from megaarch.ingest.sample import sample
 from megaarch.ingest.sources import notes
 
@@ -81,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     for name, least in (("sentinels", 0), ("sample", 1)):
         if getattr(options, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+            raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
     output = Path(options.output)
     if output.exists():
-        raise ValueError(f"{output} exists: give another --output, or delete it")
+        raise UserError(f"{output} exists: give another --output, or delete it")
     texts = sample(options.input, options.text_field, options.sample, options.held_out)
     output.parent.mkdir(parents=True, exist_ok=True)
     made = train_sentencepiece(texts, options.vocabulary_size, options.sentinels, output)

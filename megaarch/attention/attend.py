@@ -9,6 +9,7 @@ from megaarch.attention import operator
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import choose, find
 from megaarch.attention.parts import Parts
+from megaarch.errors import UserError
 
 
 def attend(
@@ -80,25 +81,25 @@ def check(
     rows, queries, heads, size = q.shape
     keys, key_heads = k.shape[1:3]
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
-        raise ValueError(
+        raise UserError(
             f"attend: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be "
             "[B, Sq, H, D], [B, Sk, Hkv, D] and [B, Sk, Hkv, D]"
         )
     if heads % key_heads:
-        raise ValueError(f"attend: {key_heads} key heads do not divide {heads} query heads")
+        raise UserError(f"attend: {key_heads} key heads do not divide {heads} query heads")
     if (len(parts), parts.queries, parts.keys) != (rows, queries, keys):
-        raise ValueError(
+        raise UserError(
             f"attend: parts are for {len(parts)} rows of {parts.queries} queries and "
             f"{parts.keys} keys, but the tensors have {rows}, {queries} and {keys}"
         )
     if bias is None:
         return
     if bias.heads != heads:
-        raise ValueError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
+        raise UserError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
     for name, positions, length in (
         ("query_positions", query_positions, queries),
         ("key_positions", key_positions, keys),
     ):
         if positions is None or positions.shape[:2] != (rows, length):
             given = None if positions is None else list(positions.shape)
-            raise ValueError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")
+            raise UserError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")

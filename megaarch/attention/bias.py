@@ -10,6 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from megaarch.config.validate import bucket_fault
+from megaarch.errors import UserError
 
 CHUNK = 1 << 26  # elements of one-hot buckets that lie in memory at a time
 
@@ -56,7 +57,7 @@ class RelativeBias:
 
     def __post_init__(self):
         if fault := bucket_fault(self.table.shape[0], self.bidirectional, self.max_distance):
-            raise ValueError(fault)
+            raise UserError(fault)
 
     @property
     def heads(self) -> int:

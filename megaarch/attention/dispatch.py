@@ -34,6 +34,7 @@ from megaarch.attention import (
 )
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts
+from megaarch.errors import UserError
 
 KERNELS = {
     "reference": reference,
@@ -64,11 +65,11 @@ def choose(
     if kernel != "auto":
         if kernel not in KERNELS:
             known = ", ".join(("auto", *KERNELS))
-            raise ValueError(f"attention kernel {kernel!r} is unknown: choose one of {known}")
+            raise UserError(f"attention kernel {kernel!r} is unknown: choose one of {known}")
         obstacle = KERNELS[kernel].cannot_run(q, k, parts, bias)
         if obstacle:
             runs = [n for n, other in KERNELS.items() if not other.cannot_run(q, k, parts, bias)]
-            raise ValueError(
+            raise UserError(
                 f"model.attention: {kernel} cannot run here: {obstacle}; what can is auto, "
                 f"{', '.join(runs)}"
             )

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from megaarch.attention.rows import pinned
+from megaarch.errors import UserError
 
 UNUSED, FULL, CAUSAL = 0, 1, 2
 COLUMNS = 5  # shape, query start, query end, key start, key end
@@ -77,11 +78,11 @@ class Parts:
     def __post_init__(self):
         table = np.asarray(self.table)
         if table.ndim != 3 or table.shape[2] != COLUMNS:
-            raise ValueError(f"parts must have shape [B, P, {COLUMNS}], not {list(table.shape)}")
+            raise UserError(f"parts must have shape [B, P, {COLUMNS}], not {list(table.shape)}")
         object.__setattr__(self, "table", np.ascontiguousarray(table, dtype=np.int32))
         fault = find_fault(self.table, self.queries, self.keys)
         if fault:
-            raise ValueError(fault)
+            raise UserError(fault)
         self._enter()
 
     def _enter(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.cli.options import Adder, read_study, study_arguments
+from megaarch.errors import UserError
 
 
 def add(command: Adder) -> None:
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if options.cell is not None or options.trial is not None:
         return _run_task(options, raw, directory)
     if launch.find()[1].world_size > 1:
-        raise ValueError(
+        raise UserError(
             "compare runs in one process and was started as several: start it once, or run one "
             "cell of it in several with --cell"
         )

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from megaarch.cli.options import Adder, config_arguments, read
+from megaarch.errors import UserError
 
 MOST_GPUS = 1 << 20
 
@@ -57,5 +58,5 @@ def cluster_of(options: argparse.Namespace):
     for name, value in (("gpus", options.gpus), ("gpus-per-node", options.gpus_per_node)):
         if value is not None and not 1 <= value <= MOST_GPUS:
             bound = f"at most {MOST_GPUS:,}" if value > MOST_GPUS else "at least 1"
-            raise ValueError(f"--{name} {value}: must be {bound}")
+            raise UserError(f"--{name} {value}: must be {bound}")
     return Cluster(gpu(options.gpu), options.gpus_per_node)

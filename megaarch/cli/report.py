@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from megaarch.cli.options import Adder
+from megaarch.errors import UserError
 from megaarch.files import read_json
 
 
@@ -38,12 +39,12 @@ def run(options: argparse.Namespace) -> int:
         report.check(results)
         _show_report(results, options, path)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{path} does not exist: give the folder of a study that megaarch compare has run, or "
             "add --gather where its cells ran by themselves"
         ) from None
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
             "megaarch compare again"
         ) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import megaarch
+from megaarch.errors import UserError
 
 SCRIPTS = Path(megaarch.__file__).parents[1] / "launch"
 # of site.sh, with their least; WARNING_SECONDS may lack
@@ -44,7 +45,7 @@ class Site:
         folder = folder.absolute()
         path = folder / "site.sh"
         if not path.exists():
-            raise ValueError(
+            raise UserError(
                 f"{path} does not exist: copy {folder / 'site.example.sh'} there and fill it in"
             )
         names = " ".join(f'"${{{name}:-}}"' for name in (*NUMBERS, "CPU_PARTITION"))
@@ -52,7 +53,7 @@ class Site:
         done = _run(["bash", "-c", f'source "$0" >&2 && {printed}', str(path)])
         if done.returncode or not done.stdout:
             told = done.stderr.strip()[-300:]
-            raise ValueError(
+            raise UserError(
                 f"{path} fails (code {done.returncode}): it must come to its end, without exit or "
                 f"exec, and its last command must succeed{f': {told}' if told else ''}"
             )
@@ -61,12 +62,12 @@ class Site:
         values["WARNING_SECONDS"] = values["WARNING_SECONDS"] or str(WARNING_SECONDS)
         for name, least in NUMBERS.items():
             if not values[name].isdecimal() or int(values[name]) < least:
-                raise ValueError(
+                raise UserError(
                     f"{path}: {name} must be a number from {least}, not {values[name]!r}"
                 )
         gpus, ranks, cpus, warning = map(int, values.values())
         if warning > WARNING_MOST:
-            raise ValueError(f"{path}: WARNING_SECONDS must be {WARNING_MOST} at most")
+            raise UserError(f"{path}: WARNING_SECONDS must be {WARNING_MOST} at most")
         partition, *options = lines[len(NUMBERS) :]
         return cls(folder, gpus, ranks, cpus, partition, warning, tuple(filter(None, options)))
 
@@ -79,14 +80,14 @@ class Site:
 def submit(site: Site, command: list[str]) -> int:
     """Runs an sbatch command; returns the job's id. ValueError with what sbatch says."""
     if not shutil.which("sbatch"):
-        raise ValueError("sbatch is not on this machine: submit from a login node of the cluster")
+        raise UserError("sbatch is not on this machine: submit from a login node of the cluster")
     done = _run(site.shell(command))
     told = " ".join(done.stderr.split())
     if done.returncode:
-        raise ValueError(f"SLURM refuses a job: {told}: {shlex.join(command)}")
+        raise UserError(f"SLURM refuses a job: {told}: {shlex.join(command)}")
     number = re.search(r"^(\d+)(?:;.*)?$", done.stdout, re.M)  # and the cluster's name
     if number is None:
-        raise ValueError(
+        raise UserError(
             f"sbatch gives no number of a job: {' '.join(done.stdout.split()) or told or 'nothing'}: "
             f"{shlex.join(command)}"
         )
@@ -97,7 +98,7 @@ def pattern(path: Path) -> str:
     """The path of a folder, in a name of a file that sbatch fills in ("%j"). ValueError where it
     cannot be."""
     if "\\" in str(path):
-        raise ValueError(
+        raise UserError(
             f"{path}: sbatch fills no job's number into the name of a log where its path has a "
             "backslash: give another folder"
         )
@@ -145,7 +146,7 @@ def seconds(time: str, flag: str = "--time") -> int:
     anything else."""
     found = TIME.fullmatch(time)
     if not found:
-        raise ValueError(f"{flag} {time}: give it as hours:minutes:seconds or days-hours")
+        raise UserError(f"{flag} {time}: give it as hours:minutes:seconds or days-hours")
     days, *parts = found.groups()
     numbers = [int(part) for part in parts if part is not None]
     if days is not None:

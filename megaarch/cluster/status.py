@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from megaarch.cluster import slurm, submit
 from megaarch.distributed.heartbeat import LOST
+from megaarch.errors import UserError
 from megaarch.files import Schema
 from megaarch.study import cell as cells
 from megaarch.study import compare, lock
@@ -95,7 +96,7 @@ def status(directory: Path) -> list[State]:
 def _run(folder: Path) -> State:
     """A run that `megaarch train` has made."""
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lock")):
-        raise ValueError(
+        raise UserError(
             f"{folder} is no study's folder, and no run's: give one that megaarch compare, submit "
             "or train has made"
         )

@@ -20,6 +20,7 @@ from megaarch import config
 from megaarch.cluster import slurm
 from megaarch.cluster.slurm import Site
 from megaarch.distributed import mesh
+from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes
 from megaarch.parallel.validate import check
 from megaarch.study import cell as cells
@@ -158,11 +159,11 @@ def _check(grid: list[GridCell], directory: Path, site: Site, order: Order) -> N
     """ConfigError or ValueError for what would fail hours later."""
     slurm.pattern(directory)
     if order.nodes < 1:
-        raise ValueError(f"--nodes {order.nodes}: give at least 1")
+        raise UserError(f"--nodes {order.nodes}: give at least 1")
     if order.prepare_time:
         slurm.seconds(order.prepare_time, "--prepare-time")
     if slurm.seconds(order.time) < 2 * site.warning_seconds:
-        raise ValueError(
+        raise UserError(
             f"--time {order.time}: a job is told to save {site.warning_seconds} s before its limit "
             f"(WARNING_SECONDS in {site.folder / 'site.sh'}), so give at least "
             f"{math.ceil(2 * site.warning_seconds / 60)} minutes"
@@ -171,7 +172,7 @@ def _check(grid: list[GridCell], directory: Path, site: Site, order: Order) -> N
         check(cell.settings, mesh.processes(cell.settings.parallel))
         nodes, _ = shape(cell, site)
         if nodes > order.nodes:
-            raise ValueError(
+            raise UserError(
                 f"--nodes {order.nodes}: cell {cell.key} needs {nodes} nodes; give as many, or "
                 "change its layout"
             )
@@ -225,12 +226,12 @@ def submit(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[J
     known = [job.id for job in read(directory)]
     queued = slurm.queue(known)
     if known and queued is None:
-        raise ValueError(
+        raise UserError(
             f"{directory}: squeue does not say whether jobs {' '.join(map(str, known))} of this "
             "study are still queued: submit where and when it answers"
         )
     if running := sorted({task.partition("_")[0] for task in queued or {}}):
-        raise ValueError(
+        raise UserError(
             f"{directory}: jobs {' '.join(running)} of this study are still queued: wait for them, "
             f"or scancel {' '.join(running)}"
         )
@@ -269,7 +270,7 @@ def read(directory: Path) -> list[Job]:
     except FileNotFoundError:
         return []
     except ValidationError:
-        raise ValueError(f"{path} is damaged: remove it (and scancel its jobs)") from None
+        raise UserError(f"{path} is damaged: remove it (and scancel its jobs)") from None
 
 
 def write(directory: Path, jobs: list[Job]) -> None:

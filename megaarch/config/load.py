@@ -18,6 +18,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.config.suggest import unknown
 from megaarch.config.validate import combinations
+from megaarch.errors import UserError
 from megaarch.files import read_text
 
 Raw = dict[str, Any]
@@ -25,7 +26,7 @@ LARGEST = 1 << 18  # bytes of a configuration
 LARGEST_NODES = 100_000  # values of one, aliases written out
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Mistakes of the user in a configuration; `problems` has one sentence for each."""
 
     def __init__(self, problems: Iterable[str], where: str = ""):

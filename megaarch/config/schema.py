@@ -1,4 +1,4 @@
-"""Every setting, typed, with its unit and its default. `config.py` reads files into these.
+"""Every setting, typed, with its unit and its default. `load.py` reads files into these.
 
 Sections: model, data, training, parallel, logging; `study` holds a grid of cells.
 """

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from megaarch.data.example import generator
+from megaarch.errors import UserError
 
 BLOCK = 1024
 
@@ -24,11 +25,11 @@ class Blend:
     def __init__(self, weights: list[float], seed: int):
         share = np.asarray(weights, dtype=np.float64)
         if not (np.isfinite(share) & (share > 0)).all():
-            raise ValueError(f"blend weights are finite and above zero, not {weights}")
+            raise UserError(f"blend weights are finite and above zero, not {weights}")
         share = share / share.max()  # no sum of them can overflow
         share = share / share.sum()
         if len(share) > 1 and share.min() * BLOCK < 2:
-            raise ValueError(
+            raise UserError(
                 f"a blend weight of {weights[int(share.argmin())]} is {share.min():.4%} of the "
                 f"total: give every source at least {2 / BLOCK:.2%}"
             )

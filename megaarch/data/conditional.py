@@ -27,6 +27,7 @@ import numpy as np
 from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.data.example import Example, Vocabulary
 from megaarch.data.objectives.blank_infilling import text_positions
+from megaarch.errors import UserError
 
 MIDDLES = (
     "span_corruption",
@@ -80,7 +81,7 @@ def middle(
     ValueError where the objective cannot state it, and where there is nothing to score.
     """
     if objective not in MIDDLES:
-        raise ValueError(
+        raise UserError(
             f"{objective} cannot state a middle given both of its sides: "
             f"objectives that can are {', '.join(MIDDLES)}"
         )
@@ -100,12 +101,12 @@ def check(
     """All as int64. ValueError unless the pair can be trained and there is a token to score."""
     accepted = ARCHITECTURES[architecture].objectives if architecture in ARCHITECTURES else ()
     if objective not in accepted:
-        raise ValueError(
+        raise UserError(
             f"{architecture} cannot run the objective {objective}: "
             f"it takes {', '.join(accepted) or 'none, for it is not known'}"
         )
     if len(scored) == 0:
-        raise ValueError("there is no token to score: give a continuation of at least one token")
+        raise UserError("there is no token to score: give a continuation of at least one token")
     return [np.asarray(tokens, dtype=np.int64) for tokens in (before, scored, *after)]
 
 

@@ -44,6 +44,7 @@ from megaarch.data.example import (
     RowShape,
     Vocabulary,
 )
+from megaarch.errors import UserError
 
 Part = tuple[int, ...]
 
@@ -68,7 +69,7 @@ class Decoder:
         start, targets = len(example.inputs), len(example.targets)
         if example.feed is None:
             if example.input_positions is not None:
-                raise ValueError(
+                raise UserError(
                     f"{self.name} takes positions only with `feed`, whose rows they are"
                 )
             row = [[vocabulary.bos], example.inputs, example.targets]
@@ -132,7 +133,7 @@ class Encoder:
         """ValueError for anything but cloze examples that all see all."""
         require(example, "cloze", self.name)
         if example.prefix is not None or example.reverse:
-            raise ValueError("encoder takes cloze examples without a direction: use prefix_decoder")
+            raise UserError("encoder takes cloze examples without a direction: use prefix_decoder")
         return cloze(example)
 
     def shape(self, lengths: Lengths) -> RowShape:
@@ -186,7 +187,7 @@ def require(example: Example, wanted: str, architecture: str) -> None:
     if example.permuted:
         family = "permutation"
     if family != wanted:
-        raise ValueError(
+        raise UserError(
             f"{architecture} takes {wanted} examples and was given a {family} example: "
             "choose another data.objective or model.architecture"
         )
@@ -207,7 +208,7 @@ def cloze(example: Example) -> Converted:
     n = len(example.inputs)
     prefix = n if example.prefix is None else example.prefix
     if example.reverse and prefix:
-        raise ValueError("a reversed cloze example is right to left: its prefix must be 0")
+        raise UserError("a reversed cloze example is right to left: its prefix must be 0")
     tokens = np.asarray(example.inputs, dtype=np.int64)
     positions = positions_or_range(example.input_positions, n)
     index = np.asarray(example.places, dtype=np.int64)

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from megaarch.errors import UserError
+
 
 @dataclass(frozen=True)
 class Example:
@@ -166,7 +168,7 @@ class Vocabulary:
     def sentinel(self, k: int) -> int:
         """Id of sentinel k. ValueError where the vocabulary has no such sentinel."""
         if not 0 <= k < self.sentinels:
-            raise ValueError(
+            raise UserError(
                 f"sentinel {k} asked for, but the vocabulary has {self.sentinels}: "
                 "raise data.sentinels or shorten the rows"
             )

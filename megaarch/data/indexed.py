@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megaarch.errors import UserError
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
@@ -86,7 +88,7 @@ class IndexedDataset(_Indexed):
         self.path = prefix_of(path)
         for suffix in (".idx", ".bin"):
             if not Path(self.path + suffix).is_file():
-                raise ValueError(f"indexed dataset {self.path}: {self.path}{suffix} is missing")
+                raise UserError(f"indexed dataset {self.path}: {self.path}{suffix} is missing")
         self._read_index()
         self._read_tokens()
 
@@ -94,18 +96,18 @@ class IndexedDataset(_Indexed):
         file = self.path + ".idx"
         raw = _mapped(file, np.dtype(np.uint8))
         if raw[:9].tobytes() != MAGIC:
-            raise ValueError(f"{file} is not an indexed dataset: it does not begin with MMIDIDX")
+            raise UserError(f"{file} is not an indexed dataset: it does not begin with MMIDIDX")
         if len(raw) < HEADER.size:
-            raise ValueError(f"{file} is truncated: {len(raw)} bytes, less than its header")
+            raise UserError(f"{file} is truncated: {len(raw)} bytes, less than its header")
         _, version, code, sequences, documents = HEADER.unpack(raw[: HEADER.size].tobytes())
         if version != VERSION:
-            raise ValueError(f"{file} has version {version}: only version {VERSION} is known")
+            raise UserError(f"{file} has version {version}: only version {VERSION} is known")
         if code not in CODES or CODES[code][0] == "f":
-            raise ValueError(f"{file} has dtype code {code}, which is no integer type of tokens")
+            raise UserError(f"{file} has dtype code {code}, which is no integer type of tokens")
         need = HEADER.size + 12 * sequences + 8 * documents
         if len(raw) not in (need, need + sequences):
             what = "is truncated" if len(raw) < need else "does not match its header"
-            raise ValueError(
+            raise UserError(
                 f"{file} {what}: {len(raw)} bytes, where {sequences} sequences and {documents} "
                 f"document boundaries take {need}"
             )
@@ -127,20 +129,20 @@ class IndexedDataset(_Indexed):
                 and total * other == size
                 and _one_after_another(starts, starts + lengths * other)
             ):
-                raise ValueError(
+                raise UserError(
                     f"{index} is damaged: its dtype {self.dtype.name} is not that of its pointers "
                     f"and of {file}, whose tokens have {other} bytes each"
                 )
         if (lengths < 0).any() or (starts < 0).any() or (starts % item).any():
-            raise ValueError(f"{index} is damaged: a length or a pointer is impossible")
+            raise UserError(f"{index} is damaged: a length or a pointer is impossible")
         ends = np.minimum(starts, size + 1) + lengths * item  # a wild pointer must not overflow
         if len(ends) and ends.max() > size:
-            raise ValueError(
+            raise UserError(
                 f"{file} is truncated: {size} bytes, but {index} points up to byte {ends.max()}"
             )
         bounds = self.document_index
         if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
-            raise ValueError(f"{index} is damaged: its document boundaries are out of order")
+            raise UserError(f"{index} is damaged: its document boundaries are out of order")
         self._contiguous = _one_after_another(starts, ends)
         self._tokens = _mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
         self._given = np.int64 if item == 8 else np.int32
@@ -274,7 +276,7 @@ class IndexedWriter:
         assert tokens.ndim == 1, tokens.shape
         limits = np.iinfo(self.dtype)
         if tokens.size and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
-            raise ValueError(f"{self.path}: token ids do not fit into {self.dtype.name}")
+            raise UserError(f"{self.path}: token ids do not fit into {self.dtype.name}")
         self._bin.write(tokens.astype(self.dtype).tobytes())
         self._lengths.append(tokens.size)
 

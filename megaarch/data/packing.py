@@ -17,6 +17,7 @@ import torch
 from megaarch.attention.parts import Parts
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.data.example import Converted, RowShape
+from megaarch.errors import UserError
 
 HEAD_MULTIPLE = 128
 
@@ -105,7 +106,7 @@ def _pack_stream(
             stream = example.streams[s]
             end = start + len(stream.tokens)
             if end > length:
-                raise ValueError(f"row {b} holds {end} tokens or more and has room for {length}")
+                raise UserError(f"row {b} holds {end} tokens or more and has room for {length}")
             assert stream.positions.shape[1] == axes, "positions of another number of axes"
             tokens[b, start:end] = stream.tokens
             positions[b, start:end] = stream.positions
@@ -133,7 +134,7 @@ def _table(rows: list[list[tuple[int, ...]]], width: int) -> np.ndarray:
     table = np.zeros((len(rows), width, 5), dtype=np.int32)
     for b, row in enumerate(rows):
         if len(row) > width:
-            raise ValueError(f"row {b} has {len(row)} parts and room for {width}")
+            raise UserError(f"row {b} has {len(row)} parts and room for {width}")
         if row:
             table[b, : len(row)] = row
     return table
@@ -148,7 +149,7 @@ def _pack_targets(rows: Sequence[Sequence[Converted]], shape: RowShape) -> tuple
         for example in row:
             end = slot + len(example.target_index)
             if end > shape.targets:
-                raise ValueError(f"row {b} has {end} targets or more and room for {shape.targets}")
+                raise UserError(f"row {b} has {end} targets or more and room for {shape.targets}")
             index[b, slot:end] = example.target_index + start
             tokens[b, slot:end] = example.target_tokens
             weights[b, slot:end] = example.target_weights

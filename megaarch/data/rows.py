@@ -21,6 +21,7 @@ from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations
+from megaarch.errors import UserError
 
 DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from those of noise
 
@@ -60,7 +61,7 @@ class TextRows:
         self.first, end = (int(share * int(self.lengths.sum())) for share in region)
         self.per_epoch = (end - self.first) // plan.tokens
         if self.per_epoch == 0:
-            raise ValueError(
+            raise UserError(
                 f"the text has {end - self.first} tokens for {plan.objectives[0].name} and one row "
                 f"needs {plan.tokens}: give more text or lower model.sequence_length"
             )
@@ -177,7 +178,7 @@ def pair_lengths(
         limits[1] = data.max_target_length or room[1]
         return np.minimum(np.minimum(lengths, limits), room), room
     if row < 2:
-        raise ValueError(
+        raise UserError(
             f"model.sequence_length: rows of {row} tokens are too short for supervised on "
             f"{model.architecture}"
         )
@@ -199,7 +200,7 @@ class Rows:
     def __init__(self, model: Model, data: Data, prepared, seed: int):
         if prepared.supervised != (data.objective == "supervised"):
             what = "{input, target} pairs" if prepared.supervised else "text"
-            raise ValueError(
+            raise UserError(
                 f"data.objective: {data.objective} cannot train on {what}, which data.source "
                 f"{data.source} holds: "
                 + ("use supervised" if prepared.supervised else "give pairs, or another objective")
@@ -217,7 +218,7 @@ class Rows:
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
         longest = max(self.shape.streams)
         if model.position_encoding == "learned" and longest > model.position_rows:
-            raise ValueError(
+            raise UserError(
                 f"model.learned_positions: {model.position_rows} positions are fewer than the "
                 f"{longest} tokens of a row that {data.objective} makes: set it to {longest} or "
                 "more, or set model.target_length"

@@ -14,6 +14,7 @@ from megaarch.config.schema import Data, Model
 from megaarch.data import objectives
 from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Objective, RowShape, largest_raw
+from megaarch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
     raw = largest_raw(lambda raw: not too_short(raw))
     if raw < 2:
         name = (too_short(2) or list(limits))[0]
-        raise ValueError(
+        raise UserError(
             f"model.{name}: rows of {limits[name]} tokens are too short for "
             f"{group[0].name} on {model.architecture}"
         )

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from megaarch.data.example import SPECIALS, Vocabulary
+from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes
 
 SPACE = "\u2581"  # how SentencePiece spells a space
@@ -48,7 +49,7 @@ class Tokenizer:
         self.base_size = len(self._backend.pieces)
         least = self.base_size + len(SPECIALS) + sentinels
         if vocabulary_size is not None and vocabulary_size < least:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer file {self.path} has {self.base_size} pieces, which with "
                 f"{len(SPECIALS)} specials and {sentinels} sentinels make {least} ids: raise "
                 f"model.vocabulary_size from {vocabulary_size} to at least that"
@@ -74,7 +75,7 @@ class Tokenizer:
         except BaseException as error:  # tokenizers raises bare exceptions, and panics as Rust does
             if not _of_library(error):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"tokenizer file {self.path} cannot encode {text[:40]!r}: "
                 f"{str(error).splitlines()[0][:120]}"
             ) from error
@@ -173,7 +174,7 @@ def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
     prefix = model.get("continuing_subword_prefix") or "##"
     highest = max(ids.values(), default=-1)
     if highest >= LARGEST_VOCABULARY:
-        raise ValueError(f"it has the id {highest}, and ids go up to {LARGEST_VOCABULARY - 1}")
+        raise UserError(f"it has the id {highest}, and ids go up to {LARGEST_VOCABULARY - 1}")
     pieces: list[str | None] = [None] * (highest + 1)
     for piece, i in ids.items():
         if added.get(piece) or piece == model.get("unk_token"):
@@ -223,23 +224,23 @@ def _read(path: str) -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError:
-        raise ValueError(f"tokenizer file {path} does not exist") from None
+        raise UserError(f"tokenizer file {path} does not exist") from None
     except ValueError as error:
-        raise ValueError(f"tokenizer file {error}") from None
+        raise UserError(f"tokenizer file {error}") from None
     except OSError as error:
-        raise ValueError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
 
 
 def _backend(path: str, content: bytes) -> _Backend:
     kind = _HuggingFace if content.lstrip()[:1] == b"{" else _SentencePiece
     if not content:
-        raise ValueError(f"tokenizer file {path} is empty")
+        raise UserError(f"tokenizer file {path} is empty")
     try:
         return kind(content)
     except BaseException as error:  # both libraries raise bare exceptions of their own
         if not _of_library(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"tokenizer file {path} is neither a SentencePiece model nor a Hugging Face "
             f"tokenizer.json ({kind.name} says: {str(error).splitlines()[0][:120]})"
         ) from error
@@ -269,14 +270,14 @@ def train_sentencepiece(
     reserved = len(SPECIALS) + sentinels
     pieces = vocabulary_size - reserved
     if pieces < LEAST_PIECES:
-        raise ValueError(
+        raise UserError(
             f"vocabulary too small for the sentinels: model.vocabulary_size {vocabulary_size} less "
             f"{sentinels} sentinels and {len(SPECIALS)} specials leaves no room for {LEAST_PIECES} "
             f"pieces; use at least {LEAST_PIECES + reserved}, or lower data.sentinels"
         )
     lines = _training_lines(documents, (pieces - FIXED_PIECES) // 2)
     if not lines:
-        raise ValueError("there is no text to train a tokenizer on")
+        raise UserError("there is no text to train a tokenizer on")
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

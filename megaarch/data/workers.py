@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 
 from megaarch.distributed import launch
+from megaarch.errors import UserError
 
 MOST_WORKERS = 1024  # as data.workers
 
@@ -20,11 +21,11 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
     machine's dies.
     """
     if not 1 <= count <= MOST_WORKERS:
-        raise ValueError(f"--workers must be from 1 to {MOST_WORKERS}, not {count}")
+        raise UserError(f"--workers must be from 1 to {MOST_WORKERS}, not {count}")
     starter, place = launch.find()
     if place.world_size > 1:
         if count > 1:
-            raise ValueError(
+            raise UserError(
                 f"--workers is for one process, and {starter} started {place.world_size}: leave "
                 "it out, each of them works"
             )
@@ -47,17 +48,17 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
 def _world(starter: str, size: int):
     """mpi4py's executor over all ranks."""
     if starter == "torchrun":
-        raise ValueError("torchrun starts processes for training: use mpiexec or srun here")
+        raise UserError("torchrun starts processes for training: use mpiexec or srun here")
     try:
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{starter} started {size} processes, which need mpi4py to work together: "
             "pip install 'megaarch[mpi]'"
         ) from None
     if MPI.COMM_WORLD.Get_size() != size:
-        raise ValueError(
+        raise UserError(
             f"{starter} started {size} processes and mpi4py sees {MPI.COMM_WORLD.Get_size()}: it "
             "was built for another MPI; reinstall it, or under srun try --mpi=pmix"
         )

@@ -25,6 +25,8 @@ import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from megaarch.errors import UserError
+
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # of a collective
 PATIENCE = timedelta(hours=2)  # of one that waits for files
@@ -61,7 +63,7 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
         number = _number(environment, rank)
         place = Place(number, _number(environment, size), _number(environment, local, number))
         if place.rank >= place.world_size:
-            raise ValueError(
+            raise UserError(
                 f"{rank} is {place.rank} and {size} is {place.world_size}, and ranks count from 0: "
                 "unset both, or start the command with torchrun, srun or mpirun"
             )
@@ -72,9 +74,7 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
     text = environment.get(name, str(default))
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(
-            f"{name} must be a whole number from 0, not {text!r}: unset it, or mend it"
-        )
+        raise UserError(f"{name} must be a whole number from 0, not {text!r}: unset it, or mend it")
     return int(text)
 
 
@@ -129,7 +129,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"port {port} of {socket.gethostname()}, at which the processes were to meet, is in use "
             "by another program: start again with MASTER_PORT set to a free one"
         ) from None
@@ -187,14 +187,14 @@ def rendezvous(
     job = _number(environment, "SLURM_JOB_ID") * 31 + _number(environment, "SLURM_STEP_ID")
     port = _number(environment, "MASTER_PORT", FIRST_PORT + job % PORTS)
     if not 1 <= port <= 65535:
-        raise ValueError(f"MASTER_PORT must be from 1 to 65535, not {port}")
+        raise UserError(f"MASTER_PORT must be from 1 to 65535, not {port}")
     if environment.get("MASTER_ADDR"):
         return environment["MASTER_ADDR"], port
     if starter == "slurm":
         return _first_node(environment), port
     if starter in ("openmpi", "mpich"):
         return _ask_by_mpi(place)
-    raise ValueError(
+    raise UserError(
         "RANK and WORLD_SIZE are set and MASTER_ADDR is not: start with torchrun, or set "
         "MASTER_ADDR and MASTER_PORT to an address of rank 0's machine"
     )
@@ -208,7 +208,7 @@ def _first_node(environment: Mapping[str, str]) -> str:
     """
     nodes = hosts(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
     if environment.get("SLURM_DISTRIBUTION") == "arbitrary" and len(nodes) > 1:
-        raise ValueError(
+        raise UserError(
             "srun places these processes by a file of hosts, and SLURM's list of nodes does not say "
             "which one has rank 0: export MASTER_ADDR, the first host of that file"
         )
@@ -243,13 +243,13 @@ def _ask_by_mpi(place: Place) -> tuple[str, int]:
     try:
         from mpi4py import MPI
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "mpirun gives no address to meet at: pip install mpi4py, so that rank 0 can tell the "
             "others its own, or set MASTER_ADDR and MASTER_PORT (mpirun -x MASTER_ADDR=...)"
         ) from None
     world = MPI.COMM_WORLD
     if world.Get_size() != place.world_size:
-        raise ValueError(
+        raise UserError(
             f"mpirun started {place.world_size} processes and mpi4py sees {world.Get_size()}: it "
             "was built for another MPI; reinstall it, or set MASTER_ADDR and MASTER_PORT"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megaarch.errors import UserError
 from megaarch.ingest import embedded
 from megaarch.ingest.lines import Malformed, MalformedRecord, Place, Shard, read_lines
 from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
@@ -50,10 +51,10 @@ def shard_documents(
 def pairs(path: str) -> Iterator[tuple[str, str]]:
     """The (input, target) pairs of supervised records `{"input": ..., "target": ...}`."""
     if path == EMBEDDED:
-        raise ValueError("data.kind is supervised, but the embedded corpus holds plain text")
+        raise UserError("data.kind is supervised, but the embedded corpus holds plain text")
     for file in files(path):
         if format_of(file) == "text":
-            raise ValueError(f"{file}: supervised data are JSON lines or parquet, not plain text")
+            raise UserError(f"{file}: supervised data are JSON lines or parquet, not plain text")
         for at, record in _records(Shard(file), stop, "input", "target"):
             yield _field(record, "input", at), _field(record, "target", at)
 
@@ -136,7 +137,7 @@ def _parquet_records(
             read = [name for name in columns if name in table.schema_arrow.names]
             if columns and len(read) < len(columns):
                 missing = next(name for name in columns if name not in read)
-                raise ValueError(f"{file}: {_missing(missing, table.schema_arrow.names)}")
+                raise UserError(f"{file}: {_missing(missing, table.schema_arrow.names)}")
             groups = range(table.num_row_groups)[shard.start : shard.end]
             number = sum(table.metadata.row_group(g).num_rows for g in range(groups.start))
             for batch in table.iter_batches(1024 if columns else 1, groups, columns=read or None):
@@ -144,7 +145,7 @@ def _parquet_records(
                     number += 1
                     yield Place(file, "row", number), record
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+        raise UserError(f"{file} cannot be read as parquet: {error}") from error
 
 
 def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:

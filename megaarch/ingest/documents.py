@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from megaarch.config.schema import Data, Source
+from megaarch.errors import UserError
 from megaarch.ingest import corpus, split
 
 LEAST_BYTES = 1000  # of a corpus
@@ -51,7 +52,7 @@ class Documents:
         places = split.Places.of((item.side, item.size) for item in self._items(count=True))
         total = places.total
         if total < LEAST_BYTES:
-            raise ValueError(
+            raise UserError(
                 f"the corpus holds only {total} bytes of text: at least {LEAST_BYTES} are needed"
                 if total
                 else f"data source {self.sources[0].path} holds no text"

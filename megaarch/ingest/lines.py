@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
+from megaarch.errors import UserError
 from megaarch.ingest.sources import compression_of
 
 BLOCK = 1 << 20
@@ -97,7 +98,7 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
             while block := stream.read(BLOCK):
                 yield block
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:

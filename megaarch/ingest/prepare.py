@@ -24,6 +24,7 @@ from megaarch.config.schema import Data, Source
 from megaarch.data.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.distributed import launch
+from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, parse_json, read_bytes, read_json
 from megaarch.ingest import corpus, sidecar, sources, tokenized
 from megaarch.ingest.documents import Documents
@@ -100,7 +101,7 @@ class _Job:
         self.sources = _sources(data)
         self.kind = kind_of(data)
         if self.kind == "indexed" and exclude is not None:
-            raise ValueError(
+            raise UserError(
                 f"data source {self.sources[0].path} is tokenized already, so that held-out text "
                 "cannot be left out of it: give the text itself"
             )
@@ -126,7 +127,7 @@ class _Job:
             aside = self.directory.parent / f".preparing-{uuid.uuid4().hex}"
             aside.mkdir()
         except OSError as error:
-            raise ValueError(f"data.cache {self.data.cache} cannot be written: {error}") from error
+            raise UserError(f"data.cache {self.data.cache} cannot be written: {error}") from error
         try:
             manifest = self._build_indexed(aside) if self.kind == "indexed" else self._build(aside)
             tokens, text = manifest["train_tokens"], manifest["train_bytes"]
@@ -203,7 +204,7 @@ class _Job:
     ) -> dict[str, Any]:
         for source, dataset in zip(self.sources, datasets, strict=True):
             if not dataset.tokens:
-                raise ValueError(
+                raise UserError(
                     f"data source {source.path} has no train text that other sources do not have"
                     + (" and that is not held out" if self.exclude else "")
                 )
@@ -244,7 +245,7 @@ class _Job:
             fit(manifest, _Manifest, file)
             heldout = read_bytes(self.directory / "heldout.jsonl", limit=1 << 50)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"prepared data in {self.directory} are damaged ({error}): delete "
                 "that directory to prepare them again"
             ) from error
@@ -262,7 +263,7 @@ class _Job:
         if _checksum(heldout) != manifest["heldout_checksum"]:
             changed.append(self.directory / "heldout.jsonl")
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{changed[0]} has changed since the data were prepared: restore it, or delete "
                 f"{self.directory} to prepare them again"
             )
@@ -324,15 +325,15 @@ def kind_of(data: Data) -> str:
     both text and pairs are what the objective takes. ValueError where they are not of one kind."""
     paths, wants_pairs = _paths(data), data.objective == "supervised"
     if not paths:
-        raise ValueError("data.source is an empty list: give at least one source")
+        raise UserError("data.source is an empty list: give at least one source")
     found = {path: corpus.kind(path, data.text_field, wants_pairs) for path in paths}
     if data.kind != "auto":
         found = {path: kind if kind == "indexed" else data.kind for path, kind in found.items()}
     kinds = sorted(set(found.values()))
     if len(kinds) > 1:
-        raise ValueError(f"data.source mixes {' and '.join(kinds)} sources: blend one kind only")
+        raise UserError(f"data.source mixes {' and '.join(kinds)} sources: blend one kind only")
     if kinds == ["indexed"] and data.tokenizer is None:
-        raise ValueError(
+        raise UserError(
             f"data source {paths[0]} is tokenized already: set data.tokenizer to the file that it "
             "was tokenized with"
         )

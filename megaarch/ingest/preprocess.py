@@ -26,6 +26,7 @@ import numpy as np
 
 from megaarch.data.indexed import IndexedDataset, IndexedWriter, prefix_of
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.files import LARGEST, read_json
 from megaarch.ingest import corpus, lines, shards, sidecar, sources
 from megaarch.ingest.lines import Shard
@@ -56,11 +57,11 @@ class Request:
 
     def __post_init__(self):
         if self.held_out and not LEAST_HELD_OUT <= self.held_out < 1:
-            raise ValueError(
+            raise UserError(
                 f"--held-out is 0, or a share from {LEAST_HELD_OUT} to below 1, not {self.held_out}"
             )
         if self.shard_bytes < LEAST_SHARD_BYTES:
-            raise ValueError(
+            raise UserError(
                 f"--shard-bytes must be at least {LEAST_SHARD_BYTES}, not {self.shard_bytes}"
             )
 
@@ -105,7 +106,7 @@ def _plan(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
     for source in request.sources:
         kind = corpus.kind(source, request.text_field)
         if kind != "text":
-            raise ValueError(
+            raise UserError(
                 f"data source {source} is {kind}, not text: megaarch train reads it as it is"
             )
     return {
@@ -126,7 +127,7 @@ def _made(request: Request, plan: dict[str, Any]) -> dict[str, Any] | None:
     if made is None or made["request"] != plan or not Path(prefix + ".idx").exists():
         return None
     if IndexedDataset(prefix).checksum() != made["checksum"]:
-        raise ValueError(f"{prefix}.bin has changed since it was made: delete it to make it again")
+        raise UserError(f"{prefix}.bin has changed since it was made: delete it to make it again")
     return made
 
 
@@ -136,7 +137,7 @@ def _claimed(request: Request, folder: Path, plan: dict[str, Any]) -> Iterator[N
     if not (folder / "plan.json").exists():
         for suffix in (".bin", ".idx", sidecar.MANIFEST, sidecar.HELD_OUT):
             if Path(request.prefix + suffix).exists():
-                raise ValueError(
+                raise UserError(
                     f"{request.prefix}{suffix} exists and is not what this command makes: give "
                     "another --output, or delete it"
                 )
@@ -145,7 +146,7 @@ def _claimed(request: Request, folder: Path, plan: dict[str, Any]) -> Iterator[N
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{folder}: another process is at work in it") from None
+            raise UserError(f"{folder}: another process is at work in it") from None
         file = folder / "plan.json"
         try:
             before = read_json(file, LARGEST) if file.exists() else plan
@@ -154,7 +155,7 @@ def _claimed(request: Request, folder: Path, plan: dict[str, Any]) -> Iterator[N
         before = before if isinstance(before, dict) else {}
         changed = [key for key in plan if before.get(key) != plan[key]]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds part of a job with another {' and '.join(changed)}: finish it "
                 "with its own arguments and unchanged sources, or delete that folder"
             )
@@ -207,7 +208,7 @@ def _join(
     """The output, from finished shards."""
     malformed = _malformed(cut, summaries)
     if malformed and not request.skip_malformed:
-        raise ValueError(f"{malformed[0]} (and {len(malformed) - 1} more)")
+        raise UserError(f"{malformed[0]} (and {len(malformed) - 1} more)")
     sides = Sides(job.folder, len(cut), request.held_out)
     held_out = _held_out(request, sides, cut, job, executor)
     aside = f"{job.folder}/train"

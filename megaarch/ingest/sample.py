@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterable
 
+from megaarch.errors import UserError
 from megaarch.ingest import corpus, split
 
 
@@ -15,7 +16,7 @@ def sample(sources: Iterable[str], text_field: str, most: int, held_out: float =
     ValueError: a source is missing or malformed; the share is none; nothing is left.
     """
     if not 0 <= held_out < 0.5:
-        raise ValueError(f"--held-out is a share from 0 to below 0.5 here, not {held_out}")
+        raise UserError(f"--held-out is a share from 0 to below 0.5 here, not {held_out}")
     chosen: list[tuple[int, int, str]] = []  # a heap: the highest hash first
     keys: set[bytes] = set()
     for number, text in enumerate(_documents(sources, text_field)):
@@ -33,7 +34,7 @@ def sample(sources: Iterable[str], text_field: str, most: int, held_out: float =
             continue
         keys.add(key)
     if not chosen:
-        raise ValueError(
+        raise UserError(
             "no document is left to train a tokenizer on: give more text, or a lower --held-out"
         )
     return [text for _, _, text in sorted(chosen, key=lambda row: -row[1])]
@@ -43,5 +44,5 @@ def _documents(sources: Iterable[str], text_field: str):
     for source in sources:
         kind = corpus.kind(source, text_field)
         if kind != "text":
-            raise ValueError(f"data source {source} is {kind}: a tokenizer is trained on text")
+            raise UserError(f"data source {source} is {kind}: a tokenizer is trained on text")
         yield from corpus.documents(source, text_field)

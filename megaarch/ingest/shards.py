@@ -24,6 +24,7 @@ from pydantic import Field
 from megaarch.data.example import SPECIALS
 from megaarch.data.indexed import token_dtype
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json
 from megaarch.ingest import corpus, lines, sources, split
 from megaarch.ingest.lines import MalformedRecord, Shard
@@ -85,7 +86,7 @@ def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
         with pyarrow.parquet.ParquetFile(file) as table:
             groups = [table.metadata.row_group(g) for g in range(table.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+        raise UserError(f"{file} cannot be read as parquet: {error}") from error
     start, size = 0, 0
     for number, group in enumerate(groups, start=1):
         size += group.total_byte_size

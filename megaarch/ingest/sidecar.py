@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, read_json
 from megaarch.ingest import corpus, shards
 from megaarch.ingest.lines import Shard
@@ -49,7 +50,7 @@ def read(prefix: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{error}; preprocess the text again") from error
+        raise UserError(f"{error}; preprocess the text again") from error
     return {"notes": [], **manifest}
 
 
@@ -57,7 +58,7 @@ def check_tokenizer(prefix: str, tokenizer: Tokenizer) -> None:
     """ValueError where the dataset is known to have been made with another tokenizer."""
     manifest = read(prefix)
     if manifest and manifest["request"]["tokenizer"] != tokenizer.text_fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{prefix}.bin was made with the tokenizer {manifest['tokenizer_file']}, and "
             f"data.tokenizer is another one: set data.tokenizer to that file"
         )
@@ -68,7 +69,7 @@ def check_digest(prefix: str, digest: str) -> None:
     the .bin (IndexedDataset.digest)."""
     manifest = read(prefix)
     if manifest and manifest.get("digest", digest) != digest:
-        raise ValueError(
+        raise UserError(
             f"{prefix}.bin has changed since it was made: restore it, or delete it and preprocess "
             "the text again"
         )
@@ -98,7 +99,7 @@ def held_out(prefix: str) -> list[str]:
     file, manifest = Path(prefix + HELD_OUT), read(prefix)
     found = list(corpus.shard_documents(Shard(file))) if file.is_file() else []
     if manifest and len(found) != manifest["heldout_documents"]:
-        raise ValueError(
+        raise UserError(
             f"{file} holds {len(found):,} documents, and {manifest['heldout_documents']:,} were held "
             "out when it was made: restore it, or preprocess the text again"
         )

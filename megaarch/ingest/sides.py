@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megaarch.errors import UserError
 from megaarch.ingest import split
 from megaarch.ingest.shards import read_table
 
@@ -27,7 +28,7 @@ class Sides:
         digests = np.concatenate([t["digests"] for t in tables] or [np.zeros((0, 16), np.uint8)])
         sizes = np.concatenate([t["sizes"] for t in tables] or [np.zeros(0, np.int64)])
         if not len(sizes):
-            raise ValueError("the sources hold no text")
+            raise UserError("the sources hold no text")
         self._bounds = np.cumsum([0] + [len(t["sizes"]) for t in tables])
         self._kept = _first_of_each(digests)
         self._places, self._sizes = split.places_of(digests), sizes

@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megaarch.errors import UserError
+
 EMBEDDED = "embedded"
 FORMATS = {
     ".jsonl": "json",
@@ -58,25 +60,25 @@ def find(path: str) -> Found:
     """The files of a source. ValueError if there are none, one that is named is of no known format,
     or a folder cannot be read."""
     if not path:  # for Path, the folder that one is in
-        raise ValueError("data source '' is no name of a file")
+        raise UserError("data source '' is no name of a file")
     try:
         mode = Path(path).stat().st_mode
     except ValueError:  # a name with a NUL
-        raise ValueError(f"data source {path!r} is no name of a file") from None
+        raise UserError(f"data source {path!r} is no name of a file") from None
     except PermissionError as error:
-        raise ValueError(f"data source {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"data source {path} cannot be read: {error.strerror}") from error
     except OSError:
         return _matches(path)
     if stat.S_ISDIR(mode):
         found = _below(Path(path))
         if not found.files:
-            raise ValueError(
+            raise UserError(
                 f"data source {path} is a directory without a text file: {_known()}"
                 + (f"; skipped were {_listed(found.skipped)}" if found.skipped else "")
             )
         return found
     if not stat.S_ISREG(mode):
-        raise ValueError(f"data source {path} is a pipe or a device: give a regular file")
+        raise UserError(f"data source {path} is a pipe or a device: give a regular file")
     _check_format(Path(path))
     return Found([Path(path)], [])
 
@@ -130,7 +132,7 @@ def identity(path: str) -> list[list[Any]]:
         found += [file for file in beside if file.is_file()]
     for file in found:
         if not file.exists():
-            raise ValueError(f"indexed dataset {prefix}: {file} is missing")
+            raise UserError(f"indexed dataset {prefix}: {file} is missing")
     known = [(file, file.stat()) for file in found]
     return [[str(file.resolve()), status.st_size, status.st_mtime_ns] for file, status in known]
 
@@ -189,7 +191,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be read: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -244,7 +246,7 @@ def _matches(pattern: str) -> Found:
             _check_format(path)
             found.add(path)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"data source {pattern} does not exist: give a file, a directory, a glob or "
             f"'{EMBEDDED}'" + (f"; skipped were {_listed(skipped)}" if skipped else "")
         )
@@ -267,7 +269,7 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 def _check_format(file: Path) -> None:
     if format_of(file) is None:
-        raise ValueError(f"data source {file} is of no known format: {_known()}")
+        raise UserError(f"data source {file} is of no known format: {_known()}")
 
 
 def _known() -> str:

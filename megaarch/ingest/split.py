@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megaarch.errors import UserError
+
 FAR = 2  # times the share, or below the share by as much: far from what was asked for
 LARGE = 0.5  # of the share that is to be held out: a document that may upset the split
 RUNGS = 16  # the threshold climbs in sixteenths of the share
@@ -106,7 +108,7 @@ class Places:
         """
         chosen = self._choose(share, least)
         if chosen is None:
-            raise ValueError(
+            raise UserError(
                 f"the corpus has too few documents ({len(self.sizes)}) to hold out {share:.2%} of "
                 "its text: add documents, or divide a long text (the longest has "
                 f"{self.sizes.max() / self.total:.1%} of it) by lines <|endoftext|>"

@@ -5,6 +5,7 @@ import numpy as np
 from megaarch.data.example import SPECIALS
 from megaarch.data.indexed import IndexedDataset, IndexedDocuments
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.ingest import sidecar
 
 DOCUMENTS = 1 << 20  # whose last tokens are looked at together
@@ -17,7 +18,7 @@ def check(dataset: IndexedDataset, tokenizer: Tokenizer) -> str:
     def look(ids: np.ndarray) -> None:
         least, most = int(ids.min()), int(ids.max())
         if least < 0 or most >= tokenizer.base_size + len(SPECIALS):
-            raise ValueError(
+            raise UserError(
                 f"{dataset.path}.bin holds token {least if least < 0 else most}, but the "
                 f"tokenizer has {tokenizer.base_size} pieces and {len(SPECIALS)} specials: it was "
                 "made with another one"

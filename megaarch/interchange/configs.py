@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megaarch.config import schema
+from megaarch.errors import UserError
 from megaarch.interchange import from_config, rope, sizes, to_config
 from megaarch.interchange.keys import FAMILY_KEYS, complete
 from megaarch.model.layers import head_size, key_heads
@@ -32,22 +33,20 @@ def settings_from(config: Mapping) -> schema.Model:
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(map(str, fault["loc"]))
-        raise ValueError(
+        raise UserError(
             f"this Hugging Face config makes model.{name} {fault['input']!r}: {fault['msg']}"
         ) from None
     except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f"a value of this Hugging Face config has a wrong type: {error}"
-        ) from error
+        raise UserError(f"a value of this Hugging Face config has a wrong type: {error}") from error
     except ArithmeticError as error:
-        raise ValueError(f"a value of this Hugging Face config is out of range: {error}") from error
+        raise UserError(f"a value of this Hugging Face config is out of range: {error}") from error
 
 
 def family_in(config: Mapping) -> str:
     """The family that a Hugging Face config names. ValueError where it is none of ours."""
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILY_KEYS:
-        raise ValueError(f"model_type {family!r} is not one of {', '.join(FAMILY_KEYS)}")
+        raise UserError(f"model_type {family!r} is not one of {', '.join(FAMILY_KEYS)}")
     return family
 
 
@@ -69,7 +68,7 @@ def config_for(model: schema.Model, family: str, position_axes: int = 1) -> dict
     if position_axes > 1:
         wrong.append(f"its positions have {position_axes} axes and {family}'s have one")
     if wrong:
-        raise ValueError(f"this is no {family} model: {'; '.join(wrong)}")
+        raise UserError(f"this is no {family} model: {'; '.join(wrong)}")
     return config
 
 
@@ -82,7 +81,7 @@ def family_of(model: schema.Model) -> str:
         return "bart" if positions == "learned" else "t5"
     if model.architecture == "encoder":
         return "bert"
-    raise ValueError(f"no Hugging Face family here has the architecture {model.architecture}")
+    raise UserError(f"no Hugging Face family here has the architecture {model.architecture}")
 
 
 def traits(model: schema.Model) -> dict[str, Any]:

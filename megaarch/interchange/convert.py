@@ -19,6 +19,7 @@ from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.interchange import files, verify
 from megaarch.interchange.configs import config_for, family_in, family_of, settings_from
 from megaarch.interchange.files import Saved
@@ -57,7 +58,7 @@ def convert(job: Conversion, say: Say) -> None:
     """Makes the output; `say` is told what was found. ValueError for what cannot be made; nothing
     is overwritten and nothing half done is left."""
     if job.output.exists():
-        raise ValueError(f"{job.output} exists: give another output, or delete it")
+        raise UserError(f"{job.output} exists: give another output, or delete it")
     given = job.given or format_of(job.source)
     if given == "hf":
         saved = _from_hf(job, say)
@@ -84,7 +85,7 @@ def format_of(source: Path) -> str:
     if source.is_file():
         return "safetensors"
     if not source.is_dir():
-        raise ValueError(f"{source} does not exist")
+        raise UserError(f"{source} does not exist")
     return "hf" if (source / files.CONFIG).exists() else "checkpoint"
 
 
@@ -176,21 +177,21 @@ def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _own(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
     """What `_to_hf` has put into config.json; empty in others' files."""
     own = theirs.get(OWN) or {}
     if not isinstance(own, dict):
-        raise ValueError(f"{file}: {OWN} has to be an object, not {own!r}")
+        raise UserError(f"{file}: {OWN} has to be an object, not {own!r}")
     preset, sentinels = own.get("preset"), own.get("sentinels", SENTINELS)
     if preset is not None and (not isinstance(preset, str) or preset not in catalogue.PRESETS):
-        raise ValueError(
+        raise UserError(
             f"{file}: {OWN}.preset {preset!r} is none of {', '.join(catalogue.PRESETS)}"
         )
     if type(sentinels) is not int or sentinels < 0:
-        raise ValueError(f"{file}: {OWN}.sentinels has to be a number from 0, not {sentinels!r}")
+        raise UserError(f"{file}: {OWN}.sentinels has to be a number from 0, not {sentinels!r}")
     return own
 
 

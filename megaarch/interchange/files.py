@@ -16,6 +16,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json
 from megaarch.interchange.huggingface import Weights
 from megaarch.training import checkpoint
@@ -58,10 +59,10 @@ def read_checkpoint(path: Path) -> Saved:
     """A checkpoint, or a run's newest complete one. ValueError where there is none."""
     if (path / "manifest.json").exists():
         if fault := checkpoint.find_fault(path):
-            raise ValueError(f"checkpoint {path} is damaged: {fault}")
+            raise UserError(f"checkpoint {path} is damaged: {fault}")
         found = path
     elif (found := checkpoint.newest(path)) is None:
-        raise ValueError(f"{path} holds no complete checkpoint: give the folder of a run")
+        raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
     record = _checked(checkpoint.read_progress(found), found / "progress.json")
     return Saved(checkpoint.read_weights(found), record)
 
@@ -76,7 +77,7 @@ def read_safetensors(file: Path) -> Saved:
     with _opened(file) as tensors:
         metadata = tensors.metadata() or {}
         if KEY not in metadata:
-            raise ValueError(
+            raise UserError(
                 f"{file} has no megaarch record in its metadata: if it is Hugging Face's, give the "
                 "folder that it lies in, with its config.json"
             )
@@ -91,7 +92,7 @@ def _checked(record: Any, file: Path) -> dict[str, Any]:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, ("record", *fault["loc"])))
-        raise ValueError(
+        raise UserError(
             f"{file}: the megaarch record is damaged: {where}: {fault['msg']}"
         ) from None
     return record
@@ -120,16 +121,16 @@ def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
     try:
         config = read_json(folder / CONFIG)
     except FileNotFoundError:
-        raise ValueError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
+        raise UserError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} holds no JSON object")
+        raise UserError(f"{folder / CONFIG} holds no JSON object")
     weights: Weights = {}
     for name, wanted in _files(folder):
         with _opened(folder / name) as tensors:
             there = tensors.keys()
             missing = sorted(set(wanted or ()) - set(there))
             if missing:
-                raise ValueError(f"{folder / name} lacks {missing[0]}, which {INDEX} says it has")
+                raise UserError(f"{folder / name} lacks {missing[0]}, which {INDEX} says it has")
             weights |= {key: tensors.get_tensor(key) for key in wanted or there}
     return config, weights
 
@@ -146,14 +147,14 @@ def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
             if pickles
             else "the weights are missing"
         )
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: {why}")
+        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}: {why}")
     owners = fit(read_json(folder / INDEX), _Index, folder / INDEX).weight_map
     tensors: dict[str, list[str]] = {}
     for key, name in sorted(owners.items(), key=lambda item: item[1]):
         if (
             Path(name).name != name or "\0" in name
         ):  # a link may lead on, as the hub's cache has them
-            raise ValueError(f"{folder / INDEX} names {name!r}, which is not in its folder")
+            raise UserError(f"{folder / INDEX} names {name!r}, which is not in its folder")
         tensors.setdefault(name, []).append(key)
     return list(tensors.items())
 
@@ -180,7 +181,7 @@ def find_tokenizer(folder: Path) -> Path:
     for name in (*TRAINED, *TOKENIZERS):
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(
+    raise UserError(
         f"{folder} has no tokenizer that is read here ({', '.join(TOKENIZERS)}): give --tokenizer "
         "FILE, for a run that starts from these weights needs it"
     )
@@ -193,6 +194,6 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except FileNotFoundError:
-        raise ValueError(f"{file} does not exist") from None
+        raise UserError(f"{file} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from None

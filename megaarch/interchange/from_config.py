@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megaarch.attention.bias import bucket_fault
+from megaarch.errors import UserError
 from megaarch.interchange import rope
 
 # Theirs -> ours; some are further names of the same function.
@@ -29,7 +30,7 @@ def activation(config: Used, key: str, gated: bool = False, name: Any = None) ->
     """Ours. name: theirs, where it is not the key's value as it stands. ValueError names the key."""
     known, name = GATES if gated else ACTIVATIONS, config[key] if name is None else name
     if not isinstance(name, str) or name not in known:
-        raise ValueError(
+        raise UserError(
             f"megaarch cannot express {key}: {config[key]!r} of this Hugging Face config: the "
             f"activation of a {'gated' if gated else 'plain'} unit is one of {', '.join(known)}"
         )
@@ -38,7 +39,7 @@ def activation(config: Used, key: str, gated: bool = False, name: Any = None) ->
 
 def same(config: Used, first: str, second: str) -> Any:
     if config[first] != config[second]:
-        raise ValueError(
+        raise UserError(
             f"{first} and {second} of this Hugging Face config differ; megaarch needs them equal"
         )
     return config[first]
@@ -86,7 +87,7 @@ def llama(c: Used) -> dict:
 
 def bert(c: Used) -> dict:
     if c["type_vocab_size"] == 0:
-        raise ValueError("type_vocab_size of this Hugging Face config is 0: BERT needs segments")
+        raise UserError("type_vocab_size of this Hugging Face config is 0: BERT needs segments")
     return {
         "architecture": "encoder",
         "layers": c["num_hidden_layers"],
@@ -119,7 +120,7 @@ def t5(c: Used) -> dict:
     )
     for both_ways in (True, False):  # the encoder's and the decoder's
         if fault := bucket_fault(buckets, both_ways, distance):
-            raise ValueError(
+            raise UserError(
                 "relative_attention_num_buckets and relative_attention_max_distance of this Hugging "
                 f"Face config do not go together: {fault}"
             )
@@ -146,7 +147,7 @@ def t5(c: Used) -> dict:
 def _t5_activation(c: Used) -> str:
     words = c["feed_forward_proj"].split("-")
     if len(words) > 2 or (len(words) == 2 and words[0] != "gated"):
-        raise ValueError(f"megaarch cannot express feed_forward_proj {c['feed_forward_proj']!r}")
+        raise UserError(f"megaarch cannot express feed_forward_proj {c['feed_forward_proj']!r}")
     gated = words[0] == "gated" if c["is_gated_act"] is None else c["is_gated_act"]
     if c["dense_act_fn"] is not None:
         return activation(c, "dense_act_fn", gated)

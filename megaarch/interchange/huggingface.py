@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from megaarch.config import schema
+from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES, Family
 from megaarch.interchange.layouts import Layout
 from megaarch.model.transformer import Transformer, stacks
@@ -36,12 +37,12 @@ def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: st
             if out_of_memory(error):
                 raise
             have = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, parts, strict=True))
-            raise ValueError(
+            raise UserError(
                 f"{have} does not make {name}, which has {list(shapes[name])} in these model "
                 f"settings: {str(error).splitlines()[0]}"
             ) from error
         if ours[name].shape != shapes[name]:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(names)} make {list(ours[name].shape)} of {name}, which has "
                 f"{list(shapes[name])} in these model settings"
             )
@@ -57,11 +58,11 @@ def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str
         (extra, "hold what the model has no place for:"),
     ):
         if names:
-            raise ValueError(f"the {family} weights {what} {', '.join(names[:5])}")
+            raise UserError(f"the {family} weights {what} {', '.join(names[:5])}")
     for _, (first, *_), copies in table.values():
         for name in copies:
             if name in weights and not torch.equal(weights[first], weights[name]):
-                raise ValueError(
+                raise UserError(
                     f"the {family} weights {first} and {name} differ, and the model has one tensor"
                 )
 
@@ -123,5 +124,5 @@ def _find(name: str, family: Family, model: schema.Model) -> tuple[Layout, tuple
         layout, names = table[module]
         names = tuple(f"{n}.{leaf}" for n in names)
     else:
-        raise ValueError(f"{name} has no counterpart in this Hugging Face family")
+        raise UserError(f"{name} has no counterpart in this Hugging Face family")
     return layout, tuple(n.format(i=index) for n in names)

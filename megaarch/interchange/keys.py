@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaarch.errors import UserError
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -32,13 +34,13 @@ def complete(config: Mapping, family: str) -> dict[str, Any]:
     for key, value in config.items():
         if key in only:
             if not any(value == allowed for allowed in only[key]):
-                raise ValueError(
+                raise UserError(
                     f"megaarch cannot express {key}: {value!r} of this Hugging Face config"
                 )
         elif key in found:
             found[key] = value
         elif key not in keys.aliases and key not in keys.without_effect | WITHOUT_EFFECT:
-            raise ValueError(
+            raise UserError(
                 f"this Hugging Face config has {key}: {value!r}, and it is not known what that "
                 "changes: take it out if it changes nothing"
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from megaarch.config import schema
+from megaarch.errors import UserError
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary
 
@@ -20,7 +21,7 @@ Tensors = list[torch.Tensor]
 class Layout:
     """`fuse(parts, model)` makes one of ours of theirs; `split(ours, model)` undoes it exactly.
 
-    Of parts in shapes that are not the model's, `fuse` may raise ValueError, or what torch raises.
+    Of parts in shapes that are not the model's, `fuse` may raise UserError, or what torch raises.
     """
 
     fuse: Callable[[Tensors, schema.Model], torch.Tensor]
@@ -51,7 +52,7 @@ def _split_heads(fused: torch.Tensor, model: schema.Model) -> Tensors:
 def _fuse_vocabulary(parts: Tensors, model: schema.Model) -> torch.Tensor:
     (table,) = parts
     if len(table) != model.vocabulary_size:
-        raise ValueError(f"it has {len(table)} rows and vocab_size is {model.vocabulary_size}")
+        raise UserError(f"it has {len(table)} rows and vocab_size is {model.vocabulary_size}")
     padding = padded_vocabulary(model.vocabulary_size) - len(table)
     return torch.cat((table, table.new_zeros(padding, *table.shape[1:])))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megaarch.config import schema
+from megaarch.errors import UserError
 
 # Their key -> ours, of each kind that is a setting here.
 FIELDS = {
@@ -41,20 +42,20 @@ def from_hf(config: Mapping) -> tuple[float, dict[str, Any] | None]:
     where = "rope_scaling" if config["rope_scaling"] else "rope_parameters"
     given = config[where] or {}
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where} of this Hugging Face config is no object: {given!r}")
+        raise UserError(f"{where} of this Hugging Face config is no object: {given!r}")
     parameters = {"rope_theta": config["rope_theta"], **given}
     partial = parameters.pop("partial_rotary_factor", config["partial_rotary_factor"])
     if partial not in (None, 1):
-        raise ValueError(f"megaarch cannot express partial_rotary_factor: {partial!r}")
+        raise UserError(f"megaarch cannot express partial_rotary_factor: {partial!r}")
     older = parameters.pop("type", "default")
     kind = parameters.pop("rope_type", older)
     if not isinstance(kind, str) or kind not in FIELDS:
-        raise ValueError(f"megaarch cannot express {where}.rope_type: {kind!r}")
+        raise UserError(f"megaarch cannot express {where}.rope_type: {kind!r}")
     base = parameters.pop("rope_theta")
     known = {*FIELDS[kind], *(MSCALES if kind == "yarn" else ())}
     for key, value in parameters.items():
         if key not in known and value is not None:
-            raise ValueError(
+            raise UserError(
                 f"this Hugging Face config has {where}.{key}: {value!r}, which rope_type {kind} does "
                 "not take"
             )
@@ -81,7 +82,7 @@ def _fields(config: Mapping, kind: str, parameters: dict[str, Any], where: str) 
     needed = {"factor"} if kind != "llama3" else set(FIELDS[kind])
     for key in sorted(needed):
         if parameters.get(key) is None:
-            raise ValueError(f"this Hugging Face config lacks {where}.{key}")
+            raise UserError(f"this Hugging Face config lacks {where}.{key}")
     found = {ours: parameters[key] for key, ours in FIELDS[kind].items() if key in parameters}
     return found | ({"original_length": longest} if kind == "dynamic" else {})
 

@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from megaarch.config.schema import Count, Distance, Layers, Length, Number, Width
+from megaarch.errors import UserError
 from megaarch.interchange.keys import FAMILY_KEYS
 
 Identity = Annotated[int, Field(ge=-1, le=1 << 31)]  # of a special token; older configs have -1
@@ -56,7 +57,7 @@ def _check_size(key: str, value: Any, kind: Any) -> None:
             r.gt + 1 if isinstance(r, Gt) else r.ge for r in rules if isinstance(r, Gt | Ge)
         )
         most = next(r.le for r in rules if isinstance(r, Le))
-        raise ValueError(
+        raise UserError(
             f"{key} of this Hugging Face config must be a whole number from {least} to {most:,}, not "
             f"{value!r:.60}"
         ) from None
@@ -65,17 +66,17 @@ def _check_size(key: str, value: Any, kind: Any) -> None:
 def _check_heads(used: Mapping[str, Any], heads: str, width: str, own: str | None) -> None:
     size = used[own] if own else None
     if size is None and used[width] % used[heads]:
-        raise ValueError(
+        raise UserError(
             f"{heads} {used[heads]} of this Hugging Face config does not divide {width} {used[width]}"
         )
     if own is None:  # what follows is Llama's
         return
     keys = used["num_key_value_heads"]
     if keys is not None and used[heads] % keys:
-        raise ValueError(
+        raise UserError(
             f"num_key_value_heads {keys} of this Hugging Face config does not divide {heads} "
             f"{used[heads]}"
         )
     size = size or used[width] // used[heads]
     if size % 2:
-        raise ValueError(f"{own} of this Hugging Face config must be even for RoPE, not {size}")
+        raise UserError(f"{own} of this Hugging Face config must be even for RoPE, not {size}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from megaarch.config import schema
+from megaarch.errors import UserError
 from megaarch.interchange.configs import family_in, settings_from
 from megaarch.interchange.families import FAMILIES, Family
 from megaarch.interchange.huggingface import Weights, names_of, without_effect
@@ -72,11 +73,11 @@ def _replace(found: Weights, first: str, inputs: list[str], family: str) -> None
         return  # `from_hf` tells it
     missing = [name for name in (first, *inputs) if name not in found]
     if missing:
-        raise ValueError(f"the {family} weights lack {missing[0]}")
+        raise UserError(f"the {family} weights lack {missing[0]}")
     tensors = [found.pop(name) for name in inputs]
     for name, tensor in zip(inputs[1:], tensors[1:], strict=True):
         if not torch.equal(tensors[0], tensor):
-            raise ValueError(
+            raise UserError(
                 f"the {family} weights {inputs[0]} and {name} differ, and megaarch has one embedding"
             )
     found[first] = tensors[0]
@@ -98,8 +99,6 @@ def _current_names(weights: Weights, model: schema.Model, family: str) -> Weight
         elif prefix + current in known:
             current = prefix + current
         if current in found:
-            raise ValueError(
-                f"the {family} weights hold {current} twice: {origin[current]}, {name}"
-            )
+            raise UserError(f"the {family} weights hold {current} twice: {origin[current]}, {name}")
         found[current], origin[current] = tensor, name
     return found

@@ -10,6 +10,7 @@ from megaarch.attention import parts
 from megaarch.attention.parts import Parts
 from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
+from megaarch.errors import UserError
 from megaarch.interchange.huggingface import Weights
 from megaarch.model.transformer import Transformer
 from megaarch.training.faults import out_of_memory
@@ -37,7 +38,7 @@ def check_tensors(before: Weights, after: Weights, what: str) -> str:
         if name not in before or name not in after or not _same_bits(before[name], after[name])
     ]
     if wrong:
-        raise ValueError(f"{what}: {len(wrong)} tensors differ: {', '.join(wrong[:5])}")
+        raise UserError(f"{what}: {len(wrong)} tensors differ: {', '.join(wrong[:5])}")
     return f"{len(before)} tensors of {what} are equal bit for bit"
 
 
@@ -94,7 +95,7 @@ def check_logits(
     room = min(max(OWN_ERRORS * own, LEAST * max(largest, 1e-3)), MOST * max(largest, 1e-3))
     beside = f"where fp32's own error is {own:.1e}"
     if not difference <= room:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the logits differ by up to {difference:.1e}, {beside} and the largest logit "
             f"{largest:.1e}"
         )
@@ -106,7 +107,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
     try:
         import transformers
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "--verify compares logits with transformers, which is missing: pip install transformers"
         ) from None
     transformers.logging.disable_progress_bar()
@@ -126,12 +127,12 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"{folder}: transformers {transformers.__version__} cannot run it, so it is not verified "
             f"(--no-verify goes on without): {type(error).__name__}: {reason}"
         ) from error
     names = ", ".join(sorted(found["missing_keys"])[:5])
-    raise ValueError(f"{folder}: transformers finds no {names}")
+    raise UserError(f"{folder}: transformers finds no {names}")
 
 
 def _inputs(

@@ -4,6 +4,7 @@ import torch
 
 from megaarch.config import schema
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.errors import UserError
 from megaarch.interchange.huggingface import Weights
 from megaarch.model.transformer import padded_vocabulary
 
@@ -31,7 +32,7 @@ def fitted(
     pieces = Tokenizer(path, sentinels=0).base_size
     old = model.vocabulary_size
     if pieces > old:
-        raise ValueError(
+        raise UserError(
             f"tokenizer {path} has {pieces} pieces and the model a vocabulary of {old}: it is "
             "another model's"
         )

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from megaarch.errors import UserError
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _TYPES = {
@@ -100,7 +102,7 @@ def call(name: str, device: torch.device, *arguments) -> None:
     """
     reason = obstacle(device.type)
     if reason:
-        raise ValueError(f"model.fused_kernels: {reason}")
+        raise UserError(f"model.fused_kernels: {reason}")
     library = load(device.type)
     plain = [_plain(x) for x in arguments]
     function = getattr(library, f"megaarch_{name}")
@@ -113,7 +115,7 @@ def call(name: str, device: torch.device, *arguments) -> None:
         reason = library.megaarch_error(code).decode()
         shapes = [list(x.shape) for x in arguments if isinstance(x, torch.Tensor)]
         dtypes = {str(x.dtype) for x in arguments if isinstance(x, torch.Tensor)}
-        raise ValueError(
+        raise UserError(
             f"model.fused_kernels: {name} on {device.type}: {reason}, given {shapes} of "
             f"{', '.join(sorted(dtypes))}"
         )

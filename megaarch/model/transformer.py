@@ -17,6 +17,7 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.config import schema
 from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.data.batch import Batch, Stream
+from megaarch.errors import UserError
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -261,7 +262,7 @@ class Transformer(nn.Module):
         if not self.training or self.settings.dropout == 0:
             return None
         if self.dropout_step is None:
-            raise ValueError(
+            raise UserError(
                 "dropout is on and no step is known: call model.set_dropout_step(seed, step) ahead "
                 "of each training step, or model.eval()"
             )

@@ -26,6 +26,7 @@ from megaarch.attention import Parts, RelativeBias, attend
 from megaarch.data.batch import Batch, Stream
 from megaarch.data.packing import HEAD_MULTIPLE
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.layers import CrossAttention, SelfAttention
 
@@ -137,7 +138,7 @@ def local_batch(batch: Batch, grid: Grid) -> Batch:
 def _shard(stream: Stream, rank: int, ranks: int) -> Stream:
     length = stream.tokens.shape[1]
     if length % ranks:
-        raise ValueError(
+        raise UserError(
             f"parallel.context_parallel: a row of {length} tokens does not divide among {ranks} "
             "ranks; lengthen it with padding"
         )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megaarch.config.schema import Training
+from megaarch.errors import UserError
 from megaarch.model.layers import MakeLinear, linear
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
@@ -29,7 +30,7 @@ def check(training: Training, device: torch.device) -> None:
         found = None
     if found is None or tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
         have = "which is not installed" if found is None else f"and {found} is installed"
-        raise ValueError(
+        raise UserError(
             f"training.float8: {training.float8} needs torchao {OLDEST[0]}.{OLDEST[1]} or newer, "
             f"{have}: pip install 'megaarch[float8]', or leave the setting out"
         )
@@ -37,10 +38,10 @@ def check(training: Training, device: torch.device) -> None:
         return
     instead = "set training.float8_emulate=true to try it without, slowly, or leave it out"
     if device.type != "cuda":
-        raise ValueError(f"training.float8: a CPU has no float8 units: {instead}")
+        raise UserError(f"training.float8: a CPU has no float8 units: {instead}")
     have = torch.cuda.get_device_capability(device)
     if have < CAPABILITY:
-        raise ValueError(
+        raise UserError(
             f"training.float8: it needs a GPU of compute capability 8.9 or later (Ada, Hopper, "
             f"Blackwell), and this one is of {have[0]}.{have[1]}: {instead}"
         )

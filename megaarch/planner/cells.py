@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.config.schema import Settings
+from megaarch.errors import UserError
 from megaarch.planner.search import Plan, counted, search
 from megaarch.planner.time import Cluster
 from megaarch.study.grid import expand
@@ -15,7 +16,7 @@ def plans(raw: config.Raw, cluster: Cluster, gpus: int, top: int) -> Iterator[tu
     """The `top` best plans of one model, without a name; of a study, the best plan of each cell, as
     it is found. ValueError names the cell for which there is none."""
     if top < 1:
-        raise ValueError(f"--top {top}: must be at least 1")
+        raise UserError(f"--top {top}: must be at least 1")
     settings = config.resolve(raw)
     if settings.study is None:
         yield from (("", plan) for plan in search(settings, gpus, cluster)[:top])
@@ -24,7 +25,7 @@ def plans(raw: config.Raw, cluster: Cluster, gpus: int, top: int) -> Iterator[tu
         try:
             yield name, search(cell, gpus, cluster)[0]
         except ValueError as error:
-            raise ValueError(f"cell {name}: {error}") from None
+            raise UserError(f"cell {name}: {error}") from None
 
 
 def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
@@ -46,9 +47,9 @@ def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None
         if cell not in known:
             guess = difflib.get_close_matches(cell or "", known, 1)
             hint = f"; did you mean {guess[0]}?" if guess else f": one of {', '.join(known)}"
-            raise ValueError(f"--cell {cell}: names no cell of this study{hint}")
+            raise UserError(f"--cell {cell}: names no cell of this study{hint}")
         settings = known[cell]
     elif cell is not None:
-        raise ValueError(f"--cell {cell}: this configuration is no study; leave it out")
+        raise UserError(f"--cell {cell}: this configuration is no study; leave it out")
     counted(settings)
     return settings if gpus is None else search(settings, gpus, cluster)[0].settings

@@ -25,6 +25,7 @@ from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import AXES, Grid
 from megaarch.engine.native import Replica
+from megaarch.errors import UserError
 from megaarch.model import loss
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import place
@@ -71,7 +72,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     eager = training.model_copy(update={"compile": False, "float8": None})
     settings = settings.model_copy(update={"training": eager})
     if training.optimizer not in ("adamw", "sgd"):
-        raise ValueError(
+        raise UserError(
             f"training.optimizer: a dry run has no figures to look at, as {training.optimizer} "
             "does; set it to adamw, whose states are larger"
         )
@@ -100,7 +101,7 @@ def planned(settings: Settings, rank: int) -> float:
     parallel, training = settings.parallel, settings.training
     check(settings, _world(settings))
     if not 0 <= rank < _world(settings):
-        raise ValueError(f"--rank {rank}: the layout has ranks 0 to {_world(settings) - 1}")
+        raise UserError(f"--rank {rank}: the layout has ranks 0 to {_world(settings) - 1}")
     data = parallel.data_parallel_shard * parallel.data_parallel_replicate
     rows = _enough(settings) * training.micro_batch_size * data
     made = training.model_copy(update={"global_batch_size": rows})

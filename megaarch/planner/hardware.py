@@ -9,6 +9,7 @@ from pydantic import Field
 
 from megaarch import config
 from megaarch.config.schema import Section
+from megaarch.errors import UserError
 
 Rate = Annotated[float, Field(gt=0)]
 FILE = Path(__file__).with_name("hardware.yaml")
@@ -72,5 +73,5 @@ def gpu(name: str) -> Gpu:
     if name not in known:
         guess = difflib.get_close_matches(name.lower(), known, 1, 0.4)
         hint = f"; did you mean {guess[0]}?" if guess else ""
-        raise ValueError(f"--gpu {name}: unknown; it is one of {', '.join(known)}{hint}")
+        raise UserError(f"--gpu {name}: unknown; it is one of {', '.join(known)}{hint}")
     return known[name]

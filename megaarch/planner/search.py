@@ -9,6 +9,7 @@ from typing import Any
 from megaarch.config import ConfigError
 from megaarch.config.schema import Parallel, Settings
 from megaarch.config.validate import combinations
+from megaarch.errors import UserError
 from megaarch.parallel.validate import check
 from megaarch.planner.memory import Memory, step_memory
 from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
@@ -58,10 +59,10 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
     """
     counted(settings)
     if gpus < 1:
-        raise ValueError(f"--gpus {gpus}: must be at least 1")
+        raise UserError(f"--gpus {gpus}: must be at least 1")
     nodes, rest = divmod(gpus, cluster.gpus_per_node)
     if nodes and rest:
-        raise ValueError(
+        raise UserError(
             f"--gpus {gpus} does not divide into nodes of {cluster.gpus_per_node}: give a multiple, "
             "or --gpus-per-node"
         )
@@ -82,25 +83,25 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
                 plans.append(plan(tried, gpus, cluster, memory))
                 break
     if not plans:
-        raise ValueError(_nothing(settings, gpus, room, leanest, refused))
+        raise UserError(_nothing(settings, gpus, room, leanest, refused))
     return sorted(plans, key=lambda found: found.seconds.total)
 
 
 def counted(settings: Settings) -> None:
     """ValueError for what the planner and the dry run have no figures of."""
     if settings.training.precision != "bf16":
-        raise ValueError(
+        raise UserError(
             f"training.precision: the planner counts bf16, not {settings.training.precision}: set it "
             "to bf16"
         )
     for name in ("sequence_length", "target_length"):
         if (getattr(settings.model, name) or 0) > LONGEST:
-            raise ValueError(
+            raise UserError(
                 f"model.{name}: the planner counts rows of at most {LONGEST:,} tokens, not "
                 f"{getattr(settings.model, name):,}"
             )
     if settings.parallel.engine != "torch":
-        raise ValueError(
+        raise UserError(
             f"parallel.engine: the planner counts torch's shards, not those of "
             f"{settings.parallel.engine}: set it to torch, or measure a run"
         )

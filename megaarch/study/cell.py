@@ -20,6 +20,7 @@ from megaarch.config.fingerprint import changed, signature
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
@@ -85,7 +86,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         record = read_json(path)
         fit(record, _Record, path)
     except ValueError as error:
-        raise ValueError(f"{error}: remove its folder to run the cell again") from None
+        raise UserError(f"{error}: remove its folder to run the cell again") from None
     return record
 
 

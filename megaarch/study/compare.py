@@ -14,6 +14,7 @@ from rich.console import Console
 from megaarch import config
 from megaarch.config.schema import Data, Study
 from megaarch.distributed.mesh import processes
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
 from megaarch.study import cell as cells
 from megaarch.study import lanes, lock, preflight, rates, yardsticks
@@ -50,7 +51,7 @@ def recall(directory: Path) -> config.Raw:
     """What `remember` kept. ValueError where the folder is no study's."""
     path = directory / "study.yaml"
     if not path.exists():
-        raise ValueError(
+        raise UserError(
             f"{directory} is no study's folder: give one that megaarch compare or submit has made"
         )
     return config.read_yaml(path)
@@ -113,7 +114,7 @@ def gather(raw: config.Raw, directory: Path) -> dict[str, Any]:
         if (record := cells.finished(cell, lanes.text_of(cell, base), study.evaluation))
     }
     if not records:
-        raise ValueError(f"{directory}: no cell is finished; see megaarch status {directory}")
+        raise UserError(f"{directory}: no cell is finished; see megaarch status {directory}")
     return _results(study, base, grid, records, found, directory)
 
 

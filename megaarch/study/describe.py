@@ -17,6 +17,7 @@ from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, gen
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows
 from megaarch.data.segments import fixed_shape, segmentations
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.model import flops
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
@@ -109,7 +110,7 @@ def made_up_vocabulary(size: int, sentinels: int) -> Vocabulary:
     """A vocabulary of `size` ids in which every second token begins a word."""
     base = size - len(SPECIALS) - sentinels
     if base < 2 * SENTENCE:
-        raise ValueError(
+        raise UserError(
             f"model.vocabulary_size: {size} is too small for {len(SPECIALS)} special tokens, "
             f"{sentinels} sentinels and text"
         )

@@ -8,6 +8,7 @@ from megaarch import config
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed import launch
 from megaarch.engine.native import Replica
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.parallel.validate import join
 from megaarch.study import yardsticks
@@ -27,17 +28,17 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     ValueError where the folder has no complete checkpoint, or its text has changed since.
     """
     if not run.is_dir():
-        raise ValueError(f"{run} is no folder: give the folder of a run")
+        raise UserError(f"{run} is no folder: give the folder of a run")
     raw = checkpoint.latest_settings(run)
     if raw is None:
-        raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")
+        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
     settings = _settings(raw, overrides, run)
     device = device_of(settings)
     fits.check_weights(settings, device)
     grid = join(settings, device)
     path = checkpoint.newest(run, grid)
     if path is None:
-        raise ValueError(f"{run} has no complete checkpoint: give the folder of a trained run")
+        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
     saved = checkpoint.read_progress(path)
     settings = _settings(saved["settings"], overrides, run)
     prepared = _text(settings, saved)
@@ -45,7 +46,7 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     replica = Replica(settings, grid)
     checkpoint.load(path, replica, None, grid)
     if not prepared.heldout:
-        raise ValueError("data.source: this data has no held-out text to score")
+        raise UserError("data.source: this data has no held-out text to score")
     found = score(settings, replica, prepared, fitted(settings.model.sequence_length))
     return found | {"warnings": [*found["warnings"], *([warning] if warning else [])]}
 
@@ -75,7 +76,7 @@ def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
         # a study's cell with text of its own: the tokenizer is the study's
         prepared = launch.first(lambda: prepare(under_it, size))
     if prepared.tokenizer.fingerprint != used["fingerprint"]:
-        raise ValueError(
+        raise UserError(
             f"data.tokenizer: the run was trained with another tokenizer, {used['path']}: its "
             "scores would mean nothing; give that file"
         )
@@ -106,7 +107,7 @@ def _may_have_seen(
             "What its study holds out was left out of this cell's own text, so that it cannot be "
             "told whether the text has changed since."
         )
-    raise ValueError(
+    raise UserError(
         f"data.source: {prepared.manifest['source']} has changed since the run was trained, which "
         "may have seen what would be scored: restore it, or score other text with --set "
         "data.source=FILE"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.config.schema import Evaluation
+from megaarch.errors import UserError
 
 CHECKED = 1000  # held-out documents that must survive the tokenizer
 
@@ -39,7 +40,7 @@ def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
     rounds = [items[r] for r in range(most) for items in by_document if r < len(items)]
     if not rounds:
         need = evaluation.prefix_tokens + evaluation.continuation_tokens
-        raise ValueError(
+        raise UserError(
             f"no held-out document has {need} tokens for one item: give more text, or lower "
             "study.evaluation.prefix_tokens and continuation_tokens"
         )
@@ -108,7 +109,7 @@ def split(documents: list[str], tokenizer, evaluation: Evaluation) -> dict[str, 
     }
     for name, found in parts.items():
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"the held-out text has no item for {name}: give more text, raise data.held_out, "
                 "or lower study.evaluation.prefix_tokens"
             )

@@ -25,6 +25,7 @@ from megaarch.config.schema import Data, Evaluation, Study
 from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, kind_of, prepare
 from megaarch.ingest.split import Exclusion
 from megaarch.study import cell as cells
@@ -134,7 +135,7 @@ def _attempt(job: Job, show: Show, threads: int, beside: int) -> dict[str, Any]:
         return perform(job, show, beside=beside)
     except (RuntimeError, MemoryError) as error:
         if said := out_of_memory(error):
-            raise ValueError(f"cell {job.name}: {said}") from error
+            raise UserError(f"cell {job.name}: {said}") from error
         raise
     finally:
         torch.set_num_threads(before)
@@ -166,7 +167,7 @@ def run(jobs: list[Job], lanes: int, board: Board) -> Iterator[tuple[Job, dict[s
                     try:
                         yield job, future.result()
                     except BrokenProcessPool:
-                        raise ValueError(
+                        raise UserError(
                             f"cell {job.name}: a lane's process was killed (out of memory?); lower "
                             "study.lanes and run the same command again"
                         ) from None

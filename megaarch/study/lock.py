@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.training.checkpoint import on_main
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def _wait(file: IO[str], folder: Path, what: str) -> None:
     while not _taken(file):
         waited = time.monotonic() - began
         if waited > (PATIENCE if _lives(file) else LEASE):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: another process is running this {what}; wait for it, or give "
                 "another directory"
             )

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from megaarch.config.fingerprint import changed, signature
 from megaarch.config.schema import Data, Study
+from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json
 from megaarch.study import cell as cells
 from megaarch.study import lanes
@@ -94,9 +95,9 @@ def read(path: str) -> dict[str, Any]:
         found = read_json(path)
         fit(found, _Sweep, path)
     except OSError as error:
-        raise ValueError(f"study.rates: cannot read {path}: {error.strerror}") from None
+        raise UserError(f"study.rates: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"study.rates: {path} is not the rates.json of a sweep: {error}") from None
+        raise UserError(f"study.rates: {path} is not the rates.json of a sweep: {error}") from None
     return found
 
 

@@ -17,6 +17,7 @@ from megaarch.data.converters import CONVERTERS
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.packing import pack, plan_rows
 from megaarch.engine.native import Replica
+from megaarch.errors import UserError
 from megaarch.model.transformer import Transformer
 
 
@@ -127,7 +128,7 @@ def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
     longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
     room, learned = model.sequence_length, model.position_encoding == "learned"
     if longest[0] > room or (learned and max(longest) > model.position_rows):
-        raise ValueError(
+        raise UserError(
             f"an item takes a row of {max(longest)} tokens and {settings.data.objective} was "
             f"trained on rows of {room}: lower study.evaluation.prefix_tokens and "
             "continuation_tokens, or raise model.sequence_length"

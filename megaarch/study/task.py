@@ -14,6 +14,7 @@ from rich.console import Console
 from megaarch import config
 from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
 from megaarch.parallel.validate import join
 from megaarch.study import cell as cells
@@ -35,7 +36,7 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> dict[str, Any] | N
     if cell.parent and not (cells.read_record(directory / "cells" / cell.parent) or {}).get(
         "result"
     ):
-        raise ValueError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
+        raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
     if study.rates:
         grid = expand(raw, directory, rates.read(study.rates)["best"])
     return _run(raw, directory, find(grid, cell.key), title(cell, study))
@@ -47,7 +48,7 @@ def run_trial(raw: config.Raw, directory: Path, number: int) -> dict[str, Any] |
     study, grid = config.resolve(raw).study, expand(raw, directory)
     trials = rates.trials(grid, study) if study.tune else []
     if not 0 <= number < len(trials):
-        raise ValueError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
+        raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
     cell, rate = trials[number]
     return _run(raw, directory, cell, f"{title(cell, study)} {rate:.3g}", rate)
 
@@ -71,7 +72,7 @@ def find(grid: list[GridCell], which: str) -> GridCell:
         return found[0]
     keys = ", ".join(cell.key for cell in found or grid)
     what = f"{len(found)} cells of that name" if found else "no such cell"
-    raise ValueError(
+    raise UserError(
         f"--cell {which}: {what}; give a number from 0 to {len(grid) - 1}, or one of {keys}"
     )
 
@@ -107,7 +108,7 @@ def _tuned(raw: config.Raw, directory: Path, cell: GridCell) -> GridCell:
     found = rates.finished(grid, settings.study, settings.data)
     wanted = len(rates.trials(grid, settings.study))
     if len(found) < wanted:
-        raise ValueError(
+        raise UserError(
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "
             "them first (compare --trial)"
         )

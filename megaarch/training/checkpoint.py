@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import Replica
+from megaarch.errors import UserError
 from megaarch.training import storage
 from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
 from megaarch.training.retention import ASIDE, complete, prune, sweep
@@ -207,7 +208,7 @@ def newest(run: Path, grid: Grid | None = None) -> Path | None:
         if path != there[0] and main:
             log.warning("checkpoint %s is damaged (%s); using the one before it", path, fault)
     if fault:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {there[0]} is damaged ({fault}), and there is none before it: bring it "
             "back, or remove the folder to start anew"
         )
@@ -310,7 +311,7 @@ def _compare(path: Path, index: storage.Index, weights: dict[str, Any], partial:
     names = [n for n in wanted if there.get(n) != here.get(n)]
     if names:
         name = names[0]
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} is of another model: {name} is {there.get(name, 'absent')} there "
             f"and {here.get(name, 'absent')} here ({len(names)} parameters differ)"
         )

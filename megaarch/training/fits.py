@@ -6,6 +6,7 @@ import torch
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
+from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
 from megaarch.model.transformer import stacks
 
@@ -34,7 +35,7 @@ def check_weights(settings: Settings, device: torch.device) -> None:
 
 def _require(need: float, there: float, holder: str, what: str) -> None:
     if need > there:
-        raise ValueError(
+        raise UserError(
             f"model: this model needs {in_words(need)} a process for {what}, and {holder} has "
             f"{in_words(there)}: lower model's sizes or training.micro_batch_size, or spread it over "
             "more processes (parallel)"

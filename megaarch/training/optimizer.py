@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from megaarch.config.schema import Training
+from megaarch.errors import UserError
 
 
 def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -36,18 +37,18 @@ def fused_adam() -> type[torch.optim.Optimizer]:
     try:
         import apex
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "training.optimizer: apex_adam needs NVIDIA's apex, which is not installed: build it "
             "from its source (github.com/NVIDIA/apex), or use adamw, torch's fused AdamW"
         ) from None
     try:
         from apex.optimizers import FusedAdam
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"training.optimizer: the installed package apex ({getattr(apex, '__file__', None)}) "
             "is not NVIDIA's but an unrelated package of the same name: uninstall it and build "
             "NVIDIA's from source (github.com/NVIDIA/apex), or use adamw"
         ) from None
     if not torch.cuda.is_available():
-        raise ValueError("training.optimizer: apex_adam runs on CUDA only; use adamw")
+        raise UserError("training.optimizer: apex_adam runs on CUDA only; use adamw")
     return FusedAdam

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from megaarch.config.schema import Training
 from megaarch.data.batch import Counts
+from megaarch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Limit:
             return cls("step", training.steps)
         if training.budget is not None:
             return cls(training.budget.match, training.budget.amount)
-        raise ValueError("training.steps: give the number of steps, or training.budget")
+        raise UserError("training.steps: give the number of steps, or training.budget")
 
     def __str__(self) -> str:
         if self.kind == "step":

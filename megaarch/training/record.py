@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from megaarch.errors import UserError
 from megaarch.files import Schema, fit, inside, read_json
 
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
@@ -62,7 +63,7 @@ def read_progress(path: Path) -> dict[str, Any]:
     step = fit(found, _Record, path / PROGRESS).progress.step
     named = path.name.removeprefix("step-")
     if path.name != named and named.isdecimal() and int(named) != step:
-        raise ValueError(f"its folder is named after step {int(named)}, and it is of step {step}")
+        raise UserError(f"its folder is named after step {int(named)}, and it is of step {step}")
     return found
 
 

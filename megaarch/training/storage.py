@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import WriteItemType
 
+from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, inside, parse_json, read_bytes
 from megaarch.training import pickled_metadata
 
@@ -113,7 +114,7 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
     """Loads tensors alone."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise ValueError(f"{read_item.dest_index.fqn} is no tensor in the checkpoint")
+        raise UserError(f"{read_item.dest_index.fqn} is no tensor in the checkpoint")
 
 
 def save(state: State, folder: Path, group: ProcessGroup | None = None) -> None:
@@ -133,7 +134,7 @@ def read_index(folder: Path) -> Index:
         try:
             found = pickled_metadata.parse(read_bytes(file, LARGEST))
         except pickled_metadata.Refused as error:
-            raise ValueError(
+            raise UserError(
                 f"{file} is not the metadata of a checkpoint and was not loaded: {error}"
             ) from None
         pickled = True
@@ -169,7 +170,7 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
             there = index.tensors if isinstance(value, torch.Tensor) else index.values
             if full not in there:
                 kind = "tensor" if isinstance(value, torch.Tensor) else "plain value"
-                raise ValueError(f"{folder} has no {kind} {full}")
+                raise UserError(f"{folder} has no {kind} {full}")
             if not isinstance(value, torch.Tensor):
                 found[part][name] = _value(folder, full, index)
     return found
@@ -199,13 +200,13 @@ def _value(folder: Path, name: str, index: Index) -> Any:
             value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, RecursionError, EOFError, pickle.UnpicklingError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{name} in {folder} is no plain value and was not loaded: {type(error).__name__}: "
             f"{said[:120]}"
         ) from None
     items = value if isinstance(value, list | tuple) else [value]
     if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
-        raise ValueError(f"{name} in {folder} is no plain value: {type(value).__name__}")
+        raise UserError(f"{name} in {folder} is no plain value: {type(value).__name__}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -217,14 +218,14 @@ def _check(index: Index, folder: Path, where: Path) -> None:
         if file not in sizes:
             path = inside(folder, file)
             if not path.is_file():
-                raise ValueError(f"{where} is damaged: {file} is missing")
+                raise UserError(f"{where} is damaged: {file} is missing")
             sizes[file] = path.stat().st_size
         if length < least or start + length > sizes[file]:
-            raise ValueError(f"{where} is damaged: {name} does not fit into {file}")
+            raise UserError(f"{where} is damaged: {name} does not fit into {file}")
 
     for name, (file, start, length) in index.values.items():
         if length > LARGEST_VALUE:
-            raise ValueError(f"{where} is damaged: {name} is too large for a plain value")
+            raise UserError(f"{where} is damaged: {name} is too large for a plain value")
         holds(name, 1, file, start, length)
     for name, tensor in index.tensors.items():
         item, volume = getattr(torch, tensor.dtype).itemsize, 0
@@ -232,11 +233,11 @@ def _check(index: Index, folder: Path, where: Path) -> None:
             if not len(offsets) == len(shape) == len(tensor.size) or any(
                 o + n > whole for o, n, whole in zip(offsets, shape, tensor.size)
             ):
-                raise ValueError(f"{where} is damaged: {name} has a chunk outside of it")
+                raise UserError(f"{where} is damaged: {name} has a chunk outside of it")
             volume += math.prod(shape)
             holds(name, math.prod(shape) * item, *place)
         if volume != math.prod(tensor.size):
-            raise ValueError(f"{where} is damaged: the chunks of {name} do not make it up")
+            raise UserError(f"{where} is damaged: the chunks of {name} do not make it up")
 
 
 def _metadata(index: Index) -> Metadata:

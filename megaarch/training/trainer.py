@@ -27,6 +27,7 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.build import replica_of
 from megaarch.engine.native import Replica
+from megaarch.errors import UserError
 from megaarch.files import fit
 from megaarch.kernels import library
 from megaarch.model import flops
@@ -60,7 +61,7 @@ def device_of(settings: Settings) -> torch.device:
     """The device that `training.device` names; auto is CUDA where there is one."""
     wanted = settings.training.device
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("training.device: cuda is asked for and torch finds none; use cpu or auto")
+        raise UserError("training.device: cuda is asked for and torch finds none; use cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
@@ -104,7 +105,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         if settings.model.fused_kernels and (reason := library.obstacle(self.device.type)):
-            raise ValueError(f"model.fused_kernels: {reason}")
+            raise UserError(f"model.fused_kernels: {reason}")
         self.directory = Path(settings.logging.directory)
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
         if self.grid.is_main and self.rows.truncation:
@@ -146,19 +147,19 @@ class Trainer:
         training = self.settings.training
         path = checkpoint.newest(self.directory, self.grid)
         if path is not None and not training.resume:
-            raise ValueError(
+            raise UserError(
                 f"training.resume: {self.directory} holds a run, up to {path.name}: remove it, or "
                 "give another logging.directory"
             )
         if path is not None:
             saved = checkpoint.read_progress(path)
             if saved.get(checkpoint.WEIGHTS_ONLY):
-                raise ValueError(
+                raise UserError(
                     f"{path} holds weights alone and cannot be continued: give another "
                     f"logging.directory, and start from it with training.start_from={path}"
                 )
             if saved["fingerprint"] != self.fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"{path} was trained on other data: its fingerprint is {saved['fingerprint']} "
                     f"and this data's is {self.fingerprint}; restore the data or use another "
                     "logging.directory"
@@ -167,7 +168,7 @@ class Trainer:
                 signature(saved["settings"], RESUMABLE), signature(self.settings, RESUMABLE)
             )
             if differences:
-                raise ValueError(
+                raise UserError(
                     f"{path} was trained with other settings: {'; '.join(differences)}; restore "
                     "them, use another logging.directory, or start a new run from these weights "
                     "with training.start_from"
@@ -190,10 +191,10 @@ class Trainer:
         if not (given / "manifest.json").exists():
             found = checkpoint.newest(given, self.grid)
             if found is None:
-                raise ValueError(f"training.start_from: no complete checkpoint in {given}")
+                raise UserError(f"training.start_from: no complete checkpoint in {given}")
             return found
         if fault := checkpoint.find_fault(given, self.grid):
-            raise ValueError(
+            raise UserError(
                 f"training.start_from: checkpoint {given} is damaged ({fault}): give the run's "
                 "directory, and the newest sound one is taken"
             )
@@ -204,7 +205,7 @@ class Trainer:
         saved, mine = checkpoint.read_progress(found), self.settings
         tokenizer = saved["tokenizer"]
         if tokenizer["fingerprint"] != self.tokenizer["fingerprint"]:
-            raise ValueError(
+            raise UserError(
                 f"training.start_from: {found} was trained with another tokenizer: set "
                 f"data.tokenizer={tokenizer['path']}"
             )
@@ -214,7 +215,7 @@ class Trainer:
             position_scheme(mine.model, mine.data.objective),
         )
         if fault:
-            raise ValueError(
+            raise UserError(
                 f"training.start_from: positions mean something else to the weights of {found}: {fault}"
             )
 

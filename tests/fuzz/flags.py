@@ -19,11 +19,11 @@ from pydantic import BaseModel
 
 from megaarch import cli
 from megaarch.config.schema import Settings
-from tools.planning import at_scale
 from megaarch.study import display
 from megaarch.training import fits
 from tests.fuzz.isolated import isolated
 from tests.tools.run import module
+from tools.planning import at_scale
 from tools.throughput import arguments as benchmarks
 from tools.throughput import command as benchmark
 from tools.throughput import peers, suite

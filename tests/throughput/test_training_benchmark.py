@@ -14,7 +14,7 @@ from tools.throughput import command, training
 
 FREED = """
 import gc, json, sys, weakref
-from megaarch.benchmark import training
+from tools.throughput import training
 gc.disable()
 kept, right = [], training._measured
 def measured(trainer, *rest):

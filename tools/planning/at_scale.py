@@ -26,6 +26,7 @@ from pydantic import Field
 from megaarch import config
 from megaarch.cli.errors import told
 from megaarch.config.schema import Settings
+from megaarch.errors import UserError
 from megaarch.files import Schema, fit, parse_json, read_json
 from megaarch.planner import show
 from megaarch.planner.cells import cells
@@ -93,7 +94,7 @@ def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record
     if path.exists():
         record = read(path, _Part)
         if record["command"] != _shown(ask_plan):
-            raise ValueError(f"{path} is of another command: {record['command']}")
+            raise UserError(f"{path} is of another command: {record['command']}")
     else:
         record = {"command": _shown(ask_plan), **environment(), **_ask(ask_plan), "dry_runs": []}
     done = {found["cell"] for found in record["dry_runs"]}
@@ -153,7 +154,7 @@ def _ask(arguments: list[str]) -> Record:
     command = [sys.executable, "-m", "megaarch", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{_shown(arguments)} fails: {done.stderr.strip()[-500:]}")
+        raise UserError(f"{_shown(arguments)} fails: {done.stderr.strip()[-500:]}")
     return parse_json(done.stdout, f"what {_shown(arguments)} prints")
 
 
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     if options.recount and not options.study:
-        raise ValueError("--recount: of which study? give --study")
+        raise UserError("--recount: of which study? give --study")
     if options.recount:
         cluster = options.gpus, options.gpu
         record = recount(options.record, options.study, *cluster, options.sizes)

@@ -12,6 +12,7 @@ import torch
 
 from megaarch import config
 from megaarch.config import ConfigError
+from megaarch.errors import UserError
 from megaarch.training.faults import out_of_memory
 from tools.throughput.arguments import DTYPES, SIZE, parser
 from tools.throughput.isolate import isolated
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda is asked for and torch finds none; use cpu or auto")
+        raise UserError("--device: cuda is asked for and torch finds none; use cpu or auto")
     cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from megaarch.attention import varlen
+from megaarch.errors import UserError
 from megaarch.kernels import cross_entropy, library
 from megaarch.kernels.rms_norm import rms_norm
 from megaarch.model.loss import torch_slope
@@ -126,7 +127,7 @@ def run(
 ) -> Iterator[Event]:
     """One result for each (problem, candidate). ValueError where the kernels are not built."""
     if reason := library.obstacle(device.type):
-        raise ValueError(reason)
+        raise UserError(reason)
     for name, make in makers.items():
         whole = Event({"label": f"{name}, inputs", "problem": name, "candidate": "inputs"})
         yield whole

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
+from megaarch.errors import UserError
 from tools.throughput.record import Event
 
 START = 120.0  # seconds in which a process must have begun with something
@@ -66,7 +67,7 @@ def isolated(
             return
         except Lost as error:
             if at is None or at.key in lost:
-                raise ValueError(f"the benchmark's process {error}") from None
+                raise UserError(f"the benchmark's process {error}") from None
             if expired(deadline):
                 yield Event(at.head, {"unfinished": OUT_OF_TIME})
                 return

@@ -21,6 +21,7 @@ from megaarch.config.schema import Training
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, ConvertedStream, RowShape
 from megaarch.data.packing import pack
+from megaarch.errors import UserError
 from megaarch.model import Transformer
 from megaarch.training import optimizer
 from megaarch.training.malloc import keep_freed_memory
@@ -185,7 +186,7 @@ def run(
         curve = curves(family, size, seed, device)
         worst = max(abs(a - b) / abs(b) for a, b in zip(*curve, strict=True))
         if not worst <= CURVE_TOLERANCE:
-            raise ValueError(f"{family}: losses of the same training differ: {curve}")
+            raise UserError(f"{family}: losses of the same training differ: {curve}")
         for precision in precisions:
             record = _time(family, size, precision, device, repetitions, seed)
             record |= {"loss_ours": curve[0], "loss_theirs": curve[1], "loss_difference": worst}
@@ -233,7 +234,7 @@ class Apart:
                 self.pipe.send(word)
             return self.pipe.recv()
         except (EOFError, OSError):
-            raise ValueError("peers: the process of a side ended; what it says is above") from None
+            raise UserError("peers: the process of a side ended; what it says is above") from None
 
 
 def _serve(

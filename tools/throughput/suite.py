@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from megaarch.errors import UserError
 from tools.throughput import outcomes
 from tools.throughput.isolate import OUT_OF_TIME, START, expired
 from tools.throughput.record import Event
@@ -44,7 +45,7 @@ def run(paths: list[str], deadline: float | None, patience: float = 180.0) -> It
                 outcomes.Outcomes(file).write(test, "failed", reason=reason)
                 yield _event(outcomes.read(file)[test])
             if not begun and process.returncode != outcomes.LOST:
-                raise ValueError(f"pytest ended with code {process.returncode}; see above")
+                raise UserError(f"pytest ended with code {process.returncode}; see above")
 
 
 def _command(paths: list[str], file: Path) -> list[str]:

@@ -25,6 +25,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data.loader import prefetch
 from megaarch.distributed import launch
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.model.layers import head_size, key_heads
 from megaarch.parallel.validate import join
@@ -122,7 +123,7 @@ def _measured(
     losses += [step.loss for step in trainer.finished()]
     times, after = Times(tuple(clock.intervals())), trainer.progress
     if not np.isfinite(losses).all():
-        raise ValueError(f"{preset}: a loss was not finite, so its speed says nothing: {losses}")
+        raise UserError(f"{preset}: a loss was not finite, so its speed says nothing: {losses}")
     ranks = trainer.grid.world_size
     return {
         "parameters": trainer.parameters,

@@ -17,6 +17,7 @@ from megaarch.data.objectives.denoising import Denoising
 from megaarch.data.objectives.language_modelling import FullLM, PrefixLM, supervised
 from megaarch.data.objectives.permutation import PermutationLM
 from megaarch.data.objectives.span_corruption import UL2, SequentialDenoising, SpanCorruption
+from megaarch.errors import UserError
 
 __all__ = [
     "MIXTURES",
@@ -72,9 +73,9 @@ def build(
     such a setting. ValueError for an unknown name or a setting that the objective does not have.
     """
     if name == "supervised":
-        raise ValueError("supervised examples are pairs, made by `supervised`: they have no noise")
+        raise UserError("supervised examples are pairs, made by `supervised`: they have no noise")
     if name not in MIXTURES:
-        raise ValueError(f"no objective named {name!r}: choose one of {', '.join(MIXTURES)}")
+        raise UserError(f"no objective named {name!r}: choose one of {', '.join(MIXTURES)}")
     mixture = MIXTURES[name]
     given = {
         "noise_density": noise_density,
@@ -86,7 +87,7 @@ def build(
         if value is None:
             continue
         if name == "ul2" or not any(hasattr(component, setting) for _, component in mixture):
-            raise ValueError(f"objective {name} has no {setting}: leave it out")
+            raise UserError(f"objective {name} has no {setting}: leave it out")
         mixture = tuple(
             (weight, replace(c, **{setting: value}) if hasattr(c, setting) else c)
             for weight, c in mixture

@@ -11,6 +11,7 @@ import numpy as np
 
 from megaarch.data.example import Example, Lengths, Vocabulary
 from megaarch.data.objectives.spans import as_row, draw_lengths, word_starts
+from megaarch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PermutationLM:
 
     def __post_init__(self):
         if self.alpha < 2 or self.longest < 1:
-            raise ValueError(
+            raise UserError(
                 f"permutation_lm needs alpha of at least 2 and longest of at least 1, "
                 f"not {self.alpha} and {self.longest}"
             )

@@ -9,13 +9,14 @@ from functools import cache
 import numpy as np
 
 from megaarch.data.example import Vocabulary
+from megaarch.errors import UserError
 
 
 def as_row(tokens: np.ndarray, least: int, name: str) -> np.ndarray:
     """`tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
     tokens = np.asarray(tokens, dtype=np.int64)
     if tokens.ndim != 1 or len(tokens) < least:
-        raise ValueError(
+        raise UserError(
             f"{name} needs a row of at least {least} token{'s' * (least > 1)}, "
             f"not shape {list(tokens.shape)}: use a longer row or text"
         )
@@ -25,7 +26,7 @@ def as_row(tokens: np.ndarray, least: int, name: str) -> np.ndarray:
 def require_share(name: str, noise_density: float, largest: float = 1.0) -> None:
     """ValueError unless 0 < noise_density < largest (or = largest below 1)."""
     if not 0 < noise_density <= largest or noise_density == 1:
-        raise ValueError(
+        raise UserError(
             f"{name} needs a noise density above 0 and "
             f"{'below' if largest == 1 else 'at most'} {largest:g}, not {noise_density:g}"
         )
@@ -34,7 +35,7 @@ def require_share(name: str, noise_density: float, largest: float = 1.0) -> None
 def require_span_length(name: str, mean_span_length: float) -> None:
     """ValueError unless mean_span_length >= 1."""
     if not 1 <= mean_span_length < math.inf:
-        raise ValueError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
+        raise UserError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

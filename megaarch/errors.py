@@ -1,0 +1,8 @@
+"""What a user can mend, told apart from what is a bug."""
+
+
+class UserError(ValueError):
+    """A mistake in what a user gave: one sentence that says what, where and what to do.
+
+    Commands print it and end with code 2. Any other error is a bug and shows its traceback.
+    """

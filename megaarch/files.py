@@ -4,6 +4,8 @@ that is asked for. What does not fit is one sentence (ValueError)."""
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,3 +102,23 @@ def inside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
         raise UserError(f"{name} in {folder} leads out of the folder")
     return path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path beside `path`, to be written. At the end of the block that file is on the disk and
+    takes the place of `path`; an error leaves `path` as it was."""
+    aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes `content` as indented JSON, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")

@@ -282,3 +282,15 @@ def test_a_damaged_record_at_scale_is_named(record, tmp_path, capsys):
     path = tmp_path / "scale.json"
     path.write_text(json.dumps(record))
     refused(lambda: at_scale.main([str(path)]), capsys, "scale.json is damaged")
+
+
+def test_a_replaced_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "record.json"
+    files.write_json(path, {"steps": 1})
+    with pytest.raises(RuntimeError, match="halfway"), files.replacing(path) as aside:
+        aside.write_text('{"ste')
+        raise RuntimeError("halfway")
+    assert files.read_json(path) == {"steps": 1}
+    files.write_json(path, {"steps": 2})
+    assert files.read_json(path) == {"steps": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]

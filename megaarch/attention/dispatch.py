@@ -18,38 +18,12 @@ from typing import Any
 
 import torch
 
-from megaarch.attention import (
-    cpu,
-    cudnn,
-    cudnn_flex,
-    cudnn_ragged,
-    flash2,
-    flash3,
-    flash4,
-    flex,
-    reference,
-    sdpa,
-    torch_varlen,
-    varlen,
-)
+from megaarch.attention import varlen
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts
+from megaarch.config.catalogue import KERNELS
 from megaarch.errors import UserError
 
-KERNELS = {
-    "reference": reference,
-    "sdpa": sdpa,
-    "cpu": cpu,
-    "cudnn": cudnn,
-    "cudnn_ragged": cudnn_ragged.KERNEL,
-    "cudnn_flex": cudnn_flex,
-    "torch_varlen": torch_varlen.KERNEL,
-    "flash2": flash2.KERNEL,
-    "flash3": flash3.KERNEL,
-    "flash4": flash4.KERNEL,
-    "flex": flex.FLEX,
-    "flex_flash": flex.FLEX_FLASH,
-}
 # What `auto` compares on CUDA. They take half precision and no bias.
 RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")
 FALLBACK = "sdpa"  # runs everything

@@ -1,11 +1,18 @@
-"""The study's subjects in one table: architectures, and presets that name a pair.
+"""What a configuration can name, in tables: architectures, objectives, presets, attention kernels
+and optimizers. `registry.py` says how a package outside adds to them.
 
 An architecture is a stack layout and an attention mask; an objective turns tokens into inputs and
 targets; a preset is a pair of the two with a name of its own. Nothing else tells the eight models
-apart. This file is data: it imports nothing from the rest of the package.
+apart. This file is data: what stands above it is named here and imported on first use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megaarch.config.registry import Registry, load
+from megaarch.errors import UserError
+
+Reference = Any  # an object, or the "module:attribute" to import it from (registry.load)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,8 @@ class Architecture:
     `bidirectional_bias` whether T5's relative bias tells these later positions apart (encoders) or
     has them share the bucket of distance 0 (t5x's decoders, prefix decoders too, so that both kinds
     read one table alike). XLNet's stream sees both sides of every place, as an encoder's does.
-    `objectives` are those whose examples its feature converter accepts.
+    `objectives` are those whose examples its feature converter accepts, `mask` its mask's name in
+    a report, `converter` a data.example.Converter.
     """
 
     name: str
@@ -26,132 +34,290 @@ class Architecture:
     bidirectional_bias: tuple[bool, ...]
     objectives: tuple[str, ...]
     summary: str
+    mask: str
+    converter: Reference
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A rule that makes examples of text.
+
+    mixture: (weight, data.example.Objective) of each component, weights of sum 1; None where the
+        examples are {input, target} pairs of the data (`supervised`).
+    continuation: (prefix, scored, vocabulary) -> [Example], the form in which `scored` is scored
+        after `prefix`; None: that of a middle with nothing after it.
+    middle: (before, scored, after, vocabulary) -> [Example], the form in which `scored` is scored
+        between its two sides; None: it cannot be stated.
+    settings: those of NOISE that it accepts.
+    position_axes: of its examples' positions. comparable: False where there is no left-to-right
+        conditional, so that a held-out figure is a pseudo-likelihood. gap_length: whether a middle
+        is given its length, by one mask or position for each of its tokens.
+    architectures: those that run it beside the ones whose own rows say so.
+    """
+
+    name: str
+    mixture: Reference = None
+    continuation: Reference = None
+    middle: Reference = None
+    settings: tuple[str, ...] = ()
+    position_axes: int = 1
+    comparable: bool = True
+    gap_length: bool = False
+    architectures: tuple[str, ...] = ()
+
+    def components(self, **given: Any) -> tuple[tuple[float, Any], ...]:
+        """The weighted components under these settings of NOISE, which go to every component that
+        has them; None and False leave the objective's own. UserError for a setting that it does
+        not accept, for a value that a component refuses, and for pairs."""
+        if self.mixture is None:
+            raise UserError(f"{self.name} examples are pairs of the data: they have no noise")
+        mixture = load(self.mixture)
+        for setting, value in given.items():
+            if value is None or value is False:
+                continue
+            if setting not in self.settings:
+                raise UserError(f"objective {self.name} has no {setting}: leave it out")
+            mixture = tuple(
+                (weight, replace(c, **{setting: value}) if hasattr(c, setting) else c)
+                for weight, c in mixture
+            )
+        return mixture
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named (architecture, objective) pair.
-
-    `positions` is the number of position axes (GLM has two). `comparable` is False where the
-    model has no left-to-right conditional, so that its held-out figure is a pseudo-likelihood.
-    `fills_middle` is True where the objective can state a middle given both of its sides;
-    `gap_length` is True where it is then told how long the middle is, by one mask or position for
-    each of its tokens.
-    """
+    """A named (architecture, objective) pair. source: its paper. colour (light, dark scheme) and
+    marker (matplotlib's): of its figures; without them it takes those of a preset that is not
+    drawn."""
 
     name: str
     architecture: str
     objective: str
     source: str
-    positions: int = 1
-    comparable: bool = True
-    fills_middle: bool = False
-    gap_length: bool = False
+    colour: tuple[str, str] | None = None
+    marker: str | None = None
 
 
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            "causal_decoder",
-            ("decoder",),
-            (False,),
-            (False,),
-            ("full_lm", "prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
-            "one stack; every token sees itself and the tokens before it",
-        ),
-        Architecture(
-            "prefix_decoder",
-            ("decoder",),
-            (True,),
-            (False,),
-            (
-                "prefix_lm",
-                "span_corruption",
-                "denoising",
-                "blank_infilling",
-                "unilm",
-                "ul2",
-                "supervised",
-            ),
-            "one stack; inputs see each other, targets see the inputs and the targets before them",
-        ),
-        Architecture(
-            "encoder_decoder",
-            ("encoder", "decoder"),
-            (True, False),
-            (True, False),
-            ("prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
-            "two stacks; a causal decoder that also attends to a bidirectional encoder",
-        ),
-        Architecture(
-            "encoder",
-            ("encoder",),
-            (True,),
-            (True,),
-            ("masked_lm",),
-            "one stack; every token sees every other",
-        ),
-        Architecture(
-            "two_stream",
-            ("decoder",),
-            (True,),
-            (True,),
-            ("permutation_lm",),
-            "one stack over content and query tokens in a factorization order",
-        ),
-    )
-}
+@dataclass(frozen=True)
+class Optimizer:
+    """build: (parameter groups, Training) -> torch.optim.Optimizer. states: the numbers that it
+    keeps for each parameter, which plans of memory count."""
 
-PRESETS = {
-    preset.name: preset
-    for preset in (
-        Preset("gpt", "causal_decoder", "full_lm", "Radford et al. 2019"),
-        Preset("prefix_lm", "prefix_decoder", "prefix_lm", "Liu et al. 2018; Raffel et al. 2020"),
-        Preset(
-            "unilm",
-            "prefix_decoder",
-            "unilm",
-            "Dong et al. 2019",
-            fills_middle=True,
-            gap_length=True,
-        ),
-        Preset("t5", "encoder_decoder", "span_corruption", "Raffel et al. 2020", fills_middle=True),
-        Preset("bart", "encoder_decoder", "denoising", "Lewis et al. 2020", fills_middle=True),
-        Preset(
-            "bert",
-            "encoder",
-            "masked_lm",
-            "Devlin et al. 2019",
-            comparable=False,
-            fills_middle=True,
-            gap_length=True,
-        ),
-        Preset(
-            "glm",
-            "prefix_decoder",
-            "blank_infilling",
-            "Du et al. 2022",
-            positions=2,
-            fills_middle=True,
-        ),
-        Preset(
-            "xlnet",
-            "two_stream",
-            "permutation_lm",
-            "Yang et al. 2019",
-            fills_middle=True,
-            gap_length=True,
-        ),
-        Preset("ul2", "encoder_decoder", "ul2", "Tay et al. 2023", fills_middle=True),
-    )
-}
+    name: str
+    build: Reference
+    states: int = 2
 
-OBJECTIVES = tuple(
-    dict.fromkeys(name for entry in ARCHITECTURES.values() for name in entry.objectives)
+
+# settings of `data` that an objective may accept
+NOISE = ("noise_density", "mean_span_length", "whole_word_masking", "max_predictions")
+
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "architecture",
+    Architecture(
+        "causal_decoder",
+        ("decoder",),
+        (False,),
+        (False,),
+        ("full_lm", "prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
+        "one stack; every token sees itself and the tokens before it",
+        "causal",
+        "megaarch.data.converters:CAUSAL_DECODER",
+    ),
+    Architecture(
+        "prefix_decoder",
+        ("decoder",),
+        (True,),
+        (False,),
+        (
+            *("prefix_lm", "span_corruption", "denoising", "blank_infilling", "unilm", "ul2"),
+            "supervised",
+        ),
+        "one stack; inputs see each other, targets see the inputs and the targets before them",
+        "prefix",
+        "megaarch.data.converters:PREFIX_DECODER",
+    ),
+    Architecture(
+        "encoder_decoder",
+        ("encoder", "decoder"),
+        (True, False),
+        (True, False),
+        ("prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
+        "two stacks; a causal decoder that also attends to a bidirectional encoder",
+        "full + causal + cross",
+        "megaarch.data.converters:ENCODER_DECODER",
+    ),
+    Architecture(
+        "encoder",
+        ("encoder",),
+        (True,),
+        (True,),
+        ("masked_lm",),
+        "one stack; every token sees every other",
+        "full",
+        "megaarch.data.converters:ENCODER",
+    ),
+    Architecture(
+        "two_stream",
+        ("decoder",),
+        (True,),
+        (True,),
+        ("permutation_lm",),
+        "one stack over content and query tokens in a factorization order",
+        "two streams",
+        "megaarch.data.converters:TWO_STREAM",
+    ),
+)
+
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    Objective(
+        "full_lm",
+        "megaarch.data.objectives.language_modelling:FULL_LM",
+        "megaarch.data.objectives.language_modelling:continuation",
+    ),
+    Objective(
+        "prefix_lm",
+        "megaarch.data.objectives.language_modelling:PREFIX_LM",
+        "megaarch.data.objectives.language_modelling:continuation",
+    ),
+    Objective(
+        "span_corruption",
+        "megaarch.data.objectives.span_corruption:SPAN_CORRUPTION",
+        middle="megaarch.data.objectives.span_corruption:middle",
+        settings=("noise_density", "mean_span_length"),
+    ),
+    Objective(
+        "denoising",
+        "megaarch.data.objectives.denoising:DENOISING",
+        middle="megaarch.data.objectives.denoising:middle",
+        settings=("noise_density", "mean_span_length"),
+    ),
+    Objective(
+        "ul2",
+        "megaarch.data.objectives.span_corruption:UL2",
+        "megaarch.data.objectives.span_corruption:ul2_continuation",
+        "megaarch.data.objectives.span_corruption:ul2_middle",
+    ),
+    Objective(
+        "supervised",
+        continuation="megaarch.data.objectives.language_modelling:supervised_continuation",
+    ),
+    Objective(
+        "blank_infilling",
+        "megaarch.data.objectives.blank_infilling:BLANK_INFILLING",
+        "megaarch.data.objectives.blank_infilling:continuation",
+        "megaarch.data.objectives.blank_infilling:middle",
+        settings=("noise_density", "mean_span_length"),
+        position_axes=2,
+    ),
+    Objective(
+        "unilm",
+        "megaarch.data.objectives.cloze:UNILM",
+        "megaarch.data.objectives.cloze:left_to_right",
+        "megaarch.data.objectives.cloze:middle",
+        settings=("noise_density",),
+        gap_length=True,
+    ),
+    Objective(
+        "masked_lm",
+        "megaarch.data.objectives.cloze:MASKED_LM",
+        "megaarch.data.objectives.cloze:one_at_a_time",
+        "megaarch.data.objectives.cloze:middle",
+        settings=("noise_density", "whole_word_masking", "max_predictions"),
+        comparable=False,
+        gap_length=True,
+    ),
+    Objective(
+        "permutation_lm",
+        "megaarch.data.objectives.permutation:PERMUTATION_LM",
+        middle="megaarch.data.objectives.permutation:middle",
+        gap_length=True,
+    ),
+)
+
+# Hues after Okabe and Ito (2008), darkened or lightened until text in them reads on its background;
+# markers are the second channel.
+PRESETS: Registry[Preset] = Registry(
+    "preset",
+    Preset("gpt", "causal_decoder", "full_lm", "Radford et al. 2019", ("#0b62a8", "#6db5f2"), "o"),
+    Preset(
+        "prefix_lm",
+        "prefix_decoder",
+        "prefix_lm",
+        "Liu et al. 2018; Raffel et al. 2020",
+        ("#c84a00", "#ff9257"),
+        "s",
+    ),
+    Preset("unilm", "prefix_decoder", "unilm", "Dong et al. 2019", ("#8f6800", "#e3b53c"), "^"),
+    Preset(
+        "t5",
+        "encoder_decoder",
+        "span_corruption",
+        "Raffel et al. 2020",
+        ("#007a5a", "#3bc9a0"),
+        "D",
+    ),
+    Preset(
+        "bart",
+        "encoder_decoder",
+        "denoising",
+        "Lewis et al. 2020",
+        ("#b0387f", "#f08fc6"),
+        "v",
+    ),
+    Preset("bert", "encoder", "masked_lm", "Devlin et al. 2019", ("#68717d", "#a6afbb"), "X"),
+    Preset(
+        "glm",
+        "prefix_decoder",
+        "blank_infilling",
+        "Du et al. 2022",
+        ("#0a819e", "#62d0ea"),
+        "P",
+    ),
+    Preset(
+        "xlnet",
+        "two_stream",
+        "permutation_lm",
+        "Yang et al. 2019",
+        ("#6246b0", "#b09df8"),
+        "h",
+    ),
+    Preset("ul2", "encoder_decoder", "ul2", "Tay et al. 2023", ("#8c2f39", "#ee8b95"), "*"),
+)
+
+# what attention/dispatch.py runs
+KERNELS: Registry[Any] = Registry(
+    "attention kernel",
+    reference="megaarch.attention.reference",
+    sdpa="megaarch.attention.sdpa",
+    cpu="megaarch.attention.cpu",
+    cudnn="megaarch.attention.cudnn",
+    cudnn_ragged="megaarch.attention.cudnn_ragged:KERNEL",
+    cudnn_flex="megaarch.attention.cudnn_flex",
+    torch_varlen="megaarch.attention.torch_varlen:KERNEL",
+    flash2="megaarch.attention.flash2:KERNEL",
+    flash3="megaarch.attention.flash3:KERNEL",
+    flash4="megaarch.attention.flash4:KERNEL",
+    flex="megaarch.attention.flex:FLEX",
+    flex_flash="megaarch.attention.flex:FLEX_FLASH",
+)
+OPTIMIZERS: Registry[Optimizer] = Registry(
+    "optimizer",
+    Optimizer("adamw", "megaarch.training.optimizer:adamw"),
+    Optimizer("adafactor", "megaarch.training.optimizer:adafactor", states=0),
+    Optimizer("sgd", "megaarch.training.optimizer:sgd", states=0),
+    Optimizer("apex_adam", "megaarch.training.optimizer:apex_adam"),
 )
 
 
 def position_axes(objective: str) -> int:
     """Number of position axes that examples of `objective` carry."""
-    return 2 if objective == "blank_infilling" else 1
+    return OBJECTIVES[objective].position_axes
+
+
+def objectives_of(architecture: str) -> tuple[str, ...]:
+    """Names of the objectives that the architecture runs; none for one that is not known."""
+    if architecture not in ARCHITECTURES:
+        return ()
+    beside = (row.name for row in OBJECTIVES.values() if architecture in row.architectures)
+    return (*ARCHITECTURES[architecture].objectives, *beside)

@@ -5,7 +5,6 @@ keys, wrong types, impossible combinations) and raised together as one ConfigErr
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +14,10 @@ import yaml
 from pydantic import ValidationError
 
 from megaarch.config import catalogue
+from megaarch.config.registry import nearest_of
 from megaarch.config.schema import Settings
-from megaarch.config.suggest import unknown
-from megaarch.config.validate import combinations
+from megaarch.config.suggest import unknown_setting
+from megaarch.config.validate import conflicts
 from megaarch.errors import UserError
 from megaarch.files import read_text
 
@@ -187,7 +187,7 @@ def resolve(raw: Raw, where: str = "") -> Settings:
                 _drop(raw, fault["loc"])
     else:
         raise ConfigError(problems, where)
-    for paths, sentence in combinations(settings):
+    for paths, sentence in conflicts(settings):
         if not wrong & set(paths):
             problems.append(f"{paths[0]}: {sentence}")
     if problems:
@@ -262,15 +262,14 @@ _WANTED = {
 def _sentence(path: str, fault: dict) -> str:
     kind, value = fault["type"], fault.get("input")
     if kind == "extra_forbidden":
-        return unknown(path)
+        return unknown_setting(path)
     if kind == "missing":
         return f"{path}: is required"
     if kind in _WANTED:
         return f"{path}: must be {_WANTED[kind]}, not {value!r}"
-    if kind == "literal_error":
-        choices = [str(c) for c in _literal_choices(fault)]
-        guess = difflib.get_close_matches(str(value), choices, 1, 0.5)
-        hint = f"; did you mean {guess[0]}?" if guess else ""
+    if kind in ("literal_error", "unknown_name"):
+        choices = fault["ctx"].get("names") or _literal_choices(fault)
+        hint = nearest_of(value, choices)
         return f"{path}: must be one of {', '.join(choices)}, not {value!r}{hint}"
     bounds = {
         "greater_than": "gt",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from megaarch.config import catalogue
+from megaarch.config.registry import NameIn
 
 LARGEST_LAYERS = 1024  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
 Positive = Annotated[int, Field(gt=0, le=1 << 40)]
@@ -24,26 +25,11 @@ Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$")]
-ArchitectureName = Literal[tuple(catalogue.ARCHITECTURES)]
-ObjectiveName = Literal[tuple(catalogue.OBJECTIVES)]
-PresetName = Literal[tuple(catalogue.PRESETS)]
-
-AttentionKernel = Literal[
-    "auto",
-    "reference",
-    "sdpa",
-    "cpu",
-    "cudnn",
-    "cudnn_ragged",
-    "cudnn_flex",
-    "torch_varlen",
-    "flash2",
-    "flash3",
-    "flash4",
-    "flex",
-    "flex_flash",
-]
-
+ArchitectureName = Annotated[str, NameIn(catalogue.ARCHITECTURES)]
+ObjectiveName = Annotated[str, NameIn(catalogue.OBJECTIVES)]
+PresetName = Annotated[str, NameIn(catalogue.PRESETS)]
+AttentionKernel = Annotated[str, NameIn(catalogue.KERNELS, also=("auto",))]
+OptimizerName = Annotated[str, NameIn(catalogue.OPTIMIZERS)]
 FusedKernel = Literal["rms_norm", "rows", "cross_entropy"]
 
 
@@ -158,7 +144,7 @@ class Training(Section):
     micro_batch_size: Rows = 8
     global_batch_size: Number = 8
     seed: NonNegative = 0
-    optimizer: Literal["adamw", "adafactor", "sgd", "apex_adam"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["cosine", "wsd", "inverse_square_root", "constant"] = "cosine"
     warmup: Rate = 0.05  # below 1 a share of the run, else steps

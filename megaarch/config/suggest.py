@@ -53,7 +53,7 @@ def nearest(path: str, names: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def unknown(path: str) -> str:
+def unknown_setting(path: str) -> str:
     """The sentence for a setting that does not exist."""
     guess = nearest(path, setting_names())
     return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")

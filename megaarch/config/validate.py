@@ -7,33 +7,31 @@ from collections.abc import Iterator
 from megaarch.config import catalogue
 from megaarch.config.products import layer_products
 from megaarch.config.schema import Data, Model, Settings
-from megaarch.config.suggest import flatten, setting_names, unknown
-from megaarch.data import objectives
+from megaarch.config.suggest import flatten, setting_names, unknown_setting
+from megaarch.errors import UserError
 
-Fault = tuple[tuple[str, ...], str]  # the settings involved, the one to blame first; a sentence
+Conflict = tuple[tuple[str, ...], str]  # the settings involved, the one to blame first; a sentence
 
 
-def combinations(settings: Settings) -> Iterator[Fault]:
-    """Every impossible combination in these settings."""
-    yield from _model_combinations(settings)
+def conflicts(settings: Settings) -> Iterator[Conflict]:
+    """Yields every conflict between these settings."""
+    yield from _model(settings)
     if settings.study is None:  # each cell of a study is looked at with its own objective
-        yield from _objective(settings.data)
+        yield from _noise(settings.data)
         yield from _pair_limits(settings)
         yield from _relative_bias(settings.model)
     training, parallel = settings.training, settings.parallel
     if training.steps is not None and training.budget is not None:
         yield (
             ("training.steps", "training.budget"),
-            ("cannot be given together with training.budget: a budget sets the number of steps"),
+            "cannot be given together with training.budget: a budget sets the number of steps",
         )
     ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
     if training.global_batch_size % (training.micro_batch_size * ranks):
         yield (
             ("training.global_batch_size", "training.micro_batch_size"),
-            (
-                f"{training.global_batch_size} rows do not divide into micro-batches of "
-                f"{training.micro_batch_size} rows on {ranks} data-parallel ranks"
-            ),
+            f"{training.global_batch_size} rows do not divide into micro-batches of "
+            f"{training.micro_batch_size} rows on {ranks} data-parallel ranks",
         )
     yield from _float8(settings)
     if training.keep_every and (
@@ -41,16 +39,14 @@ def combinations(settings: Settings) -> Iterator[Fault]:
     ):
         yield (
             ("training.keep_every", "training.save_every"),
-            (
-                f"{training.keep_every} is no multiple of save_every {training.save_every}: no "
-                "checkpoint is written at these steps"
-            ),
+            f"{training.keep_every} is no multiple of save_every {training.save_every}: no "
+            "checkpoint is written at these steps",
         )
     if settings.study:
-        yield from _study_combinations(settings)
+        yield from _study(settings)
 
 
-def _float8(settings: Settings) -> Iterator[Fault]:
+def _float8(settings: Settings) -> Iterator[Conflict]:
     """What float8 products do not go with. `parallel/float8.py` looks for torchao and at the device."""
     training, parallel, name = settings.training, settings.parallel, "training.float8"
     if training.float8 is None:
@@ -67,10 +63,8 @@ def _float8(settings: Settings) -> Iterator[Fault]:
     if parallel.schedule == "zero_bubble":
         yield (
             (name, "parallel.schedule"),
-            (
-                "zero_bubble splits a backward pass in two, and each would run all float8 products "
-                "of both: use another schedule"
-            ),
+            "zero_bubble splits a backward pass in two, and each would run all float8 products "
+            "of both: use another schedule",
         )
     keys, tensor = settings.model.kv_heads or settings.model.heads, parallel.tensor_parallel
     sharded = parallel.data_parallel_shard * parallel.data_parallel_replicate > 1
@@ -81,15 +75,13 @@ def _float8(settings: Settings) -> Iterator[Fault]:
     ):
         yield (
             (name, "model.kv_heads", "parallel.tensor_parallel"),
-            (
-                f"tensorwise gathers weights in float8, and {tensor} tensor ranks that share {keys} "
-                "key heads gather theirs a second time, in bf16: use rowwise"
-            ),
+            f"tensorwise gathers weights in float8, and {tensor} tensor ranks that share {keys} "
+            "key heads gather theirs a second time, in bf16: use rowwise",
         )
     yield from _float8_widths(settings)
 
 
-def _float8_widths(settings: Settings) -> Iterator[Fault]:
+def _float8_widths(settings: Settings) -> Iterator[Conflict]:
     model, ranks = settings.model, settings.parallel.tensor_parallel
     keys = max(model.kv_heads or model.heads, ranks)  # where ranks share one, each has a copy
     model = model.model_copy(update={"kv_heads": keys})
@@ -102,39 +94,34 @@ def _float8_widths(settings: Settings) -> Iterator[Fault]:
             among = f" on each of {ranks} tensor ranks" if ranks > 1 else ""
             yield (
                 ("training.float8", f"model.{width}", "model.heads", "parallel.tensor_parallel"),
-                (
-                    "float8 products need widths that are multiples of 16, and those of a layer's "
-                    f"{of} are {inputs:g} and {outputs:g}{among}: change model.{width}, or leave it out"
-                ),
+                "float8 products need widths that are multiples of 16, and those of a layer's "
+                f"{of} are {inputs:g} and {outputs:g}{among}: change model.{width}, or leave it out",
             )
             return
 
 
-def _model_combinations(settings: Settings) -> Iterator[Fault]:
+def _model(settings: Settings) -> Iterator[Conflict]:
     model, data = settings.model, settings.data
     architecture = catalogue.ARCHITECTURES[model.architecture]
-    if data.objective not in architecture.objectives:
-        runs = [a.name for a in catalogue.ARCHITECTURES.values() if data.objective in a.objectives]
+    accepted = catalogue.objectives_of(architecture.name)
+    if data.objective not in accepted:
+        runs = [a for a in catalogue.ARCHITECTURES if data.objective in catalogue.objectives_of(a)]
         yield (
             ("data.objective", "model.architecture"),
-            (
-                f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
-                f"{' or '.join(runs)}, and {architecture.name} runs "
-                f"{', '.join(architecture.objectives)}"
-            ),
+            f"{data.objective} does not run on the architecture {architecture.name}: it runs on "
+            f"{' or '.join(runs)}, and {architecture.name} runs "
+            f"{', '.join(accepted)}",
         )
     if model.head_size is None and model.hidden_size % model.heads:
         yield (
             ("model.heads", "model.hidden_size"),
-            (
-                f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
-                "change one, or give model.head_size"
-            ),
+            f"{model.heads} heads do not divide hidden_size {model.hidden_size}: "
+            "change one, or give model.head_size",
         )
     if model.kv_heads and model.heads % model.kv_heads:
         yield (
             ("model.kv_heads", "model.heads"),
-            (f"{model.kv_heads} key heads do not divide {model.heads} heads"),
+            f"{model.kv_heads} key heads do not divide {model.heads} heads",
         )
     exact = model.head_size or model.hidden_size % model.heads == 0
     head_size = model.head_size or model.hidden_size // model.heads
@@ -142,37 +129,33 @@ def _model_combinations(settings: Settings) -> Iterator[Fault]:
     if exact and model.position_encoding == "rope" and head_size % (2 * axes):
         yield (
             ("model.head_size", "model.heads", "model.hidden_size"),
-            (
-                f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
-                f"not {head_size}"
-            ),
+            f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
+            f"not {head_size}",
         )
     if axes > 1 and model.position_encoding == "relative":
         yield (
             ("model.position_encoding", "data.objective"),
-            (f"relative positions have one axis and {data.objective} has {axes}: use rope"),
+            f"relative positions have one axis and {data.objective} has {axes}: use rope",
         )
     width = model.hidden_size
     if "rms_norm" in model.fused_kernels and width > (16384 if width % 8 == 0 else 4096):
         yield (
             ("model.fused_kernels", "model.hidden_size"),
-            (
-                f"rms_norm takes a hidden_size up to 16384, or 4096 where it is no multiple of 8, not "
-                f"{width}"
-            ),
+            f"rms_norm takes a hidden_size up to 16384, or 4096 where it is no multiple of 8, not "
+            f"{width}",
         )
     yield from _rope_scaling(model)
     yield from _lengths(settings)
 
 
-def _rope_scaling(model: Model) -> Iterator[Fault]:
+def _rope_scaling(model: Model) -> Iterator[Conflict]:
     scaling, where = model.rope_scaling, "model.rope_scaling"
     if scaling is None:
         return
     if model.position_encoding != "rope":
         yield (
             (where, "model.position_encoding"),
-            (f"belongs to rope, and the position encoding is {model.position_encoding}"),
+            f"belongs to rope, and the position encoding is {model.position_encoding}",
         )
     original = scaling.original_length
     if (original is None) == (scaling.kind != "linear"):
@@ -182,10 +165,8 @@ def _rope_scaling(model: Model) -> Iterator[Fault]:
     if scaling.kind == "dynamic" and original is not None and longest > original:
         yield (
             (f"{where}.original_length", "model.sequence_length", "model.target_length"),
-            (
-                f"dynamic scaling takes rows of at most {original} tokens here, not {longest}: "
-                "beyond that its frequencies would depend on the row"
-            ),
+            f"dynamic scaling takes rows of at most {original} tokens here, not {longest}: "
+            "beyond that its frequencies would depend on the row",
         )
     if scaling.kind == "yarn" and model.rope_base <= 1:
         yield (
@@ -200,7 +181,7 @@ def _rope_scaling(model: Model) -> Iterator[Fault]:
             yield (f"{where}.{low}", f"{where}.{high}"), f"must be less than {high}"
 
 
-def _lengths(settings: Settings) -> Iterator[Fault]:
+def _lengths(settings: Settings) -> Iterator[Conflict]:
     model, data = settings.model, settings.data
     architecture = catalogue.ARCHITECTURES[model.architecture]
     if len(architecture.streams) == 1:
@@ -208,44 +189,36 @@ def _lengths(settings: Settings) -> Iterator[Fault]:
             if getattr(model, name) is not None:
                 yield (
                     (f"model.{name}", "model.architecture"),
-                    (f"belongs to an encoder_decoder; {architecture.name} has one stack"),
+                    f"belongs to an encoder_decoder; {architecture.name} has one stack",
                 )
     if model.position_encoding == "learned" and (
         (model.learned_positions or model.sequence_length) < model.sequence_length
     ):
         yield (
             ("model.learned_positions", "model.sequence_length"),
-            (
-                f"{model.learned_positions} positions are fewer than the "
-                f"{model.sequence_length} tokens of a row"
-            ),
+            f"{model.learned_positions} positions are fewer than the "
+            f"{model.sequence_length} tokens of a row",
         )
     if (data.kind == "supervised") != (data.objective == "supervised") and data.kind != "auto":
         yield (
             ("data.kind", "data.objective"),
-            (f"{data.kind} data and the objective {data.objective} do not go together"),
+            f"{data.kind} data and the objective {data.objective} do not go together",
         )
 
 
-def _objective(data: Data) -> Iterator[Fault]:
+def _noise(data: Data) -> Iterator[Conflict]:
     """Settings that the objective does not have, or values that it cannot take."""
-    of_objective = {
-        "noise_density": "noise_density",
-        "mean_span_length": "mean_span_length",
-        "whole_word_masking": "whole_word",
-        "max_predictions": "max_predictions",
-    }
-    for name, argument in of_objective.items():
-        value = getattr(data, name)
+    objective = catalogue.OBJECTIVES[data.objective]
+    for name, value in ((name, getattr(data, name)) for name in catalogue.NOISE):
         if value is None or value is False:
             continue
         try:
-            objectives.build(data.objective, **{argument: value})
-        except ValueError as error:
+            objective.components(**{name: value})
+        except UserError as error:
             yield (f"data.{name}", "data.objective"), str(error)
 
 
-def _relative_bias(model: Model) -> Iterator[Fault]:
+def _relative_bias(model: Model) -> Iterator[Conflict]:
     if model.position_encoding != "relative":
         return
 
@@ -268,7 +241,7 @@ def bucket_fault(buckets: int, bidirectional: bool, max_distance: int) -> str | 
     )
 
 
-def _pair_limits(settings: Settings) -> Iterator[Fault]:
+def _pair_limits(settings: Settings) -> Iterator[Conflict]:
     model, data = settings.model, settings.data
     given = {
         name: getattr(data, name)
@@ -279,7 +252,7 @@ def _pair_limits(settings: Settings) -> Iterator[Fault]:
         for name in given:
             yield (
                 (f"data.{name}", "data.objective"),
-                (f"is a limit of supervised pairs; {data.objective} has none: leave it out"),
+                f"is a limit of supervised pairs; {data.objective} has none: leave it out",
             )
         return
     row = model.sequence_length
@@ -289,17 +262,15 @@ def _pair_limits(settings: Settings) -> Iterator[Fault]:
             if given.get(name, 0) > room:
                 yield (
                     (f"data.{name}", f"model.{of}", "model.sequence_length"),
-                    (f"{given[name]} tokens do not fit a row of {room}: raise model.{of}"),
+                    f"{given[name]} tokens do not fit a row of {room}: raise model.{of}",
                 )
         return
     need = given.get("max_input_length", 1) + given.get("max_target_length", 1)
     if given and need > row:
         yield (
             (*(f"data.{name}" for name in given), "model.sequence_length"),
-            (
-                f"{need} tokens of input and target do not fit a row of {row}, which holds both: "
-                "raise model.sequence_length"
-            ),
+            f"{need} tokens of input and target do not fit a row of {row}, which holds both: "
+            "raise model.sequence_length",
         )
 
 
@@ -314,7 +285,7 @@ STUDYS_OWN = (
 _FOLDER = re.compile(r"\w[\w.+-]{0,99}")
 
 
-def _study_combinations(settings: Settings) -> Iterator[Fault]:
+def _study(settings: Settings) -> Iterator[Conflict]:
     study, names = settings.study, set()
     valid = set(setting_names())
     if not _FOLDER.fullmatch(study.name):
@@ -342,13 +313,11 @@ def _study_combinations(settings: Settings) -> Iterator[Fault]:
             elif path == "model.vocabulary_size" and settings.data.tokenizer is None:
                 yield (
                     (f"{where}.set",),
-                    (
-                        f"{path} is the study's to set, for the tokenizer that cuts the items of "
-                        "all cells is trained to it: leave it out, or give data.tokenizer"
-                    ),
+                    f"{path} is the study's to set, for the tokenizer that cuts the items of "
+                    "all cells is trained to it: leave it out, or give data.tokenizer",
                 )
             elif path not in valid or path.startswith("study"):
-                yield (f"{where}.set",), unknown(path)
+                yield (f"{where}.set",), unknown_setting(path)
         names.add(cell.name)
     names = [size.name for size in study.sizes]
     for i, name in enumerate(names):
@@ -362,7 +331,7 @@ def _study_combinations(settings: Settings) -> Iterator[Fault]:
     if study.tune and study.rates:
         yield (
             ("study.tune", "study.rates"),
-            ("cannot be given together with study.rates: a sweep chooses its own rates"),
+            "cannot be given together with study.rates: a sweep chooses its own rates",
         )
     for section in ("steps", "budget"):
         if getattr(settings.training, section) is not None:

@@ -35,6 +35,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.attention.parts import causal, full
+from megaarch.config.catalogue import ARCHITECTURES
+from megaarch.config.registry import load
 from megaarch.data.example import (
     Converted,
     ConvertedStream,
@@ -169,16 +171,14 @@ class TwoStream:
         return RowShape((lengths.inputs + lengths.targets,), lengths.targets, 3)
 
 
-CONVERTERS: dict[str, Converter] = {
-    converter.name: converter
-    for converter in (
-        Decoder("causal_decoder", bidirectional_prefix=False),
-        Decoder("prefix_decoder", bidirectional_prefix=True),
-        EncoderDecoder(),
-        Encoder(),
-        TwoStream(),
-    )
-}
+CAUSAL_DECODER = Decoder("causal_decoder", bidirectional_prefix=False)
+PREFIX_DECODER = Decoder("prefix_decoder", bidirectional_prefix=True)
+ENCODER_DECODER, ENCODER, TWO_STREAM = EncoderDecoder(), Encoder(), TwoStream()
+
+
+def converter_of(architecture: str) -> Converter:
+    """The feature converter that the architecture's row in the catalogue names."""
+    return load(ARCHITECTURES[architecture].converter)
 
 
 def require(example: Example, wanted: str, architecture: str) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
-from megaarch.data import objectives
 from megaarch.data.blend import Blend
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
+from megaarch.data.objectives import supervised
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations
 from megaarch.errors import UserError
@@ -27,10 +27,15 @@ DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from tho
 
 
 class Task(Protocol):
-    """A dataset under an objective: rows of converted examples."""
+    """A dataset under an objective: rows of converted examples.
+
+    per_epoch: rows. pairs: {input, target} pairs of an epoch, truncated: those of them that were cut.
+    """
 
     shape: RowShape
-    per_epoch: int  # rows
+    per_epoch: int
+    pairs: int
+    truncated: int
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         """The i-th row of this task; noise is drawn from the generator of `rng_key`."""
@@ -60,6 +65,7 @@ class TextRows:
         self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
         self.first, end = (int(share * int(self.lengths.sum())) for share in region)
         self.per_epoch = (end - self.first) // plan.tokens
+        self.pairs = self.truncated = 0
         if self.per_epoch == 0:
             raise UserError(
                 f"the text has {end - self.first} tokens for {plan.objectives[0].name} and one row "
@@ -101,8 +107,7 @@ class PairRows:
     """Supervised (input, target) pairs, several packed in a row.
 
     dataset: an IndexedDataset whose sequences alternate input, target, each ending in eos. What
-    is too long is cut at its end and ended by eos again, as seqio does; `truncated` counts those
-    pairs.
+    is too long is cut at its end and ended by eos again, as seqio does.
     """
 
     def __init__(
@@ -115,33 +120,23 @@ class PairRows:
         seed: int,
     ):
         self.dataset, self.converter, self.vocabulary = dataset, converter, vocabulary
-        pack = data.pack
         lengths = np.asarray(dataset.lengths, dtype=np.int64).reshape(-1, 2)
         self.lengths, room = pair_lengths(lengths, model, data)
+        self.pairs = len(lengths)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
         shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
-        most = room[0] if pack else 1  # no bound on parts but a token each
-        limit = RowShape(
-            room,
-            room[-1],
-            most * max(s.parts for s in shapes),
-            most * max(s.cross_parts for s in shapes),
-        )
-        order = generator(seed ^ DOCUMENTS, 0).permutation(len(shapes))
-        planned = (
-            plan_rows([shapes[i] for i in order], limit)
-            if pack
-            else [[i] for i in range(len(order))]
-        )
-        self.rows = [[int(order[i]) for i in row] for row in planned]
+        parts, cross_parts = max(s.parts for s in shapes), max(s.cross_parts for s in shapes)
+        most = room[0] if data.pack else 1  # no bound on parts but a token each
+        limit = RowShape(room, room[-1], most * parts, most * cross_parts)
+        order = generator(seed ^ DOCUMENTS, 0).permutation(self.pairs)
+        rows = [[i] for i in range(self.pairs)]
+        if data.pack:
+            rows = plan_rows([shapes[i] for i in order], limit)
+        self.rows = [[int(order[i]) for i in row] for row in rows]
         self.per_epoch = len(self.rows)
+        targets = max(sum(shapes[i].targets for i in row) for row in self.rows)
         most = max(len(row) for row in self.rows)
-        self.shape = RowShape(
-            room,
-            max(sum(shapes[i].targets for i in row) for row in self.rows),
-            most * max(s.parts for s in shapes),
-            most * max(s.cross_parts for s in shapes),
-        )
+        self.shape = RowShape(room, targets, most * parts, most * cross_parts)
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._order)
 
@@ -155,7 +150,7 @@ class PairRows:
 
     def _example(self, pair: int) -> Converted:
         n, m = (int(x) for x in self.lengths[pair])
-        example = objectives.supervised(
+        example = supervised(
             np.append(self.dataset.get(2 * pair, 0, n - 1), self.vocabulary.eos),
             self.dataset.get(2 * pair + 1, 0, m - 1),  # `supervised` adds its eos
             self.vocabulary,
@@ -205,15 +200,14 @@ class Rows:
                 f"{data.source} holds: "
                 + ("use supervised" if prepared.supervised else "give pairs, or another objective")
             )
-        converter = CONVERTERS[model.architecture]
+        converter = converter_of(model.architecture)
         vocabulary = prepared.tokenizer.vocabulary
         self.vocabulary, self.seed = vocabulary, seed
         self.axes = catalogue.position_axes(data.objective)
         weighted = list(_tasks(model, data, prepared, converter, vocabulary, seed))
         self.tasks = [task for _, task in weighted]
-        paired = [task for task in self.tasks if isinstance(task, PairRows)]
-        self.pairs = sum(len(task.lengths) for task in paired)
-        self.truncated_pairs = sum(task.truncated for task in paired)
+        self.pairs = sum(task.pairs for task in self.tasks)
+        self.truncated_pairs = sum(task.truncated for task in self.tasks)
         self.blend = Blend([weight for weight, _ in weighted], seed)
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
         longest = max(self.shape.streams)
@@ -255,17 +249,12 @@ def _tasks(
     """Every dataset under every component of the objective, with the product of their weights."""
     if prepared.supervised:
         for dataset, weight in prepared.train:
-            yield (
-                weight,
-                PairRows(dataset, model, data, converter, vocabulary, seed),
-            )
+            yield weight, PairRows(dataset, model, data, converter, vocabulary, seed)
         return
     plans = segmentations(model, data)
     ends = np.cumsum([share * plan.tokens for share, plan in plans])
     ends = [0.0, *(ends / ends[-1]).tolist()]
     for (share, plan), *region in zip(plans, ends[:-1], ends[1:], strict=True):
         for dataset, weight in prepared.train:
-            yield (
-                share * weight,
-                TextRows(dataset, plan, converter, vocabulary, seed, tuple(region)),
-            )
+            task = TextRows(dataset, plan, converter, vocabulary, seed, tuple(region))
+            yield share * weight, task

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
-from megaarch.data import objectives
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.example import Objective, RowShape, largest_raw
 from megaarch.errors import UserError
 
@@ -63,13 +62,8 @@ def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mi
 
 def components(data: Data) -> tuple[tuple[float, Objective], ...]:
     """The weighted components of the objective that `data` asks for."""
-    return objectives.build(
-        data.objective,
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-        whole_word=data.whole_word_masking,
-        max_predictions=data.max_predictions,
-    )
+    given = {name: getattr(data, name) for name in catalogue.NOISE}
+    return catalogue.OBJECTIVES[data.objective].components(**given)
 
 
 def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
@@ -77,7 +71,7 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
 
     ValueError where segments of two tokens do not fit.
     """
-    converter, limits = CONVERTERS[model.architecture], _limits(model)
+    converter, limits = converter_of(model.architecture), _limits(model)
     mirrored = len(limits) == 2 and len(group) == 1 and hasattr(group[0], "mirrored")
 
     def bound(raw: int) -> RowShape:

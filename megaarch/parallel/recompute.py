@@ -9,7 +9,7 @@ of the layer's graph.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.utils.checkpoint import (
@@ -27,9 +27,6 @@ ATTEND = "megaarch::attend"  # attention/operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # What costs the most to compute again: attention's kernels and the products of linear layers. The
 # project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
-KEPT = frozenset((*PRODUCTS, ATTEND)).union(
-    *(getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
-)
 
 
 def apply(model: Transformer, mode: str) -> None:
@@ -69,9 +66,16 @@ def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Calla
     return run
 
 
+@cache
+def kept() -> frozenset[str]:
+    """Names of the operators. At import a plugin's kernels are not there yet."""
+    kernels = (getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
+    return frozenset((*PRODUCTS, ATTEND)).union(*kernels)
+
+
 def _keep_costly(_, operator, *args, **kwargs) -> CheckpointPolicy:
-    kept = operator.name() in KEPT
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    costly = operator.name() in kept()
+    return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _keep_none(*args, **kwargs) -> CheckpointPolicy:

@@ -29,7 +29,6 @@ from megaarch.planner.order import in_flight
 from megaarch.planner.work import FULL, HALF, Layers
 from megaarch.study.describe import made_up_batch
 
-STATES = {"adamw": 2, "apex_adam": 2, "adafactor": 0, "sgd": 0}  # numbers kept for a parameter
 WHOLE = ("norm", "positions.", "segments.", "head_transform.")  # on every tensor-parallel rank
 LAYER_COPIES = 4 + 2 + 2 + 1  # bytes: reduction in fp32, gathered, gathered ahead, gradients
 
@@ -146,7 +145,7 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     return Memory(
         parameters=FULL * shard,
         gradients=grads,
-        optimizer=FULL * STATES[training.optimizer] * shard,
+        optimizer=FULL * catalogue.OPTIMIZERS[training.optimizer].states * shard,
         gathered=gathered,
         activations=min(kept, used),
         workspace=max(0.0, used - kept) + buffers,

@@ -8,7 +8,7 @@ from typing import Any
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Parallel, Settings
-from megaarch.config.validate import combinations
+from megaarch.config.validate import conflicts
 from megaarch.errors import UserError
 from megaarch.parallel.validate import check
 from megaarch.planner.memory import Memory, step_memory
@@ -139,7 +139,7 @@ def _problems(settings: Settings, gpus: int) -> list[str]:
         check(settings, gpus)
     except ConfigError as error:
         return error.problems
-    return [f"{paths[0]}: {sentence}" for paths, sentence in combinations(settings)]
+    return [f"{paths[0]}: {sentence}" for paths, sentence in conflicts(settings)]
 
 
 def _layouts(settings: Settings, gpus: int, cluster: Cluster) -> Iterator[Parallel]:

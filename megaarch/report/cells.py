@@ -192,8 +192,8 @@ def comparable(cell: dict) -> bool:
 
 def told_length(cell: dict) -> bool:
     """Whether the cell was told how many tokens the middle has that it was to fill."""
-    presets = catalogue.PRESETS.values()
-    return any(p.gap_length for p in presets if p.objective == cell["objective"])
+    objective = catalogue.OBJECTIVES.get(cell["objective"])
+    return objective is not None and objective.gap_length
 
 
 def ranked(cells: list[dict]) -> list[dict]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 
-from megaarch.data.objectives import MIXTURES
+from megaarch.config import catalogue
 from megaarch.report import cells as report_cells
 from megaarch.report import notation, plots
 from megaarch.report.cells import bits, comparable, interval_of, told_length
@@ -12,14 +12,6 @@ from megaarch.report.masks import mask_panel
 from megaarch.report.notation import finite
 from megaarch.report.plots import Entry
 from megaarch.report.style import RC, Panel, looks, slug, write
-
-MASK_KINDS = {
-    "causal_decoder": "causal",
-    "prefix_decoder": "prefix",
-    "encoder_decoder": "full + causal + cross",
-    "encoder": "full",
-    "two_stream": "two streams",
-}
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
@@ -66,9 +58,14 @@ def masks(cells: list[dict]) -> list[Panel]:
     panels = []
     for name, cell in first.items():
         panels.append(mask_panel(cell, f"mask-{slug(name)}", labelled))
-        if len(MIXTURES.get(cell["objective"], ())) > 1:
+        if is_mixture(cell["objective"]):
             panels[-1].caption = "One row of a mixture, whose other parts may be masked otherwise."
     return panels
+
+
+def is_mixture(objective: str) -> bool:
+    row = catalogue.OBJECTIVES.get(objective)
+    return row is not None and row.mixture is not None and len(row.components()) > 1
 
 
 def has_points(cell: dict, curve: str, value: str) -> bool:
@@ -161,7 +158,8 @@ def throughput(results: dict, cells: list[dict], look: dict, suffix: str) -> lis
     for cell in sorted(cells, key=lambda cell: -(finite(cell.get("tokens_per_second")) or 0)):
         seconds, flops = finite(cell.get("train_seconds")), finite(cell.get("flops"))
         rate = flops / seconds if flops is not None and seconds else None
-        kind = MASK_KINDS.get(cell["architecture"], cell["architecture"])
+        architecture = catalogue.ARCHITECTURES.get(cell["architecture"])
+        kind = architecture.mask if architecture else cell["architecture"]
         entries.append((cell["label"], kind, finite(cell.get("tokens_per_second")), rate))
     divisor, prefix = notation.prefixed([e[3] for e in entries if e[3] is not None])
     tokens = [(name, kind, value) for name, kind, value, _ in entries]

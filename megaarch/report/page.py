@@ -14,7 +14,7 @@ from megaarch.report.cells import Finding, bits, interval_of, spent
 from megaarch.report.figures import sections
 from megaarch.report.masks import kinds
 from megaarch.report.notation import finite
-from megaarch.report.style import INK, PRESETS, Look, Panel, looks, svg
+from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 
 COLUMNS = (  # title, what the pointer says
@@ -66,7 +66,7 @@ def page(results: dict) -> str:
         cells=[details(cell, look[cell["label"]]) for cell in cells],
         tuning=[trial(entry) for entry in results.get("tuning") or []],
         facts=list(facts(results, cells)),
-        palette=PRESETS | INK,
+        palette=palette(),
     )
 
 

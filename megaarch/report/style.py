@@ -12,19 +12,9 @@ from dataclasses import dataclass, field
 import matplotlib
 from matplotlib.figure import Figure
 
-# name -> (light, dark). Hues after Okabe and Ito (2008), darkened or lightened until text in them
-# reads on its background; markers are the second channel.
-PRESETS = {
-    "gpt": ("#0b62a8", "#6db5f2"),
-    "prefix_lm": ("#c84a00", "#ff9257"),
-    "unilm": ("#8f6800", "#e3b53c"),
-    "t5": ("#007a5a", "#3bc9a0"),
-    "bart": ("#b0387f", "#f08fc6"),
-    "bert": ("#68717d", "#a6afbb"),
-    "glm": ("#0a819e", "#62d0ea"),
-    "xlnet": ("#6246b0", "#b09df8"),
-    "ul2": ("#8c2f39", "#ee8b95"),
-}
+from megaarch.config.catalogue import PRESETS
+
+# name -> (light, dark); those of presets stand in the catalogue
 INK = {
     "ink": ("#1c2024", "#e8eaed"),
     "muted": ("#5c6570", "#9aa4b0"),
@@ -35,20 +25,8 @@ INK = {
     "cross": ("#5aa58c", "#5fb197"),
     "page": ("#ffffff", "#16191d"),
 }
-MARKERS = {
-    "gpt": "o",
-    "prefix_lm": "s",
-    "unilm": "^",
-    "t5": "D",
-    "bart": "v",
-    "bert": "X",
-    "glm": "P",
-    "xlnet": "h",
-    "ul2": "*",
-}
 DASHES = ("-", (0, (6, 1.5, 1, 1.5)), (0, (1, 1.3)), (0, (8, 2)))
-LIGHT = {name: pair[0] for name, pair in (PRESETS | INK).items()}
-VARIABLES = {colour: name.replace("_", "-") for name, colour in LIGHT.items()}
+LIGHT = {name: light for name, (light, _) in INK.items()}
 
 RC = {
     "font.family": "sans-serif",
@@ -88,7 +66,7 @@ class Look:
 
     @property
     def colour(self) -> str:
-        return LIGHT[self.key]
+        return palette()[self.key][0]
 
     @property
     def variable(self) -> str:
@@ -121,21 +99,27 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
+def palette() -> dict[str, tuple[str, str]]:
+    """Name -> its colour in a light and in a dark scheme: of every preset that has one, and of INK."""
+    return {p.name: p.colour for p in PRESETS.values() if p.colour} | INK
+
+
 def looks(cells: list[dict]) -> dict[str, Look]:
     """Label -> look. A cell of no preset takes the colour of one that the study does not use."""
     used = {cell.get("preset") for cell in cells}
-    spare = [name for name in PRESETS if name not in used] or list(PRESETS)
+    drawn = [preset.name for preset in PRESETS.values() if preset.colour]
+    spare = [name for name in drawn if name not in used] or drawn
     chosen: dict[str, Look] = {}
     keys: dict[str, str] = {}
     for cell in cells:
         if cell["label"] in chosen:
             continue
         key = cell.get("preset")
-        if key not in PRESETS:
+        if key not in drawn:
             key = keys.setdefault(cell["name"], spare[len(keys) % len(spare)])
         again = sum(look.key == key for look in chosen.values())
         dash = DASHES[again % len(DASHES)] if cell["heldout"].get("comparable", True) else "--"
-        chosen[cell["label"]] = Look(key, MARKERS[key], dash)
+        chosen[cell["label"]] = Look(key, PRESETS[key].marker or "o", dash)
     return chosen
 
 
@@ -164,8 +148,8 @@ def svg(panel: Panel, inline: bool = False) -> str:
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', partial_head(panel), drawing, count=1)
     drawing = unique_ids(drawing, panel)
-    for colour, name in VARIABLES.items():
-        drawing = re.sub(rf"{colour}\b", f"var(--{name})", drawing)
+    for name, (light, _) in palette().items():
+        drawing = re.sub(rf"{light}\b", f"var(--{name.replace('_', '-')})", drawing)
     for gid, says in panel.groups.items():
         group = f'<g id="{gid}">'
         drawing = drawing.replace(group, f"{group}<title>{html.escape(says)}</title>", 1)

@@ -12,7 +12,7 @@ from megaarch.config import Raw, catalogue
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, generator
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows
@@ -58,7 +58,7 @@ def made_up_rows(
     """Rows of made-up text, their shape, and the raw tokens of a row. samples: which; None: the
     first ones, as many as figures are averaged over."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
-    converter = CONVERTERS[model.architecture]
+    converter = converter_of(model.architecture)
     shares, plans = zip(*segmentations(model, data), strict=True)
     blend = Blend(list(shares), 0)
     rows, raw = [], []

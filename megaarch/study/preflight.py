@@ -12,7 +12,7 @@ import numpy as np
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Data, Settings, Study
 from megaarch.data import conditional
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
 from megaarch.ingest.prepare import Prepared
@@ -112,8 +112,8 @@ def _score(settings: Settings, prepared: Prepared, study: Study, base: Data) -> 
 
     task = longest([(item.left, item.span) for item in items])
     examples = conditional.continuation(*pair, *task, vocabulary)
-    if evaluation.middles and yardsticks.fills_middle(objective):
+    if evaluation.middles and catalogue.OBJECTIVES[objective].middle is not None:
         task = longest([yardsticks.middle_task(item) for item in items])
         examples += conditional.middle(*pair, *task, vocabulary)
-    converter = CONVERTERS[model.architecture]
+    converter = converter_of(model.architecture)
     row_limit(settings, [converter(example, vocabulary) for example in examples])

@@ -13,7 +13,7 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.packing import pack, plan_rows
 from megaarch.engine.native import Replica
@@ -50,7 +50,7 @@ class Scorer:
         self.settings = settings
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
-        self.converter = CONVERTERS[self.architecture]
+        self.converter = converter_of(self.architecture)
         self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Replica) else 1

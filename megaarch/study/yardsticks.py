@@ -21,6 +21,7 @@ CHOICES = 4
 
 def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[str, Any]:
     """All yardsticks: the `heldout` entry of a cell in results.json."""
+    objective = catalogue.OBJECTIVES[scorer.objective]
     chosen = items[: evaluation.documents]
     scores = scorer.loglikelihoods([(item.left, item.span) for item in chosen])
     nats, size = -scores.text, np.array([item.span_bytes for item in chosen])
@@ -33,11 +34,11 @@ def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[
         "middle_bits_per_byte": None,
         "middle_interval": None,
         "interval_kind": "bootstrap over documents",
-        "comparable": comparable(scorer.objective),
+        "comparable": objective.comparable,
         "items": {"continuation": len(chosen), "choice": 0, "middle": 0},
     }
     result |= _choice(scorer, items[: evaluation.choices], result["items"])
-    if evaluation.middles and fills_middle(scorer.objective):
+    if evaluation.middles and objective.middle is not None:
         result |= _middle(scorer, items, evaluation.middles, result["items"])
     return result
 
@@ -131,16 +132,6 @@ def unigram_nats(counts: np.ndarray, items: list[Item], text: np.ndarray) -> np.
     with np.errstate(divide="ignore"):
         nats = -np.log(smoothed / smoothed.sum())
     return np.array([nats[item.span].sum() for item in items])
-
-
-def comparable(objective: str) -> bool:
-    """Whether a model's continuation figure is a likelihood (BERT's is a pseudo-likelihood)."""
-    return all(p.comparable for p in catalogue.PRESETS.values() if p.objective == objective)
-
-
-def fills_middle(objective: str) -> bool:
-    """Whether the objective can state a middle given both of its sides."""
-    return any(p.fills_middle for p in catalogue.PRESETS.values() if p.objective == objective)
 
 
 def heldout_of(settings: Settings, model, prepared, items: list[Item], evaluation: Evaluation):

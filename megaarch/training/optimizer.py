@@ -1,10 +1,16 @@
 """Optimizers: torch's own, NVIDIA apex's fused Adam where it is installed."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from megaarch.config.catalogue import OPTIMIZERS
+from megaarch.config.registry import load
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
+
+Groups = list[dict[str, Any]]  # torch.optim's parameter groups
 
 
 def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -18,18 +24,32 @@ def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": kinds[kind], "weight_decay": 0.0 if kind[0] else training.weight_decay}
         for kind in sorted(kinds)
     ]
-    rate, betas = training.learning_rate, (training.beta1, training.beta2)
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=training.epsilon, fused=True)
-    if training.optimizer == "adafactor":
-        # Shazeer and Stern 2018; decay 0.8 as T5
-        kind = torch.optim.Adafactor
-        if any(mesh for _, mesh in kinds):
-            from megaarch.training.adafactor import Adafactor as kind
-        return kind(groups, lr=rate, beta2_decay=-0.8)
-    if training.optimizer == "apex_adam":
-        return fused_adam()(groups, lr=rate, betas=betas, eps=training.epsilon)
-    return torch.optim.SGD(groups, lr=rate)
+    return load(OPTIMIZERS[training.optimizer].build)(groups, training)
+
+
+def adamw(groups: Groups, training: Training) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, **_adam(training), fused=True)
+
+
+def apex_adam(groups: Groups, training: Training) -> torch.optim.Optimizer:
+    return fused_adam()(groups, **_adam(training))
+
+
+def _adam(training: Training) -> dict[str, Any]:
+    betas = training.beta1, training.beta2
+    return {"lr": training.learning_rate, "betas": betas, "eps": training.epsilon}
+
+
+def adafactor(groups: Groups, training: Training) -> torch.optim.Optimizer:
+    """Shazeer and Stern 2018; decay 0.8 as T5."""
+    kind = torch.optim.Adafactor
+    if any(hasattr(p, "device_mesh") for group in groups for p in group["params"]):
+        from megaarch.training.adafactor import Adafactor as kind
+    return kind(groups, lr=training.learning_rate, beta2_decay=-0.8)
+
+
+def sgd(groups: Groups, training: Training) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=training.learning_rate)
 
 
 def fused_adam() -> type[torch.optim.Optimizer]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from megaarch.data.example import generator
-from megaarch.data.objectives import MIXTURES, Denoising, PermutationLM, SpanInfilling
+from megaarch.data.objectives import Denoising, PermutationLM, SpanInfilling
+from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()

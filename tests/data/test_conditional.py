@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from megaarch.attention.parts import Parts
-from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES, PRESETS
-from megaarch.data.conditional import MIDDLES, continuation, middle
-from megaarch.data.converters import CONVERTERS
+from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES
+from megaarch.data.conditional import continuation, middle
+from megaarch.data.converters import converter_of
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 BEFORE, SCORED, AFTER = np.arange(10, 17), np.arange(100, 105), np.arange(200, 206)
 PAIRS = [(o, a.name) for a in ARCHITECTURES.values() for o in a.objectives]
-MIDDLE_PAIRS = [(o, a) for o, a in PAIRS if o in MIDDLES]
+MIDDLE_PAIRS = [(o, a) for o, a in PAIRS if OBJECTIVES[o].middle is not None]
 pairs = pytest.mark.parametrize("objective, architecture", PAIRS)
 middle_pairs = pytest.mark.parametrize("objective, architecture", MIDDLE_PAIRS)
 
@@ -41,7 +41,7 @@ def scored(examples, architecture):
     """[(token, what its row can know)] of the targets of weight 1, in order; others weigh 0."""
     found = []
     for example in examples:
-        converted = CONVERTERS[architecture](example, VOCABULARY)
+        converted = converter_of(architecture)(example, VOCABULARY)
         weights = converted.target_weights
         assert set(weights.tolist()) <= {0.0, 1.0}
         for token, weight, knows in zip(
@@ -79,10 +79,10 @@ def test_middles(objective, architecture, sides):
 
 
 def test_middles_are_those_of_the_catalogue():
-    for preset in PRESETS.values():
-        assert (preset.objective in MIDDLES) == preset.fills_middle
+    without = {"full_lm", "prefix_lm", "supervised"}
+    assert {objective for objective, _ in MIDDLE_PAIRS} == set(OBJECTIVES) - without
     for objective, architecture in PAIRS:
-        if objective not in MIDDLES:
+        if objective in without:
             with pytest.raises(ValueError, match="cannot state a middle"):
                 middle(objective, architecture, BEFORE, SCORED, AFTER, VOCABULARY)
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
-    MIXTURES,
     Denoising,
     FullLM,
     MaskedLM,
@@ -18,14 +17,14 @@ from megaarch.data.objectives import (
     SpanCorruption,
     SpanInfilling,
     SuffixInfilling,
-    build,
     supervised,
 )
+from tests.data.mixtures import MIXTURES, build
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 COMPONENTS = [c for mixture in MIXTURES.values() for _, c in mixture] + [
-    MaskedLM(whole_word=True),
+    MaskedLM(whole_word_masking=True),
     MaskedLM(max_predictions=5),
     PrefixLM(mirrored=True),
     SpanCorruption(noise_density=0.9, mean_span_length=1.0),
@@ -127,15 +126,15 @@ def test_mixtures_and_their_weights():
 def test_build_passes_settings_on_and_refuses_what_has_no_meaning():
     ((_, t5),) = build("span_corruption", noise_density=0.5, mean_span_length=5)
     assert (t5.noise_density, t5.mean_span_length) == (0.5, 5)
-    ((_, bert),) = build("masked_lm", whole_word=True, max_predictions=7)
-    assert bert.whole_word and bert.lengths(512).targets == 7
+    ((_, bert),) = build("masked_lm", whole_word_masking=True, max_predictions=7)
+    assert bert.whole_word_masking and bert.lengths(512).targets == 7
     short, sentences, suffix = (c for _, c in build("blank_infilling", noise_density=0.2))
     assert short.noise_density == sentences.noise_density == 0.2
     assert not hasattr(suffix, "noise_density")
     for name, setting in (
         ("full_lm", {"noise_density": 0.1}),
         ("ul2", {"noise_density": 0.1}),
-        ("unilm", {"whole_word": True}),
+        ("unilm", {"whole_word_masking": True}),
         ("unilm", {"max_predictions": 20}),
         ("masked_lm", {"mean_span_length": 3}),
         ("span_corruption", {"noise_density": 1.0}),

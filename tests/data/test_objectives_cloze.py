@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.data.example import generator
-from megaarch.data.objectives import MIXTURES, MaskedLM, PermutationLM, UniLM
+from megaarch.data.objectives import MaskedLM, PermutationLM, UniLM
+from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import TEXT, toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
 MASK = VOCABULARY.mask
 keys = st.integers(0, 2**32)
-CLOZE = [MaskedLM(), MaskedLM(whole_word=True)] + [c for _, c in MIXTURES["unilm"]]
+CLOZE = [MaskedLM(), MaskedLM(whole_word_masking=True)] + [c for _, c in MIXTURES["unilm"]]
 DIRECTIONS = ("bidirectional", "seq2seq", "left_to_right", "right_to_left")
 
 
@@ -33,7 +34,7 @@ def test_cloze_targets_are_the_original_at_their_places(objective, raw, key, eos
     changed = example.inputs[places]
     assert ((changed == MASK) | (changed < TEXT)).all()
     wanted = min(max(1, round(0.15 * raw)), int((tokens < TEXT).sum()))
-    if getattr(objective, "whole_word", False):
+    if getattr(objective, "whole_word_masking", False):
         assert len(places) <= wanted
     else:
         assert len(places) == wanted
@@ -79,7 +80,7 @@ def test_whole_words_are_masked_whole():
         begins[0] = True
         begins[1:] |= special[:-1]
         word = np.cumsum(begins)
-        places = MaskedLM(whole_word=True)(tokens, VOCABULARY, generator(0, key)).places
+        places = MaskedLM(whole_word_masking=True)(tokens, VOCABULARY, generator(0, key)).places
         assert set(np.flatnonzero(np.isin(word, word[places]))) == set(places.tolist())
         single = MaskedLM()(tokens, VOCABULARY, generator(0, key)).places
         partly += set(np.flatnonzero(np.isin(word, word[single]))) != set(single.tolist())

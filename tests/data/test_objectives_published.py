@@ -8,7 +8,6 @@ import torch
 
 from megaarch.data.example import generator, largest_raw
 from megaarch.data.objectives import (
-    MIXTURES,
     Denoising,
     PermutationLM,
     SequentialDenoising,
@@ -16,6 +15,7 @@ from megaarch.data.objectives import (
     SpanInfilling,
 )
 from tests.data import published
+from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import toy_vocabulary
 
 VOCABULARY = toy_vocabulary()

@@ -11,7 +11,7 @@ import pytest
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.data.conditional import continuation
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
@@ -136,7 +136,7 @@ def test_a_pair_is_scored_in_the_form_in_which_it_was_trained(raw, tmp_path, arc
         question, answer = dataset[2 * pair], dataset[2 * pair + 1]
         assert question[-1] == answer[-1] == eos
         (scored,) = continuation("supervised", architecture, question[:-1], answer, rows.vocabulary)
-        row = CONVERTERS[architecture](scored, rows.vocabulary)
+        row = converter_of(architecture)(scored, rows.vocabulary)
         assert sum(same(row, example) for example in trained) == 1
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from megaarch import config
-from megaarch.data.converters import CONVERTERS
+from megaarch.data.converters import converter_of
 from megaarch.data.example import generator
-from megaarch.data.objectives import MIXTURES, PrefixLM, SequentialDenoising
+from megaarch.data.objectives import PrefixLM, SequentialDenoising
 from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
+from tests.data.mixtures import MIXTURES
 
 SENTINELS = 512
 
@@ -38,7 +39,7 @@ def filled(model, rows):
         tokens = made_up_tokens(vocabulary, row.raw)
         for objective in row.objectives:
             example = objective(tokens, vocabulary, generator(0, 0))
-            made = CONVERTERS[model.architecture](example, vocabulary)
+            made = converter_of(model.architecture)(example, vocabulary)
             for s, stream in enumerate(made.streams):
                 used[s] += share * len(stream.tokens)
     return [n / length for n, length in zip(used, shape.streams, strict=True)]
@@ -105,7 +106,7 @@ def test_a_row_of_many_segments_never_passes_its_bound(length):
         tokens = made_up_tokens(vocabulary, row.raw)
         for seed in range(5):
             first, *others = (
-                CONVERTERS[model.architecture](
+                converter_of(model.architecture)(
                     objective(tokens, vocabulary, generator(seed, 0)), vocabulary
                 ).shape
                 for objective in row.objectives

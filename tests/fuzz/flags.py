@@ -232,7 +232,8 @@ def _kinds(annotation: Any) -> Iterator[Any]:
     elif origin is Annotated:
         inner, *more = get_args(annotation)
         yield from _kinds(inner)
-        for rule in (rule for field in more for rule in getattr(field, "metadata", [])):
+        for rule in (rule for field in more for rule in getattr(field, "metadata", [field])):
+            yield from getattr(rule, "names", ())
             yield from (
                 getattr(rule, name) for name in ("gt", "ge", "lt", "le") if hasattr(rule, name)
             )

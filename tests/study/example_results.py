@@ -7,7 +7,7 @@ import copy
 import math
 import random
 
-from megaarch.config.catalogue import PRESETS
+from megaarch.config.catalogue import OBJECTIVES, PRESETS
 
 FULL, CAUSAL = 1, 2
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "went", "out", "to", "play")
@@ -147,7 +147,7 @@ def example_cell(preset: str, budget: float = 3e13, seed: int = 0, size: str | N
             "continuation_bits_per_byte": final,
             "continuation_bits_per_byte_raw": final + 0.01,
             "continuation_interval": [final - 0.031, final + 0.033],
-            "comparable": entry.comparable,
+            "comparable": OBJECTIVES[entry.objective].comparable,
             "choice_accuracy": choice + rng.gauss(0, 0.01),
             "choice_interval": [choice - 0.06, choice + 0.06],
             "middle_bits_per_byte": middle and middle + rng.gauss(0, 0.01),

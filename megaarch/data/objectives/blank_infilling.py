@@ -22,6 +22,7 @@ from megaarch.data.example import Example, Lengths, Vocabulary
 from megaarch.data.objectives.spans import (
     as_row,
     draw_lengths,
+    join,
     ranges,
     replace_spans,
     require_share,
@@ -235,3 +236,32 @@ def blank(
 def text_positions(length: int) -> np.ndarray:
     """int [n, 2]: positions of part A: the index in it, and 0."""
     return np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)
+
+
+def continuation(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+    """A suffix behind [gMASK]."""
+    return [one_blank(prefix, scored, prefix[:0], vocabulary.suffix_mask, vocabulary)]
+
+
+def middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """A span behind [MASK]."""
+    return [one_blank(before, scored, after, vocabulary.mask, vocabulary)]
+
+
+def one_blank(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, mask: int, vocabulary: Vocabulary
+) -> Example:
+    """One span, generated at its mask's position."""
+    inputs, m = join(before, mask, after), len(scored)
+    return Example(
+        inputs,
+        scored,
+        feed=join(vocabulary.sop, scored[:-1]),
+        input_positions=text_positions(len(inputs)),
+        feed_positions=np.stack([np.full(m, len(before)), np.arange(1, m + 1)], axis=1),
+    )
+
+
+BLANK_INFILLING = ((0.5, SpanInfilling()), (0.3, SentenceInfilling()), (0.2, SuffixInfilling()))

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from megaarch.data.example import Example, Lengths, Vocabulary
-from megaarch.data.objectives.spans import as_row, require_share, word_starts
+from megaarch.data.objectives.spans import as_row, join, require_share, word_starts
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class MaskedLM:
 
     n = round(raw·noise_density) tokens are chosen, at least 1, at most `max_predictions`, and no
     more than there are tokens of text.
-    whole_word: choose whole words in random order, passing over those that would exceed n. The
+    whole_word_masking: choose whole words in random order, passing over those that would exceed n. The
     count then may fall short of n where only long words are left.
     """
 
     noise_density: float = 0.15
     max_predictions: int | None = None
-    whole_word: bool = False
+    whole_word_masking: bool = False
     name: str = "masked_lm"
 
     def __post_init__(self):
@@ -36,7 +36,7 @@ class MaskedLM:
     ) -> Example:
         tokens = as_row(tokens, 1, self.name)
         budget = self.lengths(len(tokens)).targets
-        if self.whole_word:
+        if self.whole_word_masking:
             chosen = choose_words(tokens, budget, vocabulary, rng)
         else:
             candidates = np.flatnonzero(vocabulary.text[tokens])
@@ -141,3 +141,45 @@ def choose_ngrams(
                 break
             chosen.add(place)
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def left_to_right(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+    """UniLM's seq2seq form: the next token is a [MASK] at the end of what is known."""
+    return [
+        one_place(join(prefix, scored[:j], vocabulary.mask), len(prefix) + j, token, len(prefix))
+        for j, token in enumerate(scored)
+    ]
+
+
+def one_at_a_time(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+    """BERT's pseudo-likelihood: everything but the one token is seen (Salazar et al. 2020)."""
+    text = join(prefix, scored)
+    return [
+        one_place(join(text[:place], vocabulary.mask, text[place + 1 :]), place, text[place])
+        for place in range(len(prefix), len(text))
+    ]
+
+
+def middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """All tokens see each other, and what is not yet known is [MASK]."""
+    masks = np.full(len(scored), vocabulary.mask)
+    return [
+        one_place(join(before, scored[:j], masks[j:], after), len(before) + j, token)
+        for j, token in enumerate(scored)
+    ]
+
+
+def one_place(inputs: np.ndarray, place: int, target: int, prefix: int | None = None) -> Example:
+    """One target at one place."""
+    return Example(inputs, join(target), places=np.array([place]), prefix=prefix)
+
+
+MASKED_LM = ((1.0, MaskedLM()),)
+UNILM = (
+    (1 / 3, UniLM("bidirectional")),
+    (1 / 3, UniLM("seq2seq")),
+    (1 / 6, UniLM("left_to_right")),
+    (1 / 6, UniLM("right_to_left")),
+)

@@ -14,6 +14,8 @@ import numpy as np
 from megaarch.data.example import Example, Lengths, Vocabulary
 from megaarch.data.objectives.spans import (
     as_row,
+    forced,
+    join,
     ranges,
     require_share,
     require_span_length,
@@ -145,3 +147,13 @@ def permute_sentences(
     begins = word_starts(tokens, vocabulary)
     begins[starts] = True
     return tokens[index], np.flatnonzero(begins[index])
+
+
+def middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """The whole text is generated; what stands before the span is forced."""
+    return [forced(join(before, vocabulary.mask, after), before, scored)]
+
+
+DENOISING = ((1.0, Denoising()),)

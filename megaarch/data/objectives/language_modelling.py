@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.data.example import Example, Lengths, Vocabulary
-from megaarch.data.objectives.spans import as_row
+from megaarch.data.objectives.spans import as_row, join
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,19 @@ def supervised(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) 
     """An {input, target} pair: inputs [n] as they are, targets [m] and the end token."""
     inputs = np.asarray(inputs, dtype=np.int64)
     return Example(inputs=inputs, targets=np.append(targets, vocabulary.eos).astype(np.int64))
+
+
+def continuation(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+    """The prefix, and what follows it."""
+    return [Example(prefix, scored)]
+
+
+def supervised_continuation(
+    prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """The prefix as a whole input."""
+    return [Example(join(prefix, vocabulary.eos), scored)]
+
+
+FULL_LM = ((1.0, FullLM()),)
+PREFIX_LM = ((1.0, PrefixLM()),)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.data.example import Example, Lengths, Vocabulary
-from megaarch.data.objectives.spans import as_row, draw_lengths, word_starts
+from megaarch.data.objectives.spans import as_row, draw_lengths, join, word_starts
 from megaarch.errors import UserError
 
 
@@ -73,3 +73,14 @@ class PermutationLM:
     def lengths(self, raw: int) -> Lengths:
         """Exact."""
         return Lengths(raw, max(round(raw / self.alpha), 1), in_place=True)
+
+
+def middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """Both sides are context; the scored tokens come in order."""
+    places = len(before) + np.arange(len(scored))
+    return [Example(join(before, scored, after), scored, places=places, permuted=True)]
+
+
+PERMUTATION_LM = ((1.0, PermutationLM()),)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.data.example import Example, Lengths, Vocabulary
-from megaarch.data.objectives.spans import as_row, ranges, require_share, require_span_length
+from megaarch.data.objectives.spans import (
+    as_row,
+    forced,
+    join,
+    ranges,
+    require_share,
+    require_span_length,
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class SequentialDenoising:
         return Lengths(raw + shortest + 3, raw - shortest + 3)
 
 
+SPAN_CORRUPTION = ((1.0, SpanCorruption()),)
 S_SHARE = 0.2  # of the rows: the share of S-denoisers that Tay et al. 2023, 4.5 settle on
 R_AND_X = tuple(
     SpanCorruption(density, length, mode, name="ul2")
@@ -154,3 +162,25 @@ def fill(
     is_text[ends - 1 if after else ends - lengths - 1] = False
     out[is_text] = text
     out[~is_text] = sentinels
+
+
+def middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """The span stands behind sentinel 0."""
+    mark = vocabulary.sentinel(0)
+    return [forced(join(before, mark, after, vocabulary.eos), mark, scored)]
+
+
+def ul2_continuation(
+    prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """The S-denoiser's suffix."""
+    return [Example(join(vocabulary.mode_s, prefix, vocabulary.eos), scored)]
+
+
+def ul2_middle(
+    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+) -> list[Example]:
+    """The R-denoiser's span."""
+    return middle(join(vocabulary.mode_r, before), scored, after, vocabulary)

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from megaarch.data.example import Vocabulary
+from megaarch.data.example import Example, Vocabulary
 from megaarch.errors import UserError
 
 
@@ -107,3 +107,14 @@ def until(lengths: np.ndarray, budget: int, surplus: int = 0) -> np.ndarray | No
     chosen = lengths[:count].copy()
     chosen[-1] -= max(0, int(sums[count - 1]) - budget - surplus)
     return chosen
+
+
+def join(*pieces: int | np.ndarray) -> np.ndarray:
+    """One int64 array of tokens and arrays of tokens."""
+    return np.concatenate([np.atleast_1d(np.asarray(piece, dtype=np.int64)) for piece in pieces])
+
+
+def forced(inputs: np.ndarray, given: int | np.ndarray, scored: np.ndarray) -> Example:
+    """Targets `given` (weight 0) and then `scored` (weight 1)."""
+    targets = join(given, scored)
+    return Example(inputs, targets, weights=np.arange(len(targets)) >= len(targets) - len(scored))

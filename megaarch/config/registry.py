@@ -1,0 +1,134 @@
+"""Tables of what a configuration names, which packages outside extend as this one fills them.
+
+An entry is an object, or the "module:attribute" (or module) to import it from on first use: so this
+floor names what stands above it and imports none of it. A package outside declares
+
+    [project.entry-points."megaarch.plugins"]
+    mine = "my_package.my_module"
+
+and the module, imported before any table is first read, adds to the tables of `catalogue.py`:
+
+    ARCHITECTURES.register(Architecture("mine", ..., converter=MyConverter()))
+
+A notebook or a test calls `register` itself.
+"""
+
+import difflib
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic_core import PydanticCustomError, core_schema
+
+from megaarch.errors import UserError
+
+GROUP = "megaarch.plugins"
+Entry = TypeVar("Entry")
+_read = False  # the entry points, once a process
+
+
+class UnknownName(UserError, KeyError):
+    """A name that a table does not hold."""
+
+    __str__ = Exception.__str__  # KeyError's would put the sentence in quotes
+
+
+class Registry(MutableMapping[str, Entry]):
+    """Name -> entry, this package's first. kind: what an entry is, for messages. rows: entries with
+    a `name`; named: others by name, or where to import them from."""
+
+    def __init__(self, kind: str, *rows: Any, **named: Any):
+        self.kind = kind
+        self._entries: dict[str, Any] = {row.name: row for row in rows} | named
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a mapping's would read it
+
+    def register(self, entry: Entry | str, name: str | None = None) -> None:
+        """Adds an entry. name: for one that has no `name` of its own. UserError for a taken name."""
+        name = entry.name if name is None else name
+        if name in self._entries:
+            raise UserError(f"the {self.kind} {name!r} is registered already: choose another name")
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> Entry:
+        """Raises UnknownName, a UserError that lists the names."""
+        load_plugins()
+        if name not in self._entries:
+            guess = nearest_of(name, self._entries)
+            raise UnknownName(
+                f"no {self.kind} named {name!r}: choose one of {', '.join(self._entries)}{guess}"
+            )
+        self._entries[name] = load(self._entries[name])
+        return self._entries[name]
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        load_plugins()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._entries)
+
+
+def load(reference: Any) -> Any:
+    """The object that a "module:attribute" or the name of a module stands for; any other object as
+    it is."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def load_plugins() -> None:
+    """Imports the modules of all entry points, once. UserError for one that cannot be imported."""
+    global _read
+    if _read:
+        return
+    _read = True  # before they are: a plugin reads tables too
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            raise UserError(
+                f"the plugin {entry.name} ({entry.value}) cannot be loaded: {error}"
+            ) from error
+
+
+def nearest_of(name: object, names: Any) -> str:
+    """The end of a sentence that guesses which of `names` was meant, empty without a guess."""
+    guess = difflib.get_close_matches(str(name), names, 1, 0.5)
+    return f"; did you mean {guess[0]}?" if guess else ""
+
+
+@dataclass(frozen=True)
+class NameIn:
+    """Marks a setting that names an entry of `table`, or is one of `also`. Tables are read when a
+    configuration is: at import, plugins are not there yet."""
+
+    table: Registry
+    also: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.also, *self.table)
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.names:
+            raise PydanticCustomError("unknown_name", "{names}", {"names": self.names})
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)

@@ -42,16 +42,16 @@ RESUMABLE = (
 )
 
 
-def signature(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings that decide a result, flat, without those of `but` (names, or sections)."""
+def fingerprint(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the settings that decide a result, flat, without those of `but` (names, or sections)."""
     if isinstance(settings, Settings):
         settings = settings.model_dump(mode="json", by_alias=True)
     names = (*VOLATILE, *but)
     return {k: v for k, v in flatten(settings).items() if not _among(k, names)}
 
 
-def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of the settings in which two signatures differ, with both values. One that an earlier
+def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Returns the settings in which two fingerprints differ, with both values. One that an earlier
     version took for decisive does not count."""
     return [
         f"{key} was {before.get(key)!r} and is {after.get(key)!r}"

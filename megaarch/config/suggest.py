@@ -37,7 +37,7 @@ def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest(path: str, names: Iterable[str]) -> str | None:
+def nearest_setting(path: str, names: Iterable[str]) -> str | None:
     """The valid dotted name that a wrong one most likely meant."""
     names = list(names)
     path = re.sub(r"\.\d+(?=\.|$)", "", path)  # list indices are no names
@@ -55,5 +55,5 @@ def nearest(path: str, names: Iterable[str]) -> str | None:
 
 def unknown_setting(path: str) -> str:
     """The sentence for a setting that does not exist."""
-    guess = nearest(path, setting_names())
+    guess = nearest_setting(path, setting_names())
     return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")

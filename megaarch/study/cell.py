@@ -16,7 +16,7 @@ from pydantic import Field
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.config.fingerprint import changed, signature
+from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
@@ -103,7 +103,7 @@ def identity(
     if cell.parent:
         parent = parent or (_parent_record(cell) or {"signature": {}})["signature"]
         about |= {f"from.{key}": value for key, value in parent.items() if key not in scoring}
-    return signature(cell.settings) | scoring | about
+    return fingerprint(cell.settings) | scoring | about
 
 
 def _parent_record(cell: GridCell) -> dict[str, Any] | None:
@@ -129,7 +129,9 @@ def finished(
     record = read_record(Path(cell.settings.logging.directory))
     if record is None or (cell.parent and parent is None and not _parent_record(cell)):
         return None
-    differences = changed(record["signature"], identity(cell, prepared, evaluation, parent))
+    differences = changed_settings(
+        record["signature"], identity(cell, prepared, evaluation, parent)
+    )
     if differences:
         raise config.ConfigError(
             [
@@ -231,7 +233,7 @@ def trial(
         return found
     if grid.is_main:
         record = read_record(directory)
-        if record and changed(record["signature"], mark):
+        if record and changed_settings(record["signature"], mark):
             shutil.rmtree(directory)
         _write(directory / "cell.json", {"signature": mark})
     grid.barrier()
@@ -267,7 +269,9 @@ def finished_trial(
     settings = trial_settings(cell, rate, share)
     record = read_record(Path(settings.logging.directory))
     mark = identity(replace(cell, settings=settings), prepared, evaluation)
-    return record.get("trial") if record and not changed(record["signature"], mark) else None
+    return (
+        record.get("trial") if record and not changed_settings(record["signature"], mark) else None
+    )
 
 
 def trial_settings(cell: GridCell, rate: float, share: float) -> Settings:

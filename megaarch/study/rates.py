@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.config.fingerprint import changed, signature
+from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Data, Study
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json
@@ -103,7 +103,7 @@ def read(path: str) -> dict[str, Any]:
 
 def shared_settings(cell: GridCell) -> dict[str, Any]:
     """The settings that a trial and the cell that takes its rate must share."""
-    return {k: v for k, v in signature(cell.settings).items() if not k.startswith(FREE)}
+    return {k: v for k, v in fingerprint(cell.settings).items() if not k.startswith(FREE)}
 
 
 def verdict(cell: GridCell, rate: float, found: dict[str, Any] | None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def verdict(cell: GridCell, rate: float, found: dict[str, Any] | None) -> dict[s
         return table.get(rate_key(cell), table.get(cell.name))
 
     swept = of_cell(found["settings"])
-    alike = swept is not None and not changed(swept, shared_settings(cell))
+    alike = swept is not None and not changed_settings(swept, shared_settings(cell))
     tuned = alike and of_cell(found["best"]) == rate
     edges = (found["grid"][0], found["grid"][-1])
     return {

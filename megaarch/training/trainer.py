@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from megaarch.config.fingerprint import RESUMABLE, changed, signature
+from megaarch.config.fingerprint import RESUMABLE, changed_settings, fingerprint
 from megaarch.config.schema import Model, Settings, Training
 from megaarch.data.batch import Batch
 from megaarch.data.loader import Steps, prefetch
@@ -164,8 +164,8 @@ class Trainer:
                     f"and this data's is {self.fingerprint}; restore the data or use another "
                     "logging.directory"
                 )
-            differences = changed(
-                signature(saved["settings"], RESUMABLE), signature(self.settings, RESUMABLE)
+            differences = changed_settings(
+                fingerprint(saved["settings"], RESUMABLE), fingerprint(self.settings, RESUMABLE)
             )
             if differences:
                 raise UserError(

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from megaarch import config
-from megaarch.config.fingerprint import changed, signature
+from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
 from megaarch.study.grid import expand
@@ -117,18 +117,18 @@ def test_matching_parameters_keeps_the_stacks_that_are_given(study, tmp_path, st
 
 
 def test_a_change_that_matters_is_named_and_one_that_does_not_is_not(study, tmp_path):
-    before = signature(expand(study, tmp_path)[0].settings)
+    before = fingerprint(expand(study, tmp_path)[0].settings)
     study["training"]["clip_gradient"] = 0.5
     study["data"]["workers"] = 3
-    after = signature(expand(study, tmp_path / "elsewhere")[0].settings)
-    assert changed(before, after) == ["training.clip_gradient was 1.0 and is 0.5"]
+    after = fingerprint(expand(study, tmp_path / "elsewhere")[0].settings)
+    assert changed_settings(before, after) == ["training.clip_gradient was 1.0 and is 0.5"]
 
 
 def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
-    after = signature(expand(study, tmp_path)[0].settings)
+    after = fingerprint(expand(study, tmp_path)[0].settings)
     before = after | {"training.skip_limit": 3, "from.from.training.skip_limit": 3}
-    assert "training.skip_limit" not in after and not changed(before, after)
-    assert changed(after | {"from.training.clip_gradient": 3}, after)
+    assert "training.skip_limit" not in after and not changed_settings(before, after)
+    assert changed_settings(after | {"from.training.clip_gradient": 3}, after)
 
 
 def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):

@@ -100,8 +100,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """build: (parameter groups, Training) -> torch.optim.Optimizer. states: the numbers that it
-    keeps for each parameter, which plans of memory count."""
+    """build: (parameter groups, Training) -> torch.optim.Optimizer. states: the fp32 numbers that
+    it keeps for each parameter (adafactor: of its rows and columns alone), which memory is planned
+    by."""
 
     name: str
     build: Reference

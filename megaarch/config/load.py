@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from megaarch.config import catalogue
-from megaarch.config.registry import nearest_of
+from megaarch.config.registry import load_plugins, nearest_of
 from megaarch.config.schema import Settings
 from megaarch.config.suggest import unknown_setting
 from megaarch.config.validate import conflicts
@@ -168,6 +168,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
 
 def resolve(raw: Raw, where: str = "") -> Settings:
     """Fill in the preset's defaults, validate types and combinations. Raises ConfigError."""
+    load_plugins()  # or what is wrong with one would be told as a setting's mistake
     raw = {key: {} if value is None else value for key, value in copy.deepcopy(raw).items()}
     raw = fill_preset(raw)
     problems: list[str] = []

@@ -102,6 +102,7 @@ def load_plugins() -> None:
         try:
             entry.load()
         except Exception as error:
+            _read = False
             raise UserError(
                 f"the plugin {entry.name} ({entry.value}) cannot be loaded: {error}"
             ) from error

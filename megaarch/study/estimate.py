@@ -111,11 +111,9 @@ def checkpoint_bytes(settings: Settings) -> float:
 
 def _moments(shape: tuple[int, ...], optimizer: str) -> int:
     """Numbers that an optimizer keeps of a parameter."""
-    if optimizer == "sgd":
-        return 0
     if optimizer == "adafactor":  # of a matrix, means of its rows and of its columns
         return sum(shape) if len(shape) == 2 else prod(shape)
-    return 2 * prod(shape)
+    return catalogue.OPTIMIZERS[optimizer].states * prod(shape)
 
 
 def _step_seconds(cell: GridCell, prepared: Prepared) -> float:

@@ -10,8 +10,6 @@ from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
 from megaarch.model.transformer import stacks
 
-# fp32 numbers of each parameter besides itself and its gradient; adafactor's are its rows and columns
-MOMENTS = {"adamw": 2, "apex_adam": 2, "sgd": 0, "adafactor": 0}
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -44,7 +42,8 @@ def _require(need: float, there: float, holder: str, what: str) -> None:
 
 def least_bytes(settings: Settings) -> float:
     """Bytes of a rank's share of the state at least: fp32, split evenly over all ranks that split it."""
-    ranks, copies = _split(settings), 2 + MOMENTS[settings.training.optimizer]
+    optimizer = catalogue.OPTIMIZERS[settings.training.optimizer]
+    ranks, copies = _split(settings), 2 + optimizer.states  # the parameter and its gradient
     if settings.parallel.engine == "deepspeed":  # stages and offload decide what else is held here
         ranks, copies = ranks * settings.parallel.data_parallel_replicate, 1
     return 4.0 * copies * _parameters(settings) / ranks

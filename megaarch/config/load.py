@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from megaarch.config import catalogue
 from megaarch.config.registry import load_plugins, nearest_of
-from megaarch.config.schema import Settings
+from megaarch.config.schema import SOURCE_TAGS, Settings
 from megaarch.config.suggest import unknown_setting
 from megaarch.config.validate import conflicts
 from megaarch.errors import UserError
@@ -151,8 +152,8 @@ def set_path(raw: Raw, path: str, value: Any) -> None:
         raw[name] = value
 
 
-def get_path(raw: Raw, path: str) -> Any:
-    """The value at a dotted path of nested mappings, or None."""
+def get_path(raw: Any, path: str) -> Any:
+    """Returns the value at a dotted path of nested mappings, or None."""
     for name in path.split("."):
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
@@ -173,16 +174,15 @@ def resolve(raw: Raw, where: str = "") -> Settings:
     raw = fill_preset(raw)
     problems: list[str] = []
     wrong: set[str] = set()
-    for attempt in range(50):  # drop what is wrong, so that combinations are told at once too
+    for attempt in range(50):  # drop what is wrong, so that conflicts are told at once too
         try:
             settings = Settings.model_validate(raw)
             break
         except ValidationError as error:
-            faults = error.errors()
-            for fault in faults:
-                path = ".".join(str(x) for x in fault["loc"] if not _is_tag(x))
+            for fault in error.errors():
+                path = ".".join(str(x) for x in fault["loc"] if x not in SOURCE_TAGS)
                 # all is told the first time; what is wrong later, or missing, was dropped here
-                if attempt == 0 and not _other_branch(fault, faults):
+                if attempt == 0:
                     problems.append(_sentence(path, fault))
                 wrong.add(path)
                 _drop(raw, fault["loc"])
@@ -208,38 +208,16 @@ def fill_preset(raw: Raw) -> Raw:
     return raw
 
 
-def _is_tag(x: Any) -> bool:
-    # pydantic puts the branch of a union (`str`, `list[Source]`) into the path
-    return isinstance(x, str) and (x in ("str", "constrained-str") or "[" in x)
-
-
-def _other_branch(fault: dict, faults: list[dict]) -> bool:
-    # data.source is text or a list: a mistake inside the list is no "must be text", and what is
-    # neither is told once
-    *holder, tag = fault["loc"]
-    if not _is_tag(tag):
-        return False
-    beside = [f for f in faults if list(f["loc"][: len(holder)]) == holder and f is not fault]
-    return bool(beside) and (
-        isinstance(fault["input"], list)
-        or (faults.index(fault) > 0 and faults[faults.index(fault) - 1] in beside)
-    )
-
-
-def _drop(raw: Any, location: tuple) -> None:
-    """Remove the value at `location`, or the nearest thing above it that can be removed."""
-    trail = [(None, None)]
+def _drop(raw: Any, location: tuple[int | str, ...]) -> None:
+    """Removes the value at `location`, or the nearest thing above it that can be removed."""
+    trail: list[tuple[Any, int | str]] = []
     for key in location:
-        if (isinstance(raw, dict) and key in raw) or (isinstance(raw, list) and _index(key, raw)):
+        held = raw if isinstance(raw, dict) else range(len(raw) if isinstance(raw, list) else 0)
+        if key in held:
             trail.append((raw, key))
             raw = raw[key]
-    holder, key = trail[-1]
-    if holder is not None:
+    for holder, key in trail[-1:]:
         del holder[key]
-
-
-def _index(key: Any, raw: list) -> bool:
-    return isinstance(key, int) and key < len(raw)
 
 
 _WANTED = {
@@ -260,8 +238,16 @@ _WANTED = {
 }
 
 
-def _sentence(path: str, fault: dict) -> str:
-    kind, value = fault["type"], fault.get("input")
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _sentence(path: str, fault: ErrorDetails) -> str:
+    kind, value, given = fault["type"], fault.get("input"), fault.get("ctx", {})
     if kind == "extra_forbidden":
         return unknown_setting(path)
     if kind == "missing":
@@ -269,21 +255,11 @@ def _sentence(path: str, fault: dict) -> str:
     if kind in _WANTED:
         return f"{path}: must be {_WANTED[kind]}, not {value!r}"
     if kind in ("literal_error", "unknown_name"):
-        choices = fault["ctx"].get("names") or _literal_choices(fault)
+        # pydantic writes a Literal's choices out: 'a', 'b' or 'c'
+        choices = given.get("names") or re.findall("'([^']*)'", given["expected"])
         hint = nearest_of(value, choices)
         return f"{path}: must be one of {', '.join(choices)}, not {value!r}{hint}"
-    bounds = {
-        "greater_than": "gt",
-        "greater_than_equal": "ge",
-        "less_than": "lt",
-        "less_than_equal": "le",
-    }
-    if kind in bounds:
-        words = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
-        bound = bounds[kind]
-        return f"{path}: must be {words[bound]} {fault['ctx'][bound]}, not {value!r}"
+    if kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        return f"{path}: must be {words} {given[bound]}, not {value!r}"
     return f"{path}: {fault['msg']}, not {value!r}"
-
-
-def _literal_choices(fault: dict) -> list[str]:
-    return [part.strip(" '") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]

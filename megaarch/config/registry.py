@@ -43,11 +43,9 @@ class Registry(MutableMapping[str, Entry]):
         self.kind = kind
         self._entries: dict[str, Any] = {row.name: row for row in rows} | named
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a mapping's would read it
-
-    def register(self, entry: Entry | str, name: str | None = None) -> None:
+    def register(self, entry: Any, name: str | None = None) -> None:
         """Adds an entry. name: for one that has no `name` of its own. UserError for a taken name."""
-        name = entry.name if name is None else name
+        name = name or str(entry.name)
         if name in self._entries:
             raise UserError(f"the {self.kind} {name!r} is registered already: choose another name")
         self._entries[name] = entry
@@ -114,7 +112,7 @@ def nearest_of(name: object, names: Any) -> str:
     return f"; did you mean {guess[0]}?" if guess else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # to compare would be to read
 class NameIn:
     """Marks a setting that names an entry of `table`, or is one of `also`. Tables are read when a
     configuration is: at import, plugins are not there yet."""

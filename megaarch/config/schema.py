@@ -5,7 +5,7 @@ Sections: model, data, training, parallel, logging; `study` holds a grid of cell
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from megaarch.config import catalogue
 from megaarch.config.registry import NameIn
@@ -113,8 +113,19 @@ class Source(Section):
     weight: Annotated[float, Field(ge=1e-18, le=1e18)] = 1.0  # to those of the others
 
 
+# Names the branch of `source` in a mistake's path, of which the user knows nothing
+SOURCE_TAGS = ("<text>", "<list>")
+
+
+def _branch(source: object) -> str:
+    return SOURCE_TAGS[isinstance(source, list)]
+
+
 class Data(Section):
-    source: Text | list[Source] = "embedded"
+    source: Annotated[
+        Annotated[Text, Tag("<text>")] | Annotated[list[Source], Tag("<list>")],
+        Discriminator(_branch),
+    ] = "embedded"
     kind: Literal["auto", "text", "supervised"] = "auto"
     text_field: Text = "text"
     tokenizer: Text | None = None  # file; None: train SentencePiece on the train split

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megaarch.config import catalogue
 from megaarch.config.products import layer_products
-from megaarch.config.schema import Data, Model, Settings
+from megaarch.config.schema import Data, Model, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 from megaarch.errors import UserError
 
@@ -43,7 +43,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             "checkpoint is written at these steps",
         )
     if settings.study:
-        yield from _study(settings)
+        yield from _study(settings.study, settings.data, settings.training)
 
 
 def _float8(settings: Settings) -> Iterator[Conflict]:
@@ -285,8 +285,8 @@ STUDYS_OWN = (
 _FOLDER = re.compile(r"\w[\w.+-]{0,99}")
 
 
-def _study(settings: Settings) -> Iterator[Conflict]:
-    study, names = settings.study, set()
+def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
+    names: set[str] = set()
     valid = set(setting_names())
     if not _FOLDER.fullmatch(study.name):
         yield ("study.name",), f"{study.name!r} cannot be the name of a folder"
@@ -310,7 +310,7 @@ def _study(settings: Settings) -> Iterator[Conflict]:
         for path in flatten(cell.set):
             if path in STUDYS_OWN:
                 yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
-            elif path == "model.vocabulary_size" and settings.data.tokenizer is None:
+            elif path == "model.vocabulary_size" and data.tokenizer is None:
                 yield (
                     (f"{where}.set",),
                     f"{path} is the study's to set, for the tokenizer that cuts the items of "
@@ -319,13 +319,14 @@ def _study(settings: Settings) -> Iterator[Conflict]:
             elif path not in valid or path.startswith("study"):
                 yield (f"{where}.set",), unknown_setting(path)
         names.add(cell.name)
-    names = [size.name for size in study.sizes]
-    for i, name in enumerate(names):
+    sizes = [size.name for size in study.sizes]
+    for i, name in enumerate(sizes):
         if not _FOLDER.fullmatch(name):
             yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
     amounts = [f"{amount:.4g}" for amount in study.budgets]
-    for key, values in (("sizes", names), ("budgets", amounts), ("seeds", study.seeds)):
-        twice = sorted({str(v) for v in values if values.count(v) > 1})
+    seeds = [str(seed) for seed in study.seeds]
+    for key, values in (("sizes", sizes), ("budgets", amounts), ("seeds", seeds)):
+        twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
     if study.tune and study.rates:
@@ -334,5 +335,5 @@ def _study(settings: Settings) -> Iterator[Conflict]:
             "cannot be given together with study.rates: a sweep chooses its own rates",
         )
     for section in ("steps", "budget"):
-        if getattr(settings.training, section) is not None:
+        if getattr(training, section) is not None:
             yield (f"training.{section}",), "a study sets it for each cell: leave it out"

@@ -22,15 +22,15 @@ import numpy as np
 
 from megaarch.config.catalogue import OBJECTIVES, objectives_of
 from megaarch.config.registry import load
-from megaarch.data.example import Example, Vocabulary
+from megaarch.data.example import Example, Tokens, Vocabulary
 from megaarch.errors import UserError
 
 
 def continuation(
     objective: str,
     architecture: str,
-    prefix: np.ndarray,
-    continuation: np.ndarray,
+    prefix: Tokens,
+    continuation: Tokens,
     vocabulary: Vocabulary,
 ) -> list[Example]:
     """Examples that score `continuation` [c] after `prefix` [p], in the objective's own form.
@@ -47,9 +47,9 @@ def continuation(
 def middle(
     objective: str,
     architecture: str,
-    before: np.ndarray,
-    middle: np.ndarray,
-    after: np.ndarray,
+    before: Tokens,
+    middle: Tokens,
+    after: Tokens,
     vocabulary: Vocabulary,
 ) -> list[Example]:
     """Examples that score `middle` [m] between `before` [b] and `after` [a].
@@ -66,8 +66,8 @@ def middle(
 
 
 def check(
-    objective: str, architecture: str, before: np.ndarray, scored: np.ndarray, after: np.ndarray
-) -> list[np.ndarray]:
+    objective: str, architecture: str, before: Tokens, scored: Tokens, after: Tokens
+) -> list[Tokens]:
     """All as int64. UserError unless the pair can be trained and there is a token to score."""
     accepted = objectives_of(architecture)
     if objective not in accepted:

@@ -9,11 +9,14 @@ All arrays are numpy, all on the host. Legend: n inputs, m targets, A position a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from megaarch.errors import UserError
+
+Tokens = np.ndarray  # int [n]: token ids
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -199,15 +202,26 @@ class Objective(Protocol):
     """
 
     name: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a frozen one, whose fields are its settings
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
-        """tokens: int [raw]. Returns an Example within `self.lengths(raw)`."""
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
+        """tokens: [raw]. Returns an Example within `self.lengths(raw)`."""
         ...
 
     def lengths(self, raw: int) -> Lengths:
         """The bound for `raw` tokens. Never falls as raw grows."""
+        ...
+
+
+@runtime_checkable
+class SplitObjective(Objective, Protocol):
+    """An objective that splits a text in two at a drawn place; mirrored: the other way round for the
+    same draw."""
+
+    mirrored: bool
+
+    def pair(self, raw: int) -> Lengths:
+        """What two examples of one draw take together, of which one is mirrored."""
         ...
 
 
@@ -221,7 +235,7 @@ class Converter(Protocol):
         ...
 
 
-def generator(seed: int, index: int) -> np.random.Generator:
+def generator(seed: int, index: int) -> Rng:
     """The generator of sample `index`: keyed by (seed, index) and nothing else."""
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
 

@@ -1,11 +1,14 @@
 """The loader: the micro-batches of step s, as a pure function of the settings and s.
 
-It holds no state: a run resumes from one integer. Workers make steps ahead of the trainer.
+It holds no state: a run resumes from one integer. Workers make steps before the trainer asks for them.
 """
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,40 +22,33 @@ WORKERS = {"cuda": 4}  # by device, where settings name no number
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+@dataclass(eq=False, kw_only=True)
 class Steps(torch.utils.data.Dataset):
     """`steps[s]` is the list of micro-batches of step s for one data-parallel rank.
 
     global_batch_size, micro_batch_size: rows. rank, ranks: place among the data-parallel ranks;
     a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
     (what that adds is no padding that counts). device_type, kernel: where batches will run and the
-    attention kernel that `model.attention` names; its plans are made here, ahead of the step, with
+    attention kernel that `model.attention` names; its plans are made here, before the step, with
     what `fused_rows` needs. half: whether layers compute in half precision. bias: whether
     self-attention has a position bias. shard: from a batch to what the rank's model takes of it.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int = 0,
-        ranks: int = 1,
-        multiple: int = 1,
-        device_type: str = "cpu",
-        kernel: str = "auto",
-        fused_rows: bool = False,
-        half: bool = True,
-        bias: bool = False,
-        shard: Callable[[Batch], Batch] = lambda batch: batch,
-    ):
-        assert global_batch_size % (micro_batch_size * ranks) == 0
-        self.rows = rows
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.rank, self.ranks = rank, ranks
-        self.device_type, self.kernel, self.fused_rows = device_type, kernel, fused_rows
-        self.half, self.bias, self.shard = half, bias, shard
-        self.multiple = multiple
+    rows: Rows = field(kw_only=False)
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int = 0
+    ranks: int = 1
+    multiple: int = 1
+    device_type: str = "cpu"
+    kernel: str = "auto"
+    fused_rows: bool = False
+    half: bool = True
+    bias: bool = False
+    shard: Callable[[Batch], Batch] = lambda batch: batch
+
+    def __post_init__(self):
+        assert self.global_batch_size % (self.micro_batch_size * self.ranks) == 0
 
     def __getitem__(self, step: int) -> list[Batch]:
         share = self.global_batch_size // self.ranks
@@ -80,20 +76,9 @@ class Steps(torch.utils.data.Dataset):
         return self.shard(batch)
 
 
-class _From(torch.utils.data.Sampler):
-    def __init__(self, start: int):
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start
-        while True:
-            yield step
-            step += 1
-
-
 @contextmanager
 def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator[list[Batch]]]:
-    """Micro-batches of steps start, start + 1, ... without end; made ahead in `workers` processes
+    """Yields the micro-batches of steps start, start + 1, ... without end; made before their turn in `workers` processes
     (0: in this one; None: WORKERS of the device), which end with the block, or when this process
     has died. For CUDA they lie in pinned memory, so that the step's copy does not wait.
 
@@ -105,11 +90,11 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
     # what is blocked in a process is so in those that it forks
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        batches = iter(
+        batches: Any = iter(  # what ends the workers of torch's iterator is private
             DataLoader(
                 steps,
                 batch_size=None,
-                sampler=_From(start),
+                sampler=count(start),
                 num_workers=workers,
                 pin_memory=device == "cuda",
                 prefetch_factor=4 if workers else None,

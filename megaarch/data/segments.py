@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.converters import converter_of
-from megaarch.data.example import Objective, RowShape, largest_raw
+from megaarch.data.example import Objective, RowShape, SplitObjective, largest_raw
 from megaarch.errors import UserError
 
 
@@ -72,11 +72,12 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
     ValueError where segments of two tokens do not fit.
     """
     converter, limits = converter_of(model.architecture), _limits(model)
-    mirrored = len(limits) == 2 and len(group) == 1 and hasattr(group[0], "mirrored")
+    alone = group[0] if len(limits) == 2 and len(group) == 1 else None
+    split = alone if isinstance(alone, SplitObjective) else None
 
     def bound(raw: int) -> RowShape:
-        if mirrored:
-            one = converter.shape(group[0].pair(raw))
+        if split:
+            one = converter.shape(split.pair(raw))
             return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
         first, *others = (converter.shape(objective.lengths(raw)) for objective in group)
         return sum(others, first)
@@ -92,9 +93,8 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
             f"model.{name}: rows of {limits[name]} tokens are too short for "
             f"{group[0].name} on {model.architecture}"
         )
-    if mirrored:
-        group = (group[0], replace(group[0], mirrored=True))
-    return Segmentation(raw, group, bound(raw), mirrored)
+    row = (split, replace(split, mirrored=True)) if split else group
+    return Segmentation(raw, row, bound(raw), mirrored=split is not None)
 
 
 def _limits(model: Model) -> dict[str, int | None]:
@@ -110,13 +110,13 @@ def _pairs(
     """Weighted groups of objectives that share a row: the one with the most targets for its inputs
     with the one with the fewest, and so on towards the middle; what is left over stands alone. A
     component's groups add up to its weight."""
-    left = [list(component) for component in sorted(mixture, key=lambda c: _density(c[1]))]
-    groups = []
+    left = sorted(mixture, key=lambda component: _density(component[1]))
+    groups: list[tuple[float, tuple[Objective, ...]]] = []
     while len(left) > 1:
-        (first, sparse), (last, dense) = left[0], left[-1]
+        (first, sparse), *between, (last, dense) = left
         weight = min(first, last)
         groups.append((weight, (sparse, dense)))
-        left[0][0], left[-1][0] = first - weight, last - weight
+        left = [(first - weight, sparse), *between, (last - weight, dense)]
         left = [component for component in left if component[0] > 1e-9]
     return groups + [(weight, (objective,)) for weight, objective in left]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from typing import Any
 
 from megaarch.distributed import launch
 from megaarch.errors import UserError
@@ -45,7 +46,7 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
                 ) from None
 
 
-def _world(starter: str, size: int):
+def _world(starter: str, size: int) -> Any:
     """mpi4py's executor over all ranks."""
     if starter == "torchrun":
         raise UserError("torchrun starts processes for training: use mpiexec or srun here")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import (
     as_row,
     draw_lengths,
@@ -55,15 +55,14 @@ class SpanInfilling:
         require_share(self.name, self.noise_density, 0.5)
         require_span_length(self.name, self.mean_span_length)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 1, self.name)
         raw, probabilities = len(tokens), restricted_poisson(self.mean_span_length, LONGEST)
         noise, surplus = noise_of(raw, self.noise_density), self.surplus(raw)
         most = self.most_spans(noise)
         for _ in range(DRAWS):
             lengths = until(draw_lengths(probabilities, noise, rng), noise, surplus)
+            assert lengths is not None, "as many draws as tokens, each of a token at least"
             if len(lengths) <= min(most, raw - lengths.sum() + 1):
                 break
         else:
@@ -110,9 +109,7 @@ class SentenceInfilling:
     def __post_init__(self):
         require_share(self.name, self.noise_density, 0.5)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 1, self.name)
         noise = noise_of(len(tokens), self.noise_density)
         starts = sentence_starts(tokens, vocabulary)
@@ -123,7 +120,7 @@ class SentenceInfilling:
         return blank(tokens, *chosen, vocabulary.sentence_mask, vocabulary, rng)
 
     def draw_sentences(
-        self, starts: np.ndarray, raw: int, noise: int, rng: np.random.Generator
+        self, starts: np.ndarray, raw: int, noise: int, rng: Rng
     ) -> tuple[np.ndarray, np.ndarray]:
         """(starts, lengths) of the spans."""
         lengths = np.diff(starts, append=raw)
@@ -161,13 +158,12 @@ class SuffixInfilling:
     def __post_init__(self):
         require_share(self.name, self.shortest)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         length = rng.integers(noise_of(len(tokens), self.shortest), len(tokens))
         start = np.array([len(tokens) - length])
         example = blank(tokens, start, np.array([length]), vocabulary.suffix_mask, vocabulary, rng)
+        assert example.feed is not None and example.feed_positions is not None
         return replace(
             example,
             targets=example.targets[:-1],
@@ -186,7 +182,7 @@ def noise_of(raw: int, share: float) -> int:
     return max(int(raw * share), 1)
 
 
-def scatter(lengths: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+def scatter(lengths: np.ndarray, total: int, rng: Rng) -> np.ndarray:
     """Starts of spans of these lengths, in this order, in `total` items with at least one item
     between neighbours. Needs len(lengths) <= total - sum + 1.
 
@@ -199,12 +195,12 @@ def scatter(lengths: np.ndarray, total: int, rng: np.random.Generator) -> np.nda
 
 
 def blank(
-    tokens: np.ndarray,
+    tokens: Tokens,
     starts: np.ndarray,
     lengths: np.ndarray,
     mask: int,
     vocabulary: Vocabulary,
-    rng: np.random.Generator,
+    rng: Rng,
 ) -> Example:
     """Part A with one `mask` a span, and part B with the spans shuffled."""
     inputs, index = replace_spans(tokens, starts, lengths, mask)
@@ -238,20 +234,18 @@ def text_positions(length: int) -> np.ndarray:
     return np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)
 
 
-def continuation(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+def continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """A suffix behind [gMASK]."""
     return [one_blank(prefix, scored, prefix[:0], vocabulary.suffix_mask, vocabulary)]
 
 
-def middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """A span behind [MASK]."""
     return [one_blank(before, scored, after, vocabulary.mask, vocabulary)]
 
 
 def one_blank(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, mask: int, vocabulary: Vocabulary
+    before: Tokens, scored: Tokens, after: Tokens, mask: int, vocabulary: Vocabulary
 ) -> Example:
     """One span, generated at its mask's position."""
     inputs, m = join(before, mask, after), len(scored)

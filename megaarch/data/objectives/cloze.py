@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import as_row, join, require_share, word_starts
 
 
@@ -31,9 +31,7 @@ class MaskedLM:
     def __post_init__(self):
         require_share(self.name, self.noise_density)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 1, self.name)
         budget = self.lengths(len(tokens)).targets
         if self.whole_word_masking:
@@ -66,9 +64,7 @@ class UniLM:
     def __post_init__(self):
         require_share(self.name, self.noise_density)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         seq2seq = self.direction == "seq2seq"
         tokens = as_row(tokens, 1 + seq2seq, self.name)
         places = choose_ngrams(tokens, self.lengths(len(tokens)).targets, vocabulary, rng)
@@ -94,9 +90,7 @@ def budget_of(raw: int, noise_density: float, largest: int | None = None) -> int
     return budget if largest is None else min(budget, largest)
 
 
-def corrupt(
-    tokens: np.ndarray, places: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-) -> np.ndarray:
+def corrupt(tokens: Tokens, places: np.ndarray, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
     """A copy with the tokens at `places` masked, replaced or kept, 80 : 10 : 10."""
     inputs = tokens.copy()
     draw = rng.random(len(places))
@@ -107,9 +101,7 @@ def corrupt(
     return inputs
 
 
-def choose_words(
-    tokens: np.ndarray, budget: int, vocabulary: Vocabulary, rng: np.random.Generator
-) -> np.ndarray:
+def choose_words(tokens: Tokens, budget: int, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
     """Indices of whole words in random order that together do not exceed `budget`."""
     starts = np.flatnonzero(word_starts(tokens, vocabulary))
     lengths = np.diff(starts, append=len(tokens))
@@ -123,9 +115,7 @@ def choose_words(
     return np.array(chosen, dtype=np.int64)
 
 
-def choose_ngrams(
-    tokens: np.ndarray, budget: int, vocabulary: Vocabulary, rng: np.random.Generator
-) -> np.ndarray:
+def choose_ngrams(tokens: Tokens, budget: int, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
     """Sorted indices of unigrams (80%), bigrams (10%) and trigrams (10%), `budget` in all."""
     text = vocabulary.text[tokens].tolist()
     starts = rng.permutation(np.flatnonzero(text))
@@ -143,7 +133,7 @@ def choose_ngrams(
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def left_to_right(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+def left_to_right(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """UniLM's seq2seq form: the next token is a [MASK] at the end of what is known."""
     return [
         one_place(join(prefix, scored[:j], vocabulary.mask), len(prefix) + j, token, len(prefix))
@@ -151,7 +141,7 @@ def left_to_right(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
     ]
 
 
-def one_at_a_time(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+def one_at_a_time(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """BERT's pseudo-likelihood: everything but the one token is seen (Salazar et al. 2020)."""
     text = join(prefix, scored)
     return [
@@ -160,9 +150,7 @@ def one_at_a_time(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
     ]
 
 
-def middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """All tokens see each other, and what is not yet known is [MASK]."""
     masks = np.full(len(scored), vocabulary.mask)
     return [
@@ -171,7 +159,7 @@ def middle(
     ]
 
 
-def one_place(inputs: np.ndarray, place: int, target: int, prefix: int | None = None) -> Example:
+def one_place(inputs: Tokens, place: int, target: int, prefix: int | None = None) -> Example:
     """One target at one place."""
     return Example(inputs, join(target), places=np.array([place]), prefix=prefix)
 

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import (
     as_row,
     forced,
@@ -53,9 +53,7 @@ class Denoising:
         require_share(self.name, self.noise_density, 0.5)
         require_span_length(self.name, self.mean_span_length)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         targets = as_row(tokens, 1, self.name)
         tokens, words = permute_sentences(targets, vocabulary, rng)
         bound = self.lengths(len(tokens)).inputs
@@ -98,7 +96,7 @@ class Denoising:
 def share_left(noise_density: float, mean_span_length: float) -> float:
     """Tokens of the inputs for each token of a long row in which every token is a word.
 
-    A word begins a span with probability p, and a span that begins d words ahead of it covers it
+    A word begins a span with probability p, and a span that begins d words before it covers it
     with the probability that its length exceeds d.
     """
     empty = math.exp(-mean_span_length)
@@ -115,7 +113,7 @@ def share_left(noise_density: float, mean_span_length: float) -> float:
     return kept + p * mask + spans * empty
 
 
-def infill(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, mask: int) -> np.ndarray:
+def infill(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, mask: int) -> np.ndarray:
     """`tokens` with a `mask` for the first token of each span from `starts` to `ends`, unless
     another span covers it, and without the others. Spans may touch and overlap; starts differ.
     """
@@ -127,7 +125,7 @@ def infill(tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, mask: int) 
     return masked[np.cumsum(covered[:-1]) == 0]
 
 
-def insert(tokens: np.ndarray, count: int, mask: int, rng: np.random.Generator) -> np.ndarray:
+def insert(tokens: Tokens, count: int, mask: int, rng: Rng) -> np.ndarray:
     """`tokens` and `count` masks among them, uniform over all ways to place these."""
     text = np.ones(len(tokens) + count, dtype=bool)
     text[rng.choice(len(text), count, replace=False)] = False
@@ -137,7 +135,7 @@ def insert(tokens: np.ndarray, count: int, mask: int, rng: np.random.Generator) 
 
 
 def permute_sentences(
-    tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    tokens: Tokens, vocabulary: Vocabulary, rng: Rng
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens with their sentences shuffled, and the indices at which words begin there."""
     starts = sentence_starts(tokens, vocabulary)
@@ -149,9 +147,7 @@ def permute_sentences(
     return tokens[index], np.flatnonzero(begins[index])
 
 
-def middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """The whole text is generated; what stands before the span is forced."""
     return [forced(join(before, vocabulary.mask, after), before, scored)]
 

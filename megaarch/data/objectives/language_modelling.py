@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import as_row, join
 
 
@@ -14,9 +14,7 @@ class FullLM:
 
     name: str = "full_lm"
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 1, self.name)
         return Example(inputs=tokens[:0], targets=tokens)
 
@@ -37,9 +35,7 @@ class PrefixLM:
     mirrored: bool = False
     name: str = "prefix_lm"
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         split = int(rng.integers(1, len(tokens)))
         if self.mirrored:
@@ -56,19 +52,19 @@ class PrefixLM:
         return Lengths(raw, raw)
 
 
-def supervised(inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> Example:
+def supervised(inputs: Tokens, targets: Tokens, vocabulary: Vocabulary) -> Example:
     """An {input, target} pair: inputs [n] as they are, targets [m] and the end token."""
     inputs = np.asarray(inputs, dtype=np.int64)
     return Example(inputs=inputs, targets=np.append(targets, vocabulary.eos).astype(np.int64))
 
 
-def continuation(prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary) -> list[Example]:
+def continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """The prefix, and what follows it."""
     return [Example(prefix, scored)]
 
 
 def supervised_continuation(
-    prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
+    prefix: Tokens, scored: Tokens, vocabulary: Vocabulary
 ) -> list[Example]:
     """The prefix as a whole input."""
     return [Example(join(prefix, vocabulary.eos), scored)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import as_row, draw_lengths, join, word_starts
 from megaarch.errors import UserError
 
@@ -21,7 +21,7 @@ class PermutationLM:
 
     From left to right, each span has n = 1..longest tokens with probability proportional to 1/n, cut
     to the targets that are still missing, and alpha·n tokens of context: uniformly 0 to alpha·n - 1
-    of them ahead of it, the others after it. It begins at the next start of a word, and its last
+    of them before it, the others after it. It begins at the next start of a word, and its last
     token is not the row's last. The targets that no span took are single tokens, drawn uniformly
     from the rest: at 512 tokens 12 of 85 where every token is a word, 14 of words of 1.4 tokens. The
     targets' order is uniform; all other tokens are context, seen by all and seeing no target.
@@ -38,9 +38,7 @@ class PermutationLM:
                 f"not {self.alpha} and {self.longest}"
             )
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 1, self.name)
         chosen = self.spans(word_starts(tokens, vocabulary), rng)
         rest = np.flatnonzero(~chosen)
@@ -49,17 +47,17 @@ class PermutationLM:
         places = rng.permutation(np.flatnonzero(chosen))
         return Example(inputs=tokens, targets=tokens[places], places=places, permuted=True)
 
-    def spans(self, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def spans(self, starts: np.ndarray, rng: Rng) -> np.ndarray:
         """bool [raw]: the tokens of all spans. starts: bool [raw], where words begin."""
         raw, missing = len(starts), self.lengths(len(starts)).targets
         begins = np.append(np.flatnonzero(starts), raw)
         following = begins[np.searchsorted(begins, np.arange(raw + 1))].tolist()
         weights = 1 / np.arange(1, self.longest + 1)
         drawn = draw_lengths(weights / weights.sum(), missing, rng).tolist()
-        ahead = rng.random(missing).tolist()
+        shares = rng.random(missing).tolist()
         chosen = np.zeros(raw, dtype=bool)
         window = 0  # where it begins
-        for size, share in zip(drawn, ahead, strict=True):
+        for size, share in zip(drawn, shares, strict=True):
             size = min(size, missing)
             before = int(share * self.alpha * size)
             begin = following[min(window + before, raw)]
@@ -75,9 +73,7 @@ class PermutationLM:
         return Lengths(raw, max(round(raw / self.alpha), 1), in_place=True)
 
 
-def middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """Both sides are context; the scored tokens come in order."""
     places = len(before) + np.arange(len(scored))
     return [Example(join(before, scored, after), scored, places=places, permuted=True)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.data.example import Example, Lengths, Vocabulary
+from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
 from megaarch.data.objectives.spans import (
     as_row,
     forced,
@@ -48,9 +48,7 @@ class SpanCorruption:
         spans = max(int(np.rint(np.float32(noise) / np.float32(self.mean_span_length))), 1)
         return noise, min(spans, raw - noise)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         noise, spans = self.counts(len(tokens))
         kept = segment(len(tokens) - noise, spans, rng)
@@ -61,7 +59,7 @@ class SpanCorruption:
 
         led = self.mode is not None
         inputs = np.empty(len(tokens) - noise + spans + 1 + led, dtype=np.int64)
-        if led:
+        if self.mode is not None:
             inputs[0] = vocabulary.special[self.mode]
         fill(inputs[led:-1], kept, sentinels, tokens[ranges(starts - kept, kept)], after=True)
         inputs[-1] = vocabulary.eos
@@ -102,9 +100,7 @@ class SequentialDenoising:
         shortest = np.rint(np.float32(1 - 2 * self.noise_density) * np.float32(raw - 1))
         return max(int(shortest), 1)
 
-    def __call__(
-        self, tokens: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> Example:
+    def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         shortest = self.shortest_prefix(len(tokens))
         split = int(rng.integers(shortest, len(tokens)))
@@ -147,7 +143,7 @@ UL2 = (
 )
 
 
-def segment(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+def segment(items: int, segments: int, rng: Rng) -> np.ndarray:
     """Lengths of a split into non-empty segments, uniform over all such splits."""
     cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=items)
@@ -156,7 +152,7 @@ def segment(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
 def fill(
     out: np.ndarray, lengths: np.ndarray, sentinels: np.ndarray, text: np.ndarray, after: bool
 ) -> None:
-    """Write segments of these lengths, each with its sentinel ahead of it or after it."""
+    """Write segments of these lengths, each with its sentinel before or after it."""
     ends = np.cumsum(lengths + 1)
     is_text = np.ones(len(out), dtype=bool)
     is_text[ends - 1 if after else ends - lengths - 1] = False
@@ -164,23 +160,19 @@ def fill(
     out[~is_text] = sentinels
 
 
-def middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """The span stands behind sentinel 0."""
     mark = vocabulary.sentinel(0)
     return [forced(join(before, mark, after, vocabulary.eos), mark, scored)]
 
 
-def ul2_continuation(
-    prefix: np.ndarray, scored: np.ndarray, vocabulary: Vocabulary
-) -> list[Example]:
+def ul2_continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
     """The S-denoiser's suffix."""
     return [Example(join(vocabulary.mode_s, prefix, vocabulary.eos), scored)]
 
 
 def ul2_middle(
-    before: np.ndarray, scored: np.ndarray, after: np.ndarray, vocabulary: Vocabulary
+    before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary
 ) -> list[Example]:
     """The R-denoiser's span."""
     return middle(join(vocabulary.mode_r, before), scored, after, vocabulary)

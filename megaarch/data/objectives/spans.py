@@ -8,11 +8,11 @@ from functools import cache
 
 import numpy as np
 
-from megaarch.data.example import Example, Vocabulary
+from megaarch.data.example import Example, Rng, Tokens, Vocabulary
 from megaarch.errors import UserError
 
 
-def as_row(tokens: np.ndarray, least: int, name: str) -> np.ndarray:
+def as_row(tokens: Tokens, least: int, name: str) -> np.ndarray:
     """`tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
     tokens = np.asarray(tokens, dtype=np.int64)
     if tokens.ndim != 1 or len(tokens) < least:
@@ -45,7 +45,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def replace_spans(
-    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, mask: int
+    tokens: Tokens, starts: np.ndarray, lengths: np.ndarray, mask: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`tokens` with one `mask` for each span, and the masks' indices in the result."""
     count = len(starts)
@@ -60,7 +60,7 @@ def replace_spans(
     return corrupted, index
 
 
-def word_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def word_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
     """bool [raw]: where a word begins. A special is a word of its own, and the row begins one."""
     text = vocabulary.text[tokens]
     starts = vocabulary.word_start[tokens] | ~text
@@ -69,7 +69,7 @@ def word_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return starts
 
 
-def sentence_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def sentence_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
     """Indices at which sentences begin, the first of them 0.
 
     A sentence ends after a run of sentence-ending tokens ("." and a newline stay together), at
@@ -89,7 +89,7 @@ def restricted_poisson(mean: float, largest: int) -> np.ndarray:
     return p / p.sum()
 
 
-def draw_lengths(probabilities: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def draw_lengths(probabilities: np.ndarray, count: int, rng: Rng) -> np.ndarray:
     """`count` draws of 1..n with these probabilities [n]."""
     edges = np.cumsum(probabilities)[:-1]
     return 1 + np.searchsorted(edges, rng.random(count), side="right")
@@ -114,7 +114,7 @@ def join(*pieces: int | np.ndarray) -> np.ndarray:
     return np.concatenate([np.atleast_1d(np.asarray(piece, dtype=np.int64)) for piece in pieces])
 
 
-def forced(inputs: np.ndarray, given: int | np.ndarray, scored: np.ndarray) -> Example:
+def forced(inputs: Tokens, given: int | np.ndarray, scored: Tokens) -> Example:
     """Targets `given` (weight 0) and then `scored` (weight 1)."""
     targets = join(given, scored)
     return Example(inputs, targets, weights=np.arange(len(targets)) >= len(targets) - len(scored))

@@ -1,4 +1,4 @@
-"""What a configuration can name, in tables: architectures, objectives, presets, attention kernels
+"""Tables of what a configuration can name: architectures, objectives, presets, attention kernels
 and optimizers. `registry.py` says how a package outside adds to them.
 
 An architecture is a stack layout and an attention mask; an objective turns tokens into inputs and
@@ -66,9 +66,9 @@ class Objective:
     architectures: tuple[str, ...] = ()
 
     def components(self, **given: Any) -> tuple[tuple[float, Any], ...]:
-        """The weighted components under these settings of NOISE, which go to every component that
-        has them; None and False leave the objective's own. UserError for a setting that it does
-        not accept, for a value that a component refuses, and for pairs."""
+        """Returns the weighted components under these settings of NOISE, which go to every
+        component that has them; None and False leave the objective's own. UserError for a setting
+        that it does not accept, for a value that a component refuses, and for pairs."""
         if self.mixture is None:
             raise UserError(f"{self.name} examples are pairs of the data: they have no noise")
         mixture = load(self.mixture)
@@ -312,12 +312,12 @@ OPTIMIZERS: Registry[Optimizer] = Registry(
 
 
 def position_axes(objective: str) -> int:
-    """Number of position axes that examples of `objective` carry."""
+    """Returns the number of position axes that examples of `objective` carry."""
     return OBJECTIVES[objective].position_axes
 
 
 def objectives_of(architecture: str) -> tuple[str, ...]:
-    """Names of the objectives that the architecture runs; none for one that is not known."""
+    """Returns the names of the objectives that the architecture runs; () for an unknown one."""
     if architecture not in ARCHITECTURES:
         return ()
     beside = (row.name for row in OBJECTIVES.values() if architecture in row.architectures)

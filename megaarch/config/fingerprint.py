@@ -1,4 +1,4 @@
-"""What decides a run's result, as flat settings: for a resumed run, and for a finished cell."""
+"""The settings that decide a run's result, flat: for a resumed run, and for a finished cell."""
 
 import re
 from typing import Any
@@ -43,7 +43,7 @@ RESUMABLE = (
 
 
 def fingerprint(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the settings that decide a result, flat, without those of `but` (names, or sections)."""
+    """Returns the settings that decide a result, flat, without `but` (names, or sections)."""
     if isinstance(settings, Settings):
         settings = settings.model_dump(mode="json", by_alias=True)
     names = (*VOLATILE, *but)

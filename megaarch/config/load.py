@@ -72,7 +72,8 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> Raw:
-    """The mapping in a YAML file. ConfigError names file, line and column of what is wrong."""
+    """Returns the mapping in a YAML file. ConfigError names file, line and column of what is
+    wrong."""
     try:
         text = read_text(path, LARGEST)
     except OSError as error:
@@ -83,7 +84,7 @@ def read_yaml(path: str | Path) -> Raw:
 
 
 def _load(text: str) -> Any:
-    """What a YAML text says. YAMLError where aliases (*name) repeat it beyond bounds."""
+    """Returns what a YAML text says. YAMLError where aliases (*name) repeat it beyond bounds."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -97,7 +98,7 @@ def _load(text: str) -> Any:
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node, those of an alias counted wherever it stands."""
+    """Returns the number of values below a node, those of an alias counted wherever it stands."""
     if id(node) not in known:
         known[id(node)] = LARGEST_NODES + 1  # of what holds itself, for which there is no end
         below = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -124,7 +125,7 @@ def _parse(text: str, where: str) -> Raw | None:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """'model.layers=4' -> ('model.layers', 4). The value is read as YAML."""
+    """Parses 'model.layers=4' to ('model.layers', 4). The value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ConfigError([f"--set takes section.name=value, not {text!r}"])
@@ -135,7 +136,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_path(raw: Raw, path: str, value: Any) -> None:
-    """Set a dotted path in nested mappings, in place. A mapping goes into the section that is
+    """Sets a dotted path in nested mappings, in place. A mapping goes into the section that is
     there and leaves its other settings as they are."""
     *sections, name = path.split(".")
     for section in sections:
@@ -160,7 +161,7 @@ def get_path(raw: Any, path: str) -> Any:
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
-    """Settings of a YAML file with `--set` overrides on top."""
+    """Returns the settings of a YAML file with `--set` overrides on top."""
     raw = read_yaml(path)
     for text in overrides:
         set_path(raw, *parse_override(text))
@@ -168,7 +169,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
 
 
 def resolve(raw: Raw, where: str = "") -> Settings:
-    """Fill in the preset's defaults, validate types and combinations. Raises ConfigError."""
+    """Fills in the preset's defaults, checks types and conflicts. Raises ConfigError."""
     load_plugins()  # or what is wrong with one would be told as a setting's mistake
     raw = {key: {} if value is None else value for key, value in copy.deepcopy(raw).items()}
     raw = fill_preset(raw)
@@ -197,7 +198,7 @@ def resolve(raw: Raw, where: str = "") -> Settings:
 
 
 def fill_preset(raw: Raw) -> Raw:
-    """Write the preset's architecture and objective where the user gave none."""
+    """Writes the preset's architecture and objective where the user gave none."""
     name = get_path(raw, "model.preset")
     preset = catalogue.PRESETS.get(name) if isinstance(name, str) else None
     if preset:
@@ -215,7 +216,7 @@ def _drop(raw: Any, location: tuple[int | str, ...]) -> None:
         held = raw if isinstance(raw, dict) else range(len(raw) if isinstance(raw, list) else 0)
         if key in held:
             trail.append((raw, key))
-            raw = raw[key]
+            raw = trail[-1][0][key]
     for holder, key in trail[-1:]:
         del holder[key]
 

@@ -13,7 +13,7 @@ GATED = ("swiglu", "geglu")
 
 
 def stack_layers(model: Model) -> tuple[int, ...]:
-    """Layers of each stack, in the order of the streams."""
+    """Returns the number of layers of each stack, in the order of the streams."""
     names = catalogue.ARCHITECTURES[model.architecture].streams
     if len(names) == 1:
         return (model.layers,)
@@ -36,8 +36,8 @@ class Product:
 
 
 def layer_products(model: Model, stream: int) -> dict[str, Product]:
-    """The matrix products of a layer of this stream's stack, in a forward pass, by name. Both kinds of
-    attention are named so; what is not attention's is `up` and `down`."""
+    """Returns the matrix products of a layer of this stream's stack, in a forward pass, by name.
+    Both kinds of attention are named so; what is not attention's is `up` and `down`."""
     d, heads = model.hidden_size, model.heads
     head_size = model.head_size or d // heads
     queries, keys = heads * head_size, (model.kv_heads or heads) * head_size

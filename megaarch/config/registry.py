@@ -44,7 +44,7 @@ class Registry(MutableMapping[str, Entry]):
         self._entries: dict[str, Any] = {row.name: row for row in rows} | named
 
     def register(self, entry: Any, name: str | None = None) -> None:
-        """Adds an entry. name: for one that has no `name` of its own. UserError for a taken name."""
+        """Adds an entry. name: of one that has no `name` field. UserError for a taken name."""
         name = name or str(entry.name)
         if name in self._entries:
             raise UserError(f"the {self.kind} {name!r} is registered already: choose another name")
@@ -81,8 +81,8 @@ class Registry(MutableMapping[str, Entry]):
 
 
 def load(reference: Any) -> Any:
-    """The object that a "module:attribute" or the name of a module stands for; any other object as
-    it is."""
+    """Returns the object that a "module:attribute" or the name of a module stands for; any other
+    object as it is."""
     if not isinstance(reference, str):
         return reference
     module, _, attribute = reference.partition(":")
@@ -107,7 +107,8 @@ def load_plugins() -> None:
 
 
 def nearest_of(name: object, names: Any) -> str:
-    """The end of a sentence that guesses which of `names` was meant, empty without a guess."""
+    """Returns the end of a sentence that guesses which of `names` was meant, empty without a
+    guess."""
     guess = difflib.get_close_matches(str(name), names, 1, 0.5)
     return f"; did you mean {guess[0]}?" if guess else ""
 

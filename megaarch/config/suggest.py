@@ -11,7 +11,7 @@ from megaarch.config.schema import Settings
 
 
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings."""
+    """Yields the dotted names of all settings."""
     for name, entry in section.model_fields.items():
         name = entry.alias or name
         yield f"{prefix}{name}"
@@ -27,7 +27,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'model': {'layers': 2}} -> {'model.layers': 2}."""
+    """Returns {'model.layers': 2} for {'model': {'layers': 2}}."""
     flat = {}
     for key, value in raw.items():
         if isinstance(value, dict) and value:
@@ -38,7 +38,7 @@ def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nearest_setting(path: str, names: Iterable[str]) -> str | None:
-    """The valid dotted name that a wrong one most likely meant."""
+    """Returns the valid dotted name that a wrong one most likely meant."""
     names = list(names)
     path = re.sub(r"\.\d+(?=\.|$)", "", path)  # list indices are no names
     parent, _, leaf = path.rpartition(".")
@@ -54,6 +54,6 @@ def nearest_setting(path: str, names: Iterable[str]) -> str | None:
 
 
 def unknown_setting(path: str) -> str:
-    """The sentence for a setting that does not exist."""
+    """Returns the sentence for a setting that does not exist."""
     guess = nearest_setting(path, setting_names())
     return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")

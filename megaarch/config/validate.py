@@ -47,7 +47,8 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
 
 
 def _float8(settings: Settings) -> Iterator[Conflict]:
-    """What float8 products do not go with. `parallel/float8.py` looks for torchao and at the device."""
+    """Yields what float8 products do not go with. `parallel/float8.py` looks for torchao and at the
+    device."""
     training, parallel, name = settings.training, settings.parallel, "training.float8"
     if training.float8 is None:
         if training.float8_emulate:
@@ -207,7 +208,7 @@ def _lengths(settings: Settings) -> Iterator[Conflict]:
 
 
 def _noise(data: Data) -> Iterator[Conflict]:
-    """Settings that the objective does not have, or values that it cannot take."""
+    """Yields settings that the objective does not have, or values that it cannot take."""
     objective = catalogue.OBJECTIVES[data.objective]
     for name, value in ((name, getattr(data, name)) for name in catalogue.NOISE):
         if value is None or value is False:
@@ -230,7 +231,7 @@ def _relative_bias(model: Model) -> Iterator[Conflict]:
 
 
 def bucket_fault(buckets: int, bidirectional: bool, max_distance: int) -> str | None:
-    """What is wrong with these settings of a relative bias, in a sentence; None: nothing."""
+    """Returns a sentence on what is wrong with these settings of a relative bias, or None."""
     parts = 4 if bidirectional else 2
     if 1 <= buckets // parts < max_distance:
         return None

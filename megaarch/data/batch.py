@@ -37,7 +37,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a batch really holds, padding left out. The only input of the FLOP count.
+    """Counts of what a batch really holds, padding left out. The only input of the FLOP count.
 
     rows: batch rows. tokens: per stream, rows of some part's example.
     areas: per stream, visible pairs of its self-attention. cross_areas: per stream (0 if none).
@@ -88,13 +88,13 @@ class Batch:
     counts: Counts
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Tensors on `device`; parts and counts stay on the host."""
+        """Returns tensors on `device`; parts and counts stay on the host."""
 
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Tensors and the plans of parts in pinned memory, from which copies to a GPU run on their
-        own. torch's DataLoader calls it."""
+        """Returns tensors and the plans of parts in pinned memory, from which copies to a GPU run
+        on their own. torch's DataLoader calls it."""
         for stream in self.streams:
             for parts in (stream.parts, stream.cross):
                 if parts is not None:

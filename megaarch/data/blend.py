@@ -39,7 +39,7 @@ class Blend:
         self._order = lru_cache(maxsize=16)(self._draw_order)
 
     def _before(self, block: int) -> np.ndarray:
-        """Samples of each task in all blocks before `block`."""
+        """Returns the number of samples of each task in all blocks before `block`."""
         return np.diff(np.floor(self.cumulative * (BLOCK * block) + 0.5).astype(np.int64))
 
     def _draw_order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ class Blend:
         return tasks, ranks
 
     def __getitem__(self, i: int) -> tuple[int, int]:
-        """Sample i's task, and its index among that task's samples."""
+        """Returns sample i's task, and its index among that task's samples."""
         if len(self.cumulative) == 2:
             return 0, i
         block, place = divmod(i, BLOCK)

@@ -33,7 +33,8 @@ def continuation(
     continuation: Tokens,
     vocabulary: Vocabulary,
 ) -> list[Example]:
-    """Examples that score `continuation` [c] after `prefix` [p], in the objective's own form.
+    """Returns examples that score `continuation` [c] after `prefix` [p], in the objective's own
+    form.
 
     UserError for a pair that cannot be trained, and where there is nothing to score.
     """
@@ -59,7 +60,8 @@ def middle(
     if OBJECTIVES[objective].middle is None:
         able = ", ".join(row.name for row in OBJECTIVES.values() if row.middle is not None)
         raise UserError(
-            f"{objective} cannot state a middle given both of its sides: objectives that can are {able}"
+            f"{objective} cannot state a middle given both of its sides: "
+            f"objectives that can are {able}"
         )
     sides = check(objective, architecture, before, middle, after)
     return load(OBJECTIVES[objective].middle)(*sides, vocabulary)

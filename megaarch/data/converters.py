@@ -64,7 +64,8 @@ class Decoder:
     bidirectional_prefix: bool
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """ValueError for permutation examples, and for cloze without a bidirectional prefix."""
+        """Raises ValueError for permutation examples, and for cloze without a bidirectional
+        prefix."""
         if example.places is not None and not example.permuted and self.bidirectional_prefix:
             return cloze(example)
         require(example, "sequence", self.name)
@@ -100,8 +101,8 @@ class EncoderDecoder:
     name: str = "encoder_decoder"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """ValueError for cloze and permutation examples. Without inputs, cross-attention sees
-        nothing and gives zero.
+        """Raises ValueError for cloze and permutation examples. Without inputs, cross-attention
+        sees nothing and gives zero.
         """
         require(example, "sequence", self.name)
         n, m = len(example.inputs), len(example.targets)
@@ -132,7 +133,7 @@ class Encoder:
     name: str = "encoder"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """ValueError for anything but cloze examples that all see all."""
+        """Raises ValueError for anything but cloze examples that all see all."""
         require(example, "cloze", self.name)
         if example.prefix is not None or example.reverse:
             raise UserError("encoder takes cloze examples without a direction: use prefix_decoder")
@@ -151,7 +152,7 @@ class TwoStream:
     name: str = "two_stream"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """ValueError for anything but permutation examples."""
+        """Raises ValueError for anything but permutation examples."""
         require(example, "permutation", self.name)
         n, m = len(example.inputs), len(example.targets)
         places = np.asarray(example.places, dtype=np.int64)
@@ -177,12 +178,12 @@ ENCODER_DECODER, ENCODER, TWO_STREAM = EncoderDecoder(), Encoder(), TwoStream()
 
 
 def converter_of(architecture: str) -> Converter:
-    """The feature converter that the architecture's row in the catalogue names."""
+    """Returns the feature converter that the architecture's row in the catalogue names."""
     return load(ARCHITECTURES[architecture].converter)
 
 
 def require(example: Example, wanted: str, architecture: str) -> None:
-    """ValueError unless the example is of the `wanted` family."""
+    """Raises ValueError unless the example is of the `wanted` family."""
     family = "sequence" if example.places is None else "cloze"
     if example.permuted:
         family = "permutation"
@@ -194,17 +195,17 @@ def require(example: Example, wanted: str, architecture: str) -> None:
 
 
 def total(lengths: Lengths) -> int:
-    """The bound on inputs and targets together."""
+    """Returns the bound on inputs and targets together."""
     return lengths.inputs + lengths.targets if lengths.total is None else lengths.total
 
 
 def prefix_parts(p: int, n: int) -> list[Part]:
-    """R[0:p; 0:p] + C[p:n; 0:n], empty parts left out."""
+    """Returns R[0:p; 0:p] + C[p:n; 0:n], empty parts left out."""
     return ([full(0, p, 0, p)] if p else []) + ([causal(p, n, 0, n)] if p < n else [])
 
 
 def cloze(example: Example) -> Converted:
-    """One row of the inputs, each target read off at its own place."""
+    """Returns one row of the inputs, each target read off at its own place."""
     n = len(example.inputs)
     prefix = n if example.prefix is None else example.prefix
     if example.reverse and prefix:
@@ -218,14 +219,14 @@ def cloze(example: Example) -> Converted:
 
 
 def positions_or_range(positions: np.ndarray | None, length: int) -> np.ndarray:
-    """int64 [length, A]: the positions given, else 0, 1, 2, ... on one axis."""
+    """Returns int64 [length, A]: the positions given, else 0, 1, 2, ... on one axis."""
     if positions is None:
         return np.arange(length)[:, None]
     return np.asarray(positions, dtype=np.int64)
 
 
 def concatenate_positions(example: Example, rows: int) -> np.ndarray:
-    """int64 [rows, A]: of inputs and then feed, or 0, 1, 2, ... through both."""
+    """Returns int64 [rows, A]: of inputs and then feed, or 0, 1, 2, ... through both."""
     if example.input_positions is None:
         return positions_or_range(None, rows)
     joined = [example.input_positions, example.feed_positions]
@@ -235,7 +236,7 @@ def concatenate_positions(example: Example, rows: int) -> np.ndarray:
 def finish(
     example: Example, streams: tuple[ConvertedStream, ...], target_index: np.ndarray
 ) -> Converted:
-    """With the targets, weight 1 unless the example says otherwise."""
+    """Returns the streams with the targets, of weight 1 unless the example says otherwise."""
     weights = example.weights
     if weights is None:
         weights = np.ones(len(example.targets))

@@ -1,4 +1,4 @@
-"""What flows between objective, feature converter and packing, in the order it flows.
+"""The records that flow between objective, feature converter and packing, in the order they flow.
 
     objective   tokens      -> Example     what to condition on, what to predict
     converter   Example     -> Converted   the streams, parts and targets that a stack eats
@@ -21,7 +21,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Example:
-    """What an objective makes of a segment of tokens.
+    """The result of an objective for a segment of tokens.
 
     inputs: int [n], tokens to condition on.
     targets: int [m], tokens to predict.
@@ -83,7 +83,7 @@ class RowShape:
     cross_parts: int = 0
 
     def fits(self, other: "RowShape") -> bool:
-        """Whether a row of shape `other` fits into one of this shape."""
+        """Returns whether a row of shape `other` fits into one of this shape."""
         return (
             all(a >= b for a, b in zip(self.streams, other.streams, strict=True))
             and self.targets >= other.targets
@@ -92,7 +92,7 @@ class RowShape:
         )
 
     def stretched(self, multiple: int) -> "RowShape":
-        """Streams padded to lengths that `multiple` divides."""
+        """Returns streams padded to lengths that `multiple` divides."""
         return replace(self, streams=tuple(-(-n // multiple) * multiple for n in self.streams))
 
     def __add__(self, other: "RowShape") -> "RowShape":
@@ -120,7 +120,7 @@ class ConvertedStream:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a converter makes of an Example: streams in stack order, targets on the last one.
+    """The result of a converter for an Example: streams in stack order, targets on the last one.
 
     target_index int [M]: row of the last stream at which each target is read off.
     target_tokens int [M]; target_weights float32 [M].
@@ -169,7 +169,7 @@ class Vocabulary:
         raise AttributeError(name)
 
     def sentinel(self, k: int) -> int:
-        """Id of sentinel k. ValueError where the vocabulary has no such sentinel."""
+        """Returns the id of sentinel k. ValueError where the vocabulary has no such sentinel."""
         if not 0 <= k < self.sentinels:
             raise UserError(
                 f"sentinel {k} asked for, but the vocabulary has {self.sentinels}: "
@@ -209,7 +209,7 @@ class Objective(Protocol):
         ...
 
     def lengths(self, raw: int) -> Lengths:
-        """The bound for `raw` tokens. Never falls as raw grows."""
+        """Returns the bound for `raw` tokens. Never falls as raw grows."""
         ...
 
 
@@ -221,7 +221,7 @@ class SplitObjective(Objective, Protocol):
     mirrored: bool
 
     def pair(self, raw: int) -> Lengths:
-        """What two examples of one draw take together, of which one is mirrored."""
+        """Returns what two examples of one draw take together, of which one is mirrored."""
         ...
 
 
@@ -231,17 +231,17 @@ class Converter(Protocol):
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted: ...
 
     def shape(self, lengths: Lengths) -> RowShape:
-        """The bound on the row that an Example within `lengths` takes."""
+        """Returns the bound on the row that an Example within `lengths` takes."""
         ...
 
 
 def generator(seed: int, index: int) -> Rng:
-    """The generator of sample `index`: keyed by (seed, index) and nothing else."""
+    """Returns the generator of sample `index`: keyed by (seed, index) and nothing else."""
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
 
 
 def largest_raw(fits: Callable[[int], bool], limit: int = 1 << 20) -> int:
-    """The largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
+    """Returns the largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
     low, high = 0, 1
     while high < limit and fits(high):
         low, high = high, high * 2

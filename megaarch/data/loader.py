@@ -1,6 +1,7 @@
 """The loader: the micro-batches of step s, as a pure function of the settings and s.
 
-It holds no state: a run resumes from one integer. Workers make steps before the trainer asks for them.
+It holds no state: a run resumes from one integer. Workers make steps before the trainer asks for
+them.
 """
 
 import signal
@@ -59,7 +60,7 @@ class Steps(torch.utils.data.Dataset):
         ]
 
     def batch(self, sample_index: range) -> Batch:
-        """The Batch of these samples."""
+        """Returns the Batch of these samples."""
         batch = pack(
             [self.rows[i] for i in sample_index],
             self.rows.shape,

@@ -23,7 +23,7 @@ HEAD_MULTIPLE = 128
 
 
 def plan_rows(shapes: Sequence[RowShape], limit: RowShape) -> list[list[int]]:
-    """Which examples share a row: in order, a new row where the next one does not fit.
+    """Returns the examples of each row: in order, a new row where the next one does not fit.
 
     shapes: a bound for each example, each of which fits `limit` alone.
     """
@@ -49,7 +49,7 @@ def pack(
     sample_index: Sequence[int],
     multiple: int = 1,
 ) -> Batch:
-    """A Batch of `shape` with the examples of each row.
+    """Returns a Batch of `shape` with the examples of each row.
 
     pad: token id that fills rows. axes: number of position axes. multiple: of which streams' lengths
     are stored; what that adds is no padding that counts.

@@ -92,7 +92,7 @@ class TextRows:
         return [self.converter(example, self.vocabulary) for example in examples]
 
     def _read(self, documents: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
-        """`plan.tokens` tokens from `start` in the concatenation of `documents`."""
+        """Returns `plan.tokens` tokens from `start` in the concatenation of `documents`."""
         need, pieces = self.plan.tokens, []
         d = int(np.searchsorted(ends, start, side="right"))
         offset = start - (int(ends[d]) - int(self.lengths[documents[d]]))
@@ -161,8 +161,8 @@ class PairRows:
 def pair_lengths(
     lengths: np.ndarray, model: Model, data: Data
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Lengths [N, 2] of pairs cut to their limits and to what a row holds, and that row's stream
-    lengths. ValueError for a row that cannot hold two tokens.
+    """Returns lengths [N, 2] of pairs cut to their limits and to what a row holds, and that row's
+    stream lengths. ValueError for a row that cannot hold two tokens.
 
     A decoder's row holds both; its target keeps at least half of the row if it needs it.
     """
@@ -246,7 +246,8 @@ class Rows:
 def _tasks(
     model: Model, data: Data, prepared, converter: Converter, vocabulary: Vocabulary, seed: int
 ) -> Iterator[tuple[float, Task]]:
-    """Every dataset under every component of the objective, with the product of their weights."""
+    """Yields every dataset under every component of the objective, with the product of their
+    weights."""
     if prepared.supervised:
         for dataset, weight in prepared.train:
             yield weight, PairRows(dataset, model, data, converter, vocabulary, seed)

@@ -40,7 +40,7 @@ Mixed = list[tuple[float, Segmentation]]  # rows of a mixture, each with its sha
 
 
 def segmentations(model: Model, data: Data) -> Mixed:
-    """The rows of the objective's components; shares sum to 1.
+    """Returns the rows of the objective's components; shares sum to 1.
 
     Of two streams, components share rows where that leaves less of the fixed row shape empty. Each
     keeps its share of all segments. ValueError where a segment does not fit.
@@ -53,7 +53,7 @@ def segmentations(model: Model, data: Data) -> Mixed:
 
 
 def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mixed:
-    """A row for each group, whose weight is that of a segment of each of its objectives."""
+    """Returns a row for each group, whose weight is that of a segment of each of its objectives."""
     rows = [(weight, segmentation(model, group)) for weight, group in groups]
     rows = [(weight / (2 if row.mirrored else 1), row) for weight, row in rows]
     total = sum(weight for weight, _ in rows)
@@ -61,13 +61,14 @@ def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mi
 
 
 def components(data: Data) -> tuple[tuple[float, Objective], ...]:
-    """The weighted components of the objective that `data` asks for."""
+    """Returns the weighted components of the objective that `data` asks for."""
     given = {name: getattr(data, name) for name in catalogue.NOISE}
     return catalogue.OBJECTIVES[data.objective].components(**given)
 
 
 def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
-    """The longest segments, one for each objective of `group`, whose row fits `model`'s streams.
+    """Returns the longest segments, one for each objective of `group`, whose row fits `model`'s
+    streams.
 
     ValueError where segments of two tokens do not fit.
     """
@@ -98,7 +99,7 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
 
 
 def _limits(model: Model) -> dict[str, int | None]:
-    """The settings that bound each stream, and their values."""
+    """Maps the setting that bounds each stream to its value."""
     streams = catalogue.ARCHITECTURES[model.architecture].streams
     names = ("sequence_length", "target_length")[: len(streams)]
     return {name: getattr(model, name) for name in names}
@@ -107,9 +108,9 @@ def _limits(model: Model) -> dict[str, int | None]:
 def _pairs(
     mixture: tuple[tuple[float, Objective], ...],
 ) -> list[tuple[float, tuple[Objective, ...]]]:
-    """Weighted groups of objectives that share a row: the one with the most targets for its inputs
-    with the one with the fewest, and so on towards the middle; what is left over stands alone. A
-    component's groups add up to its weight."""
+    """Returns weighted groups of objectives that share a row: the one with the most targets for its
+    inputs with the one with the fewest, and so on towards the middle; what is left over stands
+    alone. A component's groups add up to its weight."""
     left = sorted(mixture, key=lambda component: _density(component[1]))
     groups: list[tuple[float, tuple[Objective, ...]]] = []
     while len(left) > 1:
@@ -122,19 +123,21 @@ def _pairs(
 
 
 def _density(objective: Objective, raw: int = 1 << 16) -> float:
-    """Targets for each input of a long segment."""
+    """Returns the number of targets for each input of a long segment."""
     lengths = objective.lengths(raw)
     return lengths.targets / lengths.inputs
 
 
 def _filled(model: Model, rows: Mixed) -> float:
-    """The share of the fixed row shape, all streams together, that segments fill in the mean."""
+    """Returns the share of the fixed row shape, all streams together, that segments fill in the
+    mean."""
     shape = fixed_shape(model, [row.shape for _, row in rows])
     return sum(share * sum(row.shape.streams) for share, row in rows) / sum(shape.streams)
 
 
 def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:
-    """One shape for rows of any of `shapes`: the configured lengths where they are given."""
+    """Returns one shape for rows of any of `shapes`: the configured lengths where they are
+    given."""
     streams = tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True))
     configured = (model.sequence_length, model.target_length)[: len(streams)]
     streams = tuple(c or n for c, n in zip(configured, streams, strict=True))

@@ -14,7 +14,7 @@ MOST_WORKERS = 1024  # as data.workers
 
 @contextmanager
 def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
-    """(whether this process leads, the executor of the others or None to work alone).
+    """Yields (whether this process leads, the executor of the others or None to work alone).
 
     count: processes on this machine. Started by mpiexec or srun, rank 0 leads and the others work,
     whatever their machine; they leave the block when the work is done.
@@ -47,7 +47,7 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
 
 
 def _world(starter: str, size: int) -> Any:
-    """mpi4py's executor over all ranks."""
+    """Returns mpi4py's executor over all ranks."""
     if starter == "torchrun":
         raise UserError("torchrun starts processes for training: use mpiexec or srun here")
     try:

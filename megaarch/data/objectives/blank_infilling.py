@@ -72,12 +72,13 @@ class SpanInfilling:
         return blank(tokens, starts, lengths, vocabulary.mask, vocabulary, rng)
 
     def surplus(self, raw: int) -> int:
-        """Tokens by which the spans may exceed the noise."""
+        """Returns the number of tokens by which the spans may exceed the noise."""
         noise = noise_of(raw, self.noise_density)
         return min(math.ceil(2 * self.mean_span_length) + 1, noise, raw - noise)
 
     def most_spans(self, noise: int) -> int:
-        """The bound on the number of spans: 2.5 deviations above its mean (renewal theory)."""
+        """Returns the bound on the number of spans: 2.5 deviations above its mean (renewal
+        theory)."""
         lengths = np.arange(1, LONGEST + 1)
         probabilities = restricted_poisson(self.mean_span_length, LONGEST)
         mean = float(probabilities @ lengths)
@@ -122,7 +123,7 @@ class SentenceInfilling:
     def draw_sentences(
         self, starts: np.ndarray, raw: int, noise: int, rng: Rng
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(starts, lengths) of the spans."""
+        """Returns (starts, lengths) of the spans."""
         lengths = np.diff(starts, append=raw)
         for _ in range(DRAWS):
             order = rng.permutation(len(starts))
@@ -136,7 +137,7 @@ class SentenceInfilling:
         return starts[first : first + 1], edges[last : last + 1] - starts[first]
 
     def most_spans(self, raw: int) -> int:
-        """The bound on the number of spans."""
+        """Returns the bound on the number of spans."""
         return min(noise_of(raw, self.noise_density), 3 + math.ceil(raw / 48))
 
     def lengths(self, raw: int) -> Lengths:
@@ -178,13 +179,13 @@ class SuffixInfilling:
 
 
 def noise_of(raw: int, share: float) -> int:
-    """floor(raw·share), at least 1."""
+    """Returns floor(raw·share), at least 1."""
     return max(int(raw * share), 1)
 
 
 def scatter(lengths: np.ndarray, total: int, rng: Rng) -> np.ndarray:
-    """Starts of spans of these lengths, in this order, in `total` items with at least one item
-    between neighbours. Needs len(lengths) <= total - sum + 1.
+    """Returns starts of spans of these lengths, in this order, in `total` items with at least one
+    item between neighbours. Needs len(lengths) <= total - sum + 1.
 
     Each span draws its place among the items left over on its own, as in GLM's sample_spans: a gap
     of one item is half as frequent as if all placements were alike.
@@ -202,7 +203,7 @@ def blank(
     vocabulary: Vocabulary,
     rng: Rng,
 ) -> Example:
-    """Part A with one `mask` a span, and part B with the spans shuffled."""
+    """Returns part A with one `mask` a span, and part B with the spans shuffled."""
     inputs, index = replace_spans(tokens, starts, lengths, mask)
     order = rng.permutation(len(starts))
     starts, lengths, index = starts[order], lengths[order], index[order]
@@ -230,24 +231,24 @@ def blank(
 
 
 def text_positions(length: int) -> np.ndarray:
-    """int [n, 2]: positions of part A: the index in it, and 0."""
+    """Returns int [n, 2]: positions of part A: the index in it, and 0."""
     return np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)
 
 
 def continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
-    """A suffix behind [gMASK]."""
+    """Scores a suffix behind [gMASK]."""
     return [one_blank(prefix, scored, prefix[:0], vocabulary.suffix_mask, vocabulary)]
 
 
 def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
-    """A span behind [MASK]."""
+    """Scores a span behind [MASK]."""
     return [one_blank(before, scored, after, vocabulary.mask, vocabulary)]
 
 
 def one_blank(
     before: Tokens, scored: Tokens, after: Tokens, mask: int, vocabulary: Vocabulary
 ) -> Example:
-    """One span, generated at its mask's position."""
+    """Returns an example of one span, generated at its mask's position."""
     inputs, m = join(before, mask, after), len(scored)
     return Example(
         inputs,

@@ -85,13 +85,13 @@ class UniLM:
 
 
 def budget_of(raw: int, noise_density: float, largest: int | None = None) -> int:
-    """round(raw·noise_density), halves to even, at least 1 and at most `largest`."""
+    """Returns round(raw·noise_density), halves to even, at least 1 and at most `largest`."""
     budget = max(round(raw * noise_density), 1)
     return budget if largest is None else min(budget, largest)
 
 
 def corrupt(tokens: Tokens, places: np.ndarray, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
-    """A copy with the tokens at `places` masked, replaced or kept, 80 : 10 : 10."""
+    """Returns a copy with the tokens at `places` masked, replaced or kept, 80 : 10 : 10."""
     inputs = tokens.copy()
     draw = rng.random(len(places))
     inputs[places[draw < 0.8]] = vocabulary.mask
@@ -102,7 +102,7 @@ def corrupt(tokens: Tokens, places: np.ndarray, vocabulary: Vocabulary, rng: Rng
 
 
 def choose_words(tokens: Tokens, budget: int, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
-    """Indices of whole words in random order that together do not exceed `budget`."""
+    """Returns indices of whole words in random order that together do not exceed `budget`."""
     starts = np.flatnonzero(word_starts(tokens, vocabulary))
     lengths = np.diff(starts, append=len(tokens))
     words = np.flatnonzero(vocabulary.text[tokens[starts]])
@@ -116,7 +116,8 @@ def choose_words(tokens: Tokens, budget: int, vocabulary: Vocabulary, rng: Rng) 
 
 
 def choose_ngrams(tokens: Tokens, budget: int, vocabulary: Vocabulary, rng: Rng) -> np.ndarray:
-    """Sorted indices of unigrams (80%), bigrams (10%) and trigrams (10%), `budget` in all."""
+    """Returns sorted indices of unigrams (80%), bigrams (10%) and trigrams (10%), `budget` in
+    all."""
     text = vocabulary.text[tokens].tolist()
     starts = rng.permutation(np.flatnonzero(text))
     sizes = 1 + np.searchsorted([0.8, 0.9], rng.random(len(starts)), side="right")
@@ -160,7 +161,7 @@ def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary
 
 
 def one_place(inputs: Tokens, place: int, target: int, prefix: int | None = None) -> Example:
-    """One target at one place."""
+    """Returns an example of one target at one place."""
     return Example(inputs, join(target), places=np.array([place]), prefix=prefix)
 
 

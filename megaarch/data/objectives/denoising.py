@@ -76,7 +76,8 @@ class Denoising:
         return Example(inputs=inputs, targets=targets)
 
     def budget(self, words: int) -> int:
-        """ceil(noise_density·words), the product in float32: of 50 words 16, for 0.3 rounds up."""
+        """Returns ceil(noise_density·words), the product in float32: of 50 words 16, for 0.3 rounds
+        up."""
         return math.ceil(np.float32(words) * np.float32(self.noise_density))
 
     def lengths(self, raw: int) -> Lengths:
@@ -94,7 +95,7 @@ class Denoising:
 
 @cache
 def share_left(noise_density: float, mean_span_length: float) -> float:
-    """Tokens of the inputs for each token of a long row in which every token is a word.
+    """Returns the number of input tokens for each token of a long row of words of one token.
 
     A word begins a span with probability p, and a span that begins d words before it covers it
     with the probability that its length exceeds d.
@@ -114,8 +115,9 @@ def share_left(noise_density: float, mean_span_length: float) -> float:
 
 
 def infill(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, mask: int) -> np.ndarray:
-    """`tokens` with a `mask` for the first token of each span from `starts` to `ends`, unless
-    another span covers it, and without the others. Spans may touch and overlap; starts differ.
+    """Returns `tokens` with a `mask` for the first token of each span from `starts` to `ends`,
+    unless another span covers it, and without the others. Spans may touch and overlap; starts
+    differ.
     """
     covered = np.zeros(len(tokens) + 1, dtype=np.int64)
     np.add.at(covered, starts + 1, 1)
@@ -126,7 +128,7 @@ def infill(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, mask: int) -> n
 
 
 def insert(tokens: Tokens, count: int, mask: int, rng: Rng) -> np.ndarray:
-    """`tokens` and `count` masks among them, uniform over all ways to place these."""
+    """Returns `tokens` and `count` masks among them, uniform over all ways to place these."""
     text = np.ones(len(tokens) + count, dtype=bool)
     text[rng.choice(len(text), count, replace=False)] = False
     longer = np.full(len(text), mask, dtype=np.int64)
@@ -137,7 +139,8 @@ def insert(tokens: Tokens, count: int, mask: int, rng: Rng) -> np.ndarray:
 def permute_sentences(
     tokens: Tokens, vocabulary: Vocabulary, rng: Rng
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens with their sentences shuffled, and the indices at which words begin there."""
+    """Returns the tokens with their sentences shuffled, and the indices at which words begin
+    there."""
     starts = sentence_starts(tokens, vocabulary)
     lengths = np.diff(starts, append=len(tokens))
     order = rng.permutation(len(starts))

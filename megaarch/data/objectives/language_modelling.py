@@ -53,20 +53,20 @@ class PrefixLM:
 
 
 def supervised(inputs: Tokens, targets: Tokens, vocabulary: Vocabulary) -> Example:
-    """An {input, target} pair: inputs [n] as they are, targets [m] and the end token."""
+    """Returns an {input, target} pair: inputs [n] as they are, targets [m] and the end token."""
     inputs = np.asarray(inputs, dtype=np.int64)
     return Example(inputs=inputs, targets=np.append(targets, vocabulary.eos).astype(np.int64))
 
 
 def continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
-    """The prefix, and what follows it."""
+    """Scores what follows the prefix."""
     return [Example(prefix, scored)]
 
 
 def supervised_continuation(
     prefix: Tokens, scored: Tokens, vocabulary: Vocabulary
 ) -> list[Example]:
-    """The prefix as a whole input."""
+    """Scores the target of a prefix that is a whole input."""
     return [Example(join(prefix, vocabulary.eos), scored)]
 
 

@@ -48,7 +48,7 @@ class PermutationLM:
         return Example(inputs=tokens, targets=tokens[places], places=places, permuted=True)
 
     def spans(self, starts: np.ndarray, rng: Rng) -> np.ndarray:
-        """bool [raw]: the tokens of all spans. starts: bool [raw], where words begin."""
+        """Returns bool [raw]: the tokens of all spans. starts: bool [raw], where words begin."""
         raw, missing = len(starts), self.lengths(len(starts)).targets
         begins = np.append(np.flatnonzero(starts), raw)
         following = begins[np.searchsorted(begins, np.arange(raw + 1))].tolist()

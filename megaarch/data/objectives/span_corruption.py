@@ -42,7 +42,8 @@ class SpanCorruption:
         require_span_length(self.name, self.mean_span_length)
 
     def counts(self, raw: int) -> tuple[int, int]:
-        """(noise tokens, spans) of a row of `raw` >= 2 tokens; as many sentinels as spans."""
+        """Returns (noise tokens, spans) of a row of `raw` >= 2 tokens; as many sentinels as
+        spans."""
         noise = np.rint(np.float32(raw) * np.float32(self.noise_density))
         noise = min(max(int(noise), 1), raw - 1)
         spans = max(int(np.rint(np.float32(noise) / np.float32(self.mean_span_length))), 1)
@@ -96,7 +97,7 @@ class SequentialDenoising:
         require_share(self.name, self.noise_density, 0.5)
 
     def shortest_prefix(self, raw: int) -> int:
-        """Tokens of the shortest prefix of a row of `raw` >= 2 tokens."""
+        """Returns the number of tokens of the shortest prefix of a row of `raw` >= 2 tokens."""
         shortest = np.rint(np.float32(1 - 2 * self.noise_density) * np.float32(raw - 1))
         return max(int(shortest), 1)
 
@@ -144,7 +145,7 @@ UL2 = (
 
 
 def segment(items: int, segments: int, rng: Rng) -> np.ndarray:
-    """Lengths of a split into non-empty segments, uniform over all such splits."""
+    """Returns lengths of a split into non-empty segments, uniform over all such splits."""
     cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=items)
 
@@ -152,7 +153,7 @@ def segment(items: int, segments: int, rng: Rng) -> np.ndarray:
 def fill(
     out: np.ndarray, lengths: np.ndarray, sentinels: np.ndarray, text: np.ndarray, after: bool
 ) -> None:
-    """Write segments of these lengths, each with its sentinel before or after it."""
+    """Writes segments of these lengths, each with its sentinel before or after it."""
     ends = np.cumsum(lengths + 1)
     is_text = np.ones(len(out), dtype=bool)
     is_text[ends - 1 if after else ends - lengths - 1] = False
@@ -167,12 +168,12 @@ def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary
 
 
 def ul2_continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
-    """The S-denoiser's suffix."""
+    """Scores the S-denoiser's suffix."""
     return [Example(join(vocabulary.mode_s, prefix, vocabulary.eos), scored)]
 
 
 def ul2_middle(
     before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary
 ) -> list[Example]:
-    """The R-denoiser's span."""
+    """Scores the R-denoiser's span."""
     return middle(join(vocabulary.mode_r, before), scored, after, vocabulary)

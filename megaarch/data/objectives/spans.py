@@ -13,7 +13,7 @@ from megaarch.errors import UserError
 
 
 def as_row(tokens: Tokens, least: int, name: str) -> np.ndarray:
-    """`tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
+    """Returns `tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
     tokens = np.asarray(tokens, dtype=np.int64)
     if tokens.ndim != 1 or len(tokens) < least:
         raise UserError(
@@ -24,7 +24,7 @@ def as_row(tokens: Tokens, least: int, name: str) -> np.ndarray:
 
 
 def require_share(name: str, noise_density: float, largest: float = 1.0) -> None:
-    """ValueError unless 0 < noise_density < largest (or = largest below 1)."""
+    """Raises ValueError unless 0 < noise_density < largest (or = largest below 1)."""
     if not 0 < noise_density <= largest or noise_density == 1:
         raise UserError(
             f"{name} needs a noise density above 0 and "
@@ -33,13 +33,13 @@ def require_share(name: str, noise_density: float, largest: float = 1.0) -> None
 
 
 def require_span_length(name: str, mean_span_length: float) -> None:
-    """ValueError unless mean_span_length >= 1."""
+    """Raises ValueError unless mean_span_length >= 1."""
     if not 1 <= mean_span_length < math.inf:
         raise UserError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The indices of all spans, one after the other, in the order given."""
+    """Returns the indices of all spans, one after the other, in the order given."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
@@ -47,7 +47,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def replace_spans(
     tokens: Tokens, starts: np.ndarray, lengths: np.ndarray, mask: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`tokens` with one `mask` for each span, and the masks' indices in the result."""
+    """Returns `tokens` with one `mask` for each span, and the masks' indices in the result."""
     count = len(starts)
     index = starts - (np.cumsum(lengths) - lengths) + np.arange(count)
     keep = np.ones(len(tokens), dtype=bool)
@@ -61,7 +61,8 @@ def replace_spans(
 
 
 def word_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
-    """bool [raw]: where a word begins. A special is a word of its own, and the row begins one."""
+    """Returns bool [raw]: where a word begins. A special is a word of its own, and the row begins
+    one."""
     text = vocabulary.text[tokens]
     starts = vocabulary.word_start[tokens] | ~text
     starts[1:] |= ~text[:-1]
@@ -70,7 +71,7 @@ def word_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def sentence_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
-    """Indices at which sentences begin, the first of them 0.
+    """Returns indices at which sentences begin, the first of them 0.
 
     A sentence ends after a run of sentence-ending tokens ("." and a newline stay together), at
     the end of a document and at the end of the row.
@@ -82,7 +83,7 @@ def sentence_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
 
 @cache
 def restricted_poisson(mean: float, largest: int) -> np.ndarray:
-    """Probabilities of 1..largest under Poisson(mean) restricted to them."""
+    """Returns probabilities of 1..largest under Poisson(mean) restricted to them."""
     k = np.arange(1, largest + 1)
     log_p = k * math.log(mean) - np.array([math.lgamma(i + 1) for i in k])
     p = np.exp(log_p - log_p.max())
@@ -90,13 +91,13 @@ def restricted_poisson(mean: float, largest: int) -> np.ndarray:
 
 
 def draw_lengths(probabilities: np.ndarray, count: int, rng: Rng) -> np.ndarray:
-    """`count` draws of 1..n with these probabilities [n]."""
+    """Returns `count` draws of 1..n with these probabilities [n]."""
     edges = np.cumsum(probabilities)[:-1]
     return 1 + np.searchsorted(edges, rng.random(count), side="right")
 
 
 def until(lengths: np.ndarray, budget: int, surplus: int = 0) -> np.ndarray | None:
-    """The shortest run from the front that sums to at least `budget`; None if all do not.
+    """Returns the shortest run from the front that sums to at least `budget`; None if all do not.
 
     Its last length is trimmed so that the sum is at most budget + surplus.
     """
@@ -110,11 +111,11 @@ def until(lengths: np.ndarray, budget: int, surplus: int = 0) -> np.ndarray | No
 
 
 def join(*pieces: int | np.ndarray) -> np.ndarray:
-    """One int64 array of tokens and arrays of tokens."""
+    """Returns one int64 array of tokens and arrays of tokens."""
     return np.concatenate([np.atleast_1d(np.asarray(piece, dtype=np.int64)) for piece in pieces])
 
 
 def forced(inputs: Tokens, given: int | np.ndarray, scored: Tokens) -> Example:
-    """Targets `given` (weight 0) and then `scored` (weight 1)."""
+    """Returns targets `given` (weight 0) and then `scored` (weight 1)."""
     targets = join(given, scored)
     return Example(inputs, targets, weights=np.arange(len(targets)) >= len(targets) - len(scored))

@@ -13,40 +13,41 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from torch import nn
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.segments import segmentations
 from megaarch.model import flops
-from megaarch.model.transformer import stacks
+from megaarch.model.transformer import Transformer, overlap, stacks
 
 
 @dataclass(frozen=True)
 class Stages:
-    """layers: of each stage. ranks: the pipeline rank that runs each stage."""
+    """layers: those of each stage. ranks: the pipeline rank that runs each stage."""
 
     layers: tuple[range, ...]
     ranks: tuple[int, ...]
 
     @classmethod
     def of(cls, settings: Settings) -> "Stages":
-        """The stages of a run, the same on every rank. ConfigError for what does not fit."""
+        """Returns the stages of a run, the same on every rank. ConfigError for what does not fit."""
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
         lengths, targets = row_shape(settings)
-        layers = _split_once(settings.model, ranks * each, lengths, targets)
+        layers = _split_once(settings.model, ranks * each, lengths, targets)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]
         return cls(layers, tuple(order))
 
     def on(self, rank: int) -> list[int]:
-        """The stages that this pipeline rank runs."""
+        """Returns the stages that this pipeline rank runs."""
         return [stage for stage, owner in enumerate(self.ranks) if owner == rank]
 
     def holders(self, name: str, model: Model) -> tuple[int, ...]:
-        """The pipeline ranks that hold the parameter of this global name, in order."""
+        """Returns the pipeline ranks that hold the parameter of this global name, in order."""
         pairs = zip(self.layers, self.ranks, strict=True)
         return tuple(sorted({rank for layers, rank in pairs if needs(name, model, layers)}))
 
@@ -57,7 +58,7 @@ def is_v(settings: Settings) -> bool:
 
 
 def check(settings: Settings) -> None:
-    """ConfigError for a pipeline that cannot be."""
+    """Raises ConfigError for a pipeline that is impossible."""
     parallel = settings.parallel
     found = list(problems(settings)) if parallel.pipeline_parallel > 1 else []
     if parallel.pipeline_parallel == 1 and parallel.stages_per_rank > 1:
@@ -70,7 +71,7 @@ def check(settings: Settings) -> None:
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """A sentence for each thing that does not fit a pipeline of more than one rank."""
+    """Yields a sentence for each setting that does not fit a pipeline of more than one rank."""
     parallel, training = settings.parallel, settings.training
     ranks, each, schedule = (
         parallel.pipeline_parallel,
@@ -140,28 +141,51 @@ def needs(name: str, model: Model, layers: range) -> bool:
     return last
 
 
-def overlap(a: range, b: range) -> range:
-    """The indices in both ranges."""
-    return range(max(a.start, b.start), min(a.stop, b.stop))
+def keep_stages(model: Transformer, rank: int, settings: Settings) -> None:
+    """Leaves in `model`, in place, what the stages of this pipeline rank need. Names stay global.
+
+    All stages of a rank share the model, so a tied embedding is one parameter on a rank. The model may
+    be on meta and have its tensor plan; shard it afterwards. ConfigError for stages that do not fit.
+    """
+    stages = Stages.of(settings)
+    ranges = [stages.layers[stage] for stage in stages.on(rank)]
+
+    def kept(name: str) -> bool:
+        return any(needs(name, model.settings, layers) for layers in ranges)
+
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.ModuleDict | nn.ParameterDict):
+            for key in list(child.keys()):
+                if not kept(f"{name}.{key}"):
+                    del child[key]
+        elif not kept(name):
+            setattr(model, name, None)
+    if model.output_bias is not None and not kept("output_bias"):
+        model.output_bias = None
 
 
 def row_shape(settings: Settings) -> tuple[tuple[int, ...], int]:
-    """Mean tokens of each stream and mean targets of a row, as far as settings alone tell."""
+    """Returns the mean tokens of each stream and the mean targets of a row, as settings predict them."""
     model, data = settings.model, settings.data
     if data.objective == "supervised":
-        lengths = (model.sequence_length, model.target_length or model.sequence_length)
-        lengths = lengths[: len(stacks(model))]
+        lengths = full_row(model)
         return lengths, lengths[-1]
     shapes = [(share, row.shape) for share, row in segmentations(model, data)]
     streams = zip(*([share * n for n in shape.streams] for share, shape in shapes), strict=True)
     return tuple(round(sum(s)) for s in streams), round(sum(s * x.targets for s, x in shapes))
 
 
+def full_row(model: Model) -> tuple[int, ...]:
+    """Returns the longest row that each stream has."""
+    lengths = (model.sequence_length, model.target_length or model.sequence_length)
+    return lengths[: len(stacks(model))]
+
+
 def split(
     model: Model, stages: int, lengths: tuple[int, ...] | None = None, targets: int | None = None
 ) -> list[range]:
-    """The layers of each stage: contiguous, none empty, the dearest stage as cheap as can be, and
-    among those the evenest.
+    """Returns the layers of each stage: contiguous, none empty, the most expensive stage as cheap
+    as can be, and among such splits the most even one.
 
     lengths, targets: tokens of each stream and targets of a row; None: full rows, all targets.
     """
@@ -171,8 +195,8 @@ def split(
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    most = _dearest(costs, stages) * (1 + 1e-9)  # no stage of the answer costs more
-    # best[i]: (dearest stage, sum of squares, where the stages begin) of the first i layers
+    most = _least_maximum(costs, stages) * (1 + 1e-9)  # no stage of the answer costs more
+    # best[i]: (most expensive stage, sum of squares, where the stages begin) of the first i layers
     best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1) if before[i] <= most}
     for stage in range(1, stages):
         reached = {}
@@ -183,8 +207,8 @@ def split(
                 if cost > most:
                     break
                 if start in best:
-                    dearest, squares, starts = best[start]
-                    ends.append((max(dearest, cost), squares + cost**2, (*starts, start)))
+                    most_before, squares, starts = best[start]
+                    ends.append((max(most_before, cost), squares + cost**2, (*starts, start)))
             if ends:
                 reached[stop] = min(ends)
         best = reached
@@ -199,8 +223,8 @@ def _split_once(
     return tuple(split(model, stages, lengths, targets))
 
 
-def _dearest(costs: list[float], stages: int) -> float:
-    """The least cost of the dearest of so many contiguous stages, to 1e-12 of the sum."""
+def _least_maximum(costs: list[float], stages: int) -> float:
+    """Returns the least cost of the most expensive of so many contiguous stages, to 1e-12 of the sum."""
     low, high = max(costs), sum(costs)
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
@@ -216,30 +240,22 @@ def _dearest(costs: list[float], stages: int) -> float:
 def layer_costs(
     model: Model, lengths: tuple[int, ...] | None = None, targets: int | None = None
 ) -> list[float]:
-    """Forward FLOPs of each layer for one row, the head added to the last one and, to the first of
-    each stack, its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
-    names = [stack.stream for stack in stacks(model)]
-    ahead = [stack.looks_ahead for stack in stacks(model)]
-    lengths = lengths or (model.sequence_length, model.target_length or model.sequence_length)
-    lengths = tuple(lengths[: len(names)])
+    """Returns the forward FLOPs of each layer for one row. The last one includes the head, and the
+    first of each stack its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
+    all_stacks = stacks(model)
+    lengths = lengths or full_row(model)
     counts = Counts(
         rows=1,
         tokens=lengths,
-        areas=tuple(n * n // (1 if a else 2) for n, a in zip(lengths, ahead, strict=True)),
+        areas=tuple(n * n // (1 if s.looks_ahead else 2) for n, s in zip(lengths, all_stacks)),
         cross_areas=(0, *(a * b for a, b in pairwise(lengths))),
         targets=lengths[-1] if targets is None else targets,
         slots=lengths,
     )
 
-    def forward(**layers: int) -> flops.Forward:
-        one = {"layers": 1, "encoder_layers": None, "decoder_layers": None}
-        return flops.forward(model.model_copy(update=one | layers), counts)
-
     costs: list[float] = []
-    base = forward()
-    for name, stack, length in zip(names, stacks(model), lengths, strict=True):
-        more = forward(**{f"{name}_layers" if len(names) > 1 else "layers": 2})
-        costs += [float(more.total - base.total)] * len(stack.layers)
+    for stream, (stack, length) in enumerate(zip(all_stacks, lengths, strict=True)):
+        costs += [float(flops.layer(model, stream, counts).total)] * len(stack.layers)
         costs[-len(stack.layers)] += 2 * length * model.hidden_size
-    costs[-1] += base.head
+    costs[-1] += flops.forward(model, counts).head
     return costs

@@ -53,15 +53,8 @@ class Context:
     first: int = 0
 
 
-MakeLinear = Callable[
-    [int, int, bool], nn.Linear
-]  # takes inputs, outputs, and whether it has a bias
-
-
-def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """Makes every linear layer, but for those of layers where another `MakeLinear` is given
-    (float8.py)."""
-    return Linear(inputs, outputs, bias=bias)
+# Takes inputs, outputs, and whether there is a bias: product.Linear, or what float8.py returns.
+MakeLinear = Callable[[int, int, bool], nn.Linear]
 
 
 def normalization(model: schema.Model) -> nn.Module:
@@ -178,7 +171,7 @@ class Layer(nn.Module):
     """Self-attention, cross-attention if `cross`, and feed-forward: each a residual branch with its
     normalization, before the branch (pre) or after the sum (post)."""
 
-    def __init__(self, model: schema.Model, cross: bool, linear: MakeLinear = linear):
+    def __init__(self, model: schema.Model, cross: bool, linear: MakeLinear = Linear):
         super().__init__()
         self.pre = model.normalization_position == "pre"
         self.rate = model.dropout

@@ -264,17 +264,6 @@ def cpu_slope(
     return logits_Cv, torch.stack([*less_target(logits_Cv, target_C), *text])
 
 
-def head_logits(
-    hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
-) -> torch.Tensor:
-    """Returns [..., V] in fp32 at least; ids of the vocabulary's padding have probability zero."""
-    logits = _wide(product(hidden, weight_VD.to(hidden.dtype).t()))
-    if bias_V is not None:
-        logits = logits + bias_V
-    padding = logits.shape[-1] - vocabulary_size
-    return F.pad(logits[..., :vocabulary_size], (0, padding), value=float("-inf"))
-
-
 def _columns(target_R: torch.Tensor, known: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the targets' columns, 0 where another rank has one; and whether they are held here."""
     held_R = (target_R >= 0) & (target_R < known)

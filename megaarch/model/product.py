@@ -15,9 +15,7 @@ from megaarch.kernels.library import accumulator
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-HAS_ONEDNN = (
-    torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-)  # else torch has oneDNN alone or none
+HAS_ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ it needs, and runs its range of layers. Letters of shapes: docs/shapes.md.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -13,8 +14,10 @@ from torch import nn
 from megaarch.attention.bias import RelativeBias
 from megaarch.config import schema
 from megaarch.config.catalogue import ARCHITECTURES
+from megaarch.config.products import stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
+from megaarch.kernels.library import accumulator
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -23,11 +26,11 @@ from megaarch.model.layers import (
     MakeLinear,
     head_size,
     key_heads,
-    linear,
     normalization,
 )
-from megaarch.model.loss import Slope, TargetLosses, head_logits
+from megaarch.model.loss import Slope, TargetLosses
 from megaarch.model.positions import LearnedPositions, rotary_tables
+from megaarch.model.product import Linear, product
 from megaarch.model.sharding import Sharding
 
 VOCABULARY_MULTIPLE = 128
@@ -35,8 +38,8 @@ VOCABULARY_MULTIPLE = 128
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack's stream, its global layer indices, whether it attends to the stack before it, and
-    what the catalogue says of its stream."""
+    """A stack's stream, its global layer indices, whether it attends to the stack before it, and the
+    catalogue's facts of its stream."""
 
     stream: str
     layers: range
@@ -47,14 +50,13 @@ class Stack:
 
 def stacks(model: schema.Model) -> tuple[Stack, ...]:
     """Returns the stacks of a model, in order; the last one carries the targets."""
-    found, first = [], 0
-    architecture = ARCHITECTURES[model.architecture]
-    said = (architecture.looks_ahead, architecture.bidirectional_bias)
-    for stream, *of_stream in zip(architecture.streams, *said, strict=True):
-        count = getattr(model, f"{stream}_layers") or model.layers
-        found.append(Stack(stream, range(first, first + count), first > 0, *of_stream))
-        first += count
-    return tuple(found)
+    row = ARCHITECTURES[model.architecture]
+    ranges = pairwise(accumulate(stack_layers(model), initial=0))
+    facts = zip(row.streams, ranges, row.looks_ahead, row.bidirectional_bias, strict=True)
+    return tuple(
+        Stack(stream, range(first, stop), first > 0, looks_ahead, bidirectional_bias)
+        for stream, (first, stop), looks_ahead, bidirectional_bias in facts
+    )
 
 
 def overlap(a: range, b: range) -> range:
@@ -63,6 +65,7 @@ def overlap(a: range, b: range) -> range:
 
 
 def padded_vocabulary(size: int) -> int:
+    """Returns the rows of the embedding and the output layer for so many ids."""
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
@@ -71,7 +74,7 @@ class HeadTransform(nn.Module):
 
     def __init__(self, model: schema.Model):
         super().__init__()
-        self.dense = linear(model.hidden_size, model.hidden_size, model.bias)
+        self.dense = Linear(model.hidden_size, model.hidden_size, model.bias)
         self.activation = ACTIVATIONS[model.activation]
         self.norm = normalization(model)
 
@@ -90,7 +93,7 @@ class Transformer(nn.Module):
 
     `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
     torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
-    `layer_linear` makes the linear layers of `layers`; the head's are always `layers.linear`.
+    `layer_linear` makes the linear layers of `layers`; the head's are always `product.Linear`.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Transformer(nn.Module):
         model: schema.Model,
         *,
         position_axes: int = 1,
-        layer_linear: MakeLinear = linear,
+        layer_linear: MakeLinear = Linear,
     ):
         super().__init__()
         assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"
@@ -137,7 +140,7 @@ class Transformer(nn.Module):
         self.encoder_norm = normalization(model) if final and len(self.stacks) > 1 else None
         self.norm = normalization(model) if final else None
         self.head_transform = HeadTransform(model) if model.head_transform else None
-        self.output = None if model.tied_embedding else linear(width, rows, bias=False)
+        self.output = None if model.tied_embedding else Linear(width, rows, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(rows)) if model.output_bias else None
 
     def set_dropout_step(self, seed: int, step: int) -> None:
@@ -265,9 +268,12 @@ class Transformer(nn.Module):
     def logits(self, batch: Batch) -> torch.Tensor:
         """Returns all logits of the last stream, [B, S, vocabulary_size]: for tests and conversion
         checks of a model that one process holds."""
-        size = self.settings.vocabulary_size
         hidden_BSD = self.before_output(self.hidden(batch))
-        return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
+        logits_BSV = product(hidden_BSD, self._output_weight.t())
+        logits_BSV = logits_BSV.to(accumulator(logits_BSV.dtype))
+        if self.output_bias is not None:
+            logits_BSV = logits_BSV + self.output_bias
+        return logits_BSV[..., : self.settings.vocabulary_size]
 
     @property
     def dtype(self) -> torch.dtype:

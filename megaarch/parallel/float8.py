@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
-from megaarch.model.layers import MakeLinear, linear
+from megaarch.model.layers import MakeLinear
+from megaarch.model.product import Linear
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
 CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)
@@ -50,7 +51,7 @@ def check(training: Training, device: torch.device) -> None:
 def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
     """Returns what makes the linear layers of layers. sharded: whether FSDP gathers their weights."""
     if training.float8 is None:
-        return linear
+        return Linear
     with _quiet():
         from megaarch.model import float8
     return float8.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)

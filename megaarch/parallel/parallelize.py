@@ -14,12 +14,13 @@ from megaarch.config.schema import Model, Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.kernels import cross_entropy
 from megaarch.model.initialize import initial_value
-from megaarch.model.layers import MakeLinear, linear
+from megaarch.model.layers import MakeLinear
+from megaarch.model.product import Linear
 from megaarch.model.transformer import Transformer
-from megaarch.parallel import float8, gradients
+from megaarch.parallel import context, float8, fsdp, gradients, recompute, stages, tensor
 
 
-def build_model(model: Model, objective: str, layer_linear: MakeLinear = linear) -> Transformer:
+def build_model(model: Model, objective: str, layer_linear: MakeLinear = Linear) -> Transformer:
     """Returns the Transformer of these settings in one process, not yet initialized."""
     axes = catalogue.position_axes(objective)
     transformer = Transformer(model, position_axes=axes, layer_linear=layer_linear)
@@ -47,27 +48,12 @@ def build_on_meta(settings: Settings, grid: Grid) -> Transformer:
     layer_linear = float8.layer_linear(settings.training, sharded=grid.gradient_ranks > 1)
     with torch.device("meta"):
         model = build_model(settings.model, settings.data.objective, layer_linear)
-    # Imported where they are used: one process needs none of them.
-    if grid.size("tp") > 1:
-        from megaarch.parallel import tensor
-
-        tensor.apply(model, grid)
-    if grid.size("cp") > 1:
-        from megaarch.parallel import context
-
-        context.apply(model, grid)
-    if settings.parallel.recompute != "none":
-        from megaarch.parallel import recompute
-
-        recompute.apply(model, settings.parallel.recompute)
+    tensor.apply(model, grid)
+    context.apply(model, grid)
+    recompute.apply(model, settings.parallel.recompute)
     if grid.size("pp") > 1:
-        from megaarch.parallel import stages
-
         stages.keep_stages(model, grid.rank("pp"), settings)
-    if grid.gradient_ranks > 1:
-        from megaarch.parallel import fsdp
-
-        fsdp.shard(model, grid, settings)
+    fsdp.shard(model, grid, settings)
     return model
 
 

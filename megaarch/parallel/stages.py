@@ -1,4 +1,4 @@
-"""Which layers a pipeline stage runs, which rank runs the stage, and what of the model it needs.
+"""The stages of a pipeline: their layers, their ranks, and the parameters that they need.
 
 A stage is a contiguous range of global layer indices, encoder first. Costs are forward FLOPs:
 encoder and decoder layers differ, and the head belongs to the last stage.
@@ -59,25 +59,22 @@ def is_v(settings: Settings) -> bool:
 
 def check(settings: Settings) -> None:
     """Raises ConfigError for a pipeline that is impossible."""
-    parallel = settings.parallel
-    found = list(problems(settings)) if parallel.pipeline_parallel > 1 else []
-    if parallel.pipeline_parallel == 1 and parallel.stages_per_rank > 1:
-        found = [
-            f"parallel.stages_per_rank: {parallel.stages_per_rank} stages on a rank are of a "
-            "pipeline, and there is none: set parallel.pipeline_parallel, or leave it out"
-        ]
-    if found:
+    if found := list(problems(settings)):
         raise ConfigError(found)
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """Yields a sentence for each setting that does not fit a pipeline of more than one rank."""
+    """Yields a sentence for each setting that does not fit the pipeline."""
     parallel, training = settings.parallel, settings.training
-    ranks, each, schedule = (
-        parallel.pipeline_parallel,
-        parallel.stages_per_rank,
-        parallel.schedule,
-    )
+    ranks, each = parallel.pipeline_parallel, parallel.stages_per_rank
+    schedule = parallel.schedule
+    if ranks == 1:
+        if each > 1:
+            yield (
+                f"parallel.stages_per_rank: {each} stages on a rank are of a pipeline, and there is "
+                "none: set parallel.pipeline_parallel, or leave it out"
+            )
+        return
     layers = stacks(settings.model)[-1].layers.stop
     if ranks * each > layers:
         yield (
@@ -195,23 +192,18 @@ def split(
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    most = _least_maximum(costs, stages) * (1 + 1e-9)  # no stage of the answer costs more
     # best[i]: (most expensive stage, sum of squares, where the stages begin) of the first i layers
-    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1) if before[i] <= most}
+    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1)}
     for stage in range(1, stages):
-        reached = {}
+        shorter, best = best, {}
         for stop in range(stage + 1, count + 1):
-            ends = []
-            for start in range(stop - 1, 0, -1):
+            for start in range(stop - 1, stage - 1, -1):
                 cost = before[stop] - before[start]
-                if cost > most:
-                    break
-                if start in best:
-                    most_before, squares, starts = best[start]
-                    ends.append((max(most_before, cost), squares + cost**2, (*starts, start)))
-            if ends:
-                reached[stop] = min(ends)
-        best = reached
+                if stop in best and cost > best[stop][0]:
+                    break  # costs only grow from here on
+                most, squares, starts = shorter[start]
+                found = (max(most, cost), squares + cost**2, (*starts, start))
+                best[stop] = min(best.get(stop, found), found)
     starts = best[count][2]
     return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
 
@@ -221,20 +213,6 @@ def _split_once(
     model: Model, stages: int, lengths: tuple[int, ...], targets: int
 ) -> tuple[range, ...]:
     return tuple(split(model, stages, lengths, targets))
-
-
-def _least_maximum(costs: list[float], stages: int) -> float:
-    """Returns the least cost of the most expensive of so many contiguous stages, to 1e-12 of the sum."""
-    low, high = max(costs), sum(costs)
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        count, filled = 1, 0.0
-        for cost in costs:
-            filled += cost
-            if filled > middle:
-                count, filled = count + 1, cost
-        low, high = (low, middle) if count <= stages else (middle, high)
-    return high
 
 
 def layer_costs(

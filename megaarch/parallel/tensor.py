@@ -177,7 +177,7 @@ class Whole(ParallelStyle):
 
 def run(module: nn.Module, x: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
     """Returns what a module computes, with these in place of its parameters."""
-    if isinstance(module, nn.Linear):  # each that layers.linear makes, and float8's
+    if isinstance(module, nn.Linear):  # product.Linear or float8's
         return module.multiply(x, **parameters)  # pyright: ignore[reportCallIssue]
     return RUN[type(module)](module, x, **parameters)
 

@@ -8,7 +8,7 @@
 SLURM_NTASKS does not count: it is the job's, also where one process runs alone (the script of
 sbatch, the shell of salloc), and srun --preserve-env passes the job's on to a smaller step.
 Where no MASTER_ADDR is given, SLURM's lists of nodes say where rank 0 is, and under mpirun rank 0
-tells the others through mpi4py.
+sends its address to the others through mpi4py.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import PrefixStore
 
 from megaarch.errors import UserError
 
@@ -31,13 +32,13 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # of a collective
 PATIENCE = timedelta(hours=2)  # of one that waits for files
 PREPARATION = timedelta(days=2)  # of what the main process does first
-# A SLURM job's port follows from its number, below those that systems give to connections (from
-# 32768 on Linux, from 16000 in some sandboxes): one of those may be taken by anybody's.
+# A SLURM job's port follows from its number. It lies below those that systems give to connections
+# (from 32768 on Linux, from 16000 in some sandboxes), which any program may hold.
 FIRST_PORT, PORTS = 10000, 6000
 
 
-class Place(NamedTuple):
-    """A process among those of its job. local_rank: among those of its machine."""
+class Process(NamedTuple):
+    """A process of a job. local_rank: among the processes of its machine."""
 
     rank: int
     world_size: int
@@ -52,23 +53,23 @@ _STARTERS = {
 }
 
 
-def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Place]:
-    """Who started this process ("" for nobody), and its place. ValueError where what the variables
-    say cannot be."""
+def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Process]:
+    """Returns which launcher started this process ("" for none), and its ranks. UserError where the
+    variables contradict each other."""
     for starter, (rank, size, local) in _STARTERS.items():
         if rank not in environment or size not in environment:
             continue
         if starter == "mpich" and _is_srun(environment):
             continue
         number = _number(environment, rank)
-        place = Place(number, _number(environment, size), _number(environment, local, number))
-        if place.rank >= place.world_size:
+        process = Process(number, _number(environment, size), _number(environment, local, number))
+        if process.rank >= process.world_size:
             raise UserError(
-                f"{rank} is {place.rank} and {size} is {place.world_size}, and ranks count from 0: "
+                f"{rank} is {number} and {size} is {process.world_size}, and ranks count from 0: "
                 "unset both, or start the command with torchrun, srun or mpirun"
             )
-        return starter, place
-    return "", Place(0, 1, 0)
+        return starter, process
+    return "", Process(0, 1, 0)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
@@ -82,7 +83,7 @@ def _is_srun(environment: Mapping[str, str]) -> bool:
     """Whether MPICH's variables are srun's, which sets them on clusters whose default MPI is pmi2.
 
     Everything that is started below such a step inherits them, also an srun --mpi=none and a job
-    that is submitted there. mpiexec numbers the processes of a machine besides (MPI_LOCALRANKID).
+    that is submitted there. mpiexec also numbers the processes of a machine (MPI_LOCALRANKID).
     """
     step = [environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
     if step == [environment["PMI_RANK"], environment["PMI_SIZE"]]:
@@ -91,38 +92,33 @@ def _is_srun(environment: Mapping[str, str]) -> bool:
     return named is not None and "MPI_LOCALRANKID" not in environment
 
 
-def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
-    """Brings this process together with the others of its job: NCCL on CUDA, gloo on CPU.
+def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
+    """Initializes the process group of the job: NCCL on CUDA, gloo on CPU.
 
     One process alone needs no process group and gets none. Sets the variables of torchrun, which
-    other libraries read. ValueError where there is no address to meet at.
+    other libraries read. UserError where there is no address to meet at.
 
-    NCCL alone, and not gloo beside it as torch's "cpu:gloo,cuda:nccl": that would connect the hosts
-    of every group of the mesh too; `host_group` is the one group that does.
+    The backend is NCCL alone, not torch's "cpu:gloo,cuda:nccl", which would connect the hosts of
+    every group of the mesh too; `host_group` is the one group that does.
     """
-    starter, place = find()
+    starter, process = find()
     bound = None  # NCCL connects to this device at once, and its barriers need not guess
     if device.type == "cuda":
-        bound = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        bound = torch.device("cuda", process.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(bound)
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
             # segments that grow: batches of differing sizes leave no gaps behind
             torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    if place.world_size == 1 or distributed.is_initialized():
-        return place
-    address, port = rendezvous(starter, place)
-    os.environ |= {
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "RANK": str(place.rank),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_RANK": str(place.local_rank),
-    }
+    if process.world_size == 1 or distributed.is_initialized():
+        return process
+    address, port = rendezvous(starter, process)
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    os.environ |= {name: str(value) for name, value in zip(_STARTERS["torchrun"], process)}
     try:
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=process.rank,
+            world_size=process.world_size,
             timeout=timeout,
             device_id=bound,
         )
@@ -133,16 +129,16 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Place:
             f"port {port} of {socket.gethostname()}, at which the processes were to meet, is in use "
             "by another program: start again with MASTER_PORT set to a free one"
         ) from None
-    return place
+    return process
 
 
 def first(action: Callable[[], Result]) -> Result:
-    """`action()` on the main process, and on the others once it is done there (it may take hours:
-    preparing data). Its ValueError or OSError is raised on every process."""
+    """Returns `action()`, which runs on the main process, and on the others once it is done there (it
+    may take hours: preparing data). Its ValueError or OSError is raised on every process."""
     if not distributed.is_initialized():
         return action()
-    # by the store that they met at: it needs no process group
-    store = distributed.PrefixStore("first", distributed_c10d._get_default_store())
+    # The store of the rendezvous needs no process group.
+    store = PrefixStore("first", distributed_c10d._get_default_store())
     rank = distributed.get_rank()
     done = f"done/{store.add(f'calls/{rank}', 1)}"
     if rank != 0:
@@ -150,40 +146,40 @@ def first(action: Callable[[], Result]) -> Result:
         if fault := pickle.loads(store.get(done)):
             raise fault
         return action()
-    result, fault = None, None
     try:
         result = action()
     except (ValueError, OSError) as error:
-        fault = error
-    store.set(done, pickle.dumps(fault))
-    if fault is not None:
-        raise fault
+        store.set(done, pickle.dumps(error))  # pyright: ignore[reportArgumentType]  # takes bytes too
+        raise
+    store.set(done, pickle.dumps(None))  # pyright: ignore[reportArgumentType]
     return result
 
 
 def host_group() -> distributed.ProcessGroup:
-    """All processes over gloo, beside what trains; its collectives may take hours. Made once: each
-    such group connects every process with every other, a file descriptor apiece. Every process
-    asks for it first at the same point. One thread of a process uses it at a time."""
+    """Returns the group of all processes over gloo, for what is not training; its collectives may take
+    hours. Made once: such a group connects every process with every other, a file descriptor each.
+    Every process first calls this at the same point. One thread of a process uses it at a time."""
     return _host_group(distributed.group.WORLD)
 
 
 @lru_cache(maxsize=1)
 def _host_group(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, distributed.ProcessGroup)
+    return group
 
 
 def leave() -> None:
-    """Ends what `join` began."""
+    """Destroys the process groups of `join`."""
     if distributed.is_initialized():
         _host_group.cache_clear()
         distributed.destroy_process_group()
 
 
 def rendezvous(
-    starter: str, place: Place, environment: Mapping[str, str] = os.environ
+    starter: str, process: Process, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, int]:
-    """Host and port at which the processes meet: MASTER_ADDR where it is given."""
+    """Returns the host and port at which the processes meet: MASTER_ADDR where it is given."""
     job = _number(environment, "SLURM_JOB_ID") * 31 + _number(environment, "SLURM_STEP_ID")
     port = _number(environment, "MASTER_PORT", FIRST_PORT + job % PORTS)
     if not 1 <= port <= 65535:
@@ -193,7 +189,7 @@ def rendezvous(
     if starter == "slurm":
         return _first_node(environment), port
     if starter in ("openmpi", "mpich"):
-        return _ask_by_mpi(place)
+        return _broadcast_address(process)
     raise UserError(
         "RANK and WORLD_SIZE are set and MASTER_ADDR is not: start with torchrun, or set "
         "MASTER_ADDR and MASTER_PORT to an address of rank 0's machine"
@@ -201,7 +197,7 @@ def rendezvous(
 
 
 def _first_node(environment: Mapping[str, str]) -> str:
-    """The node of rank 0 of a SLURM step. ValueError where nothing says which one that is.
+    """Returns the node of rank 0 of a SLURM step. UserError where nothing says which one that is.
 
     The list of a step's nodes is sorted, and ranks follow it; but those of a heterogeneous job
     follow its components.
@@ -215,13 +211,14 @@ def _first_node(environment: Mapping[str, str]) -> str:
     for number in itertools.count():
         component = environment.get(f"SLURM_JOB_NODELIST_HET_GROUP_{number}")
         if component is None:
-            return nodes[0]
+            break
         if here := [node for node in hosts(component) if node in nodes]:
             return here[0]
+    return nodes[0]
 
 
 def hosts(nodes: str) -> list[str]:
-    """The hosts of SLURM's list: "gpu[003-004,9],x" -> ["gpu003", "gpu004", "gpu9", "x"]."""
+    """Returns the hosts of SLURM's list: "gpu[003-004,9],x" -> ["gpu003", "gpu004", "gpu9", "x"]."""
     found = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = re.split(r"\[([^\]]*)\]", name)  # every second one is what stood in brackets
@@ -239,7 +236,7 @@ def _numbers(ranges: str) -> list[str]:
     return found
 
 
-def _ask_by_mpi(place: Place) -> tuple[str, int]:
+def _broadcast_address(process: Process) -> tuple[str, int]:
     try:
         from mpi4py import MPI
     except ImportError:
@@ -248,13 +245,13 @@ def _ask_by_mpi(place: Place) -> tuple[str, int]:
             "others its own, or set MASTER_ADDR and MASTER_PORT (mpirun -x MASTER_ADDR=...)"
         ) from None
     world = MPI.COMM_WORLD
-    if world.Get_size() != place.world_size:
+    if world.Get_size() != process.world_size:
         raise UserError(
-            f"mpirun started {place.world_size} processes and mpi4py sees {world.Get_size()}: it "
+            f"mpirun started {process.world_size} processes and mpi4py sees {world.Get_size()}: it "
             "was built for another MPI; reinstall it, or set MASTER_ADDR and MASTER_PORT"
         )
     own = None
-    if place.rank == 0:
+    if process.rank == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))
             own = socket.gethostname(), probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The whole grid of processes: five axes, the innermost last, so that neighbours share a machine.
+"""The grid of all processes: five axes, the innermost last, so that neighbours share a machine.
 
     pp            pipeline stages
     dp_replicate  copies of the parameters
@@ -32,51 +32,53 @@ GRADIENT = (*DATA, "cp")  # ranks whose gradients are parts of one sum
 
 
 def processes(parallel: Parallel) -> int:
-    """How many processes a layout is of."""
+    """Returns how many processes a layout has."""
     return math.prod(getattr(parallel, setting) for setting in AXES.values())
 
 
 @dataclass(frozen=True)
 class Grid:
-    """This process's place among all. mesh: None where there is one process only."""
+    """The grid as this process sees it. mesh: None where there is one process only."""
 
     device: torch.device
     mesh: DeviceMesh | None = None
 
     @classmethod
     def single(cls, device: torch.device | str) -> "Grid":
-        """One process, without process groups."""
+        """Returns the grid of one process, without process groups."""
         return cls(torch.device(device))
 
     @classmethod
     def build(cls, parallel: Parallel, device: torch.device | str) -> "Grid":
-        """The grid of the processes that `launch.join` brought together. Every process calls it."""
-        sizes = tuple(getattr(parallel, setting) for setting in AXES.values())
-        if math.prod(sizes) == 1:
+        """Returns the grid of the processes that `launch.join` connected. Every process calls it."""
+        if processes(parallel) == 1:
             return cls.single(device)
         assert distributed.is_initialized(), "launch.join comes first"
+        sizes = tuple(getattr(parallel, setting) for setting in AXES.values())
         device = torch.device(device)
         return cls(device, init_device_mesh(device.type, sizes, mesh_dim_names=tuple(AXES)))
 
     def size(self, axis: str) -> int:
-        """Ranks along an axis."""
+        """Returns how many ranks an axis has."""
         return 1 if self.mesh is None else self.mesh.size(list(AXES).index(axis))
 
     def rank(self, axis: str) -> int:
-        """This process's place along an axis."""
+        """Returns this process's rank along an axis."""
         return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
 
     @property
     def world_size(self) -> int:
-        """All processes."""
+        """The number of all processes."""
         return 1 if self.mesh is None else self.mesh.size()
 
     def group(self, axis: str) -> distributed.ProcessGroup | None:
-        """The processes that differ from this one along `axis` alone; None where it has size 1."""
-        return self.mesh.get_group(axis) if self.size(axis) > 1 else None
+        """Returns the processes that differ from this one along `axis` alone; None: it has size 1."""
+        if self.mesh is None or self.size(axis) == 1:
+            return None
+        return self.mesh.get_group(axis)
 
     def submesh(self, *axes: str) -> DeviceMesh:
-        """The mesh of these axes, through this process."""
+        """Returns the mesh of these axes, through this process."""
         assert self.mesh is not None, "one process has no mesh"
         return self.mesh[axes]
 
@@ -87,12 +89,12 @@ class Grid:
 
     @property
     def data_ranks(self) -> int:
-        """Shares that a step's rows are dealt in."""
+        """How many shares a step's rows are divided into."""
         return math.prod(self.size(axis) for axis in DATA)
 
     @property
     def gradient_ranks(self) -> int:
-        """Ranks over which gradients are averaged."""
+        """How many ranks average their gradients."""
         return math.prod(self.size(axis) for axis in GRADIENT)
 
     @property
@@ -106,15 +108,15 @@ class Grid:
         return self.mesh is None or distributed.get_rank() == 0
 
     def sum(self, values: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
-        """`values` summed in place over the ranks along `axes`."""
+        """Sums `values` in place over the ranks along `axes`, and returns them."""
         for axis in axes:
             if group := self.group(axis):
                 distributed.all_reduce(values, group=group)
         return values
 
     def share(self, value: Any, group: distributed.ProcessGroup | None = None) -> Any:
-        """The main process's `value` (anything that pickles) on every process. group: of all
-        processes, where it is not to be the default one."""
+        """Returns the main process's `value` (anything that pickles) on every process. group: one of
+        all processes, in place of the default one."""
         if self.mesh is None:
             return value
         held = [value]
@@ -122,7 +124,7 @@ class Grid:
         return held[0]
 
     def gather(self, value: Any, group: distributed.ProcessGroup | None = None) -> list[Any]:
-        """Every process's `value`, on every process; otherwise as `share`."""
+        """Returns every process's `value`, on every process; otherwise as `share`."""
         if self.mesh is None:
             return [value]
         held = [None] * self.world_size
@@ -131,7 +133,7 @@ class Grid:
 
     @property
     def host_group(self) -> distributed.ProcessGroup | None:
-        """`launch.host_group` of these processes: for what may keep them waiting (files)."""
+        """`launch.host_group` of these processes: for what may make them wait long (files)."""
         return None if self.mesh is None else launch.host_group()
 
     def barrier(self) -> None:

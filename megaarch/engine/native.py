@@ -48,9 +48,9 @@ class Replica(nn.Module):
         self.model.compute_dtype = compute_dtype(settings)
         self.engine = None
         if grid.size("pp") > 1:
-            from megaarch.parallel.pipeline import Engine
+            from megaarch.parallel.pipeline import Pipeline
 
-            self.engine = Engine(self.model, grid, settings)
+            self.engine = Pipeline(self.model, grid, settings)
         self.compiled = compile.wanted(settings, grid.device)
         if self.compiled:
             compile.apply(self.model)
@@ -102,7 +102,7 @@ class Replica(nn.Module):
                 self._reduce_at(last=batch is batches[-1])
                 loss = loss + self._micro_step(batch, weight)
         if self.grid.mesh is not None:
-            gradients.settle(self.model.parameters())
+            gradients.reduce_partial(self.model.parameters())
         return self.grid.sum(loss, GRADIENT)
 
     def _micro_step(self, batch: Batch, weight: float) -> torch.Tensor:

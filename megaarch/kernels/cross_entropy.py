@@ -2,7 +2,7 @@
 
 Logits stay in the dtype of their matrix product; nothing wider of their size exists.
 
-Legend: C rows of a chunk, v ids of the vocabulary that are held here.
+Letters of shapes: docs/shapes.md.
 """
 
 import torch
@@ -72,10 +72,10 @@ def slope(
     known: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A `Slope` of model/loss.py: the gradient with both factors one, over the ids held here."""
-    numbers_FC = figures(logits_Cv, bias_v, target_C, text_v, known)
-    ones_C = torch.ones_like(numbers_FC[0])
-    of_logits = gradient(logits_Cv, bias_v, target_C, numbers_FC[0], ones_C, ones_C, known)
-    return of_logits, numbers_FC
+    sums_LC = figures(logits_Cv, bias_v, target_C, text_v, known)
+    ones_C = torch.ones_like(sums_LC[0])
+    slope_Cv = gradient(logits_Cv, bias_v, target_C, sums_LC[0], ones_C, ones_C, known)
+    return slope_Cv, sums_LC
 
 
 def _wide(bias_v: torch.Tensor | None, logits: torch.dtype) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -10,12 +11,12 @@ from megaarch.model.transformer import Transformer, stacks
 
 
 def parameter_count(model: Model, position_axes: int = 1) -> int:
-    """Parameters, a tied embedding counted once."""
+    """Returns the number of parameters, a tied embedding counted once."""
     return sum(parameter_sizes(model, position_axes).values())
 
 
 def non_embedding_parameter_count(model: Model, position_axes: int = 1) -> int:
-    """Parameters without the tables: token, position and segment embeddings, and the output."""
+    """Returns that without the tables: token, position and segment embeddings, and the output."""
     tables = ("embedding.", "positions.", "segments.", "output.")
     return sum(
         size
@@ -25,16 +26,16 @@ def non_embedding_parameter_count(model: Model, position_axes: int = 1) -> int:
 
 
 def parameter_sizes(model: Model, position_axes: int = 1) -> dict[str, int]:
-    """Of each parameter by its global name."""
-    shapes = parameter_shapes(model, position_axes)
+    """Maps each parameter's global name to its number of elements."""
+    shapes = parameter_shapes(model, position_axes)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
     return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
 @lru_cache(maxsize=256)
 def parameter_shapes(model: Model, position_axes: int) -> dict[str, tuple[int, ...]]:
-    """Of each parameter by its global name. The layers of a stack are alike, so one of each is built:
-    a model of thousands takes long."""
-    one = dict.fromkeys(("layers", "encoder_layers", "decoder_layers"), 1)
+    """Maps each parameter's global name to its shape. The layers of a stack are alike, so only one of
+    each is built: a model of thousands takes long."""
+    one: dict[str, Any] = dict.fromkeys(("layers", "encoder_layers", "decoder_layers"), 1)
     with torch.device("meta"):
         built = Transformer(model.model_copy(update=one), position_axes=position_axes)
     shapes = {name: tuple(p.shape) for name, p in built.named_parameters()}

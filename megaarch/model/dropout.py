@@ -1,9 +1,9 @@
 """Dropout whose mask is a function of (seed, step, global row, module name) and nothing else.
 
 No random state is read or written, so a row has the same mask on every rank, in every micro-batch
-split and when a layer is recomputed for its backward pass. Hashes in 64 bits are of slots and of
-channels, each alone; what is as large as the hidden state is 32-bit and takes three operations.
-Legend: B rows, S tokens, D width.
+split and when a layer is recomputed for its backward pass. Slots and channels are hashed apart, in 64
+bits; tensors as large as the hidden state are 32-bit and take three operations. Letters of shapes:
+docs/shapes.md.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 @dataclass(frozen=True)
 class DropoutKeys:
-    """What every mask of one micro-batch is drawn from.
+    """The keys from which every mask of one micro-batch is drawn.
 
     rows: int64 [B], global row numbers.
     """
@@ -30,7 +30,7 @@ class DropoutKeys:
     rows: torch.Tensor
 
     def of(self, name: str) -> torch.Tensor:
-        """int64 [B]: the key of each row in the module of this global name."""
+        """Returns the key of each row in the module of this global name, int64 [B]."""
         text = f"{self.seed} {self.step} {name}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return self._rows ^ int.from_bytes(digest, "little", signed=True)
@@ -45,7 +45,7 @@ def dropout(
 ) -> torch.Tensor:
     """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate).
 
-    `branch` tells apart several masks drawn from one key. Slot s, channel d of a row has the same
+    `branch` distinguishes several masks drawn from one key. Slot s, channel d of a row has the same
     fate whatever the other rows of the batch are. `first` is the slot of x's first one, where x is
     a shard of a longer sequence.
     """
@@ -58,18 +58,17 @@ def dropout(
 
 
 def _hash(x: torch.Tensor) -> torch.Tensor:
-    """64-bit integers in which every bit of the given ones moves every bit about half the time.
-    Products wrap, and a shift drags the sign along, which costs one bit of 64."""
-    x = (
-        x ^ _INCREMENT
-    )  # zero is no fixed point; a sum would overflow in inductor's index arithmetic
+    """Returns 64-bit integers; a changed bit of the input changes each of theirs about half the time.
+    Products wrap, and a shift extends the sign, which costs one bit of 64."""
+    # so that zero is no fixed point; a sum would overflow in inductor's index arithmetic
+    x = x ^ _INCREMENT
     for multiplier in _MULTIPLIERS:
         x = (x ^ (x >> 32)) * multiplier
     return x ^ (x >> 32)
 
 
 def _combine(slot_BS: torch.Tensor, channel_D: torch.Tensor) -> torch.Tensor:
-    """int32 [B, S, D], evenly spread, from hashes: the exclusive or of their upper halves, times
+    """Returns int32 [B, S, D], evenly spread, from hashes: the exclusive or of their upper halves, times
     that of their lower ones, made odd. A product's upper bits depend on all bits of its factors,
     and no two elements have the same pair of these."""
     slot_BS1 = slot_BS[..., None]

@@ -26,17 +26,18 @@ GATHERED = ("tensorwise",)  # the recipes whose weights one scale serves, whatev
 
 
 class Float8Linear(torchao.Float8Linear):
-    """torchao's, for masters wider than its input. Made by what `linear` returns."""
+    """torchao's, for master weights wider than its input. What `linear` returns makes it."""
 
-    casts_first: bool
+    casts_first = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x, self.weight, self.bias)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.multiply(input, self.weight, self.bias)
 
     def multiply(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `product.Linear.multiply`. weight [N, K]: of any floating type, or already float8."""
+        """As `product.Linear.multiply`. weight [outputs, inputs]: of any floating
+        type, or already float8."""
         if self.casts_first:
             weight = weight.to(x.dtype)
         configuration = self.linear_mm_config, self.config
@@ -45,8 +46,8 @@ class Float8Linear(torchao.Float8Linear):
 
 
 def linear(recipe: str, *, emulate: bool, sharded: bool) -> MakeLinear:
-    """What makes the linear layers of a recipe. emulate: multiply the float8 values in fp32, for
-    devices without float8 units. sharded: FSDP gathers their weights."""
+    """Returns what makes the linear layers of a recipe. emulate: multiply the float8 values in fp32,
+    for devices without float8 units. sharded: FSDP gathers their weights."""
     config = replace(
         Float8LinearConfig.from_recipe_name(recipe),
         emulate=emulate,
@@ -55,9 +56,12 @@ def linear(recipe: str, *, emulate: bool, sharded: bool) -> MakeLinear:
     )
 
     def make(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-        made = convert_to_float8_training(nn.Linear(inputs, outputs, bias=bias), config=config)
-        made.__class__ = Float8Linear
-        made.casts_first = recipe not in GATHERED
-        return made
+        layer = convert_to_float8_training(nn.Linear(inputs, outputs, bias=bias), config=config)
+        assert isinstance(layer, torchao.Float8Linear)
+        # The function makes torchao's class alone, but it also works around bugs of inductor.
+        layer.__class__ = Float8Linear
+        assert isinstance(layer, Float8Linear)
+        layer.casts_first = recipe not in GATHERED
+        return layer
 
     return make

@@ -4,11 +4,11 @@ Multiply-adds of matrix products, two FLOPs each, over the exact area of the mas
 real tokens only: padding is no useful work. Training counts three forward passes, recomputation
 never counts.
 
-Legend: d width, H heads, Hkv key heads, Dh head size, f feed-forward, L layers, V vocabulary,
-n tokens, P visible (query, key) pairs.
+Which products a layer has stands in config/products.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 from megaarch.config.products import layer_products, stack_layers
 from megaarch.config.schema import Model
@@ -19,7 +19,7 @@ TRAINING = 3  # forward + backward (Kaplan et al. 2020, 2.1)
 
 @dataclass(frozen=True)
 class Forward:
-    """FLOPs of one forward pass by where they are spent."""
+    """FLOPs of a forward pass by where they are spent."""
 
     projections: int  # Q, K, V, O of self- and cross-attention
     feed_forward: int
@@ -30,42 +30,49 @@ class Forward:
     def total(self) -> int:
         return self.projections + self.feed_forward + self.attention + self.head
 
+    def __add__(self, other: "Forward") -> "Forward":
+        return Forward(*map(add, astuple(self), astuple(other)))
+
 
 def forward(model: Model, counts: Counts) -> Forward:
-    """FLOPs of one forward pass over a batch that holds `counts`."""
-    d, heads = model.hidden_size, model.heads
-    head_size = model.head_size or d // heads
-    projections = blocks = pairs = 0
-    for s, layers in enumerate(stack_layers(model)):
-        for name, product in layer_products(model, s).items():
-            tokens = counts.tokens[s - 1 if product.memory else s]
-            count = 2 * layers * tokens * product.inputs * product.outputs
-            if name in ("up", "down"):
-                blocks += count
-            else:
-                projections += count
-        pairs += layers * (counts.areas[s] + counts.cross_areas[s])
-    head = 2 * counts.targets * d * model.vocabulary_size
-    if model.head_transform:
-        head += 2 * counts.targets * d * d
-    return Forward(projections, blocks, 4 * heads * head_size * pairs, head)
+    """Returns the FLOPs of one forward pass over a batch that holds `counts`."""
+    width, vocabulary = model.hidden_size, model.vocabulary_size
+    head = width * vocabulary + (width * width if model.head_transform else 0)
+    total = Forward(0, 0, 0, 2 * counts.targets * head)
+    for stream, layers in enumerate(stack_layers(model)):
+        total += layer(model, stream, counts, layers)
+    return total
+
+
+def layer(model: Model, stream: int, counts: Counts, layers: int = 1) -> Forward:
+    """Returns the FLOPs of so many layers of a stream's stack in a forward pass."""
+    projections = feed_forward = 0
+    for name, product in layer_products(model, stream).items():
+        tokens = counts.tokens[stream - 1 if product.memory else stream]
+        count = 2 * layers * tokens * product.inputs * product.outputs
+        if name in ("up", "down"):
+            feed_forward += count
+        else:
+            projections += count
+    pairs = layers * (counts.areas[stream] + counts.cross_areas[stream])
+    head_size = model.head_size or model.hidden_size // model.heads
+    return Forward(projections, feed_forward, 4 * model.heads * head_size * pairs, 0)
 
 
 def training(model: Model, counts: Counts) -> int:
-    """Exact training FLOPs of a batch that holds `counts`: the unit of every budget and MFU."""
+    """Returns the exact training FLOPs of a batch that holds `counts`: the unit of budgets and MFU."""
     return TRAINING * forward(model, counts).total
 
 
 def palm(model: Model, counts: Counts, parameters: int) -> float:
-    """Training FLOPs by the convention of PaLM (Chowdhery et al. 2022, appendix B).
+    """Returns training FLOPs by the convention of PaLM (Chowdhery et al. 2022, appendix B).
 
     (6N + 12·L·H·Q·T) a token: every parameter on every token, every mask dense. For comparison
     with papers only: it is wrong for encoder-decoders, whose stacks see different tokens.
     """
-    d, heads = model.hidden_size, model.heads
-    head_size = model.head_size or d // heads
+    attended = model.heads * (model.head_size or model.hidden_size // model.heads)
     total = 0.0
-    for s, layers in enumerate(stack_layers(model)):
-        length = counts.slots[s] / counts.rows
-        total += (6 * parameters + 12 * layers * heads * head_size * length) * counts.tokens[s]
+    for stream, layers in enumerate(stack_layers(model)):
+        length = counts.slots[stream] / counts.rows
+        total += (6 * parameters + 12 * layers * attended * length) * counts.tokens[stream]
     return total

@@ -25,11 +25,11 @@ def initial_value(
     seed: int,
     shard: tuple[range, ...] | None = None,
 ) -> torch.Tensor:
-    """fp32 CPU tensor for the parameter of this global name and full shape.
+    """Returns the fp32 CPU tensor of the parameter of this global name and full shape.
 
     Norms are one, biases zero, all else normal(0, initial_deviation); the projections that end a
     residual branch are scaled by 1/sqrt(2·layers of the stack) (Radford et al. 2019, section 2.3).
-    shard: the indices along each axis to return alone, None: all. Equal to that slice of the whole,
+    shard: the indices along each axis to return, None: all. The result equals that slice of the whole,
     bit for bit; only the blocks that it touches are drawn.
     """
     shard = tuple(range(size) for size in shape) if shard is None else shard
@@ -47,7 +47,7 @@ def initial_value(
 
 
 def _normal(name: str, shape: tuple[int, ...], seed: int, shard: tuple[range, ...]) -> torch.Tensor:
-    """A shard of the standard normal values of a parameter."""
+    """Returns a shard of the standard normal values of a parameter."""
     value = torch.empty([len(indices) for indices in shard])
     if not value.numel():
         return value
@@ -62,7 +62,7 @@ def _normal(name: str, shape: tuple[int, ...], seed: int, shard: tuple[range, ..
 
 
 def _spans(key: str, elements: int) -> Callable[[int, int], torch.Tensor]:
-    """A function that draws elements start to stop of a flattened parameter. It keeps the last
+    """Returns a function that draws elements start to stop of a flattened parameter. It keeps the last
     block, with which the next span often begins."""
     kept: dict[int, torch.Tensor] = {}
 

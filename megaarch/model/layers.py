@@ -1,15 +1,14 @@
-"""The transformer layer, and what the layers of one stack share in a forward pass.
+"""The transformer layer.
 
 Weight layouts are such that a contiguous split of the output rows is a split by heads or channels,
 which tensor parallelism needs: queries, keys and values lie per key group [Hkv, (q ... q k v), Dh],
-a cross-attention's keys and values [Hkv, (k v), Dh], gate and up [F, (gate up)].
-
-Legend: B rows, S tokens, D width, H heads, Hkv key heads, G = H / Hkv, Dh head size,
-F feed-forward width.
+a cross-attention's keys and values [Hkv, (k v), Dh], gate and up [F, (gate up)]. Letters of shapes:
+docs/shapes.md.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Context:
-    """What the layers of one stack share in a forward pass.
+    """The inputs that the layers of one stack share in a forward pass.
 
     parts: self-attention. cross: attention to the memory, or None.
     positions: int64 [B, S, A], of the whole row. rotary: tables of `positions.rotary_tables` for
@@ -54,17 +53,12 @@ class Context:
     first: int = 0
 
 
-MakeLinear = Callable[[int, int, bool], nn.Linear]  # of inputs, outputs, and whether it has a bias
-
-
-def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
-    """Every linear layer is made here; those of layers by another `MakeLinear` where one is given
-    (float8.py)."""
-    return Linear(inputs, outputs, bias=bias)
+# Takes inputs, outputs, and whether there is a bias: product.Linear, or what float8.py returns.
+MakeLinear = Callable[[int, int, bool], nn.Linear]
 
 
 def normalization(model: schema.Model) -> nn.Module:
-    """RMSNorm or LayerNorm over the width; statistics in fp32."""
+    """Returns RMSNorm or LayerNorm over the width; statistics in fp32."""
     if model.normalization == "rmsnorm":
         fused = "rms_norm" in model.fused_kernels
         return RMSNorm(model.hidden_size, model.normalization_epsilon, fused)
@@ -74,16 +68,22 @@ def normalization(model: schema.Model) -> nn.Module:
 class LayerNorm(nn.LayerNorm):
     """torch's, in its input's dtype; statistics in fp32."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return layer_norm(input, self.weight, self.bias, self.eps)
 
 
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
 ) -> torch.Tensor:
-    """LayerNorm over the last dimension (Ba et al. 2016), in x's dtype."""
+    """Returns LayerNorm over the last dimension (Ba et al. 2016), in x's dtype."""
     bias = None if bias is None else bias.to(x.dtype)
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias, epsilon)
+
+
+def attention_options(model: schema.Model) -> dict[str, Any]:
+    """Returns the options of `attend` that the settings give."""
+    fused_rows = "rows" in model.fused_kernels
+    return {"scale": model.attention_scale, "kernel": model.attention, "fused_rows": fused_rows}
 
 
 class SelfAttention(nn.Module):
@@ -91,9 +91,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_size = head_size(model)
         self.group = model.heads // key_heads(model)
-        self.scale, self.kernel = model.attention_scale, model.attention
-        self.fused_rows = "rows" in model.fused_kernels
-        self.attend = attend
+        self.attend, self.options = attend, attention_options(model)
         fused = key_heads(model) * (self.group + 2) * self.head_size
         self.qkv = linear(model.hidden_size, fused, model.bias)
         self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
@@ -106,12 +104,10 @@ class SelfAttention(nn.Module):
             k,
             v,
             context.parts,
-            scale=self.scale,
             bias=context.bias,
             query_positions=context.positions,
             key_positions=context.positions,
-            kernel=self.kernel,
-            fused_rows=self.fused_rows,
+            **self.options,
         )
         return self.output(out_BSHDh.flatten(2))
 
@@ -120,9 +116,7 @@ class CrossAttention(nn.Module):
     def __init__(self, model: schema.Model, linear: MakeLinear):
         super().__init__()
         self.head_size = head_size(model)
-        self.scale, self.kernel = model.attention_scale, model.attention
-        self.fused_rows = "rows" in model.fused_kernels
-        self.attend = attend
+        self.attend, self.options = attend, attention_options(model)
         self.q = linear(model.hidden_size, model.heads * self.head_size, model.bias)
         self.kv = linear(model.hidden_size, key_heads(model) * 2 * self.head_size, model.bias)
         self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
@@ -132,20 +126,12 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         q = self.q(x_BSD).unflatten(-1, (-1, self.head_size))
         k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
-        out_BSHDh = self.attend(
-            q,
-            k,
-            v,
-            context.cross,
-            scale=self.scale,
-            kernel=self.kernel,
-            fused_rows=self.fused_rows,
-        )
-        return self.output(out_BSHDh.flatten(2))
+        assert context.cross is not None
+        return self.output(self.attend(q, k, v, context.cross, **self.options).flatten(2))
 
 
 class _Pair(torch.autograd.Function):
-    """x [..., 2] as two contiguous tensors. On a CPU an activation over every other element does not
+    """Splits x [..., 2] into two contiguous tensors. On a CPU an activation over every other element does not
     vectorize, and neither does the stack that autograd would put its gradients together with."""
 
     @staticmethod
@@ -153,7 +139,7 @@ class _Pair(torch.autograd.Function):
         return x[..., 0].contiguous(), x[..., 1].contiguous()
 
     @staticmethod
-    def backward(ctx, first, second):
+    def backward(ctx, first, second):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         grad = first.new_empty(*first.shape, 2)
         grad[..., 0], grad[..., 1] = first, second
         return grad
@@ -182,10 +168,10 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention where `cross`, feed-forward: each a residual branch with its
-    normalization, ahead of the branch (pre) or after the sum (post)."""
+    """Self-attention, cross-attention if `cross`, and feed-forward: each a residual branch with its
+    normalization, before the branch (pre) or after the sum (post)."""
 
-    def __init__(self, model: schema.Model, cross: bool, linear: MakeLinear = linear):
+    def __init__(self, model: schema.Model, cross: bool, linear: MakeLinear = Linear):
         super().__init__()
         self.pre = model.normalization_position == "pre"
         self.rate = model.dropout
@@ -206,7 +192,7 @@ class Layer(nn.Module):
         memory_BTD: torch.Tensor | None = None,
         dropout_key_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, S, D] to [B, S, D]. dropout_key: None where dropout is off."""
+        """Maps [B, S, D] to [B, S, D]. dropout_key: None where dropout is off."""
 
         def residual(x, norm, branch, number):
             out = branch(norm(x) if self.pre else x)
@@ -215,19 +201,17 @@ class Layer(nn.Module):
             return x + out if self.pre else norm(x + out)
 
         x_BSD = residual(x_BSD, self.attention_norm, lambda x: self.attention(x, context), 0)
-        if self.cross_attention is not None:
-            x_BSD = residual(
-                x_BSD,
-                self.cross_attention_norm,
-                lambda x: self.cross_attention(x, memory_BTD, context),
-                1,
-            )
+        if cross := self.cross_attention:
+            norm = self.cross_attention_norm
+            x_BSD = residual(x_BSD, norm, lambda x: cross(x, memory_BTD, context), 1)
         return residual(x_BSD, self.feed_forward_norm, self.feed_forward, 2)
 
 
 def key_heads(model: schema.Model) -> int:
+    """Returns how many heads of keys and values a layer has."""
     return model.kv_heads or model.heads
 
 
 def head_size(model: schema.Model) -> int:
+    """Returns the width of a head."""
     return model.head_size or model.hidden_size // model.heads

@@ -4,8 +4,8 @@ The vocabulary may be split over ranks. Then each rank holds the ids from `first
 exchange three numbers a row in one collective: a log-sum-exp, the target's logit, and a log-sum-exp
 over text tokens. Logits are never gathered.
 
-Legend: R target rows, C rows of one chunk, D width, V vocabulary (padded to a multiple of 128),
-v ids of the vocabulary that are held here (V in one process), F numbers of a row.
+One driver computes losses and gradients chunk by chunk; a `Slope` computes a chunk. Letters of
+shapes: docs/shapes.md. v is V in one process.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import distributed
 from torch.autograd.function import once_differentiable
 
-from megaarch.kernels.library import serves
+from megaarch.kernels.library import accumulator, serves
 from megaarch.kernels.softmax import less_target
-from megaarch.model.product import product, turned_product
+from megaarch.model.product import product, transposed_product
 
 
 class Limits(NamedTuple):
-    """logits: how many exist at a time. kept: bytes of slopes that are kept for the backward pass;
-    chunks beyond are computed again there."""
+    """logits: how many exist at a time. kept: bytes of slopes that are kept for the backward pass,
+    which computes the other chunks again."""
 
     logits: int
     kept: int
@@ -34,33 +34,35 @@ ACCELERATOR = Limits(1 << 27, 2 << 30)
 LEAST_ROWS = 128  # of a chunk
 
 # Returns the slope of each row's negative log-likelihood (its softmax over the ids held here, less
-# 1 at the target) in the logits' dtype, and [F, C] in fp32 at least: log-sum-exp, the target's
+# 1 at the target) in the logits' dtype, and [L, C] in fp32 at least: log-sum-exp, the target's
 # logit (-inf where another rank holds it), and the log-sum-exp over text tokens if asked for.
 # Arguments: logits [C, v] which it may overwrite, bias [v] or None, target [C] counted from the
 # first id held here, text bool [v] or None, and how many of the ids are no padding.
-Slope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Slope = Callable[
+    [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None, int],
+    tuple[torch.Tensor, torch.Tensor],
+]
 
 
 class TargetLosses(NamedTuple):
-    """What the model returns: one number for each target slot, 0 in slots of zero weight.
+    """One number for each target slot, 0 in slots of zero weight.
 
     nll: fp32 [B, M], negative log-likelihood in nats.
     log_partition: fp32 [B, M], log of the softmax's denominator (for z-loss).
     text_nll: fp32 [B, M] without gradient, or None: nll with probabilities renormalized over the
         text tokens that were asked for. Meaningful where the target is one of them.
+
+    `cross_entropy` returns them for R target rows, each [R].
     """
 
     nll: torch.Tensor
     log_partition: torch.Tensor
     text_nll: torch.Tensor | None = None
 
-
-class RowLosses(NamedTuple):
-    """`TargetLosses` of R rows, each [R]."""
-
-    nll: torch.Tensor
-    log_partition: torch.Tensor
-    text_nll: torch.Tensor | None
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TargetLosses":
+        """Returns the losses with each tensor changed."""
+        text_nll = None if self.text_nll is None else change(self.text_nll)
+        return TargetLosses(change(self.nll), change(self.log_partition), text_nll)
 
 
 def training_loss(
@@ -87,7 +89,7 @@ def cross_entropy(
     slope: Slope | None = None,
     first: int = 0,
     group: distributed.ProcessGroup | None = None,
-) -> RowLosses:
+) -> TargetLosses:
     """Returns the losses of R rows, differentiable in hidden, weight and bias with any upstream
     gradient. Products run in hidden's dtype; statistics, and the sum of the chunks' gradients of
     weight and bias, are fp32 at least.
@@ -109,7 +111,7 @@ def cross_entropy(
     known = min(max(vocabulary_size - first, 0), ids)
     kept = limits.kept if torch.is_grad_enabled() else 0
     options = (known, chunk_rows, kept, slope, group)
-    return RowLosses(
+    return TargetLosses(
         *_ChunkedCrossEntropy.apply(
             hidden_RD, weight_vD, bias_v, target_R - first, text_tokens, options
         )
@@ -117,11 +119,12 @@ def cross_entropy(
 
 
 def limits_of(device_type: str) -> Limits:
+    """Returns the limits on devices of this type."""
     return CPU if device_type == "cpu" else ACCELERATOR
 
 
 def rows_of_chunk(limits: Limits, ids: int) -> int:
-    """Rows of a chunk of logits over so many ids: a multiple of 128."""
+    """Returns the rows of a chunk of logits over so many ids, a multiple of 128."""
     return max(LEAST_ROWS, limits.logits // ids // LEAST_ROWS * LEAST_ROWS)
 
 
@@ -135,14 +138,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
         ):
             logits_Cv = product(hidden_CD, cast_vD.t())
-            slope_Cv, numbers_FC = slope(logits_Cv, bias_v, target_C, text_v, known)
-            found.append(numbers_FC)
+            slope_Cv, sums_LC = slope(logits_Cv, bias_v, target_C, text_v, known)
+            found.append(sums_LC)
             kept_bytes -= slope_Cv.nbytes
             if kept_bytes >= 0:
                 kept.append(slope_Cv)
-        here_FR = torch.cat(found, 1)
-        partition_R, target_logit_R, *text = _of_ranks(here_FR, group)
-        share_R = None if group is None else (here_FR[0] - partition_R).exp()
+        here_LR = torch.cat(found, 1)
+        partition_R, target_logit_R, *text = _over_ranks(here_LR, group)
+        share_R = None if group is None else (here_LR[0] - partition_R).exp()
         ctx.save_for_backward(hidden_RD, weight_vD, bias_v, target_R, share_R, *kept)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -155,7 +158,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_nll_R, grad_partition_R, _):
+    def backward(ctx, grad_nll_R, grad_partition_R, _):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         hidden_RD, weight_vD, bias_v, target_R, share_R, *kept = ctx.saved_tensors
         known, chunk_rows, _, slope, group = ctx.options
         cast_vD = weight_vD.to(hidden_RD.dtype)
@@ -167,7 +170,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if share_R is not None:
             factor_R = factor_R * share_R
             rest_R = factor_R - (0 if grad_nll_R is None else grad_nll_R)
-        wide = _wide_dtype(hidden_RD.dtype)
+        wide = accumulator(hidden_RD.dtype)
         grad_hidden_RD, grad_weight_vD = torch.empty_like(hidden_RD), None
         grad_bias_v = None if bias_v is None else torch.zeros_like(bias_v, dtype=wide)
         for start in range(0, len(hidden_RD), chunk_rows):
@@ -182,7 +185,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_bias_v += torch.mv(slope_Cv.t().to(wide), factor_C1[:, 0])
             slope_Cv = slope_Cv.to(hidden_RD.dtype)
             grad_hidden_RD[rows] = product(slope_Cv, cast_vD) * factor_C1
-            of_chunk = turned_product(slope_Cv, (hidden_CD * factor_C1).to(hidden_RD.dtype))
+            of_chunk = transposed_product(slope_Cv, (hidden_CD * factor_C1).to(hidden_RD.dtype))
             grad_weight_vD = of_chunk if grad_weight_vD is None else grad_weight_vD.add_(of_chunk)
         if grad_weight_vD is None:
             grad_weight_vD = torch.zeros_like(weight_vD)
@@ -198,17 +201,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             distributed.all_reduce(grad_hidden_RD, group=group)
         # torch's fused optimizers read a gradient as if it lay like its weight
         of_weight = grad_weight_vD.to(weight_vD.dtype).contiguous()
-        of_bias = None if bias_v is None else grad_bias_v.to(bias_v.dtype)
-        return grad_hidden_RD, of_weight, of_bias, None, None, None
+        if bias_v is not None and grad_bias_v is not None:
+            grad_bias_v = grad_bias_v.to(bias_v.dtype)
+        return grad_hidden_RD, of_weight, grad_bias_v, None, None, None
 
 
-def _of_ranks(here_FR: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
-    """Turns numbers [F, R], each the log of a sum over this rank's ids, into those of all ids."""
+def _over_ranks(here_LR: torch.Tensor, group: distributed.ProcessGroup | None) -> torch.Tensor:
+    """Turns numbers [L, R], each the log of a sum over this rank's ids, into those of all ids."""
     if group is None:
-        return here_FR
-    of_ranks = [torch.empty_like(here_FR) for _ in range(group.size())]
-    distributed.all_gather(of_ranks, here_FR, group=group)
-    return torch.stack(of_ranks).logsumexp(0)
+        return here_LR
+    every_LR = [torch.empty_like(here_LR) for _ in range(group.size())]
+    distributed.all_gather(every_LR, here_LR, group=group)
+    return torch.stack(every_LR).logsumexp(0)
 
 
 def torch_slope(
@@ -260,26 +264,11 @@ def cpu_slope(
     return logits_Cv, torch.stack([*less_target(logits_Cv, target_C), *text])
 
 
-def head_logits(
-    hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, vocabulary_size: int
-) -> torch.Tensor:
-    """Returns [..., V] in fp32 at least; ids of the vocabulary's padding have probability zero."""
-    logits = _wide(product(hidden, weight_VD.to(hidden.dtype).t()))
-    if bias_V is not None:
-        logits = logits + bias_V
-    padding = logits.shape[-1] - vocabulary_size
-    return F.pad(logits[..., :vocabulary_size], (0, padding), value=float("-inf"))
-
-
 def _columns(target_R: torch.Tensor, known: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the targets' columns, 0 where another rank has it; and whether they are held here."""
+    """Returns the targets' columns, 0 where another rank has one; and whether they are held here."""
     held_R = (target_R >= 0) & (target_R < known)
     return target_R.masked_fill(~held_R, 0), held_R
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(_wide_dtype(x.dtype))
-
-
-def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return x.to(accumulator(x.dtype))

@@ -1,11 +1,8 @@
-"""How a token's place reaches the model: rotary tables, and learned tables of embeddings.
-
-T5's relative bias lives with attention (megaarch/attention/bias.py); its tables live in the model.
-
-Legend: B rows, S tokens, A position axes, H heads, Dh head size, D width.
+"""Rotary tables and learned tables of position embeddings. T5's relative bias stands in
+attention/bias.py, its tables in the model. Letters of shapes: docs/shapes.md.
 """
 
-from typing import Any
+from functools import reduce
 
 import torch
 from torch import nn
@@ -17,14 +14,13 @@ from megaarch.kernels.library import serves
 from megaarch.model.rope_scaling import attention_factor, scaled
 
 
-def position_scheme(model: Model, objective: str) -> dict[str, Any]:
-    """What gives weights of the same shapes their meaning in places, by name. Left out is what is
-    changed on purpose to reach farther: the base of RoPE, T5's greatest distance.
-
-    Weights that were learned under one scheme are damaged under another.
+def position_scheme(model: Model, objective: str) -> dict[str, str | int]:
+    """Maps the name of each setting that gives weights their positional meaning to its value: weights
+    that were learned under one scheme are damaged under another of the same shapes. Settings that are
+    changed on purpose for longer rows are left out: the base of RoPE, T5's greatest distance.
     """
     encoding = model.position_encoding
-    scheme: dict[str, Any] = {"model.position_encoding": encoding}
+    scheme: dict[str, str | int] = {"model.position_encoding": encoding}
     if encoding in ("rope", "learned"):
         scheme["the number of position axes"] = position_axes(objective)
     if encoding == "learned":
@@ -37,8 +33,8 @@ def position_scheme(model: Model, objective: str) -> dict[str, Any]:
     return scheme
 
 
-def scheme_fault(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
-    """The first thing that tells two schemes apart, None where weights of one serve the other."""
+def scheme_fault(theirs: dict[str, str | int], mine: dict[str, str | int]) -> str | None:
+    """Returns a sentence on the first difference of two schemes; None: weights of one fit the other."""
     for name in {**theirs, **mine}:
         if theirs.get(name) != mine.get(name):
             return f"{name} is {theirs.get(name)} there and {mine.get(name)} here"
@@ -52,10 +48,10 @@ def rotary_tables(
     dtype: torch.dtype,
     scaling: RopeScaling | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and signed sin, each [B, S, 1, Dh] in `dtype`, for `rotate`; computed in fp32.
+    """Returns cos and signed sin, each [B, S, 1, Dh] in `dtype`, for `rotate`; computed in fp32.
 
     The head dimension is split evenly among the A axes. Within an axis's share, channel i pairs
-    with channel i + share/2 (rotate-half, as Llama has it) and turns by position·base^(-2i/share)
+    with channel i + share/2 (rotate-half, as Llama has it) and rotates by position·base^(-2i/share)
     (RoPE: Su et al. 2021, section 3.2.2), or at the frequencies that `scaling` makes of these.
     """
     axes = positions_BSA.shape[-1]
@@ -85,21 +81,21 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, x, cos, sin, axes):
         ctx.save_for_backward(cos, sin)
         ctx.axes = axes
-        turned = torch.addcmul(x * cos, _swap_halves(x, axes), sin)
+        rotated = torch.addcmul(x * cos, _swap_halves(x, axes), sin)
         # a cast that changes nothing gives an alias, whose gradient torch 2.11 compiles as zero
-        return turned if turned.dtype == x.dtype else turned.to(x.dtype)
+        return rotated if rotated.dtype == x.dtype else rotated.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         cos, sin = ctx.saved_tensors
         swapped = _swap_halves(grad, ctx.axes)
-        turned = torch.addcmul(grad * cos, swapped, sin, value=-1)
-        return turned.to(grad.dtype), None, None, None
+        rotated = torch.addcmul(grad * cos, swapped, sin, value=-1)
+        return rotated.to(grad.dtype), None, None, None
 
 
 def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], axes: int) -> torch.Tensor:
-    """RoPE: x [B, S, ..., Dh] turned by `rotary_tables` in their dtype, and rounded once to x's;
-    heads may fill several dimensions."""
+    """Returns x [B, S, ..., Dh] rotated by `rotary_tables` (RoPE), computed in their dtype and rounded
+    once to x's; heads may fill several dimensions."""
     cos, sin = (table.view(*table.shape[:2], *[1] * (x.ndim - 3), -1) for table in tables)
     return _Rotate.apply(x, cos, sin, axes)
 
@@ -107,8 +103,8 @@ def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], axes: int
 def heads(
     qkv: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, axes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [B, S, H, Dh], k and v [B, S, Hkv, Dh] of qkv [B, S, Hkv, H / Hkv + 2, Dh]; q and k turned
-    by `rotary_tables`, where there are any."""
+    """Returns q [B, S, H, Dh], k and v [B, S, Hkv, Dh] of qkv [B, S, Hkv, H / Hkv + 2, Dh]; q and k
+    rotated by `rotary_tables`, where there are any."""
     if rotary is not None and serves(qkv):
         return Heads.apply(qkv, *rotary, axes)
     q, k, v = qkv.split((qkv.shape[-2] - 2, 1, 1), dim=-2)
@@ -119,13 +115,13 @@ def heads(
 
 class LearnedPositions(nn.ModuleList):
     """One table of embeddings for each position axis; their rows are summed (GLM: Du et al. 2022,
-    section 2.1). `offset` rows ahead of each table stay unused (BART has two)."""
+    section 2.1). The first `offset` rows of each table stay unused (BART has two)."""
 
     def __init__(self, rows: int, size: int, axes: int, offset: int):
         super().__init__(nn.Embedding(rows + offset, size) for _ in range(axes))
         self.offset = offset
 
     def forward(self, positions_BSA: torch.Tensor) -> torch.Tensor:
-        """[B, S, D]."""
-        places = positions_BSA.unbind(-1)
-        return sum(table(p + self.offset) for table, p in zip(self, places, strict=True))
+        """Returns [B, S, D]."""
+        axes = zip(self, positions_BSA.unbind(-1), strict=True)
+        return reduce(torch.add, (table(p + self.offset) for table, p in axes))

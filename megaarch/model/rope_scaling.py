@@ -1,4 +1,4 @@
-"""RoPE's frequencies for rows longer than those that they were learned on."""
+"""RoPE's frequencies for rows longer than those of pretraining."""
 
 import math
 
@@ -8,7 +8,7 @@ from megaarch.config.schema import RopeScaling
 
 
 def scaled(frequency: torch.Tensor, base: float, scaling: RopeScaling) -> torch.Tensor:
-    """The frequencies [channels / 2] that take the place of `frequency`, radians a token.
+    """Returns the frequencies [channels / 2] that replace `frequency`, in radians a token.
 
     linear is position interpolation (Chen et al. 2023); llama3 is Llama 3.1's, by wavelength; yarn
     is "NTK-by-parts" (Peng et al. 2023, section 3.2). dynamic changes nothing up to its
@@ -25,25 +25,28 @@ def scaled(frequency: torch.Tensor, base: float, scaling: RopeScaling) -> torch.
 
 
 def attention_factor(scaling: RopeScaling | None) -> float:
-    """What queries and keys are multiplied by: yarn's temperature (section 3.3), else 1."""
+    """Returns the factor of queries and keys: yarn's temperature (section 3.3), else 1."""
     if scaling is None or scaling.kind != "yarn":
         return 1.0
     return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
 
 
 def _llama3_share(frequency: torch.Tensor, base: float, scaling: RopeScaling) -> torch.Tensor:
-    """How much of each frequency stays, from 0 to 1: linear in its turns in original_length."""
+    """Returns how much of each frequency stays, from 0 to 1: linear in its turns in original_length."""
+    assert scaling.original_length is not None  # config/validate.py
     turns = scaling.original_length * frequency / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
 def _yarn_share(frequency: torch.Tensor, base: float, scaling: RopeScaling) -> torch.Tensor:
-    """How much of each frequency stays, from 0 to 1: linear in its channel."""
+    """Returns how much of each frequency stays, from 0 to 1: linear in its channel."""
+    original_length = scaling.original_length
+    assert original_length is not None  # config/validate.py
     channels = 2 * len(frequency)
 
     def channel(turns: float) -> float:
-        length = scaling.original_length / (turns * 2 * math.pi)
+        length = original_length / (turns * 2 * math.pi)
         return channels * math.log(length) / (2 * math.log(base))
 
     first, last = channel(scaling.beta_fast), channel(scaling.beta_slow)

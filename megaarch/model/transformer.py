@@ -1,14 +1,12 @@
 """One transformer for every architecture: it sees tokens, positions and parts, and no mask kind.
 
 An architecture is here only a count of stacks. Layers are keyed by their global index, encoder
-first, so that a name is the same in every layout; a pipeline stage keeps the layers and tables it
-needs and calls `embed`, `run` and `head` itself.
-
-Legend: B rows, S tokens, A position axes, D width, M targets, R head rows, V vocabulary.
+first, so that a name is the same in every layout. A pipeline stage keeps the layers and tables that
+it needs, and runs its range of layers. Letters of shapes: docs/shapes.md.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -16,8 +14,10 @@ from torch import nn
 from megaarch.attention.bias import RelativeBias
 from megaarch.config import schema
 from megaarch.config.catalogue import ARCHITECTURES
+from megaarch.config.products import stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
+from megaarch.kernels.library import accumulator
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -26,20 +26,20 @@ from megaarch.model.layers import (
     MakeLinear,
     head_size,
     key_heads,
-    linear,
     normalization,
 )
-from megaarch.model.layout import Layout
-from megaarch.model.loss import TargetLosses, head_logits
+from megaarch.model.loss import Slope, TargetLosses
 from megaarch.model.positions import LearnedPositions, rotary_tables
+from megaarch.model.product import Linear, product
+from megaarch.model.sharding import Sharding
 
 VOCABULARY_MULTIPLE = 128
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack's stream, its global layer indices, whether it attends to the stack before it, and
-    what the catalogue says of its stream."""
+    """A stack's stream, its global layer indices, whether it attends to the stack before it, and the
+    catalogue's facts of its stream."""
 
     stream: str
     layers: range
@@ -49,27 +49,32 @@ class Stack:
 
 
 def stacks(model: schema.Model) -> tuple[Stack, ...]:
-    """The stacks of a model, in order; the last one carries the targets."""
-    found, first = [], 0
-    architecture = ARCHITECTURES[model.architecture]
-    said = (architecture.looks_ahead, architecture.bidirectional_bias)
-    for stream, *of_stream in zip(architecture.streams, *said, strict=True):
-        count = getattr(model, f"{stream}_layers") or model.layers
-        found.append(Stack(stream, range(first, first + count), first > 0, *of_stream))
-        first += count
-    return tuple(found)
+    """Returns the stacks of a model, in order; the last one carries the targets."""
+    row = ARCHITECTURES[model.architecture]
+    ranges = pairwise(accumulate(stack_layers(model), initial=0))
+    facts = zip(row.streams, ranges, row.looks_ahead, row.bidirectional_bias, strict=True)
+    return tuple(
+        Stack(stream, range(first, stop), first > 0, looks_ahead, bidirectional_bias)
+        for stream, (first, stop), looks_ahead, bidirectional_bias in facts
+    )
+
+
+def overlap(a: range, b: range) -> range:
+    """Returns the indices in both ranges."""
+    return range(max(a.start, b.start), min(a.stop, b.stop))
 
 
 def padded_vocabulary(size: int) -> int:
+    """Returns the rows of the embedding and the output layer for so many ids."""
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class HeadTransform(nn.Module):
-    """BERT's dense layer, activation and norm ahead of the output (Devlin et al. 2019)."""
+    """BERT's dense layer, activation and norm before the output (Devlin et al. 2019)."""
 
     def __init__(self, model: schema.Model):
         super().__init__()
-        self.dense = linear(model.hidden_size, model.hidden_size, model.bias)
+        self.dense = Linear(model.hidden_size, model.hidden_size, model.bias)
         self.activation = ACTIVATIONS[model.activation]
         self.norm = normalization(model)
 
@@ -79,7 +84,7 @@ class HeadTransform(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Streams of tokens in, one loss a target out.
+    """Takes streams of tokens and returns one loss for each target.
 
     Layers compute in the dtype of the residual stream and cast their parameters to it.
     `compute_dtype` sets it; None: that of the parameters. With bf16 parameters are fp32 masters,
@@ -88,7 +93,7 @@ class Transformer(nn.Module):
 
     `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
     torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
-    `layer_linear` makes the linear layers of `layers`; the head's are always `layers.linear`.
+    `layer_linear` makes the linear layers of `layers`; the head's are always `product.Linear`.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class Transformer(nn.Module):
         model: schema.Model,
         *,
         position_axes: int = 1,
-        layer_linear: MakeLinear = linear,
+        layer_linear: MakeLinear = Linear,
     ):
         super().__init__()
         assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"
@@ -104,7 +109,8 @@ class Transformer(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         self.position_axes = position_axes
         self.dropout_step: tuple[int, int] | None = None
-        self.layout = Layout()
+        self.sharding = Sharding()
+        self.slope: Slope | None = None  # of the loss; None: that of `cross_entropy`
         streams = [stack.stream for stack in self.stacks]
         rows, width = padded_vocabulary(model.vocabulary_size), model.hidden_size
 
@@ -134,29 +140,58 @@ class Transformer(nn.Module):
         self.encoder_norm = normalization(model) if final and len(self.stacks) > 1 else None
         self.norm = normalization(model) if final else None
         self.head_transform = HeadTransform(model) if model.head_transform else None
-        self.output = None if model.tied_embedding else linear(width, rows, bias=False)
+        self.output = None if model.tied_embedding else Linear(width, rows, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(rows)) if model.output_bias else None
 
     def set_dropout_step(self, seed: int, step: int) -> None:
-        """Says which masks dropout draws from here on; call it ahead of each optimizer step."""
+        """Says which masks dropout draws from here on; call it before each optimizer step."""
         self.dropout_step = (seed, step)
 
-    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
-        """Losses of a micro-batch's targets. text_tokens: bool [vocabulary_size], or None."""
-        return self.head(self.hidden(batch), batch, text_tokens)
+    def forward(
+        self,
+        batch: Batch,
+        text_tokens: torch.Tensor | None = None,
+        layers: range | None = None,
+        received: tuple[torch.Tensor, ...] = (),
+    ) -> TargetLosses | tuple[torch.Tensor, ...]:
+        """Returns the losses [B, M] of a micro-batch's targets. text_tokens: bool [vocabulary_size],
+        or None.
+
+        layers, received: the range of layers of a pipeline stage, and what `run` returned on the
+        stage before it. A stage that ends before the model does returns what `run` returns.
+        """
+        out = self.run(batch, layers, received)
+        whole = layers is None or layers.stop == self.stacks[-1].layers.stop
+        return self.head(out[-1], batch, text_tokens) if whole else out
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """[B, S, D]: what the last stack leaves, ahead of the final norm."""
-        hidden = memory = None
+        """Returns what the last stack leaves, [B, S, D], before the final norm."""
+        return self.run(batch)[-1]
+
+    def run(
+        self, batch: Batch, layers: range | None = None, received: tuple[torch.Tensor, ...] = ()
+    ) -> tuple[torch.Tensor, ...]:
+        """Runs a range of layers, by global index, or all. Returns (h,) or, in a decoder that attends
+        to an encoder, (memory, h): what the next layer starts from, each [B, S, D].
+
+        received: the same from the layers before; empty where `layers` begin the model.
+        """
+        out = received
         for index, stack in enumerate(self.stacks):
-            if hidden is not None:
-                memory = self.to_memory(hidden)
-            context = self.context(index, batch)
-            hidden = self.run(self.embed(index, batch), context, stack.layers, memory)
-        return hidden
+            mine = stack.layers if layers is None else overlap(stack.layers, layers)
+            if not mine:
+                continue
+            if mine.start == stack.layers.start:  # what the stack before has left is the memory
+                memory = [self.to_memory(hidden) for hidden in out[-1:]]
+                hidden = self.embed(index, batch)
+            else:
+                *memory, hidden = out
+            hidden = self.run_layers(hidden, self.context(index, batch), mine, *memory)
+            out = (*memory, hidden)
+        return out
 
     def context(self, index: int, batch: Batch) -> Context:
-        """What the layers of stack `index` share. Made once for each micro-batch and stack."""
+        """Returns what the layers of stack `index` share. Made once for each micro-batch and stack."""
         model, stack, stream = self.settings, self.stacks[index], batch.streams[index]
         rotary = bias = None
         if model.position_encoding == "rope":
@@ -164,13 +199,13 @@ class Transformer(nn.Module):
             size, base, scaling = head_size(model), model.rope_base, model.rope_scaling
             rotary = rotary_tables(stream.token_positions, size, base, dtype, scaling)
         elif model.position_encoding == "relative":
-            table = self.layout.own_heads(self.relative_bias[stack.stream]).to(self.dtype)
+            table = self.sharding.own_heads(self.relative_bias[stack.stream]).to(self.dtype)
             bias = RelativeBias(table, stack.bidirectional_bias, model.relative_max_distance)
         keys, first = self._dropout_keys(batch), self._first(stream)
         return Context(stream.parts, stream.cross, stream.positions, rotary, bias, keys, first)
 
     def embed(self, index: int, batch: Batch) -> torch.Tensor:
-        """[B, S, D]: the input of stack `index`'s first layer."""
+        """Returns the input [B, S, D] of stack `index`'s first layer."""
         stream, name = batch.streams[index], self.stacks[index].stream
         dtype = self.dtype
         x_BSD = self.embedding(stream.tokens).to(dtype)
@@ -188,58 +223,61 @@ class Transformer(nn.Module):
             x_BSD = dropout(x_BSD, key_B, self.settings.dropout, first=self._first(stream))
         return x_BSD
 
-    def run(
+    def run_layers(
         self,
         x_BSD: torch.Tensor,
         context: Context,
-        layers: Iterable[int],
+        layers: range,
         memory: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, S, D] through layers of one stack, by global index."""
+        """Runs layers of one stack, by global index: [B, S, D] to [B, S, D]."""
         for index in layers:
             key = None if context.dropout is None else context.dropout.of(f"layers.{index}")
             x_BSD = self.layers[str(index)](x_BSD, context, memory, key)
         return x_BSD
 
     def to_memory(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What a decoder attends to, from what its encoder's last layer leaves."""
+        """Returns what a decoder attends to, from the output of its encoder's last layer."""
         return hidden if self.encoder_norm is None else self.encoder_norm(hidden)
 
     def head(
         self, hidden_BSD: torch.Tensor, batch: Batch, text_tokens: torch.Tensor | None = None
     ) -> TargetLosses:
-        """The losses [B, M], from what the last layer leaves; runs on `batch.head_rows` only."""
-        hidden_BSD = self.layout.gather(hidden_BSD)
+        """Returns the losses [B, M] from the last layer's output. Runs on `batch.head_rows` alone."""
+        hidden_BSD = self.sharding.gather_sequence(hidden_BSD)
         B, M = batch.target_index.shape
         slot_R = batch.head_rows
         row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
         hidden_RD = self.before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
-        losses = self.layout.cross_entropy(
+        losses = self.sharding.cross_entropy(
             hidden_RD,
             self._output_weight,
             None if self.output_bias is None else self.output_bias.to(hidden_RD.dtype),
             batch.target_tokens.flatten()[slot_R],
             vocabulary_size=self.settings.vocabulary_size,
             text_tokens=text_tokens,
-            slope=self.layout.slope,
+            slope=self.slope,
         )
         used = slot_R[: batch.head_count]
 
-        def place(loss_R):
+        def to_slots(loss_R: torch.Tensor) -> torch.Tensor:
             return loss_R.new_zeros(B * M).index_copy(0, used, loss_R[: len(used)]).view(B, M)
 
-        return TargetLosses(*(None if loss is None else place(loss) for loss in losses))
+        return losses.map(to_slots)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """[B, S, vocabulary_size] of the last stream, whole: for tests and conversion checks of a
-        model that one process holds."""
-        size = self.settings.vocabulary_size
+        """Returns all logits of the last stream, [B, S, vocabulary_size]: for tests and conversion
+        checks of a model that one process holds."""
         hidden_BSD = self.before_output(self.hidden(batch))
-        return head_logits(hidden_BSD, self._output_weight, self.output_bias, size)[..., :size]
+        logits_BSV = product(hidden_BSD, self._output_weight.t())
+        logits_BSV = logits_BSV.to(accumulator(logits_BSV.dtype))
+        if self.output_bias is not None:
+            logits_BSV = logits_BSV + self.output_bias
+        return logits_BSV[..., : self.settings.vocabulary_size]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the residual stream and of products: `compute_dtype`, else the parameters'."""
+        """The dtype of the residual stream and of products: `compute_dtype`, else the parameters'."""
         return self.compute_dtype or next(self.parameters()).dtype
 
     @property
@@ -247,6 +285,7 @@ class Transformer(nn.Module):
         return (self.embedding if self.output is None else self.output).weight
 
     def before_output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns what the output layer multiplies, from the last layer's output."""
         if self.norm is not None:
             hidden = self.norm(hidden)
         if self.head_transform is not None:
@@ -255,15 +294,15 @@ class Transformer(nn.Module):
         return hidden if scale is None else hidden * scale
 
     def _first(self, stream: Stream) -> int:
-        """The slot of the row whose hidden state is the first one held here."""
-        return stream.first + self.layout.first(stream.tokens.shape[1])
+        """Returns the slot of the row whose hidden state is the first one held here."""
+        return stream.first + self.sharding.first_token(stream.tokens.shape[1])
 
     def _dropout_keys(self, batch: Batch) -> DropoutKeys | None:
         if not self.training or self.settings.dropout == 0:
             return None
         if self.dropout_step is None:
             raise UserError(
-                "dropout is on and no step is known: call model.set_dropout_step(seed, step) ahead "
-                "of each training step, or model.eval()"
+                "dropout is on and no step is known: call model.set_dropout_step(seed, step) "
+                "before each training step, or model.eval()"
             )
         return DropoutKeys(*self.dropout_step, batch.sample_index)

@@ -1,13 +1,12 @@
 """torch.compile of a built model: each layer one graph, the head and the loss's chunks.
 
 Layers of one kind share a graph, since their parameters are its inputs. Attention is one opaque
-operator in it (attention/operator.py). What is scored runs as it is written: its rows come in other
-shapes, each of which would compile the layers anew.
+operator in it (attention/operator.py). Evaluation runs uncompiled: its batches have other shapes, each
+of which would compile the layers anew.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 
@@ -19,8 +18,8 @@ BACKEND = "inductor"
 
 
 def wanted(settings: Settings, device: torch.device) -> bool:
-    """Whether a run on `device` compiles its model: as `training.compile` says; where that says
-    nothing, on CUDA, unless the layout splits what a compiled graph keeps whole."""
+    """Whether a run on `device` compiles its model: as `training.compile` says or, where it is not set,
+    on CUDA, unless the layout splits what a compiled graph keeps whole."""
     training, parallel = settings.training, settings.parallel
     if training.compile is not None:
         return training.compile
@@ -29,18 +28,17 @@ def wanted(settings: Settings, device: torch.device) -> bool:
 
 
 def apply(model: Transformer) -> None:
-    """Compiles in place what a training step runs of `model`. Apply it last: hooks of sharding run
+    """Compiles in place what a training step runs of `model`. Apply it last: the hooks of FSDP run
     around a layer's graph."""
     for layer in model.layers.values():
         layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=False)
     model.before_output = _of_any_rows(torch.compile(model.before_output, backend=BACKEND))
-    if model.layout.slope is None:
-        slope = torch.compile(torch_slope, backend=BACKEND, dynamic=True)
-        model.layout = replace(model.layout, slope=slope)
+    if model.slope is None:
+        model.slope = torch.compile(torch_slope, backend=BACKEND, dynamic=True)
 
 
 def _of_any_rows(compiled: Callable) -> Callable:
-    """The number of target rows changes from batch to batch; all else is fixed."""
+    """Lets the number of target rows change from batch to batch; all else is fixed."""
 
     def run(hidden_RD: torch.Tensor) -> torch.Tensor:
         torch._dynamo.maybe_mark_dynamic(hidden_RD, 0)
@@ -50,5 +48,5 @@ def _of_any_rows(compiled: Callable) -> Callable:
 
 
 def as_written(compiled: bool) -> AbstractContextManager:
-    """Within it compiled functions run as they are written."""
+    """Returns a context in which compiled functions run uncompiled."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -11,8 +11,7 @@ more trades back. No mask knowledge is needed.
 The head runs on the targets whose row lies in the rank's shard, so that losses and gradients of
 parameters are partial: their sums over the ranks are those of one process.
 
-Legend: B rows, S tokens of a row, s = S / C tokens of a shard, C ranks, H heads, h = H / C heads,
-G key heads, D head size, N slots of a message.
+Letters of shapes: docs/shapes.md. W ranks; s of S tokens and h of H heads, a share each.
 """
 
 import math
@@ -33,12 +32,12 @@ from megaarch.model.layers import CrossAttention, SelfAttention
 
 def apply(model: Transformer, grid: Grid) -> None:
     """Makes every attention exchange tokens for heads. The model then takes batches of
-    `local_batch`. Apply it after the tensor plan and ahead of sharding; meta is fine."""
+    `local_batch`. Apply it after the tensor plan and before sharding; meta is fine."""
     if grid.size("cp") == 1:
         return
     ranks, heads = grid.size("tp") * grid.size("cp"), model.settings.heads
     assert heads % ranks == 0, f"{heads} heads among {ranks} ranks of tp x cp"
-    exchange = Ulysses(grid.group("cp"), grid.rank("cp"), grid.size("cp"))
+    exchange = Ulysses(grid.submesh("cp").get_group(), grid.rank("cp"), grid.size("cp"))
     for module in model.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.attend = exchange
@@ -46,8 +45,8 @@ def apply(model: Transformer, grid: Grid) -> None:
 
 @dataclass(frozen=True)
 class Ulysses:
-    """`attend` for token shards: q [B, s, H, D], k and v [B, t, G, D], of s and t tokens of rows
-    that `parts` and the positions describe whole. Returns [B, s, H, D]."""
+    """`attend` for token shards: q [B, s, H, Dh], k and v [B, t, Hkv, Dh], of s and t tokens of rows
+    that `parts` and the positions describe whole. Returns [B, s, H, Dh]."""
 
     group: distributed.ProcessGroup
     rank: int
@@ -78,22 +77,22 @@ class Ulysses:
         return self.to_tokens(attend(q, k, v, parts, bias=bias, **options))
 
     def to_heads(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Of each [B, s, H, D], this rank's heads of all tokens: [B, S, h, D]. One exchange."""
+        """Returns this rank's heads of all tokens, [B, S, h, Dh], of each [B, s, H, Dh]. One exchange."""
         sent = [x.unflatten(2, (self.ranks, -1)) for x in tensors]
         heads = [x.shape[3] for x in sent]
-        sent_CBShD = torch.cat(sent, dim=3).movedim(2, 0)
-        received_CBShD = _AllToAll.apply(sent_CBShD, self.group)
-        return received_CBShD.movedim(0, 1).flatten(1, 2).split(heads, dim=2)
+        sent_WBshDh = torch.cat(sent, dim=3).movedim(2, 0)
+        received_WBshDh = _AllToAll.apply(sent_WBshDh, self.group)
+        return received_WBshDh.movedim(0, 1).flatten(1, 2).split(heads, dim=2)
 
-    def to_tokens(self, x_BShD: torch.Tensor) -> torch.Tensor:
-        """[B, S, h, D] to this rank's tokens of all heads: [B, s, H, D]."""
-        sent_CBshD = x_BShD.unflatten(1, (self.ranks, -1)).movedim(1, 0)
-        return _AllToAll.apply(sent_CBshD, self.group).movedim(0, 2).flatten(2, 3)
+    def to_tokens(self, x_BShDh: torch.Tensor) -> torch.Tensor:
+        """Returns this rank's tokens of all heads, [B, s, H, Dh], of [B, S, h, Dh]."""
+        sent_WBshDh = x_BShDh.unflatten(1, (self.ranks, -1)).movedim(1, 0)
+        return _AllToAll.apply(sent_WBshDh, self.group).movedim(0, 2).flatten(2, 3)
 
 
 class _AllToAll(torch.autograd.Function):
-    """Message c of x [C, ...] goes to rank c; message c of the result came from rank c. It is its
-    own transpose."""
+    """Sends message r of x [W, ...] to rank r; message r of the result came from rank r. It is its own
+    transpose. (In torch 2.11 all_to_all_single has no gradient.)"""
 
     @staticmethod
     def forward(ctx, x, group):
@@ -101,7 +100,7 @@ class _AllToAll(torch.autograd.Function):
         return _exchange(x, group)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         return _exchange(grad, ctx.group), None
 
 
@@ -110,11 +109,11 @@ def _exchange(x: torch.Tensor, group: distributed.ProcessGroup) -> torch.Tensor:
 
 
 def local_batch(batch: Batch, grid: Grid) -> Batch:
-    """This rank's shard of a batch: its tokens of each stream, and the head on the targets there.
+    """Returns this rank's shard of a batch: its tokens of each stream, and the targets read off there.
 
     Positions, parts, targets, weights and counts stay those of the whole batch; `target_index`
-    counts from the shard's first slot. Call it on the host, ahead of `Batch.to`: on a device it
-    waits for the choice of head rows. ValueError where a row does not divide among the ranks.
+    counts from the shard's first slot. Call it on the host, before `Batch.to`: on a device it
+    waits for the choice of head rows. UserError where a row does not divide among the ranks.
     """
     ranks, rank = grid.size("cp"), grid.rank("cp")
     if ranks == 1:
@@ -154,11 +153,5 @@ def _shard(stream: Stream, rank: int, ranks: int) -> Stream:
 
 
 def gather(losses: TargetLosses, grid: Grid) -> TargetLosses:
-    """The losses of all targets on every rank, from those of each rank's shard; no gradient."""
-    if grid.size("cp") == 1:
-        return losses
-    whole = [None if loss is None else loss.detach().clone() for loss in losses]
-    for loss in whole:
-        if loss is not None:
-            distributed.all_reduce(loss, group=grid.group("cp"))
-    return TargetLosses(*whole)
+    """Returns the losses of all targets, on every rank, from those of each rank's shard; no gradient."""
+    return losses.map(lambda loss: grid.sum(loss.detach().clone(), ("cp",)))

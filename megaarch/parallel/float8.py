@@ -1,6 +1,6 @@
-"""What a run with float8 products needs (training.float8), and how FSDP gathers its weights.
+"""Checks of runs with float8 products (training.float8), and the scales of weights that FSDP gathers.
 
-torchao is imported where a run asks for it alone.
+torchao is imported only in runs that use it.
 """
 
 import logging
@@ -14,14 +14,15 @@ from torch.distributed.tensor import DTensor
 
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
-from megaarch.model.layers import MakeLinear, linear
+from megaarch.model.layers import MakeLinear
+from megaarch.model.product import Linear
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
 CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)
 
 
 def check(training: Training, device: torch.device) -> None:
-    """ValueError where the float8 products of `training.float8` cannot run on `device`."""
+    """Raises UserError where the float8 products of `training.float8` cannot run on `device`."""
     if training.float8 is None:
         return
     try:
@@ -48,17 +49,17 @@ def check(training: Training, device: torch.device) -> None:
 
 
 def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
-    """What makes the linear layers of layers. sharded: whether FSDP gathers their weights."""
+    """Returns what makes the linear layers of layers. sharded: whether FSDP gathers their weights."""
     if training.float8 is None:
-        return linear
+        return Linear
     with _quiet():
         from megaarch.model import float8
     return float8.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)
 
 
 def set_scales(model: nn.Module, training: Training) -> None:
-    """Computes the scales of weights that are gathered in float8, all of them together, from what
-    the weights are now. Call it ahead of each use of changed weights, on every rank."""
+    """Computes the scales of all weights that are gathered in float8, together, from their present
+    values. Call it on every rank after weights have changed and before their next use."""
     if training.float8 is None:
         return
     from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
@@ -67,30 +68,22 @@ def set_scales(model: nn.Module, training: Training) -> None:
 
 
 def masters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A model's state with plain tensors for weights that are gathered in float8; they share memory."""
+    """Returns a model's state with plain tensors for weights that are gathered in float8; they share
+    memory."""
     return {name: _master(value) for name, value in state.items()}
 
 
 def _master(value: torch.Tensor) -> torch.Tensor:
-    if not isinstance(value, DTensor):
+    if not isinstance(value, DTensor) or type(shard := value.to_local()) is torch.Tensor:
         return value
-    held = value.to_local()
-    if type(held) is torch.Tensor:
-        return value
-    plain = held._tensor  # of torchao's WeightWithDynamicFloat8CastTensor
-    return DTensor.from_local(
-        plain,
-        value.device_mesh,
-        value.placements,
-        run_check=False,
-        shape=value.shape,
-        stride=value.stride(),
-    )
+    plain = shard._tensor  # pyright: ignore[reportAttributeAccessIssue]  # torchao's subclass has it
+    mesh, whole = value.device_mesh, {"shape": value.shape, "stride": value.stride()}
+    return DTensor.from_local(plain, mesh, value.placements, run_check=False, **whole)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torchao's warnings of extensions that do not load here; float8 products use none."""
+    """Silences torchao's warnings of extensions that do not load here; float8 products use none."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

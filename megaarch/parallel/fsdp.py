@@ -15,11 +15,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
-from megaarch.model.loss import TargetLosses
+from megaarch.model import TargetLosses, Transformer
 from megaarch.parallel.precision import compute_dtype
 
 
-def shard(model: nn.Module, grid: Grid, settings: Settings) -> None:
+def shard(model: Transformer, grid: Grid, settings: Settings) -> None:
     """Shards `model` (its `layers` each, then the rest) in place; meta is fine.
 
     With `training.precision: bf16` layers compute in bf16, and master parameters, gradients and
@@ -34,25 +34,21 @@ def shard(model: nn.Module, grid: Grid, settings: Settings) -> None:
     if grid.size("dp_replicate") > 1:
         mesh = DeviceMesh._concatenate([grid.submesh("dp_replicate"), mesh])
     half = compute_dtype(settings)
-    options = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=half,
-            reduce_dtype=torch.float32 if half else None,
-            cast_forward_inputs=False,
-        ),
-    }
+    policy = MixedPrecisionPolicy(
+        param_dtype=half,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,
+    )
     again = settings.parallel.gathers_again
-    for layer in model.layers.values():
-        fully_shard(layer, reshard_after_forward=again, **options)
-    fully_shard(model, reshard_after_forward=False, **options)
     for module in (*model.layers.values(), model):
-        module.register_forward_pre_hook(_seal, prepend=True)
-        module.register_forward_pre_hook(_open)
-    model.register_forward_hook(_own, prepend=True)
+        reshard = again and module is not model
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        module.register_forward_pre_hook(_hide, prepend=True)
+        module.register_forward_pre_hook(_reveal)
+    model.register_forward_hook(_clone_losses, prepend=True)
 
 
-class _Sealed:
+class _Hidden:
     """Hides a dataclass (a Batch, a Context) while FSDP looks for the tensors among a module's
     arguments: torch 2.13 would walk into it, plans and all, and make it anew."""
 
@@ -60,19 +56,17 @@ class _Sealed:
         self.value = value
 
 
-def _seal(module: nn.Module, args: tuple) -> tuple:
-    return tuple(_Sealed(x) if is_dataclass(x) else x for x in args)
+def _hide(module: nn.Module, args: tuple) -> tuple:
+    return tuple(_Hidden(x) if is_dataclass(x) else x for x in args)
 
 
-def _open(module: nn.Module, args: tuple) -> tuple:
-    return tuple(x.value if isinstance(x, _Sealed) else x for x in args)
+def _reveal(module: nn.Module, args: tuple) -> tuple:
+    return tuple(x.value if isinstance(x, _Hidden) else x for x in args)
 
 
-def _own(module: nn.Module, args: tuple, out: Any) -> Any:
-    # FSDP hangs its backward on outputs, and warns where one is a view
-    if not isinstance(out, TargetLosses):
-        return out
-    return TargetLosses(*(None if loss is None else loss.clone() for loss in out))
+def _clone_losses(module: nn.Module, args: tuple, out: Any) -> Any:
+    # FSDP registers its backward hooks on outputs, and warns where one is a view.
+    return out.map(torch.clone) if isinstance(out, TargetLosses) else out
 
 
 def reduce_at(model: nn.Module, last: bool) -> None:

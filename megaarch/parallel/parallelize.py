@@ -1,10 +1,8 @@
-"""The model of a layout: built on meta, planned, pruned, sharded, and only then given memory.
+"""The model of a parallel layout: built on meta, split, sharded, and only then given memory.
 
 Every process draws its shards alone, as slices of what a parameter's global name and shape give, so
 that the same seed gives the same weights in any layout.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,27 +12,27 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
 from megaarch.distributed.mesh import Grid
+from megaarch.kernels import cross_entropy
 from megaarch.model.initialize import initial_value
-from megaarch.model.layers import MakeLinear, linear
+from megaarch.model.layers import MakeLinear
+from megaarch.model.product import Linear
 from megaarch.model.transformer import Transformer
-from megaarch.parallel import float8, gradients
+from megaarch.parallel import context, float8, fsdp, gradients, recompute, stages, tensor
 
 
-def build_model(model: Model, objective: str, layer_linear: MakeLinear = linear) -> Transformer:
-    """The Transformer of these settings in one process, not yet initialized."""
+def build_model(model: Model, objective: str, layer_linear: MakeLinear = Linear) -> Transformer:
+    """Returns the Transformer of these settings in one process, not yet initialized."""
     axes = catalogue.position_axes(objective)
-    found = Transformer(model, position_axes=axes, layer_linear=layer_linear)
+    transformer = Transformer(model, position_axes=axes, layer_linear=layer_linear)
     if "cross_entropy" in model.fused_kernels:
-        from megaarch.kernels.cross_entropy import slope
-
-        found.layout = replace(found.layout, slope=slope)
-    return found
+        transformer.slope = cross_entropy.slope
+    return transformer
 
 
 @torch.no_grad()
 def build(settings: Settings, grid: Grid) -> Transformer:
-    """This process's part of the model, initialized, under global names."""
-    model = place(settings, grid)
+    """Returns this process's part of the model, initialized, under global names."""
+    model = build_on_meta(settings, grid)
     model.to_empty(device=grid.device)
     seed = settings.training.seed
     for name, parameter in model.named_parameters():
@@ -44,41 +42,23 @@ def build(settings: Settings, grid: Grid) -> Transformer:
     return model
 
 
-def place(settings: Settings, grid: Grid) -> Transformer:
-    """This process's part of the model on meta: planned, pruned and sharded."""
+def build_on_meta(settings: Settings, grid: Grid) -> Transformer:
+    """Returns this process's part of the model on meta: split over tensor, context and pipeline ranks,
+    then sharded."""
     layer_linear = float8.layer_linear(settings.training, sharded=grid.gradient_ranks > 1)
     with torch.device("meta"):
         model = build_model(settings.model, settings.data.objective, layer_linear)
-    return _place(model, settings, grid)
-
-
-def _place(model: Transformer, settings: Settings, grid: Grid) -> Transformer:
-    # imported where they are used: one process needs none of them
-    if grid.size("tp") > 1:
-        from megaarch.parallel import tensor
-
-        tensor.apply(model, grid)
-    if grid.size("cp") > 1:
-        from megaarch.parallel import context
-
-        context.apply(model, grid)
-    if settings.parallel.recompute != "none":
-        from megaarch.parallel import recompute
-
-        recompute.apply(model, settings.parallel.recompute)
+    tensor.apply(model, grid)
+    context.apply(model, grid)
+    recompute.apply(model, settings.parallel.recompute)
     if grid.size("pp") > 1:
-        from megaarch.parallel import pipeline
-
-        model = pipeline.prune(model, grid, settings)
-    if grid.gradient_ranks > 1:
-        from megaarch.parallel import fsdp
-
-        fsdp.shard(model, grid, settings)
+        stages.keep_stages(model, grid.rank("pp"), settings)
+    fsdp.shard(model, grid, settings)
     return model
 
 
 def shard_of(parameter: nn.Parameter) -> tuple[range, ...] | None:
-    """The indices along each axis of the whole that this process holds; None: all."""
+    """Returns the indices along each axis of the whole that this process holds; None: all."""
     if not isinstance(parameter, DTensor):
         return None
     shape, offset = compute_local_shape_and_global_offset(

@@ -3,16 +3,13 @@
 
 A rank keeps one model: the layers of all its stages, under their global names, and the tables that
 these need. Between stages go plain contiguous tensors of fixed shape: h from an encoder stage,
-(memory, h) from a decoder stage. Tokens, parts and targets do not travel: every rank has the
+(memory, h) from a decoder stage. Tokens, parts and targets are not sent: every rank has the
 micro-batches, and a stage looks one up by its index.
 
     stage 0       1          2               3
     embed 0..2 -h-> 3 -h-> norm, embed, 4..6 -(memory, h)-> 7, norm, head, loss
-
-Legend: B rows, S tokens, D width, M targets, N micro-batches.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,13 +24,11 @@ from torch.distributed.pipelining.schedules import (
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import Grid
-from megaarch.model import TargetLosses
+from megaarch.kernels.library import accumulator
+from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
-from megaarch.parallel.stage_module import PartialTransformer, Received, prune
 from megaarch.parallel.stages import Stages, is_v, needs
-from megaarch.parallel.tied import Shared
-
-__all__ = ["Engine", "PartialTransformer", "prune"]
+from megaarch.parallel.tied import TiedParameters
 
 SCHEDULES = {
     "gpipe": pipelining.ScheduleGPipe,
@@ -44,32 +39,32 @@ SCHEDULES = {
 ONE_STAGE = ("gpipe", "1f1b")  # their schedules take a stage, the others a list
 
 
-class Engine:
-    """Runs steps and evaluations of a pruned model over the pipeline ranks of `grid`.
+class Pipeline:
+    """Runs steps and evaluations over the pipeline ranks of `grid`. model: what `keep_stages` left of
+    the Transformer on this rank.
 
     Micro-batches come as the model of one rank takes them (context parallelism: its shards).
     Activations between stages have the dtype of the residual stream.
-    A parameter that several ranks hold has the same gradient on all of them after
-    `forward_backward`, and `counts` says on which one it counts in the clip norm.
+    After `forward_backward` a parameter that several ranks hold has the same gradient on all of them;
+    `counts` says on which one it counts in the gradient norm.
     """
 
-    def __init__(self, model: PartialTransformer, grid: Grid, settings: Settings):
+    def __init__(self, model: Transformer, grid: Grid, settings: Settings):
         self.model, self.grid, self.settings = model, grid, settings
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
-        self.dtype = model.dtype
-        self.width = model.settings.hidden_size
-        self.parts = {stage: _Part(self, stage) for stage in self.stages.on(self.rank)}
+        self.modules = {s: _StageModule(self, s) for s in self.stages.on(self.rank)}
         self.batches: list[Batch] = []
-        self.scale, self.sums = 1.0, torch.zeros(0)
-        self._schedule, self._scheduled = None, None
-        self.shared = Shared(model, grid, self.stages)
+        self.scale: float | torch.Tensor = 1.0
+        self.sums = torch.zeros(0)
+        self._schedule, self._shape = None, None
+        self.tied = TiedParameters(model, grid, self.stages)
         if isinstance(model, FSDPModule) and settings.parallel.schedule == "zero_bubble":
             model.set_reshard_after_forward(False)  # both backward passes want the same parameters
 
     def forward_backward(self, batches: list[Batch], scale: float | torch.Tensor) -> torch.Tensor:
-        """Gradients of `scale` times the sum over all targets of these micro-batches of weighted
-        loss and z-loss, in `.grad`, which must be empty ahead; reductions over data ranks done.
+        """Computes the gradients of `scale` times the training loss, summed over all targets of these
+        micro-batches, and reduces them over data ranks. `.grad` must be empty before.
 
         Returns the sum of the weighted losses (nats; no scale, no z-loss), on every pipeline rank.
         """
@@ -79,7 +74,7 @@ class Engine:
         self._hold_reductions()
         self._schedule_for(batches).step(target=torch.zeros(len(batches)), return_outputs=False)
         self._reduce()
-        self.shared.add(self.model)
+        self.tied.sum_gradients(self.model)
         self.batches = []
         loss = self.sums.sum()
         distributed.broadcast(loss, group=self.group, group_src=self.stages.ranks[-1])
@@ -87,43 +82,43 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
-        """The losses of a batch of any shape, on every pipeline rank. Dropout is off.
+        """Returns the losses of a batch of any shape, on every pipeline rank. Dropout is off.
 
         One batch leaves nothing to schedule: stages run one after another.
         """
         batch, training = batch.to(self.grid.device), self.model.training
         self.model.eval()
-        received, losses = (), None
+        received: tuple[torch.Tensor, ...] = ()
+        losses = None
         for stage, owner in enumerate(self.stages.ranks):
             if owner == self.rank:
-                received = self.parts[stage].run(batch, received, text_tokens)
-                if stage + 1 == len(self.stages.ranks):
-                    losses, received = received, ()
-            received = self._hand_on(stage, batch, received)
+                out = self.modules[stage].run(batch, received, text_tokens)
+                losses, received = (out, ()) if isinstance(out, TargetLosses) else (None, out)
+            if stage + 1 < len(self.stages.ranks):
+                received = self._send_on(stage, batch, received)
         self.model.train(training)
         count = 2 + (text_tokens is not None)
         shape = (count, *batch.target_index.shape)
-        figures = torch.empty(shape, dtype=self._loss_dtype, device=self.grid.device)
+        everywhere = torch.empty(shape, dtype=self._loss_dtype, device=self.grid.device)
         if losses is not None:
-            figures.copy_(torch.stack([x for x in losses if x is not None]))
-        distributed.broadcast(figures, group=self.group, group_src=self.stages.ranks[-1])
-        return TargetLosses(*figures)
+            everywhere.copy_(torch.stack([x for x in losses if x is not None]))
+        distributed.broadcast(everywhere, group=self.group, group_src=self.stages.ranks[-1])
+        return TargetLosses(*everywhere)
 
     def counts(self, name: str) -> bool:
         """Whether this rank counts the parameter of this name in sums over pipeline ranks."""
-        return name not in self.shared.counted_elsewhere
+        return name not in self.tied.counted_elsewhere
 
     @property
     def _loss_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.float32)
+        return accumulator(self.model.dtype)
 
-    def _hand_on(
+    def _send_on(
         self, stage: int, batch: Batch, tensors: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
-        """Moves what `stage` made to the rank of the next one; returns what this rank then has."""
-        ranks = (*self.stages.ranks, None)
-        here, there = ranks[stage], ranks[stage + 1]
-        if here == there or there is None or self.rank not in (here, there):
+        """Sends what `stage` made to the rank of the next one; returns what this rank then has."""
+        here, there = self.stages.ranks[stage : stage + 2]
+        if here == there or self.rank not in (here, there):
             return tensors
         if self.rank == here:
             for tensor in tensors:
@@ -136,14 +131,15 @@ class Engine:
         return tensors
 
     def _inputs(self, stage: int, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Shapes and types, as meta tensors, of what `stage` receives."""
+        """Returns meta tensors of the shapes and types that `stage` receives."""
         first, boundary = self.stages.layers[stage].start, self.model.stacks[0].layers.stop
         streams = batch.streams[: (first > 0) + (first > boundary)]
+        width = self.model.settings.hidden_size
         shards = self.grid.size("tp")  # sequence parallelism: a rank has its share of the tokens
         return tuple(
             torch.empty(
-                (len(stream.tokens), stream.tokens.shape[1] // shards, self.width),
-                dtype=self.dtype,
+                (len(stream.tokens), stream.tokens.shape[1] // shards, width),
+                dtype=self.model.dtype,
                 device="meta",
                 requires_grad=True,
             )
@@ -151,12 +147,12 @@ class Engine:
         )
 
     def _schedule_for(self, batches: list[Batch]) -> Any:
-        """torch's schedule for so many micro-batches of this shape; made once."""
+        """Returns torch's schedule for so many micro-batches of this shape; made once."""
         shape = (len(batches), *(s.tokens.shape for s in batches[0].streams))
-        if self._scheduled != shape:
-            made = [
+        if self._shape != shape:
+            stages = [
                 _Stage(
-                    part,
+                    module,
                     stage,
                     len(self.stages.layers),
                     self.grid.device,
@@ -164,17 +160,17 @@ class Engine:
                     output_args=self._outputs(stage, batches[0]),
                     group=self.group,
                 )
-                for stage, part in self.parts.items()
+                for stage, module in self.modules.items()
             ]
             name = self.settings.parallel.schedule
             kind = ScheduleZBVZeroBubble if is_v(self.settings) else SCHEDULES[name]
             self._schedule = kind(
-                made[0] if name in ONE_STAGE else made,
+                stages[0] if name in ONE_STAGE else stages,  # pyright: ignore[reportArgumentType]
                 len(batches),
                 loss_fn=lambda loss, _: loss,
                 scale_grads=False,
             )
-            self._scheduled = shape
+            self._shape = shape
         return self._schedule
 
     def _outputs(self, stage: int, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -183,15 +179,20 @@ class Engine:
         return (torch.empty((), dtype=self._loss_dtype, device="meta", requires_grad=True),)
 
     def _hold_reductions(self) -> None:
-        """Gradients stay on the rank, and parameters gathered, until `_reduce`."""
+        """Keeps gradients on the rank, and parameters gathered, until `_reduce`."""
         if isinstance(self.model, FSDPModule):
             self.model.set_is_last_backward(False)
             self.model.set_reshard_after_backward(False)
             self.model.set_requires_gradient_sync(False)
 
     def _reduce(self) -> None:
-        """Gradients reduced over the data ranks: torch's own way at the end of a schedule, on the
-        whole model of the rank, since all of its stages share it."""
+        """Reduces gradients over the data ranks, as torch does at the end of a schedule.
+
+        A rank's stages share one model, so torch's own call, which comes for each stage, would reduce
+        once for each; its stages hold no FSDP module, and it does nothing. This stage, which never
+        runs, holds the whole model. torch's function is called because it uses private parts of FSDP
+        that differ between 2.11 and 2.13.
+        """
         if isinstance(self.model, FSDPModule):
             size = distributed.get_world_size(self.group)
             whole = pipelining.PipelineStage(
@@ -203,11 +204,13 @@ class Engine:
 class _Stage(pipelining.PipelineStage):
     """torch's stage, with two changes.
 
-    It tells its part which micro-batch runs. And where a schedule splits the backward pass, the
+    It tells its module which micro-batch runs. And where a schedule splits the backward pass, the
     gradients of parameters outside the layers (embeddings, bias tables, the head) are made in the
     first half, with those of the inputs: torch's second half walks again whatever lies between the
     places that use a parameter, and fails where that is more than one layer's share.
     """
+
+    submod: "_StageModule"
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         self.submod.micro_batch = fwd_chunk_id
@@ -218,40 +221,43 @@ class _Stage(pipelining.PipelineStage):
     ) -> tuple:
         if backward_type == "input":
             inputs = bwd_kwargs["input_values"]
-            values = [*inputs, *self.submod.parameters(late=False)]
+            values = [*inputs, *self.submod.outside_layers()]
             bwd_kwargs = bwd_kwargs | {"input_values": values}
             grads, groups = super().backward_maybe_with_nosync("input", bwd_kwargs, last_backward)
             return grads[: len(inputs)], groups
         return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
 
 
-class _Part(nn.Module):
-    """One stage of an engine, as torch's schedules call it."""
+class _StageModule(nn.Module):
+    """One stage of a pipeline, as torch's schedules call it. Its submodules, hence its parameters, are
+    its layers alone: those whose gradients the second half of a split backward pass makes."""
 
-    def __init__(self, engine: Engine, stage: int):
+    def __init__(self, pipeline: Pipeline, stage: int):
         super().__init__()
-        self.engine, self.model = engine, engine.model
-        self.layers = engine.stages.layers[stage]
-        self.micro_batch = 0
+        self.pipeline = pipeline
+        self.layer_range = pipeline.stages.layers[stage]
+        self.layers = nn.ModuleList(pipeline.model.layers[str(i)] for i in self.layer_range)
+        self.micro_batch: Any = 0
 
-    def parameters(self, recurse: bool = True, late: bool = True) -> Iterator[nn.Parameter]:
-        """Of this stage alone, since a rank's stages share a model: those of its layers, for the
-        late half of a split backward pass, or the others."""
-        for name, parameter in self.model.named_parameters():
-            here = needs(name, self.model.settings, self.layers)
-            if here and late == name.startswith("layers."):
-                yield parameter
+    def outside_layers(self) -> list[nn.Parameter]:
+        """Returns this stage's other parameters. A rank's stages share a model, so not all of it."""
+        model = self.pipeline.model
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if not name.startswith("layers.") and needs(name, model.settings, self.layer_range)
+        ]
 
     def forward(self, *received: torch.Tensor) -> tuple[torch.Tensor, ...] | torch.Tensor:
-        """What the next stage receives, or the scaled loss of the micro-batch."""
-        batch = self.engine.batches[self.micro_batch]
-        out = self.run(batch, tuple(Received.apply(x) for x in received))
+        """Returns what the next stage receives, or the scaled loss of the micro-batch."""
+        batch = self.pipeline.batches[self.micro_batch]
+        out = self.run(batch, tuple(_ContiguousGradient.apply(x) for x in received))
         if not isinstance(out, TargetLosses):
             return out
-        z_loss = self.engine.settings.training.z_loss
+        z_loss = self.pipeline.settings.training.z_loss
         nll, loss = training_loss(out, batch.target_weights, z_loss)
-        self.engine.sums[self.micro_batch] = nll.detach()
-        return loss * self.engine.scale
+        self.pipeline.sums[self.micro_batch] = nll.detach()
+        return loss * self.pipeline.scale
 
     def run(
         self,
@@ -259,10 +265,22 @@ class _Part(nn.Module):
         received: tuple[torch.Tensor, ...],
         text_tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...] | TargetLosses:
-        """As PartialTransformer.forward, with tensors that can be sent."""
-        out = self.model(batch, self.layers, *received, text_tokens=text_tokens)
+        """As Transformer.forward of this stage's layers, with tensors that can be sent."""
+        out = self.pipeline.model(batch, text_tokens, self.layer_range, received)
         if isinstance(out, TargetLosses):
             return out
         *memory, hidden = (x.contiguous() for x in out)
         # Memory that only passes through is the input; zero-bubble schedules detach outputs.
         return (*(x.clone() for x in memory), hidden)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity; its gradient is contiguous, as sending requires."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
+        return grad.contiguous()

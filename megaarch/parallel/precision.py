@@ -1,4 +1,4 @@
-"""What `training.precision` means, in every layout."""
+"""The one rule of `training.precision`, for every layout (docs/parallelism.md)."""
 
 import torch
 
@@ -6,5 +6,5 @@ from megaarch.config.schema import Settings
 
 
 def compute_dtype(settings: Settings) -> torch.dtype | None:
-    """What layers compute in, by `training.precision`; None: their parameters' dtype."""
+    """Returns the dtype that layers compute in; None: their parameters'."""
     return torch.bfloat16 if settings.training.precision == "bf16" else None

@@ -1,8 +1,8 @@
 """Activation checkpointing: a layer keeps its input, or little more, and its backward pass
 computes the rest again (Chen et al. 2016; selective: Korthikanti et al. 2022).
 
-Nothing has to be restored: dropout is a function of the row and the step, not of random state.
-Selective mode sees operators of torch alone: an attention kernel that is none (flash4, cudnn_flex)
+No random state has to be restored: dropout is a function of the row and the step.
+Selective mode sees only operators of torch: an attention kernel that is not one (flash4, cudnn_flex)
 or a compiled region (flex) runs again in the backward pass. Where layers are compiled
 (parallel/compile.py), attention is one operator whatever its kernel, and the checkpoint becomes part
 of the layer's graph.
@@ -25,14 +25,14 @@ from megaarch.model.layers import Context
 ONEDNN = "mkldnn::_linear_pointwise"  # model/product.py
 ATTEND = "megaarch::attend"  # attention/operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
-# What costs the most to compute again: attention's kernels and the products of linear layers. The
-# project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
+# The operators that cost the most to compute again: attention's kernels and the products of linear
+# layers. The project's fused kernels (kernels/) are not among them: they only move memory.
 
 
 def apply(model: Transformer, mode: str) -> None:
-    """Lets every layer of `model` recompute: mode is `parallel.recompute`. Names do not change.
+    """Makes every layer of `model` recompute: mode is `parallel.recompute`. Names do not change.
 
-    Apply it after the tensor and context plans and ahead of sharding.
+    Apply it after the tensor and context plans and before sharding.
     """
     if mode == "none":
         return
@@ -45,9 +45,9 @@ def apply(model: Transformer, mode: str) -> None:
 
 
 def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Callable:
-    """`forward` of a layer through a checkpoint. By a policy where it is compiled: without one torch
-    2.11 keeps all that an autograd function computes. The context is enclosed and no argument: the
-    compiler would take arguments apart down to the plans of the parts, and guard what it found."""
+    """Returns a layer's `forward` under a checkpoint. Compiled, it takes a policy: without one torch
+    2.11 keeps all that an autograd function computes. The context is enclosed, not an argument: the
+    compiler would take an argument apart down to the plans of the parts, and guard what it found."""
 
     def run(
         x_BSD: torch.Tensor,

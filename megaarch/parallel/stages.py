@@ -1,4 +1,4 @@
-"""Which layers a pipeline stage runs, which rank runs the stage, and what of the model it needs.
+"""The stages of a pipeline: their layers, their ranks, and the parameters that they need.
 
 A stage is a contiguous range of global layer indices, encoder first. Costs are forward FLOPs:
 encoder and decoder layers differ, and the head belongs to the last stage.
@@ -13,40 +13,41 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from torch import nn
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.segments import segmentations
 from megaarch.model import flops
-from megaarch.model.transformer import stacks
+from megaarch.model.transformer import Transformer, overlap, stacks
 
 
 @dataclass(frozen=True)
 class Stages:
-    """layers: of each stage. ranks: the pipeline rank that runs each stage."""
+    """layers: those of each stage. ranks: the pipeline rank that runs each stage."""
 
     layers: tuple[range, ...]
     ranks: tuple[int, ...]
 
     @classmethod
     def of(cls, settings: Settings) -> "Stages":
-        """The stages of a run, the same on every rank. ConfigError for what does not fit."""
+        """Returns the stages of a run, the same on every rank. ConfigError for what does not fit."""
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
         lengths, targets = row_shape(settings)
-        layers = _split_once(settings.model, ranks * each, lengths, targets)
+        layers = _split_once(settings.model, ranks * each, lengths, targets)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]
         return cls(layers, tuple(order))
 
     def on(self, rank: int) -> list[int]:
-        """The stages that this pipeline rank runs."""
+        """Returns the stages that this pipeline rank runs."""
         return [stage for stage, owner in enumerate(self.ranks) if owner == rank]
 
     def holders(self, name: str, model: Model) -> tuple[int, ...]:
-        """The pipeline ranks that hold the parameter of this global name, in order."""
+        """Returns the pipeline ranks that hold the parameter of this global name, in order."""
         pairs = zip(self.layers, self.ranks, strict=True)
         return tuple(sorted({rank for layers, rank in pairs if needs(name, model, layers)}))
 
@@ -57,26 +58,23 @@ def is_v(settings: Settings) -> bool:
 
 
 def check(settings: Settings) -> None:
-    """ConfigError for a pipeline that cannot be."""
-    parallel = settings.parallel
-    found = list(problems(settings)) if parallel.pipeline_parallel > 1 else []
-    if parallel.pipeline_parallel == 1 and parallel.stages_per_rank > 1:
-        found = [
-            f"parallel.stages_per_rank: {parallel.stages_per_rank} stages on a rank are of a "
-            "pipeline, and there is none: set parallel.pipeline_parallel, or leave it out"
-        ]
-    if found:
+    """Raises ConfigError for a pipeline that is impossible."""
+    if found := list(problems(settings)):
         raise ConfigError(found)
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """A sentence for each thing that does not fit a pipeline of more than one rank."""
+    """Yields a sentence for each setting that does not fit the pipeline."""
     parallel, training = settings.parallel, settings.training
-    ranks, each, schedule = (
-        parallel.pipeline_parallel,
-        parallel.stages_per_rank,
-        parallel.schedule,
-    )
+    ranks, each = parallel.pipeline_parallel, parallel.stages_per_rank
+    schedule = parallel.schedule
+    if ranks == 1:
+        if each > 1:
+            yield (
+                f"parallel.stages_per_rank: {each} stages on a rank are of a pipeline, and there is "
+                "none: set parallel.pipeline_parallel, or leave it out"
+            )
+        return
     layers = stacks(settings.model)[-1].layers.stop
     if ranks * each > layers:
         yield (
@@ -140,28 +138,51 @@ def needs(name: str, model: Model, layers: range) -> bool:
     return last
 
 
-def overlap(a: range, b: range) -> range:
-    """The indices in both ranges."""
-    return range(max(a.start, b.start), min(a.stop, b.stop))
+def keep_stages(model: Transformer, rank: int, settings: Settings) -> None:
+    """Leaves in `model`, in place, what the stages of this pipeline rank need. Names stay global.
+
+    All stages of a rank share the model, so a tied embedding is one parameter on a rank. The model may
+    be on meta and have its tensor plan; shard it afterwards. ConfigError for stages that do not fit.
+    """
+    stages = Stages.of(settings)
+    ranges = [stages.layers[stage] for stage in stages.on(rank)]
+
+    def kept(name: str) -> bool:
+        return any(needs(name, model.settings, layers) for layers in ranges)
+
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.ModuleDict | nn.ParameterDict):
+            for key in list(child.keys()):
+                if not kept(f"{name}.{key}"):
+                    del child[key]
+        elif not kept(name):
+            setattr(model, name, None)
+    if model.output_bias is not None and not kept("output_bias"):
+        model.output_bias = None
 
 
 def row_shape(settings: Settings) -> tuple[tuple[int, ...], int]:
-    """Mean tokens of each stream and mean targets of a row, as far as settings alone tell."""
+    """Returns the mean tokens of each stream and the mean targets of a row, as settings predict them."""
     model, data = settings.model, settings.data
     if data.objective == "supervised":
-        lengths = (model.sequence_length, model.target_length or model.sequence_length)
-        lengths = lengths[: len(stacks(model))]
+        lengths = full_row(model)
         return lengths, lengths[-1]
     shapes = [(share, row.shape) for share, row in segmentations(model, data)]
     streams = zip(*([share * n for n in shape.streams] for share, shape in shapes), strict=True)
     return tuple(round(sum(s)) for s in streams), round(sum(s * x.targets for s, x in shapes))
 
 
+def full_row(model: Model) -> tuple[int, ...]:
+    """Returns the longest row that each stream has."""
+    lengths = (model.sequence_length, model.target_length or model.sequence_length)
+    return lengths[: len(stacks(model))]
+
+
 def split(
     model: Model, stages: int, lengths: tuple[int, ...] | None = None, targets: int | None = None
 ) -> list[range]:
-    """The layers of each stage: contiguous, none empty, the dearest stage as cheap as can be, and
-    among those the evenest.
+    """Returns the layers of each stage: contiguous, none empty, the most expensive stage as cheap
+    as can be, and among such splits the most even one.
 
     lengths, targets: tokens of each stream and targets of a row; None: full rows, all targets.
     """
@@ -171,23 +192,18 @@ def split(
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    most = _dearest(costs, stages) * (1 + 1e-9)  # no stage of the answer costs more
-    # best[i]: (dearest stage, sum of squares, where the stages begin) of the first i layers
-    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1) if before[i] <= most}
+    # best[i]: (most expensive stage, sum of squares, where the stages begin) of the first i layers
+    best = {i: (before[i], before[i] ** 2, (0,)) for i in range(1, count + 1)}
     for stage in range(1, stages):
-        reached = {}
+        shorter, best = best, {}
         for stop in range(stage + 1, count + 1):
-            ends = []
-            for start in range(stop - 1, 0, -1):
+            for start in range(stop - 1, stage - 1, -1):
                 cost = before[stop] - before[start]
-                if cost > most:
-                    break
-                if start in best:
-                    dearest, squares, starts = best[start]
-                    ends.append((max(dearest, cost), squares + cost**2, (*starts, start)))
-            if ends:
-                reached[stop] = min(ends)
-        best = reached
+                if stop in best and cost > best[stop][0]:
+                    break  # costs only grow from here on
+                most, squares, starts = shorter[start]
+                found = (max(most, cost), squares + cost**2, (*starts, start))
+                best[stop] = min(best.get(stop, found), found)
     starts = best[count][2]
     return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
 
@@ -199,47 +215,25 @@ def _split_once(
     return tuple(split(model, stages, lengths, targets))
 
 
-def _dearest(costs: list[float], stages: int) -> float:
-    """The least cost of the dearest of so many contiguous stages, to 1e-12 of the sum."""
-    low, high = max(costs), sum(costs)
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        count, filled = 1, 0.0
-        for cost in costs:
-            filled += cost
-            if filled > middle:
-                count, filled = count + 1, cost
-        low, high = (low, middle) if count <= stages else (middle, high)
-    return high
-
-
 def layer_costs(
     model: Model, lengths: tuple[int, ...] | None = None, targets: int | None = None
 ) -> list[float]:
-    """Forward FLOPs of each layer for one row, the head added to the last one and, to the first of
-    each stack, its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
-    names = [stack.stream for stack in stacks(model)]
-    ahead = [stack.looks_ahead for stack in stacks(model)]
-    lengths = lengths or (model.sequence_length, model.target_length or model.sequence_length)
-    lengths = tuple(lengths[: len(names)])
+    """Returns the forward FLOPs of each layer for one row. The last one includes the head, and the
+    first of each stack its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
+    all_stacks = stacks(model)
+    lengths = lengths or full_row(model)
     counts = Counts(
         rows=1,
         tokens=lengths,
-        areas=tuple(n * n // (1 if a else 2) for n, a in zip(lengths, ahead, strict=True)),
+        areas=tuple(n * n // (1 if s.looks_ahead else 2) for n, s in zip(lengths, all_stacks)),
         cross_areas=(0, *(a * b for a, b in pairwise(lengths))),
         targets=lengths[-1] if targets is None else targets,
         slots=lengths,
     )
 
-    def forward(**layers: int) -> flops.Forward:
-        one = {"layers": 1, "encoder_layers": None, "decoder_layers": None}
-        return flops.forward(model.model_copy(update=one | layers), counts)
-
     costs: list[float] = []
-    base = forward()
-    for name, stack, length in zip(names, stacks(model), lengths, strict=True):
-        more = forward(**{f"{name}_layers" if len(names) > 1 else "layers": 2})
-        costs += [float(more.total - base.total)] * len(stack.layers)
+    for stream, (stack, length) in enumerate(zip(all_stacks, lengths, strict=True)):
+        costs += [float(flops.layer(model, stream, counts).total)] * len(stack.layers)
         costs[-len(stack.layers)] += 2 * length * model.hidden_size
-    costs[-1] += base.head
+    costs[-1] += flops.forward(model, counts).head
     return costs

@@ -6,23 +6,22 @@ and scatters the sequence again (Korthikanti et al. 2022, figure 5):
 
     [B, s, D] norm -> gather [B, S, D] -> column-wise -> attend, activation -> row-wise -> scatter
 
-Embedding and output layer are split by vocabulary (vocabulary.py). The head gathers the sequence
-first and runs the last norm on target rows, the same on every rank.
+Embedding and output layer are split by vocabulary: of T ranks, rank r holds ids r·V/T to (r+1)·V/T.
+Looking up sums over ranks, of which one has the token. The head gathers the sequence first and runs
+the last norm on target rows, the same on every rank; the loss is model/loss.py's, which knows of ranks.
 
-Legend: B rows, S tokens, s = S / T of them, T ranks, D width, H heads, Hkv key heads,
-G = H / Hkv, Dh head size.
+Letters of shapes: docs/shapes.md.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import partial
 from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import (
-    DeviceMesh,
     DTensor,
     Partial,
     Placement,
@@ -40,17 +39,19 @@ from torch.distributed.tensor.parallel import (
 from megaarch.config import schema
 from megaarch.distributed.mesh import Grid
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
-from megaarch.model.layers import LayerNorm, head_size, key_heads, layer_norm
+from megaarch.model import loss
+from megaarch.model.layers import Layer, LayerNorm, head_size, key_heads, layer_norm
+from megaarch.model.loss import TargetLosses
+from megaarch.model.sharding import Sharding
 from megaarch.model.transformer import Transformer
-from megaarch.parallel import vocabulary
 
 
 def apply(model: Transformer, grid: Grid) -> None:
     """Splits the parameters of a model that is not split yet, on `meta` or holding the same values
     on every rank, over the ranks of axis `tp`: they become DTensors, under unchanged names.
 
-    Streams then need lengths that are multiples of the ranks. Apply it ahead of all else.
-    What must divide is checked by `validate.check`.
+    Streams then need lengths that are multiples of the ranks. Apply it before all else.
+    `validate.check` says what must divide.
     """
     if grid.size("tp") == 1:
         return
@@ -59,10 +60,10 @@ def apply(model: Transformer, grid: Grid) -> None:
     assert heads % ranks == 0, f"{heads} heads among {ranks} ranks"
     styles = plan(model.settings, rank, ranks)
     for name, module in list(model.named_modules()):
-        for pattern, style in styles.items():
-            if fnmatchcase(name, pattern):
-                parallelize_module(module, mesh, style, src_data_rank=None)
-                break
+        fitting = [style for pattern, style in styles.items() if fnmatchcase(name, pattern)]
+        assert len(fitting) <= 1, f"{name} stands in the tensor plan twice"
+        for style in fitting:
+            parallelize_module(module, mesh, style, src_data_rank=None)
     for stream in model.relative_bias:
         _split(model.relative_bias, stream, mesh, Shard(1))
     if model.output_bias is not None:
@@ -70,19 +71,52 @@ def apply(model: Transformer, grid: Grid) -> None:
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), f"{name} is not in the tensor plan"
     for layer in model.layers.values():
+        assert isinstance(layer, Layer)
         # Where ranks share a key head, each runs only some of its queries.
         layer.attention.group = min(layer.attention.group, heads // ranks)
-    model.layout = replace(
-        model.layout,
-        cross_entropy=partial(vocabulary.cross_entropy, mesh=mesh),
-        gather=lambda x_BsD: _gather(x_BsD, mesh, Replicate()),
-        own_heads=lambda table: table.to_local(),
-        first=lambda length: rank * (length // ranks),
-    )
+    model.sharding = TensorSharding(mesh)
+
+
+class TensorSharding(Sharding):
+    """What the ranks of `mesh` hold under tensor and sequence parallelism."""
+
+    def __init__(self, mesh: DeviceMesh):
+        self.mesh = mesh
+
+    def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
+        return _gather(x_BsD, self.mesh, Replicate())
+
+    def first_token(self, length: int) -> int:
+        return self.mesh.get_local_rank() * (length // self.mesh.size())
+
+    def own_heads(self, table: torch.Tensor) -> torch.Tensor:
+        assert isinstance(table, DTensor)
+        return table.to_local()
+
+    def cross_entropy(
+        self,
+        hidden_RD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        target_R: torch.Tensor,
+        **options,
+    ) -> TargetLosses:
+        """weight and bias: DTensors split by ids. All else, and the result, is the same on every rank."""
+        assert isinstance(weight_VD, DTensor)
+        weight_vD = weight_VD.to_local()
+        return loss.cross_entropy(
+            hidden_RD,
+            weight_vD,
+            bias_V.to_local() if isinstance(bias_V, DTensor) else None,
+            target_R,
+            first=self.mesh.get_local_rank() * len(weight_vD),
+            group=self.mesh.get_group(),
+            **options,
+        )
 
 
 def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
-    """How each module is split, by patterns of its name; the first that fits counts."""
+    """Maps patterns of module names to how these modules are split. A name fits one pattern at most."""
     column = ColwiseParallel(input_layouts=Shard(1))
     row = RowwiseParallel(output_layouts=Shard(1))
     qkv = kv = column
@@ -105,7 +139,7 @@ def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]
         "layers.*.cross_attention.kv": kv,
         "layers.*.feed_forward.gate_up": column,
         "layers.*.feed_forward.up": column,
-        "layers.*.output": row,
+        "layers.*attention.output": row,
         "layers.*.feed_forward.down": row,
     }
 
@@ -124,17 +158,16 @@ class Whole(ParallelStyle):
     def __init__(self, *, split: bool, share: bool):
         self.split, self.share = split, share
 
-    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        mesh, split, of_gradient = device_mesh, self.split, Partial() if self.share else Replicate()
         for name, _ in list(module.named_parameters()):
             _split(module, name, mesh, Replicate())
-        split, of_gradient = self.split, Partial() if self.share else Replicate()
 
         def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
             if split:
                 x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
             parameters = {  # held whole: a summand of a gradient stays one until all are summed
-                name: p.to_local(grad_placements=[of_gradient])
-                for name, p in module.named_parameters(recurse=False)
+                name: p.to_local(grad_placements=[of_gradient]) for name, p in _parameters(module)
             }
             return run(module, x, **parameters)
 
@@ -143,9 +176,9 @@ class Whole(ParallelStyle):
 
 
 def run(module: nn.Module, x: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
-    """What a module computes, with these in place of its parameters."""
-    if isinstance(module, nn.Linear):
-        return module.multiply(x, **parameters)
+    """Returns what a module computes, with these in place of its parameters."""
+    if isinstance(module, nn.Linear):  # product.Linear or float8's
+        return module.multiply(x, **parameters)  # pyright: ignore[reportCallIssue]
     return RUN[type(module)](module, x, **parameters)
 
 
@@ -157,14 +190,27 @@ RUN = {
 
 
 class Vocabulary(ParallelStyle):
-    """A table [V, D] split by its rows; called, it looks tokens up. See vocabulary.py."""
+    """A table [V, D] split by its rows; called, it looks tokens up."""
 
-    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        _split(module, "weight", mesh, Shard(0))
-        module.forward = MethodType(
-            lambda m, tokens: vocabulary.embed(tokens, m.weight, mesh), module
-        )
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        _split(module, "weight", device_mesh, Shard(0))
+        module.forward = MethodType(lambda m, tokens: embed(tokens, m.weight, device_mesh), module)
         return module
+
+
+def embed(tokens_BS: torch.Tensor, weight: DTensor, mesh: DeviceMesh) -> torch.Tensor:
+    """Returns [B, s, D]: this rank's share of the sequence, from all of its tokens.
+
+    weight: [V, D], split by rows. torch's own rowwise embedding is right too, but its backward pass
+    makes the gradient of the whole table on every rank before it takes a slice.
+    """
+    weight_vD = weight.to_local()
+    local_BS = tokens_BS - mesh.get_local_rank() * len(weight_vD)
+    outside_BS = (local_BS < 0) | (local_BS >= len(weight_vD))
+    x_BSD = F.embedding(local_BS.masked_fill(outside_BS, 0), weight_vD)
+    x_BSD = x_BSD.masked_fill(outside_BS[..., None], 0)
+    x_BSD = DTensor.from_local(x_BSD, mesh, [Partial()], run_check=False)
+    return x_BSD.redistribute(placements=[Shard(1)]).to_local()
 
 
 class KeyGroup(ParallelStyle):
@@ -179,8 +225,8 @@ class KeyGroup(ParallelStyle):
     def __init__(self, rows: list[tuple[int, int]]):
         self.rows = rows
 
-    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        even = module.weight.shape[0] % mesh.size() == 0
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        mesh, even = device_mesh, module.get_parameter("weight").shape[0] % device_mesh.size() == 0
         for name, _ in list(module.named_parameters()):
             _split(module, name, mesh, Shard(0) if even else Replicate())
         rows = self.rows
@@ -188,7 +234,7 @@ class KeyGroup(ParallelStyle):
         def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
             x_BSD = _gather(x_BsD, mesh, Partial())
             parameters = {}
-            for name, parameter in module.named_parameters(recurse=False):
+            for name, parameter in _parameters(module):
                 whole = _whole(parameter, Partial())
                 parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
             return run(module, x_BSD, **parameters)
@@ -200,14 +246,21 @@ class KeyGroup(ParallelStyle):
 def key_group_rows(
     model: schema.Model, rank: int, ranks: int
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks` runs,
-    as (start, length), where several ranks share a key head."""
+    """Returns the rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks`
+    runs, as (start, length), where several ranks share a key head."""
     size, keys, heads = head_size(model), key_heads(model), model.heads // ranks
     group = model.heads // keys
     key, first = divmod(rank * heads, group)
     start = key * (group + 2)
     qkv = [((start + first) * size, heads * size), ((start + group) * size, 2 * size)]
     return qkv, [(key * 2 * size, 2 * size)]
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, DTensor]]:
+    """Returns a split module's own parameters by name."""
+    for name, parameter in module.named_parameters(recurse=False):
+        assert isinstance(parameter, DTensor)
+        yield name, parameter
 
 
 def _split(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
@@ -218,7 +271,7 @@ def _split(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) 
 
 
 def _whole(parameter: DTensor, of_gradient: Placement) -> torch.Tensor:
-    """All of a parameter as a plain tensor, whose gradient on this rank is `of_gradient`'s."""
+    """Returns all of a parameter as a plain tensor, whose gradient on this rank has that placement."""
     whole = parameter.redistribute(placements=[Replicate()])
     return whole.to_local(grad_placements=[of_gradient])
 

@@ -5,42 +5,44 @@ from torch import distributed
 
 from megaarch.distributed.mesh import Grid
 from megaarch.model import Transformer
+from megaarch.model.count import parameter_shapes
 from megaarch.parallel import gradients
 from megaarch.parallel.stages import Stages
 
 
-class Shared:
-    """names: of this rank's parameters, those that other pipeline ranks hold too, each with all
-    ranks that hold it, in order. Every process makes one at the same time."""
+class TiedParameters:
+    """ranks: maps each parameter that this pipeline rank and others hold to all ranks that hold it, in
+    order. The first of them counts it. Every process makes one at the same time."""
 
     def __init__(self, model: Transformer, grid: Grid, stages: Stages):
-        with torch.device("meta"):
-            whole = Transformer(model.settings, position_axes=model.position_axes)
-        held = {n: stages.holders(n, model.settings) for n, _ in whole.named_parameters()}
-        held = {name: on for name, on in held.items() if len(on) > 1}
+        shapes = parameter_shapes(model.settings, model.position_axes)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+        holders = {name: stages.holders(name, model.settings) for name in shapes}
+        holders = {name: ranks for name, ranks in holders.items() if len(ranks) > 1}
         rank = grid.rank("pp")
-        self.names = {name: on for name, on in held.items() if rank in on}
-        self.counted_elsewhere = {name for name, on in self.names.items() if on[0] != rank}
+        self.ranks = {name: ranks for name, ranks in holders.items() if rank in ranks}
+        self.counted_elsewhere = {name for name, ranks in self.ranks.items() if ranks[0] != rank}
         self.groups: dict[tuple[int, ...], distributed.ProcessGroup] = {}
         # Every process makes the groups of all pipelines: torch names groups by counting them.
+        assert grid.mesh is not None
         pipelines = grid.mesh.mesh.flatten(1).t().tolist()
-        for on in sorted(set(held.values())):
+        for ranks in sorted(set(holders.values())):
             for pipeline in pipelines:
-                ranks = [pipeline[place] for place in on]
-                group = distributed.new_group(ranks)
-                if distributed.get_rank() in ranks:
-                    self.groups[on] = group
+                processes = [pipeline[rank] for rank in ranks]
+                group = distributed.new_group(processes)
+                if distributed.get_rank() in processes:
+                    assert isinstance(group, distributed.ProcessGroup)
+                    self.groups[ranks] = group
 
-    def add(self, model: Transformer) -> None:
-        """Sums the gradients of each shared name over the ranks that hold it."""
+    def sum_gradients(self, model: Transformer) -> None:
+        """Sums the gradients of each of these parameters over the ranks that hold it."""
         parameters = dict(model.named_parameters())
-        gradients.settle(parameters[name] for name in self.names)
-        for name, on in self.names.items():
+        gradients.reduce_partial(parameters[name] for name in self.ranks)
+        for name, ranks in self.ranks.items():
             parameter = parameters[name]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             grad = gradients.local(parameter.grad)
             total = grad.contiguous()  # strides differ between ranks, and gloo adds up storage
-            distributed.all_reduce(total, group=self.groups[on])
+            distributed.all_reduce(total, group=self.groups[ranks])
             if total is not grad:
                 grad.copy_(total)

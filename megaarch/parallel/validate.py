@@ -1,4 +1,4 @@
-"""Which layouts fit a model, checked before anything starts."""
+"""Checks, before anything starts, that a layout fits the model and the processes."""
 
 import math
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from megaarch.parallel import stages
 
 
 def join(settings: Settings, device: torch.device) -> Grid:
-    """Returns the grid of `settings`, of the processes that someone started for it (launch.py).
-    ConfigError, before anything starts, where the layout does not fit."""
+    """Connects the processes that were started (launch.py) and returns their grid. ConfigError, before
+    anything starts, where the layout does not fit."""
     check(settings, launch.find()[1].world_size)
     launch.join(device)
     return Grid.build(settings.parallel, device)
 
 
 def check(settings: Settings, world_size: int) -> None:
-    """ConfigError with every way in which the layout does not fit, before anything starts."""
+    """Raises ConfigError with a sentence for each setting that does not fit."""
     problems = list(_problems(settings, world_size))
     if problems:
         raise ConfigError(problems)

@@ -28,7 +28,7 @@ from megaarch.engine.native import Replica
 from megaarch.errors import UserError
 from megaarch.model import loss
 from megaarch.parallel import gradients
-from megaarch.parallel.parallelize import place
+from megaarch.parallel.parallelize import build_on_meta
 from megaarch.parallel.validate import check
 from megaarch.planner.ledger import Ledger
 from megaarch.planner.memory import memory_by_rank, micro_batches
@@ -80,7 +80,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         grid = Grid.build(parallel, "cpu")
-        replica = _Replica(settings, grid, model=place(settings, grid))
+        replica = _Replica(settings, grid, model=build_on_meta(settings, grid))
         count = _enough(settings)
         batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
         with _as_accelerator(), _agreed():

@@ -26,7 +26,7 @@ def settled():
     (split.to_local() * 3).sum().backward()
     unused = nn.Parameter(distribute_tensor(torch.ones(2), mesh, [Replicate()]))
     with CommDebugMode() as messages:
-        gradients.settle([*parameters, split, unused])
+        gradients.reduce_partial([*parameters, split, unused])
     assert unused.grad is None and split.grad.placements == (Shard(0),)
     assert all(p.grad.placements == p.placements for p in parameters)
     found = [gradients.local(p.grad) for p in parameters]

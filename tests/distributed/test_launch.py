@@ -16,7 +16,7 @@ from megaarch.cli import main
 from megaarch.data.tokenizer import train_sentencepiece
 from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
-from megaarch.distributed.launch import Place, find, hosts, rendezvous
+from megaarch.distributed.launch import Process, find, hosts, rendezvous
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import prepare
 from megaarch.training import checkpoint
@@ -44,57 +44,57 @@ OPENMPI = {
 }
 MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}
 PMI2 = {"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_JOBID": "7.0"}  # of srun --mpi=pmi2 --pty bash
-ALONE = Place(0, 1, 0)
+ALONE = Process(0, 1, 0)
 
 # Where a process runs, its variables (those of SLURM as version 22.05.8 sets them), who is found to
 # have started it, and its place.
 SITUATIONS = [
     ("a terminal", {}, "", ALONE),
-    ("torchrun", TORCHRUN, "torchrun", Place(3, 4, 1)),
-    ("mpirun of Open MPI", OPENMPI, "openmpi", Place(2, 4, 0)),
-    ("mpiexec of MPICH", MPICH, "mpich", Place(5, 8, 1)),
+    ("torchrun", TORCHRUN, "torchrun", Process(3, 4, 1)),
+    ("mpirun of Open MPI", OPENMPI, "openmpi", Process(2, 4, 0)),
+    ("mpiexec of MPICH", MPICH, "mpich", Process(5, 8, 1)),
     (
         "mpiexec without numbers on a machine",
         {"PMI_RANK": "1", "PMI_SIZE": "2"},
         "mpich",
-        Place(1, 2, 1),
+        Process(1, 2, 1),
     ),
-    ("srun", task(3, 4, 1), "slurm", Place(3, 4, 1)),
-    ("srun of a part of the job's tasks", task(1, 2, 0, job=2), "slurm", Place(1, 2, 0)),
-    ("srun --preserve-env of a part", task(1, 2, 0, job=6), "slurm", Place(1, 2, 0)),
-    ("srun in a batch script, of more tasks", task(5, 8, 1, job=8), "slurm", Place(5, 8, 1)),
-    ("srun over a heterogeneous job", task(2, 4, 0, SLURM_HET_SIZE=2), "slurm", Place(2, 4, 0)),
+    ("srun", task(3, 4, 1), "slurm", Process(3, 4, 1)),
+    ("srun of a part of the job's tasks", task(1, 2, 0, job=2), "slurm", Process(1, 2, 0)),
+    ("srun --preserve-env of a part", task(1, 2, 0, job=6), "slurm", Process(1, 2, 0)),
+    ("srun in a batch script, of more tasks", task(5, 8, 1, job=8), "slurm", Process(5, 8, 1)),
+    ("srun over a heterogeneous job", task(2, 4, 0, SLURM_HET_SIZE=2), "slurm", Process(2, 4, 0)),
     ("sbatch, the script itself", BATCH, "", ALONE),
     ("salloc, its shell on the login node", LOGIN, "", ALONE),
     ("salloc, its shell as an interactive step", SHELL, "slurm", ALONE),
-    ("srun --overlap there", task(3, 4, 0, SLURM_STEP_ID=1), "slurm", Place(3, 4, 0)),
+    ("srun --overlap there", task(3, 4, 0, SLURM_STEP_ID=1), "slurm", Process(3, 4, 0)),
     ("srun --overlap -n1 there", task(0, 1, 0, job=1), "slurm", ALONE),
-    ("torchrun there", SHELL | TORCHRUN, "torchrun", Place(3, 4, 1)),
-    ("mpirun of Open MPI there", SHELL | OPENMPI, "openmpi", Place(2, 4, 0)),
-    ("mpiexec of MPICH there", SHELL | MPICH, "mpich", Place(5, 8, 1)),
-    ("torchrun below srun", task(1, 2, 0) | TORCHRUN, "torchrun", Place(3, 4, 1)),
-    ("mpirun in a batch script", BATCH | OPENMPI, "openmpi", Place(2, 4, 0)),
-    ("mpiexec, which srun starts once a node", task(1, 2, 0) | MPICH, "mpich", Place(5, 8, 1)),
+    ("torchrun there", SHELL | TORCHRUN, "torchrun", Process(3, 4, 1)),
+    ("mpirun of Open MPI there", SHELL | OPENMPI, "openmpi", Process(2, 4, 0)),
+    ("mpiexec of MPICH there", SHELL | MPICH, "mpich", Process(5, 8, 1)),
+    ("torchrun below srun", task(1, 2, 0) | TORCHRUN, "torchrun", Process(3, 4, 1)),
+    ("mpirun in a batch script", BATCH | OPENMPI, "openmpi", Process(2, 4, 0)),
+    ("mpiexec, which srun starts once a node", task(1, 2, 0) | MPICH, "mpich", Process(5, 8, 1)),
     (
         "srun --mpi=pmi2",
         task(3, 4, 1, PMI_RANK=3, PMI_SIZE=4, PMI_JOBID="7.0"),
         "slurm",
-        Place(3, 4, 1),
+        Process(3, 4, 1),
     ),
     ("srun --mpi=pmi2 --pty bash", task(0, 1, 0, job=1) | PMI2, "slurm", ALONE),
-    ("srun --mpi=none in that shell", task(1, 2, 1) | PMI2, "slurm", Place(1, 2, 1)),
-    ("mpiexec of MPICH in that shell", task(0, 1, 0) | PMI2 | MPICH, "mpich", Place(5, 8, 1)),
+    ("srun --mpi=none in that shell", task(1, 2, 1) | PMI2, "slurm", Process(1, 2, 1)),
+    ("mpiexec of MPICH in that shell", task(0, 1, 0) | PMI2 | MPICH, "mpich", Process(5, 8, 1)),
     ("the script of an sbatch in that shell", BATCH | PMI2 | {"PMI_SIZE": "4"}, "", ALONE),
 ]
 
 
 @pytest.mark.parametrize(
-    "environment, starter, place",
+    "environment, starter, process",
     [row[1:] for row in SITUATIONS],
     ids=[row[0] for row in SITUATIONS],
 )
-def test_the_place_is_read_from_whoever_started_the_process(environment, starter, place):
-    assert find(environment) == (starter, place)
+def test_the_place_is_read_from_whoever_started_the_process(environment, starter, process):
+    assert find(environment) == (starter, process)
 
 
 def test_commands_run_alone_in_the_shell_of_an_allocation(raw, corpus, tmp_path, monkeypatch):
@@ -163,38 +163,38 @@ def test_the_hosts_of_a_node_list(nodes, found):
 
 
 def test_the_meeting_point():
-    place = Place(0, 8, 0)
+    process = Process(0, 8, 0)
     slurm = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "n[4-5]"}
-    host, port = rendezvous("slurm", place, slurm)
+    host, port = rendezvous("slurm", process, slurm)
     assert host == "n4" and 10000 <= port < 16000  # below what systems give to connections
-    assert port != rendezvous("slurm", place, slurm | {"SLURM_STEP_ID": "2"})[1]
+    assert port != rendezvous("slurm", process, slurm | {"SLURM_STEP_ID": "2"})[1]
     # ranks of a heterogeneous job follow its components, and the list of nodes is sorted
     mixed = {f"SLURM_JOB_NODELIST_HET_GROUP_{i}": n for i, n in enumerate(("n[7-8]", "n[1-2]"))}
     both = slurm | mixed | {"SLURM_STEP_NODELIST": "n[1-2,8]"}
-    assert rendezvous("slurm", place, both)[0] == "n8"
-    assert rendezvous("slurm", place, both | {"SLURM_STEP_NODELIST": "n[1-2]"})[0] == "n1"
+    assert rendezvous("slurm", process, both)[0] == "n8"
+    assert rendezvous("slurm", process, both | {"SLURM_STEP_NODELIST": "n[1-2]"})[0] == "n1"
     placed = slurm | {"SLURM_DISTRIBUTION": "arbitrary"}
     with pytest.raises(ValueError, match="export MASTER_ADDR, the first host of that file"):
-        rendezvous("slurm", place, placed)
-    assert rendezvous("slurm", place, placed | {"SLURM_STEP_NODELIST": "n5"})[0] == "n5"
+        rendezvous("slurm", process, placed)
+    assert rendezvous("slurm", process, placed | {"SLURM_STEP_NODELIST": "n5"})[0] == "n5"
     given = {"MASTER_ADDR": "here", "MASTER_PORT": "1234"}
     for starter in ("torchrun", "openmpi", "mpich", "slurm"):
-        assert rendezvous(starter, place, slurm | given) == ("here", 1234)
+        assert rendezvous(starter, process, slurm | given) == ("here", 1234)
     with pytest.raises(ValueError, match="MASTER_ADDR is not"):
-        rendezvous("torchrun", place, {})
+        rendezvous("torchrun", process, {})
 
 
 def test_mpirun_without_mpi4py_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ValueError, match="pip install mpi4py"):
-        rendezvous("openmpi", Place(0, 2, 0), {})
+        rendezvous("openmpi", Process(0, 2, 0), {})
 
 
 def test_one_process_joins_nothing(monkeypatch):
     for names in launch._STARTERS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
-    assert launch.join(torch.device("cpu")) == Place(0, 1, 0)
+    assert launch.join(torch.device("cpu")) == Process(0, 1, 0)
     assert not torch.distributed.is_initialized()
 
 

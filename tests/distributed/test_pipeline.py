@@ -79,19 +79,20 @@ def one_process(case):
 def pipelined(cases):
     """On each rank, for each case: loss, gradients, names it counts, held-out losses."""
     from megaarch.distributed.mesh import Grid
-    from megaarch.parallel.pipeline import Engine, prune
+    from megaarch.parallel.pipeline import Pipeline
+    from megaarch.parallel.stages import keep_stages
 
     found = []
     for case in cases:
         grid = Grid.build(case.settings.parallel, "cpu")
         with torch.device("meta"):
             model = case.model()
-        model = prune(model, grid, case.settings)
+        keep_stages(model, grid.rank("pp"), case.settings)
         model.to_empty(device="cpu")
         initialize(model, 0)
         model.to(case.dtype).train()
         model.set_dropout_step(0, 3)
-        engine = Engine(model, grid, case.settings)
+        pipeline = Pipeline(model, grid, case.settings)
         text = torch.arange(case.settings.model.vocabulary_size) > 7
         scale = 1 / sum(float(b.target_weights.sum()) for b in case.batches)
         steps, forwards = [], []
@@ -99,14 +100,14 @@ def pipelined(cases):
         for _ in range(2):  # the second step runs on buffers that have been used
             model.zero_grad()
             hook = model.register_forward_hook(count)
-            steps.append(float(engine.forward_backward(case.batches, scale)))
+            steps.append(float(pipeline.forward_backward(case.batches, scale)))
             hook.remove()
-            losses = engine.evaluate(case.batches[0], text)
+            losses = pipeline.evaluate(case.batches[0], text)
         assert steps[0] == steps[1], (case.name, steps)
         stages = case.settings.parallel.stages_per_rank
         assert len(forwards) == 2 * stages * len(case.batches), "a pass to learn shapes has run"
         grads = {n: p.grad for n, p in model.named_parameters()}
-        counted = {n for n in grads if engine.counts(n)}
+        counted = {n for n in grads if pipeline.counts(n)}
         found.append((steps[0], grads, counted, losses))
     return found
 
@@ -257,7 +258,7 @@ def test_with_another_axis(axis, case, pool):
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("preset", ["gpt", "t5", "bert"])
-def test_no_split_has_a_cheaper_dearest_stage(preset, stages, tiny):
+def test_no_split_has_a_cheaper_most_expensive_stage(preset, stages, tiny):
     options = {"decoder_layers": 4} if preset == "t5" else {}
     given = {f"model__{name}": value for name, value in options.items()}
     settings = tiny(preset, model__layers=7, **given)
@@ -266,11 +267,11 @@ def test_no_split_has_a_cheaper_dearest_stage(preset, stages, tiny):
     layers = split(settings.model, stages, lengths, targets)
     assert [i for r in layers for i in r] == list(range(len(costs))) and all(layers)
     splits = itertools.combinations(range(1, len(costs)), stages - 1)
-    dearest = min(
+    least = min(
         max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs))))
         for cuts in splits
     )
-    assert max(sum(costs[i] for i in r) for r in layers) == pytest.approx(dearest, rel=1e-12)
+    assert max(sum(costs[i] for i in r) for r in layers) == pytest.approx(least, rel=1e-12)
 
 
 def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):

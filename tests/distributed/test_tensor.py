@@ -13,8 +13,8 @@ from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
-from megaarch.parallel import context, parallelize, vocabulary
-from megaarch.parallel.gradients import settle
+from megaarch.parallel import context, parallelize, tensor
+from megaarch.parallel.gradients import reduce_partial
 from tests.conftest import PRESETS
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
@@ -102,7 +102,7 @@ def run(given, batches, dtype, grid=None, half=False):
     for losses, batch in zip(found, batches, strict=True):
         penalty = 1e-2 * losses.log_partition.square()
         (scale * (losses.nll + penalty) * batch.target_weights).sum().backward()
-    settle(model.parameters())
+    reduce_partial(model.parameters())
     for name, p in model.named_parameters():
         assert grid is None or p.grad.placements == p.placements, name
     if grid is not None:
@@ -205,7 +205,7 @@ def cross_entropies(rows, kept_bytes, dtype):
     split = [
         distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_() for x in (weight, bias)
     ]
-    found = vocabulary.cross_entropy(hidden, *split, target, mesh=mesh, **options)
+    found = tensor.TensorSharding(mesh).cross_entropy(hidden, *split, target, **options)
     ours = torch.autograd.grad(found[:2], [hidden, *split], list(upstream))
     pairs = zip((*found, *ours), (*wanted, *gradients), strict=True)
     pairs = [(x.full_tensor() if isinstance(x, DTensor) else x, y) for x, y in pairs]

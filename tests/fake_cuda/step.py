@@ -19,7 +19,7 @@ from megaarch.engine.native import Replica
 from megaarch.ingest.prepare import prepare
 from megaarch.kernels import library
 from megaarch.model import padded_vocabulary
-from megaarch.parallel.parallelize import place
+from megaarch.parallel.parallelize import build_on_meta
 from megaarch.training import trainer
 from megaarch.training.totals import Sum
 from megaarch.training.trainer import Trainer
@@ -81,7 +81,7 @@ def _trainer(settings: Settings, mode: FakeTensorMode) -> Trainer:
     memory that is fake."""
 
     def replica_of(settings: Settings, grid: Grid) -> Replica:
-        replica = Replica(settings, grid, model=place(settings, grid))
+        replica = Replica(settings, grid, model=build_on_meta(settings, grid))
         with mode:
             replica.model.to_empty(device=grid.device)
         return replica

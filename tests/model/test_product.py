@@ -39,7 +39,7 @@ def test_the_gradient_of_a_master_is_never_rounded():
     x, grad = torch.randn(3, 40, 24).bfloat16(), torch.randn(3, 40, 10).bfloat16()
     layer = torch.nn.Linear(24, 10)
     leaf = x.clone().requires_grad_()
-    out = product._OfMasters.apply(leaf, layer.weight, layer.bias)
+    out = product._Linear.apply(leaf, layer.weight, layer.bias)
     found = torch.autograd.grad(out, [leaf, layer.weight, layer.bias], grad)
     assert [y.dtype for y in (out, *found)] == [torch.bfloat16] * 2 + [torch.float32] * 2
     wide = torch.nn.Linear(24, 10).double()
@@ -60,7 +60,7 @@ def test_the_gradient_of_a_master_is_never_rounded():
 )
 def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     """Layers, and the products that a layer's gradients are, whichever way their factors lie."""
-    monkeypatch.setattr(product, "CHOICE", choice)
+    monkeypatch.setattr(product, "HAS_ONEDNN", choice)
     torch.manual_seed(0)
     layer = product.Linear(inputs, outputs)
     x, grad = torch.randn(rows, inputs, requires_grad=True), torch.randn(rows, outputs)
@@ -79,7 +79,7 @@ def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
             exact = (a.double() @ b.double()).float()
             torch.testing.assert_close(product.product(a, b), exact, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(
-                product.turned_product(a.t(), b), exact, rtol=1e-5, atol=1e-5
+                product.transposed_product(a.t(), b), exact, rtol=1e-5, atol=1e-5
             )
 
 

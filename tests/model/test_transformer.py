@@ -61,14 +61,12 @@ def test_every_parameter_has_a_gradient(case):
 
 def test_stages_compose_to_the_whole(case):
     model, batch = case
-    hidden = memory = None
-    for index, stack in enumerate(model.stacks):
-        if hidden is not None:
-            memory = model.to_memory(hidden)
-        hidden = model.embed(index, batch)
-        for layer in stack.layers:  # one stage a layer, each with a context of its own
-            hidden = model.run(hidden, model.context(index, batch), [layer], memory)
-    losses = model.head(hidden, batch)
+    out = ()
+    for layer in range(
+        model.stacks[-1].layers.stop
+    ):  # one stage a layer, each with its own context
+        out = model(batch, None, range(layer, layer + 1), out)
+    losses = out
     assert torch.equal(losses.nll, model(batch).nll)
 
 
@@ -107,12 +105,11 @@ def test_encoder_reaches_the_decoder_through_its_parts_only(tiny, make_batch):
     cross = target.cross.table.copy()
     cross[0, 0, 4] = 6  # row 0 of the batch sees the first six rows of the memory
     narrow = dataclasses.replace(target, cross=dataclasses.replace(target.cross, table=cross))
-    memory = model.to_memory(
-        model.run(model.embed(0, batch), model.context(0, batch), model.stacks[0].layers)
-    ).detach()
-    memory.requires_grad_()
+    (hidden,) = model.run(batch, model.stacks[0].layers)
+    memory = model.to_memory(hidden).detach().requires_grad_()
     batch = dataclasses.replace(batch, streams=(source, narrow))
-    out = model.run(model.embed(1, batch), model.context(1, batch), model.stacks[1].layers, memory)
+    context, layers = model.context(1, batch), model.stacks[1].layers
+    out = model.run_layers(model.embed(1, batch), context, layers, memory)
     out.square().sum().backward()
     assert memory.grad[0, :6].any(-1).all() and not memory.grad[0, 6:].any()
     assert memory.grad[1].any(-1).all()

@@ -12,6 +12,7 @@ from megaarch.cli import main
 from megaarch.cluster import submit
 from megaarch.cluster.status import status, table
 from megaarch.study import compare, lock
+from megaarch.study.folder import save_config
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
 from tests.distributed.test_task import EVALUATION
@@ -23,7 +24,7 @@ GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm
 def run(study, tmp_path):
     """The folder of a study of one seed that nobody has started."""
     study["study"]["seeds"] = [0]
-    compare.remember(study, tmp_path / "run")
+    save_config(study, tmp_path / "run")
     return tmp_path / "run"
 
 

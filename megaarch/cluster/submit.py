@@ -73,7 +73,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job
     study, grid = config.resolve(raw).study, expand(raw, directory)
     _check(grid, directory, site, order)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
-    trials = sweep.trials(grid, study) if study.tune else []
+    trials = sweep.trials(grid, study)
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
         return [Job("report", "report")]

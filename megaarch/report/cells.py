@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,6 @@ from megaarch.study.results import (
     CurvePoint,
     Heldout,
     LossPoint,
-    Number,
     Paired,
     Point,
     Results,
@@ -29,9 +28,9 @@ OVER_SEEDS = "bootstrap over documents and Student's t over seeds"
 
 
 class MergedHeldout(Heldout):
-    """Means over seeds. by_seed: the bits per byte of each; empty for what has no seeds."""
+    """Means over seeds. by_seed: the bits per byte of each that has some; empty without seeds."""
 
-    by_seed: list[Number] = Field(default_factory=list)
+    by_seed: list[float] = Field(default_factory=list)
 
 
 class MergedCell(CellResult):
@@ -42,7 +41,7 @@ class MergedCell(CellResult):
 
     label: str
     seeds: int
-    heldout: MergedHeldout
+    heldout: MergedHeldout  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
 
 
 def merged_cells(results: Results) -> list[MergedCell]:
@@ -60,7 +59,7 @@ def merged_cells(results: Results) -> list[MergedCell]:
 
 def merge(cells: Sequence[CellResult]) -> MergedCell:
     """The seeds of one cell as one: means, and intervals that hold the spread over seeds too."""
-    first = dict(cells[0])
+    first: dict[str, Any] = dict(cells[0])
     heldout = merged_heldout([cell.heldout for cell in cells])
     merged = first | {"label": cells[0].name, "seeds": len(cells), "heldout": heldout}
     if len(cells) > 1:
@@ -81,17 +80,17 @@ def merge(cells: Sequence[CellResult]) -> MergedCell:
 
 def merged_heldout(helds: Sequence[Heldout]) -> MergedHeldout:
     """The held-out values of several seeds. A seed without one leaves the mean without one."""
-    by_seed = [held.continuation_bits_per_byte for held in helds]
-    merged = dict(helds[0]) | {"by_seed": by_seed}
+    by_seed = [v for held in helds if (v := held.continuation_bits_per_byte) is not None]
+    merged: dict[str, Any] = dict(helds[0]) | {"by_seed": by_seed}
     if len(helds) == 1:
         return MergedHeldout.model_construct(**merged)
     for measure, name in INTERVALS.items():
         values = [getattr(held, measure) for held in helds]
-        intervals = [held.interval(measure) for held in helds]
+        intervals = [interval for held in helds if (interval := held.interval(measure))]
         mean = merged[measure] = mean_of(values)
         merged[name] = None
-        if mean is not None and None not in intervals:
-            ends = [mean_of(side) for side in zip(*intervals, strict=True)]
+        if mean is not None and len(intervals) == len(helds):
+            ends = [sum(side) / len(helds) for side in zip(*intervals, strict=True)]
             low, high = widened(ends, mean, seed_half_width([values]))
             merged[name] = [max(low, 0.0), min(high, MOST.get(measure, high))]
     raw = "continuation_bits_per_byte_raw"
@@ -122,12 +121,13 @@ def mean_curve(curves: list[list[CurvePoint]]) -> list[CurvePoint]:
     """The mean of curves whose points lie at the same shares of the budget: point by point."""
     if len({len(curve) for curve in curves}) > 1:
         return interpolated(curves, CurvePoint, "heldout")
-    return [
-        CurvePoint.model_construct(
-            **{key: mean_of([getattr(point, key) for point in points]) for key, _ in points[0]}
-        )
-        for points in zip(*curves, strict=True)
-    ]
+    means = []
+    for points in zip(*curves, strict=True):
+        mean: dict[str, Any] = {
+            key: mean_of([getattr(point, key) for point in points]) for key, _ in points[0]
+        }
+        means.append(CurvePoint.model_construct(**mean))
+    return means
 
 
 def interpolated(
@@ -159,6 +159,16 @@ def flops_spread(cells: Sequence[CellResult]) -> float:
     return max(amounts) / min(amounts) - 1 if amounts else 0.0
 
 
+def value_of(cell: CellResult) -> float:
+    """The bits per byte of a cell that has them."""
+    assert cell.bits_per_byte is not None
+    return cell.bits_per_byte
+
+
+def interval_kinds(cells: Sequence[CellResult]) -> list[str]:
+    return sorted({cell.heldout.interval_kind for cell in cells if cell.heldout.interval_kind})
+
+
 def knows_length(cell: CellResult) -> bool:
     """Whether the cell is given how many tokens the middle has that it is to fill."""
     presets = catalogue.PRESETS.values()
@@ -185,16 +195,18 @@ def distinguishable(a: MergedHeldout, b: MergedHeldout) -> bool:
     is distinguishable from none; nor is one that is not comparable. The unigram model (`unigram`)
     may stand for one of them: it has no seeds, and so no spread over them.
     """
-    values = a.continuation_bits_per_byte, b.continuation_bits_per_byte
-    if not (a.comparable and b.comparable) or values[0] is None or values[1] is None:
+    mine, theirs = a.continuation_bits_per_byte, b.continuation_bits_per_byte
+    if not (a.comparable and b.comparable) or mine is None or theirs is None:
         return False
     between = paired_interval(a.paired, b.paired) if a.paired and b.paired else None
     if between:
-        half = seed_half_width([held.by_seed for held in (a, b) if held.by_seed])
-        low, high = widened(between, values[0] - values[1], half)
+        half = seed_half_width([held.by_seed for held in (a, b)])
+        low, high = widened(between, mine - theirs, half)
         return low > 0 or high < 0
     own, other = a.interval(), b.interval()
-    return bool(own and other) and (own[1] < other[0] or other[1] < own[0])
+    if own is None or other is None:
+        return False
+    return own[1] < other[0] or other[1] < own[0]
 
 
 def unigram(results: Results) -> MergedHeldout | None:
@@ -256,7 +268,7 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
     order = [cell for finding in found for cell in finding.order]
     if reference is None or not order:
         return []
-    value = results.unigram_bits_per_byte
+    value = results.unigram_bits_per_byte or 0.0
     tied, behind = [], []
     for cell in order:
         name = cell.label
@@ -264,7 +276,7 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
             name += f" at {budget(match, cell.budget, plain)}"
         if not distinguishable(cell.heldout, reference):
             tied.append(name)
-        elif cell.bits_per_byte > value:
+        elif value_of(cell) > value:
             behind.append(name)
     verdicts = []
     if len(tied) + len(behind) == len(order):
@@ -289,11 +301,11 @@ def answer(match: str, finding: Finding, plain: bool) -> str:
         when = f"At equal compute ({amount} each)"
         if not equal:
             when = f"At a budget of {amount} each, which was not spent equally"
-    value = best.bits_per_byte
+    value = value_of(best)
     sentence = f"{when}, {best.label} predicts held-out text best, with {value:.3f} bits per byte"
     if not others:
         return sentence + "; there is no other comparable cell."
-    second = others[0].bits_per_byte
+    second = value_of(others[0])
     share = 100 * (second - value) / second if second else 0.0
     sentence += f", {second - value:.3f} ({share:.1f}%) below {others[0].label}"
     if finding.tied == others[:1]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from megaarch.report import cells as report_cells
 from megaarch.report import notation
-from megaarch.report.cells import Finding, MergedCell
+from megaarch.report.cells import Finding, MergedCell, interval_kinds
 from megaarch.report.figures import sections
 from megaarch.report.masks import kinds
 from megaarch.report.style import INK, PRESETS, Look, Panel, looks, svg
@@ -263,9 +263,9 @@ def facts(results: Results, cells: Sequence[MergedCell]) -> Iterator[tuple[str, 
             f"{text.tokenizer}, {notation.fixed(text.bytes_per_token, 2)} bytes a token",
         )
         yield "Fingerprint", str(text.fingerprint)
-    intervals = {cell.heldout.interval_kind for cell in cells} - {None}
+    intervals = interval_kinds(cells)
     if intervals:
-        yield "Intervals", f"95%, {notation.listed(sorted(intervals))}"
+        yield "Intervals", f"95%, {notation.listed(intervals)}"
     if results.tuning:
         flops = notation.power(sum(trial.flops for trial in results.tuning))
         yield "Tuning", f"{len(results.tuning)} trials, {flops} FLOPs, counted apart"

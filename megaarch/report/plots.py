@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell
+from megaarch.report.cells import MergedCell, value_of
 from megaarch.report.style import LIGHT, Look, Panel, canvas, drawable
 
 WIDTH, HEIGHT = 390, 270  # points
@@ -20,7 +20,7 @@ LETTER = 5.3  # points, about the width of one letter
 LINE_GAP = 12.0  # points between names at the ends of curves
 FEW_POINTS = 4  # a curve of no more points is shown whole
 TICK_STEPS = [1, 2, 2.5, 5, 10]
-OFFSET = {"textcoords": "offset points"}
+OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
 Looks = Mapping[str, Look]
 Points = list[tuple[float, float]]
@@ -167,7 +167,7 @@ def ends_of(series: Mapping[str, Points], divisor: float) -> dict[str, tuple[flo
 
 def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) -> None:
     """The names of the curves in the right margin, none on another, tied to their ends."""
-    points = ax.get_position().height * ax.figure.get_size_inches()[1] * 72
+    points = ax.bbox.height / ax.figure.dpi * 72
     low, high = ax.get_ylim()
     labels = sorted(ends, key=lambda label: ends[label][1])
     wanted = [(ends[label][1] - low) / (high - low) * points for label in labels]
@@ -235,7 +235,11 @@ def dots(
             markersize=6,
             gid=panel.gid(label, says),
         )
-        where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "ha": "right",
+            "va": "center",
+        }
         ax.annotate(f"{value:.3f}", (1, place), (40, 0), **where, **OFFSET)
     if reference and (always or reference_in_view(rows, reference[1])):
         draw_reference(ax, reference, "vertical")
@@ -276,7 +280,7 @@ def bars(
         bar.set_gid(panel.gid(label, says))
         text = notation.MISSING if value is None else notation.three_digits(value)
         ax.annotate(text, (value or 0, place), (5, 0), va="center", **OFFSET)
-        small = {"fontsize": 7.5, "color": LIGHT["muted"], "va": "bottom"}
+        small: dict[str, Any] = {"fontsize": 7.5, "color": LIGHT["muted"], "va": "bottom"}
         ax.annotate(shown(kind), (0, place), (1, 7), **small, **OFFSET)
     name_rows(ax, labels, look, [""] * len(labels))
     ax.set_xlabel(unit)
@@ -329,8 +333,8 @@ def sizes(name: str, title: str, series: Mapping[str, list[MergedCell]], look: L
     ax = axes(panel, 44, margin(list(series)) + 8)
     ends, of_series, places = {}, {}, set()
     for label, cells in series.items():
-        cells = sorted(cells, key=lambda cell: cell.parameters)
-        xs, ys = [cell.parameters for cell in cells], [cell.bits_per_byte for cell in cells]
+        cells = sorted(cells, key=lambda cell: cell.parameters or 0)
+        xs, ys = [cell.parameters or 0 for cell in cells], list(map(value_of, cells))
         style = of_series[label] = look[cells[0].label]
         says = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
         ax.errorbar(xs, ys, half_intervals(cells), fmt="none", ecolor=style.colour, alpha=0.45)
@@ -357,7 +361,7 @@ def thinned(ticks: Sequence[float]) -> list[float]:
 
 def half_intervals(cells: Sequence[MergedCell]) -> tuple[list[float], list[float]]:
     """How far the intervals reach below and above each value."""
-    values = [cell.bits_per_byte for cell in cells]
+    values = list(map(value_of, cells))
     ends = [c.heldout.interval() or (v, v) for c, v in zip(cells, values, strict=True)]
     low = [max(0.0, value - end[0]) for value, end in zip(values, ends, strict=True)]
     high = [max(0.0, end[1] - value) for value, end in zip(values, ends, strict=True)]

@@ -64,7 +64,7 @@ MASK_KINDS = {  # what a mask is called beside a bar
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "svg.fonttype": "none",
@@ -170,7 +170,8 @@ def svg(panel: Panel, inline: bool = False) -> str:
     """
     page = io.StringIO()
     # ids that a drawing refers to are hashes: with this salt no two panels of a page share one
-    with matplotlib.rc_context(RC | {"svg.hashsalt": panel.name}):
+    salted: dict[Any, Any] = {**RC, "svg.hashsalt": panel.name}
+    with matplotlib.rc_context(salted):
         panel.figure.savefig(
             page,
             format="svg",

@@ -4,7 +4,7 @@ import textwrap
 
 from megaarch.report import cells as report_cells
 from megaarch.report import notation
-from megaarch.report.cells import Finding, MergedCell, knows_length
+from megaarch.report.cells import Finding, MergedCell, interval_kinds, knows_length
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import Results
 
@@ -81,9 +81,8 @@ def footnotes(results: Results, findings: list[Finding]) -> list[str]:
     lines = []
     if any(finding.tied for finding in findings):
         lines.append("~ not distinguishable from the best at 95%")
-    kinds = {cell.heldout.interval_kind for cell in cells} - {None}
-    if kinds:
-        lines.append("intervals: " + "; ".join(sorted(kinds)))
+    if kinds := interval_kinds(cells):
+        lines.append("intervals: " + "; ".join(kinds))
     if counts := items(cells):
         lines.append(f"held-out items: {counts}")
     filling = [cell for cell in cells if cell.heldout.middle_bits_per_byte is not None]

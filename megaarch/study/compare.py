@@ -69,7 +69,7 @@ def _check(folder: StudyFolder, console: Console) -> None:
     for name, own in {cell.name: folder.text_of(cell) for cell in folder.cells}.items():
         if own.manifest["key"] != prepared.manifest["key"]:
             _show_own_data(name, own.manifest, console)
-    identities: dict[str, dict[str, Any]] = {}
+    identities: dict[str | None, dict[str, Any]] = {}
     for cell in folder.cells:
         known = None
         if not folder.study.tune:  # a sweep may yet change the rates
@@ -92,7 +92,7 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
         **dict(machine()),
         command=command(),
         budget=Budget(match=study.match, amounts=study.budgets),
-        data=Text(**prepared.manifest | {"source": str(folder.base.source)}),
+        data=Text.model_validate(prepared.manifest | {"source": str(folder.base.source)}),
         **unigram_of(folder),
         chance=1 / yardsticks.CHOICES,
         cells=[
@@ -107,20 +107,22 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
 
 def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResult:
     """A cell's entry in results.json."""
-    judged = sweep.verdict(cell, record.result.learning_rate, folder.sweep)
-    return record.result.model_copy(update=judged | {"environment": record.environment})
+    result = record.get_result()
+    judged = sweep.verdict(cell, result.learning_rate, folder.sweep)
+    return result.model_copy(update=judged | {"environment": record.environment})
 
 
 def run(
     folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay
 ) -> dict[str, CellRecord]:
     """The record of each cell by its key; those that are not finished are run."""
-    found = {cell.key: folder.finished(cell) for cell in cells}
+    found: dict[str, CellRecord] = {}
     for cell in cells:
-        if record := found[cell.key]:
-            summary = runs.summary(record.result)
+        if record := folder.finished(cell):
+            found[cell.key] = record
+            summary = runs.summary(record.get_result())
             display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
-    jobs = [workers.Job(folder, cell) for cell in cells if not found[cell.key]]
+    jobs = [workers.Job(folder, cell) for cell in cells if cell.key not in found]
     for job, record in workers.run(jobs, folder.study.lanes, display):
         found[job.cell.key] = record
     return found

@@ -53,8 +53,7 @@ class ProgressDisplay:
             return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=1.0, text="")
-        given = {} if share is None else {"completed": share}
-        self.progress.update(self.tasks[name], text=text, **given)
+        self.progress.update(self.tasks[name], completed=share, text=text)
         if text.startswith("done"):
             self.progress.stop_task(self.tasks[name])
 

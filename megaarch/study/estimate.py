@@ -104,8 +104,10 @@ def checkpoints(training: Training, steps: int) -> int:
 def checkpoint_bytes(settings: Settings) -> float:
     """The size of one checkpoint: fp32 weights, and what the optimizer keeps of them."""
     axes = catalogue.position_axes(settings.data.objective)
-    shapes = parameter_shapes(settings.model, axes).values()
-    return 4.0 * sum(prod(shape) + _moments(shape, settings.training.optimizer) for shape in shapes)
+    optimizer = settings.training.optimizer
+    # settings are frozen, and so can be hashed
+    shapes = parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
+    return 4.0 * sum(prod(shape) + _moments(shape, optimizer) for shape in shapes.values())
 
 
 def _moments(shape: tuple[int, ...], optimizer: str) -> int:

@@ -16,7 +16,7 @@ import yaml
 
 from megaarch import config
 from megaarch.config.fingerprint import changed, signature
-from megaarch.config.schema import Data, Evaluation, Study
+from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
@@ -48,6 +48,7 @@ class StudyFolder:
         the file of `study.rates` cannot be used."""
         cells, settings = expand(raw, directory), config.resolve(raw)
         study, size = settings.study, settings.model.vocabulary_size
+        assert study is not None, "expand refuses what is no study"
         folder = cls(raw, directory, study, settings.data, size, cells, None)
         return folder.with_rates(Sweep.read(study.rates)) if study.rates else folder
 
@@ -68,6 +69,12 @@ class StudyFolder:
         """The items that score every cell. size: of a cell's vocabulary; None: of the study's."""
         size = size or self.vocabulary_size
         return data.held_out(self.base, size, self.study.evaluation)
+
+    @property
+    def tune(self) -> Tune:
+        """How learning rates are swept, where they are."""
+        assert self.study.tune is not None
+        return self.study.tune
 
     def finished(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> CellRecord | None:
         """The record of a cell that is done (see the function)."""
@@ -152,6 +159,7 @@ def trial_cell(cell: StudyCell, rate: float, share: float) -> StudyCell:
     """The cell with a rate to try and a share of its budget, in a folder of its own."""
     training, logging = cell.settings.training, cell.settings.logging
     folder = cell.folder / "tune" / f"rate-{rate:.3g}-share-{share:.3g}"
+    assert training.budget is not None, "expand gives every cell one"
     budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
     settings = cell.settings.model_copy(
         update={

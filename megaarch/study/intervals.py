@@ -46,7 +46,8 @@ def paired_interval(a: Paired, b: Paired) -> list[float] | None:
 
 def seed_half_width(groups: Sequence[Sequence[float]]) -> float:
     """Half of the interval, over seeds alone, of a cell's mean (one group: a value for each seed) or
-    of the difference of two (two groups, whose variance is pooled). 0 where none has two seeds."""
+    of the difference of two (two groups, whose variance is pooled). 0 where none has two seeds. An empty group has no seeds and adds no spread."""
+    groups = [group for group in groups if group]
     freedom = sum(len(group) - 1 for group in groups)
     if freedom == 0:
         return 0.0

@@ -6,6 +6,7 @@ that is not there.
 """
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from megaarch.study.folder import StudyFolder
 from megaarch.study.score import row_limit
 from megaarch.training import optimizer
 from megaarch.training.trainer import device_of
+
+Task = TypeVar("Task", bound=tuple[np.ndarray, ...])
 
 
 def check(folder: StudyFolder) -> None:
@@ -95,7 +98,9 @@ def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
 
 
 def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(settings.model, catalogue.position_axes(settings.data.objective))
+    axes = catalogue.position_axes(settings.data.objective)
+    # settings are frozen, and so can be hashed
+    return parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
 
 
 def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) -> None:
@@ -103,15 +108,15 @@ def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) ->
     model, objective, evaluation = settings.model, settings.data.objective, folder.study.evaluation
     held = folder.held_out(model.vocabulary_size)
     items = [item for part in held.values() for item in part]
-    vocabulary, pair = prepared.tokenizer.vocabulary, (objective, model.architecture)
+    vocabulary, architecture = prepared.tokenizer.vocabulary, model.architecture
 
-    def longest(tasks: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    def longest(tasks: list[Task]) -> Task:
         return max(tasks, key=lambda task: sum(map(len, task)))
 
-    task = longest([(item.left, item.span) for item in items])
-    examples = conditional.continuation(*pair, *task, vocabulary)
+    left, span = longest([(item.left, item.span) for item in items])
+    examples = conditional.continuation(objective, architecture, left, span, vocabulary)
     if evaluation.middles and yardsticks.fills_middle(objective):
-        task = longest([yardsticks.middle_task(item) for item in items])
-        examples += conditional.middle(*pair, *task, vocabulary)
-    converter = CONVERTERS[model.architecture]
+        left, span, right = longest([yardsticks.middle_task(item) for item in items])
+        examples += conditional.middle(objective, architecture, left, span, right, vocabulary)
+    converter = CONVERTERS[architecture]
     row_limit(settings, [converter(example, vocabulary) for example in examples])

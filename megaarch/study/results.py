@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -40,10 +41,18 @@ def _number(value: Any, as_float: ValidatorFunctionWrapHandler) -> int | float |
     return value
 
 
+def _ends(interval: Any) -> Any:
+    """None in place of an interval one of whose ends is NaN or infinite."""
+    if not isinstance(interval, list):
+        return interval
+    numbers = [end for end in interval if isinstance(end, int | float)]
+    return interval if all(abs(end) < LARGEST for end in numbers) else None
+
+
 Amount = Annotated[float, WrapValidator(_number)]
 Number = Annotated[float | None, WrapValidator(_number)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Interval = Annotated[list[Number], Field(min_length=2, max_length=2)] | None
+Interval = Annotated[list[float] | None, Field(min_length=2, max_length=2), BeforeValidator(_ends)]
 
 
 class Record(Schema):
@@ -117,9 +126,8 @@ class Heldout(Record):
     choice_right: list[int] | None = None
 
     def interval(self, measure: str = "continuation_bits_per_byte") -> list[float] | None:
-        """[low, high] of one of INTERVALS' measures, None where either end is missing."""
-        interval = getattr(self, INTERVALS[measure])
-        return None if interval is None or None in interval else interval
+        """[low, high] of one of INTERVALS' measures."""
+        return getattr(self, INTERVALS[measure])
 
 
 class Point(Record):
@@ -255,6 +263,11 @@ class CellRecord(Record):
     result: CellResult | None = None
     trial: Trial | None = None
     environment: Environment = Environment()
+
+    def get_result(self) -> CellResult:
+        """The result of a cell that is finished."""
+        assert self.result is not None
+        return self.result
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -128,16 +128,16 @@ def summary(result: CellResult) -> str:
     )
 
 
-def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> Trial:
+def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> CellRecord:
     """One trial of a learning rate: the validation value after `share` of the cell's budget.
 
     One that was interrupted continues; what other settings left there is removed. All processes of
     the cell's layout call this.
     """
     tried, grid, evaluation = trial_cell(cell, rate, share), setup.grid, setup.evaluation
-    if found := finished_trial(tried, setup.prepared, evaluation):
-        return found
     mark = identity(tried, setup.prepared, evaluation)
+    if found := finished_trial(tried, setup.prepared, evaluation):
+        return CellRecord(signature=mark, trial=found)
     if grid.is_main:
         record = CellRecord.read(tried.folder)
         if record and changed(record.signature, mark):
@@ -161,10 +161,11 @@ def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> Trial:
         heldout=value,
         flops=trainer.progress.flops,
     )
+    record = CellRecord(signature=mark, trial=found)
     if grid.is_main:
-        CellRecord(signature=mark, trial=found).write(tried.folder)
+        record.write(tried.folder)
     setup.bar.set_text("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
-    return found
+    return record
 
 
 def result(
@@ -217,7 +218,7 @@ def result(
         masks=masks(trainer),
         settings=settings.model_dump(mode="json", by_alias=True, exclude={"study"}),
         warnings=[],
-        data=Text(**counts),
+        data=Text.model_validate(counts),
     )
 
 

@@ -1,11 +1,12 @@
 """Learning rates by sweep: the same rates and trial budget for every cell, counted apart."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from megaarch.config.fingerprint import changed, signature
-from megaarch.config.schema import Study
+from megaarch.config.schema import Study, Tune
 from megaarch.files import write_json
 from megaarch.study import workers
 from megaarch.study.cells import StudyCell
@@ -19,19 +20,19 @@ Entry = TypeVar("Entry")
 
 
 def trials(cells: list[StudyCell], study: Study) -> list[tuple[StudyCell, float]]:
-    """The sweep's trials: each cell of the first seed at each rate."""
+    """The sweep's trials: each cell of the first seed at each rate; none where nothing is swept."""
+    if study.tune is None:
+        return []
     first = [cell for cell in cells if cell.seed == study.seeds[0]]
     return [(cell, rate) for cell in first for rate in study.tune.learning_rates]
 
 
 def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
     """What the trials of these cells that are done have found."""
-    study = folder.study
+    share, evaluation = folder.tune.budget, folder.study.evaluation
     found = [
-        finished_trial(
-            trial_cell(cell, rate, study.tune.budget), folder.text_of(cell), study.evaluation
-        )
-        for cell, rate in trials(cells, study)
+        finished_trial(trial_cell(cell, rate, share), folder.text_of(cell), evaluation)
+        for cell, rate in trials(cells, folder.study)
     ]
     return [trial for trial in found if trial]
 
@@ -40,7 +41,7 @@ def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -
     """Runs the trials of these cells."""
     todo = [workers.Job(folder, cell, rate) for cell, rate in trials(cells, folder.study)]
     ended = workers.run(todo, folder.study.lanes, display)
-    found = {(job.cell.key, job.rate): trial for job, trial in ended}
+    found = {(job.cell.key, job.rate): record.trial for job, record in ended if record.trial}
     return [found[job.cell.key, job.rate] for job in todo]
 
 
@@ -56,17 +57,18 @@ def best(trials: list[Trial]) -> dict[str, float]:
             of_name = values.setdefault(getattr(trial, field), {})
             of_name.setdefault(trial.learning_rate, []).append(value)
         for name, of_name in values.items():
-            means = {rate: np.mean(found) for rate, found in of_name.items()}
-            if np.isfinite(min(means.values())):
-                chosen[name] = min(means, key=means.get)
+            means = {rate: float(np.mean(found)) for rate, found in of_name.items()}
+            lowest = min(means, key=lambda rate: means[rate])
+            if np.isfinite(means[lowest]):
+                chosen[name] = lowest
     return chosen
 
 
-def record(trials: list[Trial], cells: list[StudyCell], study: Study) -> Sweep:
+def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
     """What a sweep leaves behind for `study.rates` of other configurations."""
     return Sweep(
-        grid=sorted(study.tune.learning_rates),
-        trial_budget_share=study.tune.budget,
+        grid=sorted(tune.learning_rates),
+        trial_budget_share=tune.budget,
         command=command(),
         best=best(trials),
         trials=trials,
@@ -79,7 +81,7 @@ def record(trials: list[Trial], cells: list[StudyCell], study: Study) -> Sweep:
 
 def choose(folder: StudyFolder, trials: list[Trial]) -> StudyFolder:
     """Writes rates.json and returns the study with the rates that these trials chose."""
-    found = record(trials, folder.cells, folder.study)
+    found = record(trials, folder.cells, folder.tune)
     folder.directory.mkdir(parents=True, exist_ok=True)
     write_json(folder.directory / "rates.json", found.as_json())
     return folder.with_rates(found)
@@ -96,13 +98,13 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[st
     if sweep is None:
         return {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
-    def of_cell(table: dict[str, Entry]) -> Entry | None:
+    def of_cell(table: Mapping[Any, Entry]) -> Entry | None:
         return table.get(cell.rate_key, table.get(cell.name))
 
     swept = of_cell(sweep.settings)
     alike = swept is not None and not changed(swept, shared_settings(cell))
     tuned = alike and of_cell(sweep.best) == rate
-    flops: dict[str, list[float]] = {}
+    flops: dict[str | None, list[float]] = {}
     for trial in sweep.trials:
         for name in (trial.rate_key, trial.cell):
             flops.setdefault(name, []).append(trial.flops)

@@ -40,14 +40,16 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
     return _run(workers.Job(folder, cell))
 
 
-def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial | None:
-    """Runs trial `number` of the study's sweep (sweep.trials); returns what it found, None on
-    other processes than the main one. ConfigError as `run_cell`."""
+def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
+    """Runs trial `number` of the study's sweep (sweep.trials); returns what it found. ConfigError as
+    `run_cell`."""
     folder = StudyFolder.open(raw, directory)
-    trials = sweep.trials(folder.cells, folder.study) if folder.study.tune else []
+    trials = sweep.trials(folder.cells, folder.study)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
-    return _run(workers.Job(folder, *trials[number]))
+    record = _run(workers.Job(folder, *trials[number]))
+    assert record and record.trial
+    return record.trial
 
 
 def prepare(raw: config.Raw, directory: Path) -> None:
@@ -58,7 +60,7 @@ def prepare(raw: config.Raw, directory: Path) -> None:
     folder.held_out()
 
 
-def _run(job: workers.Job) -> CellRecord | Trial | None:
+def _run(job: workers.Job) -> CellRecord | None:
     folder, cell = job.folder, job.cell
     grid = join(cell.settings, device_of(cell.settings))
 
@@ -73,7 +75,7 @@ def _run(job: workers.Job) -> CellRecord | Trial | None:
             if job.rate is None:
                 job = _tuned(job) if folder.study.tune else job
                 if record := job.folder.finished(job.cell):
-                    display.show(job.name, 1.0, f"done before  {runs.summary(record.result)}")
+                    display.show(job.name, 1.0, f"done before  {runs.summary(record.get_result())}")
                     return record if grid.is_main else None
             return workers.perform(job, display.show, grid, heartbeat)
 

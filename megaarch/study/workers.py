@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,11 +31,11 @@ from megaarch.study import run as runs
 from megaarch.study.cells import StudyCell, title
 from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
-from megaarch.study.results import CellRecord, Trial
+from megaarch.study.results import CellRecord
 from megaarch.training.faults import out_of_memory
 from megaarch.training.trainer import device_of
 
-_queue = None  # of a worker process: leads to the display
+_queue: Any = None  # of a worker process: leads to the display
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def perform(
     grid: Grid | None = None,
     heartbeat: Heartbeat | None = None,
     lanes: int = 1,
-) -> CellRecord | Trial | None:
-    """Runs one job and returns a cell's record or a trial.
+) -> CellRecord | None:
+    """Runs one job and returns its record.
 
     grid: the processes of its layout, which all call this (task.py); None: this one alone.
     heartbeat: theirs. lanes: how many jobs run side by side, this one among them.
@@ -80,21 +81,23 @@ def perform(
                 locked.enter_context(lock.alone(job.locked, "cell"))
             return folder.text_of(cell)
 
-        prepared, study = launch.first(enter), folder.study
+        prepared = launch.first(enter)
         held = folder.held_out(cell.settings.model.vocabulary_size)
-        setup = runs.Setup(prepared, held, study.evaluation, bar, grid, heartbeat, lanes)
+        setup = runs.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
         if job.rate is None:
             return runs.run(cell, setup)
-        return runs.trial(cell, job.rate, study.tune.budget, setup)
+        return runs.trial(cell, job.rate, folder.tune.budget, setup)
 
 
-def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord | Trial | None:
+def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord:
     """`perform` in so many threads, where the cell does not set its own; a model that does not fit
     is a UserError that names the cell."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return perform(job, show, lanes=lanes)
+        record = perform(job, show, lanes=lanes)
+        assert record is not None, "one process alone is the main one"
+        return record
     except (RuntimeError, MemoryError) as error:
         if said := out_of_memory(error):
             raise UserError(f"cell {job.name}: {said}") from error
@@ -103,9 +106,7 @@ def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord | Tri
         torch.set_num_threads(before)
 
 
-def run(
-    jobs: list[Job], lanes: int, display: ProgressDisplay
-) -> Iterator[tuple[Job, CellRecord | Trial]]:
+def run(jobs: list[Job], lanes: int, display: ProgressDisplay) -> Iterator[tuple[Job, CellRecord]]:
     """Yields each job with what it gave, as they end; parents before their children."""
     threads = max(1, torch.get_num_threads() // lanes)
     lanes = min(lanes, len(jobs))
@@ -151,13 +152,15 @@ def _enter_worker(queue) -> None:
 
 def _leave_with_parent() -> None:
     """A worker whose study was killed saves its run and ends; it must not train on unseen."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
     os._exit(1)
 
 
-def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord | Trial | None:
+def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord:
     return _attempt(job, lambda *message: _queue.put(message), threads, lanes)
 
 

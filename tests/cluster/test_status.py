@@ -16,6 +16,7 @@ from megaarch.study.folder import save_config
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
 from tests.distributed.test_task import EVALUATION
+from tests.study.example_results import example_cell
 
 GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm", "adapted"))
 
@@ -74,7 +75,7 @@ def by_name(states):
 
 
 def test_without_slurm_the_folder_says_what_is_done_running_and_stopped(run, programs):
-    train_a_little(run, GPT, result={})
+    train_a_little(run, GPT, result=example_cell("gpt"))
     train_a_little(run, T5)
     with lock.alone(run / "cells" / T5, "cell"):
         states = by_name(status(run))

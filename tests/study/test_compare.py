@@ -233,7 +233,7 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
     setup = run.Setup(opened.text_of(cell), held, evaluation, bar, grid)
-    assert run.trial(cell, 1e-3, 0.5, setup).heldout == 2.5
+    assert run.trial(cell, 1e-3, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
 

@@ -48,7 +48,7 @@ def test_every_size_of_a_sweep_is_tuned_and_one_of_other_settings_is_not(study, 
     found = sweep.record(
         trials(grid, lambda cell, rate: 2 + abs(rate - wanted[cell.size])),
         grid,
-        config.resolve(study).study,
+        config.resolve(study).study.tune,
     )
     at_edge = {}
     for cell in expand(study, tmp_path, found.best):

@@ -14,7 +14,8 @@ import yaml
 from megaarch import config, files
 from megaarch.cli import main
 from megaarch.ingest import shards, sidecar
-from megaarch.study import cell, lock, rates
+from megaarch.study import lock
+from megaarch.study.results import CellRecord, Sweep
 from tests.conftest import made_up_text
 from tests.tools.run import tool
 from tools.planning import at_scale
@@ -236,14 +237,14 @@ def test_a_damaged_plan_is_another_job(text, tmp_path, capsys):
 def test_a_damaged_cell_is_named(record, tmp_path):
     (tmp_path / "cell.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"cell\.json is damaged: .*remove its folder"):
-        cell.read_record(tmp_path)
+        CellRecord.read(tmp_path)
 
 
 def test_a_damaged_sweep_is_named(tmp_path):
     sound = {"best": {"gpt": 1e-3}, "settings": {}, "grid": [1e-3], "trials": []}
     path = tmp_path / "rates.json"
     path.write_text(json.dumps(sound))
-    assert rates.read(str(path)) == sound
+    assert Sweep.read(str(path)).as_json() == sound
     for name, values in {
         "best": [None, [], {"gpt": "x"}],
         "settings": [None, {"gpt": 3}],
@@ -253,7 +254,7 @@ def test_a_damaged_sweep_is_named(tmp_path):
         for value in values:
             path.write_text(json.dumps(sound | {name: value}))
             with pytest.raises(ValueError, match=rf"is not the rates\.json of a sweep: .*{name}"):
-                rates.read(str(path))
+                Sweep.read(str(path))
 
 
 def test_damaged_lines_of_metrics_are_left_out_of_the_state(tmp_path, capsys):

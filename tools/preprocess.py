@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     from megaarch.data.workers import workers
     from megaarch.ingest.sources import notes
-    from megaarch.study.display import Board
+    from megaarch.study.display import ProgressDisplay
 
     request = Request(
         tuple(options.input),
@@ -102,8 +102,8 @@ def run(options: argparse.Namespace) -> int:
     with workers(options.workers) as (leads, executor):
         if not leads:
             return 0
-        with Board(Console(stderr=True)) as board:
-            made = preprocess(request, executor, Meter(board.show))
+        with ProgressDisplay(Console(stderr=True)) as display:
+            made = preprocess(request, executor, Meter(display.show))
     _report(request.prefix, made)
     for note in notes(options.input) + made["notes"]:
         print(f"preprocess.py: {note}", file=sys.stderr)

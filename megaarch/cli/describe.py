@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 
 from megaarch.cli.options import Adder, config_arguments, read
 
@@ -19,5 +20,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.study.describe import describe_all, table
 
     cells = describe_all(read(options))
-    print(json.dumps({"cells": cells}, indent=1) if options.json else table(cells))
+    print(
+        json.dumps({"cells": list(map(asdict, cells))}, indent=1) if options.json else table(cells)
+    )
     return 0

@@ -24,14 +24,15 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
     from megaarch.study.evaluate import evaluate_run
 
-    found = evaluate_run(Path(options.run), options.set)
+    heldout, warnings = evaluate_run(Path(options.run), options.set)
     launch.leave()
     if not speaks():
         return 0
-    for warning in found["warnings"]:
+    for warning in warnings:
         print(f"megaarch: {warning}", file=sys.stderr)
+    found = heldout.as_json()
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found | {"warnings": warnings}, indent=1))
     else:
         for name in ("continuation_bits_per_byte", "middle_bits_per_byte", "choice_accuracy"):
             value = found[name]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from megaarch.cli.options import Adder
 from megaarch.errors import UserError
-from megaarch.files import read_json
 
 
 def add(command: Adder) -> None:
@@ -30,30 +29,19 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from megaarch import report
     from megaarch.study import compare
+    from megaarch.study.folder import load_config
+    from megaarch.study.results import Results
 
     path = Path(options.run) / "results.json"
     if options.gather:
-        compare.gather(compare.recall(path.parent), path.parent)
+        compare.gather(load_config(path.parent), path.parent)
     try:
-        results = read_json(path)
-        report.check(results)
-        _show_report(results, options, path)
+        results = Results.read(path)
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give the folder of a study that megaarch compare has run, or "
             "add --gather where its cells ran by themselves"
         ) from None
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a results.json of this version ({type(error).__name__}: {error}): run "
-            "megaarch compare again"
-        ) from error
-    return 0
-
-
-def _show_report(results: dict, options: argparse.Namespace, path: Path) -> None:
-    from megaarch import report
-
     if options.text:
         print(report.text(results))
     elif options.csv:
@@ -66,3 +54,4 @@ def _show_report(results: dict, options: argparse.Namespace, path: Path) -> None
     else:
         report.write_page(results, path.with_name("report.html"))
         print(path.with_name("report.html"))
+    return 0

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.ingest.prepare import prepare
     from megaarch.parallel.validate import join
     from megaarch.study import lock
-    from megaarch.study.display import Board, Line
+    from megaarch.study.display import ProgressBar, ProgressDisplay
     from megaarch.training import fits
     from megaarch.training.progress import Limit
     from megaarch.training.trainer import Trainer, device_of
@@ -43,10 +43,10 @@ def run(options: argparse.Namespace) -> int:
             raise config.ConfigError([f"logging.directory: {folder} is a file"])
     with Heartbeat(grid, settings.training) as heart:
         prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
-        with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
-            line = Line(settings.model.preset or settings.model.architecture, board.show)
+        with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
+            bar = ProgressBar(settings.model.preset or settings.model.architecture, display.show)
             with lock.alone(directory, "run", grid):
-                trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=line.step)
+                trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=bar.update)
                 progress = trainer.run()
     if grid.is_main:
         print(

@@ -15,10 +15,11 @@ from megaarch.cluster import slurm, submit
 from megaarch.distributed.heartbeat import LOST
 from megaarch.errors import UserError
 from megaarch.files import Schema
-from megaarch.study import cell as cells
-from megaarch.study import compare, lock
+from megaarch.study import lock
+from megaarch.study.cells import StudyCell, expand
 from megaarch.study.display import clock
-from megaarch.study.grid import GridCell, expand
+from megaarch.study.folder import load_config
+from megaarch.study.results import CellRecord
 from megaarch.training import checkpoint
 from megaarch.training.faults import REQUEUE
 from megaarch.training.metrics import parse_line
@@ -75,7 +76,7 @@ def status(directory: Path) -> list[State]:
     folder is neither."""
     if not (directory / "study.yaml").exists():
         return [_run(directory)]
-    grid = expand(compare.recall(directory), directory)
+    grid = expand(load_config(directory), directory)
     jobs = submit.read(directory)
     ids = [job.id for job in jobs]
     queued, ended = slurm.queue(ids), slurm.accounts(ids)
@@ -181,12 +182,12 @@ def _told(directory: Path, job: submit.Job, task: str) -> str:
     return f"see {_log(directory, job, task)}"
 
 
-def _cell(cell: GridCell, known: tuple[str, str, str | None]) -> State:
+def _cell(cell: StudyCell, known: tuple[str, str, str | None]) -> State:
     state, why, task = known
     folder = Path(cell.settings.logging.directory)
-    record = cells.read_record(folder)
+    record = CellRecord.read(folder)
     lines = _last_lines(folder / "metrics.jsonl")
-    if record and "result" in record:
+    if record and record.result:
         state, why = "done", ""
     elif not state or state == "done":  # done before its record was written: it was not
         begun = bool(lines or record)

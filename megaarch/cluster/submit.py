@@ -23,9 +23,10 @@ from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes
 from megaarch.parallel.validate import check
-from megaarch.study import cell as cells
-from megaarch.study import compare, rates
-from megaarch.study.grid import GridCell, expand, rate_key
+from megaarch.study import sweep
+from megaarch.study.cells import StudyCell, expand, generations
+from megaarch.study.folder import save_config
+from megaarch.study.results import CellRecord
 
 FOR_GPUS = ("SBATCH_CONSTRAINT", "SBATCH_QOS")  # of site.sh; the CPU partition may refuse them
 
@@ -72,16 +73,16 @@ def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job
     study, grid = config.resolve(raw).study, expand(raw, directory)
     _check(grid, directory, site, order)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
-    trials = rates.trials(grid, study) if study.tune else []
+    trials = sweep.trials(grid, study)
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
         return [Job("report", "report")]
-    tuning = {rate_key(cell) for cell in left}
+    tuning = {cell.rate_key for cell in left}
     jobs: list[Job] = []
     home: dict[str, str] = {}  # the job of each cell
-    for g, generation in enumerate(compare.generations(grid)):
-        keys, sweep = {cell.key for cell in generation}, []
-        tried = [c for c in generation if c.seed == study.seeds[0] and rate_key(c) in tuning]
+    for g, generation in enumerate(generations(grid)):
+        keys, tuned_by = {cell.key for cell in generation}, []
+        tried = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
         for layout, group in _by_layout(tried if study.tune else []):
             tasks = {
                 i: f"{cell.key} {rate:.3g}"
@@ -89,23 +90,24 @@ def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job
                 if cell.key in {c.key for c in group}
             }
             jobs.append(_array(f"trials-{g}-{layout}", group, tasks, home, site))
-            sweep.append(jobs[-1].name)
+            tuned_by.append(jobs[-1].name)
         for layout, group in _by_layout([cell for cell in left if cell.key in keys]):
             tasks = {numbers[cell.key]: cell.key for cell in group}
             job = _array(f"cells-{g}-{layout}", group, tasks, home, site)
-            jobs.append(replace(job, needs=(*job.needs, *sweep)))
+            jobs.append(replace(job, needs=(*job.needs, *tuned_by)))
             home |= {cell.key: job.name for cell in group}
     report = Job("report", "report", needs=tuple(dict.fromkeys(home.values())))
     return [Job("prepare", "prepare"), *_in_waves(jobs, order.nodes), report]
 
 
-def _is_finished(cell: GridCell) -> bool:
-    return "result" in (cells.read_record(Path(cell.settings.logging.directory)) or {})
+def _is_finished(cell: StudyCell) -> bool:
+    record = CellRecord.read(cell.folder)
+    return bool(record and record.result)
 
 
-def _by_layout(group: list[GridCell]) -> Iterator[tuple[str, list[GridCell]]]:
+def _by_layout(group: list[StudyCell]) -> Iterator[tuple[str, list[StudyCell]]]:
     """Cells whose layouts are the same, so that one array job serves them; the layout's name."""
-    groups: dict[str, list[GridCell]] = {}
+    groups: dict[str, list[StudyCell]] = {}
     for cell in group:
         parallel = cell.settings.parallel
         sizes = {axis: getattr(parallel, name) for axis, name in mesh.AXES.items()}
@@ -116,7 +118,7 @@ def _by_layout(group: list[GridCell]) -> Iterator[tuple[str, list[GridCell]]]:
 
 
 def _array(
-    name: str, group: list[GridCell], tasks: dict[int, str], home: dict[str, str], site: Site
+    name: str, group: list[StudyCell], tasks: dict[int, str], home: dict[str, str], site: Site
 ) -> Job:
     """The array job of cells of one layout. home: names of the jobs of their parents."""
     parents = [home[cell.parent] for cell in group if cell.parent in home]
@@ -138,7 +140,7 @@ def _in_waves(jobs: list[Job], nodes: int) -> Iterator[Job]:
         yield replace(job, at_once=at_once, behind=before)
 
 
-def shape(cell: GridCell, site: Site) -> tuple[int, int]:
+def shape(cell: StudyCell, site: Site) -> tuple[int, int]:
     """Nodes, and processes of a node, that the cell's layout takes. ConfigError where it leaves
     nodes half full."""
     number = mesh.processes(cell.settings.parallel)
@@ -155,7 +157,7 @@ def shape(cell: GridCell, site: Site) -> tuple[int, int]:
     return number // site.ranks_per_node, site.ranks_per_node
 
 
-def _check(grid: list[GridCell], directory: Path, site: Site, order: Order) -> None:
+def _check(grid: list[StudyCell], directory: Path, site: Site, order: Order) -> None:
     """ConfigError or ValueError for what would fail hours later."""
     slurm.pattern(directory)
     if order.nodes < 1:
@@ -235,7 +237,7 @@ def submit(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[J
             f"{directory}: jobs {' '.join(running)} of this study are still queued: wait for them, "
             f"or scancel {' '.join(running)}"
         )
-    compare.remember(raw, directory)
+    save_config(raw, directory)
     (directory / "jobs").mkdir(exist_ok=True)
     done: list[Job] = []
     try:

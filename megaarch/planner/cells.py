@@ -9,7 +9,7 @@ from megaarch.config.schema import Settings
 from megaarch.errors import UserError
 from megaarch.planner.search import Plan, counted, search
 from megaarch.planner.time import Cluster
-from megaarch.study.grid import expand
+from megaarch.study.cells import expand
 
 
 def plans(raw: config.Raw, cluster: Cluster, gpus: int, top: int) -> Iterator[tuple[str, Plan]]:

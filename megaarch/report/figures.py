@@ -1,5 +1,6 @@
 """The figures of a study, each a panel of its own: PDF and SVG files, or drawings in the page."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -7,11 +8,11 @@ import matplotlib
 from megaarch.config import catalogue
 from megaarch.report import cells as report_cells
 from megaarch.report import notation, plots
-from megaarch.report.cells import bits, comparable, interval_of, told_length
+from megaarch.report.cells import MergedCell, knows_length
 from megaarch.report.masks import mask_panel
-from megaarch.report.notation import finite
-from megaarch.report.plots import Entry
+from megaarch.report.plots import Entry, Looks
 from megaarch.report.style import RC, Panel, looks, slug, write
+from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
@@ -21,44 +22,45 @@ NOTES = {
 }
 
 
-def write_figures(results: dict, directory: str | Path) -> list[Path]:
-    """Every figure as PDF and SVG in `directory`, made where it is missing. Returns the paths."""
+def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
+    """Writes every figure of `found` (what results.json holds) as PDF and SVG in `directory`, made
+    where it is missing. Returns the paths."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    panels = [panel for section in sections(results).values() for panel in section]
+    panels = [panel for section in sections(Results.of(found)).values() for panel in section]
     return [path for panel in panels for path in write(panel, directory)]
 
 
-def sections(results: dict) -> dict[str, list[Panel]]:
+def sections(results: Results) -> dict[str, list[Panel]]:
     """Section -> its panels: masks, heldout, loss, throughput, choice, scaling."""
     cells = report_cells.merged_cells(results)
     look = looks(cells)
-    budgets = sorted({cell["budget"] for cell in cells})
+    budgets = sorted({cell.budget for cell in cells})
     found: dict[str, list[Panel]] = {"masks": masks(cells)}
     with matplotlib.rc_context(RC):
         for number, amount in enumerate(budgets, 1):
-            group = [cell for cell in cells if cell["budget"] == amount]
+            group = [cell for cell in cells if cell.budget == amount]
             suffix = f"-budget-{number}" if len(budgets) > 1 else ""
+            each = f"{notation.budget(results.budget.match, amount)} each"
             for section, make in SECTIONS.items():
                 for panel in make(results, group, look, suffix):
-                    if suffix:
-                        panel.group = f"{notation.budget(results['budget']['match'], amount)} each"
+                    panel.group = each if suffix else ""
                     found.setdefault(section, []).append(panel)
-        found["scaling"] = scaling(cells, look, budgets, results["budget"]["match"])
+            found.setdefault("scaling", []).extend(scaling(group, look, number, each))
     return found
 
 
-def masks(cells: list[dict]) -> list[Panel]:
+def masks(cells: Sequence[MergedCell]) -> list[Panel]:
     """One drawing for each cell name; sizes, budgets and seeds share their mask."""
-    first: dict[str, dict] = {}
+    first: dict[str, MergedCell] = {}
     for cell in cells:
-        if cell.get("masks"):
-            first.setdefault(cell["name"], cell | {"label": cell["name"]})
-    labelled = any(mask.get("tokens") for cell in first.values() for mask in cell["masks"])
+        if cell.masks:
+            first.setdefault(cell.name, cell)
+    labelled = any(mask.tokens for cell in first.values() for mask in cell.masks)
     panels = []
     for name, cell in first.items():
-        panels.append(mask_panel(cell, f"mask-{slug(name)}", labelled))
-        if is_mixture(cell["objective"]):
+        panels.append(mask_panel(cell.masks, name, f"mask-{slug(name)}", labelled))
+        if is_mixture(cell.objective):
             panels[-1].caption = "One row of a mixture, whose other parts may be masked otherwise."
     return panels
 
@@ -68,166 +70,137 @@ def is_mixture(objective: str) -> bool:
     return row is not None and row.mixture is not None and len(row.components()) > 1
 
 
-def has_points(cell: dict, curve: str, value: str) -> bool:
-    return any(finite(point.get(value)) is not None for point in cell.get(curve) or [])
-
-
-def heldout(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
-    order = [c for c in report_cells.ranked(cells) if has_points(c, "curve", "heldout")]
-    reference, of_curve = (
+def heldout(
+    results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
+) -> Iterator[Panel]:
+    """Bits per byte along the run, against compute and time, and at the end."""
+    final, of_curve = (
         None if value is None else ("unigram", value)
         for value in (
-            finite(results.get("unigram_bits_per_byte")),
-            finite(results.get("curve_unigram_bits_per_byte")),  # the curve's own documents
+            results.unigram_bits_per_byte,
+            results.curve_unigram_bits_per_byte,  # the curve's own documents
         )
     )
-    panels = []
-    if order:
-        panels += [
-            plots.curves(
-                f"heldout-flops{suffix}", "Against compute", order, look, "flops", of_curve
-            ),
-            plots.curves(f"heldout-time{suffix}", "Against time", order, look, "seconds", of_curve),
-        ]
-        if any(map(report_cells.inherited, order)):
-            starts = "A cell that starts from another begins at what that one spent."
-            panels[0].caption = f"{panels[0].caption} {starts}".strip()
-            own = "Each cell's own time, without that of the one it starts from."
-            panels[1].caption = f"{panels[1].caption} {own}".strip()
-    final = entries(cells, "continuation_bits_per_byte")
-    if final:
-        panels.append(
-            plots.dots(
-                f"heldout-final{suffix}",
-                "At the end, with 95% intervals",
-                final,
-                look,
-                "bits per byte",
-                reference,
-            )
-        )
-    others = [c for c in report_cells.apart(cells) if has_points(c, "curve", "heldout")]
-    if others:
-        panel = plots.curves(
-            f"heldout-apart{suffix}", "Pseudo-likelihood, apart", others, look, "flops", None
-        )
+
+    def has_curve(cell: MergedCell) -> bool:
+        return any(point.heldout is not None for point in cell.curve)
+
+    if order := list(filter(has_curve, report_cells.ranked(cells))):
+        inherits = any(cell.inherited_flops for cell in order)
+        starts = "A cell that starts from another begins at what that one spent."
+        own = "Each cell's own time, without that of the one it starts from."
+        for name, x, note in (("flops", "flops", starts), ("time", "seconds", own)):
+            title = "Against compute" if x == "flops" else "Against time"
+            panel = plots.curves(f"heldout-{name}{suffix}", title, order, look, x, of_curve)
+            if inherits:
+                panel.caption = f"{panel.caption} {note}".strip()
+            yield panel
+    if rows := entries(cells, "continuation_bits_per_byte"):
+        title = "At the end, with 95% intervals"
+        yield plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
+    if others := list(filter(has_curve, report_cells.apart(cells))):
+        title = "Pseudo-likelihood, apart"
+        panel = plots.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)
         panel.caption = BOTH_SIDES
-        panels.append(panel)
-    return panels
+        yield panel
 
 
-def entries(cells: list[dict], measure: str) -> list[Entry]:
-    """Of the cells that have the value, lowest first. Bits per byte of a continuation: comparable
-    cells alone; of the choice a pseudo-likelihood stands among the rest, and is marked. A middle is
-    a likelihood for every cell that has one (the chain rule, from left to right), and marked are
-    those that were told its length."""
-    chosen = [c for c in cells if comparable(c) or measure != "continuation_bits_per_byte"]
+def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
+    """Rows of the cells that have the value, lowest first.
 
-    def mark(cell: dict) -> str:
-        if measure == "middle_bits_per_byte":
-            return TOLD if told_length(cell) else ""
-        return "" if comparable(cell) else PSEUDO
-
-    found = [
-        (c["label"], finite(c["heldout"].get(measure)), interval_of(c, measure), mark(c))
-        for c in chosen
-    ]
-    return sorted((entry for entry in found if entry[1] is not None), key=lambda entry: entry[1])
-
-
-def loss(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
-    """One axis for each objective: losses of different objectives never share one."""
-    by_objective: dict[str, list[dict]] = {}
+    Bits per byte of a continuation: comparable cells alone. Of the choice a pseudo-likelihood stands
+    among the rest, and is marked. A middle is a likelihood for every cell that has one (the chain
+    rule, from left to right), and those that are told its length are marked.
+    """
+    rows = []
     for cell in cells:
-        if has_points(cell, "losses", "loss"):
-            by_objective.setdefault(cell["objective"], []).append(cell)
-    return [
-        plots.losses(f"loss-{slug(objective)}{suffix}", loss_title(objective, group), group, look)
-        for objective, group in by_objective.items()
+        value, comparable = getattr(cell.heldout, measure), cell.heldout.comparable
+        if value is None or not (comparable or measure != "continuation_bits_per_byte"):
+            continue
+        mark = "" if comparable else PSEUDO
+        if measure == "middle_bits_per_byte":
+            mark = TOLD if knows_length(cell) else ""
+        rows.append(Entry(cell.label, value, cell.heldout.interval(measure), mark))
+    return sorted(rows, key=lambda row: row.value)
+
+
+def loss(
+    results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
+) -> Iterator[Panel]:
+    """One axis for each objective: losses of different objectives never share one."""
+    by_objective: dict[str, list[MergedCell]] = {}
+    for cell in cells:
+        if any(point.loss is not None for point in cell.losses):
+            by_objective.setdefault(cell.objective, []).append(cell)
+    for objective, group in by_objective.items():
+        alone = len(group) == 1 and group[0].label != objective
+        title = f"{group[0].label}: {objective}" if alone else objective
+        yield plots.losses(f"loss-{slug(objective)}{suffix}", title, group, look)
+
+
+def mask_name(architecture: str) -> str:
+    row = catalogue.ARCHITECTURES.get(architecture)
+    return architecture if row is None else row.mask
+
+
+def throughput(
+    results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
+) -> Iterator[Panel]:
+    """Seen tokens and useful FLOPs per second, the fastest cell on top."""
+    order = sorted(cells, key=lambda cell: -(cell.tokens_per_second or 0))
+    kinds = [mask_name(cell.architecture) for cell in order]
+    rates = [
+        cell.flops / cell.train_seconds if cell.flops is not None and cell.train_seconds else None
+        for cell in order
     ]
+    divisor, prefix = notation.prefixed(rate for rate in rates if rate is not None)
+    labels = [cell.label for cell in order]
+    speeds = [cell.tokens_per_second for cell in order]
+    useful = [None if rate is None else rate / divisor for rate in rates]
+    for name, title, values, unit in (
+        ("tokens", "Seen tokens per second", speeds, "seen tokens per second"),
+        ("flops", f"Useful {prefix}FLOP/s", useful, f"{prefix}FLOP/s of useful work"),
+    ):
+        rows = list(zip(labels, kinds, values, strict=True))
+        yield plots.bars(f"throughput-{name}{suffix}", title, rows, look, unit)
 
 
-def loss_title(objective: str, cells: list[dict]) -> str:
-    """The objective, and whose it is where that is one cell of another name."""
-    alone = len(cells) == 1 and cells[0]["label"] != objective
-    return f"{cells[0]['label']}: {objective}" if alone else objective
-
-
-def throughput(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
-    entries = []
-    for cell in sorted(cells, key=lambda cell: -(finite(cell.get("tokens_per_second")) or 0)):
-        seconds, flops = finite(cell.get("train_seconds")), finite(cell.get("flops"))
-        rate = flops / seconds if flops is not None and seconds else None
-        architecture = catalogue.ARCHITECTURES.get(cell["architecture"])
-        kind = architecture.mask if architecture else cell["architecture"]
-        entries.append((cell["label"], kind, finite(cell.get("tokens_per_second")), rate))
-    divisor, prefix = notation.prefixed([e[3] for e in entries if e[3] is not None])
-    tokens = [(name, kind, value) for name, kind, value, _ in entries]
-    rates = [(name, kind, None if r is None else r / divisor) for name, kind, _, r in entries]
-    return [
-        plots.bars(
-            f"throughput-tokens{suffix}",
-            "Seen tokens per second",
-            tokens,
-            look,
-            "seen tokens per second",
-        ),
-        plots.bars(
-            f"throughput-flops{suffix}",
-            f"Useful {prefix}FLOP/s",
-            rates,
-            look,
-            f"{prefix}FLOP/s of useful work",
-        ),
-    ]
-
-
-def choice(results: dict, cells: list[dict], look: dict, suffix: str) -> list[Panel]:
-    chance = ("chance", finite(results.get("chance")) or 0.25)
-    accuracy = entries(cells, "choice_accuracy")[::-1]
-    middles = entries(cells, "middle_bits_per_byte")
-    panels = []
-    if accuracy:
-        panels.append(
-            plots.dots(
-                f"choice{suffix}",
-                "Choice of the true continuation",
-                accuracy,
-                look,
-                "accuracy (share of items)",
-                chance,
-                always=True,
-            )
-        )
-        panels[-1].caption = note(accuracy)
-    if middles:
+def choice(
+    results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
+) -> Iterator[Panel]:
+    """Accuracy of the choice, and bits per byte of a middle."""
+    if rows := entries(cells, "choice_accuracy")[::-1]:
+        title, unit = "Choice of the true continuation", "accuracy (share of items)"
+        chance = ("chance", results.chance)
+        panel = plots.dots(f"choice{suffix}", title, rows, look, unit, chance, always=True)
+        panel.caption = note(rows)
+        yield panel
+    if rows := entries(cells, "middle_bits_per_byte"):
         title = "A middle given both sides"
-        panels.append(plots.dots(f"middle{suffix}", title, middles, look, "bits per byte", None))
+        panel = plots.dots(f"middle{suffix}", title, rows, look, "bits per byte", None)
         others = " The others read one mark for the whole gap."
-        told = [bool(mark) for *_, mark in middles]
-        panels[-1].caption = note(middles) + (others if any(told) and not all(told) else "")
-    return panels
+        told = [bool(row.mark) for row in rows]
+        panel.caption = note(rows) + (others if any(told) and not all(told) else "")
+        yield panel
 
 
-def note(rows: list[Entry]) -> str:
+def note(rows: Sequence[Entry]) -> str:
     """What the marks of these rows mean."""
-    marks = dict.fromkeys(mark for *_, mark in rows if mark)
+    marks = dict.fromkeys(row.mark for row in rows if row.mark)
     return " ".join(f"{mark} {NOTES[mark]}" for mark in marks)
 
 
-def scaling(cells: list[dict], look: dict, budgets: list[float], match: str) -> list[Panel]:
-    """Iso-budget curves: held-out bits per byte against parameters, where sizes are several."""
-    panels = []
-    for number, amount in enumerate(budgets, 1):
-        series: dict[str, list[dict]] = {}
-        for cell in cells:
-            if cell["budget"] == amount and comparable(cell) and bits(cell) is not None:
-                series.setdefault(cell["name"], []).append(cell)
-        series = {name: group for name, group in series.items() if len(group) > 1}
-        if series:
-            title = f"At {notation.budget(match, amount)} each"
-            panels.append(plots.sizes(f"scaling-{number}", title, series, look))
-    return panels
+def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) -> Iterator[Panel]:
+    """The iso-budget curve of budget `number`: held-out bits per byte against parameters, where sizes
+    are several."""
+    series: dict[str, list[MergedCell]] = {}
+    for cell in cells:
+        known = cell.bits_per_byte is not None and cell.parameters is not None
+        if cell.heldout.comparable and known:
+            series.setdefault(cell.name, []).append(cell)
+    series = {name: group for name, group in series.items() if len(group) > 1}
+    if series:
+        yield plots.sizes(f"scaling-{number}", f"At {each}", series, look)
 
 
 SECTIONS = {"heldout": heldout, "loss": loss, "throughput": throughput, "choice": choice}

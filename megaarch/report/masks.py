@@ -4,6 +4,7 @@ Several stacks share one drawing, as one mask over [encoder; decoder] tokens: th
 at the top left, the decoder's at the bottom right, and cross-attention to the left of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,8 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patches import Rectangle
 
 from megaarch.attention.parts import CAUSAL, FULL
-from megaarch.report.style import LIGHT, RC, Panel, canvas
+from megaarch.report.style import LIGHT, RC, Panel, canvas, drawable
+from megaarch.study.results import CellResult, Mask
 
 SIDE = 210  # points
 STEPS = 128  # most stairs of a causal part
@@ -25,39 +27,35 @@ GRID_LIMIT = 40  # tokens up to which single cells show
 class Placed:
     """A mask and where its first query and key stand in the drawing."""
 
-    mask: dict
+    mask: Mask
     row: int
     column: int
 
-    @property
-    def crosses(self) -> bool:
-        return crosses(self.mask)
+
+def crosses(mask: Mask) -> bool:
+    return "cross" in mask.title.lower()
 
 
-def crosses(mask: dict) -> bool:
-    return "cross" in mask["title"].lower()
-
-
-def kind(mask: dict, shape: int) -> str:
+def kind(mask: Mask, shape: int) -> str:
     """full, causal or cross: the colour of a part of this shape."""
     return "cross" if crosses(mask) else "full" if shape == FULL else "causal"
 
 
-def kinds(cells: list[dict]) -> list[str]:
+def kinds(cells: Sequence[CellResult]) -> list[str]:
     """The kinds of parts that the masks of these cells have."""
-    masks = [mask for cell in cells for mask in cell.get("masks") or []]
-    there = {kind(mask, shape) for mask in masks for shape, *_ in mask["parts"]}
+    masks = [mask for cell in cells for mask in cell.masks]
+    there = {kind(mask, shape) for mask in masks for shape, *_ in mask.parts}
     return [name for name in ("full", "causal", "cross") if name in there]
 
 
-def mask_panel(cell: dict, name: str, labelled: bool) -> Panel:
+def mask_panel(masks: list[Mask], label: str, name: str, labelled: bool) -> Panel:
     """One small drawing with all masks of a cell; `labelled` leaves room for its tokens."""
-    placed = place(cell["masks"])
-    rows = max(p.row + p.mask["queries"] for p in placed)
-    columns = max(p.column + p.mask["keys"] for p in placed)
+    placed = place(masks)
+    rows = max(p.row + p.mask.queries for p in placed)
+    columns = max(p.column + p.mask.keys for p in placed)
     left = 50 if labelled else 18
     height = min(1.6 * SIDE, (SIDE - 2 - left) * rows / columns)
-    panel = Panel(name, cell["label"], canvas(SIDE, height + 18))
+    panel = Panel(name, label, canvas(SIDE, height + 18))
     with matplotlib.rc_context(RC):
         frame = left / SIDE, 2 / (height + 18), 1 - (left + 2) / SIDE, height / (height + 18)
         ax = panel.figure.add_axes(frame)
@@ -65,9 +63,9 @@ def mask_panel(cell: dict, name: str, labelled: bool) -> Panel:
         ax.spines[:].set_visible(False)
         ax.grid(False)
         for p in placed:
-            extent = (p.column, p.row), p.mask["keys"], p.mask["queries"]
+            extent = (p.column, p.row), p.mask.keys, p.mask.queries
             ax.add_patch(Rectangle(*extent, color=LIGHT["faint"], linewidth=0))
-        draw_parts(ax, placed, panel.gid(cell["label"], says(cell)))
+        draw_parts(ax, placed, panel.gid(label, says(masks)))
         if max(rows, columns) <= GRID_LIMIT:
             rule_cells(ax, placed)
         if rows <= GRID_LIMIT:
@@ -81,17 +79,18 @@ def mask_panel(cell: dict, name: str, labelled: bool) -> Panel:
     return panel
 
 
-def place(masks: list[dict]) -> list[Placed]:
+def place(masks: list[Mask]) -> list[Placed]:
     """Self-attentions along the diagonal; cross-attention beside the stack that asks."""
     placed, row, column = [], 0, 0
     for mask in masks:
         if not crosses(mask):
             placed.append(Placed(mask, row, column))
-            row, column = row + mask["queries"], column + mask["keys"]
+            row, column = row + mask.queries, column + mask.keys
     for mask in masks:
         if crosses(mask):
-            asking = [p for p in placed if p.mask["queries"] == mask["queries"] and not p.crosses]
-            asked = [p for p in placed if p.mask["keys"] == mask["keys"] and not p.crosses]
+            own = [p for p in placed if not crosses(p.mask)]
+            asking = [p for p in own if p.mask.queries == mask.queries]
+            asked = [p for p in own if p.mask.keys == mask.keys]
             placed.append(
                 Placed(mask, asking[-1].row if asking else row, asked[0].column if asked else 0)
             )
@@ -101,7 +100,7 @@ def place(masks: list[dict]) -> list[Placed]:
 def draw_parts(ax: Axes, placed: list[Placed], gid: str) -> None:
     shapes, colours = [], []
     for p in placed:
-        for shape, *ranges in p.mask["parts"]:
+        for shape, *ranges in p.mask.parts:
             if shape in (FULL, CAUSAL):
                 shapes.append(outline(shape, *ranges) + np.array((p.column, p.row)))
                 colours.append(LIGHT[kind(p.mask, shape)])
@@ -125,7 +124,7 @@ def rule_cells(ax: Axes, placed: list[Placed]) -> None:
     lines = []
     for p in placed:
         left, top = p.column, p.row
-        right, bottom = left + p.mask["keys"], top + p.mask["queries"]
+        right, bottom = left + p.mask.keys, top + p.mask.queries
         lines += [((x, top), (x, bottom)) for x in range(left, right + 1)]
         lines += [((left, y), (right, y)) for y in range(top, bottom + 1)]
     ax.add_collection(LineCollection(lines, colors=LIGHT["page"], linewidths=0.7))
@@ -133,11 +132,10 @@ def rule_cells(ax: Axes, placed: list[Placed]) -> None:
 
 def label_tokens(ax: Axes, placed: list[Placed]) -> None:
     for p in placed:
-        if not p.crosses:
-            for i, token in enumerate(p.mask.get("tokens") or []):
+        if not crosses(p.mask):
+            for i, token in enumerate(p.mask.tokens or []):
                 ax.annotate(
-                    # A lone $ would begin mathematics.
-                    str(token)[:8].replace("$", r"\$"),
+                    drawable(token[:8]),
                     (0, p.row + i + 0.5),
                     (-3, 0),
                     ("axes fraction", "data"),
@@ -149,7 +147,5 @@ def label_tokens(ax: Axes, placed: list[Placed]) -> None:
                 )
 
 
-def says(cell: dict) -> str:
-    return "; ".join(
-        f"{mask['title']}: {mask['queries']} queries, {mask['keys']} keys" for mask in cell["masks"]
-    )
+def says(masks: list[Mask]) -> str:
+    return "; ".join(f"{mask.title}: {mask.queries} queries, {mask.keys} keys" for mask in masks)

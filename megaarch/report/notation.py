@@ -1,7 +1,7 @@
-"""Numbers as people read them: sensible digits, SI prefixes, powers of ten."""
+"""Numbers as people read them: sensible digits, SI prefixes, powers of ten; "–" for a missing one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PLAIN_DIGITS = {high: low for low, high in SUPERSCRIPTS.items()}
@@ -18,21 +18,16 @@ MATCHED = {
 }
 
 
-def finite(value: object) -> float | None:
-    """`value` as a float, or None where it is missing, NaN or infinite."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def fixed(value: object, digits: int = 3, missing: str = MISSING) -> str:
-    number = finite(value)
+def fixed(number: float | None, digits: int = 3, missing: str = MISSING) -> str:
     return missing if number is None else f"{number:.{digits}f}"
 
 
-def percent(share: object, missing: str = MISSING) -> str:
-    number = finite(share)
-    return missing if number is None else f"{100 * number:.{0 if abs(number) >= 0.1 else 1}f}%"
+def whole(number: float | None, missing: str = MISSING) -> str:
+    return missing if number is None else f"{number:,.0f}"
+
+
+def percent(share: float | None, missing: str = MISSING) -> str:
+    return missing if share is None else f"{100 * share:.{0 if abs(share) >= 0.1 else 1}f}%"
 
 
 def three_digits(number: float) -> str:
@@ -42,9 +37,8 @@ def three_digits(number: float) -> str:
     return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
-def count(value: object, missing: str = MISSING) -> str:
+def count(number: float | None, missing: str = MISSING) -> str:
     """A count of parameters or tokens: 6.82 M."""
-    number = finite(value)
     if number is None:
         return missing
     # 999,999 is 1.00 M: pick the unit after rounding to three digits.
@@ -55,9 +49,8 @@ def count(value: object, missing: str = MISSING) -> str:
     return f"{number:,.0f}"
 
 
-def power(value: object, missing: str = MISSING, plain: bool = False) -> str:
+def power(number: float | None, missing: str = MISSING, plain: bool = False) -> str:
     """A power of ten: 3.02 × 10¹⁴, or 3.02e14 where `plain` (ASCII)."""
-    number = finite(value)
     if number is None:
         return missing
     mantissa, exponent = f"{number:.2e}".split("e")
@@ -70,21 +63,18 @@ def ten(exponent: int) -> str:
     return "10" + str(exponent).translate(SUPERSCRIPTS)
 
 
-def prefixed(values: Sequence[float]) -> tuple[float, str]:
+def prefixed(values: Iterable[float]) -> tuple[float, str]:
     """(divisor, SI prefix) that suits the largest of `values`."""
     largest = max(values, default=0)
     return next(((size, name) for size, name in PREFIXES if largest >= size), (1.0, ""))
 
 
-def duration(seconds: object, missing: str = MISSING) -> str:
-    number = finite(seconds)
-    if number is None:
+def duration(seconds: float | None, missing: str = MISSING) -> str:
+    if seconds is None:
         return missing
-    if number < 60:
-        return f"{number:.0f} s" if number >= 10 else f"{number:.1f} s"
-    if number < 3600:
-        return f"{number / 60:.1f} min"
-    return f"{number / 3600:.1f} h"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -92,7 +82,20 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def are(names: Sequence[str]) -> str:
+    """The names as the subject of a sentence: a is; a, b and c are."""
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
 def budget(match: str, amount: float, plain: bool = False) -> str:
     """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs."""
     amount_text = power(amount, plain=plain) if match == "flops" else count(amount)
     return f"{amount_text} {MATCHED.get(match, match)}"
+
+
+def shortened(name: str, width: int, tail: int, gap: str) -> str:
+    """The name in `width` letters: both ends of a long one, the last `tail` letters among them, for
+    they tell cells apart."""
+    if len(name) <= width:
+        return name
+    return name[: width - tail - len(gap)] + gap + name[-tail:]

@@ -4,15 +4,15 @@ Each function draws one panel. Curves carry their names at their ends; there are
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from megaarch.report import notation
-from megaarch.report.cells import bits, inherited, interval_of
-from megaarch.report.notation import finite
-from megaarch.report.style import LIGHT, Look, Panel, canvas
+from megaarch.report.cells import MergedCell, value_of
+from megaarch.report.style import LIGHT, Look, Panel, canvas, drawable
 
 WIDTH, HEIGHT = 390, 270  # points
 SMALL_WIDTH, SMALL_HEIGHT = 230, 165
@@ -20,70 +20,92 @@ LETTER = 5.3  # points, about the width of one letter
 LINE_GAP = 12.0  # points between names at the ends of curves
 FEW_POINTS = 4  # a curve of no more points is shown whole
 TICK_STEPS = [1, 2, 2.5, 5, 10]
+OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
-Looks = dict[str, Look]
-Entry = tuple[str, float, list[float] | None, str]  # label, value, interval, mark
-Reference = tuple[str, float] | None
+Looks = Mapping[str, Look]
+Points = list[tuple[float, float]]
+Reference = tuple[str, float] | None  # name, value
+
+
+class Entry(NamedTuple):
+    """A row of `dots`. mark: behind its name."""
+
+    label: str
+    value: float
+    interval: list[float] | None
+    mark: str
 
 
 def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float = 10) -> Axes:
     """Axes with margins in points."""
     width, height = panel.figure.get_size_inches() * 72
-    return panel.figure.add_axes(
-        (
-            left / width,
-            bottom / height,
-            (width - left - right) / width,
-            (height - bottom - top) / height,
-        )
-    )
+    inner = (width - left - right) / width, (height - bottom - top) / height
+    return panel.figure.add_axes((left / width, bottom / height, *inner))
+
+
+def ticks(axis: Any, most: int) -> None:
+    """At most so many intervals between ticks."""
+    axis.set_major_locator(MaxNLocator(most, steps=TICK_STEPS))
 
 
 def shown(label: str) -> str:
-    """A label that fits a margin and begins no mathematics."""
-    label = label if len(label) <= 26 else label[:14] + "…" + label[-11:]
-    return label.replace("$", r"\$")
+    """A label that fits a margin."""
+    return drawable(notation.shortened(label, 26, 11, "…"))
 
 
-def margin(labels: list[str]) -> float:
+def margin(labels: Sequence[str]) -> float:
     return LETTER * max(len(shown(label)) for label in labels) + 14
 
 
-def x_scale(kind: str, largest: float) -> tuple[float, str]:
-    """(divisor, axis label) for an axis of FLOPs or of seconds."""
-    if kind == "flops":
-        exponent = math.floor(math.log10(largest)) if largest > 0 else 0
-        return 10.0**exponent, f"useful training compute ({notation.ten(exponent)} FLOPs)"
+def flops_scale(largest: float) -> tuple[float, str]:
+    """(divisor, unit) for an axis of FLOPs."""
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    return 10.0**exponent, f"{notation.ten(exponent)} FLOPs"
+
+
+def seconds_scale(largest: float) -> tuple[float, str]:
+    """(divisor, unit) for an axis of time."""
     for seconds, unit in ((2 * 3600, "hours"), (120, "minutes")):
         if largest >= seconds:
-            return seconds / 2, f"training time ({unit})"
-    return 1.0, "training time (seconds)"
+            return seconds / 2, unit
+    return 1.0, "seconds"
 
 
-def points_of(cell: dict, list_name: str, x: str, y: str) -> list[tuple[float, float]]:
+def points_of(cell: MergedCell, curve: str, x: str, y: str) -> Points:
     """Points of a curve; its FLOPs begin with those of the weights that the cell starts from."""
-    before = inherited(cell) if x == "flops" else 0.0
-    pairs = [(finite(point.get(x)), finite(point.get(y))) for point in cell[list_name]]
-    return [(before + a, b) for a, b in pairs if a is not None and b is not None]
+    before = (cell.inherited_flops or 0.0) if x == "flops" else 0.0
+    pairs = [(getattr(point, x), getattr(point, y)) for point in getattr(cell, curve)]
+    return [(before + a, b) for a, b in pairs if b is not None]
+
+
+def series_of(
+    cells: Sequence[MergedCell], curve: str, x: str, y: str
+) -> tuple[dict[str, Points], float]:
+    """Label -> points, for cells that have some; and the largest x."""
+    series = {cell.label: points_of(cell, curve, x, y) for cell in cells}
+    series = {label: points for label, points in series.items() if points}
+    return series, max((a for points in series.values() for a, _ in points), default=1)
 
 
 def curves(
-    name: str, title: str, cells: list[dict], look: Looks, x: str, reference: Reference
+    name: str, title: str, cells: Sequence[MergedCell], look: Looks, x: str, reference: Reference
 ) -> Panel:
     """Held-out bits per byte against `x`: "flops" or "seconds"."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
-    ax = axes(panel, 44, margin([cell["label"] for cell in cells]) + 8)
-    series = {cell["label"]: points_of(cell, "curve", x, "heldout") for cell in cells}
-    series = {label: points for label, points in series.items() if points}
-    largest = max((a for points in series.values() for a, _ in points), default=1)
-    divisor, x_label = x_scale(x, largest)
+    ax = axes(panel, 44, margin([cell.label for cell in cells]) + 8)
+    series, largest = series_of(cells, "curve", x, "heldout")
+    if x == "flops":
+        divisor, unit = flops_scale(largest)
+        x_label = f"useful training compute ({unit})"
+    else:
+        divisor, unit = seconds_scale(largest)
+        x_label = f"training time ({unit})"
     for label, points in series.items():
         style = look[label]
         says = f"{label}: {points[-1][1]:.3f} bits per byte at the end"
-        xs, ys = [a / divisor for a, _ in points], [b for _, b in points]
         ax.plot(
-            xs,
-            ys,
+            [a / divisor for a, _ in points],
+            [b for _, b in points],
             color=style.colour,
             linestyle=style.dash,
             gid=panel.gid(label, says),
@@ -92,18 +114,18 @@ def curves(
     low, high, start = vertical_range(list(series.values()), reference)
     ax.set(xlabel=x_label, ylabel="held-out bits per byte")
     ax.set(ylim=(low, high), xlim=(-0.02 * largest / divisor, 1.01 * largest / divisor))
-    tidy(ax)
+    ticks(ax.xaxis, 5)
+    ticks(ax.yaxis, 6)
     if reference and low < reference[1] < high:
-        horizontal_reference(ax, reference)
+        draw_reference(ax, reference, "horizontal")
     if start is not None:
         panel.caption = f"Before training, above the frame: {start:.2f} or less."
-    ends = {label: (points[-1][0] / divisor, points[-1][1]) for label, points in series.items()}
-    name_ends(ax, ends, {label: look[label].colour for label in ends})
+    name_ends(ax, ends_of(series, divisor), look)
     return panel
 
 
 def vertical_range(
-    series: list[list[tuple[float, float]]], reference: Reference
+    series: Sequence[Points], reference: Reference
 ) -> tuple[float, float, float | None]:
     """(low, high, start): a range that shows how curves differ.
 
@@ -123,54 +145,47 @@ def vertical_range(
     return low - space, high + space, start
 
 
-def tidy(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
-
-
-def horizontal_reference(ax: Axes, reference: tuple[str, float]) -> None:
+def draw_reference(ax: Axes, reference: tuple[str, float], direction: str) -> None:
+    """A dotted line across the axes, with its name and value at its end."""
     name, value = reference
-    ax.axhline(value, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
-    ax.annotate(
-        f"{name} {value:.2f}",
-        (1, value),
-        (-2, 3),
-        ("axes fraction", "data"),
-        "offset points",
-        ha="right",
-        fontsize=8.5,
-        color=LIGHT["muted"],
-    )
+    style = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": (0, (1, 2))}
+    text = {"text": f"{name} {value:.2f}", "fontsize": 8.5, "color": LIGHT["muted"], **OFFSET}
+    if direction == "horizontal":
+        ax.axhline(value, **style)
+        place = {"xy": (1, value), "xycoords": ("axes fraction", "data")}
+        ax.annotate(**text, **place, xytext=(-2, 3), ha="right")
+    else:
+        ax.axvline(value, **style)
+        place = {"xy": (value, 1), "xycoords": ("data", "axes fraction")}
+        ax.annotate(**text, **place, xytext=(0, 4), ha="center")
 
 
-def name_ends(ax: Axes, ends: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+def ends_of(series: Mapping[str, Points], divisor: float) -> dict[str, tuple[float, float]]:
+    """Where each curve ends."""
+    return {label: (points[-1][0] / divisor, points[-1][1]) for label, points in series.items()}
+
+
+def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) -> None:
     """The names of the curves in the right margin, none on another, tied to their ends."""
-    _, _, _, height = ax.get_position().bounds
-    points = height * ax.figure.get_size_inches()[1] * 72
+    points = ax.bbox.height / ax.figure.dpi * 72
     low, high = ax.get_ylim()
     labels = sorted(ends, key=lambda label: ends[label][1])
     wanted = [(ends[label][1] - low) / (high - low) * points for label in labels]
     for label, place in zip(labels, spread(wanted, LINE_GAP), strict=True):
-        arrow = {
-            "arrowstyle": "-",
-            "color": colours[label],
-            "linewidth": 0.6,
-            "shrinkA": 1,
-            "shrinkB": 3,
-            "alpha": 0.6,
-        }
+        colour = look[label].colour
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}
         ax.annotate(
             shown(label),
             ends[label],
             (1.045, place / points),
             textcoords="axes fraction",
             va="center",
-            color=colours[label],
-            arrowprops=arrow,
+            color=colour,
+            arrowprops={**line, "shrinkA": 1, "shrinkB": 3},
         )
 
 
-def spread(wanted: list[float], gap: float) -> list[float]:
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Places at least `gap` apart, in the order of `wanted` (ascending), near what is wanted.
 
     Clusters that overlap are joined and centred on their mean (pool adjacent violators).
@@ -194,7 +209,7 @@ def spread(wanted: list[float], gap: float) -> list[float]:
 def dots(
     name: str,
     title: str,
-    rows: list[Entry],
+    rows: Sequence[Entry],
     look: Looks,
     unit: str,
     reference: Reference,
@@ -203,7 +218,7 @@ def dots(
     """A dot and its interval for each row, first row on top. The reference is drawn where it is
     near, or `always`."""
     panel = Panel(name, title, canvas(WIDTH, max(150, 58 + 24 * len(rows))))
-    labels = [label for label, *_ in rows]
+    labels = [row.label for row in rows]
     ax = axes(panel, margin(labels) + 2 * LETTER, 44, top=18)
     for place, (label, value, interval, _) in enumerate(rows):
         style = look[label]
@@ -220,50 +235,30 @@ def dots(
             markersize=6,
             gid=panel.gid(label, says),
         )
-        ax.annotate(
-            f"{value:.3f}",
-            (1, place),
-            (40, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            ha="right",
-            va="center",
-        )
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "ha": "right",
+            "va": "center",
+        }
+        ax.annotate(f"{value:.3f}", (1, place), (40, 0), **where, **OFFSET)
     if reference and (always or reference_in_view(rows, reference[1])):
-        vertical_reference(ax, reference)
-    name_rows(ax, labels, look, {label: mark for label, *_, mark in rows})
+        draw_reference(ax, reference, "vertical")
+    name_rows(ax, labels, look, [row.mark for row in rows])
     ax.set_xlabel(unit)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
+    ticks(ax.xaxis, 5)
     ax.margins(x=0.06)
     return panel
 
 
-def reference_in_view(rows: list[Entry], value: float) -> bool:
+def reference_in_view(rows: Sequence[Entry], value: float) -> bool:
     """Whether a reference can be drawn without flattening what it refers to."""
-    ends = [end for _, middle, interval, _ in rows for end in (interval or (middle, middle))]
+    ends = [end for row in rows for end in (row.interval or (row.value,))]
     low, high = min(ends), max(ends)
     return max(high, value) - min(low, value) <= 2.5 * max(high - low, 1e-9)
 
 
-def vertical_reference(ax: Axes, reference: tuple[str, float]) -> None:
-    name, value = reference
-    ax.axvline(value, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
-    ax.annotate(
-        f"{name} {value:.2f}",
-        (value, 1),
-        (0, 4),
-        ("data", "axes fraction"),
-        "offset points",
-        ha="center",
-        fontsize=8.5,
-        color=LIGHT["muted"],
-    )
-
-
-def name_rows(
-    ax: Axes, labels: list[str], look: Looks, marks: Mapping[str, str] | None = None
-) -> None:
-    names = [f"{shown(label)} {(marks or {}).get(label, '')}".rstrip() for label in labels]
+def name_rows(ax: Axes, labels: Sequence[str], look: Looks, marks: Sequence[str]) -> None:
+    names = [f"{shown(label)} {mark}".rstrip() for label, mark in zip(labels, marks, strict=True)]
     ax.set_yticks(range(len(labels)), names)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.grid(False, axis="y")
@@ -273,43 +268,35 @@ def name_rows(
 
 
 def bars(
-    name: str, title: str, rows: list[tuple[str, str, float | None]], look: Looks, unit: str
+    name: str, title: str, rows: Sequence[tuple[str, str, float | None]], look: Looks, unit: str
 ) -> Panel:
     """A bar from zero for each (label, mask kind, value), first row on top."""
     panel = Panel(name, title, canvas(WIDTH, max(150, 48 + 27 * len(rows))))
-    ax = axes(panel, margin([label for label, *_ in rows]), 52)
+    labels = [label for label, *_ in rows]
+    ax = axes(panel, margin(labels), 52)
     for place, (label, kind, value) in enumerate(rows):
         says = f"{label}: {value or 0:,.4g} {unit}"
         [bar] = ax.barh([place], [value or 0], height=0.34, color=look[label].colour)
         bar.set_gid(panel.gid(label, says))
         text = notation.MISSING if value is None else notation.three_digits(value)
-        ax.annotate(text, (value or 0, place), (5, 0), textcoords="offset points", va="center")
-        ax.annotate(
-            kind,
-            (0, place),
-            (1, 7),
-            textcoords="offset points",
-            va="bottom",
-            fontsize=7.5,
-            color=LIGHT["muted"],
-        )
-    name_rows(ax, [label for label, *_ in rows], look)
+        ax.annotate(text, (value or 0, place), (5, 0), va="center", **OFFSET)
+        small: dict[str, Any] = {"fontsize": 7.5, "color": LIGHT["muted"], "va": "bottom"}
+        ax.annotate(shown(kind), (0, place), (1, 7), **small, **OFFSET)
+    name_rows(ax, labels, look, [""] * len(labels))
     ax.set_xlabel(unit)
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
+    ticks(ax.xaxis, 4)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     return panel
 
 
-def losses(name: str, title: str, cells: list[dict], look: Looks) -> Panel:
+def losses(name: str, title: str, cells: Sequence[MergedCell], look: Looks) -> Panel:
     """Training loss of the cells of one objective, with its running mean."""
     panel = Panel(name, title, canvas(SMALL_WIDTH, SMALL_HEIGHT))
-    labels = [cell["label"] for cell in cells]
-    ax = axes(panel, 32, 12 if len(cells) == 1 else margin(labels) + 4, bottom=34, top=6)
-    series = {cell["label"]: points_of(cell, "losses", "flops", "loss") for cell in cells}
-    series = {label: points for label, points in series.items() if points}
-    largest = max((a for points in series.values() for a, _ in points), default=1)
-    divisor, _ = x_scale("flops", largest)
+    right = 12 if len(cells) == 1 else margin([cell.label for cell in cells]) + 4
+    ax = axes(panel, 32, right, bottom=34, top=6)
+    series, largest = series_of(cells, "losses", "flops", "loss")
+    divisor, unit = flops_scale(largest)
     for label, points in series.items():
         xs, ys = [a / divisor for a, _ in points], [b for _, b in points]
         style = look[label]
@@ -323,50 +310,47 @@ def losses(name: str, title: str, cells: list[dict], look: Looks) -> Panel:
             linestyle=style.dash if style.dash != "--" else "-",
             marker="o" if len(xs) == 1 else None,
         )
-    exponent = round(math.log10(divisor))
-    ax.set_xlabel(f"compute ({notation.ten(exponent)} FLOPs)", fontsize=8.5)
+    ax.set_xlabel(f"compute ({unit})", fontsize=8.5)
     ax.set_ylabel("nats per target", fontsize=8.5)
     ax.tick_params(labelsize=8.5)
-    ax.xaxis.set_major_locator(MaxNLocator(4, steps=TICK_STEPS))
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
+    ticks(ax.xaxis, 4)
+    ticks(ax.yaxis, 5)
     if len(series) > 1:
-        ends = {label: (points[-1][0] / divisor, points[-1][1]) for label, points in series.items()}
-        name_ends(ax, ends, {label: look[label].colour for label in ends})
+        name_ends(ax, ends_of(series, divisor), look)
     return panel
 
 
-def running_mean(values: list[float]) -> list[float]:
+def running_mean(values: Sequence[float]) -> list[float]:
     """Mean of each value and its neighbours, a twentieth of the run in all."""
     half = len(values) // 40
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
-def sizes(name: str, title: str, series: dict[str, list[dict]], look: Looks) -> Panel:
+def sizes(name: str, title: str, series: Mapping[str, list[MergedCell]], look: Looks) -> Panel:
     """Held-out bits per byte against parameters, one curve a name, at one budget."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
     ax = axes(panel, 44, margin(list(series)) + 8)
-    ends, colours, ticks = {}, {}, set()
+    ends, of_series, places = {}, {}, set()
     for label, cells in series.items():
-        cells = sorted(cells, key=lambda cell: cell["parameters"])
-        xs, ys = [cell["parameters"] for cell in cells], [bits(cell) for cell in cells]
-        style = look[cells[0]["label"]]
-        says = "; ".join(f"{cell['label']}: {bits(cell):.3f} bits per byte" for cell in cells)
+        cells = sorted(cells, key=lambda cell: cell.parameters or 0)
+        xs, ys = [cell.parameters or 0 for cell in cells], list(map(value_of, cells))
+        style = of_series[label] = look[cells[0].label]
+        says = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
         ax.errorbar(xs, ys, half_intervals(cells), fmt="none", ecolor=style.colour, alpha=0.45)
         ax.plot(xs, ys, color=style.colour, marker=style.marker, gid=panel.gid(label, says))
-        ends[label], colours[label] = (xs[-1], ys[-1]), style.colour
-        ticks.update(xs)
+        ends[label] = xs[-1], ys[-1]
+        places.update(xs)
     ax.set_xscale("log")
     ax.set(xlabel="parameters", ylabel="held-out bits per byte")
-    ax.xaxis.set_major_locator(FixedLocator(thinned(sorted(ticks))))
+    ax.xaxis.set_major_locator(FixedLocator(thinned(sorted(places))))
     ax.xaxis.set_minor_locator(NullLocator())
-    counted: Callable = lambda value, _: notation.count(value)  # noqa: E731
-    ax.xaxis.set_major_formatter(FuncFormatter(counted))
-    name_ends(ax, ends, colours)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: notation.count(value)))
+    name_ends(ax, ends, of_series)
     return panel
 
 
-def thinned(ticks: list[float]) -> list[float]:
+def thinned(ticks: Sequence[float]) -> list[float]:
     """Ticks at least a factor of 1.35 apart, so that their labels do not touch."""
     kept: list[float] = []
     for tick in ticks:
@@ -375,9 +359,10 @@ def thinned(ticks: list[float]) -> list[float]:
     return kept
 
 
-def half_intervals(cells: list[dict]) -> list[list[float]]:
-    ends = [interval_of(cell) or [bits(cell)] * 2 for cell in cells]
-    values = [bits(cell) for cell in cells]
+def half_intervals(cells: Sequence[MergedCell]) -> tuple[list[float], list[float]]:
+    """How far the intervals reach below and above each value."""
+    values = list(map(value_of, cells))
+    ends = [c.heldout.interval() or (v, v) for c, v in zip(cells, values, strict=True)]
     low = [max(0.0, value - end[0]) for value, end in zip(values, ends, strict=True)]
     high = [max(0.0, end[1] - value) for value, end in zip(values, ends, strict=True)]
-    return [low, high]
+    return low, high

@@ -4,15 +4,19 @@ In a file, colours are plain; inside the page each becomes a CSS variable, so th
 schemes share one drawing.
 """
 
-import html
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from megaarch.config.catalogue import PRESETS
+from megaarch.report.cells import MergedCell
 
 # name -> (light, dark); those of presets stand in the catalogue
 INK = {
@@ -28,11 +32,12 @@ INK = {
 DASHES = ("-", (0, (6, 1.5, 1, 1.5)), (0, (1, 1.3)), (0, (8, 2)))
 LIGHT = {name: light for name, (light, _) in INK.items()}
 
-RC = {
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "svg.fonttype": "none",
-    "svg.hashsalt": "megaarch",
     "pdf.fonttype": 42,
     "path.simplify": False,
     "axes.edgecolor": LIGHT["rule"],
@@ -62,7 +67,7 @@ class Look:
 
     key: str
     marker: str
-    dash: object
+    dash: Any
 
     @property
     def colour(self) -> str:
@@ -70,7 +75,7 @@ class Look:
 
     @property
     def variable(self) -> str:
-        return f"var(--{self.key.replace('_', '-')})"
+        return variable(self.key)
 
 
 @dataclass
@@ -95,31 +100,42 @@ class Panel:
         return gid
 
 
+def drawable(text: str) -> str:
+    """The text as a figure can show it: it begins no mathematics, and XML can hold it."""
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+
+
 def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """Name -> its colour in a light and in a dark scheme: of every preset that has one, and of INK."""
+    """Maps each name to its colour in a light and in a dark scheme: every preset's that has one, and
+    those of INK."""
     return {p.name: p.colour for p in PRESETS.values() if p.colour} | INK
 
 
-def looks(cells: list[dict]) -> dict[str, Look]:
+def variable(name: str) -> str:
+    """The CSS variable of a colour."""
+    return f"var(--{name.replace('_', '-')})"
+
+
+def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
     """Label -> look. A cell of no preset takes the colour of one that the study does not use."""
-    used = {cell.get("preset") for cell in cells}
+    used = {cell.preset for cell in cells}
     drawn = [preset.name for preset in PRESETS.values() if preset.colour]
     spare = [name for name in drawn if name not in used] or drawn
     chosen: dict[str, Look] = {}
     keys: dict[str, str] = {}
     for cell in cells:
-        if cell["label"] in chosen:
+        if cell.label in chosen:
             continue
-        key = cell.get("preset")
+        key = cell.preset
         if key not in drawn:
-            key = keys.setdefault(cell["name"], spare[len(keys) % len(spare)])
+            key = keys.setdefault(cell.name, spare[len(keys) % len(spare)])
         again = sum(look.key == key for look in chosen.values())
-        dash = DASHES[again % len(DASHES)] if cell["heldout"].get("comparable", True) else "--"
-        chosen[cell["label"]] = Look(key, PRESETS[key].marker or "o", dash)
+        dash = DASHES[again % len(DASHES)] if cell.heldout.comparable else "--"
+        chosen[cell.label] = Look(key, PRESETS[key].marker or "o", dash)
     return chosen
 
 
@@ -131,52 +147,47 @@ def canvas(width: float, height: float) -> Figure:
 def svg(panel: Panel, inline: bool = False) -> str:
     """The panel as SVG: a file of its own, or a fragment to put into a page.
 
-    Inline: colours become CSS variables, sizes the container's, ids begin with the panel's name.
+    Inline: colours become CSS variables, sizes the container's, and each group of the panel has its
+    sentence as a tooltip.
     """
     page = io.StringIO()
-    with matplotlib.rc_context(RC):
+    # ids that a drawing refers to are hashes: with this salt no two panels of a page share one
+    salted: dict[Any, Any] = {**RC, "svg.hashsalt": panel.name}
+    with matplotlib.rc_context(salted):
         panel.figure.savefig(
             page,
             format="svg",
             transparent=inline,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    drawing = page.getvalue()
-    if not inline:
-        return drawing
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', partial_head(panel), drawing, count=1)
-    drawing = unique_ids(drawing, panel)
+    return fragment(panel, page.getvalue()) if inline else page.getvalue()
+
+
+def fragment(panel: Panel, drawing: str) -> str:
+    """matplotlib's SVG as an element of a page."""
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    root = ElementTree.fromstring(drawing)
+    link = f"{{{XLINK}}}href"
+    named = {*panel.groups, *(e.get(link, "").removeprefix("#") for e in root.iter())}
+    for element in root.iter():
+        if element.get("id") not in named and element.tag != f"{{{SVG}}}clipPath":
+            element.attrib.pop("id", None)  # matplotlib numbers groups alike in every drawing
+        if says := panel.groups.get(element.get("id", "")):
+            title = ElementTree.Element(f"{{{SVG}}}title")
+            title.text = says
+            element.insert(0, title)
+    box = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib |= {"viewBox": box, "role": "img", "aria-label": panel.title}
+    root.set("data-panel", panel.name)
+    text = ElementTree.tostring(root, encoding="unicode")
     for name, (light, _) in palette().items():
-        drawing = re.sub(rf"{light}\b", f"var(--{name.replace('_', '-')})", drawing)
-    for gid, says in panel.groups.items():
-        group = f'<g id="{gid}">'
-        drawing = drawing.replace(group, f"{group}<title>{html.escape(says)}</title>", 1)
-    return drawing
+        text = text.replace(light, variable(name))
+    return text
 
 
-def partial_head(panel: Panel) -> str:
-    title = html.escape(panel.title, quote=True)
-    return (
-        rf'<svg viewBox="\1" role="img" aria-label="{title}" data-panel="{panel.name}" '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-
-
-def unique_ids(drawing: str, panel: Panel) -> str:
-    """Every id but those of the panel's own groups, with the panel's name before it."""
-
-    def renamed(match: re.Match) -> str:
-        before, name, after = match.groups()
-        return match[0] if name in panel.groups else f"{before}{panel.name}-{name}{after}"
-
-    for pattern in (r'(\bid=")([^"]+)(")', r'(href="#)([^"]+)(")', r"(url\(#)([^)]+)(\))"):
-        drawing = re.sub(pattern, renamed, drawing)
-    return drawing
-
-
-def write(panel: Panel, directory) -> list:
+def write(panel: Panel, directory: Path) -> list[Path]:
     """The panel as PDF and SVG files of its name. Returns their paths."""
     paths = [directory / f"{panel.name}.{kind}" for kind in ("pdf", "svg")]
     with matplotlib.rc_context(RC):

@@ -1,9 +1,9 @@
-"""What each cell is, before anything is trained: parameters, and what a row costs and holds."""
+"""Describes cells before anything is trained: parameters, and what a row costs and holds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,35 +21,50 @@ from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.model import flops
 from megaarch.model.count import non_embedding_parameter_count, parameter_count
-from megaarch.study import lanes
-from megaarch.study.grid import expand
+from megaarch.study import data as study_data
+from megaarch.study.cells import expand
 
 SAMPLES = 64  # rows over which random lengths are averaged
 MOST_TOKENS = 1 << 22  # of these rows together; of longer ones fewer are drawn
 WORD, SENTENCE = 2, 20  # tokens of a word and of a sentence in the made-up text
 
 
-def describe(settings: Settings, name: str, rows: Rows | None = None) -> dict[str, Any]:
-    """One entry of `describe --json`. Row figures are means over rows of made-up text, drawn with
-    fixed keys; exact where the objective's lengths are. Given rows of a run's own data (which
-    supervised ones hang on), they are means over the first of them."""
+@dataclass(frozen=True)
+class Description:
+    """One entry of `describe --json`. *_per_row and lengths: means over rows."""
+
+    name: str
+    architecture: str
+    objective: str
+    parameters: int
+    non_embedding_parameters: int
+    flops_per_row: float
+    palm_flops_per_row: float
+    seen_tokens_per_row: float
+    target_tokens_per_row: float
+    lengths: dict[str, float]
+
+
+def describe(settings: Settings, name: str, rows: Rows | None = None) -> Description:
+    """Rows are made-up text, drawn with fixed keys; exact where the objective's lengths are. Given
+    rows of a run's own data (on which supervised ones depend), the first of those."""
     model, data = settings.model, settings.data
     axes = catalogue.position_axes(data.objective)
     drawn = made_up_rows(model, data) if rows is None else first_rows(rows)
     counts, lengths = row_counts(model, *drawn)
     parameters, n = parameter_count(model, axes), counts.rows
-    return {
-        "name": name,
-        "architecture": model.architecture,
-        "objective": data.objective,
-        "parameters": parameters,
-        "non_embedding_parameters": non_embedding_parameter_count(model, axes),
-        "flops_per_row": flops.training(model, counts) / n,
-        "palm_flops_per_row": flops.palm(model, counts, parameters) / n,
-        "seen_tokens_per_row": sum(counts.tokens) / n,
-        "target_tokens_per_row": counts.targets / n,
-        "lengths": lengths,
-    }
+    return Description(
+        name=name,
+        architecture=model.architecture,
+        objective=data.objective,
+        parameters=parameters,
+        non_embedding_parameters=non_embedding_parameter_count(model, axes),
+        flops_per_row=flops.training(model, counts) / n,
+        palm_flops_per_row=flops.palm(model, counts, parameters) / n,
+        seen_tokens_per_row=sum(counts.tokens) / n,
+        target_tokens_per_row=counts.targets / n,
+        lengths=lengths,
+    )
 
 
 def made_up_rows(
@@ -78,7 +93,7 @@ def _samples(shape: RowShape) -> int:
 
 
 def first_rows(rows: Rows) -> tuple[list[list[Converted]], RowShape, float]:
-    """As `made_up_rows`, of a run's own data."""
+    """The same as `made_up_rows`, from a run's own data."""
     first = [rows[i] for i in range(_samples(rows.shape))]
     tokens = sum(len(s.tokens) for row in first for example in row for s in example.streams)
     return first, rows.shape, tokens / len(first)
@@ -132,8 +147,8 @@ def made_up_tokens(vocabulary: Vocabulary, length: int) -> np.ndarray:
     return np.arange(length, dtype=np.int64) % top
 
 
-def describe_all(raw: Raw) -> list[dict[str, Any]]:
-    """Every cell of a study, or the one model of a plain configuration."""
+def describe_all(raw: Raw) -> list[Description]:
+    """Describes every cell of a study, or the one model of a plain configuration."""
     settings = config.resolve(raw)
     base, size = settings.data, settings.model.vocabulary_size
     if settings.study is None:
@@ -143,28 +158,28 @@ def describe_all(raw: Raw) -> list[dict[str, Any]]:
     for cell in expand(raw, Path("runs") / settings.study.name):
         name = f"{cell.name}-{cell.size}" if cell.size else cell.name
         if name not in described:  # budgets and seeds change nothing here
-            own = _own_rows(cell.settings, partial(lanes.text_of, cell, base))
+            own = _own_rows(cell.settings, partial(study_data.text_of, cell, base))
             described[name] = describe(cell.settings, name, own)
     return list(described.values())
 
 
 def _own_rows(settings: Settings, prepared: Callable[[], Prepared]) -> Rows | None:
-    """Of the data, where the rows hang on it."""
+    """Rows of the run's own data, where lengths depend on them; else None."""
     if settings.data.objective != "supervised":
         return None
     return Rows(settings.model, settings.data, prepared(), settings.training.seed)
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def table(cells: list[Description]) -> str:
     """The cells for a terminal, within 80 columns."""
     lines = [
         f"{'cell':<22}{'architecture':<17}{'params':>9}{'FLOPs/row':>11}{'seen':>7}{'targets':>9}"
     ]
     for cell in cells:
         lines.append(
-            f"{cell['name']:<22.21}{cell['architecture']:<17}{_short(cell['parameters']):>9}"
-            f"{cell['flops_per_row']:>11.3e}{cell['seen_tokens_per_row']:>7.0f}"
-            f"{cell['target_tokens_per_row']:>9.1f}"
+            f"{cell.name:<22.21}{cell.architecture:<17}{_short(cell.parameters):>9}"
+            f"{cell.flops_per_row:>11.3e}{cell.seen_tokens_per_row:>7.0f}"
+            f"{cell.target_tokens_per_row:>9.1f}"
         )
     return "\n".join(lines)
 

@@ -1,29 +1,29 @@
-"""What a person sees while cells train: one line a cell, live on a terminal, plain in a log."""
+"""Progress bars while cells train: one for each cell, live on a terminal, plain lines in a log."""
 
 import sys
 import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from megaarch.training.step import Step
 
-PLAIN_EVERY = 15.0  # seconds between a cell's lines where the output is no terminal
+PLAIN_EVERY = 15.0  # seconds between lines of a cell where the output is no terminal
 
 Show = Callable[[str, float | None, str], None]  # name, share of the budget or None, text
 
 
-class Board:
-    """All lines of a study. Use as a context manager; `show` may be called for any name."""
+class ProgressDisplay:
+    """All progress bars of a study. A context manager; `show` may be called for any name."""
 
     def __init__(self, console: Console):
         self.console = console
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.printed: dict[str, float] = {}
         self.progress: Progress | None = None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressDisplay":
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description:<12}"),
@@ -41,7 +41,7 @@ class Board:
             self.progress.stop()
 
     def show(self, name: str, share: float | None, text: str) -> None:
-        """Set a line's text and, where `share` is given, how far it has come."""
+        """Sets the text of a bar and, where `share` is given, how far it has come."""
         if self.console.quiet:
             return
         if self.progress is None:
@@ -53,27 +53,27 @@ class Board:
             return
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=1.0, text="")
-        given = {} if share is None else {"completed": share}
-        self.progress.update(self.tasks[name], text=text, **given)
+        self.progress.update(self.tasks[name], completed=share, text=text)
         if text.startswith("done"):
             self.progress.stop_task(self.tasks[name])
 
 
-class Line:
-    """One run's line; `show` is a board's, or leads to one from another process."""
+class ProgressBar:
+    """The bar of one run; `show` is a display's, or leads to one in another process."""
 
     def __init__(self, name: str, show: Show):
         self.name, self.show = name, show
 
-    def say(self, text: str) -> None:
-        """Replace the text, e.g. while scoring."""
+    def set_text(self, text: str) -> None:
+        """Replaces the text, e.g. while scoring."""
         self.show(self.name, None, text)
 
-    def step(self, step: Step) -> None:
-        """After every training step."""
-        speed = step.progress.seen_tokens / max(step.progress.seconds, 1e-9)
-        left = step.progress.seconds * (1 - step.share) / max(step.share, 1e-9)
-        text = f"step {step.progress.step}  loss {step.loss:.3f}  {speed:,.0f} tok/s  {clock(left)} left"
+    def update(self, step: Step) -> None:
+        """Shows how far the run is. Called after every training step."""
+        progress = step.progress
+        speed = progress.seen_tokens / max(progress.seconds, 1e-9)
+        left = clock(progress.seconds * (1 - step.share) / max(step.share, 1e-9))
+        text = f"step {progress.step}  loss {step.loss:.3f}  {speed:,.0f} tok/s  {left} left"
         self.show(self.name, step.share, text)
 
 

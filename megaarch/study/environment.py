@@ -11,32 +11,31 @@ from typing import Any
 import torch
 
 import megaarch
+from megaarch.study.results import Hardware, Machine
+
+
+def machine() -> Machine:
+    """Hardware, versions and commit of this process."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return Machine(
+        hardware=Hardware(
+            cpu=_cpu_name(),
+            cores=len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            memory_gib=round(_memory() / 2**30, 1),
+        ),
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "megaarch": megaarch.__version__,
+        },
+        commit=commit(),
+    )
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions and commit of this process."""
-    return {
-        "hardware": {
-            "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "memory_gib": round(_memory() / 2**30, 1),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "megaarch": megaarch.__version__,
-        },
-        "commit": commit(),
-    }
-
-
-def share(lanes: int) -> dict[str, int]:
-    """What a cell has of the machine, on which its speed hangs: the threads of its process, and how
-    many cells run side by side."""
-    return {"threads": torch.get_num_threads(), "lanes": lanes}
+    """The same as JSON, for the records of benchmarks."""
+    return machine().as_json()
 
 
 def command() -> str:

@@ -14,9 +14,10 @@ from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
-from megaarch.study import lanes, preflight, rates
+from megaarch.study import preflight
+from megaarch.study.cells import StudyCell
 from megaarch.study.describe import describe
-from megaarch.study.grid import GridCell, expand
+from megaarch.study.folder import StudyFolder
 from megaarch.training.progress import Limit
 from megaarch.training.trainer import Trainer
 
@@ -25,8 +26,8 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one cell. tokens: seen. disk: bytes of the checkpoints that stay. hours: None for several
-    processes."""
+    """What one cell will take. tokens: seen. disk: bytes of the checkpoints that stay. hours: None
+    where it runs in several processes."""
 
     steps: int
     tokens: float
@@ -37,24 +38,21 @@ class Estimate:
 
 def dry_run(raw: config.Raw, directory: Path) -> str:
     """A table of steps, tokens, epochs, disk and hours for each cell. Trains nothing for good."""
-    settings = config.resolve(raw)
-    study, base = settings.study, settings.data
-    grid = expand(raw, directory, rates.read(study.rates)["best"] if study.rates else {})
-    lanes.held_out(
-        base, settings.model.vocabulary_size, study.evaluation
-    )  # or says once what lacks
-    preflight.check(grid, study, base)
+    folder = StudyFolder.open(raw, directory)
+    study = folder.study
+    folder.held_out()  # a fault of the study's own text shows once, and not for each cell
+    preflight.check(folder)
     lines = [f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"]
     total, several = 0.0, 0
-    for cell in grid:
-        found = estimate(cell, lanes.text_of(cell, base))
+    for cell in folder.cells:
+        found = estimate(cell, folder.text_of(cell))
         total += found.hours or 0.0
         several += found.hours is None
         lines.append(
             f"{cell.key:<26.25}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
             f"{found.disk / 2**20:>10.1f}{'-' if found.hours is None else f'{found.hours:.3f}':>9}"
         )
-    if several < len(grid):
+    if several < len(folder.cells):
         what = "cells of one process" if several else "all cells"
         lines.append(f"{f'{what}, training alone':<63}{total:>9.3f}")
         if study.tune:
@@ -69,7 +67,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
     return "\n".join(lines)
 
 
-def estimate(cell: GridCell, prepared: Prepared) -> Estimate:
+def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
     """Counts of one cell, and its hours where it is a single process."""
     settings = cell.settings
     training, limit = settings.training, Limit.of(settings.training)
@@ -78,9 +76,9 @@ def estimate(cell: GridCell, prepared: Prepared) -> Estimate:
     each = training.global_batch_size
     spent = {
         "step": 1,
-        "flops": each * row["flops_per_row"],
-        "seen_tokens": each * row["seen_tokens_per_row"],
-        "target_tokens": each * row["target_tokens_per_row"],
+        "flops": each * row.flops_per_row,
+        "seen_tokens": each * row.seen_tokens_per_row,
+        "target_tokens": each * row.target_tokens_per_row,
     }
     steps = max(1, round(limit.amount / spent[limit.kind]))  # as many as Limit.reached allows
     alone = processes(settings.parallel) == 1
@@ -94,7 +92,8 @@ def estimate(cell: GridCell, prepared: Prepared) -> Estimate:
 
 
 def checkpoints(training: Training, steps: int) -> int:
-    """How many stay of a run of so many steps: the newest, and those of `keep_every`."""
+    """Returns how many checkpoints stay of a run of so many steps: the newest, and those of
+    `keep_every`."""
     every = training.save_every or steps
     saved = [*range(every, steps, every), steps]
     newest = min(training.keep_checkpoints or len(saved), len(saved))
@@ -103,10 +102,12 @@ def checkpoints(training: Training, steps: int) -> int:
 
 
 def checkpoint_bytes(settings: Settings) -> float:
-    """Of one checkpoint: fp32 weights, and what the optimizer keeps of them."""
+    """The size of one checkpoint: fp32 weights, and what the optimizer keeps of them."""
     axes = catalogue.position_axes(settings.data.objective)
-    shapes = parameter_shapes(settings.model, axes).values()
-    return 4.0 * sum(prod(shape) + _moments(shape, settings.training.optimizer) for shape in shapes)
+    optimizer = settings.training.optimizer
+    # settings are frozen, and so can be hashed
+    shapes = parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
+    return 4.0 * sum(prod(shape) + _moments(shape, optimizer) for shape in shapes.values())
 
 
 def _moments(shape: tuple[int, ...], optimizer: str) -> int:
@@ -116,7 +117,7 @@ def _moments(shape: tuple[int, ...], optimizer: str) -> int:
     return catalogue.OPTIMIZERS[optimizer].states * prod(shape)
 
 
-def _step_seconds(cell: GridCell, prepared: Prepared) -> float:
+def _step_seconds(cell: StudyCell, prepared: Prepared) -> float:
     """The mean of a few steps, after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         settings = cell.settings

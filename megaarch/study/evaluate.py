@@ -1,6 +1,7 @@
 """`megaarch evaluate`: the yardsticks of one trained run, from its newest checkpoint."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,21 @@ from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.parallel.validate import join
 from megaarch.study import yardsticks
-from megaarch.study.cell import read_record
 from megaarch.study.items import cut, unfaithful
+from megaarch.study.results import CellRecord, Heldout
+from megaarch.study.score import Scorer
 from megaarch.training import checkpoint, fits
 from megaarch.training.trainer import device_of
 
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
 
 
-def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
-    """Scores of the run in folder `run` on its held-out text.
+def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, list[str]]:
+    """Returns the scores of the run in folder `run` on its held-out text, and warnings.
 
     overrides: `--set` settings, e.g. data.source to score other text. One process holds the whole
     model; several take the run's layout, or what overrides say of it, and return the same.
-    ValueError where the folder has no complete checkpoint, or its text has changed since.
+    UserError where the folder has no complete checkpoint, or its text has changed since.
     """
     if not run.is_dir():
         raise UserError(f"{run} is no folder: give the folder of a run")
@@ -42,16 +44,21 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     saved = checkpoint.read_progress(path)
     settings = _settings(saved["settings"], overrides, run)
     prepared = _text(settings, saved)
-    warning = _may_have_seen(settings, prepared, saved, run)
+    warnings = [_may_have_seen(settings, prepared, saved, run)]
     replica = Replica(settings, grid)
     checkpoint.load(path, replica, None, grid)
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
-    found = score(settings, replica, prepared, fitted(settings.model.sequence_length))
-    return found | {"warnings": [*found["warnings"], *([warning] if warning else [])]}
+    evaluation = fitted(settings.model.sequence_length)
+    items = cut(prepared.heldout, prepared.tokenizer, evaluation)
+    vocabulary = prepared.tokenizer.vocabulary
+    scorer = Scorer(replica, settings, vocabulary, evaluation.batch_rows)
+    found = yardsticks.evaluate(scorer, items, evaluation)
+    warnings = [unfaithful(prepared.heldout, prepared.tokenizer), *warnings]
+    return found, [warning for warning in warnings if warning]
 
 
-def _settings(raw: config.Raw, overrides: list[str], run: Path) -> Settings:
+def _settings(raw: config.Raw, overrides: Sequence[str], run: Path) -> Settings:
     raw = copy.deepcopy({k: v for k, v in raw.items() if k != "study"})
     if launch.find()[1].world_size == 1:
         raw.pop("parallel", None)
@@ -63,9 +70,9 @@ def _settings(raw: config.Raw, overrides: list[str], run: Path) -> Settings:
 
 
 def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
-    """The run's text, or other text, under the tokenizer that the run was trained with.
+    """Returns the run's text, or other text, under the tokenizer that the run was trained with.
 
-    ValueError where another one is asked for.
+    UserError where another one is asked for.
     """
     data, size, used = settings.data, settings.model.vocabulary_size, saved["tokenizer"]
     under_it = data.model_copy(update={"tokenizer": used["path"]})
@@ -86,10 +93,11 @@ def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
 def _may_have_seen(
     settings: Settings, prepared: Prepared, saved: dict[str, Any], run: Path
 ) -> str | None:
-    """A warning where the run may have trained on what is scored, as far as it is known: nothing is
-    of another source, and what was converted from elsewhere has trained on no text here.
+    """Returns a warning where the run may have trained on what is scored, as far as that is known:
+    nothing is known of another source, and what was converted from elsewhere has trained on no text
+    here.
 
-    ValueError where source and split are the run's, and the text has changed since.
+    UserError where source and split are the run's, and the text has changed since.
     """
     was = _settings(saved["settings"], [], run).data
     same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
@@ -115,13 +123,13 @@ def _may_have_seen(
 
 
 def _lacks_held_out(run: Path) -> bool:
-    """Whether it is a study's cell with text of its own, less what the study holds out. One that
-    is not finished may be."""
-    record = read_record(run)
+    """Whether the run is a study's cell whose own text lacks what the study holds out. One that is
+    not finished may be."""
+    record = CellRecord.read(run)
     if record is None:
         return False
-    text = record.get("result", {}).get("data")
-    return text is None or text["excluded_documents"] + text["excluded_paragraphs"] > 0
+    text = record.result.data if record.result else None
+    return text is None or (text.excluded_documents or 0) + (text.excluded_paragraphs or 0) > 0
 
 
 def fitted(row: int) -> Evaluation:
@@ -133,11 +141,3 @@ def fitted(row: int) -> Evaluation:
             "continuation_tokens": min(usual.continuation_tokens, max(row // 8, 1)),
         }
     )
-
-
-def score(settings: Settings, model, prepared, evaluation: Evaluation) -> dict[str, Any]:
-    """All yardsticks over all held-out documents."""
-    items = cut(prepared.heldout, prepared.tokenizer, evaluation)
-    found = yardsticks.heldout_of(settings, model, prepared, items, evaluation)
-    warning = unfaithful(prepared.heldout, prepared.tokenizer)
-    return found | {"warnings": [warning] if warning else []}

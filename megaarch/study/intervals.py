@@ -1,10 +1,12 @@
-"""95% intervals: documents by bootstrap, for one cell's figure and for two cells in pairs; seeds by
+"""95% intervals: documents by bootstrap, for one cell's value and for two cells in pairs; seeds by
 Student's t, for a bootstrap of two or three runs knows too little of their spread."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from megaarch.study.results import Paired
 
 RESAMPLES = 1000
 # Student's t, two-sided 95%, for 1 to 10 degrees of freedom.
@@ -31,21 +33,21 @@ def ratio_interval(
     return [float(low), float(high)]
 
 
-def paired_interval(a: dict, b: dict) -> list[float] | None:
-    """95% interval of a's figure less b's over the same items, or None where they differ.
+def paired_interval(a: Paired, b: Paired) -> list[float] | None:
+    """95% interval of a's value less b's over the same items, or None where items differ.
 
-    a, b: `paired` entries of two cells: `documents`, `sizes` and `amounts` of each item. Pairing
-    takes out what makes an item hard for every model.
+    Pairing takes out what makes an item hard for every model.
     """
-    if a["documents"] != b["documents"] or a["sizes"] != b["sizes"]:
+    if a.documents != b.documents or a.sizes != b.sizes:
         return None
-    difference = np.subtract(a["amounts"], b["amounts"])
-    return ratio_interval(difference, np.asarray(a["sizes"]), np.asarray(a["documents"]))
+    difference = np.subtract(a.amounts, b.amounts)
+    return ratio_interval(difference, np.asarray(a.sizes), np.asarray(a.documents))
 
 
 def seed_half_width(groups: Sequence[Sequence[float]]) -> float:
-    """Half of the interval, over seeds alone, of a cell's mean (one group of values, one a seed) or
-    of the difference of two (two groups, whose variance is pooled). 0 where none has two seeds."""
+    """Half of the interval, over seeds alone, of a cell's mean (one group: a value for each seed) or
+    of the difference of two (two groups, whose variance is pooled). 0 where none has two seeds. An empty group has no seeds and adds no spread."""
+    groups = [group for group in groups if group]
     freedom = sum(len(group) - 1 for group in groups)
     if freedom == 0:
         return 0.0

@@ -1,16 +1,17 @@
-"""Whether every cell of a study can run, told before the first one starts.
+"""Checks that every cell of a study can run, before the first one starts.
 
-What a configuration alone shows, the grid has told already. Here is what shows with the data: rows
-that cannot be made, items that fit no row, a parent of another shape or with other positions, a
-layout or a device that is not there.
+`expand` has checked the configuration alone. Here is what needs the data too: rows that cannot be
+made, items that fit no row, a parent of another shape or with other positions, a layout or a device
+that is not there.
 """
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from megaarch.config import ConfigError, catalogue
-from megaarch.config.schema import Data, Settings, Study
+from megaarch.config.schema import Settings
 from megaarch.data import conditional
 from megaarch.data.converters import converter_of
 from megaarch.data.rows import Rows
@@ -19,56 +20,56 @@ from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
-from megaarch.study import lanes, yardsticks
-from megaarch.study.grid import GridCell
+from megaarch.study import yardsticks
+from megaarch.study.cells import StudyCell
+from megaarch.study.folder import StudyFolder
 from megaarch.study.score import row_limit
 from megaarch.training import optimizer
 from megaarch.training.trainer import device_of
 
+Task = TypeVar("Task", bound=tuple[np.ndarray, ...])
 
-def check(grid: list[GridCell], study: Study, base: Data) -> None:
-    """ConfigError that names every cell which cannot run, and why. Budgets and seeds change
+
+def check(folder: StudyFolder) -> None:
+    """Raises a ConfigError that names every cell which cannot run, and why. Budgets and seeds change
     nothing here, so a cell is looked at once for each size."""
-    cells = {cell.key: cell for cell in grid}
-    first = {(cell.name, cell.size): cell for cell in reversed(grid)}
+    first = {(cell.name, cell.size): cell for cell in reversed(folder.cells)}
     problems = []
     for cell in reversed(first.values()):
         named = f"cell {cell.name}" + (f" ({cell.size})" if cell.size else "")
-        problems += [f"{named}: {said}" for said in _problems(cell, cells, study, base)]
+        problems += [f"{named}: {said}" for said in _problems(cell, folder)]
     if problems:
         raise ConfigError(problems)
 
 
-def _problems(
-    cell: GridCell, cells: dict[str, GridCell], study: Study, base: Data
-) -> Iterator[str]:
+def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
     settings = cell.settings
     yield from _said(lambda: validate.check(settings, mesh.processes(settings.parallel)))
     yield from _said(lambda: float8.check(settings.training, device_of(settings)))
     if settings.training.optimizer == "apex_adam":
         yield from _said(optimizer.fused_adam)
     if cell.parent:
-        yield from _misfits(cell, cells[cell.parent])
+        yield from _misfits(cell, next(c for c in folder.cells if c.key == cell.parent))
     try:
-        prepared = lanes.text_of(cell, base)
+        prepared = folder.text_of(cell)
     except (ValueError, OSError) as error:
         yield str(error)
         return
     seed = settings.training.seed
     yield from _said(lambda: Rows(settings.model, settings.data, prepared, seed))
-    yield from _said(lambda: _score(settings, prepared, study, base))
+    yield from _said(lambda: _check_items(settings, prepared, folder))
 
 
 def _said(action: Callable[[], object]) -> Iterator[str]:
-    """What a user's mistake in `action` is told as."""
+    """Yields the sentence of a user's mistake in `action`."""
     try:
         action()
     except (ValueError, OSError) as error:
         yield str(error)
 
 
-def _misfits(cell: GridCell, parent: GridCell) -> Iterator[str]:
-    """Where the weights of the parent are not those of the cell, or would mean other places."""
+def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
+    """Says how the parent's weights differ from the cell's in shape, or in what positions mean."""
     other = scheme_fault(
         *(position_scheme(c.settings.model, c.settings.data.objective) for c in (parent, cell))
     )
@@ -97,23 +98,25 @@ def _misfits(cell: GridCell, parent: GridCell) -> Iterator[str]:
 
 
 def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(settings.model, catalogue.position_axes(settings.data.objective))
+    axes = catalogue.position_axes(settings.data.objective)
+    # settings are frozen, and so can be hashed
+    return parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
 
 
-def _score(settings: Settings, prepared: Prepared, study: Study, base: Data) -> None:
-    """ValueError where the longest items do not fit a row."""
-    model, objective, evaluation = settings.model, settings.data.objective, study.evaluation
-    held = lanes.held_out(base, model.vocabulary_size, evaluation)
+def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) -> None:
+    """UserError where the longest items do not fit a row."""
+    model, objective, evaluation = settings.model, settings.data.objective, folder.study.evaluation
+    held = folder.held_out(model.vocabulary_size)
     items = [item for part in held.values() for item in part]
-    vocabulary, pair = prepared.tokenizer.vocabulary, (objective, model.architecture)
+    vocabulary, architecture = prepared.tokenizer.vocabulary, model.architecture
 
-    def longest(tasks: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    def longest(tasks: list[Task]) -> Task:
         return max(tasks, key=lambda task: sum(map(len, task)))
 
-    task = longest([(item.left, item.span) for item in items])
-    examples = conditional.continuation(*pair, *task, vocabulary)
+    left, span = longest([(item.left, item.span) for item in items])
+    examples = conditional.continuation(objective, architecture, left, span, vocabulary)
     if evaluation.middles and catalogue.OBJECTIVES[objective].middle is not None:
-        task = longest([yardsticks.middle_task(item) for item in items])
-        examples += conditional.middle(*pair, *task, vocabulary)
-    converter = converter_of(model.architecture)
+        left, span, right = longest([yardsticks.middle_task(item) for item in items])
+        examples += conditional.middle(objective, architecture, left, span, right, vocabulary)
+    converter = converter_of(architecture)
     row_limit(settings, [converter(example, vocabulary) for example in examples])

@@ -7,7 +7,6 @@ what they leave in the study's folder. Every process of the layout runs it; the 
 """
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,101 +14,81 @@ from megaarch import config
 from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
-from megaarch.ingest.prepare import Prepared
 from megaarch.parallel.validate import join
-from megaarch.study import cell as cells
-from megaarch.study import compare, lanes, rates
-from megaarch.study.display import Board
-from megaarch.study.grid import GridCell, expand, rate_key, title
+from megaarch.study import run as runs
+from megaarch.study import sweep, workers
+from megaarch.study.cells import expand, find
+from megaarch.study.display import ProgressDisplay
+from megaarch.study.folder import StudyFolder, parent_record
+from megaarch.study.results import CellRecord, Trial
 from megaarch.training.trainer import device_of
 
 
-def run_cell(raw: config.Raw, directory: Path, which: str) -> dict[str, Any] | None:
-    """Runs the cell `which` (its number in the grid, its key, or a name that only one cell has),
+def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
+    """Runs the cell `which` (its number in the study, its key, or a name that only one cell has),
     or continues it; returns its record, None on other processes than the main one.
 
-    ConfigError where the layout does not fit the processes; ValueError where its parent or its
+    ConfigError where the layout does not fit the processes; UserError where its parent or its
     trials are not finished.
     """
-    study, grid = config.resolve(raw).study, expand(raw, directory)
-    cell = find(grid, which)
-    if cell.parent and not (cells.read_record(directory / "cells" / cell.parent) or {}).get(
-        "result"
-    ):
-        raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
-    if study.rates:
-        grid = expand(raw, directory, rates.read(study.rates)["best"])
-    return _run(raw, directory, find(grid, cell.key), title(cell, study))
+    folder = StudyFolder.open(raw, directory)
+    cell = find(folder.cells, which)
+    if cell.parent:
+        parent = parent_record(cell)
+        if not (parent and parent.result):
+            raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
+    return _run(workers.Job(folder, cell))
 
 
-def run_trial(raw: config.Raw, directory: Path, number: int) -> dict[str, Any] | None:
-    """Runs trial `number` of the study's sweep (rates.trials); returns what it found, None on
-    other processes than the main one. ConfigError as `run_cell`."""
-    study, grid = config.resolve(raw).study, expand(raw, directory)
-    trials = rates.trials(grid, study) if study.tune else []
+def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
+    """Runs trial `number` of the study's sweep (sweep.trials); returns what it found. ConfigError as
+    `run_cell`."""
+    folder = StudyFolder.open(raw, directory)
+    trials = sweep.trials(folder.cells, folder.study)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
-    cell, rate = trials[number]
-    return _run(raw, directory, cell, f"{title(cell, study)} {rate:.3g}", rate)
+    record = _run(workers.Job(folder, *trials[number]))
+    assert record and record.trial
+    return record.trial
 
 
 def prepare(raw: config.Raw, directory: Path) -> None:
     """Prepares the text of every cell, so that the jobs to come find it prepared."""
-    settings = config.resolve(raw)
-    for cell in expand(raw, directory):
-        lanes.text_of(cell, settings.data)
-    size = settings.model.vocabulary_size
-    lanes.held_out(settings.data, size, settings.study.evaluation)
+    folder = StudyFolder.open(raw, directory)
+    for cell in folder.cells:
+        folder.text_of(cell)
+    folder.held_out()
 
 
-def find(grid: list[GridCell], which: str) -> GridCell:
-    """The cell that `which` names. ValueError where it names none or several."""
-    if which.isdecimal() and int(which) < len(grid):
-        return grid[int(which)]
-    found = [cell for cell in grid if which == cell.key]
-    found = found or [cell for cell in grid if which == cell.name]
-    if len(found) == 1:
-        return found[0]
-    keys = ", ".join(cell.key for cell in found or grid)
-    what = f"{len(found)} cells of that name" if found else "no such cell"
-    raise UserError(
-        f"--cell {which}: {what}; give a number from 0 to {len(grid) - 1}, or one of {keys}"
-    )
-
-
-def _run(
-    raw: config.Raw, directory: Path, cell: GridCell, name: str, rate: float | None = None
-) -> dict[str, Any] | None:
-    settings = config.resolve(raw)
-    study, base = settings.study, settings.data
+def _run(job: workers.Job) -> CellRecord | None:
+    folder, cell = job.folder, job.cell
     grid = join(cell.settings, device_of(cell.settings))
 
-    def ready() -> Prepared:
+    def enter() -> None:
         if grid.is_main:
-            compare.remember(raw, directory)
-        return lanes.text_of(cell, base)
+            folder.save_config()
+        folder.text_of(cell)
 
-    with Heartbeat(grid, cell.settings.training) as heart:
-        prepared = launch.first(ready)
-        with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
-            if rate is None:
-                if study.tune:
-                    cell = _tuned(raw, directory, cell)
-                if record := cells.finished(cell, prepared, study.evaluation):
-                    board.show(name, 1.0, f"done before  {cells.summary(record['result'])}")
+    with Heartbeat(grid, cell.settings.training) as heartbeat:
+        launch.first(enter)
+        with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
+            if job.rate is None:
+                job = _tuned(job) if folder.study.tune else job
+                if record := job.folder.finished(job.cell):
+                    display.show(job.name, 1.0, f"done before  {runs.summary(record.get_result())}")
                     return record if grid.is_main else None
-            return lanes.perform(lanes.Job(name, cell, study, base, rate), board.show, grid, heart)
+            return workers.perform(job, display.show, grid, heartbeat)
 
 
-def _tuned(raw: config.Raw, directory: Path, cell: GridCell) -> GridCell:
-    """The cell at the rate that its trials chose. ValueError where one of them is not finished."""
-    settings = config.resolve(raw)
-    grid = [c for c in expand(raw, directory) if rate_key(c) == rate_key(cell)]
-    found = rates.finished(grid, settings.study, settings.data)
-    wanted = len(rates.trials(grid, settings.study))
+def _tuned(job: workers.Job) -> workers.Job:
+    """The cell at the rate that its trials chose. UserError where one of them is not finished."""
+    folder, cell = job.folder, job.cell
+    alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
+    found, wanted = sweep.finished(folder, alike), len(sweep.trials(alike, folder.study))
     if len(found) < wanted:
         raise UserError(
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "
             "them first (compare --trial)"
         )
-    return find(expand(raw, directory, rates.best(found)), cell.key)
+    cells = expand(folder.raw, folder.directory, sweep.best(found))
+    return workers.Job(folder, find(cells, cell.key))

@@ -11,36 +11,43 @@ from typing import Any
 import numpy as np
 
 from megaarch.config import catalogue
-from megaarch.config.schema import Evaluation, Settings
+from megaarch.config.schema import Evaluation
 from megaarch.study.intervals import ratio_interval
 from megaarch.study.items import Item
+from megaarch.study.results import Heldout, Paired
 from megaarch.study.score import Scorer
 
 CHOICES = 4
 
 
-def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> dict[str, Any]:
+def evaluate(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> Heldout:
     """All yardsticks: the `heldout` entry of a cell in results.json."""
     objective = catalogue.OBJECTIVES[scorer.objective]
     chosen = items[: evaluation.documents]
     scores = scorer.loglikelihoods([(item.left, item.span) for item in chosen])
-    nats, size = -scores.text, np.array([item.span_bytes for item in chosen])
-    documents = np.array([item.document for item in chosen])
-    result = {
-        "continuation_bits_per_byte": bits(nats, size),
-        "continuation_bits_per_byte_raw": bits(-scores.raw, size),
-        "continuation_interval": ratio_interval(nats / math.log(2), size, documents),
-        "paired": paired(chosen, nats),
-        "middle_bits_per_byte": None,
-        "middle_interval": None,
-        "interval_kind": "bootstrap over documents",
-        "comparable": objective.comparable,
-        "items": {"continuation": len(chosen), "choice": 0, "middle": 0},
-    }
-    result |= _choice(scorer, items[: evaluation.choices], result["items"])
+    value, interval = _bits_per_byte(chosen, -scores.text)
+    groups = _groups(items[: evaluation.choices])
+    middles = []
     if evaluation.middles and objective.middle is not None:
-        result |= _middle(scorer, items, evaluation.middles, result["items"])
-    return result
+        middles = [item for item in items if len(item.right)][: evaluation.middles]
+    return Heldout(
+        continuation_bits_per_byte=value,
+        continuation_bits_per_byte_raw=_bits_per_byte(chosen, -scores.raw)[0],
+        continuation_interval=interval,
+        paired=paired(chosen, -scores.text),
+        interval_kind="bootstrap over documents",
+        comparable=objective.comparable,
+        items={"continuation": len(chosen), "choice": len(groups), "middle": len(middles)},
+        **_choice(scorer, groups),
+        **_middle(scorer, middles),
+    )
+
+
+def _bits_per_byte(items: list[Item], nats: np.ndarray) -> tuple[float, list[float] | None]:
+    """Bits per byte of the items' spans, which cost `nats`, and the 95% interval."""
+    size = np.array([item.span_bytes for item in items])
+    documents = np.array([item.document for item in items])
+    return bits(nats, size), ratio_interval(nats / math.log(2), size, documents)
 
 
 def curve_point(scorer: Scorer, items: list[Item], evaluation: Evaluation) -> float:
@@ -54,24 +61,26 @@ def continuation_bits(scorer: Scorer, items: list[Item]) -> float:
     return bits(-scores.text, np.array([item.span_bytes for item in items]))
 
 
-def _choice(scorer: Scorer, items: list[Item], counts: dict[str, int]) -> dict[str, Any]:
-    """Items in groups of four: each prefix is scored with each continuation of its group.
+def _groups(items: list[Item]) -> list[Item]:
+    """Items in the order of groups of four, each of four different documents as far as possible;
+    what fills no group is left out."""
+    groups = len(items) // CHOICES
+    ordered = sorted(items[: groups * CHOICES], key=lambda item: item.document)
+    return [ordered[i * groups + g] for g in range(groups) for i in range(CHOICES)]
+
+
+def _choice(scorer: Scorer, items: list[Item]) -> dict[str, Any]:
+    """Fields of Heldout. items: in groups of four (`_groups`); each prefix is scored with each
+    continuation of its group.
 
     A continuation's score under a prefix, less its mean score under the group's other prefixes:
     so a continuation that is likely everywhere gains nothing by it.
     """
-    groups = len(items) // CHOICES
-    items = _across_documents(items[: groups * CHOICES])
-    pairs = [
-        (items[g * CHOICES + i].left, items[g * CHOICES + j].span)
-        for g in range(groups)
-        for i in range(CHOICES)
-        for j in range(CHOICES)
-    ]
-    counts["choice"] = len(items)
     if not items:
         return {"choice_accuracy": None, "choice_interval": None}
-    table = scorer.loglikelihoods(pairs).text.reshape(groups, CHOICES, CHOICES)
+    groups = [items[first : first + CHOICES] for first in range(0, len(items), CHOICES)]
+    pairs = [(a.left, b.span) for group in groups for a in group for b in group]
+    table = scorer.loglikelihoods(pairs).text.reshape(len(groups), CHOICES, CHOICES)
     others = (table.sum(axis=1, keepdims=True) - table) / (CHOICES - 1)
     right = ((table - others).argmax(axis=2) == np.arange(CHOICES)).reshape(-1).astype(float)
     documents = np.array([item.document for item in items])
@@ -82,25 +91,13 @@ def _choice(scorer: Scorer, items: list[Item], counts: dict[str, int]) -> dict[s
     }
 
 
-def _across_documents(items: list[Item]) -> list[Item]:
-    """Order in which a group of four holds four different documents as far as possible."""
-    groups = len(items) // CHOICES
-    ordered = sorted(items, key=lambda item: item.document)
-    return [ordered[i * groups + g] for g in range(groups) for i in range(CHOICES)]
-
-
-def _middle(scorer: Scorer, items: list[Item], most: int, counts: dict[str, int]) -> dict[str, Any]:
-    chosen = [item for item in items if len(item.right)][:most]
-    if not chosen:
-        return {}
-    scores = scorer.middles([middle_task(item) for item in chosen])
-    size = np.array([item.span_bytes for item in chosen])
-    documents = np.array([item.document for item in chosen])
-    counts["middle"] = len(chosen)
-    return {
-        "middle_bits_per_byte": bits(-scores.text, size),
-        "middle_interval": ratio_interval(-scores.text / math.log(2), size, documents),
-    }
+def _middle(scorer: Scorer, items: list[Item]) -> dict[str, Any]:
+    """Fields of Heldout."""
+    if not items:
+        return {"middle_bits_per_byte": None, "middle_interval": None}
+    scores = scorer.middles([middle_task(item) for item in items])
+    value, interval = _bits_per_byte(items, -scores.text)
+    return {"middle_bits_per_byte": value, "middle_interval": interval}
 
 
 def middle_task(item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,18 +110,17 @@ def bits(nats: np.ndarray, size: np.ndarray) -> float:
     return float(nats.sum() / math.log(2) / size.sum())
 
 
-def paired(items: list[Item], nats: np.ndarray) -> dict[str, list]:
-    """What each item's span cost (in bits), with its document and its bytes: what intervals of a
-    difference (`intervals.paired_interval`) are made of."""
-    return {
-        "documents": [int(item.document) for item in items],
-        "sizes": [int(item.span_bytes) for item in items],
-        "amounts": [round(float(x), 4) for x in nats / math.log(2)],
-    }
+def paired(items: list[Item], nats: np.ndarray) -> Paired:
+    """What each item's span cost: `intervals.paired_interval` makes intervals of a difference of it."""
+    return Paired(
+        documents=[int(item.document) for item in items],
+        sizes=[int(item.span_bytes) for item in items],
+        amounts=[round(float(x), 4) for x in nats / math.log(2)],
+    )
 
 
 def unigram_nats(counts: np.ndarray, items: list[Item], text: np.ndarray) -> np.ndarray:
-    """What each item's continuation costs a unigram model of the training tokens, float64 [N].
+    """Returns what each item's continuation costs a unigram model of the training tokens, float64 [N].
 
     counts: [vocabulary] of the training tokens; add-one smoothing over text tokens.
     """
@@ -132,9 +128,3 @@ def unigram_nats(counts: np.ndarray, items: list[Item], text: np.ndarray) -> np.
     with np.errstate(divide="ignore"):
         nats = -np.log(smoothed / smoothed.sum())
     return np.array([nats[item.span].sum() for item in items])
-
-
-def heldout_of(settings: Settings, model, prepared, items: list[Item], evaluation: Evaluation):
-    """The yardsticks of one trained model."""
-    scorer = Scorer(model, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows)
-    return evaluate(scorer, items, evaluation)

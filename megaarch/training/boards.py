@@ -61,7 +61,7 @@ class WandB:
             project="megaarch",
             id=run_id(directory),
             resume="allow",
-            name=directory.absolute().name,
+            name=run_name(directory),
             dir=str(directory),
             config=settings,
         )
@@ -72,6 +72,16 @@ class WandB:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def run_name(directory: Path) -> str:
+    """The name that W&B shows: STUDY/CELL for the folder STUDY/cells/CELL, whose last part many cells
+    share; else the folder's own."""
+    *above, folder = directory.absolute().parts
+    if "cells" not in above[2:]:
+        return folder
+    at = len(above) - 1 - above[::-1].index("cells")
+    return "/".join((above[at - 1], *above[at + 1 :], folder))
 
 
 def run_id(directory: Path) -> str:

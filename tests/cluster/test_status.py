@@ -12,9 +12,11 @@ from megaarch.cli import main
 from megaarch.cluster import submit
 from megaarch.cluster.status import status, table
 from megaarch.study import compare, lock
+from megaarch.study.folder import save_config
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
 from tests.distributed.test_task import EVALUATION
+from tests.study.example_results import example_cell
 
 GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm", "adapted"))
 
@@ -23,7 +25,7 @@ GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm
 def run(study, tmp_path):
     """The folder of a study of one seed that nobody has started."""
     study["study"]["seeds"] = [0]
-    compare.remember(study, tmp_path / "run")
+    save_config(study, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -73,7 +75,7 @@ def by_name(states):
 
 
 def test_without_slurm_the_folder_says_what_is_done_running_and_stopped(run, programs):
-    train_a_little(run, GPT, result={})
+    train_a_little(run, GPT, result=example_cell("gpt"))
     train_a_little(run, T5)
     with lock.alone(run / "cells" / T5, "cell"):
         states = by_name(status(run))

@@ -14,6 +14,7 @@ from megaarch.cluster import slurm, status, submit
 from megaarch.cluster.slurm import Site
 from megaarch.cluster.submit import Order, plan
 from megaarch.config import ConfigError, set_path
+from tests.study.example_results import example_cell
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def by_name(jobs):
 def finish(directory, key):
     folder = directory / "cells" / key
     folder.mkdir(parents=True)
-    (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": {}}))
+    (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": example_cell("gpt")}))
 
 
 def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study, site, tmp_path):

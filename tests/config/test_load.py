@@ -7,7 +7,7 @@ import pytest
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.study.grid import expand
+from megaarch.study.cells import expand
 
 
 def problems(raw):

@@ -181,7 +181,7 @@ def scored(run, layout, smaller):
     checkpoint.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)
     try:
         given = [f"{name}={size}" for name, size in layout.items()]
-        return evaluate.evaluate_run(run, given) | {"verified": len(read)}
+        return evaluate.evaluate_run(run, given)[0].as_json() | {"verified": len(read)}
     finally:
         evaluate.Evaluation, checkpoint.find_fault = whole, find_fault
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from megaarch import config
 from megaarch.study import compare, task
+from megaarch.study.folder import load_config
 from tests.distributed.pool import RankError
 
 LAYOUTS = {
@@ -54,7 +55,7 @@ def run_cells(raw, directory, names):
 
 
 def run_trials(raw, directory, numbers):
-    return [task.run_trial(raw, directory, number)["heldout"] for number in numbers]
+    return [task.run_trial(raw, directory, number).heldout for number in numbers]
 
 
 def without_layouts(study):
@@ -70,8 +71,9 @@ def test_cells_in_layouts_of_their_own_make_the_results_of_one_process(study, po
         [True] * 3,
         [False] * 3,
     ]
-    apart = compare.gather(compare.recall(tmp_path / "jobs"), tmp_path / "jobs")
+    apart = compare.gather(load_config(tmp_path / "jobs"), tmp_path / "jobs").as_json()
     alone = compare.compare(without_layouts(study), tmp_path / "alone", Console(quiet=True))
+    alone = alone.as_json()
     assert [cell["key"] for cell in apart["cells"]] == [cell["key"] for cell in alone["cells"]]
     for a, b in zip(apart["cells"], alone["cells"], strict=True):
         for key in ("steps", "flops", "seen_tokens", "target_tokens", "parent"):
@@ -97,8 +99,8 @@ def test_a_sweep_in_jobs_of_its_own_chooses_what_one_process_chooses(study, pool
     first, second = pool.run(2, run_trials, study, tmp_path, [0, 1])
     assert first == second and first[1] < first[0]
     pool.run(2, run_cells, study, tmp_path, ["gpt"])
-    (cell,) = compare.gather(study, tmp_path)["cells"]
-    assert cell["learning_rate"] == 1e-3 and cell["tuned"]
+    (cell,) = compare.gather(study, tmp_path).cells
+    assert cell.learning_rate == 1e-3 and cell.tuned
 
 
 def test_what_is_not_finished_is_named(study, tmp_path):
@@ -108,7 +110,7 @@ def test_what_is_not_finished_is_named(study, tmp_path):
     with pytest.raises(ValueError, match=r"starts from gpt/base-6e\+08-seed0, which is not"):
         task.run_cell(mine, tmp_path, "adapted")
     task.run_cell(mine, tmp_path, "0")
-    results = compare.gather(mine, tmp_path)
+    results = compare.gather(mine, tmp_path).as_json()
     assert [cell["name"] for cell in results["cells"]] == ["gpt"]
     assert "t5/base-6e+08-seed0, adapted/base-6e+08-seed0" in results["warnings"][0]
 

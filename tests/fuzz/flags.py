@@ -386,7 +386,9 @@ def _begun(main: Callable[[list[str]], int], given: list[str]) -> int:
             raise _Begun
 
     check, fits.check_training = fits.check_training, checked
-    display.Line.step = peers.Apart.__init__ = suite.run = stop  # the latter start processes
+    display.ProgressBar.update = peers.Apart.__init__ = suite.run = (
+        stop  # the latter start processes
+    )
     torch.compile = lambda function, **_: function
     benchmark.isolated = lambda run, problem, deadline: run(*problem, {}, deadline)
     try:

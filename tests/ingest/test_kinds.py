@@ -10,7 +10,7 @@ from megaarch import config
 from megaarch.data.rows import Rows
 from megaarch.ingest import corpus
 from megaarch.ingest.prepare import prepare
-from megaarch.study import lanes
+from megaarch.study.data import text_of
 from tests.conftest import made_up_text, tiny_raw
 
 RECORDS = [
@@ -81,7 +81,7 @@ def test_cells_of_a_study_take_their_own_of_one_source(tmp_path, settings):
         (text, text, False),
     ):
         cell = type("Cell", (), {"settings": own})()
-        prepared = lanes.text_of(cell, base.data)
+        prepared = text_of(cell, base.data)
         assert prepared.supervised == wanted
         assert Rows(own.model, own.data, prepared, 0).per_epoch > 0
 
@@ -91,4 +91,4 @@ def test_pairs_alone_are_shared_by_a_study_whatever_its_own_objective(tmp_path, 
     source = write(tmp_path / "pairs.jsonl", pairs)
     base, own = settings(source), settings(source, objective="supervised")
     cell = type("Cell", (), {"settings": own})()
-    assert lanes.text_of(cell, base.data).manifest["key"] == prepare(base.data, 512).manifest["key"]
+    assert text_of(cell, base.data).manifest["key"] == prepare(base.data, 512).manifest["key"]

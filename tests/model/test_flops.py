@@ -49,10 +49,10 @@ def test_gated_feed_forward_has_three_matrices():
 
 
 def test_wang2022_golden_figures():
-    cells = {c["name"]: c for c in describe_all(config.read_yaml("configs/studies/wang2022.yaml"))}
+    cells = {c.name: c for c in describe_all(config.read_yaml("configs/studies/wang2022.yaml"))}
     assert len(cells) == 6
     for name, cell in cells.items():
-        billions = cell["parameters"] / 1e9
+        billions = cell.parameters / 1e9
         assert billions == pytest.approx(11.003 if name.startswith("encdec") else 4.762, abs=1e-3)
     span = cells["encdec-span"]
     assert (span["lengths"]["encoder"], span["lengths"]["decoder"]) == (512, 114)

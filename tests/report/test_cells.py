@@ -9,14 +9,37 @@ import numpy as np
 import pytest
 
 from megaarch import report
+from megaarch.report import cells as report_cells
 from megaarch.report import plots
-from megaarch.report.cells import headline, merge, merged_cells
+from megaarch.report.warnings import warnings_for
 from megaarch.study.intervals import ratio_interval
+from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     cell_at,
     example_results,
     scaling_results,
 )
+
+
+def headline(results):
+    return report_cells.headline(Results.of(results))
+
+
+def merge(cells):
+    return report_cells.merge([CellResult(**cell) for cell in cells]).model_dump()
+
+
+def merged_cells(results):
+    return [cell.model_dump() for cell in report_cells.merged_cells(Results.of(results))]
+
+
+def distinguishable(*cells):
+    held = [report_cells.MergedHeldout(**cell["heldout"]) for cell in cells]
+    return report_cells.distinguishable(*held)
+
+
+def points_of(cell, *names):
+    return plots.points_of(report_cells.merge([CellResult(**cell)]), *names)
 
 
 @pytest.mark.parametrize(
@@ -26,16 +49,16 @@ from tests.study.example_results import (
 def test_cells_are_distinguishable_iff_their_intervals_leave_a_gap(interval, expected):
     a = cell_at("a", 2.0, 1.9, 2.1)
     b = cell_at("b", sum(interval) / 2, *interval)
-    assert report.distinguishable(a, b) is expected
-    assert report.distinguishable(b, a) is expected
+    assert distinguishable(a, b) is expected
+    assert distinguishable(b, a) is expected
 
 
 def test_no_interval_and_pseudo_likelihood_are_never_distinguishable():
     a, b = cell_at("a", 2.0, 1.9, 2.1), cell_at("b", 9.0, 8.9, 9.1)
     b["heldout"]["continuation_interval"] = None
-    assert not report.distinguishable(a, b)
+    assert not distinguishable(a, b)
     b["heldout"] |= {"continuation_interval": [8.9, 9.1], "comparable": False}
-    assert not report.distinguishable(a, b)
+    assert not distinguishable(a, b)
 
 
 def test_headline_names_the_best_and_says_not_distinguishable_iff_it_overlaps():
@@ -62,7 +85,7 @@ def test_a_child_does_not_win_at_equal_compute_on_its_parents():
     child = cell_at("adapted", 2.0, 1.9, 2.1, flops=3e13, parent="gpt/base", inherited_flops=3e13)
     results = example_results([parent, child])
     assert "equal compute" not in headline(results)[0]
-    found = report.warnings_for(results)
+    found = warnings_for(Results.of(results))
     assert any("adapted spent 100.0% more FLOPs than gpt" in w for w in found)
     assert any("starts from the weights of gpt/base, so 3.00" in w for w in found)
     rows = {line.split()[0]: line for line in report.text(results).splitlines() if line}
@@ -70,9 +93,9 @@ def test_a_child_does_not_win_at_equal_compute_on_its_parents():
     assert r"6.00 \times 10^{13}" in report.latex(results)
     line = {row["name"]: row for row in DictReader(StringIO(report.csv(results)))}["adapted"]
     assert float(line["flops"]) == float(line["inherited_flops"]) == 3e13
-    curve = plots.points_of(child, "curve", "flops", "heldout")
+    curve = points_of(child, "curve", "flops", "heldout")
     assert curve[0][0] == 3e13 and curve[-1][0] == 3e13 + child["curve"][-1]["flops"]
-    assert plots.points_of(child, "curve", "seconds", "heldout")[0][0] == 0
+    assert points_of(child, "curve", "seconds", "heldout")[0][0] == 0
     child |= {"flops": 1e13, "inherited_flops": 2e13}
     assert headline(results)[0].startswith("At equal compute")
 
@@ -156,7 +179,7 @@ def test_equal_architectures_are_told_apart_in_about_one_study_of_twenty(
             drawn = rng.normal(0, of_seeds, seeds)
             runs = [suits + shift + rng.normal(0, 0.03, number) for shift in drawn]
             pair.append(merge([scored(name, s, run, documents) for s, run in enumerate(runs)]))
-        wrong += report.distinguishable(*pair)
+        wrong += distinguishable(*pair)
     assert wrong / studies < 0.12
 
 
@@ -165,7 +188,7 @@ def test_one_document_tells_nothing_apart():
     pair = [scored(name, 0, costs + worse, one) for name, worse in (("a", 0.0), ("b", 0.5))]
     for cell in pair:
         cell["heldout"]["continuation_interval"] = ratio_interval(costs, one + 1, one)
-    assert not report.distinguishable(*map(merge, ([cell] for cell in pair)))
+    assert not distinguishable(*map(merge, ([cell] for cell in pair)))
 
 
 def test_a_true_difference_shows_at_any_number_of_seeds():
@@ -181,7 +204,7 @@ def test_a_true_difference_shows_at_any_number_of_seeds():
             )
             for name, gap in (("a", 0.0), ("b", 0.1))
         )
-        assert report.distinguishable(a, b)
+        assert distinguishable(a, b)
         own = [cell["heldout"]["continuation_interval"] for cell in (a, b)]
         assert own[0][1] > own[1][0], "only pairing shows it"
 

@@ -9,12 +9,17 @@ from megaarch.attention.parts import area
 from megaarch.report import figures, masks, plots
 from megaarch.report.cells import merged_cells
 from megaarch.report.style import write
+from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     cell_at,
     example_cell,
     example_results,
     scaling_results,
 )
+
+
+def sections(results):
+    return figures.sections(Results.of(results))
 
 
 def polygon_area(points) -> float:
@@ -33,12 +38,14 @@ def test_a_drawn_part_covers_its_exact_area(part):
 
 
 def test_stacks_are_drawn_as_one_mask():
-    placed = {p.mask["title"]: (p.row, p.column) for p in masks.place(example_cell("t5")["masks"])}
+    placed = {
+        p.mask.title: (p.row, p.column) for p in masks.place(CellResult(**example_cell("t5")).masks)
+    }
     assert placed == {"encoder": (0, 0), "decoder": (9, 9), "cross-attention": (9, 0)}
 
 
 def test_the_mask_of_a_mixture_says_that_it_is_of_one_row():
-    captions = {panel.name: panel.caption for panel in figures.sections(example_results())["masks"]}
+    captions = {panel.name: panel.caption for panel in sections(example_results())["masks"]}
     mixed = {f"mask-{name}" for name in ("unilm", "glm")}
     assert {
         name for name, caption in captions.items() if "One row of a mixture" in caption
@@ -46,24 +53,24 @@ def test_the_mask_of_a_mixture_says_that_it_is_of_one_row():
 
 
 def test_each_objective_has_its_own_loss_axis():
-    sections = figures.sections(example_results())
-    assert len(sections["loss"]) == len({cell["objective"] for cell in example_results()["cells"]})
-    assert all(len(panel.figure.axes) == 1 for panel in sections["loss"])
+    found = sections(example_results())
+    assert len(found["loss"]) == len({cell["objective"] for cell in example_results()["cells"]})
+    assert all(len(panel.figure.axes) == 1 for panel in found["loss"])
     shared = example_results([cell_at("a", 2, 1, 3), cell_at("b", 2, 1, 3)])
-    assert len(figures.sections(shared)["loss"]) == 1
+    assert len(sections(shared)["loss"]) == 1
 
 
 def test_a_pseudo_likelihood_is_marked_wherever_it_stands_among_others():
     cells = [example_cell("gpt"), example_cell("bert"), example_cell("t5")]
     panels = {
         panel.name: panel
-        for section in figures.sections(example_results(cells)).values()
+        for section in sections(example_results(cells)).values()
         for panel in section
     }
     assert set(rows_of(panels["choice"])) == {"gpt", "bert *", "t5"}
     assert "not comparable" in panels["choice"].caption
     assert not any("bert" in label for label in rows_of(panels["heldout-final"]))
-    [choice] = figures.sections(example_results(cells[:1]))["choice"]
+    [choice] = sections(example_results(cells[:1]))["choice"]
     assert choice.caption == ""
 
 
@@ -74,18 +81,18 @@ def rows_of(panel) -> list[str]:
 
 def test_a_middle_says_who_was_told_its_length_and_calls_none_incomparable():
     """BERT fills it as UniLM does, token by token from left to right."""
-    _, middle = figures.sections(example_results())["choice"]
+    _, middle = sections(example_results())["choice"]
     told = {"unilm \u2020", "bert \u2020", "xlnet \u2020"}
     assert set(rows_of(middle)) == told | {"t5", "bart", "glm"}
     assert "Told the gap's length" in middle.caption and "one mark for the" in middle.caption
     assert "not comparable" not in middle.caption
     alike = [example_cell("t5"), example_cell("glm")]
-    assert figures.sections(example_results(alike))["choice"][1].caption == ""
+    assert sections(example_results(alike))["choice"][1].caption == ""
 
 
 def test_sizes_draw_iso_budget_curves_and_one_size_draws_none():
-    assert figures.sections(example_results())["scaling"] == []
-    panels = figures.sections(scaling_results())["scaling"]
+    assert sections(example_results())["scaling"] == []
+    panels = sections(scaling_results())["scaling"]
     assert [len(panel.groups) for panel in panels] == [3, 3]
 
 
@@ -106,7 +113,7 @@ def test_figures_are_written_as_pdf_and_svg_and_twice_the_same(tmp_path):
     for path in paths:
         start = path.read_bytes()[:300]
         assert start.startswith(b"%PDF") if path.suffix == ".pdf" else b"<svg" in start
-    [panel] = figures.masks(merged_cells(example_results([example_cell("t5")])))
+    [panel] = figures.masks(merged_cells(Results.of(example_results([example_cell("t5")]))))
     again = write(panel, tmp_path)
     assert [p.read_bytes() for p in again] == [
         (tmp_path / "figures" / p.name).read_bytes() for p in again

@@ -6,12 +6,17 @@ import re
 import pytest
 
 from megaarch import report
-from megaarch.report.page import page
+from megaarch.report.page import page as page_of
+from megaarch.study.results import Results
 from tests.study.example_results import (
     cell_at,
     example_cell,
     example_results,
 )
+
+
+def page(results) -> str:
+    return page_of(Results.of(results))
 
 
 @pytest.fixture(scope="module")

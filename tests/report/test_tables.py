@@ -26,6 +26,15 @@ def test_text_stays_within_80_columns_of_ascii(make):
     assert page_text.isascii()
 
 
+def test_text_breaks_no_line_within_a_power_of_ten():
+    """Wherever the line ends: the names before it have one letter more each time."""
+    for letters in range(1, 40):
+        parent = cell_at("gpt", 2.5, 2.4, 2.6, key="k" * letters)
+        child = cell_at("child", 2.0, 1.9, 2.1, parent="k" * letters, inherited_flops=3e13)
+        page_text = report.text(example_results([parent, child]))
+        assert "so 3.00e13 FLOPs spent" in " ".join(page_text.split())
+
+
 def test_text_keeps_80_columns_with_long_names_and_large_numbers():
     cells = [
         cell_at(f"encoder_decoder_span_corruption_{end}", 2.0, 1.9, 2.1, preset=None)

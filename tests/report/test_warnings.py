@@ -3,12 +3,22 @@
 import pytest
 
 from megaarch import report
+from megaarch.report import warnings
 from megaarch.report.page import page
+from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     clean_results,
     example_cell,
     example_results,
 )
+
+
+def warnings_for(results):
+    return warnings.warnings_for(Results.of(results))
+
+
+def warnings_of(cell):
+    return warnings.warnings_of(CellResult(**cell))
 
 
 def change(**values):
@@ -51,18 +61,18 @@ CAUSES = [
 
 
 def test_a_fair_study_has_no_warning():
-    assert report.warnings_for(clean_results()) == []
+    assert warnings_for(clean_results()) == []
     assert "Read with care" not in report.text(clean_results())
-    assert "Read with care" not in page(clean_results())
+    assert "Read with care" not in page(Results.of(clean_results()))
 
 
 @pytest.mark.parametrize("cause, sentence", CAUSES, ids=[sentence for _, sentence in CAUSES])
 def test_each_cause_gives_its_warning_and_no_other(cause, sentence):
     results = clean_results()
     cause(results["cells"][-1])  # unilm, seed 2
-    warnings = report.warnings_for(results)
-    assert len(warnings) == 1
-    assert sentence in warnings[0]
+    found = warnings_for(results)
+    assert len(found) == 1
+    assert sentence in found[0]
     assert " ".join(sentence.split()[:3]) in report.text(results)
 
 
@@ -72,9 +82,9 @@ def test_a_different_share_of_the_machine_is_said(what):
     results = clean_results()
     for cell in results["cells"]:
         cell["environment"] = {"threads": 1, "lanes": 2}
-    assert report.warnings_for(results) == []
+    assert warnings_for(results) == []
     results["cells"][-1]["environment"] = {"threads": 1, "lanes": 2} | {what: 4}
-    [warning] = report.warnings_for(results)
+    [warning] = warnings_for(results)
     assert warning.startswith("Cells differ in threads, or in how many cells ran side by side")
     assert "their speeds do not compare" in warning
 
@@ -82,12 +92,15 @@ def test_a_different_share_of_the_machine_is_said(what):
 @pytest.mark.parametrize("what", ["commit", "hardware", "versions", "tokenizer"])
 def test_a_different_environment_is_said(what):
     results = clean_results()
+    given = {
+        "hardware": lambda value: {"cpu": value},
+        "versions": lambda value: {"torch": value},
+    }.get(what, str)
     for cell in results["cells"]:
-        cell["environment"] = {what: {"cpu": "a"} if what == "hardware" else "a"}
-    assert report.warnings_for(results) == []
-    other = {"cpu": "b"} if what == "hardware" else "b"
-    results["cells"][0]["environment"] = {what: other}
-    [warning] = report.warnings_for(results)
+        cell["environment"] = {what: given("a")}
+    assert warnings_for(results) == []
+    results["cells"][0]["environment"] = {what: given("b")}
+    [warning] = warnings_for(results)
     assert warning.startswith(f"Cells differ in {what}: gpt; ")
 
 
@@ -96,10 +109,10 @@ def test_flops_within_two_percent_and_at_other_budgets_are_equal():
     for cell in results["cells"]:
         cell["flops"] = 3e13
     results["cells"][0]["flops"] = 3.059e13
-    assert report.warnings_for(results) == []
+    assert warnings_for(results) == []
     for cell in results["cells"][:3]:
         cell |= {"budget": 6e13, "flops": 6e13}
-    assert report.warnings_for(results) == []
+    assert warnings_for(results) == []
 
 
 def test_batches_within_a_quarter_and_at_other_budgets_are_equal():
@@ -107,17 +120,17 @@ def test_batches_within_a_quarter_and_at_other_budgets_are_equal():
     for cell in results["cells"]:
         cell |= {"steps": 100, "seen_tokens": 100_000}
     results["cells"][0]["seen_tokens"] = 124_000
-    assert report.warnings_for(results) == []
+    assert warnings_for(results) == []
     for cell in results["cells"][:3]:
         cell |= {"budget": 6e13, "flops": 6e13, "seen_tokens": 200_000}
-    assert report.warnings_for(results) == []
+    assert warnings_for(results) == []
 
 
 def test_warnings_already_stored_are_not_said_twice():
     results = example_results()
-    found = report.warnings_for(results)
+    found = warnings_for(results)
     for cell in results["cells"]:
-        cell["warnings"] = report.warnings_of(cell)
+        cell["warnings"] = warnings_of(cell)
     results["warnings"] = found
-    assert report.warnings_for(results) == found
-    assert any("its best learning rate" in w for w in report.warnings_of(example_cell("glm")))
+    assert warnings_for(results) == found
+    assert any("its best learning rate" in w for w in warnings_of(example_cell("glm")))

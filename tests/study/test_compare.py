@@ -16,15 +16,21 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from megaarch import config, report
 from megaarch.distributed.mesh import Grid
+from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
-from megaarch.study import lock
-from megaarch.study.compare import compare
-from megaarch.study.display import Line
-from megaarch.study.grid import expand
+from megaarch.study import folder as study_folder
+from megaarch.study import lock, run, workers
+from megaarch.study.display import ProgressBar
+from megaarch.study.results import CellRecord, Results
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
+from tests.study.example_results import example_cell
 
 QUIET = Console(quiet=True)
+
+
+def compare(*given):
+    return study_module.compare(*given).as_json()
 
 
 def lowercase_words(study):
@@ -105,10 +111,8 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
 def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypatch):
     compare(study, tmp_path, QUIET)
     ran = []
-    honest = study_module.cells.run
-    monkeypatch.setattr(
-        study_module.cells, "run", lambda cell, *a: ran.append(cell.key) or honest(cell, *a)
-    )
+    honest = run.run
+    monkeypatch.setattr(run, "run", lambda cell, *a: ran.append(cell.key) or honest(cell, *a))
     study["study"]["seeds"] = [0, 1]
     study["study"]["cells"] = study["study"]["cells"][:2]
     compare(study, tmp_path, QUIET)
@@ -120,7 +124,6 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
 
 def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path):
     """Of parent, child and grandchild, as they would stand in the folder when finished."""
-    cells = study_module.cells
     chain = [("gpt", None), ("adapted", "gpt"), ("again", "adapted")]
     study["study"]["cells"] = [
         {"name": name, "preset": "gpt"} | ({"from": origin} if origin else {})
@@ -128,26 +131,28 @@ def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path)
     ]
 
     def arguments():
-        settings = config.resolve(study)
-        for cell in expand(study, tmp_path):
-            text = study_module.lanes.text_of(cell, settings.data)
-            yield cell, text, settings.study.evaluation
+        opened = study_folder.StudyFolder.open(study, tmp_path)
+        for cell in opened.cells:
+            yield cell, opened.text_of(cell), opened.study.evaluation
 
-    for cell, text, evaluation in arguments():
-        record = {"signature": cells.identity(cell, text, evaluation), "result": {}}
-        cells._write(Path(cell.settings.logging.directory) / "cell.json", record)
-    assert all(cells.finished(*given) for given in arguments())
+    def finish(*given):
+        signature = study_folder.identity(*given)
+        CellRecord(signature=signature, result=example_cell("gpt")).write(given[0].folder)
+
+    for given in arguments():
+        finish(*given)
+    assert all(study_folder.finished(*given) for given in arguments())
     study["study"]["cells"][0]["set"] = {"training.clip_gradient": 0.7}
     parent, child, _ = arguments()
     folder = Path(parent[0].settings.logging.directory)
     shutil.rmtree(folder)
-    assert cells.finished(*child) is None, "nothing is known of its parent"
+    assert study_folder.finished(*child) is None, "nothing is known of its parent"
     with pytest.raises(config.ConfigError, match=r"adapted.*from.training.clip_gradient was 1.0"):
         compare(study, tmp_path, QUIET)  # told before the parent is run again
     assert not folder.exists()
-    cells._write(folder / "cell.json", {"signature": cells.identity(*parent), "result": {}})
+    finish(*parent)
     with pytest.raises(config.ConfigError, match="from.training.clip_gradient was 1.0 and is 0.7"):
-        cells.finished(*child)
+        study_folder.finished(*child)
 
 
 def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monkeypatch):
@@ -218,21 +223,17 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
 def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     raw = copy.deepcopy(study)
     raw["study"]["cells"] = raw["study"]["cells"][:1]
-    settings = config.resolve(raw)
-    [cell] = expand(raw, tmp_path)
-    evaluation = settings.study.evaluation
-    prepared = study_module.lanes.text_of(cell, settings.data)
-    held = study_module.lanes.held_out(settings.data, 512, evaluation)
-    cells = study_module.cells
-    monkeypatch.setattr(cells.Trainer, "run", lambda trainer, more: trainer.progress)
+    opened = study_folder.StudyFolder.open(raw, tmp_path)
+    [cell], evaluation, held = opened.cells, opened.study.evaluation, opened.held_out()
+    monkeypatch.setattr(run.Trainer, "run", lambda trainer, more: trainer.progress)
     judged = []
     monkeypatch.setattr(
-        cells.yardsticks, "continuation_bits", lambda scorer, items: judged.extend(items) or 2.5
+        run.yardsticks, "continuation_bits", lambda scorer, items: judged.extend(items) or 2.5
     )
-    line = Line("trial", lambda *message: None)
+    bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
-    found = cells.trial(cell, 1e-3, 0.5, prepared, held, evaluation, line, grid)
-    assert found["heldout"] == 2.5
+    setup = run.Setup(opened.text_of(cell), held, evaluation, bar, grid)
+    assert run.trial(cell, 1e-3, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
 
@@ -289,8 +290,8 @@ def test_lanes_give_what_one_after_another_gives(study, tmp_path):
     # the last one, which waits for its parent, has half of the threads too, and no neighbour
     shares = [(c["environment"]["threads"], c["environment"]["lanes"]) for c in together["cells"]]
     assert shares == [(1, 2), (1, 2), (1, 1)]
-    assert any("side by side" in warning for warning in report.warnings_for(together))
-    assert not any("side by side" in warning for warning in report.warnings_for(alone))
+    assert any("side by side" in warning for warning in warnings_for(Results.of(together)))
+    assert not any("side by side" in warning for warning in warnings_for(Results.of(alone)))
     for a, b in zip(alone["cells"], together["cells"], strict=True):
         assert a["final_loss"] == b["final_loss"] and a["heldout"] == b["heldout"]
 
@@ -301,7 +302,7 @@ def test_a_cell_that_does_not_fit_into_memory_is_named(study, tmp_path, monkeypa
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
         )
 
-    monkeypatch.setattr(study_module.lanes, "perform", perform)
+    monkeypatch.setattr(workers, "perform", perform)
     with pytest.raises(ValueError, match="cell gpt: out of memory"):
         compare(study, tmp_path, QUIET)
 
@@ -330,6 +331,6 @@ def test_a_study_without_choices_and_middles_has_a_report(study, tmp_path):
     assert report.write_page(results, tmp_path / "report.html").exists()
     assert "gpt" in report.text(results)
     assert "does not give held-out text back" in " ".join(report.text(results).split())
-    report.check(results)
-    with pytest.raises(KeyError):
-        report.check({"format": 99})
+    Results.read(tmp_path / "results.json")
+    with pytest.raises(ValueError, match="format"):
+        Results.of({"format": 99})

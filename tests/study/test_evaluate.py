@@ -9,6 +9,7 @@ from megaarch.ingest.prepare import prepare
 from megaarch.study import evaluate
 from megaarch.training.trainer import Trainer
 from tests.conftest import made_up_text, tiny_raw, write_corpus
+from tests.study.example_results import example_cell
 
 
 @pytest.fixture
@@ -31,26 +32,27 @@ def grow(corpus):
 
 def test_a_source_that_has_changed_since_is_refused_and_other_text_is_not(run, tmp_path):
     folder, corpus = run
-    assert evaluate.evaluate_run(folder)["warnings"] == []
+    assert evaluate.evaluate_run(folder)[1] == []
     other = tmp_path / "other.jsonl"
     other.write_text(corpus.read_text())
     grow(corpus)
     with pytest.raises(ValueError, match=r"text.jsonl has changed since the run was trained"):
         evaluate.evaluate_run(folder)
-    assert evaluate.evaluate_run(folder, [f"data.source={other}"])["warnings"] == []
+    assert evaluate.evaluate_run(folder, [f"data.source={other}"])[1] == []
 
 
 def test_another_split_of_the_same_source_is_scored_with_a_warning(run):
     folder, _ = run
-    [warning] = evaluate.evaluate_run(folder, ["data.held_out=0.4"])["warnings"]
+    [warning] = evaluate.evaluate_run(folder, ["data.held_out=0.4"])[1]
     assert "split otherwise" in warning
 
 
 def test_a_cell_with_text_of_its_own_is_scored_with_a_warning(run):
     """The study's held-out text was left out of it, which evaluate does not have."""
     folder, corpus = run
-    result = {"data": {"excluded_documents": 2, "excluded_paragraphs": 0}}
+    data = {"excluded_documents": 2, "excluded_paragraphs": 0}
+    result = example_cell("gpt") | {"data": data}
     (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": result}))
     grow(corpus)
-    [warning] = evaluate.evaluate_run(folder)["warnings"]
+    [warning] = evaluate.evaluate_run(folder)[1]
     assert "cannot be told" in warning

@@ -8,13 +8,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from megaarch import config
 from megaarch.cli import main
 from megaarch.config import ConfigError
 from megaarch.study.compare import compare
 from megaarch.study.describe import describe_all
 from megaarch.study.estimate import dry_run
-from megaarch.study.grid import expand
+from megaarch.study.folder import StudyFolder
 from megaarch.study.preflight import check
 
 
@@ -118,8 +117,7 @@ def test_a_prefix_decoder_may_start_from_a_causal_one_with_a_relative_bias(study
         {"name": "causal", "preset": "gpt", "set": RELATIVE},
         {"name": "adapted", "preset": "prefix_lm", "from": "causal", "set": RELATIVE},
     ]
-    settings = config.resolve(study)
-    check(expand(study, Path("runs")), settings.study, settings.data)
+    check(StudyFolder.open(study, Path("runs")))
 
 
 def test_all_cells_at_fault_are_told_once_each_and_a_dry_run_tells_them_too(study, tmp_path):
@@ -150,15 +148,15 @@ def test_dry_run_and_describe_take_a_cells_own_data(study, pairs, tmp_path):
     epochs = {line.split("/")[0]: float(line.split()[3]) for line in shown if "/" in line}
     assert epochs["pairs"] > 2 * epochs["gpt"] > 0  # 200 short pairs are fewer rows than the text
     text, supervised = describe_all(study)
-    assert text["lengths"]["decoder"] == 48
-    lengths = supervised["lengths"]
+    assert text.lengths["decoder"] == 48
+    lengths = supervised.lengths
     assert 30 < lengths["encoder"] <= 48 and 10 < lengths["targets"] <= 48, "packed pairs"
-    assert supervised["flops_per_row"] > 0
+    assert supervised.flops_per_row > 0
     study["model"]["preset"] = "t5"
     study["data"] |= {"objective": "supervised", "source": pairs}
     del study["study"]
     (alone,) = describe_all(study)
-    assert alone["lengths"]["encoder"] > 30
+    assert alone.lengths["encoder"] > 30
 
 
 def test_a_dry_run_counts_cells_of_several_processes_and_times_the_others(study, tmp_path):
@@ -175,7 +173,7 @@ def test_a_dry_run_counts_cells_of_several_processes_and_times_the_others(study,
         tmp_path,
         Console(quiet=True),
     )
-    assert abs(ran["cells"][0]["steps"] - int(gpt[0])) <= 1
+    assert abs(ran.cells[0].steps - int(gpt[0])) <= 1
 
 
 def test_a_dry_run_adds_the_sweep_and_reads_the_file_of_one(study, tmp_path):

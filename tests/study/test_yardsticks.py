@@ -14,6 +14,7 @@ from megaarch.model.transformer import TargetLosses
 from megaarch.study import yardsticks
 from megaarch.study.intervals import paired_interval, ratio_interval, seed_half_width
 from megaarch.study.items import Item, cut, split, unfaithful
+from megaarch.study.results import Paired
 from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
@@ -90,7 +91,7 @@ def test_a_uniform_model_costs_log2_of_the_text_tokens(preset, tiny, prepared, i
     settings = tiny(preset)
     vocabulary = prepared.tokenizer.vocabulary
     scorer = Scorer(Uniform(512), settings, vocabulary, 4)
-    held = yardsticks.evaluate(scorer, items, EVALUATION)
+    held = yardsticks.evaluate(scorer, items, EVALUATION).as_json()
     chosen = items[:8]
     tokens, size = sum(len(i.span) for i in chosen), sum(i.span_bytes for i in chosen)
     bits = math.log2(int(vocabulary.text.sum())) * tokens / size
@@ -131,9 +132,8 @@ def test_the_choice_finds_the_continuation_that_its_prefix_makes_likelier():
             ]
             return type("S", (), {"text": np.array(scores), "raw": np.array(scores)})
 
-    counts = {}
-    found = yardsticks._choice(Biased(), items, counts)
-    assert found["choice_accuracy"] == 1.0 and counts["choice"] == 8
+    groups = yardsticks._groups(items)
+    assert yardsticks._choice(Biased(), groups)["choice_accuracy"] == 1.0 and len(groups) == 8
 
 
 def test_loglikelihood_is_the_sum_of_a_trained_models_losses(tiny, prepared, items):
@@ -181,7 +181,7 @@ def test_unigram_bits_are_those_of_the_smoothed_counts():
     nats = yardsticks.unigram_nats(np.array([2.0, 0.0, 9.0]), items, text)
     wanted = -(math.log2(3 / 4) + math.log2(1 / 4))
     assert yardsticks.bits(nats, np.array([3])) == pytest.approx(wanted / 3)
-    kept = yardsticks.paired(items, nats)
+    kept = yardsticks.paired(items, nats).as_json()
     assert kept["documents"] == [0] and kept["sizes"] == [3]
     assert kept["amounts"] == pytest.approx([wanted], abs=1e-4)
 
@@ -214,9 +214,9 @@ def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
         for x in (better, worse)
     )
     assert a[1] > b[0]
-    low, high = paired_interval(worse, better)
+    low, high = paired_interval(Paired(**worse), Paired(**better))
     assert 0 < low < 0.2 < high
-    assert paired_interval(worse, better | {"sizes": [9] * 60}) is None
+    assert paired_interval(Paired(**worse), Paired(**better | {"sizes": [9] * 60})) is None
 
 
 def test_the_half_width_over_seeds_against_the_textbook():

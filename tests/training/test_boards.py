@@ -115,6 +115,15 @@ def test_all_starts_of_a_run_are_one_run_of_wandb(tiny, prepared, tmp_path, wand
     assert len(wandb.runs) == 2
 
 
+def test_a_cell_of_a_study_has_a_name_of_its_own_in_wandb(tiny, prepared, tmp_path, wandb):
+    """Cells of one size, budget and seed share the last part of their folders."""
+    for name in ("gpt", "t5"):
+        folder = tmp_path / "mine" / "cells" / name / "base-1e+09-seed0"
+        Trainer(tiny(logging__wandb=True, logging__directory=str(folder)), prepared).run()
+    names = [run.starts[0]["name"] for run in wandb.runs.values()]
+    assert names == ["mine/gpt/base-1e+09-seed0", "mine/t5/base-1e+09-seed0"]
+
+
 @pytest.mark.parametrize(
     "damage", ["", "\0" * 17, "a b", "../run", "id\nid", "Ü", "\udcff", "x" * 65, "x" * 2000]
 )

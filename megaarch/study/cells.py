@@ -1,19 +1,21 @@
-"""The grid of a study: cells × sizes × budgets × seeds, each resolved to settings of its own."""
+"""The cells of a study: cells × sizes × budgets × seeds, each resolved to settings of its own."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Cell, Model, Settings, Size, Study
+from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
 
 @dataclass(frozen=True)
-class GridCell:
+class StudyCell:
     """One run of a study. `parent` is the key of the cell whose weights it starts from."""
 
     name: str
@@ -25,13 +27,30 @@ class GridCell:
 
     @property
     def key(self) -> str:
-        """Names the cell and its folder; does not change when the grid grows."""
-        return f"{self.name}/{self.size or 'base'}-{self.budget:.4g}-seed{self.seed}"
+        """Names the cell and its folder; does not change when the study grows."""
+        return _key(self.name, self.size, self.budget, self.seed)
+
+    @property
+    def rate_key(self) -> str:
+        """What a sweep chooses a rate for: the cell whatever its seed."""
+        return _rate_key(self.name, self.size, self.budget)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.logging.directory)
+
+
+def _rate_key(name: str, size: str | None, budget: float) -> str:
+    return f"{name}/{size or 'base'}-{budget:.4g}"
+
+
+def _key(name: str, size: str | None, budget: float, seed: int) -> str:
+    return f"{_rate_key(name, size, budget)}-seed{seed}"
 
 
 def expand(
     raw: config.Raw, directory: Path, rates: dict[str, float] | None = None
-) -> list[GridCell]:
+) -> list[StudyCell]:
     """All cells of a study's raw configuration, parents before their children.
 
     directory: of the study; cells log below it. rates: learning rate by `rate_key` or by cell
@@ -40,14 +59,13 @@ def expand(
     study = config.resolve(raw).study
     if study is None:
         raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
-    cells = [
+    return [
         _resolve(raw, study, cell, size, amount, seed, directory, rates or {})
         for size in (study.sizes or [None])
         for amount in study.budgets
         for seed in study.seeds
         for cell in study.cells
     ]
-    return cells
 
 
 def _resolve(
@@ -59,7 +77,7 @@ def _resolve(
     seed: int,
     directory: Path,
     rates: dict[str, float],
-) -> GridCell:
+) -> StudyCell:
     own = copy.deepcopy({k: v for k, v in raw.items() if k != "study" and v is not None})
     model = own.setdefault("model", {})
     if size is not None:
@@ -68,9 +86,9 @@ def _resolve(
         model.pop("architecture", None)
         own.setdefault("data", {}).pop("objective", None)
         model["preset"] = cell.preset
-    name = size.name if size else None
-    found = GridCell(cell.name, name, amount, seed, Settings(), None)
-    rate = rates.get(rate_key(found), rates.get(cell.name))
+    size_name = size.name if size else None
+    folder = directory / "cells"
+    rate = rates.get(_rate_key(cell.name, size_name, amount), rates.get(cell.name))
     if rate is not None:
         config.set_path(own, "training.learning_rate", rate)
     for path, value in cell.set.items():
@@ -79,31 +97,53 @@ def _resolve(
     match = BUDGET_UNIT.get(study.match, study.match)
     config.set_path(own, "training.budget", {"match": match, "amount": budget})
     config.set_path(own, "training.seed", seed)
-    config.set_path(own, "logging.directory", str(directory / "cells" / found.key))
+    key = _key(cell.name, size_name, amount, seed)
+    config.set_path(own, "logging.directory", str(folder / key))
     parent = None
     if cell.start_from:
-        parent = GridCell(cell.start_from, name, amount, seed, Settings(), None).key
-        config.set_path(own, "training.start_from", str(directory / "cells" / parent))
+        parent = _key(cell.start_from, size_name, amount, seed)
+        config.set_path(own, "training.start_from", str(folder / parent))
     settings = config.resolve(own, f"cell {cell.name}")
     if study.encoder_decoder_size == "parameters" or study.match == "parameters":
         settings = _match_parameters(settings)
-    return GridCell(cell.name, name, amount, seed, settings, parent)
+    return StudyCell(cell.name, size_name, amount, seed, settings, parent)
 
 
-def rate_key(cell: GridCell) -> str:
-    """What a sweep chooses a rate for: the cell whatever its seed."""
-    return f"{cell.name}/{cell.size or 'base'}-{cell.budget:.4g}"
+def generations(cells: list[StudyCell]) -> Iterator[list[StudyCell]]:
+    """Cells in the order in which they can run: those without a parent, then their children, ..."""
+    left, done = list(cells), {None}
+    while left:
+        ready = [cell for cell in left if cell.parent in done]
+        done |= {cell.key for cell in ready}
+        left = [cell for cell in left if cell not in ready]
+        yield ready
 
 
-def title(cell: GridCell, study: Study) -> str:
+def find(cells: list[StudyCell], which: str) -> StudyCell:
+    """The cell that `which` names: its number, its key, or a name that only one cell has.
+    UserError where it names none or several."""
+    if which.isdecimal() and int(which) < len(cells):
+        return cells[int(which)]
+    found = [cell for cell in cells if which == cell.key]
+    found = found or [cell for cell in cells if which == cell.name]
+    if len(found) == 1:
+        return found[0]
+    keys = ", ".join(cell.key for cell in found or cells)
+    what = f"{len(found)} cells of that name" if found else "no such cell"
+    raise UserError(
+        f"--cell {which}: {what}; give a number from 0 to {len(cells) - 1}, or one of {keys}"
+    )
+
+
+def title(cell: StudyCell, study: Study) -> str:
     """What a person sees of a cell's key: as little as tells it from the others."""
     several = len(study.sizes) > 1 or len(study.budgets) > 1 or len(study.seeds) > 1
     return cell.key if several else cell.name
 
 
 def _match_parameters(settings: Settings) -> Settings:
-    """An encoder-decoder with the stacks whose parameters come nearest to one stack of `layers`.
-    Where the depth of a stack is given, it stands as it is."""
+    """Gives an encoder-decoder the stacks whose parameters come nearest to one stack of `layers`.
+    Where the depth of a stack is given, nothing changes."""
     model = settings.model
     given = model.encoder_layers or model.decoder_layers
     if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or given:

@@ -8,8 +8,8 @@ from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
-from megaarch.study.grid import expand
-from megaarch.study.lanes import held_out
+from megaarch.study.cells import expand
+from megaarch.study.data import held_out
 
 
 @pytest.fixture

@@ -1,0 +1,178 @@
+"""A study in its folder: its configuration, its cells, and which of them are finished.
+
+study.yaml                      the configuration, for jobs of their own and for readers
+rates.json, results.json        what a sweep chose; all finished cells
+cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
+                                heldout.jsonl  the held-out value along the run
+                                metrics.jsonl, checkpoints/, tensorboard/
+                                tune/          the trials of learning rates on it
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from megaarch import config
+from megaarch.config.fingerprint import changed_settings, fingerprint
+from megaarch.config.schema import Data, Evaluation, Study, Tune
+from megaarch.errors import UserError
+from megaarch.files import replacing
+from megaarch.ingest.prepare import Prepared
+from megaarch.study import data
+from megaarch.study.cells import StudyCell, expand
+from megaarch.study.items import Item
+from megaarch.study.results import CellRecord, Sweep, Trial
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study and the folder that it runs in.
+
+    base: the study's own data settings. sweep: whose rates the cells have, None where the
+    configuration's stand.
+    """
+
+    raw: config.Raw
+    directory: Path
+    study: Study
+    base: Data
+    vocabulary_size: int
+    cells: list[StudyCell]
+    sweep: Sweep | None
+
+    @classmethod
+    def open(cls, raw: config.Raw, directory: Path) -> Self:
+        """ConfigError where the configuration is no study's or a cell is at fault, UserError where
+        the file of `study.rates` cannot be used."""
+        cells, settings = expand(raw, directory), config.resolve(raw)
+        study, size = settings.study, settings.model.vocabulary_size
+        assert study is not None, "expand refuses what is no study"
+        folder = cls(raw, directory, study, settings.data, size, cells, None)
+        return folder.with_rates(Sweep.read(study.rates)) if study.rates else folder
+
+    def with_rates(self, sweep: Sweep) -> Self:
+        """The same study with the rates that a sweep chose."""
+        return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, sweep.best))
+
+    def text_of(self, cell: StudyCell) -> Prepared:
+        """Returns what a cell trains on."""
+        return data.text_of(cell, self.base)
+
+    @property
+    def text(self) -> Prepared:
+        """The study's own text, from which held-out items are cut."""
+        return data.own_text(self.base, self.vocabulary_size)
+
+    def held_out(self, size: int | None = None) -> dict[str, list[Item]]:
+        """The items that score every cell. size: of a cell's vocabulary; None: of the study's."""
+        size = size or self.vocabulary_size
+        return data.held_out(self.base, size, self.study.evaluation)
+
+    @property
+    def tune(self) -> Tune:
+        """How learning rates are swept, where they are."""
+        assert self.study.tune is not None
+        return self.study.tune
+
+    def finished(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> CellRecord | None:
+        """The record of a cell that is done (see the function)."""
+        return finished(cell, self.text_of(cell), self.study.evaluation, parent)
+
+    def save_config(self) -> None:
+        """Keeps the configuration as study.yaml."""
+        save_config(self.raw, self.directory)
+
+
+def save_config(raw: config.Raw, directory: Path) -> None:
+    """Keeps a study's configuration as study.yaml in its folder."""
+    text = yaml.safe_dump(raw, sort_keys=False)
+    path = directory / "study.yaml"
+    if path.exists() and path.read_text() == text:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as aside:
+        aside.write_text(text)
+
+
+def load_config(directory: Path) -> config.Raw:
+    """Returns what `save_config` kept. UserError where the folder is no study's."""
+    path = directory / "study.yaml"
+    if not path.exists():
+        raise UserError(
+            f"{directory} is no study's folder: give one that megaarch compare or submit has made"
+        )
+    return config.read_yaml(path)
+
+
+def identity(
+    cell: StudyCell,
+    prepared: Prepared,
+    evaluation: Evaluation,
+    parent: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
+    decides its parent's. parent: the parent's identity; None: that with which it was run."""
+    scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump().items()}
+    about = {"data": prepared.fingerprint, "from": cell.parent}
+    if cell.parent:
+        record = parent_record(cell)
+        parent = parent or (record.signature if record else {})
+        about |= {f"from.{key}": value for key, value in parent.items() if key not in scoring}
+    return fingerprint(cell.settings) | scoring | about
+
+
+def parent_record(cell: StudyCell) -> CellRecord | None:
+    """The record of the cell that this one starts from."""
+    start = cell.settings.training.start_from
+    return CellRecord.read(Path(start)) if cell.parent and start else None
+
+
+def finished(
+    cell: StudyCell,
+    prepared: Prepared,
+    evaluation: Evaluation,
+    parent: dict[str, Any] | None = None,
+) -> CellRecord | None:
+    """The record of a cell that is done. ConfigError where what decides it has changed since.
+
+    parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
+    is not done either.
+    """
+    record = CellRecord.read(cell.folder)
+    if record is None or (cell.parent and parent is None and not parent_record(cell)):
+        return None
+    differences = changed_settings(record.signature, identity(cell, prepared, evaluation, parent))
+    if differences:
+        raise config.ConfigError(
+            [
+                f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "
+                "Restore them, give the cell another name, or remove its folder "
+                f"{cell.folder}"
+            ]
+        )
+    return record if record.result else None
+
+
+def trial_cell(cell: StudyCell, rate: float, share: float) -> StudyCell:
+    """The cell with a rate to try and a share of its budget, in a folder of its own."""
+    training, logging = cell.settings.training, cell.settings.logging
+    folder = cell.folder / "tune" / f"rate-{rate:.3g}-share-{share:.3g}"
+    assert training.budget is not None, "expand gives every cell one"
+    budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
+    settings = cell.settings.model_copy(
+        update={
+            "training": training.model_copy(update={"learning_rate": rate, "budget": budget}),
+            "logging": logging.model_copy(update={"directory": str(folder)}),
+        }
+    )
+    return replace(cell, settings=settings)
+
+
+def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:
+    """What a trial (`trial_cell`) that is done has found; None where it is not done, or was run with
+    other settings."""
+    record = CellRecord.read(trial.folder)
+    mark = identity(trial, prepared, evaluation)
+    return record.trial if record and not changed_settings(record.signature, mark) else None

@@ -1,0 +1,363 @@
+"""The records of a study, as their JSON files hold them: one model each.
+
+cell.json     CellRecord   what decided a cell's result, and the result or what a trial found
+rates.json    Sweep        the trials of a sweep of learning rates and the rates they chose
+results.json  Results      all finished cells: what the report is a function of
+*.jsonl       CurvePoint, LossPoint   a line of heldout.jsonl and of metrics.jsonl
+
+Files of other versions load: keys that this version does not know are kept and written again, and
+what an earlier one did not write has a default. A number that is NaN or infinite is read as None.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from megaarch.config import Raw
+from megaarch.errors import UserError
+from megaarch.files import Schema, fit, read_json, write_json
+from megaarch.training.metrics import read_lines
+
+log = logging.getLogger(__name__)
+LARGEST = 1e300  # sums and ratios of such numbers are floats still
+
+
+def _number(value: Any, as_float: ValidatorFunctionWrapHandler) -> int | float | None:
+    """A number as it stands (integers stay integers), None for one that is not finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    value = None if is_number and not abs(value) < LARGEST else value
+    as_float(value)
+    return value
+
+
+def _ends(interval: Any) -> Any:
+    """None in place of an interval one of whose ends is NaN or infinite."""
+    if not isinstance(interval, list):
+        return interval
+    numbers = [end for end in interval if isinstance(end, int | float)]
+    return interval if all(abs(end) < LARGEST for end in numbers) else None
+
+
+Amount = Annotated[float, WrapValidator(_number)]
+Number = Annotated[float | None, WrapValidator(_number)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Interval = Annotated[list[float] | None, Field(min_length=2, max_length=2), BeforeValidator(_ends)]
+
+
+class Record(Schema):
+    """A JSON object of which some keys are known."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def as_json(self) -> dict[str, Any]:
+        """What its file holds: the keys that were read or given."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Hardware(Record):
+    cpu: str | None = None
+    cores: int | None = None
+    gpu: str | None = None
+    memory_gib: Number = None
+
+
+class Machine(Record):
+    """Where a process ran. commit: of the package's checkout."""
+
+    hardware: Hardware | None = None
+    versions: dict[str, str] | None = None
+    commit: str | None = None
+
+
+class Environment(Machine):
+    """Where a cell ran. threads: of its process. lanes: how many cells ran side by side.
+    fingerprint: of its data. tokenizer: the fingerprint of its tokenizer."""
+
+    threads: int | None = None
+    lanes: int | None = None
+    fingerprint: str | None = None
+    tokenizer: str | None = None
+
+
+class Paired(Record):
+    """What each held-out item cost in bits (`amounts`), its document and its bytes (`sizes`)."""
+
+    documents: list[Amount]
+    sizes: list[Amount]
+    amounts: list[Amount]
+
+
+INTERVALS = {
+    "continuation_bits_per_byte": "continuation_interval",
+    "choice_accuracy": "choice_interval",
+    "middle_bits_per_byte": "middle_interval",
+}
+
+
+class Heldout(Record):
+    """A cell's values on held-out text.
+
+    *_interval: 95%, [low, high]. items: how many each value rests on. comparable: False where the
+    continuation's value is a pseudo-likelihood. choice_right: 1 for each item chosen rightly.
+    """
+
+    continuation_bits_per_byte: Number
+    continuation_bits_per_byte_raw: Number = None
+    continuation_interval: Interval = None
+    paired: Paired | None = None
+    middle_bits_per_byte: Number = None
+    middle_interval: Interval = None
+    interval_kind: str | None = None
+    comparable: bool = True
+    items: dict[str, Count] = Field(default_factory=dict)
+    choice_accuracy: Number = None
+    choice_interval: Interval = None
+    choice_right: list[int] | None = None
+
+    def interval(self, measure: str = "continuation_bits_per_byte") -> list[float] | None:
+        """[low, high] of one of INTERVALS' measures."""
+        return getattr(self, INTERVALS[measure])
+
+
+class Point(Record):
+    """Where a run stood: seconds of training, FLOPs spent."""
+
+    model_config = ConfigDict(extra="ignore")
+    step: Amount
+    flops: Amount
+    seconds: Amount
+
+
+class CurvePoint(Point):
+    heldout: Number
+
+
+class LossPoint(Point):
+    loss: Number  # None for a skipped step
+
+
+class Mask(Record):
+    """An attention mask by its parts: each a shape, a range of queries and a range of keys."""
+
+    title: str
+    queries: Annotated[Count, Field(gt=0)]
+    keys: Annotated[Count, Field(gt=0)]
+    parts: list[Annotated[list[Count], Field(min_length=5, max_length=5)]]
+    tokens: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _parts_within(self) -> Self:
+        for _, q0, q1, k0, k1 in self.parts:
+            if not (q0 <= q1 <= self.queries and k0 <= k1 <= self.keys):
+                raise ValueError("a part is not within the mask")
+        return self
+
+
+class Text(Record):
+    """The text of a study or of a cell: the counts of its preparation's manifest.
+
+    excluded_*: what a cell's own text had of what the study holds out, and what was left out of it.
+    """
+
+    OF_A_CELL: ClassVar = (
+        *("source", "train_documents", "train_tokens"),
+        *("excluded_documents", "excluded_paragraphs"),
+    )
+    source: str | None = None
+    tokenizer: str | None = None
+    fingerprint: str | None = None
+    train_documents: Number = None
+    train_tokens: Number = None
+    heldout_documents: Number = None
+    heldout_bytes: Number = None
+    dropped_paragraphs: Number = None
+    excluded_documents: Number = None
+    excluded_paragraphs: Number = None
+    bytes_per_token: Number = None
+
+
+class CellResult(Record):
+    """One cell of results.json.
+
+    inherited_flops: what all its ancestors spent. tuned, learning_rate_at_edge, trial_flops: what a
+    sweep knows of its learning rate (`sweep.verdict`). settings: as a configuration has them.
+    """
+
+    name: str
+    key: str | None = None
+    preset: str | None = None
+    architecture: str
+    objective: str
+    size: str | None = None
+    budget: Amount
+    seed: int
+    parent: str | None = None
+    parameters: Number
+    non_embedding_parameters: Number = None
+    flops: Number
+    inherited_flops: Number = None
+    palm_flops: Number = None
+    seen_tokens: Number
+    target_tokens: Number
+    steps: Number
+    train_seconds: Number
+    tokens_per_second: Number
+    padding_share: Number = None
+    truncated_share: Number = None
+    epochs: Number = None
+    skipped_steps: Number = None
+    final_loss: Number
+    precision: str | None = None
+    learning_rate: Number = None
+    heldout: Heldout
+    curve: list[CurvePoint]
+    losses: list[LossPoint]
+    masks: list[Mask]
+    settings: Raw
+    warnings: list[str] = Field(default_factory=list)
+    data: Text | None = None
+    tuned: bool = False
+    learning_rate_at_edge: bool = False
+    trial_flops: Number = None
+    environment: Environment = Environment()
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Held-out bits per byte of the continuation."""
+        return self.heldout.continuation_bits_per_byte
+
+    @property
+    def total_flops(self) -> float | None:
+        """Training FLOPs behind the cell's values: its own and those of the weights it starts from."""
+        return None if self.flops is None else self.flops + (self.inherited_flops or 0.0)
+
+
+class Trial(Record):
+    """What a trial of a learning rate found. heldout: bits per byte, None where it diverged."""
+
+    cell: str
+    key: str | None = None
+    rate_key: str | None = None
+    learning_rate: Amount
+    heldout: Number
+    flops: Amount
+
+
+class CellRecord(Record):
+    """cell.json. A cell that is not finished has neither result nor trial. signature: the settings,
+    data and yardsticks that decide its result."""
+
+    signature: dict[str, Any]
+    key: str | None = None
+    result: CellResult | None = None
+    trial: Trial | None = None
+    environment: Environment = Environment()
+
+    def get_result(self) -> CellResult:
+        """The result of a cell that is finished."""
+        assert self.result is not None
+        return self.result
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The record in a cell's folder, None where there is none yet."""
+        path = folder / "cell.json"
+        if not path.exists():
+            return None
+        try:
+            return fit(read_json(path), cls, path)
+        except ValueError as error:
+            raise UserError(f"{error}: remove its folder to run the cell again") from None
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "cell.json", self.as_json())
+
+
+class Sweep(Machine):
+    """rates.json. best: the rate of each cell by its rate key, and by its name. settings: those that
+    a cell must share with the trials to take their rate."""
+
+    grid: Annotated[list[float], Field(min_length=1)]
+    trial_budget_share: Number = None
+    command: str | None = None
+    best: dict[str, float]
+    trials: list[Trial]
+    settings: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """The file that `study.rates` names."""
+        try:
+            return fit(read_json(path), cls, path)
+        except OSError as error:
+            raise UserError(f"study.rates: cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(
+                f"study.rates: {path} is not the rates.json of a sweep: {error}"
+            ) from None
+
+
+class Budget(Record):
+    match: str
+    amounts: list[Amount]
+
+
+class Results(Machine):
+    """results.json."""
+
+    format: Literal[1]
+    study: str
+    created: str | None = None
+    command: str | None = None
+    budget: Budget
+    data: Text | None = None
+    unigram_bits_per_byte: Number = None
+    unigram_paired: Paired | None = None
+    curve_unigram_bits_per_byte: Number = None
+    chance: Amount = 0.25
+    cells: Annotated[list[CellResult], Field(min_length=1)]
+    tuning: list[Trial] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, found: Any, where: str | Path = "results.json") -> Self:
+        """From what the file says. UserError names the first key that does not fit."""
+        if isinstance(found, cls):
+            return found
+        return fit(found, cls, f"{where} is not a results.json of this version, or")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From the file. FileNotFoundError where there is none."""
+        try:
+            return cls.of(read_json(path), path)
+        except UserError as error:
+            raise UserError(f"{error}: run megaarch compare again") from None
+
+
+Line = TypeVar("Line", bound=Point)
+
+
+def read_points(path: Path, form: type[Line]) -> Iterator[Line]:
+    """The lines of a run's JSON lines file. One that is damaged is left out with a warning."""
+    for line in read_lines(path):
+        try:
+            yield form.model_validate(line)
+        except ValidationError as error:
+            fault = error.errors(include_input=False)[0]
+            key = ".".join(map(str, fault["loc"]))
+            log.warning(
+                "%s: step %d is damaged and left out: %s: %s", path, line["step"], key, fault["msg"]
+            )

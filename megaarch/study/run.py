@@ -1,0 +1,236 @@
+"""Runs one cell of a study: trains it to its budget, scores it and keeps its record; or one trial of
+a learning rate on it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megaarch.config import catalogue
+from megaarch.config.fingerprint import changed_settings
+from megaarch.config.schema import Evaluation, Settings
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.mesh import Grid
+from megaarch.ingest.prepare import Prepared
+from megaarch.model.count import non_embedding_parameter_count
+from megaarch.study import yardsticks
+from megaarch.study.cells import StudyCell
+from megaarch.study.display import ProgressBar
+from megaarch.study.environment import machine
+from megaarch.study.folder import finished_trial, identity, parent_record, trial_cell
+from megaarch.study.items import Item
+from megaarch.study.results import (
+    CellRecord,
+    CellResult,
+    CurvePoint,
+    Environment,
+    Heldout,
+    LossPoint,
+    Mask,
+    Text,
+    Trial,
+    read_points,
+)
+from megaarch.study.score import Scorer
+from megaarch.training.metrics import cut_back
+from megaarch.training.progress import Progress
+from megaarch.training.trainer import Trainer
+
+LOSS_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a cell runs with.
+
+    prepared: what it trains on. held: held-out items by use. grid: its processes, all of which run
+    it; the main one writes. lanes: how many cells run side by side, itself among them.
+    """
+
+    prepared: Prepared
+    held: dict[str, list[Item]]
+    evaluation: Evaluation
+    bar: ProgressBar
+    grid: Grid
+    heartbeat: Heartbeat | None = None
+    lanes: int = 1
+
+    def trainer(self, settings: Settings, **more) -> Trainer:
+        return Trainer(
+            settings,
+            self.prepared,
+            grid=self.grid,
+            heart=self.heartbeat,
+            watch=self.bar.update,
+            **more,
+        )
+
+    def scorer(self, model, settings: Settings) -> Scorer:
+        vocabulary = self.prepared.tokenizer.vocabulary
+        return Scorer(model, settings, vocabulary, self.evaluation.batch_rows)
+
+
+def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
+    """Trains and scores a cell, or continues one that was interrupted. Returns its record; None on
+    other processes than the main one."""
+    settings, prepared, grid = cell.settings, setup.prepared, setup.grid
+    evaluation, held = setup.evaluation, setup.held
+    record = CellRecord(key=cell.key, signature=identity(cell, prepared, evaluation))
+    curve = cell.folder / "heldout.jsonl"
+    if grid.is_main:
+        record.write(cell.folder)
+
+    def score_curve(model, progress: Progress) -> None:
+        scorer = setup.scorer(model, settings)
+        value = yardsticks.curve_point(scorer, held["validation"], evaluation)
+        if grid.is_main:
+            point = CurvePoint(
+                step=progress.step, flops=progress.flops, seconds=progress.seconds, heldout=value
+            )
+            with curve.open("a") as file:
+                file.write(json.dumps(point.as_json()) + "\n")
+
+    shares = tuple(np.linspace(0, 1, evaluation.points + 1))
+    trainer = setup.trainer(settings, hold_out=score_curve, shares=shares)
+    if grid.is_main:
+        cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
+    progress = trainer.run(more=True)
+    setup.bar.set_text("scoring held-out text")
+    scorer = setup.scorer(trainer.replica, settings)
+    heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
+    if not grid.is_main:
+        return None
+    found = result(cell, trainer, progress, heldout, prepared)
+    environment = Environment(
+        **dict(machine()),
+        threads=torch.get_num_threads(),
+        lanes=setup.lanes,
+        fingerprint=prepared.fingerprint,
+        tokenizer=prepared.tokenizer.fingerprint,
+    )
+    record = record.model_copy(update={"result": found, "environment": environment})
+    record.write(cell.folder)
+    setup.bar.set_text(f"done  {summary(found)}")
+    return record
+
+
+def summary(result: CellResult) -> str:
+    """A finished cell in a few words."""
+    heldout = result.heldout
+    bits, choice = heldout.continuation_bits_per_byte, heldout.choice_accuracy
+    return (
+        f"{result.steps} steps  "
+        + ("no value" if bits is None else f"{bits:.3f} bits per byte")
+        + (f"  choice {choice:.2f}" if choice is not None else "")
+        + ("" if heldout.comparable else "  (pseudo-likelihood)")
+    )
+
+
+def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> CellRecord:
+    """One trial of a learning rate: the validation value after `share` of the cell's budget.
+
+    One that was interrupted continues; what other settings left there is removed. All processes of
+    the cell's layout call this.
+    """
+    tried, grid, evaluation = trial_cell(cell, rate, share), setup.grid, setup.evaluation
+    mark = identity(tried, setup.prepared, evaluation)
+    if found := finished_trial(tried, setup.prepared, evaluation):
+        return CellRecord(signature=mark, trial=found)
+    if grid.is_main:
+        record = CellRecord.read(tried.folder)
+        if record and changed_settings(record.signature, mark):
+            shutil.rmtree(tried.folder)
+        CellRecord(signature=mark).write(tried.folder)
+    grid.barrier()
+    trainer = setup.trainer(tried.settings)
+    value = None
+    try:
+        trainer.run(more=True)
+        items = setup.held["validation"][: evaluation.documents]
+        scorer = setup.scorer(trainer.replica, tried.settings)
+        value = yardsticks.continuation_bits(scorer, items)
+    except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
+        setup.bar.set_text(str(error))
+    found = Trial(
+        cell=cell.name,
+        key=cell.key,
+        rate_key=cell.rate_key,
+        learning_rate=rate,
+        heldout=value,
+        flops=trainer.progress.flops,
+    )
+    record = CellRecord(signature=mark, trial=found)
+    if grid.is_main:
+        record.write(tried.folder)
+    setup.bar.set_text("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
+    return record
+
+
+def result(
+    cell: StudyCell, trainer: Trainer, progress: Progress, heldout: Heldout, prepared: Prepared
+) -> CellResult:
+    """The cell's entry in results.json."""
+    settings, model = cell.settings, cell.settings.model
+    points = list(read_points(cell.folder / "metrics.jsonl", LossPoint))
+    last = [point.loss for point in points[-max(1, len(points) // 20) :]]
+    last = [loss for loss in last if loss is not None]  # of a skipped step
+    thinned = sorted(
+        {int(i) for i in np.linspace(0, len(points) - 1, min(len(points), LOSS_POINTS))}
+    )
+    rows = trainer.rows
+    before = parent_record(cell)
+    parent = before.result if before else None
+    counts = {name: prepared.manifest[name] for name in Text.OF_A_CELL}
+    return CellResult(
+        name=cell.name,
+        key=cell.key,
+        preset=model.preset,
+        architecture=model.architecture,
+        objective=settings.data.objective,
+        size=cell.size,
+        budget=cell.budget,
+        seed=cell.seed,
+        parent=cell.parent,
+        parameters=trainer.parameters,
+        non_embedding_parameters=non_embedding_parameter_count(
+            model, catalogue.position_axes(settings.data.objective)
+        ),
+        flops=progress.flops,
+        inherited_flops=(parent.flops or 0) + (parent.inherited_flops or 0) if parent else 0.0,
+        palm_flops=progress.palm_flops,
+        seen_tokens=progress.seen_tokens,
+        target_tokens=progress.target_tokens,
+        steps=progress.step,
+        train_seconds=progress.seconds,
+        tokens_per_second=progress.seen_tokens / max(progress.seconds, 1e-9),
+        padding_share=1 - progress.seen_tokens / max(progress.slots, 1),
+        truncated_share=rows.truncated_pairs / rows.pairs if rows.pairs else None,
+        epochs=progress.step * settings.training.global_batch_size / rows.per_epoch,
+        skipped_steps=progress.skipped,
+        final_loss=float(np.mean(last)) if last else None,
+        precision=settings.training.precision,
+        learning_rate=settings.training.learning_rate,
+        heldout=heldout,
+        curve=list(read_points(cell.folder / "heldout.jsonl", CurvePoint)),
+        losses=[points[i] for i in thinned],
+        masks=masks(trainer),
+        settings=settings.model_dump(mode="json", by_alias=True, exclude={"study"}),
+        warnings=[],
+        data=Text.model_validate(counts),
+    )
+
+
+def masks(trainer: Trainer) -> list[Mask]:
+    """The parts of the run's first row, for the report to draw."""
+    batch = trainer.steps.batch(range(1))
+    names = catalogue.ARCHITECTURES[trainer.settings.model.architecture].streams
+    drawn = []
+    for name, stream in zip(names, batch.streams, strict=True):
+        for kind, parts in (("self-attention", stream.parts), ("cross-attention", stream.cross)):
+            if parts is not None:
+                title = f"{name} {kind}" if len(names) > 1 else kind
+                rows = [list(part) for part in parts.row(0)]
+                drawn.append(Mask(title=title, queries=parts.queries, keys=parts.keys, parts=rows))
+    return drawn

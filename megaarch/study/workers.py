@@ -1,0 +1,169 @@
+"""Runs cells and trials: one after another, or several at a time in processes of their own
+(`study.lanes`).
+
+A cell that starts from another waits for it. Small models on a CPU gain from it: two processes of
+one thread each do more than one process of two threads. A process has its share of the machine's
+threads, however many jobs are left to run.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaarch.distributed import launch
+from megaarch.distributed.heartbeat import Heartbeat
+from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
+from megaarch.ingest.prepare import Prepared
+from megaarch.study import lock
+from megaarch.study import run as runs
+from megaarch.study.cells import StudyCell, title
+from megaarch.study.display import ProgressBar, ProgressDisplay, Show
+from megaarch.study.folder import StudyFolder
+from megaarch.study.results import CellRecord
+from megaarch.training.faults import out_of_memory
+from megaarch.training.trainer import device_of
+
+_queue: Any = None  # of a worker process: leads to the display
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run, or, with `rate`, a trial of a learning rate on it."""
+
+    folder: StudyFolder
+    cell: StudyCell
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        name = title(self.cell, self.folder.study)
+        return name if self.rate is None else f"{name} {self.rate:.3g}"
+
+    @property
+    def locked(self) -> Path:
+        """What no other process may use meanwhile: a cell's folder, or that of all trials at a rate."""
+        folder = self.cell.folder
+        return folder if self.rate is None else folder / "tune" / "locks" / f"rate-{self.rate:.3g}"
+
+
+def perform(
+    job: Job,
+    show: Show,
+    grid: Grid | None = None,
+    heartbeat: Heartbeat | None = None,
+    lanes: int = 1,
+) -> CellRecord | None:
+    """Runs one job and returns its record.
+
+    grid: the processes of its layout, which all call this (task.py); None: this one alone.
+    heartbeat: theirs. lanes: how many jobs run side by side, this one among them.
+    """
+    cell, folder = job.cell, job.folder
+    grid = grid or Grid.single(device_of(cell.settings))
+    bar = ProgressBar(job.name, show)
+    bar.set_text("building")
+    with ExitStack() as locked:
+
+        def enter() -> Prepared:
+            if grid.is_main:
+                locked.enter_context(lock.alone(job.locked, "cell"))
+            return folder.text_of(cell)
+
+        prepared = launch.first(enter)
+        held = folder.held_out(cell.settings.model.vocabulary_size)
+        setup = runs.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
+        if job.rate is None:
+            return runs.run(cell, setup)
+        return runs.trial(cell, job.rate, folder.tune.budget, setup)
+
+
+def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord:
+    """`perform` in so many threads, where the cell does not set its own; a model that does not fit
+    is a UserError that names the cell."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        record = perform(job, show, lanes=lanes)
+        assert record is not None, "one process alone is the main one"
+        return record
+    except (RuntimeError, MemoryError) as error:
+        if said := out_of_memory(error):
+            raise UserError(f"cell {job.name}: {said}") from error
+        raise
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(jobs: list[Job], lanes: int, display: ProgressDisplay) -> Iterator[tuple[Job, CellRecord]]:
+    """Yields each job with what it gave, as they end; parents before their children."""
+    threads = max(1, torch.get_num_threads() // lanes)
+    lanes = min(lanes, len(jobs))
+    if lanes <= 1:
+        for job in jobs:
+            yield job, _attempt(job, display.show, threads, lanes)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    drain = threading.Thread(target=_drain, args=(queue, display), daemon=True)
+    drain.start()
+    waiting = list(jobs)
+    with ProcessPoolExecutor(lanes, context, _enter_worker, (queue,)) as pool:
+        running = {}
+        try:
+            while waiting or running:
+                unfinished = {job.cell.key for job in [*waiting, *running.values()]}
+                for job in [job for job in waiting if job.cell.parent not in unfinished]:
+                    waiting.remove(job)
+                    running[pool.submit(_in_worker, job, threads, lanes)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        yield job, future.result()
+                    except BrokenProcessPool:
+                        raise UserError(
+                            f"cell {job.name}: a lane's process was killed (out of memory?); lower "
+                            "study.lanes and run the same command again"
+                        ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            queue.put(None)
+            drain.join(timeout=5)
+
+
+def _enter_worker(queue) -> None:
+    global _queue
+    _queue = queue
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A worker whose study was killed saves its run and ends; it must not train on unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+    os._exit(1)
+
+
+def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord:
+    return _attempt(job, lambda *message: _queue.put(message), threads, lanes)
+
+
+def _drain(queue, display: ProgressDisplay) -> None:
+    while (message := queue.get()) is not None:
+        display.show(*message)

@@ -110,7 +110,7 @@ def bits(nats: np.ndarray, size: np.ndarray) -> float:
 
 
 def paired(items: list[Item], nats: np.ndarray) -> Paired:
-    """What each item's span cost: `intervals.paired_interval` makes intervals of a difference of it."""
+    """The cost of each item's span: `intervals.paired_interval` makes intervals of a difference of it."""
     return Paired(
         documents=[int(item.document) for item in items],
         sizes=[int(item.span_bytes) for item in items],
@@ -130,7 +130,7 @@ def unigram_nats(counts: np.ndarray, items: list[Item], text: np.ndarray) -> np.
 
 
 def comparable(objective: str) -> bool:
-    """Whether a model's continuation figure is a likelihood (BERT's is a pseudo-likelihood)."""
+    """Whether a model's continuation value is a likelihood (BERT's is a pseudo-likelihood)."""
     return all(p.comparable for p in catalogue.PRESETS.values() if p.objective == objective)
 
 

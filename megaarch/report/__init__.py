@@ -1,4 +1,4 @@
-"""What a researcher sees at the end of a study: a pure function of `results.json`.
+"""The report that a researcher reads at the end of a study: a pure function of `results.json`.
 
 results ──> cells (seeds merged, ranked) ──> text, csv, latex, figures, page
         └─> warnings (what makes the comparison unfair or thin)

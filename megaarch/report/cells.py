@@ -101,7 +101,7 @@ def merged_heldout(helds: Sequence[Heldout]) -> MergedHeldout:
 
 
 def mean_paired(paired: Sequence[Paired | None]) -> Paired | None:
-    """What each item cost, as a mean over seeds; None where seeds were scored on other items."""
+    """Returns what each item cost, as a mean over seeds; None where seeds were scored on other items."""
     known = [p for p in paired if p]
     first = known[0] if known else None
     if first is None or len(known) < len(paired):
@@ -170,7 +170,7 @@ def interval_kinds(cells: Sequence[CellResult]) -> list[str]:
 
 
 def knows_length(cell: CellResult) -> bool:
-    """Whether the cell is given how many tokens the middle has that it is to fill."""
+    """Says whether the cell is given how many tokens the middle has that it is to fill."""
     objective = catalogue.OBJECTIVES.get(cell.objective)
     return objective is not None and objective.gap_length
 

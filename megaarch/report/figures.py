@@ -185,7 +185,7 @@ def choice(
 
 
 def note(rows: Sequence[Entry]) -> str:
-    """What the marks of these rows mean."""
+    """Says what the marks of these rows mean."""
     marks = dict.fromkeys(row.mark for row in rows if row.mark)
     return " ".join(f"{mark} {NOTES[mark]}" for mark in marks)
 

@@ -1,4 +1,4 @@
-"""What makes a comparison unfair or thin, in sentences. Each appears only with its cause."""
+"""Warns of what makes a comparison unfair or thin. Each sentence appears only with its cause."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ def warnings_for(results: Results) -> list[str]:
 
 
 def warnings_of(cell: CellResult) -> list[str]:
-    """What to know about one cell, its own warnings included."""
+    """Everything to know about one cell, its own warnings included."""
     own = [cause.own(cell) for cause in CAUSES if cause.holds(cell)]
     return list(dict.fromkeys([*own, *cell.warnings]))
 
@@ -52,7 +52,7 @@ def _trial_ratio(cell: CellResult) -> float | None:
 
 @dataclass(frozen=True)
 class Cause:
-    """What can be seen in one cell alone: when it holds, the sentence about one cell, the sentence
+    """A weakness that one cell alone shows: when it holds, the sentence about one cell, the sentence
     about all cells that have it, and the detail behind each name there."""
 
     holds: Callable[[CellResult], Any]

@@ -32,7 +32,7 @@ class StudyCell:
 
     @property
     def rate_key(self) -> str:
-        """What a sweep chooses a rate for: the cell whatever its seed."""
+        """Names what a sweep chooses a rate for: the cell whatever its seed."""
         return _rate_key(self.name, self.size, self.budget)
 
     @property
@@ -136,7 +136,7 @@ def find(cells: list[StudyCell], which: str) -> StudyCell:
 
 
 def title(cell: StudyCell, study: Study) -> str:
-    """What a person sees of a cell's key: as little as tells it from the others."""
+    """The cell's name for a person: as little of its key as tells it from the others."""
     several = len(study.sizes) > 1 or len(study.budgets) > 1 or len(study.seeds) > 1
     return cell.key if several else cell.name
 

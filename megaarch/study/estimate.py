@@ -26,7 +26,7 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell will take. tokens: seen. disk: bytes of the checkpoints that stay. hours: None
+    """The cost of one cell. tokens: seen. disk: bytes of the checkpoints that stay. hours: None
     where it runs in several processes."""
 
     steps: int

@@ -171,7 +171,7 @@ def trial_cell(cell: StudyCell, rate: float, share: float) -> StudyCell:
 
 
 def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:
-    """What a trial (`trial_cell`) that is done has found; None where it is not done, or was run with
+    """Returns what a finished trial (`trial_cell`) found; None where it is not done, or was run with
     other settings."""
     record = CellRecord.read(trial.folder)
     mark = identity(trial, prepared, evaluation)

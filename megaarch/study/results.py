@@ -61,7 +61,7 @@ class Record(Schema):
     model_config = ConfigDict(extra="allow")
 
     def as_json(self) -> dict[str, Any]:
-        """What its file holds: the keys that were read or given."""
+        """The content of its file: the keys that were read or given."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -91,7 +91,7 @@ class Environment(Machine):
 
 
 class Paired(Record):
-    """What each held-out item cost in bits (`amounts`), its document and its bytes (`sizes`)."""
+    """The cost of each held-out item in bits (`amounts`), its document and its bytes (`sizes`)."""
 
     documents: list[Amount]
     sizes: list[Amount]
@@ -244,7 +244,7 @@ class CellResult(Record):
 
 
 class Trial(Record):
-    """What a trial of a learning rate found. heldout: bits per byte, None where it diverged."""
+    """The finding of a trial of a learning rate. heldout: bits per byte, None where it diverged."""
 
     cell: str
     key: str | None = None

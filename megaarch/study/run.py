@@ -43,7 +43,7 @@ LOSS_POINTS = 200
 
 @dataclass(frozen=True)
 class Setup:
-    """What a cell runs with.
+    """The surroundings that a cell runs in.
 
     prepared: what it trains on. held: held-out items by use. grid: its processes, all of which run
     it; the main one writes. lanes: how many cells run side by side, itself among them.

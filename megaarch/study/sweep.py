@@ -28,7 +28,7 @@ def trials(cells: list[StudyCell], study: Study) -> list[tuple[StudyCell, float]
 
 
 def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
-    """What the trials of these cells that are done have found."""
+    """Returns what the finished trials of these cells found."""
     share, evaluation = folder.tune.budget, folder.study.evaluation
     found = [
         finished_trial(trial_cell(cell, rate, share), folder.text_of(cell), evaluation)
@@ -65,7 +65,7 @@ def best(trials: list[Trial]) -> dict[str, float]:
 
 
 def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
-    """What a sweep leaves behind for `study.rates` of other configurations."""
+    """The record of a sweep, for `study.rates` of other configurations."""
     return Sweep(
         grid=sorted(tune.learning_rates),
         trial_budget_share=tune.budget,

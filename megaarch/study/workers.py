@@ -53,7 +53,7 @@ class Job:
 
     @property
     def locked(self) -> Path:
-        """What no other process may use meanwhile: a cell's folder, or that of all trials at a rate."""
+        """The folder that no other process may use meanwhile: a cell's folder, or that of all trials at a rate."""
         folder = self.cell.folder
         return folder if self.rate is None else folder / "tune" / "locks" / f"rate-{self.rate:.3g}"
 

@@ -111,7 +111,7 @@ def bits(nats: np.ndarray, size: np.ndarray) -> float:
 
 
 def paired(items: list[Item], nats: np.ndarray) -> Paired:
-    """What each item's span cost: `intervals.paired_interval` makes intervals of a difference of it."""
+    """The cost of each item's span: `intervals.paired_interval` makes intervals of a difference of it."""
     return Paired(
         documents=[int(item.document) for item in items],
         sizes=[int(item.span_bytes) for item in items],

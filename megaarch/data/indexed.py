@@ -94,7 +94,7 @@ class IndexedDataset(_Indexed):
 
     def _read_index(self) -> None:
         file = self.path + ".idx"
-        raw = _mapped(file, np.dtype(np.uint8))
+        raw = mapped(file, np.dtype(np.uint8))
         if raw[:9].tobytes() != MAGIC:
             raise UserError(f"{file} is not an indexed dataset: it does not begin with MMIDIDX")
         if len(raw) < HEADER.size:
@@ -144,7 +144,7 @@ class IndexedDataset(_Indexed):
         if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
             raise UserError(f"{index} is damaged: its document boundaries are out of order")
         self._contiguous = _one_after_another(starts, ends)
-        self._tokens = _mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
+        self._tokens = mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
         self._given = np.int64 if item == 8 else np.int32
 
     def __reduce__(self):
@@ -194,11 +194,11 @@ class IndexedDataset(_Indexed):
         raw = self._tokens.view(np.uint8)
         tokens = hashlib.sha256()
         if len(raw) <= WHOLE:
-            tokens.update(raw)
+            tokens.update(raw.data)
         else:
             for start in np.linspace(0, len(raw) - SAMPLE_BYTES, SAMPLES).astype(np.int64):
-                tokens.update(raw[start : start + SAMPLE_BYTES])
-        index = hashlib.sha256(_mapped(self.path + ".idx", np.dtype(np.uint8)))
+                tokens.update(raw[start : start + SAMPLE_BYTES].data)
+        index = hashlib.sha256(mapped(self.path + ".idx", np.dtype(np.uint8)).data)
         return {
             "index": index.hexdigest()[:32],
             "bytes": Path(self.path + ".bin").stat().st_size,
@@ -213,7 +213,7 @@ class IndexedDataset(_Indexed):
         found = hashlib.sha256()
         for block in self.blocks():
             look(block)
-            found.update(block)
+            found.update(block.data)
         return found.hexdigest()[:32]
 
 
@@ -281,12 +281,15 @@ class IndexedWriter:
         self._lengths.append(tokens.size)
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Documents of one sequence each, laid end to end in `tokens`, which has this dtype."""
+        """Documents laid end to end in `tokens`, which has this dtype.
+
+        lengths: int [documents, sequences], the tokens of each sequence.
+        """
         assert tokens.dtype == self.dtype and len(tokens) == lengths.sum(), "tokens as stored"
         self._bin.write(np.ascontiguousarray(tokens).data)
-        first = len(self._lengths) + 1
+        ends = len(self._lengths) + np.arange(1, len(lengths) + 1) * lengths.shape[1]
         self._lengths.frombytes(lengths.astype(np.intc).tobytes())
-        self._documents.frombytes(np.arange(first, first + len(lengths), dtype="q").tobytes())
+        self._documents.frombytes(ends.astype("q").tobytes())
 
     def end_document(self) -> None:
         """The sequences since the last call are one document."""
@@ -324,7 +327,8 @@ def _one_after_another(starts: np.ndarray, ends: np.ndarray) -> bool:
     return len(ends) == 0 or bool(starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
 
 
-def _mapped(file: str, dtype: np.dtype) -> np.ndarray:
+def mapped(file: str | os.PathLike, dtype: np.dtype) -> np.ndarray:
+    """The content of a file as a read-only array, memory-mapped."""
     # An empty file cannot be mapped. The view sheds np.memmap, whose slices are slow.
     if Path(file).stat().st_size == 0:
         return np.zeros(0, dtype)

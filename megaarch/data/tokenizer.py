@@ -11,14 +11,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from megaarch.data.example import SPECIALS, Vocabulary
 from megaarch.errors import UserError
-from megaarch.files import parse_json, read_bytes
+from megaarch.files import parse_json, read_bytes, replacing
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes
@@ -65,7 +65,7 @@ class Tokenizer:
         self.fingerprint = mark.hexdigest()
 
     def __reduce__(self):
-        return Tokenizer, self._made
+        return _load, (*self._made, self.fingerprint)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [tokens], without any special. ValueError where a word has no token (a WordLevel
@@ -93,6 +93,12 @@ class Tokenizer:
         """The text of the ids; specials and sentinels give none."""
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         return self._backend.decode([i for i in ids.tolist() if 0 <= i < self.base_size])
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, sentinels: int, vocabulary_size: int | None, fingerprint: str) -> Tokenizer:
+    """Unpickles a tokenizer. A process that is sent it with every task reads its file once."""
+    return Tokenizer(path, sentinels, vocabulary_size)
 
 
 class _Backend(Protocol):
@@ -301,9 +307,8 @@ def train_sentencepiece(
         num_threads=1,
         minloglevel=2,
     )
-    aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
-    aside.write_bytes(model.getvalue())
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_bytes(model.getvalue())
     return Tokenizer(path, sentinels, vocabulary_size)
 
 

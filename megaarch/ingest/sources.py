@@ -59,6 +59,8 @@ def files(path: str) -> list[Path]:
 def find(path: str) -> Found:
     """The files of a source. ValueError if there are none, one that is named is of no known format,
     or a folder cannot be read."""
+    if path == EMBEDDED:
+        return Found([Path(EMBEDDED)], [])
     if not path:  # for Path, the folder that one is in
         raise UserError("data source '' is no name of a file")
     try:
@@ -87,7 +89,7 @@ def notes(paths: list[str]) -> list[str]:
     """A sentence on each source of which something is skipped."""
     said = []
     for path in paths:
-        if path != EMBEDDED and indexed_prefix(path) is None and (skipped := find(path).skipped):
+        if indexed_prefix(path) is None and (skipped := find(path).skipped):
             said.append(f"data source {path}: skipped {_listed(skipped)}")
     return [printable(note) for note in said]
 

@@ -37,12 +37,6 @@ def size_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def places_of(digests: np.ndarray) -> np.ndarray:
-    """`place` of many: uint8 [n, 16] to float64 [n]."""
-    leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
-    return (leading >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def is_large(size, share: float, total: int):
     """Whether a document of so many bytes, or which of several, may upset the split of `total`. What
     is large of a corpus is large of any part of it."""
@@ -84,13 +78,6 @@ class Places:
     def __init__(self, places: np.ndarray, sizes: np.ndarray):
         self.places, self.sizes = places, sizes
         self.total = int(sizes.sum())
-
-    @classmethod
-    def of(cls, rows: Iterable[tuple[bytes, int]]) -> "Places":
-        """rows: (digest, bytes) of each."""
-        found = [(place(key), size) for key, size in rows]
-        sizes = np.array([row[1] for row in found], dtype=np.int64)
-        return cls(np.array([row[0] for row in found]), sizes)
 
     def held_out_bytes(self, held_out: HeldOut) -> int:
         return int(self.sizes[held_out.mask(self.places)].sum())
@@ -226,6 +213,10 @@ class Exclusion:
             keys.update([digest(source.strip()), *paragraphs(source), *paragraphs(target)])
         return cls(frozenset(keys))
 
+    def paragraphs(self) -> np.ndarray:
+        """The digests of paragraphs, uint64 [n]."""
+        return np.frombuffer(b"".join(key for key in self.keys if len(key) == 8), "<u8")
+
     @property
     def fingerprint(self) -> str:
         """Of the keys, whatever their order."""
@@ -236,8 +227,8 @@ class Exclusion:
         how many paragraphs were dropped. A pair goes whole."""
         if any(digest(part.strip()) in self.keys for part in parts):
             return None, 0
-        if len(parts) > 1:
-            shared = any(key in self.keys for part in parts for key in paragraphs(part))
-            return (None if shared else parts), 0
-        text, dropped = drop_paragraphs(parts[0], self.keys)
-        return ((text,) if text.strip() else None), dropped
+        if len(parts) == 1:
+            text, dropped = drop_paragraphs(parts[0], self.keys)
+            return ((text,) if text.strip() else None), dropped
+        found = any(key in self.keys for part in parts for key in paragraphs(part))
+        return (None if found else parts), 0

@@ -338,8 +338,8 @@ def inherited_flops(cell: GridCell) -> float:
 def trained_on(prepared: Prepared) -> dict[str, Any]:
     """Of the text that a cell trains on: where it is from, how much, and what was left out of it
     because the study holds it out."""
-    kept = ("source", "train_documents", "train_tokens", "excluded_documents")
-    return {key: prepared.manifest[key] for key in (*kept, "excluded_paragraphs")}
+    kept = {"source", "train_documents", "train_tokens", "excluded_documents"}
+    return prepared.manifest.model_dump(include=kept | {"excluded_paragraphs"})
 
 
 def masks(trainer: Trainer) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from megaarch import config
 from megaarch.config.schema import Data, Study
 from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
+from megaarch.ingest.manifest import PreparedManifest
 from megaarch.ingest.prepare import Prepared
 from megaarch.study import cell as cells
 from megaarch.study import lanes, lock, preflight, rates, yardsticks
@@ -71,7 +72,7 @@ def _compare(raw: config.Raw, directory: Path, console: Console) -> dict[str, An
         console.print(warning, style="yellow", markup=False)
     preflight.check(grid, study, base)
     for name, own in {cell.name: lanes.text_of(cell, base) for cell in grid}.items():
-        if own.manifest["key"] != prepared.manifest["key"]:
+        if own.manifest.key != prepared.manifest.key:
             _say_own_data(name, own.manifest, console)
     identities: dict[str, dict[str, Any]] = {}
     for cell in grid:
@@ -138,7 +139,7 @@ def _results(
         **environment(),
         "command": command(),
         "budget": {"match": study.match, "amounts": study.budgets},
-        "data": prepared.manifest | {"source": str(base.source)},
+        "data": prepared.manifest.model_dump() | {"source": str(base.source)},
         **unigram_of(prepared, lanes.held_out(base, size, study.evaluation), study),
         "chance": 1 / yardsticks.CHOICES,
         "cells": [entry(cell, records[cell.key], found) for cell in grid if cell.key in records],
@@ -220,19 +221,19 @@ def unigram_of(prepared: Prepared, held: dict[str, list[Item]], study: Study) ->
     }
 
 
-def _say_data(manifest: dict[str, Any], console: Console) -> None:
+def _say_data(manifest: PreparedManifest, console: Console) -> None:
     console.print(
-        f"  {manifest['train_documents']:,} documents, {manifest['train_tokens']:,} tokens to train "
-        f"on; {manifest['heldout_documents']:,} documents held out "
-        f"({manifest['dropped_paragraphs']} paragraphs that also stand in train dropped)"
+        f"  {manifest.train_documents:,} documents, {manifest.train_tokens:,} tokens to train "
+        f"on; {manifest.heldout_documents:,} documents held out "
+        f"({manifest.dropped_paragraphs} paragraphs that also stand in train dropped)"
     )
 
 
-def _say_own_data(name: str, manifest: dict[str, Any], console: Console) -> None:
+def _say_own_data(name: str, manifest: PreparedManifest, console: Console) -> None:
     console.print(
-        f"  {name} trains on {manifest['source']}: {manifest['train_tokens']:,} tokens; left out "
-        f"because the study holds them out: {manifest['excluded_documents']} documents, "
-        f"{manifest['excluded_paragraphs']} paragraphs"
+        f"  {name} trains on {manifest.source}: {manifest.train_tokens:,} tokens; left out "
+        f"because the study holds them out: {manifest.excluded_documents} documents, "
+        f"{manifest.excluded_paragraphs} paragraphs"
     )
 
 

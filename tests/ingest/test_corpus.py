@@ -97,12 +97,12 @@ def test_supervised_pairs_and_kinds(tmp_path):
     records = [{"input": "2+2", "target": "4", "task": "sum"}, {"input": "", "target": "x"}]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     text.write_bytes(json_lines(TEXTS))
-    assert list(corpus.pairs(str(file))) == [("2+2", "4"), ("", "x")]
+    assert list(corpus.read(lines.Shard(file), corpus.PAIR)) == [("2+2", "4"), ("", "x")]
     assert corpus.kind(str(file)) == "supervised"
     assert corpus.kind(str(file), text_field="input") == "text"
     assert corpus.kind(str(text)) == corpus.kind("embedded") == "text"
     with pytest.raises(ValueError, match="line 1: no field 'input'"):
-        list(corpus.pairs(str(text)))
+        list(corpus.read(lines.Shard(text), corpus.PAIR))
 
 
 def test_embedded_corpus():

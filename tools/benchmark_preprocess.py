@@ -1,4 +1,4 @@
-"""What shards cost beside the tokenizer alone, in alternating pairs:
+"""Compares the cost of shards with the tokenizer alone, in alternating pairs:
 `python tools/benchmark_preprocess.py --input corpus.jsonl --tokenizer t.model`."""
 
 import argparse

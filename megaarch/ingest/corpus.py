@@ -24,7 +24,7 @@ def stop(error: RecordError) -> None:
 
 
 def documents(path: str, text_field: str = "text") -> Iterator[str]:
-    """The documents of a source, in a fixed order.
+    """Yields the documents of a source, in a fixed order.
 
     path: "embedded", a file, a directory or a glob: what sources.files finds.
     ValueError: a source that is missing or of no known format; `read`'s.
@@ -36,7 +36,7 @@ def documents(path: str, text_field: str = "text") -> Iterator[str]:
 def read(
     shard: Shard, fields: tuple[str, ...] = TEXT, on_error: OnError = stop
 ) -> Iterator[tuple[str, ...]]:
-    """The documents of a shard, each the texts of its fields: one, or those of PAIR.
+    """Yields the documents of a shard, each the texts of its fields: one, or those of PAIR.
 
     Documents of one field that are blank are left out. JSON lines and parquet hold a document a
     record. A plain text file is one document, unless form feeds or lines `<|endoftext|>` divide
@@ -55,12 +55,14 @@ def read(
         rows = ((text,) for text in _text_documents(shard, on_error))
     else:
         rows = _fields(shard, fields, on_error)
-    yield from rows if paired else (row for row in rows if row[0].strip())
+    for row in rows:
+        if paired or row[0].strip():
+            yield row
 
 
 def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str:
-    """What a source holds, from its names and its first sound record: "text", "supervised" or
-    "indexed".
+    """Returns what a source holds, by its names and its first sound record: "text", "supervised"
+    or "indexed".
 
     prefer_pairs: whether records with `input`, `target` and `text_field` are supervised.
     """
@@ -103,7 +105,7 @@ def _fields(shard: Shard, names: tuple[str, ...], on_error: OnError) -> Iterator
 def _records(
     shard: Shard, on_error: OnError, *columns: str
 ) -> Iterator[tuple[Location, dict[str, Any]]]:
-    """(where, record) of each record; `columns` are what a parquet file is read for."""
+    """Yields (location, record) of each record. columns: those to read of a parquet file."""
     if format_of(shard.file) == "parquet":
         yield from _parquet_records(shard, columns)
         return
@@ -148,7 +150,7 @@ def _parquet_records(
 
 
 def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
-    """The rows of a record batch. ValueError names the one that is not UTF-8."""
+    """Returns the rows of a record batch. ValueError names the one that is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:

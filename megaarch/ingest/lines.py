@@ -61,7 +61,7 @@ class Shard:
 
 
 def read_lines(shard: Shard, on_error: OnError) -> Iterator[tuple[Location, str]]:
-    """Lines without their newline; one that is not UTF-8 is malformed."""
+    """Yields lines without their newline; one that is not UTF-8 is malformed."""
     encoding = "utf-8" if shard.start else "utf-8-sig"  # of the first line
     for number, line in enumerate(split_lines(_blocks(shard)), start=1):
         location = Location(shard.file, "line", number)
@@ -75,7 +75,7 @@ def read_lines(shard: Shard, on_error: OnError) -> Iterator[tuple[Location, str]
 
 
 def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """What b"".join(blocks).split(b"\\n") gives; each byte is copied a fixed number of times."""
+    """Yields b"".join(blocks).split(b"\\n"); each byte is copied a fixed number of times."""
     begun: list[bytes] = []  # of a line whose end is in a later block
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -89,7 +89,7 @@ def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(shard: Shard) -> Iterator[bytes]:
-    """The decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
+    """Yields the decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
     compression = compression_of(shard.file)
     try:
         with shard.file.open("rb") as stream:
@@ -103,8 +103,8 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
 
 
 def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    """The lines that begin in start:end, whole. Of a line that begins before them no more is read
-    than reaches into the range."""
+    """Yields the lines that begin in start:end, whole. Of a line that begins before them no more is
+    read than reaches into the range."""
     at, block = start, b"\n"
     if start:
         stream.seek(start - 1)

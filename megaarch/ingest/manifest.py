@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=0)]
 
 class Counts(Schema):
     """Counts of documents, bytes and tokens. train_bytes: None for tokens whose text is not known.
-    notes: what a person should know of the split."""
+    notes: warnings about the split."""
 
     documents: Count
     duplicates: Count
@@ -47,7 +47,7 @@ class PreparedManifest(Counts):
 
 
 class Plan(Schema):
-    """What decides the files that `preprocess` makes. tokenizer: its text_fingerprint."""
+    """The arguments that decide the files of `preprocess`. tokenizer: its text_fingerprint."""
 
     format: int = 0
     sources: list[Any] = Field(default_factory=list)
@@ -73,7 +73,7 @@ class DatasetManifest(Counts):
 
     @classmethod
     def read(cls, prefix: str) -> "DatasetManifest | None":
-        """The manifest, or None where there is none. ValueError where it is damaged."""
+        """Returns the manifest, or None where there is none. ValueError where it is damaged."""
         file = Path(prefix + MANIFEST)
         try:
             return fit(read_json(file, LARGEST), cls, file)

@@ -31,7 +31,7 @@ class Pipeline:
     """The shards of a corpus on their way.
 
     executor: of the processes that work; None works here. summaries: of each shard, after `make`.
-    split: after `divide`.
+    split: after `open_split`.
     """
 
     def __init__(self, job: Job, cut: list[Shard], executor: Executor | None = None):
@@ -52,7 +52,7 @@ class Pipeline:
         self.summaries = [found[number] for number in range(len(self.shards))]
 
     def open_split(self) -> ShardedSplit:
-        """The documents of all shards, to be split."""
+        """Opens the documents of all shards, to be split by `ShardedSplit.choose`."""
         self.split = ShardedSplit(self.job, len(self.shards))
         return self.split
 
@@ -95,7 +95,7 @@ class Pipeline:
                     writer.add_documents(ids, lengths[block][chosen])
 
     def sample(self, share: float) -> Iterator[str]:
-        """Train documents, chosen by hash: of all of them about `share`."""
+        """Yields about `share` of the train documents, chosen by hash."""
         for number, rows in enumerate(self.split.train):
             table = self.job.documents(number)[rows]
             # the first eight bytes say which side of the split it is on
@@ -107,12 +107,12 @@ class Pipeline:
                 yield "\n".join(parts or ())
 
     def train_keys(self) -> Iterator[bytes]:
-        """Of each shard, the digests of its train documents as they are trained on."""
+        """Yields for each shard the digests of its train documents, less what is excluded."""
         for number, rows in enumerate(self.split.train):
             yield self.job.documents(number)["train_key"][rows].tobytes()
 
     def counts(self, held_out: tuple[int, int, int], train_tokens: int) -> Counts:
-        """Counts of the corpus. held_out: what `write_held_out` returns."""
+        """Returns the counts of the corpus. held_out: what `write_held_out` returns."""
         found = self.split
         documents, size, dropped = held_out
         return Counts(
@@ -129,7 +129,7 @@ class Pipeline:
 
 
 def _blocks(sizes: np.ndarray, tokens: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Runs of documents, of up to TOKENS tokens unless one alone has more, and their tokens.
+    """Yields runs of documents, of up to TOKENS tokens unless one alone has more, and their tokens.
 
     sizes: of each document, int64. tokens: of all, a view.
     """
@@ -144,7 +144,7 @@ def _blocks(sizes: np.ndarray, tokens: np.ndarray) -> Iterator[tuple[slice, np.n
 def each(
     executor: Executor | None, function: Callable, tasks: dict[int, tuple]
 ) -> Iterator[tuple[int, Any]]:
-    """(key, function(*task)) of every task, as they end. The first error ends them all."""
+    """Yields (key, function(*task)) of every task, as they end. The first error ends them all."""
     if executor is None:
         for key, task in tasks.items():
             yield key, function(*task)

@@ -45,11 +45,12 @@ class Prepared:
     """Data ready to train on.
 
     train: (documents, weight) of each blended source. Every document ends with eos, if it is made
-        of text here. Of supervised sources (dataset, weight): the sequences alternate input,
+        of text here. For supervised sources (dataset, weight): the sequences alternate input,
         target, and each ends with eos.
     supervised: whether they do.
-    heldout: held-out documents, less the paragraphs that also stand in train. Of supervised
-        sources, input and target joined by a newline. Of tokenized sources, what lies next to them.
+    heldout: held-out documents, less the paragraphs that also stand in train. For supervised
+        sources, input and target joined by a newline. For tokenized sources, those of the file
+        next to them.
     heldout_pairs: (input, target) of supervised sources, else empty.
     fingerprint: of the content (train and held-out text, all tokens of tokenized sources,
         tokenizer, weights), so it is the same wherever the same data are prepared.
@@ -77,7 +78,7 @@ def prepare(
 
     vocabulary_size: ids of pieces, specials and sentinels together; Prepared.tokenizer's
         vocabulary has exactly that many.
-    progress: is told in a few words what is being done.
+    progress: is called with a few words on each stage.
     exclude: text that must not be trained on; what is dropped for it is counted.
     ValueError: the source or the tokenizer file is missing, malformed or too small, or prepared
         data have changed since; nothing half done is left behind.
@@ -219,7 +220,7 @@ class _Preparation:
         return self._manifest(aside, tokenizer, datasets, digests, counts, share)
 
     def _given_tokenizer(self, aside: Path) -> Tokenizer | None:
-        """data.tokenizer, its file copied to `aside`; None where one is to be trained."""
+        """Opens data.tokenizer, its file copied to `aside`; None where one is to be trained."""
         if self.data.tokenizer is None:
             return None
         file = shutil.copyfile(self.data.tokenizer, aside / "tokenizer")
@@ -320,8 +321,8 @@ class _HeldOut(Schema):
 
 
 def kind_of(data: Data) -> str:
-    """What the sources hold, as it is prepared: "text", "supervised" or "indexed". Records that are
-    both text and pairs are what the objective takes. ValueError where they are not of one kind."""
+    """Returns what the sources hold: "text", "supervised" or "indexed". Records that are both text
+    and pairs count as what the objective takes. ValueError where they are not of one kind."""
     paths, wants_pairs = _paths(data), data.objective == "supervised"
     if not paths:
         raise UserError("data.source is an empty list: give at least one source")

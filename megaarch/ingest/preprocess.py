@@ -34,7 +34,7 @@ MOST_NAMED = 100  # malformed records in the manifest
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made of what. held_out: share of the text's bytes; 0 keeps all for train."""
+    """The arguments of a job. held_out: share of the text's bytes; 0 keeps all for train."""
 
     sources: tuple[str, ...]
     output: str
@@ -111,7 +111,7 @@ def _plan(request: Request, tokenizer: Tokenizer) -> Plan:
 
 
 def _made(prefix: str, plan: Plan) -> DatasetManifest | None:
-    """The manifest, where an earlier job of this plan has finished."""
+    """Returns the manifest, where an earlier job of this plan has finished."""
     made = DatasetManifest.read(prefix)
     if made is None or made.request != plan or not Path(prefix + ".idx").exists():
         return None
@@ -187,7 +187,7 @@ def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest
 
 
 def _malformed(pipeline: Pipeline) -> list[str]:
-    """Every record that was skipped: file, line or row, what is wrong with it."""
+    """Lists the records that were skipped: file, line or row, and the fault."""
     found, lines, file = [], 0, None
     for shard, summary in zip(pipeline.shards, pipeline.summaries, strict=True):
         lines = lines if shard.file == file else 0

@@ -14,14 +14,14 @@ from megaarch.ingest.shards import DOCUMENT, EXCLUDED, Job
 
 
 class ShardedSplit:
-    """Which documents of which shard are train and which are held out. Of equal documents the first
-    counts, wherever it is.
+    """Assigns the documents of all shards to train or held-out. The first of equal documents
+    counts, in whatever shard.
 
     documents, total: how many distinct ones there are, and their bytes. Further, after `choose`:
     train, held_out: of each shard, the rows of its documents, int64, ascending; train is without
     those that Job.exclude leaves nothing of. overlap: of each shard, the uint64 digests of its
     held-out paragraphs that also stand in train. train_bytes: of train; train_side_bytes: with what
-    is excluded from it. notes: what a person should know of the split.
+    is excluded from it. notes: warnings about the split.
     """
 
     def __init__(self, job: Job, count: int):
@@ -72,7 +72,7 @@ class ShardedSplit:
             held_out = climbed
 
     def _overlap(self, held: np.ndarray) -> np.ndarray:
-        """Digests of the held-out paragraphs that also stand in train, ascending."""
+        """Returns the digests of held-out paragraphs that also stand in train, ascending."""
         wanted = np.unique(np.concatenate([p.digests[p.chosen] for p in self._paragraphs(held)]))
         train = self._paragraphs(self._first & ~held & ~self._excluded)
         found = np.unique(
@@ -82,7 +82,7 @@ class ShardedSplit:
         return np.setdiff1d(found, exclude.paragraphs()) if exclude else found
 
     def _size_without(self, overlap: np.ndarray, held: np.ndarray) -> int:
-        """Bytes of the held-out documents without the overlap. A document of which none is left but
+        """Returns the bytes of held-out documents without the overlap. A document that keeps only
         short paragraphs goes whole."""
         left = 0
         for p in self._paragraphs(held):
@@ -96,7 +96,7 @@ class ShardedSplit:
         return left
 
     def _paragraphs(self, documents: np.ndarray) -> "Iterator[_Paragraphs]":
-        """The paragraphs of each shard. documents: bool, whose are chosen."""
+        """Yields the paragraphs of each shard. documents: bool [documents], whose are chosen."""
         for number, (start, end) in enumerate(zip(self._bounds, self._bounds[1:])):
             counts = self._job.documents(number)["paragraphs"]
             chosen = np.repeat(documents[start:end], counts)
@@ -104,7 +104,7 @@ class ShardedSplit:
             yield _Paragraphs(slice(start, end), counts, rows["digest"], rows["span"], chosen)
 
     def _column(self, name: str) -> np.ndarray:
-        """A field of all shards' DOCUMENT rows."""
+        """Returns a field of all shards' DOCUMENT rows."""
         shards = range(len(self._bounds) - 1)
         columns = [np.array(self._job.documents(number)[name]) for number in shards]
         return np.concatenate([np.zeros(0, DOCUMENT[name]), *columns])
@@ -126,7 +126,7 @@ class _Paragraphs(NamedTuple):
 
 
 def _first_of_each(keys: np.ndarray) -> np.ndarray:
-    """bool [n]: the first row of each distinct key."""
+    """Marks the first row of each distinct key, bool [n]."""
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
     return first

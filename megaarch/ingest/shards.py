@@ -54,7 +54,7 @@ SHARD_BYTES = 1 << 25
 
 @dataclass(frozen=True)
 class Job:
-    """What a shard's files depend on besides its text, and the folder that they go to.
+    """The settings that a shard's files depend on, and the folder that they go to.
 
     tokenizer: None makes digests only. fields: of a record, corpus.PAIR for supervised data.
     exclude: text that must not be trained on.
@@ -97,7 +97,6 @@ class Summary(Schema):
     documents: int
     duplicates: int
     bytes: int
-    tokens: int
     lines: int
     malformed: list[Annotated[tuple[int, str], Field(strict=False)]]  # JSON has no tuples
 
@@ -110,8 +109,8 @@ class _Record(Schema):
 
 
 def cut(path: str, shard_bytes: int) -> Iterator[Shard]:
-    """The shards of a source in order: about `shard_bytes` of a plain JSON lines file, as many
-    whole row groups of a parquet file, any other file whole."""
+    """Yields the shards of a source in order: about `shard_bytes` of a plain JSON lines file, as
+    many whole row groups of a parquet file, any other file whole."""
     for file in sources.files(path):
         kind = sources.format_of(file)
         if kind == "parquet":
@@ -152,7 +151,6 @@ def make(number: int, shard: Shard, job: Job) -> Summary:
         documents=len(writer.seen),
         duplicates=writer.duplicates,
         bytes=writer.bytes,
-        tokens=writer.tokens,
         lines=malformed.lines(),
         malformed=malformed.found,
     )
@@ -163,7 +161,7 @@ def make(number: int, shard: Shard, job: Job) -> Summary:
 
 
 def finished(number: int, job: Job) -> Summary | None:
-    """The summary of a shard whose files are all there and as they were written, else None."""
+    """Returns the summary of a shard whose files are as they were written, else None."""
     file = job.file(number, ".json")
     try:
         record = fit(read_json(file), _Record, file)
@@ -174,7 +172,7 @@ def finished(number: int, job: Job) -> Summary | None:
 
 
 def read_rows(shard: Shard, job: Job, ordinals: np.ndarray) -> Iterator[tuple[str, ...]]:
-    """The parts of the documents of these ordinals, int64 [n]."""
+    """Yields the parts of the documents of these ordinals, int64 [n]."""
     wanted = set(ordinals.tolist())
     for ordinal, parts in enumerate(corpus.read(shard, job.fields, lambda error: None)):
         if ordinal in wanted:
@@ -211,11 +209,13 @@ class _Writer:
 
     def __init__(self, number: int, job: Job):
         self.job, self.seen = job, set[bytes]()
-        self.duplicates = self.bytes = self.tokens = 0
+        self.duplicates = self.bytes = 0
+        self._paired, self._tokenizer, self._exclude = job.paired, job.tokenizer, job.exclude
         self._certain = split.first_threshold(job.held_out)
         if job.tokenizer:
-            self._end = [job.tokenizer.vocabulary.eos] if job.append_eos else []
             self._dtype = job.dtype
+            end = [job.tokenizer.vocabulary.eos] if job.append_eos else []
+            self._ends, self._end = len(end), np.array(end, self._dtype).tobytes()
         with ExitStack() as stack:
             files = (job.file(number, suffix).open("wb") for suffix in SUFFIXES)
             self._documents, self._paragraphs, self._bin = map(stack.enter_context, files)
@@ -233,45 +233,49 @@ class _Writer:
             self.duplicates += 1
             return
         self.seen.add(key)
-        job, size = self.job, sum(map(split.size_of, parts))
+        size = split.size_of(parts[0])
+        if self._paired:
+            size += split.size_of(parts[1])
         self.bytes += size
         # A pair's side of the split depends on its input alone, so that no held-out input is
         # trained on with another target.
-        place = split.place(split.digest(parts[0]) if job.paired else key)
-        kept, dropped = job.exclude.strip(parts) if job.exclude else (parts, 0)
+        place = split.place(split.digest(parts[0]) if self._paired else key)
+        kept, dropped = self._exclude.strip(parts) if self._exclude else (parts, 0)
         train_key, train_size = key, EXCLUDED if kept is None else size
         if kept and dropped:
             train_key, train_size = split.digest(kept[0]), split.size_of(kept[0])
-        tokens = [ABSENT, ABSENT]
-        tokenizer = job.tokenizer
+        first = second = ABSENT
+        tokenizer = self._tokenizer
         if tokenizer and kept is not None and self._may_be_train(place, size):
-            tokens = [self._encode(tokenizer, part) for part in kept]
-            self.tokens += sum(tokens)
-        count = 0 if job.paired or not job.held_out else self._add_paragraphs(parts[0])
-        row = (key, train_key, place, size, ordinal, count, tokens[0], tokens[-1])
-        self._documents.write(DOCUMENT_ROW.pack(*row, train_size, dropped))
+            first = self._encode(tokenizer, kept[0])
+            second = self._encode(tokenizer, kept[1]) if self._paired else 0
+        count = 0 if self._paired or not self.job.held_out else self._add_paragraphs(parts[0])
+        row = (key, train_key, place, size, ordinal, count, first, second, train_size, dropped)
+        self._documents.write(DOCUMENT_ROW.pack(*row))
 
     def _may_be_train(self, place: float, size: int) -> bool:
-        """Whether the split may put a document into train: it lies above every threshold, or is so
-        large of the shard's text as yet that it may be of the corpus. Pairs of one input may be
-        large together."""
-        if self.job.paired or place >= self._certain:
+        """Whether the split may put a document into train: it lies above the first threshold, or
+        has so much of the shard's text so far that it may be large of the corpus. Pairs of one input
+        may be large together."""
+        if self._paired or place >= self._certain:
             return True
         return split.is_large(size, self.job.held_out, self.bytes)
 
     def _encode(self, tokenizer: Tokenizer, text: str) -> int:
-        ids = np.append(tokenizer.encode(text), self._end).astype(self._dtype)
+        ids = tokenizer.encode(text).astype(self._dtype)
         self._bin.write(ids.data)
-        return len(ids)
+        self._bin.write(self._end)
+        return len(ids) + self._ends
 
     def _add_paragraphs(self, text: str) -> int:
-        count = 0
-        for paragraph, space in split.spaced_paragraphs(text):
-            if digest := split.paragraph_digest(paragraph):
-                span = split.size_of(paragraph) + split.size_of(space)
-                self._paragraphs.write(PARAGRAPH_ROW.pack(digest, span))
-                count += 1
-        return count
+        size_of, pack = split.size_of, PARAGRAPH_ROW.pack  # looked up once: this loop is hot
+        rows = [
+            pack(digest, size_of(paragraph) + size_of(space))
+            for paragraph, space in split.spaced_paragraphs(text)
+            if (digest := split.paragraph_digest(paragraph))
+        ]
+        self._paragraphs.write(b"".join(rows))
+        return len(rows)
 
 
 class _Malformed:
@@ -291,8 +295,8 @@ class _Malformed:
         return self._lines(self.shard.start, self.shard.end or 0)
 
     def _lines(self, start: int, end: int) -> int:
-        """How many lines begin at a byte of start:end of a file that is cut: at 0, and after each
-        newline."""
+        """Counts the lines that begin at a byte of start:end of a file that is cut: at 0, and after
+        each newline."""
         shard = self.shard
         if not shard.end or sources.format_of(shard.file) != "json":
             return 0
@@ -307,7 +311,7 @@ class _Malformed:
 
 
 def _mark(path: Path) -> list[int]:
-    """The size and the checksum of a file."""
+    """Returns the size and the checksum of a file."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -1,4 +1,4 @@
-"""A source that is tokenized already, with the manifest and the held-out documents that `preprocess`
+"""A source that is tokenized already, with the manifest and held-out documents that `preprocess`
 put next to it, if it did."""
 
 from pathlib import Path
@@ -37,8 +37,8 @@ class TokenizedSource:
             )
 
     def check(self, tokenizer: Tokenizer) -> str:
-        """The digest of all tokens. ValueError for ids that are neither pieces nor specials of the
-        tokenizer, and where the dataset is known to have been made otherwise."""
+        """Returns the digest of all tokens. ValueError for ids that are neither pieces nor specials
+        of the tokenizer, and where the dataset is known to have been made otherwise."""
 
         def check_ids(ids: np.ndarray) -> None:
             least, most = int(ids.min()), int(ids.max())
@@ -64,7 +64,7 @@ class TokenizedSource:
         return digest
 
     def notes(self, tokenizer: str | None, eos: int) -> list[str]:
-        """What a person should know of it: of its split, and whether documents lack their eos.
+        """Returns warnings about its split, and about documents that lack their eos.
 
         tokenizer: the file whose eos it is.
         """

@@ -6,6 +6,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from megaarch.errors import UserError
 from megaarch.ingest import corpus, embedded, lines
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
@@ -88,7 +89,7 @@ def test_plain_text_is_one_document_unless_divided(tmp_path, name):
 )
 def test_malformed_input_is_named(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         list(corpus.documents(str(tmp_path / name)))
 
 

@@ -13,7 +13,8 @@ import yaml
 
 from megaarch import config, files
 from megaarch.cli import main
-from megaarch.ingest import shards, sidecar
+from megaarch.ingest import shards
+from megaarch.ingest.manifest import DatasetManifest
 from megaarch.study import lock
 from megaarch.study.results import CellRecord, Sweep
 from tests.conftest import made_up_text
@@ -175,29 +176,29 @@ def test_a_damaged_manifest_beside_tokens_is_named(tmp_path):
     sound |= dict.fromkeys(counted, 1) | {"malformed_records": []}
     path = tmp_path / "d.manifest.json"
     path.write_text(json.dumps(sound))
-    assert sidecar.read(str(tmp_path / "d"))["train_tokens"] == 1
+    assert DatasetManifest.read(str(tmp_path / "d")).train_tokens == 1
     for name in named:
         for value in (v for v in ODD if not (name == "checksum" and v == {})):
             if (name, value) == ("tokenizer_file", "x"):
                 continue
             path.write_text(json.dumps(sound | {name: value}))
             with pytest.raises(ValueError, match=r"d\.manifest\.json is damaged"):
-                sidecar.read(str(tmp_path / "d"))
+                DatasetManifest.read(str(tmp_path / "d"))
     path.write_text(json.dumps(sound | {"train_documents": "many"}))
     with pytest.raises(ValueError, match=r"damaged.*train_documents"):
-        sidecar.read(str(tmp_path / "d"))
+        DatasetManifest.read(str(tmp_path / "d"))
 
 
 def test_a_damaged_record_of_a_shard_is_made_anew(tmp_path):
-    job = shards.Job(tmp_path, "", "text", 0.1, True, False)
-    (tmp_path / "00000000.bin").write_bytes(b"ab")
-    (tmp_path / "00000000.npz").write_bytes(b"cd")
-    marks = {end: shards._mark(tmp_path / f"00000000{end}") for end in (".bin", ".npz")}
+    job = shards.Job(tmp_path, None)
+    for end in shards.SUFFIXES:
+        (tmp_path / f"00000000{end}").write_bytes(b"ab")
+    marks = {end: shards._mark(tmp_path / f"00000000{end}") for end in shards.SUFFIXES}
     counts = dict.fromkeys(("documents", "bytes", "tokens", "duplicates", "lines"), 1)
     sound = {"summary": counts | {"malformed": [[3, "no text"]]}, "files": marks}
     record = tmp_path / "00000000.json"
     record.write_text(json.dumps(sound))
-    assert shards.finished(0, job.folder) == shards.Summary(**counts, malformed=[(3, "no text")])
+    assert shards.finished(0, job) == shards.Summary(**counts, malformed=[(3, "no text")])
     for name, inner in (("summary", "documents"), ("summary", "malformed"), ("files", ".bin")):
         for value in ODD:
             if (inner, value) in (("malformed", []), ("documents", 3)):
@@ -205,11 +206,11 @@ def test_a_damaged_record_of_a_shard_is_made_anew(tmp_path):
             changed = copy.deepcopy(sound)
             changed[name][inner] = value
             record.write_text(json.dumps(changed))
-            assert shards.finished(0, job.folder) is None
+            assert shards.finished(0, job) is None
     record.write_text(json.dumps(sound | {"files": {}}))
-    assert shards.finished(0, job.folder) is None
+    assert shards.finished(0, job) is None
     record.write_text(DEEP)
-    assert shards.finished(0, job.folder) is None
+    assert shards.finished(0, job) is None
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', DEEP, "{}"])

@@ -1,4 +1,4 @@
-"""What shards cost beside the tokenizer alone, in alternating pairs:
+"""Compares the cost of shards with the tokenizer alone, in alternating pairs:
 `python tools/benchmark_preprocess.py --input corpus.jsonl --tokenizer t.model`."""
 
 import argparse
@@ -14,6 +14,7 @@ from megaarch.cli.errors import told
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, shards
+from megaarch.ingest.lines import Shard
 
 MOST_PAIRS = 1000
 
@@ -38,21 +39,21 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     if not 1 <= options.pairs <= MOST_PAIRS:
         raise UserError(f"--pairs must be from 1 to {MOST_PAIRS}, not {options.pairs}")
-    Tokenizer(options.tokenizer, sentinels=0)  # or says what is wrong with it
-    shard = corpus.Shard(Path(options.input))
+    tokenizer = Tokenizer(options.tokenizer, sentinels=0)
+    shard = Shard(Path(options.input))
     encode = _library(options.tokenizer)
-    texts = list(dict.fromkeys(corpus.shard_documents(shard)))
+    texts = list(dict.fromkeys(text for (text,) in corpus.read(shard)))
     if not texts:
         raise UserError(f"{options.input} holds no text")
     size = sum(len(text.encode()) for text in texts)
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         # a share so small that all of the text is tokenized, and the split's work is done
-        job = shards.Job(Path(folder), options.tokenizer, "text", 1e-9, True, False)
-        shards.tokenize(0, shard, job)  # warm
+        job = shards.Job(Path(folder), tokenizer, held_out=1e-9)
+        shards.make(0, shard, job)  # warm
         for _ in range(options.pairs):
             alone = _seconds(lambda: [encode(text) for text in texts])
-            ours = _seconds(lambda: shards.tokenize(0, shard, job))
+            ours = _seconds(lambda: shards.make(0, shard, job))
             ratios.append(alone / ours)
             print(f"alone {size / alone / 1e6:.2f} MB/s, shard {size / ours / 1e6:.2f} MB/s")
     print(

@@ -5,7 +5,9 @@ import sys
 import time
 
 from megaarch.cli.errors import told
-from megaarch.ingest.preprocess import SHARD_BYTES, Request, preprocess
+from megaarch.ingest.manifest import DatasetManifest
+from megaarch.ingest.preprocess import Request, preprocess
+from megaarch.ingest.shards import SHARD_BYTES
 
 EPILOG = """\
 examples:
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         with ProgressDisplay(Console(stderr=True)) as display:
             made = preprocess(request, executor, Meter(display.show))
     _report(request.prefix, made)
-    for note in notes(options.input) + made["notes"]:
+    for note in notes(options.input) + made.notes:
         print(f"preprocess.py: {note}", file=sys.stderr)
     return 0
 
@@ -136,22 +138,22 @@ class Meter:
         self.show("preprocess", done / of, text)
 
 
-def _report(prefix: str, made: dict) -> None:
+def _report(prefix: str, made: DatasetManifest) -> None:
     print(
-        f"{prefix}.bin: {made['train_documents']:,} documents, {made['train_tokens']:,} tokens of "
-        f"{made['train_bytes']:,} bytes"
+        f"{prefix}.bin: {made.train_documents:,} documents, {made.train_tokens:,} tokens of "
+        f"{made.train_bytes:,} bytes"
     )
-    if made["heldout_documents"]:
+    if made.heldout_documents:
         print(
-            f"{prefix}.heldout.jsonl: {made['heldout_documents']:,} documents, "
-            f"{made['heldout_bytes']:,} bytes ({made['dropped_paragraphs']:,} paragraphs that also "
+            f"{prefix}.heldout.jsonl: {made.heldout_documents:,} documents, "
+            f"{made.heldout_bytes:,} bytes ({made.dropped_paragraphs:,} paragraphs that also "
             "stand in train left out)"
         )
-    print(f"{made['duplicates']:,} duplicates and {made['malformed']:,} malformed records skipped")
-    for record in made["malformed_records"][:10]:
+    print(f"{made.duplicates:,} duplicates and {made.malformed:,} malformed records skipped")
+    for record in made.malformed_records[:10]:
         print(f"  {record}")
-    if made["malformed"] > 10:
-        print(f"  and {made['malformed'] - 10:,} more (the first 100 in {prefix}.manifest.json)")
+    if made.malformed > 10:
+        print(f"  and {made.malformed - 10:,} more (the first 100 in {prefix}.manifest.json)")
 
 
 if __name__ == "__main__":

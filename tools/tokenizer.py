@@ -14,7 +14,7 @@ EPILOG = """\
 example:
   python tools/tokenizer.py --input corpus/ --vocabulary-size 32000 --output t.model
 
-The file holds the pieces of text. What the models need beside them stands behind the pieces in
+The file holds the pieces of text. What the models need besides them stands behind the pieces in
 every megaarch tokenizer and is counted in the vocabulary size: padding, start and end tokens, the
 masks of BERT, BART and GLM, GLM's span tokens, XLNet's query, UL2's modes, T5's sentinels. So one
 tokenizer serves every preset. The same documents give the same file.

@@ -32,19 +32,19 @@ SAMPLES, SAMPLE_BYTES = 4096, 1 << 16  # of more than that
 
 
 def prefix_of(path: str | os.PathLike) -> str:
-    """The path without a trailing `.bin` or `.idx`."""
+    """Returns the path without a trailing `.bin` or `.idx`."""
     name = os.fspath(path)
     return name[:-4] if name.endswith((".bin", ".idx")) else name
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """uint16 where every id fits below 65,500, else int32, as Megatron chooses."""
+    """Returns uint16 where every id fits below 65,500, else int32, as Megatron chooses."""
     return np.dtype(np.uint16 if vocabulary_size < 65500 else np.int32)
 
 
 class _Indexed:
-    """Items of tokens by index. A subclass sets `path` and `lengths` (int64 [items]), names its items,
-    and reads tokens that are known to exist."""
+    """Items of tokens by index. A subclass sets `path` and `lengths` (int64 [items]), names its
+    items, and reads tokens that are known to exist."""
 
     path: str
     lengths: np.ndarray
@@ -54,11 +54,11 @@ class _Indexed:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The tokens of an item, [length]. IndexError past either end."""
+        """Returns the tokens of an item, [length]. IndexError past either end."""
         return self.get(index)
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
-        """`length` tokens of an item from `offset`; None is up to its end."""
+        """Returns `length` tokens of an item from `offset`; None is up to its end."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.item} {index} of {len(self)} in {self.path}")
         size = int(self.lengths[index])
@@ -94,7 +94,7 @@ class IndexedDataset(_Indexed):
 
     def _read_index(self) -> None:
         file = self.path + ".idx"
-        raw = _mapped(file, np.dtype(np.uint8))
+        raw = mapped(file, np.dtype(np.uint8))
         if raw[:9].tobytes() != MAGIC:
             raise UserError(f"{file} is not an indexed dataset: it does not begin with MMIDIDX")
         if len(raw) < HEADER.size:
@@ -144,7 +144,7 @@ class IndexedDataset(_Indexed):
         if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
             raise UserError(f"{index} is damaged: its document boundaries are out of order")
         self._contiguous = _one_after_another(starts, ends)
-        self._tokens = _mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
+        self._tokens = mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
         self._given = np.int64 if item == 8 else np.int32
 
     def __reduce__(self):
@@ -155,7 +155,7 @@ class IndexedDataset(_Indexed):
         return self._tokens[start : start + length].astype(self._given)
 
     def stream(self, start: int, length: int) -> np.ndarray:
-        """Tokens start : start + length of all sequences laid end to end, [length]."""
+        """Returns tokens start : start + length of all sequences laid end to end, [length]."""
         if start < 0 or length < 0 or start + length > self.tokens:
             raise IndexError(f"tokens {start}:{start + length} of {self.tokens} in {self.path}")
         if self._contiguous:
@@ -170,7 +170,7 @@ class IndexedDataset(_Indexed):
         return np.concatenate(pieces)
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """The tokens at these places of the stream, [places]."""
+        """Returns the tokens at these places of the stream, [places]."""
         if not self._contiguous:
             sequence = np.searchsorted(self._ends, places, side="right")
             left = self._ends[sequence] - places
@@ -179,7 +179,7 @@ class IndexedDataset(_Indexed):
         return self._tokens[places].astype(self._given)
 
     def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
-        """All tokens of the .bin as stored, in views of up to `tokens`."""
+        """Yields all tokens of the .bin as stored, in views of up to `tokens`."""
         for start in range(0, len(self._tokens), tokens):
             yield self._tokens[start : start + tokens]
 
@@ -188,17 +188,17 @@ class IndexedDataset(_Indexed):
         return np.cumsum(self.lengths, dtype=np.int64)
 
     def checksum(self) -> dict[str, str | int]:
-        """What tells whether the files have changed: the whole index, and the tokens: all of them
+        """Returns hashes that change with the files: of the whole index, and of the tokens, all
         in files up to 1 GiB, in larger ones 4,096 pieces of 64 KiB, evenly spread.
         """
         raw = self._tokens.view(np.uint8)
         tokens = hashlib.sha256()
         if len(raw) <= WHOLE:
-            tokens.update(raw)
+            tokens.update(raw.data)
         else:
             for start in np.linspace(0, len(raw) - SAMPLE_BYTES, SAMPLES).astype(np.int64):
-                tokens.update(raw[start : start + SAMPLE_BYTES])
-        index = hashlib.sha256(_mapped(self.path + ".idx", np.dtype(np.uint8)))
+                tokens.update(raw[start : start + SAMPLE_BYTES].data)
+        index = hashlib.sha256(mapped(self.path + ".idx", np.dtype(np.uint8)).data)
         return {
             "index": index.hexdigest()[:32],
             "bytes": Path(self.path + ".bin").stat().st_size,
@@ -206,14 +206,14 @@ class IndexedDataset(_Indexed):
         }
 
     def digest(self, look: Callable[[np.ndarray], None] = lambda block: None) -> str:
-        """Of all tokens of the .bin, whatever its size: as long as it takes to read it.
+        """Returns the hash of all tokens of the .bin, whatever its size: it reads the whole file.
 
         look: called with each of `blocks` on the way.
         """
         found = hashlib.sha256()
         for block in self.blocks():
             look(block)
-            found.update(block)
+            found.update(block.data)
         return found.hexdigest()[:32]
 
 
@@ -242,11 +242,11 @@ class IndexedDocuments(_Indexed):
         return self.dataset.stream(int(self._starts[index]) + offset, length)
 
     def last_tokens(self, documents: np.ndarray) -> np.ndarray:
-        """The last token of each of these documents, none of which is empty, [documents]."""
+        """Returns the last token of each of these documents, all non-empty, [documents]."""
         return self.dataset.at(self._starts[documents] + self.lengths[documents] - 1)
 
     def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
-        """All tokens of the .bin as stored, in views of up to `tokens`."""
+        """Yields all tokens of the .bin as stored, in views of up to `tokens`."""
         return self.dataset.blocks(tokens)
 
 
@@ -271,7 +271,7 @@ class IndexedWriter:
         self._bin = Path(self._aside + ".bin").open("wb")  # noqa: SIM115
 
     def add(self, tokens: np.ndarray) -> None:
-        """A sequence, int [length]. ValueError for an id that the dtype cannot hold."""
+        """Adds a sequence, int [length]. ValueError for an id that the dtype cannot hold."""
         tokens = np.asarray(tokens)
         assert tokens.ndim == 1, tokens.shape
         limits = np.iinfo(self.dtype)
@@ -281,15 +281,18 @@ class IndexedWriter:
         self._lengths.append(tokens.size)
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Documents of one sequence each, laid end to end in `tokens`, which has this dtype."""
+        """Adds documents laid end to end in `tokens`, which has this dtype.
+
+        lengths: int [documents, sequences], the tokens of each sequence.
+        """
         assert tokens.dtype == self.dtype and len(tokens) == lengths.sum(), "tokens as stored"
         self._bin.write(np.ascontiguousarray(tokens).data)
-        first = len(self._lengths) + 1
+        ends = len(self._lengths) + np.arange(1, len(lengths) + 1) * lengths.shape[1]
         self._lengths.frombytes(lengths.astype(np.intc).tobytes())
-        self._documents.frombytes(np.arange(first, first + len(lengths), dtype="q").tobytes())
+        self._documents.frombytes(ends.astype("q").tobytes())
 
     def end_document(self) -> None:
-        """The sequences since the last call are one document."""
+        """Ends a document of the sequences since the last call."""
         self._documents.append(len(self._lengths))
 
     def finish(self) -> None:
@@ -324,7 +327,8 @@ def _one_after_another(starts: np.ndarray, ends: np.ndarray) -> bool:
     return len(ends) == 0 or bool(starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
 
 
-def _mapped(file: str, dtype: np.dtype) -> np.ndarray:
+def mapped(file: str | os.PathLike, dtype: np.dtype) -> np.ndarray:
+    """Maps the content of a file as a read-only array."""
     # An empty file cannot be mapped. The view sheds np.memmap, whose slices are slow.
     if Path(file).stat().st_size == 0:
         return np.zeros(0, dtype)

@@ -11,14 +11,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from megaarch.data.example import SPECIALS, Vocabulary
 from megaarch.errors import UserError
-from megaarch.files import parse_json, read_bytes
+from megaarch.files import parse_json, read_bytes, replacing
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes
@@ -33,8 +33,10 @@ class Tokenizer:
 
     vocabulary: the ids; vocabulary_size of them if that is given, the ones that are left over
     standing unused between specials and sentinels. base_size: number of the file's own ids.
-    fingerprint: of the file and of the ids behind it. text_fingerprint: of what the ids of a text
-    hang on: the file and the order of the specials. description: in words. Pickles as its path.
+    pieces: the text that each id of the file spells, None for a control or unknown id.
+    fingerprint: of the file and of the ids behind it. text_fingerprint: of what the ids of a
+    text depend on: the file and the order of the specials. description: in words. Pickles as its
+    path.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Tokenizer:
         self._made = (self.path, sentinels, vocabulary_size)
         content = _read(self.path)
         self._backend = _backend(self.path, content)
-        self.base_size = len(self._backend.pieces)
+        self.pieces = self._backend.pieces
+        self.base_size = len(self.pieces)
         least = self.base_size + len(SPECIALS) + sentinels
         if vocabulary_size is not None and vocabulary_size < least:
             raise UserError(
@@ -55,7 +58,7 @@ class Tokenizer:
                 f"model.vocabulary_size from {vocabulary_size} to at least that"
             )
         size = vocabulary_size or least
-        self.vocabulary = _vocabulary(self._backend.pieces, size, sentinels)
+        self.vocabulary = _vocabulary(self.pieces, size, sentinels)
         self.description = f"{self._backend.name}, {self.base_size:,} pieces"
         mark = hashlib.blake2b(content, digest_size=16)
         of_text = mark.copy()
@@ -65,11 +68,11 @@ class Tokenizer:
         self.fingerprint = mark.hexdigest()
 
     def __reduce__(self):
-        return Tokenizer, self._made
+        return _load, (*self._made, self.fingerprint)
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 [tokens], without any special. ValueError where a word has no token (a WordLevel
-        file without an unknown token)."""
+        """Returns int32 [tokens], without any special. ValueError where a word has no token (a
+        WordLevel file without an unknown token)."""
         try:
             return np.array(self._backend.encode(text), dtype=np.int32)
         except BaseException as error:  # tokenizers raises bare exceptions, and panics as Rust does
@@ -80,23 +83,24 @@ class Tokenizer:
                 f"{str(error).splitlines()[0][:120]}"
             ) from error
 
-    @property
-    def pieces(self) -> list[str | None]:
-        """Of each id of the file the text it spells, None for a control or unknown id."""
-        return self._backend.pieces
-
     def piece_id(self, piece: str) -> int | None:
-        """The id of a piece of the file, as the file spells it; its own specials too."""
+        """Returns the id of a piece of the file, as the file spells it; its own specials too."""
         return self._backend.piece_id(piece)
 
     def decode(self, ids: np.ndarray | Iterable[int]) -> str:
-        """The text of the ids; specials and sentinels give none."""
+        """Returns the text of the ids; specials and sentinels give none."""
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         return self._backend.decode([i for i in ids.tolist() if 0 <= i < self.base_size])
 
 
+@lru_cache(maxsize=1)
+def _load(path: str, sentinels: int, vocabulary_size: int | None, fingerprint: str) -> Tokenizer:
+    """Unpickles a tokenizer. A process that is sent it with every task reads its file once."""
+    return Tokenizer(path, sentinels, vocabulary_size)
+
+
 class _Backend(Protocol):
-    """pieces: of each id the text it spells, or None for a control or unknown id."""
+    """A library's model. pieces: as Tokenizer.pieces."""
 
     name: str
     pieces: list[str | None]
@@ -165,7 +169,7 @@ class _HuggingFace:
 
 
 def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
-    """The spelling of every id, by the file's scheme: byte-level, WordPiece, words or metaspace."""
+    """Returns the spelling of every id. Schemes: byte-level, WordPiece, words, metaspace."""
     file = parse_json(text, "the file")
     model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
     added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
@@ -195,7 +199,7 @@ def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
 
 
 def _byte_letters() -> dict[str, bytes]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, other bytes from U+0100."""
+    """Returns the letters of byte-level BPE: printable Latin-1, and U+0100 on for other bytes."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): bytes([byte]) for byte in printable}
@@ -301,14 +305,13 @@ def train_sentencepiece(
         num_threads=1,
         minloglevel=2,
     )
-    aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
-    aside.write_bytes(model.getvalue())
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_bytes(model.getvalue())
     return Tokenizer(path, sentinels, vocabulary_size)
 
 
 def _training_lines(documents: Iterable[str], most_characters: int) -> list[str]:
-    """Lines of the text, broken at characters that get no piece of their own.
+    """Returns the lines of the text, broken at characters that get no piece of their own.
 
     Those are control characters and U+2581, some of which the trainer would drop whole lines for,
     and the rarest characters, so that at most `most_characters` take a piece.

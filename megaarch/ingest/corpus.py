@@ -10,75 +10,76 @@ from typing import Any
 
 from megaarch.errors import UserError
 from megaarch.ingest import embedded
-from megaarch.ingest.lines import Malformed, MalformedRecord, Place, Shard, read_lines
+from megaarch.ingest.lines import Location, OnError, RecordError, Shard, read_lines
 from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
 
 NAMED = 20  # fields that a sentence names
 SEPARATOR = "<|endoftext|>"  # a line of its own between two documents of a plain text file
+TEXT, PAIR = ("text",), ("input", "target")  # the fields of a document, of a supervised record
 
 
-def stop(error: MalformedRecord) -> None:
-    """The first malformed record ends the reading."""
+def stop(error: RecordError) -> None:
+    """Ends the reading at the first malformed record."""
     raise error
 
 
 def documents(path: str, text_field: str = "text") -> Iterator[str]:
-    """The documents of a source, in a fixed order; blank ones are left out.
+    """Yields the documents of a source, in a fixed order.
 
-    path: "embedded", a file, a directory or a glob: what sources.files finds. JSON lines and
-        parquet hold a document a record, in `text_field`. A plain text file is one document,
-        unless form feeds or lines `<|endoftext|>` divide it.
-    ValueError: a source that is missing or of no known format; a malformed record, a missing
-        field or bad UTF-8, naming file and line.
+    path: "embedded", a file, a directory or a glob: what sources.files finds.
+    ValueError: a source that is missing or of no known format; `read`'s.
     """
-    for file in [Path(EMBEDDED)] if path == EMBEDDED else files(path):
-        yield from shard_documents(Shard(file), text_field)
-
-
-def shard_documents(
-    shard: Shard, text_field: str = "text", malformed: Malformed = stop
-) -> Iterator[str]:
-    """The documents of a shard. Of a part of a JSON lines file, lines count from its start."""
-    if str(shard.file) == EMBEDDED:
-        texts = iter(embedded.documents())
-    elif format_of(shard.file) == "text":
-        texts = _text_documents(shard.file, malformed)
-    else:
-        texts = _fields(shard, text_field, malformed)
-    yield from (text for text in texts if text.strip())
-
-
-def pairs(path: str) -> Iterator[tuple[str, str]]:
-    """The (input, target) pairs of supervised records `{"input": ..., "target": ...}`."""
-    if path == EMBEDDED:
-        raise UserError("data.kind is supervised, but the embedded corpus holds plain text")
     for file in files(path):
-        if format_of(file) == "text":
-            raise UserError(f"{file}: supervised data are JSON lines or parquet, not plain text")
-        for at, record in _records(Shard(file), stop, "input", "target"):
-            yield _field(record, "input", at), _field(record, "target", at)
+        yield from (text for (text,) in read(Shard(file), (text_field,)))
+
+
+def read(
+    shard: Shard, fields: tuple[str, ...] = TEXT, on_error: OnError = stop
+) -> Iterator[tuple[str, ...]]:
+    """Yields the documents of a shard, each the texts of its fields: one, or those of PAIR.
+
+    Documents of one field that are blank are left out. JSON lines and parquet hold a document a
+    record. A plain text file is one document, unless form feeds or lines `<|endoftext|>` divide
+    it. Lines of a part of a JSON lines file count from its start.
+    ValueError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
+    are asked of plain text.
+    """
+    paired, plain = len(fields) > 1, format_of(shard.file) == "text"
+    if paired and str(shard.file) == EMBEDDED:
+        raise UserError("data.kind is supervised, but the embedded corpus holds plain text")
+    if paired and plain:
+        raise UserError(f"{shard.file}: supervised data are JSON lines or parquet, not plain text")
+    if str(shard.file) == EMBEDDED:
+        rows = ((text,) for text in embedded.documents())
+    elif plain:
+        rows = ((text,) for text in _text_documents(shard, on_error))
+    else:
+        rows = _fields(shard, fields, on_error)
+    for row in rows:
+        if paired or row[0].strip():
+            yield row
 
 
 def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str:
-    """What a source holds, from its names and its first sound record: "text", "supervised" or
-    "indexed".
+    """Returns what a source holds, by its names and its first sound record: "text", "supervised"
+    or "indexed".
 
     prefer_pairs: whether records with `input`, `target` and `text_field` are supervised.
     """
     if indexed_prefix(path) is not None:
         return "indexed"
-    for file in [] if path == EMBEDDED else files(path):
-        if format_of(file) == "text":
+    for file in files(path):
+        if format_of(file) == "text" or path == EMBEDDED:
             continue
         for _, record in _records(Shard(file), lambda error: None):
-            paired = {"input", "target"} <= record.keys()
+            paired = record.keys() >= set(PAIR)
             return "supervised" if paired and (prefer_pairs or text_field not in record) else "text"
     return "text"
 
 
-def _text_documents(file: Path, malformed: Malformed) -> Iterator[str]:
+def _text_documents(shard: Shard, on_error: OnError) -> Iterator[str]:
     document: list[str] = []
-    for _, line in read_lines(Shard(file), malformed):
+    for _, line in read_lines(shard, on_error):
         if line.strip() == SEPARATOR:
             yield "\n".join([*document, ""])
             document = []
@@ -91,24 +92,24 @@ def _text_documents(file: Path, malformed: Malformed) -> Iterator[str]:
     yield "\n".join(document)
 
 
-def _fields(shard: Shard, name: str, malformed: Malformed) -> Iterator[str]:
-    for place, record in _records(shard, malformed, name):
+def _fields(shard: Shard, names: tuple[str, ...], on_error: OnError) -> Iterator[tuple[str, ...]]:
+    for location, record in _records(shard, on_error, *names):
         try:
-            text = _field(record, name, place)
-        except MalformedRecord as error:
-            malformed(error)
+            row = tuple([_field(record, name, location) for name in names])
+        except RecordError as error:
+            on_error(error)
         else:
-            yield text
+            yield row
 
 
 def _records(
-    shard: Shard, malformed: Malformed, *columns: str
-) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """(where, record) of each record; `columns` are what a parquet file is read for."""
+    shard: Shard, on_error: OnError, *columns: str
+) -> Iterator[tuple[Location, dict[str, Any]]]:
+    """Yields (location, record) of each record. columns: those to read of a parquet file."""
     if format_of(shard.file) == "parquet":
         yield from _parquet_records(shard, columns)
         return
-    for place, line in read_lines(shard, malformed):
+    for location, line in read_lines(shard, on_error):
         if not line.strip():
             continue
         try:
@@ -119,15 +120,15 @@ def _records(
             what = f"JSON that cannot be read ({error})"
         else:
             if isinstance(record, dict):
-                yield place, record
+                yield location, record
                 continue
             what = f"one JSON object a line is expected, not {line[:20]!r}"
-        malformed(MalformedRecord(*place, what))
+        on_error(RecordError(location, what))
 
 
 def _parquet_records(
     shard: Shard, columns: tuple[str, ...]
-) -> Iterator[tuple[Place, dict[str, Any]]]:
+) -> Iterator[tuple[Location, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -143,13 +144,13 @@ def _parquet_records(
             for batch in table.iter_batches(1024 if columns else 1, groups, columns=read or None):
                 for record in _parquet_rows(batch, file, number):
                     number += 1
-                    yield Place(file, "row", number), record
+                    yield Location(file, "row", number), record
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as parquet: {error}") from error
 
 
 def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
-    """The rows of a record batch. ValueError names the one that is not UTF-8."""
+    """Returns the rows of a record batch. ValueError names the one that is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -158,28 +159,28 @@ def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
                 batch.slice(row, 1).to_pylist()
             except UnicodeDecodeError as error:
                 what = f"not UTF-8 ({error.reason})"
-                raise MalformedRecord(file, "row", before + row + 1, what) from error
+                raise RecordError(Location(file, "row", before + row + 1), what) from error
         raise
 
 
-def _field(record: dict[str, Any], name: str, place: Place) -> str:
+def _field(record: dict[str, Any], name: str, location: Location) -> str:
     if name not in record:
-        raise MalformedRecord(*place, _missing(name, record))
+        raise RecordError(location, _missing(name, record))
     text = record[name]
     if not isinstance(text, str):
         what = f"field {name!r} is not a string but {type(text).__name__}"
-        raise MalformedRecord(*place, what)
+        raise RecordError(location, what)
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             what = f"field {name!r} holds half a surrogate pair"
-            raise MalformedRecord(*place, what) from error
+            raise RecordError(location, what) from error
     return text
 
 
 def _missing(name: str, names: Any) -> str:
-    hint = "" if name in ("input", "target") else "; set data.text_field, or --text-field of a tool"
+    hint = "" if name in PAIR else "; set data.text_field, or --text-field of a tool"
     there = [str(other) for other in names]
     there[NAMED:] = ["..."] if len(there) > NAMED else []
     return f"no field {name!r} (there are: {', '.join(there) or 'none'}){hint}"

@@ -4,8 +4,8 @@ Time is linear in the bytes, however long a line is.
 """
 
 import bz2
-import gzip
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,30 +20,34 @@ from megaarch.ingest.sources import compression_of
 BLOCK = 1 << 20
 FRAME_BLOCK = 1 << 14  # of compressed bytes: what stands behind a frame's end is copied
 DECOMPRESSORS = {
+    "gzip": lambda: zlib.decompressobj(wbits=31),  # with gzip's header and checksum
     "bz2": bz2.BZ2Decompressor,
     "xz": lzma.LZMADecompressor,
     "zstandard": lambda: zstandard.ZstdDecompressor().decompressobj(),
 }
 
 
-class MalformedRecord(ValueError):
-    """A record that cannot be read. number: of its line or row (`unit`) in what was read."""
+class Location(NamedTuple):
+    """Where a record stands. number: of its line or row (`unit`), in what was read."""
 
-    def __init__(self, file: Path, unit: str, number: int, what: str):
-        super().__init__(file, unit, number, what)  # as it is pickled
-        self.file, self.unit, self.number, self.what = file, unit, number, what
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.unit} {self.number}: {self.what}"
-
-
-Malformed = Callable[[MalformedRecord], None]  # is told of one; if it returns, reading goes on
-
-
-class Place(NamedTuple):
     file: Path
     unit: str
     number: int
+
+
+class RecordError(UserError):
+    """A malformed record."""
+
+    def __init__(self, location: Location, what: str):
+        super().__init__(location, what)  # as it is pickled
+        self.location, self.what = location, what
+
+    def __str__(self) -> str:
+        file, unit, number = self.location
+        return f"{file}, {unit} {number}: {self.what}"
+
+
+OnError = Callable[[RecordError], None]  # is called with each; where it returns, reading goes on
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,22 @@ class Shard:
     end: int | None = None
 
 
-def read_lines(shard: Shard, malformed: Malformed) -> Iterator[tuple[Place, str]]:
-    """Lines without their newline; one that is not UTF-8 is malformed."""
+def read_lines(shard: Shard, on_error: OnError) -> Iterator[tuple[Location, str]]:
+    """Yields lines without their newline; one that is not UTF-8 is malformed."""
     encoding = "utf-8" if shard.start else "utf-8-sig"  # of the first line
     for number, line in enumerate(split_lines(_blocks(shard)), start=1):
-        place = Place(shard.file, "line", number)
+        location = Location(shard.file, "line", number)
         try:
             text = line.decode(encoding)
         except UnicodeDecodeError as error:
-            malformed(MalformedRecord(*place, f"not UTF-8 ({error.reason})"))
+            on_error(RecordError(location, f"not UTF-8 ({error.reason})"))
         else:
-            yield place, text
+            yield location, text
         encoding = "utf-8"
 
 
 def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """What b"".join(blocks).split(b"\\n") gives; each byte is copied a fixed number of times."""
+    """Yields b"".join(blocks).split(b"\\n"); each byte is copied a fixed number of times."""
     begun: list[bytes] = []  # of a line whose end is in a later block
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -85,24 +89,21 @@ def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(shard: Shard) -> Iterator[bytes]:
-    """The decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
-    file, compression = shard.file, compression_of(shard.file)
+    """Yields the decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
+    compression = compression_of(shard.file)
     try:
-        if make := DECOMPRESSORS.get(compression):
-            yield from _frames(file, make)
-            return
-        with (gzip.open if compression == "gzip" else open)(file, "rb") as stream:
-            if shard.end is not None:
-                yield from _range_blocks(stream, shard.start, shard.end)
-                return
-            while block := stream.read(BLOCK):
-                yield block
+        with shard.file.open("rb") as stream:
+            if compression:
+                yield from _frames(stream, DECOMPRESSORS[compression])
+            else:
+                end = sys.maxsize if shard.end is None else shard.end
+                yield from _range_blocks(stream, shard.start, end)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{shard.file} cannot be read: {error}") from error
 
 
 def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    """The lines that begin in start:end, whole. Of a line that begins ahead of them no more is
+    """Yields the lines that begin in start:end, whole. Of a line that begins before them no more is
     read than reaches into the range."""
     at, block = start, b"\n"
     if start:
@@ -125,17 +126,16 @@ def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
         yield stream.readline()
 
 
-def _frames(file: Path, make: Callable[[], Any]) -> Iterator[bytes]:
+def _frames(stream: BinaryIO, make: Callable[[], Any]) -> Iterator[bytes]:
     # The libraries' own readers take a damaged bz2 or xz stream behind a sound one, and a cut
     # zstandard frame, for the end of the file.
     frame = None
-    with file.open("rb") as stream:
-        while block := stream.read(FRAME_BLOCK):
-            while block := block if frame else block.lstrip(b"\0"):  # padding between frames
-                frame = frame or make()
-                yield frame.decompress(block)
-                block = b""
-                if frame.eof:
-                    frame, block = None, frame.unused_data
+    while block := stream.read(FRAME_BLOCK):
+        while block := block if frame else block.lstrip(b"\0"):  # padding between frames
+            frame = frame or make()
+            yield frame.decompress(block)
+            block = b""
+            if frame.eof:
+                frame, block = None, frame.unused_data
     if frame is not None:
         raise EOFError("the compressed file ended before its last frame did")

@@ -1,8 +1,8 @@
 """From a source to what training reads: split, tokenizer, indexed dataset, held-out documents.
 
 The result lies under `data.cache`, in a directory named by everything that it depends on, and is
-reused while none of that changes. It is written aside and renamed: complete or absent, also when
-several processes prepare the same data at once.
+reused while none of that changes. It is made in a directory aside, which is then renamed: complete
+or absent, also when several processes prepare the same data at once.
 """
 
 import hashlib
@@ -11,29 +11,31 @@ import logging
 import multiprocessing
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
 from megaarch.config.schema import Data, Source
-from megaarch.data.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
+from megaarch.data.indexed import IndexedDataset, IndexedDocuments
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, parse_json, read_bytes, read_json
-from megaarch.ingest import corpus, sidecar, sources, tokenized
-from megaarch.ingest.documents import Documents
-from megaarch.ingest.split import Exclusion, place
+from megaarch.ingest import corpus, manifest, shards, sources
+from megaarch.ingest.manifest import Counts, PreparedManifest
+from megaarch.ingest.pipeline import Pipeline
+from megaarch.ingest.shards import SHARD_BYTES, Job
+from megaarch.ingest.split import Exclusion
+from megaarch.ingest.tokenized import TokenizedSource
 
 log = logging.getLogger(__name__)
 
 FORMAT = 4  # raise it when the same settings would give other files
 TOKENIZER_BYTES = 1 << 25  # a larger corpus trains its tokenizer on a sample of this size
+LEAST_BYTES = 1000  # of a corpus
 
 Progress = Callable[[str], None]
 
@@ -43,13 +45,13 @@ class Prepared:
     """Data ready to train on.
 
     train: (documents, weight) of each blended source. Every document ends with eos, if it is made
-        of text here. Of supervised sources (dataset, weight): the sequences alternate input,
+        of text here. For supervised sources (dataset, weight): the sequences alternate input,
         target, and each ends with eos.
     supervised: whether they do.
-    heldout: held-out documents, less the paragraphs that also stand in train. Of supervised
-        sources, input and target joined by a newline. Of tokenized sources, what lies beside them.
+    heldout: held-out documents, less the paragraphs that also stand in train. For supervised
+        sources, input and target joined by a newline. For tokenized sources, those of the file
+        next to them.
     heldout_pairs: (input, target) of supervised sources, else empty.
-    manifest: the counts, as manifest.json has them.
     fingerprint: of the content (train and held-out text, all tokens of tokenized sources,
         tokenizer, weights), so it is the same wherever the same data are prepared.
     """
@@ -59,8 +61,11 @@ class Prepared:
     supervised: bool
     heldout: list[str]
     heldout_pairs: list[tuple[str, str]]
-    manifest: dict[str, Any]
-    fingerprint: str
+    manifest: PreparedManifest
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
 
 
 def prepare(
@@ -73,28 +78,24 @@ def prepare(
 
     vocabulary_size: ids of pieces, specials and sentinels together; Prepared.tokenizer's
         vocabulary has exactly that many.
-    progress: is told in a few words what is being done.
+    progress: is called with a few words on each stage.
     exclude: text that must not be trained on; what is dropped for it is counted.
     ValueError: the source or the tokenizer file is missing, malformed or too small, or prepared
         data have changed since; nothing half done is left behind.
     """
-    job = _Job(data, vocabulary_size, progress or (lambda words: None), exclude)
-    if not job.directory.exists():
-        job.build()
-    prepared = job.load()
-    if _speaks():
-        for note in sources.notes(_paths(data)) + prepared.manifest["notes"]:
+    preparation = _Preparation(data, vocabulary_size, progress or (lambda words: None), exclude)
+    if not preparation.directory.exists():
+        preparation.make()
+    prepared = preparation.load()
+    if _is_first_process():
+        for note in sources.notes(_paths(data)) + prepared.manifest.notes:
             log.warning(note)
     return prepared
 
 
-class _Job:
+class _Preparation:
     def __init__(
-        self,
-        data: Data,
-        vocabulary_size: int,
-        progress: Progress,
-        exclude: Exclusion | None,
+        self, data: Data, vocabulary_size: int, progress: Progress, exclude: Exclusion | None
     ):
         self.data, self.vocabulary_size, self.progress = data, vocabulary_size, progress
         self.exclude = exclude
@@ -120,7 +121,7 @@ class _Job:
         self.key = hashlib.blake2b(json.dumps(key).encode(), digest_size=10).hexdigest()
         self.directory = Path(data.cache) / self.key
 
-    def build(self) -> None:
+    def make(self) -> None:
         """Prepares everything in a directory aside and renames it to `self.directory`."""
         try:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +130,8 @@ class _Job:
         except OSError as error:
             raise UserError(f"data.cache {self.data.cache} cannot be written: {error}") from error
         try:
-            manifest = self._build_indexed(aside) if self.kind == "indexed" else self._build(aside)
-            tokens, text = manifest["train_tokens"], manifest["train_bytes"]
-            manifest["bytes_per_token"] = text / tokens if text else None
-            manifest["heldout_checksum"] = _checksum((aside / "heldout.jsonl").read_bytes())
-            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            made = self._check_tokens(aside) if self.kind == "indexed" else self._tokenize(aside)
+            manifest.write(aside / "manifest.json", made)
             try:
                 aside.rename(self.directory)
             except OSError:
@@ -142,108 +140,141 @@ class _Job:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _build_indexed(self, aside: Path) -> dict[str, Any]:
-        tokenizer = self._tokenizer(aside, iter(()))
-        self.progress("checking token ids")
-        datasets, mark = self._datasets(self.directory), hashlib.blake2b(digest_size=16)
-        for dataset in datasets:
-            mark.update(tokenized.check(dataset, tokenizer).encode())
-        texts = dict.fromkeys(text for d in datasets for text in sidecar.held_out(d.path))
-        _write_lines(aside / "heldout.jsonl", [{"text": text} for text in texts])
-        mark.update((aside / "heldout.jsonl").read_bytes())
-        manifest = self._manifest(tokenizer, datasets, mark.digest())
-        given, eos = self.data.tokenizer, tokenizer.vocabulary.eos
-        manifest["notes"] = [n for d in datasets for n in tokenized.notes(d, given, eos)]
-        return manifest | sidecar.counts([d.path for d in datasets], list(texts))
-
-    def _build(self, aside: Path) -> dict[str, Any]:
+    def _tokenize(self, aside: Path) -> PreparedManifest:
+        """Makes the datasets of text sources."""
+        data, tokenizer = self.data, self._given_tokenizer(aside)
+        fields = corpus.PAIR if self.kind == "supervised" else (data.text_field,)
+        job = Job(aside / "parts", tokenizer, fields, data.held_out, exclude=self.exclude)
+        job.folder.mkdir()
+        self.progress("tokenizing" if tokenizer else "reading the text")
+        cut = [list(shards.cut(source.path, SHARD_BYTES)) for source in self.sources]
+        pipeline = Pipeline(job, [shard for of_source in cut for shard in of_source])
+        pipeline.make()
         self.progress("splitting the corpus")
-        documents = Documents(self.sources, self.kind, self.data, self.exclude)
-        if self.data.tokenizer is None:
+        self._split(pipeline)
+        if tokenizer is None:
             self.progress("training the tokenizer")
-        tokenizer = self._tokenizer(aside, _sample(documents))
-        self.progress("tokenizing")
-        mark = self._write_train(aside, tokenizer, documents)
-        rows = [
-            {"text": h.text} if self.kind == "text" else list(h.parts) for h in documents.heldout
-        ]
-        _write_lines(aside / "heldout.jsonl", rows)
-        mark.update((aside / "heldout.jsonl").read_bytes())
-        manifest = self._manifest(tokenizer, self._datasets(aside), mark.digest())
-        return manifest | documents.counts | {"notes": documents.notes}
+            sample = pipeline.sample(TOKENIZER_BYTES / pipeline.split.train_side_bytes)
+            file = aside / "tokenizer"
+            tokenizer = train_sentencepiece(sample, self.vocabulary_size, data.sentinels, file)
+            self.progress("tokenizing")
+            pipeline.job = replace(job, tokenizer=tokenizer)
+            pipeline.make()
+        numbers = iter(range(len(pipeline.shards)))
+        for k, of_source in enumerate(cut):
+            pipeline.write_train(aside / f"train-{k}", [next(numbers) for _ in of_source])
+        held_out = pipeline.write_held_out(aside / "heldout.jsonl")
+        keys = hashlib.blake2b(digest_size=16)
+        for of_shard in pipeline.train_keys():
+            keys.update(of_shard)
+        shutil.rmtree(job.folder)
+        datasets, split = self._datasets(aside), pipeline.split
+        tokens = sum(dataset.tokens for dataset in datasets)
+        counts = pipeline.counts(held_out, tokens)
+        share = counts.heldout_bytes / (counts.heldout_bytes + split.train_side_bytes)
+        made = self._manifest(aside, tokenizer, datasets, keys, counts, share)
+        made.excluded_documents = split.excluded_documents
+        made.excluded_paragraphs = split.excluded_paragraphs
+        return made
 
-    def _tokenizer(self, aside: Path, sample: Iterator[str]) -> Tokenizer:
-        """The tokenizer, its file copied to or made in `aside`."""
-        sentinels, file = self.data.sentinels, aside / "tokenizer"
+    def _split(self, pipeline: Pipeline) -> None:
+        split = pipeline.open_split()
+        if not split.total:
+            raise UserError(f"data source {self.sources[0].path} holds no text")
+        if split.total < LEAST_BYTES:
+            raise UserError(
+                f"the corpus holds only {split.total} bytes of text: at least {LEAST_BYTES} are "
+                "needed"
+            )
+        split.choose(self.data.held_out)
+
+    def _check_tokens(self, aside: Path) -> PreparedManifest:
+        """Checks tokenized sources and gathers their held-out documents."""
+        tokenizer = self._given_tokenizer(aside)
+        assert tokenizer is not None, "kind_of asks for one"
+        self.progress("checking token ids")
+        datasets, digests = self._datasets(self.directory), hashlib.blake2b(digest_size=16)
+        found = [TokenizedSource(dataset) for dataset in datasets]
+        for source in found:
+            digests.update(source.check(tokenizer).encode())
+        texts = dict.fromkeys(text for source in found for text in source.heldout)
+        rows = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+        (aside / "heldout.jsonl").write_bytes("".join(rows).encode())
+        documents, eos = sum(len(source.documents) for source in found), tokenizer.vocabulary.eos
+        counts = Counts(
+            documents=documents,
+            duplicates=0,
+            train_documents=documents,
+            train_bytes=None,
+            train_tokens=sum(dataset.tokens for dataset in datasets),
+            heldout_documents=len(texts),
+            heldout_bytes=sum(len(text.encode()) for text in texts),
+            dropped_paragraphs=0,
+            notes=[n for source in found for n in source.notes(self.data.tokenizer, eos)],
+        )
+        share, known = 0.0, [source.manifest for source in found if source.manifest]
+        if len(known) == len(found):
+            for name in ("documents", "duplicates", "train_bytes", "dropped_paragraphs"):
+                setattr(counts, name, sum(getattr(made, name) for made in known))
+            share = counts.heldout_bytes / (counts.heldout_bytes + (counts.train_bytes or 0))
+        return self._manifest(aside, tokenizer, datasets, digests, counts, share)
+
+    def _given_tokenizer(self, aside: Path) -> Tokenizer | None:
+        """Opens data.tokenizer, its file copied to `aside`; None where one is to be trained."""
         if self.data.tokenizer is None:
-            return train_sentencepiece(sample, self.vocabulary_size, sentinels, file)
-        shutil.copyfile(self.data.tokenizer, file)
-        return Tokenizer(file, sentinels, self.vocabulary_size)
-
-    def _write_train(self, aside: Path, tokenizer: Tokenizer, documents: Documents) -> Any:
-        """Tokenizes train, a dataset a source. Returns the running hash of its text."""
-        mark = hashlib.blake2b(digest_size=16)
-        eos, dtype = [tokenizer.vocabulary.eos], token_dtype(tokenizer.vocabulary.size)
-        with ExitStack() as stack:
-            prefixes = (aside / f"train-{k}" for k in range(len(self.sources)))
-            writers = [stack.enter_context(IndexedWriter(p, dtype)) for p in prefixes]
-            for item in documents.train(count=True):
-                for part in item.parts:
-                    writers[item.source].add(np.append(tokenizer.encode(part), eos))
-                writers[item.source].end_document()
-                mark.update(item.key)
-        return mark
+            return None
+        file = shutil.copyfile(self.data.tokenizer, aside / "tokenizer")
+        return Tokenizer(file, self.data.sentinels, self.vocabulary_size)
 
     def _datasets(self, directory: Path) -> list[IndexedDataset]:
         if self.kind == "indexed":
-            return [IndexedDataset(sources.indexed_prefix(s.path)) for s in self.sources]
+            return [IndexedDataset(source.path) for source in self.sources]
         return [IndexedDataset(directory / f"train-{k}") for k in range(len(self.sources))]
 
     def _manifest(
-        self, tokenizer: Tokenizer, datasets: list[IndexedDataset], text: bytes
-    ) -> dict[str, Any]:
+        self,
+        aside: Path,
+        tokenizer: Tokenizer,
+        datasets: list[IndexedDataset],
+        text: hashlib.blake2b,
+        counts: Counts,
+        share: float,
+    ) -> PreparedManifest:
+        """text: of train, to which held-out text is added. share: of the text, held out."""
         for source, dataset in zip(self.sources, datasets, strict=True):
             if not dataset.tokens:
                 raise UserError(
                     f"data source {source.path} has no train text that other sources do not have"
                     + (" and that is not held out" if self.exclude else "")
                 )
+        heldout = (aside / "heldout.jsonl").read_bytes()
+        text.update(heldout)
         checksums = [dataset.checksum() for dataset in datasets]
         weights = [source.weight for source in self.sources]
-        content = [checksums, weights, tokenizer.fingerprint, text.hex()]
-        origin = "trained on train" if self.data.tokenizer is None else self.data.tokenizer
-        documents = sum(len(IndexedDocuments(dataset)) for dataset in datasets)
-        return {
-            "key": self.key,
-            "fingerprint": hashlib.blake2b(
-                json.dumps(content).encode(), digest_size=10
-            ).hexdigest(),
-            "kind": self.kind,
-            "source": ", ".join(source.path for source in self.sources),
-            "sources": [sources.identity(source.path) for source in self.sources],
-            "tokenizer": f"{tokenizer.description}, {origin}",
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "checksums": checksums,
-            "documents": documents,
-            "duplicates": 0,
-            "train_documents": documents,
-            "train_bytes": None,
-            "train_tokens": sum(dataset.tokens for dataset in datasets),
-            "heldout_documents": 0,
-            "heldout_bytes": 0,
-            "heldout_share": 0.0,
-            "dropped_paragraphs": 0,
-            "excluded_documents": 0,
-            "excluded_paragraphs": 0,
-        }
+        content = json.dumps([checksums, weights, tokenizer.fingerprint, text.hexdigest()])
+        origin = self.data.tokenizer or "trained on train"
+        tokens, train_bytes = counts.train_tokens, counts.train_bytes
+        return PreparedManifest(
+            key=self.key,
+            fingerprint=hashlib.blake2b(content.encode(), digest_size=10).hexdigest(),
+            kind=self.kind,
+            source=", ".join(source.path for source in self.sources),
+            sources=[sources.identity(source.path) for source in self.sources],
+            tokenizer=f"{tokenizer.description}, {origin}",
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            checksums=checksums,
+            heldout_share=share,
+            heldout_checksum=_checksum(heldout),
+            bytes_per_token=train_bytes / tokens if train_bytes else None,
+            **dict(counts),
+        )
 
     def load(self) -> Prepared:
         """Opens what lies in `self.directory`. ValueError where it is not what was written."""
-        file = self.directory / "manifest.json"
+        file, held_out = self.directory / "manifest.json", self.directory / "heldout.jsonl"
         try:
-            manifest = read_json(file, LARGEST)
-            fit(manifest, _Manifest, file)
-            heldout = read_bytes(self.directory / "heldout.jsonl", limit=1 << 50)
+            made = fit(read_json(file, LARGEST), PreparedManifest, file)
+            content = read_bytes(held_out, limit=1 << 50)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"prepared data in {self.directory} are damaged ({error}): delete "
@@ -253,76 +284,45 @@ class _Job:
             self.directory / "tokenizer", self.data.sentinels, self.vocabulary_size
         )
         datasets = self._datasets(self.directory)
-        changed = [
-            d.path
-            for d, was in zip(datasets, manifest["checksums"], strict=True)
-            if d.checksum() != was
-        ]
-        if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+        now = zip(datasets, made.checksums, strict=True)
+        changed = [dataset.path for dataset, before in now if dataset.checksum() != before]
+        if tokenizer.fingerprint != made.tokenizer_fingerprint:
             changed.append(tokenizer.path)
-        if _checksum(heldout) != manifest["heldout_checksum"]:
-            changed.append(self.directory / "heldout.jsonl")
+        if _checksum(content) != made.heldout_checksum:
+            changed.append(str(held_out))
         if changed:
             raise UserError(
                 f"{changed[0]} has changed since the data were prepared: restore it, or delete "
                 f"{self.directory} to prepare them again"
             )
+        rows = [parse_json(line, held_out) for line in content.decode().split("\n") if line]
         supervised = self.kind == "supervised"
-        train = datasets if supervised else map(IndexedDocuments, datasets)
+        fit({"rows": rows}, _HeldOut, held_out)
         weights = [source.weight for source in self.sources]
-        held = self.directory / "heldout.jsonl"
-        rows = [parse_json(line, held) for line in heldout.decode().split("\n") if line]
-        fit({"rows": rows}, _Pairs if supervised else _Texts, held)
+        train = datasets if supervised else [IndexedDocuments(dataset) for dataset in datasets]
         return Prepared(
             tokenizer=tokenizer,
             train=list(zip(train, weights, strict=True)),
             supervised=supervised,
-            heldout=[_as_text(row) for row in rows],
+            heldout=["\n".join(row) if supervised else row["text"] for row in rows],
             heldout_pairs=[tuple(row) for row in rows if supervised],
-            manifest=manifest,
-            fingerprint=manifest["fingerprint"],
+            manifest=made,
         )
-
-
-class _Manifest(Schema):
-    """What is read of manifest.json."""
-
-    key: str
-    fingerprint: str
-    checksums: list[dict[str, Any]]
-    tokenizer_fingerprint: str
-    heldout_checksum: str
-    source: Any
-    train_documents: int
-    train_tokens: int
-    heldout_documents: int
-    dropped_paragraphs: int
-    excluded_documents: int
-    excluded_paragraphs: int
-    notes: list[str]
 
 
 class _Text(Schema):
     text: str
 
 
-class _Texts(Schema):
-    rows: list[_Text]
+class _HeldOut(Schema):
+    """The rows of heldout.jsonl."""
 
-
-class _Pairs(Schema):
-    rows: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
-
-
-def _sample(documents: Documents) -> Iterator[str]:
-    """Train text for the tokenizer: all of it, or of a larger corpus a sample by hash."""
-    share = TOKENIZER_BYTES / documents.counts["train_bytes"]
-    return (item.text for item in documents.train() if place(item.key[8:]) < share)
+    rows: list[_Text] | list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
 def kind_of(data: Data) -> str:
-    """What the sources hold, as it is prepared: "text", "supervised" or "indexed". Records that are
-    both text and pairs are what the objective takes. ValueError where they are not of one kind."""
+    """Returns what the sources hold: "text", "supervised" or "indexed". Records that are both text
+    and pairs count as what the objective takes. ValueError where they are not of one kind."""
     paths, wants_pairs = _paths(data), data.objective == "supervised"
     if not paths:
         raise UserError("data.source is an empty list: give at least one source")
@@ -348,19 +348,10 @@ def _paths(data: Data) -> list[str]:
     return [source.path for source in _sources(data)]
 
 
-def _speaks() -> bool:
-    """Whether notes are this process's to say: of a job's processes the first one's, and of a
-    study's the one that started the others."""
+def _is_first_process() -> bool:
+    """Whether this process shows notes: of a job's processes the first one, of a study's the one
+    that started the others."""
     return launch.find()[1].rank == 0 and multiprocessing.parent_process() is None
-
-
-def _as_text(row: Any) -> str:
-    return row["text"] if isinstance(row, dict) else "\n".join(row)
-
-
-def _write_lines(file: Path, rows: list[Any]) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _checksum(content: bytes) -> str:

@@ -8,12 +8,12 @@ from megaarch.ingest import corpus, split
 
 
 def sample(sources: Iterable[str], text_field: str, most: int, held_out: float = 0.0) -> list[str]:
-    """Up to `most` distinct documents of the sources, in the order of the text.
+    """Returns up to `most` distinct documents of the sources, in the order of the text.
 
-    Those whose text has the lowest hashes, so the same whatever their order; none that a split of
+    These have the lowest hashes, so they are the same in any order; none that a split of
     the share `held_out` may hold out (its threshold climbs to about twice the share at most, and
     further only where there are few documents).
-    ValueError: a source is missing or malformed; the share is none; nothing is left.
+    ValueError: a source is missing or malformed; the share is not one; nothing is left.
     """
     if not 0 <= held_out < 0.5:
         raise UserError(f"--held-out is a share from 0 to below 0.5 here, not {held_out}")

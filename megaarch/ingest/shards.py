@@ -1,81 +1,126 @@
-"""Shards of a corpus, and the tokens of one: what a process of a preprocessing job makes.
+"""The shards of a corpus, and what is made of one: digests for the split, and tokens.
 
 A shard is cut by the files alone, never by the number of processes. What is made of shard 7 lies in
 the job's folder as
 
-    00000007.bin    the tokens of its documents, one after the other
-    00000007.npz    a row a document and a row a paragraph, for the split
-    00000007.json   counts, malformed records, size and checksum of the other two; written last
+    00000007.documents    a row of DOCUMENT for each distinct document of the shard
+    00000007.paragraphs   a row of PARAGRAPH for each paragraph of these, for the split
+    00000007.bin          the tokens of its documents, one after the other
+    00000007.json         counts, malformed records, size and checksum of the others; written last
 """
 
 import json
-import os
+import struct
 import zlib
-from array import array
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cache
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from megaarch.data.example import SPECIALS
-from megaarch.data.indexed import token_dtype
+from megaarch.data.indexed import mapped, token_dtype
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json
 from megaarch.ingest import corpus, lines, sources, split
-from megaarch.ingest.lines import MalformedRecord, Shard
+from megaarch.ingest.lines import RecordError, Shard
 
 ABSENT = -1  # tokens of a document that is held out for certain, and so was not tokenized
+EXCLUDED = -1  # train_size of a document that Job.exclude leaves nothing of
+
+# key: digest of the document. place: in the split. size: in bytes. ordinal: among all documents
+# of the shard. paragraphs: rows of PARAGRAPH. tokens: of each sequence, of which a pair has two.
+# train_key, train_size: of what is left for train once Job.exclude is left out; dropped: how many
+# paragraphs that takes.
+DOCUMENT = np.dtype(
+    [
+        ("key", "V16"),
+        ("train_key", "V16"),
+        ("place", "<f8"),
+        *((name, "<i8") for name in ("size", "ordinal", "paragraphs")),
+        ("tokens", "<i8", 2),
+        *((name, "<i8") for name in ("train_size", "dropped")),
+    ]
+)
+# span: bytes of the paragraph and of the blank lines after it.
+PARAGRAPH = np.dtype([("digest", "<u8"), ("span", "<i8")])
+DOCUMENT_ROW, PARAGRAPH_ROW = struct.Struct("<16s16sd7q"), struct.Struct("<8sq")
+SUFFIXES = (".documents", ".paragraphs", ".bin")
+SHARD_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a shard's files depend on beside its text, and where they go."""
+    """The settings that a shard's files depend on, and the folder that they go to.
+
+    tokenizer: None makes digests only. fields: of a record, corpus.PAIR for supervised data.
+    exclude: text that must not be trained on.
+    """
 
     folder: Path
-    tokenizer: str
-    text_field: str
-    held_out: float
-    append_eos: bool
-    skip_malformed: bool
+    tokenizer: Tokenizer | None
+    fields: tuple[str, ...] = corpus.TEXT
+    held_out: float = 0.1
+    append_eos: bool = True
+    skip_malformed: bool = False
+    exclude: split.Exclusion | None = None
+
+    @property
+    def paired(self) -> bool:
+        return len(self.fields) > 1
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of every id that a text can give, the end of the document included."""
+        assert self.tokenizer is not None
+        return token_dtype(self.tokenizer.vocabulary.size).newbyteorder("<")
+
+    def file(self, number: int, suffix: str) -> Path:
+        return self.folder / f"{number:08d}{suffix}"
+
+    def documents(self, number: int) -> np.ndarray:
+        """The rows of DOCUMENT of a shard, memory-mapped."""
+        return mapped(self.file(number, ".documents"), DOCUMENT)
+
+    def paragraphs(self, number: int) -> np.ndarray:
+        """The rows of PARAGRAPH of a shard, memory-mapped."""
+        return mapped(self.file(number, ".paragraphs"), PARAGRAPH)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What is known of a finished shard. malformed: (line or row, what is wrong) of each record
-    that was skipped. lines: of a JSON lines shard, so that later shards' lines can be counted on."""
+class Summary(Schema):
+    """Counts of a finished shard. malformed: (line or row, what is wrong) of each record that was
+    skipped. lines: of a JSON lines shard, so that later shards' lines can be counted on."""
 
     documents: int
-    bytes: int
-    tokens: int
     duplicates: int
+    bytes: int
     lines: int
-    malformed: list[tuple[int, str]]
+    malformed: list[Annotated[tuple[int, str], Field(strict=False)]]  # JSON has no tuples
 
 
-def cut(paths: tuple[str, ...], shard_bytes: int) -> list[Shard]:
-    """The shards of all sources in order: about `shard_bytes` of a plain JSON lines file, as many
-    whole row groups of a parquet file, any other file whole."""
-    found: list[Shard] = []
-    for path in paths:
-        if path == sources.EMBEDDED:
-            found.append(Shard(Path(path)))
-            continue
-        for file in sources.files(path):
-            kind = sources.format_of(file)
-            if kind == "parquet":
-                found += _row_groups(file, shard_bytes)
-            elif kind == "json" and sources.compression_of(file) is None:
-                size = file.stat().st_size
-                starts = range(0, size, shard_bytes)
-                found += [Shard(file, at, min(at + shard_bytes, size)) for at in starts]
-            else:
-                found.append(Shard(file))
-    return found
+class _Record(Schema):
+    """A shard's .json."""
+
+    summary: Summary
+    files: dict[str, list[int]]
+
+
+def cut(path: str, shard_bytes: int) -> Iterator[Shard]:
+    """Yields the shards of a source in order: about `shard_bytes` of a plain JSON lines file, as
+    many whole row groups of a parquet file, any other file whole."""
+    for file in sources.files(path):
+        kind = sources.format_of(file)
+        if kind == "parquet":
+            yield from _row_groups(file, shard_bytes)
+        elif kind == "json" and sources.compression_of(file) is None:
+            size = file.stat().st_size
+            for at in range(0, size, shard_bytes):
+                yield Shard(file, at, min(at + shard_bytes, size))
+        else:
+            yield Shard(file)
 
 
 def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
@@ -95,156 +140,142 @@ def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
             start, size = number, 0
 
 
-def tokenize(number: int, shard: Shard, job: Job) -> Summary:
+def make(number: int, shard: Shard, job: Job) -> Summary:
     """Makes the files of shard `number`. ValueError for a malformed record, unless they are to be
     skipped: its line is the one in the file."""
-    tokenizer = _tokenizer(job.tokenizer)
-    table, malformed = Table(job.held_out), _Malformed(shard, job.skip_malformed)
-    texts = corpus.shard_documents(shard, job.text_field, malformed)
-    dtype = dtype_of(tokenizer)
-    end = [tokenizer.vocabulary.eos] if job.append_eos else []
-    certain, text_bytes = split.first_threshold(job.held_out), 0
-    path = job.folder / f"{number:08d}"
-    aside = Path(f"{path}.{os.getpid()}.aside")
-    try:
-        with aside.open("wb") as file:
-            for ordinal, text in enumerate(texts):
-                key = split.digest(text)
-                if key in table.seen:
-                    table.duplicates += 1
-                    continue
-                tokens, size = ABSENT, split.size_of(text)
-                text_bytes += size
-                large = split.is_large(size, job.held_out, text_bytes)  # and so may stay in train
-                if large or split.place(key) >= certain:
-                    ids = np.append(tokenizer.encode(text), end).astype(dtype)
-                    tokens = len(ids)
-                    file.write(ids.data)
-                table.add(ordinal, key, text, size, tokens)
-        aside.replace(f"{path}.bin")
-    finally:
-        aside.unlink(missing_ok=True)
-    replace(Path(f"{path}.npz"), lambda file: np.savez(file, **table.arrays()))
-    summary = table.summary(malformed)
-    record = {"summary": asdict(summary), "files": {}}
-    for suffix in (".bin", ".npz"):
-        record["files"][suffix] = _mark(Path(f"{path}{suffix}"))
-    replace(Path(f"{path}.json"), lambda file: file.write(json.dumps(record).encode()))
+    malformed = _Malformed(shard, job.skip_malformed)
+    with _Writer(number, job) as writer:
+        for ordinal, parts in enumerate(corpus.read(shard, job.fields, malformed)):
+            writer.add(ordinal, parts)
+    summary = Summary(
+        documents=len(writer.seen),
+        duplicates=writer.duplicates,
+        bytes=writer.bytes,
+        lines=malformed.lines(),
+        malformed=malformed.found,
+    )
+    files = {suffix: _mark(job.file(number, suffix)) for suffix in SUFFIXES}
+    record = _Record(summary=summary, files=files)
+    job.file(number, ".json").write_text(json.dumps(record.model_dump()))
     return summary
 
 
-class _Summary(Schema):
-    documents: int
-    bytes: int
-    tokens: int
-    duplicates: int
-    lines: int
-    malformed: list[Annotated[list[int | str], Field(min_length=2, max_length=2)]]
-
-
-class _Record(Schema):
-    """What is read of a shard's .json."""
-
-    summary: _Summary
-    files: dict[str, list[int]]
-
-
-def finished(number: int, folder: Path) -> Summary | None:
-    """The summary of a shard whose files are all there and as they were written, else None."""
-    path = folder / f"{number:08d}"
+def finished(number: int, job: Job) -> Summary | None:
+    """Returns the summary of a shard whose files are as they were written, else None."""
+    file = job.file(number, ".json")
     try:
-        record = fit(read_json(f"{path}.json"), _Record, f"{path}.json")
-        for suffix in (".bin", ".npz"):
-            if _mark(Path(f"{path}{suffix}")) != record.files.get(suffix):
-                return None
+        record = fit(read_json(file), _Record, file)
+        found = {suffix: _mark(job.file(number, suffix)) for suffix in SUFFIXES}
     except (OSError, ValueError):
         return None
-    given = record.summary.model_dump()
-    return Summary(**given | {"malformed": [tuple(row) for row in given["malformed"]]})
+    return record.summary if record.files == found else None
 
 
-def read_table(number: int, folder: Path, *names: str) -> dict[str, np.ndarray]:
-    """These arrays of `Table.arrays`."""
-    with np.load(folder / f"{number:08d}.npz") as file:
-        return {name: file[name] for name in names}
+def read_rows(shard: Shard, job: Job, ordinals: np.ndarray) -> Iterator[tuple[str, ...]]:
+    """Yields the parts of the documents of these ordinals, int64 [n]."""
+    wanted = set(ordinals.tolist())
+    for ordinal, parts in enumerate(corpus.read(shard, job.fields, lambda error: None)):
+        if ordinal in wanted:
+            yield parts
 
 
-def held_out_texts(
-    number: int, shard: Shard, job: Job, ordinals: np.ndarray, shared: np.ndarray
+def write_held_out(
+    number: int, shard: Shard, job: Job, ordinals: np.ndarray, overlap: np.ndarray
 ) -> tuple[int, int, int]:
-    """Writes the documents of these ordinals, less their paragraphs in `shared`, as JSON lines.
+    """Writes the documents of these ordinals, less their paragraphs in `overlap`, as JSON lines.
 
-    ordinals: int64 [n], ascending. shared: uint64 digests, ascending. Returns how many documents
-    and bytes are left and how many paragraphs were dropped.
+    ordinals: int64 [n]. overlap: uint64 digests. Returns how many documents and bytes are left and
+    how many paragraphs were dropped.
     """
-    wanted, raw = set(ordinals.tolist()), shared.astype(">u8").tobytes()
+    raw = overlap.tobytes()
     drop = {raw[at : at + 8] for at in range(0, len(raw), 8)}
     documents = size = dropped = 0
-    rows = []
-    texts = corpus.shard_documents(shard, job.text_field, malformed=lambda error: None)
-    for ordinal, text in enumerate(texts):
-        if ordinal not in wanted:
-            continue
-        text, paragraphs = split.drop_paragraphs(text, drop)
-        dropped += paragraphs
-        if not paragraphs or any(True for _ in split.paragraphs(text)):
-            documents, size = documents + 1, size + len(text.encode())
-            rows.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    path = job.folder / f"{number:08d}.heldout.jsonl"
-    replace(path, lambda file: file.write("".join(rows).encode()))
+    with job.file(number, ".heldout.jsonl").open("wb") as file:
+        for parts in read_rows(shard, job, ordinals):
+            record: list[str] | dict[str, str] = list(parts)
+            if not job.paired:
+                text, paragraphs = split.drop_paragraphs(parts[0], drop)
+                dropped += paragraphs
+                if paragraphs and not any(split.paragraphs(text)):
+                    continue
+                parts, record = (text,), {"text": text}
+            documents, size = documents + 1, size + sum(map(split.size_of, parts))
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     return documents, size, dropped
 
 
-class Table:
-    """A row a distinct document of a shard, and a row a paragraph of each."""
+class _Writer:
+    """Writes the rows and the tokens of a shard's distinct documents."""
 
-    def __init__(self, held_out: float):
-        self.seen: set[bytes] = set()
-        self.duplicates = 0
-        self._held_out = held_out
-        self._digests, self._paragraphs = bytearray(), bytearray()
-        self._ordinals, self._sizes, self._tokens = array("q"), array("q"), array("q")
-        self._counts, self._spans = array("q"), array("q")
+    def __init__(self, number: int, job: Job):
+        self.job, self.seen = job, set[bytes]()
+        self.duplicates = self.bytes = 0
+        self._paired, self._tokenizer, self._exclude = job.paired, job.tokenizer, job.exclude
+        self._certain = split.first_threshold(job.held_out)
+        if job.tokenizer:
+            self._dtype = job.dtype
+            end = [job.tokenizer.vocabulary.eos] if job.append_eos else []
+            self._ends, self._end = len(end), np.array(end, self._dtype).tobytes()
+        with ExitStack() as stack:
+            files = (job.file(number, suffix).open("wb") for suffix in SUFFIXES)
+            self._documents, self._paragraphs, self._bin = map(stack.enter_context, files)
+            self._files = stack.pop_all()
 
-    def add(self, ordinal: int, key: bytes, text: str, size: int, tokens: int) -> None:
-        """ordinal: of the document among all that the shard's text has. size: its bytes."""
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._files.close()
+
+    def add(self, ordinal: int, parts: tuple[str, ...]) -> None:
+        key = split.digest("\0".join(parts))
+        if key in self.seen:
+            self.duplicates += 1
+            return
         self.seen.add(key)
-        self._digests += key
-        self._ordinals.append(ordinal)
-        self._sizes.append(size)
-        self._tokens.append(tokens)
-        before = len(self._spans)
-        if self._held_out:
-            for paragraph, space in split.spaced_paragraphs(text):
-                if digest := split.paragraph_digest(paragraph):
-                    self._paragraphs += digest
-                    self._spans.append(split.size_of(paragraph) + split.size_of(space))
-        self._counts.append(len(self._spans) - before)
+        size = split.size_of(parts[0])
+        if self._paired:
+            size += split.size_of(parts[1])
+        self.bytes += size
+        # A pair's side of the split depends on its input alone, so that no held-out input is
+        # trained on with another target.
+        place = split.place(split.digest(parts[0]) if self._paired else key)
+        kept, dropped = self._exclude.strip(parts) if self._exclude else (parts, 0)
+        train_key, train_size = key, EXCLUDED if kept is None else size
+        if kept and dropped:
+            train_key, train_size = split.digest(kept[0]), split.size_of(kept[0])
+        first = second = ABSENT
+        tokenizer = self._tokenizer
+        if tokenizer and kept is not None and self._may_be_train(place, size):
+            first = self._encode(tokenizer, kept[0])
+            second = self._encode(tokenizer, kept[1]) if self._paired else 0
+        count = 0 if self._paired or not self.job.held_out else self._add_paragraphs(parts[0])
+        row = (key, train_key, place, size, ordinal, count, first, second, train_size, dropped)
+        self._documents.write(DOCUMENT_ROW.pack(*row))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """digests uint8 [n, 16]; ordinals, sizes (bytes), tokens, counts (paragraphs): int64 [n].
-        Of paragraphs, in the same order: uint64 digests [p], spans int64 [p]: their bytes with the
-        blank lines after them."""
-        return {
-            "digests": np.frombuffer(self._digests, np.uint8).reshape(-1, 16),
-            "ordinals": np.array(self._ordinals, np.int64),
-            "sizes": np.array(self._sizes, np.int64),
-            "tokens": np.array(self._tokens, np.int64),
-            "counts": np.array(self._counts, np.int64),
-            "paragraphs": np.frombuffer(self._paragraphs, ">u8").astype(np.uint64),
-            "spans": np.array(self._spans, np.int64),
-        }
+    def _may_be_train(self, place: float, size: int) -> bool:
+        """Whether the split may put a document into train: it lies above the first threshold, or
+        has so much of the shard's text so far that it may be large of the corpus. Pairs of one input
+        may be large together."""
+        if self._paired or place >= self._certain:
+            return True
+        return split.is_large(size, self.job.held_out, self.bytes)
 
-    def summary(self, malformed: "_Malformed") -> Summary:
-        tokens = sum(n for n in self._tokens if n != ABSENT)
-        return Summary(
-            documents=len(self._sizes),
-            bytes=sum(self._sizes),
-            tokens=tokens,
-            duplicates=self.duplicates,
-            lines=malformed.lines(),
-            malformed=malformed.found,
-        )
+    def _encode(self, tokenizer: Tokenizer, text: str) -> int:
+        ids = tokenizer.encode(text).astype(self._dtype)
+        self._bin.write(ids.data)
+        self._bin.write(self._end)
+        return len(ids) + self._ends
+
+    def _add_paragraphs(self, text: str) -> int:
+        size_of, pack = split.size_of, PARAGRAPH_ROW.pack  # looked up once: this loop is hot
+        rows = [
+            pack(digest, size_of(paragraph) + size_of(space))
+            for paragraph, space in split.spaced_paragraphs(text)
+            if (digest := split.paragraph_digest(paragraph))
+        ]
+        self._paragraphs.write(b"".join(rows))
+        return len(rows)
 
 
 class _Malformed:
@@ -254,61 +285,35 @@ class _Malformed:
         self.shard, self.skip = shard, skip
         self.found: list[tuple[int, str]] = []
 
-    def __call__(self, error: MalformedRecord) -> None:
+    def __call__(self, error: RecordError) -> None:
         if not self.skip:
-            number = error.number + self._lines_before()
-            raise MalformedRecord(self.shard.file, error.unit, number, error.what)
-        self.found.append((error.number, error.what))
-
-    def _lines_before(self) -> int:
-        return _begun(self.shard.file, 0, self.shard.start) if self._cut else 0
+            number = error.location.number + self._lines(0, self.shard.start)
+            raise RecordError(error.location._replace(number=number), error.what)
+        self.found.append((error.location.number, sources.printable(error.what)))
 
     def lines(self) -> int:
+        return self._lines(self.shard.start, self.shard.end or 0)
+
+    def _lines(self, start: int, end: int) -> int:
+        """Counts the lines that begin at a byte of start:end of a file that is cut: at 0, and after
+        each newline."""
         shard = self.shard
-        return _begun(shard.file, shard.start, shard.end) if self._cut else 0
-
-    @property
-    def _cut(self) -> bool:
-        shard = self.shard
-        return bool(shard.end) and sources.format_of(shard.file) == "json"
-
-
-def _begun(file: Path, start: int, end: int) -> int:
-    """How many lines begin at a byte of start:end: at 0, and after each newline."""
-    count = int(start == 0 < end)
-    with file.open("rb") as stream:
-        at = max(start - 1, 0)
-        stream.seek(at)
-        while at < end - 1 and (block := stream.read(min(lines.BLOCK, end - 1 - at))):
-            at += len(block)
-            count += block.count(b"\n")
-    return count
-
-
-@cache
-def _tokenizer(path: str) -> Tokenizer:
-    return Tokenizer(path, sentinels=0)
-
-
-def dtype_of(tokenizer: Tokenizer) -> np.dtype:
-    """The type of every id that a text can give, the end of the document included."""
-    return token_dtype(tokenizer.base_size + len(SPECIALS)).newbyteorder("<")
+        if not shard.end or sources.format_of(shard.file) != "json":
+            return 0
+        count = int(start == 0 < end)
+        with shard.file.open("rb") as stream:
+            at = max(start - 1, 0)
+            stream.seek(at)
+            while at < end - 1 and (block := stream.read(min(lines.BLOCK, end - 1 - at))):
+                at += len(block)
+                count += block.count(b"\n")
+        return count
 
 
 def _mark(path: Path) -> list[int]:
+    """Returns the size and the checksum of a file."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return [path.stat().st_size, value]
-
-
-def replace(path: Path, write: Any) -> None:
-    """Puts a file in place whole: `write(stream)` fills it aside."""
-    aside = Path(f"{path}.{os.getpid()}.aside")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -52,13 +52,15 @@ class Found(NamedTuple):
 
 
 def files(path: str) -> list[Path]:
-    """The files of a source, sorted. ValueError if there are none, or none of a known format."""
+    """Returns the files of a source, sorted. ValueError as `find`."""
     return find(path).files
 
 
 def find(path: str) -> Found:
-    """The files of a source. ValueError if there are none, one that is named is of no known format,
-    or a folder cannot be read."""
+    """Finds the files of a source. ValueError if there are none, one that is named is of no known
+    format, or a folder cannot be read."""
+    if path == EMBEDDED:
+        return Found([Path(EMBEDDED)], [])
     if not path:  # for Path, the folder that one is in
         raise UserError("data source '' is no name of a file")
     try:
@@ -84,21 +86,21 @@ def find(path: str) -> Found:
 
 
 def notes(paths: list[str]) -> list[str]:
-    """A sentence on each source of which something is skipped."""
-    said = []
+    """Returns a sentence on each source with skipped files."""
+    found = []
     for path in paths:
-        if path != EMBEDDED and indexed_prefix(path) is None and (skipped := find(path).skipped):
-            said.append(f"data source {path}: skipped {_listed(skipped)}")
-    return [printable(note) for note in said]
+        if indexed_prefix(path) is None and (skipped := find(path).skipped):
+            found.append(f"data source {path}: skipped {_listed(skipped)}")
+    return [printable(note) for note in found]
 
 
 def printable(text: str) -> str:
-    """The text in one line, with what of a file's name cannot be printed spelt out."""
+    """Returns the text in one line, with characters that cannot be printed spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_of(file: Path) -> str | None:
-    """json, parquet or text, by the file's name; None for any other."""
+    """Returns json, parquet or text, by the file's name; None for any other."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -108,12 +110,12 @@ def format_of(file: Path) -> str | None:
 
 
 def compression_of(file: Path) -> str | None:
-    """gzip, bz2, xz or zstandard, by the file's name; None where it is plain."""
+    """Returns gzip, bz2, xz or zstandard, by the file's name; None where it is plain."""
     return COMPRESSED.get(file.suffix.lower())
 
 
 def indexed_prefix(path: str) -> str | None:
-    """The prefix of a `.bin`/`.idx` pair, if `path` is the prefix or one of the two files."""
+    """Returns the prefix of a `.bin`/`.idx` pair, if `path` is that or one of the two files."""
     prefix = path[:-4] if path.endswith((".bin", ".idx")) else path
     there = [Path(prefix + suffix).is_file() for suffix in (".bin", ".idx")]
     if all(there) or (prefix != path and any(there)):
@@ -122,14 +124,14 @@ def indexed_prefix(path: str) -> str | None:
 
 
 def identity(path: str) -> list[list[Any]]:
-    """What tells whether a source has changed, without reading it: (name, size, time) a file."""
+    """Returns (name, size, time) of each file, which change when a source does."""
     if path == EMBEDDED:
         return [[EMBEDDED, platform.python_version()]]
     prefix = indexed_prefix(path)
     found = files(path) if prefix is None else [Path(prefix + ".idx"), Path(prefix + ".bin")]
     if prefix is not None:
-        beside = [Path(prefix + suffix) for suffix in (MANIFEST, HELD_OUT)]
-        found += [file for file in beside if file.is_file()]
+        more = [Path(prefix + suffix) for suffix in (MANIFEST, HELD_OUT)]
+        found += [file for file in more if file.is_file()]
     for file in found:
         if not file.exists():
             raise UserError(f"indexed dataset {prefix}: {file} is missing")
@@ -138,7 +140,7 @@ def identity(path: str) -> list[list[Any]]:
 
 
 def _below(root: Path) -> Found:
-    """The files of known formats below a folder."""
+    """Finds the files of known formats below a folder."""
     found, skipped = [], []
     for folder in _folders(root, skipped):
         for entry in _entries(folder):
@@ -153,7 +155,7 @@ def _below(root: Path) -> Found:
 
 
 def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[Path]:
-    """`root` and all folders below it, through links too, each once however it is reached.
+    """Yields `root` and all folders below it, through links too, each once.
 
     skipped: takes the hidden ones and those that megaarch wrote, which are not entered.
     """
@@ -202,11 +204,11 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _reason(path: Path) -> str | None:
-    """Why the name of a file says that it is no text of the corpus; None where it does not."""
+    """Returns why a file's name rules it out as text of the corpus, or None."""
     name = path.name
     if name.startswith("."):
         return HIDDEN
-    # the mark may stand ahead of the format: a.bak.jsonl, a.orig.txt.gz
+    # the mark may stand before the format: a.bak.jsonl, a.orig.txt.gz
     suffixes = [
         s for s in path.suffixes if s.lower() not in FORMATS and s.lower() not in COMPRESSED
     ]
@@ -219,7 +221,7 @@ def _reason(path: Path) -> str | None:
 
 
 def _fault(path: Path) -> str | None:
-    """Why a file cannot be text of the corpus, whatever its name."""
+    """Returns why a file cannot be text of the corpus, whatever its name, or None."""
     try:
         status = path.stat()
     except OSError:
@@ -230,7 +232,7 @@ def _fault(path: Path) -> str | None:
 
 
 def _matches(pattern: str) -> Found:
-    """What a glob matches: files, and folders with all that is below them."""
+    """Finds what a glob matches: files, and folders with all that is below them."""
     found, skipped = set(), []
     for name in sorted(set(_expanded(pattern))):
         path = Path(name)
@@ -254,7 +256,7 @@ def _matches(pattern: str) -> Found:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """glob.glob, whose `**` would follow a loop of links for as long as a path may be."""
+    """Works as glob.glob, whose `**` would follow a loop of links for as long as a path may be."""
     head, recursive, rest = pattern.partition("**/")
     if not recursive and pattern.endswith("/**"):
         head, recursive = pattern[:-2], "**"
@@ -277,7 +279,7 @@ def _known() -> str:
 
 
 def _listed(skipped: list[tuple[str, Path]]) -> str:
-    """How many there are of each sort, and the first ones' names."""
+    """Counts the files of each reason, and names the first ones."""
     sorts = []
     for sort in (HIDDEN, EMPTY, COPY, MADE, UNKNOWN, IRREGULAR):
         names = [path.name for reason, path in skipped if reason == sort]

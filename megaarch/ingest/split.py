@@ -28,24 +28,18 @@ def digest(text: str) -> bytes:
 
 
 def place(key: bytes) -> float:
-    """Where a digest lies in [0, 1)."""
+    """Maps a digest to [0, 1)."""
     return (int.from_bytes(key[:8], "big") >> 11) * 2.0**-53
 
 
 def size_of(text: str) -> int:
-    """Its UTF-8 bytes."""
+    """Counts UTF-8 bytes."""
     return len(text) if text.isascii() else len(text.encode())
 
 
-def places_of(digests: np.ndarray) -> np.ndarray:
-    """`place` of many: uint8 [n, 16] to float64 [n]."""
-    leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0]
-    return (leading >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def is_large(size, share: float, total: int):
-    """Whether a document of so many bytes, or which of several, may upset the split of `total`. What
-    is large of a corpus is large of any part of it."""
+    """Whether a document of so many bytes, or which of several, may upset the split of `total`.
+    What is large of a corpus is large of any part of it."""
     return size > LARGE * share * total
 
 
@@ -57,17 +51,13 @@ def first_threshold(share: float) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which documents are held out: those whose place is below `threshold`.
+    """The documents that are held out: those whose place is below `threshold`.
 
     kept: places of documents that are train all the same, each of them LARGE of the text.
     """
 
     threshold: float
     kept: frozenset[float] = frozenset()
-
-    def __contains__(self, key: bytes) -> bool:
-        at = place(key)
-        return at < self.threshold and at not in self.kept
 
     def mask(self, places: np.ndarray) -> np.ndarray:
         """Which of these places are held out, bool [n]."""
@@ -85,19 +75,12 @@ class Places:
         self.places, self.sizes = places, sizes
         self.total = int(sizes.sum())
 
-    @classmethod
-    def of(cls, rows: Iterable[tuple[bytes, int]]) -> "Places":
-        """rows: (digest, bytes) of each."""
-        found = [(place(key), size) for key, size in rows]
-        sizes = np.array([row[1] for row in found], dtype=np.int64)
-        return cls(np.array([row[0] for row in found]), sizes)
-
     def held_out_bytes(self, held_out: HeldOut) -> int:
         return int(self.sizes[held_out.mask(self.places)].sum())
 
     def choose(self, share: float, least: float = 0.0) -> HeldOut:
-        """The first threshold of share·17/16, share·18/16, ... that is at least `least` and holds
-        out at least `share` of the bytes.
+        """Returns the first threshold of share·17/16, share·18/16, ... that is at least `least` and
+        holds out at least `share` of the bytes.
 
         A large corpus meets the first rung with room to spare, so appending documents to it moves
         none of the old ones; a small one climbs as far as chance asks for. Where that would be more
@@ -116,8 +99,9 @@ class Places:
         return chosen
 
     def climb(self, held_out: HeldOut, share: float, left: float) -> HeldOut | None:
-        """What to try next, where `held_out` leaves only the share `left` once the paragraphs that
-        also stand in train are dropped. None: it is enough, twice the share, or all there is."""
+        """Returns what to try next, where `held_out` leaves only the share `left` without the
+        paragraphs that also stand in train. None: it is enough, twice the share, or all there
+        is."""
         threshold = held_out.threshold
         if left >= share or threshold >= 2 * share:
             return None
@@ -162,7 +146,7 @@ class Places:
 
 
 def notes(held_out: HeldOut, share: float, left: float) -> list[str]:
-    """What a person should know of a split that holds out the share `left` of the bytes."""
+    """Returns warnings about a split that holds out the share `left` of the bytes."""
     figures = f"{left:.2%} of the text is held out, where {share:.2%} was asked for"
     if held_out.kept:
         return [
@@ -178,29 +162,29 @@ def notes(held_out: HeldOut, share: float, left: float) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[bytes]:
-    """Digests, 64 bits, of the paragraphs that are long enough to be told from boilerplate."""
+    """Yields 64-bit digests of the paragraphs that are longer than boilerplate."""
     for paragraph, _ in spaced_paragraphs(text):
         if key := paragraph_digest(paragraph):
             yield key
 
 
 def spaced_paragraphs(text: str) -> Iterator[tuple[str, str]]:
-    """(paragraph, the blank lines after it); joined again they are the text."""
+    """Yields (paragraph, the blank lines after it), which joined are the text."""
     pieces = BLANK_LINES.split(text)
     return zip(pieces[::2], [*pieces[1::2], ""], strict=True)
 
 
 def paragraph_digest(paragraph: str) -> bytes | None:
-    """None for a paragraph that is too short to count."""
+    """Returns None for a paragraph that is too short to count."""
     paragraph = paragraph.strip()
     return digest(paragraph)[:8] if len(paragraph) >= LEAST_PARAGRAPH else None
 
 
-def drop_paragraphs(text: str, shared: Set[bytes]) -> tuple[str, int]:
-    """The text without the paragraphs in `shared`, and how many those were."""
+def drop_paragraphs(text: str, digests: Set[bytes]) -> tuple[str, int]:
+    """Returns the text without the paragraphs of these digests, and how many those were."""
     kept, dropped = [], 0
     for paragraph, space in spaced_paragraphs(text):
-        if paragraph_digest(paragraph) in shared:
+        if paragraph_digest(paragraph) in digests:
             dropped += 1
         else:
             kept += [paragraph, space]
@@ -218,7 +202,7 @@ class Exclusion:
 
     @classmethod
     def of(cls, documents: Iterable[str], pairs: Iterable[tuple[str, str]] = ()) -> "Exclusion":
-        """Of held-out documents, and of held-out (input, target) pairs."""
+        """Excludes held-out documents, and held-out (input, target) pairs."""
         keys = set()
         for text in documents:
             keys.update([digest(text.strip()), *paragraphs(text)])
@@ -226,18 +210,22 @@ class Exclusion:
             keys.update([digest(source.strip()), *paragraphs(source), *paragraphs(target)])
         return cls(frozenset(keys))
 
+    def paragraphs(self) -> np.ndarray:
+        """Returns the digests of paragraphs, uint64 [n]."""
+        return np.frombuffer(b"".join(key for key in self.keys if len(key) == 8), "<u8")
+
     @property
     def fingerprint(self) -> str:
-        """Of the keys, whatever their order."""
+        """The hash of the keys, whatever their order."""
         return hashlib.blake2b(b"".join(sorted(self.keys)), digest_size=10).hexdigest()
 
     def strip(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...] | None, int]:
-        """A document's or a pair's parts without what is excluded, None where nothing is left, and
-        how many paragraphs were dropped. A pair goes whole."""
+        """Returns a document's or a pair's parts less what is excluded, None where nothing is left,
+        and how many paragraphs were dropped. A pair goes whole."""
         if any(digest(part.strip()) in self.keys for part in parts):
             return None, 0
-        if len(parts) > 1:
-            shared = any(key in self.keys for part in parts for key in paragraphs(part))
-            return (None if shared else parts), 0
-        text, dropped = drop_paragraphs(parts[0], self.keys)
-        return ((text,) if text.strip() else None), dropped
+        if len(parts) == 1:
+            text, dropped = drop_paragraphs(parts[0], self.keys)
+            return ((text,) if text.strip() else None), dropped
+        found = any(key in self.keys for part in parts for key in paragraphs(part))
+        return (None if found else parts), 0

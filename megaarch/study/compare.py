@@ -11,6 +11,7 @@ from megaarch import config
 from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.files import write_json
+from megaarch.ingest.manifest import PreparedManifest
 from megaarch.study import lock, preflight, sweep, workers, yardsticks
 from megaarch.study import run as runs
 from megaarch.study.cells import StudyCell, generations, title
@@ -67,7 +68,7 @@ def _check(folder: StudyFolder, console: Console) -> None:
         console.print(warning, style="yellow", markup=False)
     preflight.check(folder)
     for name, own in {cell.name: folder.text_of(cell) for cell in folder.cells}.items():
-        if own.manifest["key"] != prepared.manifest["key"]:
+        if own.manifest.key != prepared.manifest.key:
             _show_own_data(name, own.manifest, console)
     identities: dict[str | None, dict[str, Any]] = {}
     for cell in folder.cells:
@@ -92,7 +93,9 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
         **dict(machine()),
         command=command(),
         budget=Budget(match=study.match, amounts=study.budgets),
-        data=Text.model_validate(prepared.manifest | {"source": str(folder.base.source)}),
+        data=Text.model_validate(
+            prepared.manifest.model_dump() | {"source": str(folder.base.source)}
+        ),
         **unigram_of(folder),
         chance=1 / yardsticks.CHOICES,
         cells=[
@@ -166,17 +169,17 @@ def unigram_of(folder: StudyFolder) -> dict[str, Any]:
     }
 
 
-def _show_data(manifest: dict[str, Any], console: Console) -> None:
+def _show_data(manifest: PreparedManifest, console: Console) -> None:
     console.print(
-        f"  {manifest['train_documents']:,} documents, {manifest['train_tokens']:,} tokens to train "
-        f"on; {manifest['heldout_documents']:,} documents held out "
-        f"({manifest['dropped_paragraphs']} paragraphs that also stand in train dropped)"
+        f"  {manifest.train_documents:,} documents, {manifest.train_tokens:,} tokens to train "
+        f"on; {manifest.heldout_documents:,} documents held out "
+        f"({manifest.dropped_paragraphs} paragraphs that also stand in train dropped)"
     )
 
 
-def _show_own_data(name: str, manifest: dict[str, Any], console: Console) -> None:
+def _show_own_data(name: str, manifest: PreparedManifest, console: Console) -> None:
     console.print(
-        f"  {name} trains on {manifest['source']}: {manifest['train_tokens']:,} tokens; left out "
-        f"because the study holds them out: {manifest['excluded_documents']} documents, "
-        f"{manifest['excluded_paragraphs']} paragraphs"
+        f"  {name} trains on {manifest.source}: {manifest.train_tokens:,} tokens; left out "
+        f"because the study holds them out: {manifest.excluded_documents} documents, "
+        f"{manifest.excluded_paragraphs} paragraphs"
     )

@@ -116,7 +116,7 @@ def _may_have_seen(
             "told whether the text has changed since."
         )
     raise UserError(
-        f"data.source: {prepared.manifest['source']} has changed since the run was trained, which "
+        f"data.source: {prepared.manifest.source} has changed since the run was trained, which "
         "may have seen what would be scored: restore it, or score other text with --set "
         "data.source=FILE"
     )

@@ -182,7 +182,7 @@ def result(
     rows = trainer.rows
     before = parent_record(cell)
     parent = before.result if before else None
-    counts = {name: prepared.manifest[name] for name in Text.OF_A_CELL}
+    counts = {name: getattr(prepared.manifest, name) for name in Text.OF_A_CELL}
     return CellResult(
         name=cell.name,
         key=cell.key,

@@ -331,3 +331,12 @@ def test_a_normalizer_whose_pattern_explodes_is_told(pattern, tmp_path):
     path.write_text(json.dumps({"version": "1.0", "model": model, "normalizer": step}))
     with pytest.raises(ValueError, match="cannot encode 'aaa"):
         Tokenizer(path).encode("a" * 40 + "!")
+
+
+def test_a_process_that_is_sent_a_tokenizer_twice_reads_its_file_once(tmp_path):
+    path = tmp_path / "t.model"
+    sent = pickle.dumps(train_sentencepiece(["one two three " * 9], 350, 10, path))
+    first, second = pickle.loads(sent), pickle.loads(sent)
+    assert first is second
+    other = train_sentencepiece(["four five six seven " * 9], 350, 10, path)
+    assert pickle.loads(pickle.dumps(other)).fingerprint == other.fingerprint != first.fingerprint

@@ -6,6 +6,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from megaarch.errors import UserError
 from megaarch.ingest import corpus, embedded, lines
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
@@ -88,7 +89,7 @@ def test_plain_text_is_one_document_unless_divided(tmp_path, name):
 )
 def test_malformed_input_is_named(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         list(corpus.documents(str(tmp_path / name)))
 
 
@@ -97,12 +98,12 @@ def test_supervised_pairs_and_kinds(tmp_path):
     records = [{"input": "2+2", "target": "4", "task": "sum"}, {"input": "", "target": "x"}]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     text.write_bytes(json_lines(TEXTS))
-    assert list(corpus.pairs(str(file))) == [("2+2", "4"), ("", "x")]
+    assert list(corpus.read(lines.Shard(file), corpus.PAIR)) == [("2+2", "4"), ("", "x")]
     assert corpus.kind(str(file)) == "supervised"
     assert corpus.kind(str(file), text_field="input") == "text"
     assert corpus.kind(str(text)) == corpus.kind("embedded") == "text"
     with pytest.raises(ValueError, match="line 1: no field 'input'"):
-        list(corpus.pairs(str(text)))
+        list(corpus.read(lines.Shard(text), corpus.PAIR))
 
 
 def test_embedded_corpus():

@@ -91,4 +91,4 @@ def test_pairs_alone_are_shared_by_a_study_whatever_its_own_objective(tmp_path, 
     source = write(tmp_path / "pairs.jsonl", pairs)
     base, own = settings(source), settings(source, objective="supervised")
     cell = type("Cell", (), {"settings": own})()
-    assert text_of(cell, base.data).manifest["key"] == prepare(base.data, 512).manifest["key"]
+    assert text_of(cell, base.data).manifest.key == prepare(base.data, 512).manifest.key

@@ -104,8 +104,8 @@ def test_records_longer_than_a_block_of_every_compression(name, block, tmp_path,
     monkeypatch.setattr(lines, "FRAME_BLOCK", block)
     (tmp_path / name).write_bytes(packed(CONTENT)[name])
     assert list(corpus.documents(str(tmp_path / name))) == TEXTS
-    shards = cut((str(tmp_path / name),), 256)
-    found = [text for shard in shards for text in corpus.shard_documents(shard)]
+    shards = list(cut(str(tmp_path / name), 256))
+    found = [text for shard in shards for (text,) in corpus.read(shard)]
     assert found == TEXTS
     assert len(shards) == (len(CONTENT) // 256 + 1 if name == "a.jsonl" else 1)
 
@@ -162,4 +162,5 @@ def test_a_shard_of_a_file_keeps_its_lines_whole(tmp_path):
     for start in range(0, len(CONTENT), 11):
         for end in (start + 1, start + 11, start + 300, len(CONTENT)):
             wanted = [text for text, at in zip(TEXTS, begins) if start <= at < end]
-            assert list(corpus.shard_documents(Shard(file, start, end))) == wanted
+            found = [text for (text,) in corpus.read(Shard(file, start, end))]
+            assert found == wanted

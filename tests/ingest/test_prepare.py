@@ -55,11 +55,11 @@ def test_documents_go_to_one_side_whole(settings):
     held = sum(len(t.encode()) for t in heldout)
     assert held / (held + size) >= 0.1
     m = prepared.manifest
-    assert (m["documents"], m["duplicates"], m["dropped_paragraphs"]) == (60, 0, 0)
-    assert (m["train_documents"], m["heldout_documents"]) == (len(train), len(heldout))
-    assert (m["train_bytes"], m["heldout_bytes"]) == (size, held)
-    assert m["heldout_share"] == pytest.approx(held / (held + size))
-    assert m["train_tokens"] == sum(dataset.tokens for dataset, _ in prepared.train)
+    assert (m.documents, m.duplicates, m.dropped_paragraphs) == (60, 0, 0)
+    assert (m.train_documents, m.heldout_documents) == (len(train), len(heldout))
+    assert (m.train_bytes, m.heldout_bytes) == (size, held)
+    assert m.heldout_share == pytest.approx(held / (held + size))
+    assert m.train_tokens == sum(dataset.tokens for dataset, _ in prepared.train)
     assert prepared.tokenizer.vocabulary.size == 512
     assert not prepared.supervised
     assert prepared.heldout_pairs == []
@@ -108,9 +108,9 @@ def test_duplicates_and_shared_paragraphs_are_dropped_and_counted(settings, tmp_
     source = write(tmp_path / "copies.jsonl", [*texts, texts[0], texts[0]])
     prepared = prepare.prepare(settings.model_copy(update={"source": source}), 512)
     m = prepared.manifest
-    assert m["duplicates"] == 2
-    assert m["documents"] == 60
-    assert m["dropped_paragraphs"] == m["heldout_documents"] == len(prepared.heldout) > 0
+    assert m.duplicates == 2
+    assert m.documents == 60
+    assert m.dropped_paragraphs == m.heldout_documents == len(prepared.heldout) > 0
     for document in prepared.heldout:
         assert copied not in document
         assert document.endswith("\n\nshort one\n")
@@ -123,8 +123,8 @@ def test_the_share_holds_after_paragraphs_are_dropped(settings, tmp_path):
     texts = [f"{text(seed)}\n{shared}" for seed in range(300)]  # half of each is boilerplate
     source = write(tmp_path / "half.jsonl", texts)
     m = prepare.prepare(settings.model_copy(update={"source": source}), 512).manifest
-    assert m["heldout_share"] >= 0.1 or m["heldout_documents"] >= 0.17 * 300
-    assert m["train_documents"] > 0.7 * 300
+    assert m.heldout_share >= 0.1 or m.heldout_documents >= 0.17 * 300
+    assert m.train_documents > 0.7 * 300
 
 
 def test_a_held_out_document_of_shared_paragraphs_alone_is_dropped(settings, tmp_path):
@@ -136,7 +136,7 @@ def test_a_held_out_document_of_shared_paragraphs_alone_is_dropped(settings, tmp
     assert split.place(split.digest(everything)) > 0.65, "so that it is in train"
     prepared = prepare.prepare(data, 512)
     assert prepared.heldout == []
-    assert prepared.manifest["dropped_paragraphs"] > 40
+    assert prepared.manifest.dropped_paragraphs > 40
 
 
 def test_prepared_data_are_reused_until_something_changes(settings, tmp_path):
@@ -183,10 +183,10 @@ def test_text_held_out_elsewhere_is_not_trained_on(settings, tmp_path):
     assert not any(keys.intersection(split.paragraphs(t)) for t in train_texts(prepared))
     assert any(text(142).strip() in t for t in train_texts(prepared)), "the rest stays"
     found, m = unknown.manifest, prepared.manifest
-    assert (m["excluded_documents"], m["excluded_paragraphs"]) == (2, 1)
-    assert found["train_documents"] - m["train_documents"] == 2
-    assert found["train_bytes"] > m["train_bytes"]
-    assert m["train_documents"] == len(train_texts(prepared))
+    assert (m.excluded_documents, m.excluded_paragraphs) == (2, 1)
+    assert found.train_documents - m.train_documents == 2
+    assert found.train_bytes > m.train_bytes
+    assert m.train_documents == len(train_texts(prepared))
     assert prepared.fingerprint != unknown.fingerprint
     assert prepared.heldout == unknown.heldout
     other = split.Exclusion.of([text(900)])
@@ -212,7 +212,7 @@ def test_pairs_held_out_elsewhere_are_not_trained_on(tmp_path):
     kept = train_texts(prepared)
     assert not {*same_input, *its_target} & set(kept)
     assert short_target[0] in kept, "a short target says nothing of where it is from"
-    assert prepared.manifest["excluded_documents"] == 2
+    assert prepared.manifest.excluded_documents == 2
 
 
 def test_nothing_can_be_left_out_of_a_tokenized_source(settings, tmp_path):
@@ -275,7 +275,7 @@ def test_a_failure_leaves_nothing_behind(settings, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare._Job, "_write_train", fail)
+    monkeypatch.setattr(prepare.Pipeline, "write_train", fail)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(settings, 512)
     assert list(Path(settings.cache).iterdir()) == []
@@ -286,7 +286,7 @@ def test_blended_sources_keep_their_weights(settings, tmp_path):
     sources = [Source(path=settings.source, weight=3.0), Source(path=other)]
     prepared = prepare.prepare(settings.model_copy(update={"source": sources}), 512)
     assert [weight for _, weight in prepared.train] == [3.0, 1.0]
-    assert prepared.manifest["duplicates"] == 1  # across sources
+    assert prepared.manifest.duplicates == 1  # across sources
     second = train_texts(prepared)[len(prepared.train[0][0]) :]
     assert second
     assert set(second) <= {text(seed) for seed in range(100, 130)}
@@ -312,7 +312,7 @@ def test_supervised_pairs(tmp_path):
     assert sorted(train + prepared.heldout_pairs) == sorted(pairs)
     assert not {a for a, _ in train} & {a for a, _ in prepared.heldout_pairs}
     assert prepared.heldout == [f"{a}\n{b}" for a, b in prepared.heldout_pairs] != []
-    assert prepared.manifest["duplicates"] == 1
+    assert prepared.manifest.duplicates == 1
     assert np.diff(dataset.document_index).tolist() == [2] * len(train)
 
 
@@ -329,7 +329,7 @@ def test_a_tokenized_source(settings, tmp_path):
     prepared = prepare.prepare(data, 512)
     assert prepared.heldout == []
     assert prepared.train[0][0].path == str(tmp_path / "tokens")
-    assert prepared.manifest["train_tokens"] == IndexedDataset(tmp_path / "tokens").tokens
+    assert prepared.manifest.train_tokens == IndexedDataset(tmp_path / "tokens").tokens
     assert prepared.tokenizer.fingerprint == made.tokenizer.fingerprint
     with pytest.raises(ValueError, match=r"is tokenized already: set data.tokenizer"):
         prepare.prepare(data.model_copy(update={"tokenizer": None}), 512)
@@ -389,9 +389,9 @@ def test_other_mistakes_are_one_sentence(settings, tmp_path):
 def test_the_embedded_corpus_holds_out_a_tenth(tmp_path):
     prepared = prepare.prepare(Data(cache=str(tmp_path)), 2048)
     m = prepared.manifest
-    assert m["heldout_bytes"] / (m["heldout_bytes"] + m["train_bytes"]) >= 0.1
+    assert m.heldout_bytes / (m.heldout_bytes + m.train_bytes) >= 0.1
     assert prepared.tokenizer.vocabulary.size == 2048
-    assert m["train_tokens"] > 500_000
+    assert m.train_tokens > 500_000
     train = set(corpus.documents("embedded")) - set(prepared.heldout)
     paragraphs = {key for document in train_texts(prepared) for key in split.paragraphs(document)}
     for document in prepared.heldout:

@@ -66,7 +66,7 @@ def test_documents_of_several_sentences_are_shuffled_whole(tokenizer, data, tmp_
     written = sentences(300, eos)
     source = write(tmp_path / "d", written)
     prepared = prepare(data.model_copy(update={"source": source}), 400)
-    assert prepared.manifest["train_documents"] == 300
+    assert prepared.manifest.train_documents == 300
     whole = {tuple(token for s in document for token in s) for document in written}
     orders = []
     for number in (0, 1):

@@ -1,5 +1,7 @@
-"""A tokenizer file of another kind, and a trained run, for conversions."""
+"""For conversions a tokenizer file of another kind and a trained run; for preprocessing its input and
+what it makes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from megaarch.data.tokenizer import train_sentencepiece
 from megaarch.training.trainer import Trainer
 from tests.tools.conversions import PIECES
+from tests.tools.preprocessing import command, document
+from tests.tools.run import tool
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +38,29 @@ def run(tiny, prepared):
         return Path(settings.logging.directory), settings
 
     return make
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """JSON lines with duplicates near and far, blank lines and a blank document."""
+    texts = [document(seed) for seed in range(90)]
+    texts = [*texts[:60], texts[59], texts[3], " \n", *texts[60:], texts[80]]
+    path = tmp_path_factory.mktemp("source") / "text.jsonl"
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path.write_text("\ufeff" + "\n\n".join(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
+    train_sentencepiece([document(seed) for seed in range(9)], 400, 10, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def made(source, tokenizer, tmp_path_factory):
+    """The prefix of what one process makes."""
+    prefix = tmp_path_factory.mktemp("made") / "deep" / "x"
+    assert tool("preprocess")(command(source, tokenizer, prefix)) == 0
+    return prefix

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,55 +18,15 @@ from megaarch.config.schema import Data
 from megaarch.data import indexed
 from megaarch.data.indexed import IndexedDataset
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.ingest import corpus, preprocess, shards
+from megaarch.ingest import corpus, manifest, preprocess, shards
+from megaarch.ingest.lines import Shard
 from megaarch.ingest.prepare import prepare
-from tests.conftest import made_up_text
+from tests.tools.preprocessing import OUTPUTS, command, document
 from tests.tools.run import TOOLS, tool
-
-OUTPUTS = (".bin", ".idx", ".heldout.jsonl", ".manifest.json")
-SHARED = "A paragraph which stands in several documents, and so is no test of any model."
-
-
-def document(seed):
-    """Of several paragraphs, some of them in other documents too; not all of it ASCII."""
-    rng = random.Random(seed)
-    text = made_up_text(seed, rng.randint(1, 30)) + f"\n\nÜber № {seed}.\n\n\n"
-    return text + (SHARED if seed % 3 == 0 else "") * rng.randint(1, 2)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """JSON lines with duplicates near and far, blank lines and a blank document."""
-    texts = [document(seed) for seed in range(90)]
-    texts = [*texts[:60], texts[59], texts[3], " \n", *texts[60:], texts[80]]
-    path = tmp_path_factory.mktemp("source") / "text.jsonl"
-    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    path.write_text("\ufeff" + "\n\n".join(rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
-    train_sentencepiece([document(seed) for seed in range(9)], 400, 10, path)
-    return str(path)
-
-
-def command(source, tokenizer, output, *more):
-    given = ["--input", str(source), "--tokenizer", tokenizer, "--output", str(output)]
-    return [*given, "--shard-bytes", "6000", *more]
 
 
 def contents(prefix):
     return {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in OUTPUTS}
-
-
-@pytest.fixture(scope="module")
-def made(source, tokenizer, tmp_path_factory):
-    """The prefix of what one process makes."""
-    prefix = tmp_path_factory.mktemp("made") / "deep" / "x"
-    assert tool("preprocess")(command(source, tokenizer, prefix)) == 0
-    return prefix
 
 
 @pytest.fixture
@@ -84,11 +43,11 @@ def test_the_same_files_as_prepare_makes_of_the_text(made, settings):
         assert Path(train.path + suffix).read_bytes() == Path(f"{made}{suffix}").read_bytes()
     lines = Path(f"{made}.heldout.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["text"] for line in lines if line] == prepared.heldout
-    manifest = json.loads(Path(f"{made}.manifest.json").read_text())
+    manifest, ours = json.loads(Path(f"{made}.manifest.json").read_text()), prepared.manifest
     for count in ("documents", "duplicates", "train_documents", "train_bytes", "train_tokens"):
-        assert manifest[count] == prepared.manifest[count]
+        assert manifest[count] == getattr(ours, count)
     for count in ("heldout_documents", "heldout_bytes", "dropped_paragraphs"):
-        assert manifest[count] == prepared.manifest[count]
+        assert manifest[count] == getattr(ours, count)
     assert manifest["duplicates"] == 3 and manifest["dropped_paragraphs"] > 0
     assert sorted(path.name for path in made.parent.iterdir()) == sorted(
         "x" + suffix for suffix in OUTPUTS
@@ -99,9 +58,8 @@ def test_training_data_are_the_same_from_text_and_from_tokens(made, settings):
     text = prepare(settings, 400)
     tokens = prepare(settings.model_copy(update={"source": f"{made}.bin"}), 400)
     assert tokens.heldout == text.heldout != []
-    other = ("key", "fingerprint", "kind", "source", "sources")
-    for key in text.manifest.keys() - set(other):
-        assert tokens.manifest[key] == text.manifest[key], key
+    other = {"key", "fingerprint", "kind", "source", "sources"}
+    assert tokens.manifest.model_dump(exclude=other) == text.manifest.model_dump(exclude=other)
     assert tokens.tokenizer.fingerprint == text.tokenizer.fingerprint
 
 
@@ -126,7 +84,7 @@ def change(file):
 def test_tokens_that_changed_since_they_were_made_are_refused(copied):
     first = prepare(copied, 400)
     change(Path(copied.source))
-    assert IndexedDataset(copied.source[:-4]).checksum() == first.manifest["checksums"][0]
+    assert IndexedDataset(copied.source[:-4]).checksum() == first.manifest.checksums[0]
     with pytest.raises(ValueError, match=r"y\.bin has changed since it was made: restore it"):
         prepare(copied, 400)
 
@@ -148,7 +106,7 @@ def test_all_tokens_enter_the_fingerprint_where_nothing_is_recorded(copied):
     first = prepare(copied, 400)
     change(Path(copied.source))
     other = prepare(copied, 400)
-    assert other.manifest["checksums"] == first.manifest["checksums"]
+    assert other.manifest.checksums == first.manifest.checksums
     assert other.fingerprint != first.fingerprint
 
 
@@ -193,15 +151,15 @@ def test_mpi_ranks_change_no_file(source, tokenizer, made, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from megaarch.data import shards
+from megaarch.ingest import shards
 from tests.tools.run import tool
-tokenize = shards.tokenize
+make = shards.make
 def killed(number, *rest):
     if number == 7:
         (rest[1].folder / "00000007.1.aside").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    return tokenize(number, *rest)
-shards.tokenize = killed
+    return make(number, *rest)
+shards.make = killed
 tool("preprocess")(sys.argv[1:])
 """
 
@@ -217,9 +175,9 @@ def test_a_killed_job_continues_and_its_shards_are_verified(
     spoiled = parts / "00000002.bin"
     spoiled.write_bytes(spoiled.read_bytes()[:-1] + b"\xff")
     again = []
-    tokenize = shards.tokenize
+    make = shards.make
     monkeypatch.setattr(
-        shards, "tokenize", lambda number, *rest: again.append(number) or tokenize(number, *rest)
+        shards, "make", lambda number, *rest: again.append(number) or make(number, *rest)
     )
     assert tool("preprocess")(arguments) == 0
     assert "6 of" in capsys.readouterr().err
@@ -229,11 +187,13 @@ def test_a_killed_job_continues_and_its_shards_are_verified(
 
 
 def test_killed_while_the_output_is_put_in_place(source, tokenizer, made, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed(path, *_):
+        if str(path) == f"{tmp_path / 'x'}.manifest.json":
+            raise KeyboardInterrupt
+        write(path, *_)
 
-    arguments = command(source, tokenizer, tmp_path / "x")
-    monkeypatch.setattr(preprocess.beside, "write", killed)
+    arguments, write = command(source, tokenizer, tmp_path / "x"), manifest.write
+    monkeypatch.setattr(manifest, "write", killed)
     assert tool("preprocess")(arguments) == 130
     assert (tmp_path / "x.bin").exists() and not (tmp_path / "x.idx").exists()
     monkeypatch.undo()
@@ -245,7 +205,7 @@ def test_a_finished_job_does_nothing_and_another_one_is_refused(
     source, tokenizer, made, monkeypatch, capsys
 ):
     before = contents(made)
-    monkeypatch.setattr(shards, "tokenize", None)
+    monkeypatch.setattr(shards, "make", None)
     assert tool("preprocess")(command(source, tokenizer, made)) == 0
     assert f"x.bin: {len(IndexedDataset(made))} documents" in capsys.readouterr().out
     assert tool("preprocess")(command(source, tokenizer, made, "--held-out", "0.2")) == 2
@@ -260,16 +220,16 @@ def test_parts_of_another_job_and_a_job_at_work_are_left_alone(
         raise KeyboardInterrupt
 
     arguments = command(source, tokenizer, tmp_path / "x")
-    monkeypatch.setattr(preprocess, "_join", interrupted)
+    monkeypatch.setattr(preprocess, "_finish", interrupted)
     assert tool("preprocess")(arguments) == 130
     assert tool("preprocess")([*arguments, "--no-append-eos"]) == 2
     assert "part of a job with another append_eos" in capsys.readouterr().err
 
-    def meddled(*_):
+    def meddled(*_, **__):
         assert tool("preprocess")(arguments) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess, "_tokenize", meddled)
+    monkeypatch.setattr(preprocess.Pipeline, "make", meddled)
     assert tool("preprocess")(arguments) == 130
     assert "another process is at work in it" in capsys.readouterr().err
 
@@ -302,102 +262,11 @@ def test_without_the_end_of_document_token(source, tokenizer, made, tmp_path):
         assert np.array_equal(ours[i], usual[i][:-1])
 
 
-@pytest.fixture
-def broken(tmp_path):
-    """Twelve documents, and lines 4, 8 and 11 that are none; parts end within lines."""
-    lines = [json.dumps({"text": document(seed)}).encode() for seed in range(12)]
-    lines[3:3], lines[7:7], lines[10:10] = [b'{"text": "cut'], [b"\xff\xfe"], [b'{"text": 5}']
-    path = tmp_path / "broken.jsonl"
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    return path
-
-
-FAULTS = ((4, "malformed JSON"), (8, "not UTF-8"), (11, "is not a string but int"))
-
-
-@pytest.mark.parametrize("size", [400, 2500, 10**6])
-def test_malformed_records_are_skipped_counted_and_named(size, broken, tokenizer, tmp_path, capsys):
-    more = ["--shard-bytes", str(size), "--skip-malformed", "--held-out", "0"]
-    assert tool("preprocess")([*command(broken, tokenizer, tmp_path / "x"), *more]) == 0
-    out = capsys.readouterr().out
-    assert "3 malformed records" in out
-    for line, what in FAULTS:
-        assert any(f"broken.jsonl, line {line}: " in s and what in s for s in out.splitlines())
-    assert len(IndexedDataset(tmp_path / "x")) == 12
-
-
-@pytest.mark.parametrize(("size", "workers"), [(400, 1), (400, 2), (10**6, 1)])
-def test_a_malformed_record_ends_the_job_by_default(
-    size, workers, broken, tokenizer, tmp_path, capsys
-):
-    arguments = command(broken, tokenizer, tmp_path / "x", "--shard-bytes", str(size))
-    assert tool("preprocess")([*arguments, "--workers", str(workers)]) == 2
-    error = capsys.readouterr().err
-    assert "broken.jsonl, line " in error and "Traceback" not in error
-    if workers == 1:
-        assert "broken.jsonl, line 4: malformed JSON" in error
-    assert not any((tmp_path / f"x{suffix}").exists() for suffix in OUTPUTS)
-    assert tool("preprocess")([*arguments, "--skip-malformed"]) == 0, "it continues"
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--input", "/nowhere.jsonl"], "/nowhere.jsonl does not exist"),
-        (["--tokenizer", "/nowhere.model"], "/nowhere.model does not exist"),
-        (["--workers", "0"], "--workers must be from 1 to 1024, not 0"),
-        (["--workers", "1000000"], "--workers must be from 1 to 1024"),
-        (["--shard-bytes", "1"], "--shard-bytes must be at least 256"),
-        (["--held-out", "1"], "--held-out is 0, or a share from"),
-        (["--held-out", "1e-9"], "--held-out is 0, or a share from"),
-        (["--held-out", "nan"], "--held-out is 0, or a share from"),
-        (["--text-field", "body"], "no field 'body'"),
-        (["--output", "/proc/x"], "/proc/x.parts"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
-    given, said, source, tokenizer, tmp_path, capsys
-):
-    assert tool("preprocess")([*command(source, tokenizer, tmp_path / "x"), *given]) == 2
-    error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
-    assert error.count("preprocess.py:") == 1
-    assert not any((tmp_path / f"x{suffix}").exists() for suffix in OUTPUTS)
-
-
-def test_sources_that_are_no_plain_text_are_refused(made, tokenizer, tmp_path, capsys):
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"input": "a", "target": "b"}\n')
-    assert tool("preprocess")(command(pairs, tokenizer, tmp_path / "x")) == 2
-    assert "pairs.jsonl is supervised, not text" in capsys.readouterr().err
-    assert tool("preprocess")(command(f"{made}.bin", tokenizer, tmp_path / "x")) == 2
-    assert "x.bin is indexed, not text" in capsys.readouterr().err
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    assert tool("preprocess")(command(empty, tokenizer, tmp_path / "x")) == 2
-    assert "hold no text" in capsys.readouterr().err
-
-
-def test_torchrun_and_a_missing_mpi4py_are_told(source, tokenizer, tmp_path, capsys, monkeypatch):
-    arguments = command(source, tokenizer, tmp_path / "x")
-    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    monkeypatch.setitem(sys.modules, "mpi4py", None)
-    assert tool("preprocess")(arguments) == 2
-    assert "pip install 'megaarch[mpi]'" in capsys.readouterr().err
-    assert tool("preprocess")([*arguments, "--workers", "4"]) == 2
-    assert "leave it out" in capsys.readouterr().err
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert tool("preprocess")(arguments) == 2
-    assert "use mpiexec or srun" in capsys.readouterr().err
-
-
 def test_parts_of_a_file_give_its_lines_once(source):
     whole = list(corpus.documents(str(source)))
     size = source.stat().st_size
     for step in (1, 7, 1000, size - 1, size, size + 1):
-        parts = shards.cut((str(source),), step) if step > 1 else []
-        parts = parts or [corpus.Shard(source, at, at + 1) for at in range(0, 3000)]
-        found = [text for part in parts for text in corpus.shard_documents(part)]
+        parts = list(shards.cut(str(source), step)) if step > 1 else []
+        parts = parts or [Shard(source, at, at + 1) for at in range(0, 3000)]
+        found = [text for part in parts for (text,) in corpus.read(part)]
         assert found == whole[: len(found)] and (step == 1 or found == whole)

@@ -53,8 +53,8 @@ def both(tokenizer, tmp_path, capsys, caplog):
         for suffix in (".bin", ".idx"):
             assert Path(ours.path + suffix).read_bytes() == Path(f"{prefix}{suffix}").read_bytes()
         assert tokens.heldout == text.heldout
-        assert tokens.manifest["notes"] == text.manifest["notes"]
-        assert tokens.manifest["heldout_share"] == text.manifest["heldout_share"]
+        assert tokens.manifest.notes == text.manifest.notes
+        assert tokens.manifest.heldout_share == text.manifest.heldout_share
         return text, caplog.messages
 
     return make
@@ -71,7 +71,7 @@ def test_a_folder_as_people_have_them(both, tmp_path):
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "linked" / "loop").symlink_to(root)
     text, told = both(root)
-    assert text.manifest["documents"] == len(kept) + 80
+    assert text.manifest.documents == len(kept) + 80
     assert told[0].startswith(f"data source {root}: skipped 8 hidden (")
     assert all("must not be read" not in line for line in text.heldout)
 
@@ -94,11 +94,11 @@ def test_a_document_of_half_of_the_corpus(below, first, both, tmp_path):
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert 0.4 < len(large) / sum(map(len, texts)) < 0.6
     text, told = both(source, "--shard-bytes", "9000")
-    assert 0.1 <= text.manifest["heldout_share"] <= 0.2
+    assert 0.1 <= text.manifest.heldout_share <= 0.2
     assert large not in text.heldout
     assert bool(told) == below
     if below:
-        share = f"{text.manifest['heldout_share']:.2%} of the text is held out"
+        share = f"{text.manifest.heldout_share:.2%} of the text is held out"
         assert "documents of more than 5.00% of the text each (1 here) stay in train" in told[0]
         assert share in told[0]
 
@@ -108,7 +108,7 @@ def test_few_documents_are_told_and_nearly_one_is_refused(both, tokenizer, tmp_p
     texts = [made_up_text(seed, 40) for seed in range(3)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     text, told = both(source, "--held-out", "0.05", held_out=0.05)
-    assert 0.2 < text.manifest["heldout_share"] < 0.5
+    assert 0.2 < text.manifest.heldout_share < 0.5
     assert "% of the text is held out, where 5.00% was asked for" in told[0]
     source.write_text("".join(json.dumps({"text": t}) + "\n" for t in ["short", huge(True)]))
     given = ["--input", str(source), "--tokenizer", tokenizer, "--output", str(tmp_path / "y")]
@@ -148,7 +148,7 @@ def test_names_that_are_no_utf8_are_names(both, tokenizer, tmp_path):
     assert tool("preprocess")([*given, "--skip-malformed"]) == 0, "its manifest is the same"
     (root / os.fsdecode(b"bad\xfd.jsonl")).unlink()
     text, _ = both(root)
-    assert text.manifest["documents"] == 41
+    assert text.manifest.documents == 41
 
 
 def test_output_and_cache_in_the_folder_of_the_text_are_not_read(tokenizer, tmp_path):
@@ -162,9 +162,9 @@ def test_output_and_cache_in_the_folder_of_the_text_are_not_read(tokenizer, tmp_
         assert tool("preprocess")(given) == 0
         prepared = prepare(data, 400)
         first = first or prepared
-        assert (prepared.manifest["documents"], prepared.heldout) == (60, first.heldout)
-        assert prepared.manifest["key"] == first.manifest["key"]
-    assert len(IndexedDataset(tmp_path / "x")) == first.manifest["train_documents"]
+        assert (prepared.manifest.documents, prepared.heldout) == (60, first.heldout)
+        assert prepared.manifest.key == first.manifest.key
+    assert len(IndexedDataset(tmp_path / "x")) == first.manifest.train_documents
 
 
 DAMAGE = {
@@ -229,7 +229,7 @@ def test_damaged_parts_are_made_again_or_refused(what, name, made, tmp_path, cap
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess, "_join", interrupted)
+    monkeypatch.setattr(preprocess, "_finish", interrupted)
     assert tool("preprocess")(given) == 130
     monkeypatch.undo()
     (tmp_path / "y.parts" / name).write_text(NO_RECORDS[what])
@@ -247,5 +247,5 @@ def test_a_dataset_of_an_older_version_is_read(made):
     older = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("notes", "digest")}
     file.write_text(json.dumps(older))
     prepared = prepare(data, 400)
-    assert prepared.manifest["notes"] == []
+    assert prepared.manifest.notes == []
     assert len(prepared.heldout) == older["heldout_documents"] > 0

@@ -26,7 +26,7 @@ DECOMPRESSORS = {
 }
 
 
-class MalformedRecord(ValueError):
+class MalformedRecord(UserError):
     """A record that cannot be read. number: of its line or row (`unit`) in what was read."""
 
     def __init__(self, file: Path, unit: str, number: int, what: str):

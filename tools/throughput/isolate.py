@@ -120,7 +120,8 @@ def _serve(
     benchmark: Callable[..., Iterator[Event]],
     arguments: tuple,
 ) -> None:
-    """Sends (event, None) for each, then (None, None), or (None, error): a user's or the GPU's."""
+    """Sends (event, None) for each, then (None, None), or (None, error): a user's or the GPU's.
+    Any other error is a bug: its traceback is printed and the process ends."""
     torch.set_num_threads(threads)
     try:
         for event in benchmark(*arguments):
@@ -128,8 +129,8 @@ def _serve(
         sender.send((None, None))
     except DeviceLost as error:
         sender.send((None, error))
-    except (ValueError, OSError) as error:
-        sender.send((None, ValueError(str(error))))
+    except (UserError, OSError) as error:
+        sender.send((None, UserError(str(error))))
 
 
 def _ending(code: int | None) -> str:

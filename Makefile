@@ -20,7 +20,7 @@ check: .venv/checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/checks: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[check]'

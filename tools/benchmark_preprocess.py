@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, shards
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return told("benchmark_preprocess.py", lambda: run(options))
+    return run_command("benchmark_preprocess.py", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 from megaarch.errors import UserError
 
 EPILOG = """\
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return told("convert.py", lambda: run(options), options.debug)
+    return run_command("convert.py", lambda: run(options), options.debug)
 
 
 def run(options: argparse.Namespace) -> int:

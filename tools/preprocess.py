@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 from megaarch.ingest.manifest import DatasetManifest
 from megaarch.ingest.preprocess import Request, preprocess
 from megaarch.ingest.shards import SHARD_BYTES
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return told("preprocess.py", lambda: run(options), options.debug)
+    return run_command("preprocess.py", lambda: run(options), options.debug)
 
 
 def run(options: argparse.Namespace) -> int:

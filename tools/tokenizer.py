@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.errors import UserError
 from megaarch.ingest.sample import sample
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return told("tokenizer.py", lambda: run(options), options.debug)
+    return run_command("tokenizer.py", lambda: run(options), options.debug)
 
 
 def run(options: argparse.Namespace) -> int:

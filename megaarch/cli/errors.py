@@ -1,61 +1,83 @@
-"""How a command ends: its exit code, and what ended it early in one sentence."""
+"""How a command ends: its exit code, and one sentence or a traceback for what ended it early."""
 
+import errno
 import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
+from megaarch import __version__
+from megaarch.errors import UserError
 from megaarch.training.faults import REQUEUE, Stopped, out_of_memory
 
+# Faults of the machine that the system reports without the name of a file.
+MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
-def told(program: str, command: Callable[[], int], debug: bool = False) -> int:
-    """The exit code of a command; what ends it early is told in one sentence.
 
-    program: its name ahead of the sentence. debug: let the error through, with its traceback.
+def run_command(program: str, command: Callable[[], int], debug: bool = False) -> int:
+    """Runs a command and returns its exit code.
+
+    What a user can mend is one sentence and code 2; what stopped a run, code 130 or REQUEUE; a bug
+    shows its traceback and has code 1. program: the name before the sentence. debug: raise every
+    error.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megaarch").setLevel(logging.INFO)
     try:
         return command()
-    except BrokenPipeError:  # whoever read has gone, as in `| head`
+    except BrokenPipeError:  # the reader has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
-            raise
-        if speaks() or isinstance(error, OSError):
-            print(f"{program}: {_sentence(error)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        said = out_of_memory(error)
-        if debug or said is None:
-            raise
-        print(f"{program}: {said}", file=sys.stderr)
-        return 2
     except Stopped as stop:
-        if speaks():
+        if is_first_process():
             print(f"{program}: {stop}", file=sys.stderr)
         return 130 if stop.number == signal.SIGINT else REQUEUE
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        sentence = user_sentence(error)
+        if sentence is None:
+            traceback.print_exc()
+            print(
+                f"{program}: this is a bug of megaarch {__version__}: report it with the traceback "
+                "and the command (CONTRIBUTING.md, Reporting a bug)",
+                file=sys.stderr,
+            )
+            return 1
+        # the mistake is the same in all processes of a job, but a disk may fail in one
+        if is_first_process() or not isinstance(error, (UserError, FloatingPointError)):
+            print(f"{program}: {sentence}", file=sys.stderr)
+        return 2
 
 
-def speaks() -> bool:
-    """Whether this process prints: of a job's processes, the first. A user's mistake is the same
-    on all of them."""
+def is_first_process() -> bool:
+    """Whether this is the process of a job that prints."""
     from megaarch.distributed import launch
 
     try:
         return launch.find()[1].rank == 0
-    except ValueError:  # the mistake itself
+    except UserError:  # the mistake itself
         return True
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if str(error) == "embedded null byte":
+def user_sentence(error: Exception) -> str | None:
+    """Returns the sentence for an error that a user can mend, None for a bug."""
+    if isinstance(error, (UserError, FloatingPointError)):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return error.strerror if error.errno in MACHINE else None
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
         return "a path has a NUL character, which no file's name has: give another"
-    return str(error)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        return out_of_memory(error)
+    return None

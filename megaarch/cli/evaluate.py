@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from megaarch.cli.errors import speaks
+from megaarch.cli.errors import is_first_process
 from megaarch.cli.options import Adder, set_argument
 
 
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     heldout, warnings = evaluate_run(Path(options.run), options.set)
     launch.leave()
-    if not speaks():
+    if not is_first_process():
         return 0
     for warning in warnings:
         print(f"megaarch: {warning}", file=sys.stderr)

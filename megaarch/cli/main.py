@@ -14,7 +14,7 @@ from megaarch.cli import (
     submit,
     train,
 )
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 
 EPILOG = """\
 examples:
@@ -63,4 +63,4 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit code: 2 for a user's mistake, told in one sentence."""
     options = parser().parse_args(arguments)
-    return told("megaarch", lambda: COMMANDS[options.command].run(options), options.debug)
+    return run_command("megaarch", lambda: COMMANDS[options.command].run(options), options.debug)

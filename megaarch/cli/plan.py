@@ -41,12 +41,11 @@ def run(options: argparse.Namespace) -> int:
     best = None
     for name, plan in found:  # a large study takes minutes: each line as it is found
         if best is None:
-            best = name, plan
+            best = plan
             print(show.heading(named=bool(name)), flush=True)
         print(show.line(name, plan), flush=True)
-    name, plan = best
-    if not name:
-        print(f"\nthe best one\n{show.details(plan)}")
+    if best and not name:
+        print(f"\nthe best one\n{show.details(best)}")
     return 0
 
 

@@ -40,7 +40,7 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
             try:
                 yield True, executor
             except BrokenExecutor:
-                raise OSError(
+                raise UserError(
                     "a worker was killed (out of memory?): run the same command again, with fewer "
                     "workers, and it continues"
                 ) from None

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from megaarch.errors import UserError
 from megaarch.files import read_text
 
 log = logging.getLogger(__name__)
 ID = "wandb.id"  # in a run's directory: W&B's name for the run
 
 
-class NotInstalled(ValueError):
+class NotInstalled(UserError):
     """A board that the settings ask for is not there at all."""
 
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import Replica
-from megaarch.errors import UserError
+from megaarch.errors import StorageError, UserError
 from megaarch.training import storage
 from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
 from megaarch.training.retention import ASIDE, complete, prune, sweep
@@ -110,7 +110,7 @@ def seal(aside: Path, grid: Grid | None = None) -> Manifest:
     for file in files:
         _flush(file)
     if fault := _first_fault(aside, manifest.items()):
-        raise OSError(f"checkpoint {aside} does not read back as written: {fault}")
+        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
     return manifest
 
 
@@ -144,7 +144,7 @@ def _bind(aside: Path, manifest: Manifest, progress: dict[str, Any]) -> None:
         _flush(written)
     # of files that other machines wrote too: a folder that they do not share has not all of them
     if fault := _first_fault(aside, manifest.items(), read=False):
-        raise OSError(f"checkpoint {aside} does not read back as written: {fault}")
+        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
 
 
 def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
@@ -187,7 +187,7 @@ def told(fault: str) -> Iterator[None]:
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
         said = (str(cause).splitlines() or [""])[0]
-        raise OSError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
+        raise StorageError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
 
 
 def newest(run: Path, grid: Grid | None = None) -> Path | None:

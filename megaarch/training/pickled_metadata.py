@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from megaarch.errors import UserError
+
 METADATA = "torch.distributed.checkpoint.metadata"
 LISTED = {
     *((METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
@@ -28,7 +30,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """What a pickle has that is none of a checkpoint's metadata, in words."""
 
 

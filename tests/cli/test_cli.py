@@ -1,13 +1,17 @@
 """The command as a person meets it: help, exit codes, one clear sentence for a mistake."""
 
 import copy
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from megaarch.cli import main
+from megaarch import __version__, config
+from megaarch.cli import describe, main
+from megaarch.errors import StorageError, UserError
 from megaarch.study import lock
 from tests.conftest import made_up_text
 
@@ -132,6 +136,55 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, file, tm
     assert sentence in error and "Traceback" not in error
     assert error.count("megaarch:") == 1
     assert sorted(tmp_path.rglob("*")) == before  # nothing was written
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("not enough values to unpack"),
+        OSError("cannot load library"),
+        OSError(errno.ECHILD, os.strerror(errno.ECHILD)),
+        RuntimeError("shape mismatch"),
+        KeyError("loss"),
+    ],
+    ids=repr,
+)
+def test_a_bug_shows_its_traceback_and_where_to_report_it(error, file, capsys, monkeypatch):
+    def broken(options):
+        raise error
+
+    monkeypatch.setattr(describe, "run", broken)
+    assert main(["describe", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "in broken" in shown
+    assert shown.splitlines()[-1].startswith(f"megaarch: this is a bug of megaarch {__version__}")
+    with pytest.raises(type(error)):
+        main(["--debug", "describe", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("a: give b"), "a: give b"),
+        (config.ConfigError(["a: is wrong"]), "a: is wrong"),
+        (StorageError("the disk gave other bytes"), "the disk gave other bytes"),
+        (FloatingPointError("3 steps were not finite"), "3 steps were not finite"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", b"/x"), "/x: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("CUDA out of memory"), "out of memory: lower the model's sizes"),
+        (MemoryError(), "out of memory: lower the model's sizes"),
+    ],
+    ids=repr,
+)
+def test_what_a_user_can_mend_is_one_sentence(error, sentence, file, capsys, monkeypatch):
+    def wrong(options):
+        raise error
+
+    monkeypatch.setattr(describe, "run", wrong)
+    assert main(["describe", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("megaarch: ") and sentence in line
 
 
 def test_two_runs_in_one_directory_are_refused(file, raw, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megaarch import cli, config
 from megaarch.cli import report
+from megaarch.cli.errors import user_sentence
 from megaarch.data.indexed import IndexedDataset
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.interchange import files
@@ -18,7 +19,6 @@ from megaarch.training.metrics import read_lines
 from tests.fuzz import mutate
 
 BOUND = 10.0  # seconds of processor time that one input may take
-TOLD = (ValueError, OSError)  # what a command tells in one sentence
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ def tried(reader: Reader, sound: Path, folder: Path, seed: int) -> tuple[str, fl
     started, outcome = time.process_time(), "accepted"
     try:
         reader.read(folder)
-    except TOLD as error:
-        outcome = "told" if str(error) else "told nothing"
     except Exception as error:
-        outcome = f"{type(error).__name__}: {error}"[:200]
+        sentence = user_sentence(error)
+        outcome = f"{type(error).__name__}: {error}"[:200]  # a bug
+        if sentence is not None:
+            outcome = "told" if sentence else "told nothing"
     if sorted(folder.rglob("*")) != before:
         outcome = "wrote"
     return outcome, time.process_time() - started

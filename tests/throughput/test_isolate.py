@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from megaarch.errors import UserError
 from tools.throughput import isolate, suite
 from tools.throughput.isolate import isolated
 from tools.throughput.record import Event, Record
@@ -63,7 +64,7 @@ def test_past_its_deadline_a_process_is_ended(monkeypatch):
 
 def mistaken(lost, deadline):
     yield from ()
-    raise ValueError("no such mask")
+    raise UserError("no such mask")
 
 
 def test_a_mistake_is_told_as_in_one_process():

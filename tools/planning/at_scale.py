@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from megaarch import config
-from megaarch.cli.errors import told
+from megaarch.cli.errors import run_command
 from megaarch.config.schema import Settings
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, parse_json, read_json
@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return told("at_scale", lambda: run(options))
+    return run_command("at_scale", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,32 +11,24 @@ from typing import Any
 import torch
 
 from megaarch import config
-from megaarch.config import ConfigError
+from megaarch.cli.errors import run_command
 from megaarch.errors import UserError
-from megaarch.training.faults import out_of_memory
 from tools.throughput.arguments import DTYPES, SIZE, parser
 from tools.throughput.isolate import isolated
 from tools.throughput.record import Event, Record
 
-WRONG, MISTAKE, OUT_OF_TIME = 1, 2, 3  # exit codes
+WRONG, OUT_OF_TIME = 1, 3  # exit codes
 Draw = Callable[[dict[str, Any], Path], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a benchmark; returns the exit code: 2 for a user's mistake, told in one sentence."""
     options = parser().parse_args(arguments)
-    try:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        return COMMANDS[options.command](options, _device(options.device))
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return MISTAKE
-    except (RuntimeError, MemoryError) as error:
-        if (said := out_of_memory(error)) is None:
-            raise
-        print(f"benchmark: {said}", file=sys.stderr)
-        return MISTAKE
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return run_command(
+        "benchmark", lambda: COMMANDS[options.command](options, _device(options.device))
+    )
 
 
 def _device(wanted: str) -> torch.device:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 
 import torch
 
@@ -43,6 +44,16 @@ def explain(error: BaseException) -> str:
         except RuntimeError:
             raise DeviceLost(reason) from error
     return reason
+
+
+def processes(*modules: str) -> BaseContext:
+    """Returns what starts processes. Without a GPU they are forks of one server that has imported
+    `modules`, which costs a fraction of an import; with one, new processes, for CUDA forbids forks."""
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    return context
 
 
 def isolated(
@@ -81,7 +92,7 @@ def _stream(
     deadline: float | None,
     patience: float,
 ) -> Iterator[Event]:
-    context = multiprocessing.get_context("spawn")
+    context = processes(benchmark.__module__)
     receiver, sender = context.Pipe(duplex=False)
     threads = torch.get_num_threads()
     process = context.Process(target=_serve, args=(sender, threads, benchmark, arguments))
@@ -120,7 +131,8 @@ def _serve(
     benchmark: Callable[..., Iterator[Event]],
     arguments: tuple,
 ) -> None:
-    """Sends (event, None) for each, then (None, None), or (None, error): a user's or the GPU's."""
+    """Sends (event, None) for each, then (None, None), or (None, error): a user's or the GPU's.
+    Any other error is a bug: its traceback is printed and the process ends."""
     torch.set_num_threads(threads)
     try:
         for event in benchmark(*arguments):
@@ -128,8 +140,8 @@ def _serve(
         sender.send((None, None))
     except DeviceLost as error:
         sender.send((None, error))
-    except (ValueError, OSError) as error:
-        sender.send((None, ValueError(str(error))))
+    except (UserError, OSError) as error:
+        sender.send((None, UserError(str(error))))
 
 
 def _ending(code: int | None) -> str:

@@ -6,7 +6,6 @@ own, as its users run it: in a common one each would step on the heap that the o
 moved the ratio by a tenth. Legend: n input tokens, m targets.
 """
 
-import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -25,6 +24,7 @@ from megaarch.errors import UserError
 from megaarch.model import Transformer
 from megaarch.training import optimizer
 from megaarch.training.malloc import keep_freed_memory
+from tools.throughput.isolate import processes
 from tools.throughput.timing import Clock, rounds
 
 FAMILIES = ("llama", "t5", "bert")
@@ -212,7 +212,7 @@ class Apart:
     """A side in a process of its own, that steps when told to. which: 0 ours, 1 theirs."""
 
     def __init__(self, which: int, *problem: Any):
-        context = multiprocessing.get_context("spawn")
+        context = processes(__name__, "transformers.modeling_utils")
         self.pipe, other = context.Pipe()
         threads = torch.get_num_threads()
         arguments = (other, which, threads, *problem)

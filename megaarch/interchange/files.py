@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json
-from megaarch.interchange.huggingface import Weights
+from megaarch.interchange.hf_weights import Weights
 from megaarch.training import checkpoint
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata

@@ -14,13 +14,13 @@ from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.family import Family
 from megaarch.interchange.hf_config import complete, family_in, settings_from
-from megaarch.interchange.layouts import Layout
+from megaarch.interchange.transforms import Transform
 from megaarch.model.transformer import Transformer, stacks
 from megaarch.training.faults import out_of_memory
 
 Weights = dict[str, torch.Tensor]
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_Names = dict[str, tuple[Layout, tuple[str, ...], tuple[str, ...]]]
+_Names = dict[str, tuple[Transform, tuple[str, ...], tuple[str, ...]]]
 
 
 def settle(weights: Weights, config: Mapping[str, Any]) -> tuple[Weights, dict[str, Any]]:
@@ -196,7 +196,7 @@ def _table(model: schema.Model, family: str) -> _Names:
     return found
 
 
-def _find(name: str, family: Family, model: schema.Model) -> tuple[Layout, tuple[str, ...]]:
+def _find(name: str, family: Family, model: schema.Model) -> tuple[Transform, tuple[str, ...]]:
     table, index = family.once, ""
     key = name
     if name.startswith("layers."):

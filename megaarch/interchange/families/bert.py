@@ -13,7 +13,7 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.layouts import COPY, HEADS, VOCABULARY
+from megaarch.interchange.transforms import COPY, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:

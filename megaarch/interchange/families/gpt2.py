@@ -13,7 +13,7 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.layouts import COPY, TRANSPOSED, TRANSPOSED_HEADS, VOCABULARY
+from megaarch.interchange.transforms import COPY, TRANSPOSED, TRANSPOSED_HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:

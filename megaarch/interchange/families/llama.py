@@ -14,7 +14,7 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.layouts import COPY, GATED, HEADS, VOCABULARY
+from megaarch.interchange.transforms import COPY, GATED, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:

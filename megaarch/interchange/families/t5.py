@@ -6,7 +6,7 @@ from megaarch.attention.bias import bucket_fault
 from megaarch.config.schema import Distance, Layers, Model, Number, Width
 from megaarch.errors import UserError
 from megaarch.interchange.family import Family, Key, Tensors, Used, activation, special_ids, under
-from megaarch.interchange.layouts import COPY, GATED, HEADS, VOCABULARY
+from megaarch.interchange.transforms import COPY, GATED, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:

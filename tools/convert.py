@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--family",
-        choices=("gpt2", "llama", "t5", "bert", "bart"),
-        help="with --to hf (default: what comes nearest)",
+        metavar="NAME",
+        help="gpt2, llama, bert, t5 or bart, with --to hf (default: what comes nearest)",
     )
     top.add_argument(
         "--tokenizer",

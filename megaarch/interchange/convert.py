@@ -21,17 +21,21 @@ from megaarch.config.schema import Model, Settings
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.interchange import files, verify
-from megaarch.interchange.configs import config_for, family_in, family_of, settings_from
+from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.files import Saved
-from megaarch.interchange.huggingface import Weights, from_hf, to_hf
-from megaarch.interchange.keys import complete
-from megaarch.interchange.ties import settle
+from megaarch.interchange.hf_config import (
+    complete,
+    config_for,
+    family_in,
+    family_of,
+    settings_from,
+)
+from megaarch.interchange.hf_weights import Weights, from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
 from megaarch.training.progress import Progress
 
 FORMATS = ("checkpoint", "safetensors", "hf")
-PRESETS = {"gpt2": "gpt", "llama": "gpt", "bert": "bert", "t5": "t5", "bart": "bart"}
 OWN = "megaarch"  # in config.json: what Hugging Face's settings cannot say
 SENTINELS = 100
 
@@ -156,8 +160,9 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
             f"sentinels the vocabulary is {model.vocabulary_size:,}"
         )
     _check_logits(job, weights, model, job.source, family, pieces, say)
-    preset = own.get("preset", PRESETS[family])
-    objective = own.get("objective") or catalogue.PRESETS[preset or PRESETS[family]].objective
+    usual = FAMILIES[family].preset
+    preset = own.get("preset", usual)
+    objective = own.get("objective") or catalogue.PRESETS[preset or usual].objective
     given = model.model_dump() | {"preset": preset}
     given["architecture"] = own.get("architecture", model.architecture)
     data = {"tokenizer": path, "sentinels": sentinels, "objective": objective}
@@ -218,6 +223,8 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
     settings = settings_of(saved.record, str(job.source))
     model, axes = settings.model, catalogue.position_axes(settings.data.objective)
     family = job.family or family_of(model)
+    if family not in FAMILIES:
+        raise UserError(f"--family {family}: is not one of {', '.join(FAMILIES)}")
     theirs = config_for(model, family, axes)
     weights = {name: tensor.float() for name, tensor in saved.weights.items()}
     tokenizer = _tokenizer_of(saved.record, settings, say)

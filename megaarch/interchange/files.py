@@ -6,20 +6,22 @@ written stands aside until it is complete. No pickle is ever read.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from megaarch.errors import UserError
-from megaarch.files import Schema, check_regular, fit, parse_json, read_json
-from megaarch.interchange.huggingface import Weights
-from megaarch.training import checkpoint
+from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
+from megaarch.interchange.hf_weights import Weights
+from megaarch.training import checkpoint, fits
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -64,6 +66,7 @@ def read_checkpoint(path: Path) -> Saved:
     elif (found := checkpoint.newest(path)) is None:
         raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
     record = _checked(checkpoint.read_progress(found), found / "progress.json")
+    _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)
 
 
@@ -82,6 +85,7 @@ def read_safetensors(file: Path) -> Saved:
                 "folder that it lies in, with its config.json"
             )
         record = _checked(parse_json(metadata[KEY], f"{file}: the megaarch record"), file)
+        _check_memory(file, _count(tensors, tensors.keys()))
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
 
 
@@ -101,10 +105,8 @@ def _checked(record: Any, file: Path) -> dict[str, Any]:
 def write_safetensors(file: Path, saved: Saved) -> None:
     """One file: the weights, and the record in its metadata."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".writing")
-    metadata = {"format": "pt", KEY: json.dumps(saved.record)}
-    _save(saved.weights, aside, metadata)
-    aside.replace(file)
+    with replacing(file) as aside:
+        _save(saved.weights, aside, {"format": "pt", KEY: json.dumps(saved.record)})
 
 
 def _save(weights: Weights, file: Path, metadata: dict[str, str]) -> None:
@@ -124,15 +126,36 @@ def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
         raise UserError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} holds no JSON object")
-    weights: Weights = {}
+    found, numbers = [], 0
     for name, wanted in _files(folder):
         with _opened(folder / name) as tensors:
             there = tensors.keys()
             missing = sorted(set(wanted or ()) - set(there))
             if missing:
                 raise UserError(f"{folder / name} lacks {missing[0]}, which {INDEX} says it has")
-            weights |= {key: tensors.get_tensor(key) for key in wanted or there}
+            found.append((folder / name, wanted or there))
+            numbers += _count(tensors, wanted or there)
+    _check_memory(folder, numbers)
+    weights: Weights = {}
+    for file, keys in found:
+        with _opened(file) as tensors:
+            weights |= {key: tensors.get_tensor(key) for key in keys}
     return config, weights
+
+
+def _count(tensors: Any, names: Iterable[str]) -> int:
+    """Returns the numbers in these tensors of an opened file, without reading them."""
+    return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+
+
+def _check_memory(source: Path, numbers: int) -> None:
+    """UserError where so many weights in fp32, which every conversion holds, exceed the memory."""
+    need, there = 4 * numbers, fits.memory_of(torch.device("cpu"))
+    if need > there:
+        raise UserError(
+            f"{source} holds {fits.in_words(need)} of weights in fp32 and this machine has "
+            f"{fits.in_words(there)} of memory: convert it on a machine with more"
+        )
 
 
 def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:

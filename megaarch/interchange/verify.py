@@ -11,7 +11,8 @@ from megaarch.attention.parts import Parts
 from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.errors import UserError
-from megaarch.interchange.huggingface import Weights
+from megaarch.interchange.families import FAMILIES
+from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import Transformer
 from megaarch.training.faults import out_of_memory
 
@@ -21,13 +22,6 @@ ROWS, TOKENS, TARGETS = 2, 24, 16
 # largest, which a model must not reach whatever its rounding errors do.
 OWN_ERRORS, LEAST, MOST = 8, 1e-6, 0.05
 BYTES = 10  # a parameter, beside the weights that a conversion holds
-CLASSES = {
-    "gpt2": "AutoModelForCausalLM",
-    "llama": "AutoModelForCausalLM",
-    "bert": "AutoModelForMaskedLM",
-    "t5": "AutoModelForSeq2SeqLM",
-    "bart": "AutoModelForSeq2SeqLM",
-}
 
 
 def check_tensors(before: Weights, after: Weights, what: str) -> str:
@@ -113,7 +107,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:
-        theirs, found = getattr(transformers, CLASSES[family]).from_pretrained(
+        theirs, found = getattr(transformers, FAMILIES[family].auto_class).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,

@@ -5,7 +5,7 @@ import torch
 from megaarch.config import schema
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
-from megaarch.interchange.huggingface import Weights
+from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import padded_vocabulary
 
 TABLES = ("embedding.weight", "output.weight", "output_bias")

@@ -11,6 +11,7 @@ and an equal part of all, to verify a checkpoint that is taken up.
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -298,6 +299,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
     with told(f"checkpoint {path} could not be read"):
         return storage.read_whole(path / "state", "model.")
+
+
+def count_weights(path: Path) -> int:
+    """Returns how many numbers `read_weights` reads."""
+    with told(f"checkpoint {path} could not be read"):
+        tensors = storage.read_index(path / "state").tensors
+        return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
 
 
 def _compare(path: Path, index: storage.Index, weights: dict[str, Any], partial: bool) -> None:

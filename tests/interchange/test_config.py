@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import save_file
 
 from megaarch import config, interchange
-from megaarch.interchange.configs import traits
-from megaarch.interchange.keys import FAMILY_KEYS, ONLY, WITHOUT_EFFECT, complete
+from megaarch.interchange import FAMILIES
+from megaarch.interchange.hf_config import ONLY, WITHOUT_EFFECT, complete, traits
 from megaarch.model import Transformer
 from tests.interchange.models import bart, bert, gpt2, llama, scattered, t5
 from tests.interchange.test_huggingface import inputs_and_call
@@ -26,22 +26,22 @@ CLASSES = {
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_key_of_the_class_is_known_and_defaults_are_its_own(family):
-    keys = FAMILY_KEYS[family]
+    found = FAMILIES[family]
     known = {
-        *keys.defaults,
-        *keys.aliases,
-        *keys.only,
+        *found.keys,
+        *found.aliases(),
+        *found.only,
         *ONLY,
-        *keys.without_effect,
+        *found.without_effect.split(),
         *WITHOUT_EFFECT,
     }
     fields = {f.name: f.default for f in dataclasses.fields(CLASSES[family])}
     assert fields.keys() <= known
-    assert keys.aliases == CLASSES[family].attribute_map
-    for name, value in keys.defaults.items():
+    assert found.aliases() == CLASSES[family].attribute_map
+    for name, key in found.keys.items():
         if name in fields:
-            assert fields[name] == value, name
-    for name, allowed in keys.only.items():
+            assert fields[name] == key.default, name
+    for name, allowed in found.only.items():
         if name in fields:
             assert fields[name] in allowed, name
 
@@ -280,8 +280,12 @@ def test_a_model_that_transformers_llama_refuses_is_not_written():
 
 
 WHOLE = {
-    family: [key for key, value in keys.defaults.items() if type(value) is int and value > 0]
-    for family, keys in FAMILY_KEYS.items()
+    name: [
+        key
+        for key, known in family.keys.items()
+        if type(known.default) is int and known.default > 0
+    ]
+    for name, family in FAMILIES.items()
 }
 MORE = {
     "gpt2": ["n_inner"],
@@ -294,7 +298,7 @@ MORE = {
 def test_a_size_that_is_no_whole_number_is_refused_by_its_key(family):
     for key in [*WHOLE[family], *MORE.get(family, ())]:
         refused = [10**12, "12", -5, 1.5, True, [12], {}]
-        if FAMILY_KEYS[family].defaults[key] is not None and not key.endswith("_token_id"):
+        if FAMILIES[family].keys[key].default is not None and not key.endswith("_token_id"):
             refused.append(None)
         for value in refused:
             if value == [12] and key == "eos_token_id":

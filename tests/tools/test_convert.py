@@ -14,13 +14,13 @@ from tokenizers.models import WordLevel
 
 from megaarch import cli, config
 from megaarch.data.tokenizer import Tokenizer
-from megaarch.interchange import files, verify
+from megaarch.interchange import FAMILIES, files, verify
 from megaarch.interchange.convert import settings_of
 from megaarch.training import checkpoint
 from tests.interchange.models import MODELS, V
 from tests.tools.conversions import PIECES, convert, saved
 
-CLASS = {name: getattr(transformers, word) for name, word in verify.CLASSES.items()}
+CLASS = {name: getattr(transformers, family.auto_class) for name, family in FAMILIES.items()}
 
 
 @pytest.fixture(params=MODELS)

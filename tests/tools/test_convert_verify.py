@@ -10,6 +10,7 @@ import torch
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files, verify
 from megaarch.interchange.convert import settings_of
+from megaarch.training import fits
 from tests.tools.conversions import PIECES, convert, saved
 
 
@@ -91,6 +92,27 @@ def test_sharp_attention_is_right_within_fp32s_own_error(seed, words, tmp_path, 
     weights["layers.0.attention.qkv.weight"] *= 1.01
     with pytest.raises(ValueError, match="the logits differ by up to"):
         verify.check_logits(weights, settings_of(record).model, folder, "t5", PIECES)
+
+
+def test_weights_larger_than_the_memory_are_refused_before_they_are_read(
+    run, words, tmp_path, monkeypatch, capsys
+):
+    sources = [run()[0], tmp_path / "one.safetensors", saved("gpt2", words, tmp_path / "theirs")[0]]
+    assert convert(sources[0], sources[1], "--to", "safetensors") == 0
+    readers = (files.read_checkpoint, files.read_safetensors, files.read_hf)
+    found = [read(source) for read, source in zip(readers, sources, strict=True)]
+    for source, read, weights in zip(
+        sources, readers, (found[0].weights, found[1].weights, found[2][1]), strict=True
+    ):
+        need = 4 * sum(tensor.numel() for tensor in weights.values())
+        monkeypatch.setattr(fits, "memory_of", lambda device, need=need: need)
+        read(source)
+        monkeypatch.setattr(fits, "memory_of", lambda device, need=need: need - 1)
+        capsys.readouterr()
+        assert convert(source, tmp_path / "out") == 2
+        told = capsys.readouterr().err
+        assert f"{source}" in told and "this machine has" in told and "Traceback" not in told
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])

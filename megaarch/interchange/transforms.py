@@ -18,7 +18,7 @@ Tensors = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Transform:
     """`fuse(parts, model)` makes one of ours of theirs; `split(ours, model)` undoes it exactly.
 
     Of parts in shapes that are not the model's, `fuse` may raise UserError, or what torch raises.
@@ -61,21 +61,21 @@ def _split_vocabulary(table: torch.Tensor, model: schema.Model) -> Tensors:
     return [table[: model.vocabulary_size]]
 
 
-COPY = Layout(lambda parts, _: parts[0], lambda ours, _: [ours])
-TRANSPOSED = Layout(lambda parts, _: _transpose(parts[0]), lambda ours, _: [_transpose(ours)])
-HEADS = Layout(_fuse_heads, _split_heads)
+COPY = Transform(lambda parts, _: parts[0], lambda ours, _: [ours])
+TRANSPOSED = Transform(lambda parts, _: _transpose(parts[0]), lambda ours, _: [_transpose(ours)])
+HEADS = Transform(_fuse_heads, _split_heads)
 # GPT-2's c_attn: [columns, (q k v)·rows] in one.
-TRANSPOSED_HEADS = Layout(
+TRANSPOSED_HEADS = Transform(
     lambda parts, model: _fuse_heads(list(_transpose(parts[0]).chunk(3)), model),
     lambda ours, model: [_transpose(torch.cat(_split_heads(ours, model)))],
 )
-GATED = Layout(
+GATED = Transform(
     lambda parts, _: torch.stack(parts, dim=1).flatten(0, 1),
     lambda ours, _: list(ours.unflatten(0, (-1, 2)).unbind(1)),
 )
-VOCABULARY = Layout(_fuse_vocabulary, _split_vocabulary)
+VOCABULARY = Transform(_fuse_vocabulary, _split_vocabulary)
 # BART's final_logits_bias: [1, V].
-VOCABULARY_ROW = Layout(
+VOCABULARY_ROW = Transform(
     lambda parts, model: _fuse_vocabulary([parts[0][0]], model),
     lambda ours, model: [_split_vocabulary(ours, model)[0][None]],
 )

@@ -1,0 +1,214 @@
+"""Weights from a Hugging Face file, and back, for every family of families/: names, layouts and ties.
+
+Each tensor of a file is used, or has no effect on the logits, or is refused by its name.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from megaarch.config import schema
+from megaarch.errors import UserError
+from megaarch.interchange.families import FAMILIES
+from megaarch.interchange.family import Family
+from megaarch.interchange.hf_config import complete, family_in, settings_from
+from megaarch.interchange.transforms import Transform
+from megaarch.model.transformer import Transformer, stacks
+from megaarch.training.faults import out_of_memory
+
+Weights = dict[str, torch.Tensor]
+LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_Names = dict[str, tuple[Transform, tuple[str, ...], tuple[str, ...]]]
+
+
+def settle(weights: Weights, config: Mapping[str, Any]) -> tuple[Weights, dict[str, Any]]:
+    """Returns (tensors, config) for `from_hf` and `settings_from`: each tensor that counts, once and
+    under its current name, and `tie_word_embeddings` as the tensors have it.
+
+    Under `tie_word_embeddings` transformers 5 gives one tensor to all names of a tie where the file
+    has one of them, and keeps apart those that the file has with other values, whatever config.json
+    says. UserError names tensors whose values megaarch has no place for.
+    """
+    name, config = family_in(config), dict(config)
+    family, used = FAMILIES[name], complete(config, name)
+    model = settings_from(config)
+    found = _current_names(weights, model, name)
+    tied = family.always_tied or used["tie_word_embeddings"]
+    has_output = family.output in found
+    if family.zero_if_missing:
+        found.setdefault(family.zero_if_missing, torch.zeros(1, model.vocabulary_size))
+    for ours, copies in family.copies.items():
+        first = family.hf_name(ours)
+        if tied:
+            _share(found, (first, *copies))
+        inputs = [copy for copy in copies if copy != family.output]
+        if inputs:
+            _replace(found, first, inputs, name)
+    first = family.hf_name("embedding.weight")
+    if family.always_tied:
+        scaled = used["scale_decoder_outputs"]
+        said = used["tie_word_embeddings"] is not False
+        config["scale_decoder_outputs"] = said if scaled is None else scaled
+        tied = said or not has_output
+    if tied and first in found:
+        tied = torch.equal(found[first], found[family.output])
+    if tied:
+        found.pop(family.output, None)
+    config["tie_word_embeddings"] = tied
+    return found, config
+
+
+def _share(found: Weights, names: tuple[str, ...]) -> None:
+    """Give the first of the names that is there to all that are not."""
+    there = next((name for name in names if name in found), None)
+    if there:
+        for name in names:
+            found.setdefault(name, found[there])
+
+
+def _replace(found: Weights, first: str, inputs: list[str], family: str) -> None:
+    """Put the tensor that is looked up, under its several names, in the place of `first`."""
+    if not found.keys() & {first, *inputs}:
+        return  # `from_hf` tells it
+    missing = [name for name in (first, *inputs) if name not in found]
+    if missing:
+        raise UserError(f"the {family} weights lack {missing[0]}")
+    tensors = [found.pop(name) for name in inputs]
+    for name, tensor in zip(inputs[1:], tensors[1:], strict=True):
+        if not torch.equal(tensors[0], tensor):
+            raise UserError(
+                f"the {family} weights {inputs[0]} and {name} differ, and megaarch has one embedding"
+            )
+    found[first] = tensors[0]
+
+
+def _current_names(weights: Weights, model: schema.Model, family: str) -> Weights:
+    """Old files lack the base model's prefix, or call a norm's weight and bias gamma and beta."""
+    known, prefix = _all_names(model, family), FAMILIES[family].prefix
+    found: Weights = {}
+    origin: dict[str, str] = {}
+    for name, tensor in weights.items():
+        if without_effect(name, family):
+            continue
+        current = name
+        for old, new in LEGACY.items():
+            current = current.replace(old, new)
+        if current.removeprefix(prefix) in known:
+            current = current.removeprefix(prefix)
+        elif prefix + current in known:
+            current = prefix + current
+        if current in found:
+            raise UserError(f"the {family} weights hold {current} twice: {origin[current]}, {name}")
+        found[current], origin[current] = tensor, name
+    return found
+
+
+def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
+    """Returns our state dict, from a Hugging Face state dict of `family` ("gpt2", "llama", ...).
+
+    A file's tensors, and what config.json says of ties, go through `settle` first. UserError
+    names tensors that are missing, left over, of a wrong shape, or not the same where the model has
+    one tensor for them.
+    """
+    table, shapes = _table(model, family), _shapes(model)
+    _check_names(weights, table, family)
+    ours = {}
+    for name, (layout, names, _) in table.items():
+        parts = [weights[n] for n in names]
+        try:
+            ours[name] = layout.fuse(parts, model).contiguous()
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            have = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, parts, strict=True))
+            raise UserError(
+                f"{have} does not make {name}, which has {list(shapes[name])} in these model "
+                f"settings: {str(error).splitlines()[0]}"
+            ) from error
+        if ours[name].shape != shapes[name]:
+            raise UserError(
+                f"{', '.join(names)} make {list(ours[name].shape)} of {name}, which has "
+                f"{list(shapes[name])} in these model settings"
+            )
+    return ours
+
+
+def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str) -> None:
+    known = {name for _, names, copies in table.values() for name in (*names, *copies)}
+    missing = {name for _, names, _ in table.values() for name in names} - weights.keys()
+    extra = [n for n in weights if n not in known and not without_effect(n, family)]
+    for names, what in (
+        (sorted(missing), "lack"),
+        (extra, "hold what the model has no place for:"),
+    ):
+        if names:
+            raise UserError(f"the {family} weights {what} {', '.join(names[:5])}")
+    for _, (first, *_), copies in table.values():
+        for name in copies:
+            if name in weights and not torch.equal(weights[first], weights[name]):
+                raise UserError(
+                    f"the {family} weights {first} and {name} differ, and the model has one tensor"
+                )
+
+
+def to_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
+    """Returns a Hugging Face state dict of `family`, tied copies included, from ours."""
+    theirs = {}
+    tied = model.tied_embedding or FAMILIES[family].always_tied
+    for ours, (layout, names, copies) in _table(model, family).items():
+        tensors = layout.split(weights[ours], model)
+        theirs |= {n: t.contiguous() for n, t in zip(names, tensors, strict=True)}
+        for copy in copies:  # a tensor of its own where transformers would not tie it
+            theirs[copy] = theirs[names[0]] if tied else theirs[names[0]].clone()
+    return theirs
+
+
+def without_effect(name: str, family: str) -> bool:
+    """Whether no logit depends on a tensor of a file."""
+    return any(re.fullmatch(pattern, name) for pattern in FAMILIES[family].no_effect_tensors)
+
+
+def _all_names(model: schema.Model, family: str) -> set[str]:
+    """Returns all names that a Hugging Face file may have for the model's tensors."""
+    untied = model.model_copy(update={"tied_embedding": False})
+    tables = FAMILIES[family]
+    copies = {name for copies in tables.copies.values() for name in copies}
+    return copies | {name for _, names, _ in _table(untied, family).values() for name in names}
+
+
+def _shapes(model: schema.Model) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: p.shape for name, p in Transformer(model).named_parameters()}
+
+
+def _table(model: schema.Model, family: str) -> _Names:
+    """Maps each of our parameters to its layout, the names it is made of, and further names of the same."""
+    tables = FAMILIES[family]
+    found = {}
+    for name in _shapes(model):
+        layout, names = _find(name, tables, model)
+        copies = tables.copies.get(name, ())
+        if name == "embedding.weight" and not model.tied_embedding:
+            copies = tuple(copy for copy in copies if copy != tables.output)
+        found[name] = layout, names, copies
+    return found
+
+
+def _find(name: str, family: Family, model: schema.Model) -> tuple[Transform, tuple[str, ...]]:
+    table, index = family.once, ""
+    key = name
+    if name.startswith("layers."):
+        _, number, key = name.split(".", 2)
+        stack = next(s for s in stacks(model) if int(number) in s.layers)
+        table, index = family.layers[stack.stream], str(int(number) - stack.layers.start)
+    module, _, leaf = key.rpartition(".")
+    if key in table:
+        layout, *names = table[key]
+    elif module in table:
+        layout, *names = table[module]
+        names = [f"{n}.{leaf}" for n in names]
+    else:
+        raise UserError(f"{name} has no counterpart in this Hugging Face family")
+    return layout, tuple(n.format(i=index) for n in names)

@@ -60,16 +60,19 @@ def installed(tmp_path, monkeypatch):
 
 def work(raw, given):
     """Trains, scores, draws and counts the toy in this process's layout."""
-    from megaarch.study import cell, describe, yardsticks
+    from megaarch.study import describe, yardsticks
     from megaarch.study.items import cut
+    from megaarch.study.run import masks
+    from megaarch.study.score import Scorer
 
     found = runs.run(raw, ["blocks"], given)["blocks"]
     settings = runs.settings_of(raw, "blocks", given)
     trainer = runs.trainer_of(settings)
     prepared = runs._prepared(settings.data, settings.model.vocabulary_size)
     items = cut(prepared.heldout, prepared.tokenizer, EVALUATION)
-    held = yardsticks.heldout_of(settings, trainer.replica, prepared, items, EVALUATION)
-    return found, held, cell.masks(trainer), describe.describe(settings, "blocks")
+    scorer = Scorer(trainer.replica, settings, prepared.tokenizer.vocabulary, 8)
+    held = yardsticks.evaluate(scorer, items, EVALUATION)
+    return found, held, masks(trainer), describe.describe(settings, "blocks")
 
 
 def test_it_trains_scores_draws_and_counts_in_every_layout(installed, pool, raw):
@@ -79,20 +82,20 @@ def test_it_trains_scores_draws_and_counts_in_every_layout(installed, pool, raw)
         found = runs.merge([{"blocks": rank[0]} for rank in ranks])["blocks"]
         runs.compare(found, alone, f"blocks {layout}", 1e-5)
         for _, other, drawn, again in ranks:
-            assert other["continuation_bits_per_byte"] == pytest.approx(
-                held["continuation_bits_per_byte"], rel=1e-5
+            assert other.continuation_bits_per_byte == pytest.approx(
+                held.continuation_bits_per_byte, rel=1e-5
             )
             assert (drawn, again) == (masks, counted)
     assert alone.losses[-1] < alone.losses[0]
-    assert held["comparable"] and held["middle_bits_per_byte"] is None
+    assert held.comparable and held.middle_bits_per_byte is None
     [mask] = masks
-    assert mask["parts"] == [[1, first, first + 4, 0, first + 4] for first in range(0, 48, 4)]
+    assert mask.parts == [[1, first, first + 4, 0, first + 4] for first in range(0, 48, 4)]
     # 2·n·L·(A + F) + 4·L·H·Dh·P + 2·targets·d·V forward, three times that in training (DESIGN 6)
     layers, width, rows, area = 3, 32, 48, sum(4 * (first + 4) for first in range(0, 48, 4))
     products = 2 * width * (32 + 16) + 3 * width * 48
     forward = 2 * rows * layers * products + 4 * layers * 32 * area + 2 * rows * width * 512
-    assert counted["flops_per_row"] == 3 * forward
-    assert counted["target_tokens_per_row"] == 48
+    assert counted.flops_per_row == 3 * forward
+    assert counted.target_tokens_per_row == 48
 
 
 def test_no_row_sees_what_it_predicts(installed, pool, raw):

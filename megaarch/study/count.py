@@ -11,4 +11,4 @@ def count_flops(settings: Settings, batch: Batch | None = None) -> float:
     rows of made-up text (exact where the objective's lengths are fixed)."""
     if batch is not None:
         return flops.training(settings.model, batch.counts)
-    return describe(settings, "")["flops_per_row"]
+    return describe(settings, "").flops_per_row

@@ -184,7 +184,7 @@ def run(
         cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
     progress = trainer.run(more=True)
     line.say("scoring held-out text")
-    heldout = yardsticks.heldout_of(settings, trainer.replica, prepared, held["test"], evaluation)
+    heldout = yardsticks.heldout_of(settings, trainer.engine, prepared, held["test"], evaluation)
     if not grid.is_main:
         return None
     about = {"fingerprint": prepared.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
@@ -240,7 +240,7 @@ def trial(
     try:
         trainer.run(more=True)
         scorer = Scorer(
-            trainer.replica, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows
+            trainer.engine, settings, prepared.tokenizer.vocabulary, evaluation.batch_rows
         )
         items = held["validation"][: evaluation.documents]
         value = yardsticks.continuation_bits(scorer, items)

@@ -7,7 +7,7 @@ from typing import Any
 from megaarch import config
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed import launch
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.parallel.validate import join
@@ -43,11 +43,11 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     settings = _settings(saved["settings"], overrides, run)
     prepared = _text(settings, saved)
     warning = _may_have_seen(settings, prepared, saved, run)
-    replica = Replica(settings, grid)
-    checkpoint.load(path, replica, None, grid)
+    engine = NativeEngine(settings, grid)
+    checkpoint.load(path, engine, None, grid)
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
-    found = score(settings, replica, prepared, fitted(settings.model.sequence_length))
+    found = score(settings, engine, prepared, fitted(settings.model.sequence_length))
     return found | {"warnings": [*found["warnings"], *([warning] if warning else [])]}
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.training import storage
 from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
@@ -43,7 +43,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 def save(
     run: Path,
     step: int,
-    replica: Replica,
+    engine: Engine,
     optimizer: Optimizer,
     progress: dict[str, Any],
     keep: int,
@@ -61,7 +61,7 @@ def save(
     group = None if grid is None else grid.host_group
     with on_main(grid):
         with told(f"checkpoint {path} could not be written"):
-            state = state_of(replica, optimizer)
+            state = state_of(engine, optimizer)
             storage.save(state, aside / "state", group)
         sealed = seal(aside, grid)
     put(aside, path, sealed, progress, keep, keep_every, grid)
@@ -96,9 +96,9 @@ def begin(path: Path, grid: Grid | None) -> Path:
     return aside
 
 
-def state_of(replica: Replica, optimizer: Optimizer) -> dict[str, Any]:
+def state_of(engine: Engine, optimizer: Optimizer) -> dict[str, Any]:
     """What a checkpoint's state/ holds: this process's shards."""
-    weights, state = replica.states(optimizer)
+    weights, state = engine.state(optimizer)
     return {"model": weights, "optimizer": state}
 
 
@@ -272,15 +272,13 @@ def latest_settings(run: Path) -> dict[str, Any] | None:
     return None
 
 
-def load(
-    path: Path, replica: Replica, optimizer: Optimizer | None, grid: Grid | None = None
-) -> None:
+def load(path: Path, engine: Engine, optimizer: Optimizer | None, grid: Grid | None = None) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
     grid: all its processes call this. ValueError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
-    weights, state = replica.states(optimizer)
+    weights, state = engine.state(optimizer)
     wanted: storage.State = {"model": weights}
     if optimizer:
         wanted["optimizer"] = state
@@ -291,7 +289,7 @@ def load(
     group = None if grid is None else grid.host_group
     with told(f"checkpoint {path} could not be read"):
         storage.read_tensors(wanted, path / "state", index, group)
-    replica.put_states(weights, state | values.get("optimizer", {}), optimizer)
+    engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from megaarch.config.schema import Training
 from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
 from megaarch.training import checkpoint, storage
 
 # torch 2.11 closes a stager behind the first state that it has copied
@@ -54,18 +54,18 @@ class Saver:
         self._stager = self._thread = None
 
     def save(
-        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
+        self, step: int, engine: Engine, optimizer: Optimizer, progress: dict[str, Any]
     ) -> None:
         """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
         self.finish()
         training = self.training
         if training.async_save:
-            self._begin(step, replica, optimizer, progress)
+            self._begin(step, engine, optimizer, progress)
         else:
             checkpoint.save(
                 self.run,
                 step,
-                replica,
+                engine,
                 optimizer,
                 progress,
                 training.keep_checkpoints,
@@ -74,7 +74,7 @@ class Saver:
             )
 
     def _begin(
-        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
+        self, step: int, engine: Engine, optimizer: Optimizer, progress: dict[str, Any]
     ) -> None:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
@@ -91,7 +91,7 @@ class Saver:
         path = checkpoint.place(self.run, step)
         aside = checkpoint.begin(path, self.grid)
         written = dcp.async_save(
-            checkpoint.state_of(replica, optimizer),
+            checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
             planner=storage.SavePlanner(),
             process_group=launch.host_group() if distributed.is_initialized() else None,

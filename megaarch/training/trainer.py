@@ -25,8 +25,8 @@ from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.build import replica_of
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
+from megaarch.engine.build import build_engine
 from megaarch.errors import UserError
 from megaarch.files import fit
 from megaarch.kernels import library
@@ -73,7 +73,7 @@ class Trainer:
     grid: the processes of the layout; None: this one alone. `model` is what this one holds. heart:
     theirs, which the caller has started.
     watch: called after every step, on every process; on a GPU once the next one is launched.
-    hold_out: called with (replica, progress) at `shares` of the limit, on every process, not
+    hold_out: called with (engine, progress) at `shares` of the limit, on every process, not
     counted as training time.
     """
 
@@ -85,7 +85,7 @@ class Trainer:
         grid: Grid | None = None,
         heart: Heartbeat | None = None,
         watch: Callable[[Step], None] = lambda step: None,
-        hold_out: Callable[[Replica, Progress], None] | None = None,
+        hold_out: Callable[[Engine, Progress], None] | None = None,
         shares: tuple[float, ...] = (),
     ):
         self.settings, self.watch = settings, watch
@@ -115,8 +115,8 @@ class Trainer:
             "path": prepared.tokenizer.path,
             "fingerprint": prepared.tokenizer.fingerprint,
         }
-        self.replica = replica_of(settings, self.grid)
-        self.model = self.replica.model
+        self.engine = build_engine(settings, self.grid)
+        self.model = self.engine.model
         self.steps = Steps(
             self.rows,
             global_batch_size=training.global_batch_size,
@@ -129,10 +129,10 @@ class Trainer:
             fused_rows="rows" in settings.model.fused_kernels,
             half=compute_dtype(settings) is not None,
             bias=settings.model.position_encoding == "relative",
-            shard=self.replica.shard,
+            shard=self.engine.shard,
         )
         self.parameters = parameter_count(settings.model, self.model.position_axes)
-        self.optimizer = self.replica.adopt(optimizer.build(self.model, training))
+        self.optimizer = self.engine.adopt(optimizer.build(self.model, training))
         self.progress = self.launched = Progress()  # up to the step read, and launched, last
         self._flying: deque[Launched] = deque()
         self._read_at = 0.0  # when the figures of a step came in last
@@ -173,7 +173,7 @@ class Trainer:
                     "them, use another logging.directory, or start a new run from these weights "
                     "with training.start_from"
                 )
-            checkpoint.load(path, self.replica, self.optimizer, self.grid)
+            checkpoint.load(path, self.engine, self.optimizer, self.grid)
             self.progress = self.launched = Progress.of(saved["progress"])
             self._saved = self.progress.step
             limit = {name: saved["settings"]["training"].get(name) for name in ("steps", "budget")}
@@ -184,7 +184,7 @@ class Trainer:
         elif training.start_from:
             found = self._parent(Path(training.start_from))
             self._check_parent(found)
-            checkpoint.load(found, self.replica, None, self.grid)
+            checkpoint.load(found, self.engine, None, self.grid)
 
     def _parent(self, given: Path) -> Path:
         """The checkpoint to start from: `given` itself, or the newest of that run."""
@@ -303,9 +303,9 @@ class Trainer:
 
     def _evaluate(self, before: float, done: bool = False) -> None:
         if self._evaluates(before, done):
-            self.replica.eval()
+            self.engine.eval()
             with torch.no_grad():
-                self.hold_out(self.replica, self.progress)
+                self.hold_out(self.engine, self.progress)
 
     def save(self, wait: bool = True) -> None:
         """A checkpoint of this moment, unless there is one. wait: until it is complete, even where
@@ -317,7 +317,7 @@ class Trainer:
                 "settings": self.settings.model_dump(mode="json", by_alias=True),
                 "tokenizer": self.tokenizer,
             }
-            self.saver.save(self.progress.step, self.replica, self.optimizer, record)
+            self.saver.save(self.progress.step, self.engine, self.optimizer, record)
             self._saved = self.progress.step
         if wait:
             self.saver.finish()
@@ -345,7 +345,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.forward_backward(batches, totals.weight)
-        norm, finite = self.replica.update(self.optimizer, loss)
+        norm, finite = self.engine.update(self.optimizer, loss)
         figures = Readback(torch.stack([x.double() for x in (loss, norm, finite)]))
         self.launched = after
         self._flying.append(Launched(after, totals, rate, started, figures))
@@ -384,6 +384,6 @@ class Trainer:
         target, z-loss left out). weight: of the targets on all data ranks; None: it is added up."""
         if weight is None:
             weight = Sum(batches, self.grid).read().weight
-        self.replica.train()
+        self.engine.train()
         self.model.set_dropout_step(self.settings.training.seed, self.launched.step)
-        return self.replica.forward_backward(batches, max(weight, 1e-8))
+        return self.engine.forward_backward(batches, max(weight, 1e-8))

@@ -74,7 +74,7 @@ def _run(settings: Settings) -> Found:
     trainer = trainer_of(settings)
     trainer.forward_backward(trainer.steps[0])
     gradients = {n: whole(p.grad) for n, p in trainer.model.named_parameters()}
-    norm = float(trainer.replica.clip(0.0))
+    norm = float(trainer.engine.clip(0.0))
     trainer.optimizer.zero_grad(set_to_none=True)
     losses = [trainer.train_step(trainer.steps[s]).loss for s in range(settings.training.steps)]
     progress = trainer.progress

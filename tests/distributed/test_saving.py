@@ -91,7 +91,7 @@ def fall_on_rank_1(raw, given):
         checkpoint.state_of = fallen
     try:
         with checkpoint.on_main(trainer.grid):
-            checkpoint.state_of(trainer.replica, trainer.optimizer)
+            checkpoint.state_of(trainer.engine, trainer.optimizer)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

@@ -37,7 +37,7 @@ def make(folder: Path) -> Path:
         shutil.copyfile("run/metrics.jsonl", "metrics.jsonl")
         shutil.copyfile(trainer.tokenizer["path"], "t.model")
         dcp.save(
-            checkpoint.state_of(trainer.replica, trainer.optimizer), checkpoint_id=folder / "old"
+            checkpoint.state_of(trainer.engine, trainer.optimizer), checkpoint_id=folder / "old"
         )
         shutil.copyfile(folder / "old" / ".metadata", "pickled")
         files.write_safetensors(Path("model.safetensors"), files.read_checkpoint(path))

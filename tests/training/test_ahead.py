@@ -56,8 +56,8 @@ def test_a_run_is_the_same(optimizer, ahead, tiny, prepared, tmp_path):
         settings = tiny(logging__directory=str(tmp_path / folder), model__dropout=0.1, **given)
         seen = []
 
-        def hold_out(replica, progress, seen=seen):
-            weights = [p.detach().double().sum() for p in replica.model.parameters()]
+        def hold_out(engine, progress, seen=seen):
+            weights = [p.detach().double().sum() for p in engine.model.parameters()]
             seen.append((progress.step, progress.skipped, float(sum(weights))))
 
         trainer = Trainer(settings, prepared, hold_out=hold_out, shares=(0.0, 0.5, 1.0))
@@ -172,7 +172,7 @@ def test_the_device_decides_whether_a_step_is_taken(optimizer, reads, tiny, prep
         if broken:
             next(trainer.model.parameters()).grad[0] = float("inf")
         with Reads() as mode:
-            _, finite = trainer.replica.update(trainer.optimizer, loss)
+            _, finite = trainer.engine.update(trainer.optimizer, loss)
         assert mode.count == reads
         same = map(torch.equal, weights, trainer.model.parameters())
         assert bool(finite) == (not broken) and all(same) == broken

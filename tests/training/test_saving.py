@@ -87,7 +87,7 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_of_its_own_step(
     assert dict(seen)[3] == dict(seen)[4] == [f"{step(2)}.writing"]
     assert names(tmp_path / "run") == ["latest", step(2), step(4), step(6)]
     again = Trainer(tiny(logging__directory=str(tmp_path / "again")), prepared)
-    checkpoint.load(tmp_path / "run" / "checkpoints" / step(2), again.replica, again.optimizer)
+    checkpoint.load(tmp_path / "run" / "checkpoints" / step(2), again.engine, again.optimizer)
     for name, value in again.model.named_parameters():
         assert torch.equal(value, weights[1][name]), name
 

@@ -20,6 +20,7 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json
 from megaarch.interchange.huggingface import Weights
 from megaarch.training import checkpoint
+from megaarch.training.record import read_record
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -63,7 +64,7 @@ def read_checkpoint(path: Path) -> Saved:
         found = path
     elif (found := checkpoint.newest(path)) is None:
         raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
-    record = _checked(checkpoint.read_progress(found), found / "progress.json")
+    record = _checked(read_record(found).raw(), found / "progress.json")
     return Saved(checkpoint.read_weights(found), record)
 
 

@@ -148,7 +148,7 @@ def run(
     evaluation: Evaluation,
     line: Line,
     grid: Grid,
-    heart: Heartbeat | None = None,
+    heartbeat: Heartbeat | None = None,
     lanes: int = 1,
 ) -> dict[str, Any] | None:
     """Train and score a cell, or continue one that was interrupted; returns its record.
@@ -175,7 +175,7 @@ def run(
         settings,
         prepared,
         grid=grid,
-        heart=heart,
+        heartbeat=heartbeat,
         watch=line.step,
         hold_out=hold_out,
         shares=shares,
@@ -217,7 +217,7 @@ def trial(
     evaluation: Evaluation,
     line: Line,
     grid: Grid,
-    heart: Heartbeat | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> dict[str, Any]:
     """One trial of a learning rate: the validation value after `share` of the cell's budget.
 
@@ -235,7 +235,7 @@ def trial(
             shutil.rmtree(directory)
         _write(directory / "cell.json", {"signature": mark})
     grid.barrier()
-    trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=line.step)
+    trainer = Trainer(settings, prepared, grid=grid, heartbeat=heartbeat, watch=line.step)
     value = None
     try:
         trainer.run(more=True)

@@ -15,6 +15,7 @@ from megaarch.study import yardsticks
 from megaarch.study.cell import read_record
 from megaarch.study.items import cut, unfaithful
 from megaarch.training import checkpoint, fits
+from megaarch.training.record import Record
 from megaarch.training.trainer import device_of
 
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
@@ -39,8 +40,8 @@ def evaluate_run(run: Path, overrides: list[str] = ()) -> dict[str, Any]:
     path = checkpoint.newest(run, grid)
     if path is None:
         raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
-    saved = checkpoint.read_progress(path)
-    settings = _settings(saved["settings"], overrides, run)
+    saved = checkpoint.read_record(path)
+    settings = _settings(saved.raw_settings(), overrides, run)
     prepared = _text(settings, saved)
     warning = _may_have_seen(settings, prepared, saved, run)
     engine = NativeEngine(settings, grid)
@@ -62,41 +63,36 @@ def _settings(raw: config.Raw, overrides: list[str], run: Path) -> Settings:
     return config.resolve(raw, str(run))
 
 
-def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
+def _text(settings: Settings, saved: Record) -> Prepared:
     """The run's text, or other text, under the tokenizer that the run was trained with.
 
     ValueError where another one is asked for.
     """
-    data, size, used = settings.data, settings.model.vocabulary_size, saved["tokenizer"]
-    under_it = data.model_copy(update={"tokenizer": used["path"]})
-    if data.tokenizer is None and settings.data.source != saved["settings"]["data"]["source"]:
+    data, size, used = settings.data, settings.model.vocabulary_size, saved.tokenizer
+    under_it = data.model_copy(update={"tokenizer": used.path})
+    if data.tokenizer is None and settings.data.source != saved.raw_settings()["data"]["source"]:
         data = under_it
     prepared = launch.first(lambda: prepare(data, size))
-    if data.tokenizer is None and prepared.tokenizer.fingerprint != used["fingerprint"]:
+    if data.tokenizer is None and prepared.tokenizer.fingerprint != used.fingerprint:
         # a study's cell with text of its own: the tokenizer is the study's
         prepared = launch.first(lambda: prepare(under_it, size))
-    if prepared.tokenizer.fingerprint != used["fingerprint"]:
+    if prepared.tokenizer.fingerprint != used.fingerprint:
         raise UserError(
-            f"data.tokenizer: the run was trained with another tokenizer, {used['path']}: its "
+            f"data.tokenizer: the run was trained with another tokenizer, {used.path}: its "
             "scores would mean nothing; give that file"
         )
     return prepared
 
 
-def _may_have_seen(
-    settings: Settings, prepared: Prepared, saved: dict[str, Any], run: Path
-) -> str | None:
+def _may_have_seen(settings: Settings, prepared: Prepared, saved: Record, run: Path) -> str | None:
     """A warning where the run may have trained on what is scored, as far as it is known: nothing is
     of another source, and what was converted from elsewhere has trained on no text here.
 
     ValueError where source and split are the run's, and the text has changed since.
     """
-    was = _settings(saved["settings"], [], run).data
+    was = _settings(saved.raw_settings(), [], run).data
     same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
-    if (
-        not (same["source"] and saved["fingerprint"])
-        or prepared.fingerprint == saved["fingerprint"]
-    ):
+    if not (same["source"] and saved.fingerprint) or prepared.fingerprint == saved.fingerprint:
         return None
     if not all(same.values()):
         return (

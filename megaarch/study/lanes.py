@@ -93,12 +93,12 @@ def perform(
     job: Job,
     show: Show,
     grid: Grid | None = None,
-    heart: Heartbeat | None = None,
+    heartbeat: Heartbeat | None = None,
     beside: int = 1,
 ) -> dict[str, Any] | None:
     """Run one job; returns a cell's record or a trial.
 
-    grid: the processes of its layout, which all call this (task.py); None: this one alone. heart:
+    grid: the processes of its layout, which all call this (task.py); None: this one alone. heartbeat:
     theirs. beside: lanes that run side by side, this one among them.
     """
     cell, evaluation = job.cell, job.study.evaluation
@@ -115,9 +115,9 @@ def perform(
         prepared = launch.first(enter)
         held = held_out(job.base, cell.settings.model.vocabulary_size, evaluation)
         if job.rate is None:
-            return cells.run(cell, prepared, held, evaluation, line, grid, heart, beside)
+            return cells.run(cell, prepared, held, evaluation, line, grid, heartbeat, beside)
         share = job.study.tune.budget
-        return cells.trial(cell, job.rate, share, prepared, held, evaluation, line, grid, heart)
+        return cells.trial(cell, job.rate, share, prepared, held, evaluation, line, grid, heartbeat)
 
 
 def folder_of(job: Job) -> Path:

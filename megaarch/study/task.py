@@ -89,7 +89,7 @@ def _run(
             compare.remember(raw, directory)
         return lanes.text_of(cell, base)
 
-    with Heartbeat(grid, cell.settings.training) as heart:
+    with Heartbeat(grid, cell.settings.training) as heartbeat:
         prepared = launch.first(ready)
         with Board(Console(stderr=True, quiet=not grid.is_main)) as board:
             if rate is None:
@@ -98,7 +98,9 @@ def _run(
                 if record := cells.finished(cell, prepared, study.evaluation):
                     board.show(name, 1.0, f"done before  {cells.summary(record['result'])}")
                     return record if grid.is_main else None
-            return lanes.perform(lanes.Job(name, cell, study, base, rate), board.show, grid, heart)
+            return lanes.perform(
+                lanes.Job(name, cell, study, base, rate), board.show, grid, heartbeat
+            )
 
 
 def _tuned(raw: config.Raw, directory: Path, cell: GridCell) -> GridCell:

@@ -21,7 +21,7 @@ from megaarch.kernels import library
 from megaarch.model import padded_vocabulary
 from megaarch.parallel.parallelize import place
 from megaarch.training import trainer
-from megaarch.training.totals import Sum
+from megaarch.training.step import PendingTotals
 from megaarch.training.trainer import Trainer
 from tests.fake_cuda import host, inductor
 from tests.fake_cuda.device import pretended
@@ -62,14 +62,14 @@ def run(settings: Settings) -> Step:
         with unset_fake_temporarily():
             trainer = _trainer(settings, mode)
             batches = [batch.pin_memory() for batch in trainer.steps[NUMBER]]  # as the loader does
-            total = Sum(batches, trainer.grid)
+            total = PendingTotals(batches, trainer.grid)
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         compiler.recorder = recorder
         with _recorded(recorder, trainer):
-            trainer.launch(batches, total)
+            trainer.train_step(batches, total)
             with phase(recorder, "read"):
                 trainer.read()
     counts = [batch.counts for batch in batches]

@@ -35,7 +35,7 @@ def make(folder: Path) -> Path:
         path = Path("run/checkpoints/step-00000003")
         shutil.copytree(path, path.name)
         shutil.copyfile("run/metrics.jsonl", "metrics.jsonl")
-        shutil.copyfile(trainer.tokenizer["path"], "t.model")
+        shutil.copyfile(trainer.tokenizer.path, "t.model")
         dcp.save(
             checkpoint.state_of(trainer.engine, trainer.optimizer), checkpoint_id=folder / "old"
         )

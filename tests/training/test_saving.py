@@ -132,7 +132,7 @@ def test_a_write_that_fails_is_one_sentence_and_the_one_before_stays(
 def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_path):
     settings = tiny(training__skip_limit=1, training__async_save=True, training__save_every=2)
     trainer = Trainer(settings, prepared)
-    honest = trainer.forward_backward
+    honest = trainer.engine.forward_backward
 
     def poisoned(*given):
         loss = honest(*given)
@@ -140,7 +140,7 @@ def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_p
             next(trainer.model.parameters()).grad.fill_(float("inf"))
         return loss
 
-    trainer.forward_backward = poisoned
+    trainer.engine.forward_backward = poisoned
     with pytest.raises(FloatingPointError, match=r"2 steps in a row.*samples 32 to 39.*nonfinite"):
         trainer.run()
     found = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["skipped"]

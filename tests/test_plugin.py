@@ -70,7 +70,7 @@ def work(raw, given):
     trainer = runs.trainer_of(settings)
     prepared = runs._prepared(settings.data, settings.model.vocabulary_size)
     items = cut(prepared.heldout, prepared.tokenizer, EVALUATION)
-    scorer = Scorer(trainer.replica, settings, prepared.tokenizer.vocabulary, 8)
+    scorer = Scorer(trainer.engine, settings, prepared.tokenizer.vocabulary, 8)
     held = yardsticks.evaluate(scorer, items, EVALUATION)
     return found, held, masks(trainer), describe.describe(settings, "blocks")
 

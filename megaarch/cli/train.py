@@ -41,12 +41,14 @@ def run(options: argparse.Namespace) -> int:
     for folder in (directory, directory / "checkpoints"):
         if folder.exists() and not folder.is_dir():
             raise config.ConfigError([f"logging.directory: {folder} is a file"])
-    with Heartbeat(grid, settings.training) as heart:
+    with Heartbeat(grid, settings.training) as heartbeat:
         prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
             bar = ProgressBar(settings.model.preset or settings.model.architecture, display.show)
             with lock.alone(directory, "run", grid):
-                trainer = Trainer(settings, prepared, grid=grid, heart=heart, watch=bar.update)
+                trainer = Trainer(
+                    settings, prepared, grid=grid, heartbeat=heartbeat, watch=bar.update
+                )
                 progress = trainer.run()
     if grid.is_main:
         print(

@@ -2,13 +2,14 @@
 
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
+from megaarch.engine.native import NativeEngine
 
 
-def replica_of(settings: Settings, grid: Grid) -> Replica:
-    """The copy of the model that `parallel.engine` runs."""
+def build_engine(settings: Settings, grid: Grid) -> Engine:
+    """Returns the engine that `parallel.engine` names, with its model built."""
     if settings.parallel.engine == "torch":
-        return Replica(settings, grid)
-    from megaarch.engine.deepspeed import ZeroReplica
+        return NativeEngine(settings, grid)
+    from megaarch.engine.deepspeed import DeepSpeedEngine
 
-    return ZeroReplica(settings, grid)
+    return DeepSpeedEngine(settings, grid)

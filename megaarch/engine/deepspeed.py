@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,41 +22,37 @@ from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import GRADIENT, Grid
 from megaarch.engine import deepspeed_config
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine, Optimizer
 from megaarch.model.initialize import initial_value
 from megaarch.model.loss import TargetLosses
 from megaarch.parallel import recompute
 from megaarch.parallel.parallelize import build_model
-from megaarch.parallel.precision import compute_dtype
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 LONGEST_BUILD = 10  # minutes; DeepSpeed's parts take less than one
 
 
-class ZeroReplica(Replica):
-    """A copy of the model whose gradients, optimizer and, at stage 3, parameters DeepSpeed holds.
+class DeepSpeedEngine(Engine):
+    """DeepSpeed holds gradients, optimizer and, at stage 3, parameters.
 
     ConfigError where DeepSpeed is absent, or its JSON says other than the settings.
     """
 
     def __init__(self, settings: Settings, grid: Grid):
-        nn.Module.__init__(self)
-        self.settings, self.grid, self.engine = settings, grid, None
-        self.deepspeed = _deepspeed(grid)
-        self.config = deepspeed_config.of(settings, grid.data_ranks)
-        self.stage = self.config["zero_optimization"]["stage"]
+        deepspeed, config = _deepspeed(grid), deepspeed_config.of(settings, grid.data_ranks)
+        stage = config["zero_optimization"]["stage"]
         birth = nullcontext()
-        if self.stage == 3:  # each module's parameters are sharded as it is made
-            birth = self.deepspeed.zero.Init(config_dict_or_path=self.config)
+        if stage == 3:  # each module's parameters are sharded as it is made
+            birth = deepspeed.zero.Init(config_dict_or_path=config)
         with birth, torch.device(grid.device):
-            self.model = build_model(settings.model, settings.data.objective)
-        self.model.compute_dtype = compute_dtype(settings)
-        self.compiled = False
+            model = build_model(settings.model, settings.data.objective)
+        super().__init__(settings, grid, model)
+        self.deepspeed, self.config, self.stage = deepspeed, config, stage
         if settings.parallel.recompute != "none":
             recompute.apply(self.model, settings.parallel.recompute)
 
-    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """DeepSpeed's optimizer, around the one built for the parameters."""
+    def adopt(self, optimizer: Optimizer) -> Optimizer:
+        """Returns DeepSpeed's optimizer, around the one built for the parameters."""
         settings = self.settings
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         self.groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
@@ -71,33 +68,30 @@ class ZeroReplica(Replica):
                 state["step"].zero_()
         return outer
 
-    def forward_backward(self, batches: list[Batch], weight: float) -> torch.Tensor:
-        """As Replica's. DeepSpeed averages gradients over the ranks."""
+    def forward_backward(self, micro_batches: list[Batch], weight: float) -> torch.Tensor:
+        """As the base says. DeepSpeed averages gradients over the ranks."""
+        backward = partial(self.zero.backward, scale_wrt_gas=False)
         loss = torch.zeros((), device=self.grid.device)
-        for batch in batches:
-            if batch is not batches[0]:
+        for number, batch in enumerate(map(self._local, micro_batches)):
+            if number:
                 self.zero.step()  # counts a micro-batch that is not the last
-            loss = loss + self._micro_step(self._local(batch), weight)
+            # DeepSpeed's own object is called, which counts micro-batches, and not the model
+            loss = loss + self._micro_step(batch, weight, self.zero, backward)
         return self.grid.sum(loss, GRADIENT)
 
-    def _losses(self, batch: Batch) -> TargetLosses:
-        return self.zero(batch)  # counts micro-batches, so not the model itself
+    def score(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
+        return self.model(self._local(batch), text_tokens)
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        self.zero.backward(loss, scale_wrt_gas=False)
-
-    def update(
-        self, optimizer: torch.optim.Optimizer, loss: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As Replica's; DeepSpeed leaves a step out whose gradient is not finite."""
+    def update(self, optimizer: Optimizer, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the base says; DeepSpeed leaves a step out whose gradient is not finite."""
         self.zero.step()
         norm = torch.as_tensor(self.zero.get_global_grad_norm(), device=self.grid.device).detach()
         return norm, torch.full((), self.zero.was_step_applied(), device=norm.device)
 
     # the common checkpoint: whole tensors by name, of which every rank keeps a slice
 
-    def states(self, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
-        """Weights, and the optimizer's state under the keys of other layouts."""
+    def state(self, optimizer: Optimizer | None) -> tuple[dict, dict]:
+        """As the base says, under the keys of other layouts."""
         utils = self.deepspeed.utils
         weights, state = {}, {}
         for name, parameter in self.model.named_parameters():
@@ -116,10 +110,7 @@ class ZeroReplica(Replica):
                 state |= {f"param_groups.{name}.{key}": value for key, value in options.items()}
         return weights, state
 
-    def put_states(
-        self, weights: dict, state: dict, optimizer: torch.optim.Optimizer | None
-    ) -> None:
-        """Takes what `states` gave, read from a checkpoint."""
+    def load_state(self, weights: dict, state: dict, optimizer: Optimizer | None) -> None:
         for name, parameter in self.model.named_parameters():
             self._put(parameter, _whole(weights[name]))
         if optimizer is None:
@@ -143,7 +134,7 @@ class ZeroReplica(Replica):
             parameter.copy_(value)
 
     def _moments(
-        self, optimizer: torch.optim.Optimizer
+        self, optimizer: Optimizer
     ) -> Iterator[tuple[str, str, list[torch.Tensor] | None]]:
         """(parameter, key of its state, where that is a count of steps: those of all partitions)."""
         if self.settings.training.optimizer == "sgd":
@@ -170,7 +161,7 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _link(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> list[torch.Tensor]:
+def _link(outer: Optimizer, inner: Optimizer) -> list[torch.Tensor]:
     """Makes AdamW's state where no step has been taken yet, and tells each parameter its slice of
     it (DeepSpeed 0.19 does so for the first group only). Returns the counts of steps."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state

@@ -22,6 +22,7 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
 from megaarch.training import checkpoint, fits
+from megaarch.training.record import read_record
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -65,7 +66,7 @@ def read_checkpoint(path: Path) -> Saved:
         found = path
     elif (found := checkpoint.newest(path)) is None:
         raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
-    record = _checked(checkpoint.read_progress(found), found / "progress.json")
+    record = _checked(read_record(found).raw(), found / "progress.json")
     _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)
 

@@ -24,7 +24,7 @@ from megaarch.attention import sdpa, sdpa_plan
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import AXES, Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.model import loss
 from megaarch.parallel import gradients
@@ -80,11 +80,11 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         grid = Grid.build(parallel, "cpu")
-        replica = _Replica(settings, grid, model=build_on_meta(settings, grid))
+        engine = _DryEngine(settings, grid, model=build_on_meta(settings, grid))
         count = _enough(settings)
         batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
         with _as_accelerator(), _agreed():
-            return _step(settings, grid, replica, batches)
+            return _step(settings, grid, engine, batches)
     finally:
         distributed.destroy_process_group()
 
@@ -123,24 +123,24 @@ def _enough(settings: Settings) -> int:
     return min(count, parallel.pipeline_parallel + rounds)
 
 
-class _Replica(Replica):
+class _DryEngine(NativeEngine):
     def _local(self, batch: Batch) -> Batch:
         with unset_fake_temporarily():  # which targets a shard has is a matter of their numbers
             return super()._local(batch)
 
 
-def _step(settings: Settings, grid: Grid, replica: Replica, batches: list[Batch]) -> DryRun:
-    model, training = replica.model, settings.training
+def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Batch]) -> DryRun:
+    model, training = engine.model, settings.training
     ledger = Ledger(_axes(grid))
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
         model.to_empty(device=grid.device)
         made = optimizer.build(model, training)
-        replica.train()
+        engine.train()
         model.set_dropout_step(training.seed, 0)
         ledger.mark()
-        replica.forward_backward(batches, 1.0)
+        engine.forward_backward(batches, 1.0)
         peak = ledger.peak
-        replica.clip(training.clip_gradient)
+        engine.clip(training.clip_gradient)
         made.step()
         parameters = _bytes(model.parameters())
         grads = _bytes(p.grad for p in model.parameters() if p.grad is not None)

@@ -126,8 +126,8 @@ def _step_seconds(cell: StudyCell, prepared: Prepared) -> float:
         trainer = Trainer(
             settings.model_copy(update={"logging": logging, "training": training}), prepared
         )
-        trainer.train_step(trainer.steps[0])
+        trainer.step(trainer.steps[0])
         started = time.perf_counter()
         for step in range(1, TIMED_STEPS + 1):
-            trainer.train_step(trainer.steps[step])
+            trainer.step(trainer.steps[step])
         return (time.perf_counter() - started) / TIMED_STEPS

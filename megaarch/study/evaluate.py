@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megaarch import config
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed import launch
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.parallel.validate import join
@@ -17,6 +16,7 @@ from megaarch.study.items import cut, unfaithful
 from megaarch.study.results import CellRecord, Heldout
 from megaarch.study.score import Scorer
 from megaarch.training import checkpoint, fits
+from megaarch.training.record import Record
 from megaarch.training.trainer import device_of
 
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
@@ -41,18 +41,18 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     path = checkpoint.newest(run, grid)
     if path is None:
         raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
-    saved = checkpoint.read_progress(path)
-    settings = _settings(saved["settings"], overrides, run)
+    saved = checkpoint.read_record(path)
+    settings = _settings(saved.raw_settings(), overrides, run)
     prepared = _text(settings, saved)
     warnings = [_may_have_seen(settings, prepared, saved, run)]
-    replica = Replica(settings, grid)
-    checkpoint.load(path, replica, None, grid)
+    engine = NativeEngine(settings, grid)
+    checkpoint.load(path, engine, None, grid)
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
     evaluation = fitted(settings.model.sequence_length)
     items = cut(prepared.heldout, prepared.tokenizer, evaluation)
     vocabulary = prepared.tokenizer.vocabulary
-    scorer = Scorer(replica, settings, vocabulary, evaluation.batch_rows)
+    scorer = Scorer(engine, settings, vocabulary, evaluation.batch_rows)
     found = yardsticks.evaluate(scorer, items, evaluation)
     warnings = [unfaithful(prepared.heldout, prepared.tokenizer), *warnings]
     return found, [warning for warning in warnings if warning]
@@ -69,42 +69,37 @@ def _settings(raw: config.Raw, overrides: Sequence[str], run: Path) -> Settings:
     return config.resolve(raw, str(run))
 
 
-def _text(settings: Settings, saved: dict[str, Any]) -> Prepared:
+def _text(settings: Settings, saved: Record) -> Prepared:
     """Returns the run's text, or other text, under the tokenizer that the run was trained with.
 
     UserError where another one is asked for.
     """
-    data, size, used = settings.data, settings.model.vocabulary_size, saved["tokenizer"]
-    under_it = data.model_copy(update={"tokenizer": used["path"]})
-    if data.tokenizer is None and settings.data.source != saved["settings"]["data"]["source"]:
+    data, size, used = settings.data, settings.model.vocabulary_size, saved.tokenizer
+    under_it = data.model_copy(update={"tokenizer": used.path})
+    if data.tokenizer is None and settings.data.source != saved.raw_settings()["data"]["source"]:
         data = under_it
     prepared = launch.first(lambda: prepare(data, size))
-    if data.tokenizer is None and prepared.tokenizer.fingerprint != used["fingerprint"]:
+    if data.tokenizer is None and prepared.tokenizer.fingerprint != used.fingerprint:
         # a study's cell with text of its own: the tokenizer is the study's
         prepared = launch.first(lambda: prepare(under_it, size))
-    if prepared.tokenizer.fingerprint != used["fingerprint"]:
+    if prepared.tokenizer.fingerprint != used.fingerprint:
         raise UserError(
-            f"data.tokenizer: the run was trained with another tokenizer, {used['path']}: its "
+            f"data.tokenizer: the run was trained with another tokenizer, {used.path}: its "
             "scores would mean nothing; give that file"
         )
     return prepared
 
 
-def _may_have_seen(
-    settings: Settings, prepared: Prepared, saved: dict[str, Any], run: Path
-) -> str | None:
+def _may_have_seen(settings: Settings, prepared: Prepared, saved: Record, run: Path) -> str | None:
     """Returns a warning where the run may have trained on what is scored, as far as that is known:
     nothing is known of another source, and what was converted from elsewhere has trained on no text
     here.
 
     UserError where source and split are the run's, and the text has changed since.
     """
-    was = _settings(saved["settings"], [], run).data
+    was = _settings(saved.raw_settings(), [], run).data
     same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
-    if (
-        not (same["source"] and saved["fingerprint"])
-        or prepared.fingerprint == saved["fingerprint"]
-    ):
+    if not (same["source"] and saved.fingerprint) or prepared.fingerprint == saved.fingerprint:
         return None
     if not all(same.values()):
         return (

@@ -62,7 +62,7 @@ class Setup:
             settings,
             self.prepared,
             grid=self.grid,
-            heart=self.heartbeat,
+            heartbeat=self.heartbeat,
             watch=self.bar.update,
             **more,
         )
@@ -98,7 +98,7 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
         cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
     progress = trainer.run(more=True)
     setup.bar.set_text("scoring held-out text")
-    scorer = setup.scorer(trainer.replica, settings)
+    scorer = setup.scorer(trainer.engine, settings)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
     if not grid.is_main:
         return None
@@ -149,7 +149,7 @@ def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> CellRecor
     try:
         trainer.run(more=True)
         items = setup.held["validation"][: evaluation.documents]
-        scorer = setup.scorer(trainer.replica, tried.settings)
+        scorer = setup.scorer(trainer.engine, tried.settings)
         value = yardsticks.continuation_bits(scorer, items)
     except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
         setup.bar.set_text(str(error))

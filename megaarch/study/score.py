@@ -16,7 +16,7 @@ from megaarch.data import conditional
 from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.packing import pack, plan_rows
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.model.transformer import Transformer
 
@@ -35,13 +35,13 @@ class Scores:
 class Scorer:
     """Scores token spans with a model under the settings it was trained with.
 
-    model: a Transformer, or the Replica of a layout, every process of which scores the same.
+    model: a Transformer, or the Engine of a layout, every process of which scores the same.
     rows: batch rows of a forward pass.
     """
 
     def __init__(
         self,
-        model: Transformer | Replica,
+        model: Transformer | Engine,
         settings: Settings,
         vocabulary: Vocabulary,
         rows: int,
@@ -53,7 +53,7 @@ class Scorer:
         self.converter = converter_of(self.architecture)
         self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
-        self.multiple = model.grid.row_multiple if isinstance(model, Replica) else 1
+        self.multiple = model.grid.row_multiple if isinstance(model, Engine) else 1
         text = np.zeros(settings.model.vocabulary_size, dtype=bool)
         text[: vocabulary.size] = vocabulary.text
         self.text_tokens = torch.from_numpy(text).to(self.device)

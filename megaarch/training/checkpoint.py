@@ -9,7 +9,6 @@ Every process reads files as large as its share of the state: those that it wrot
 and an equal part of all, to verify a checkpoint that is taken up.
 """
 
-import json
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
+from megaarch.files import fit, replacing, write_json
 from megaarch.training import storage
-from megaarch.training.record import MANIFEST, PROGRESS, read_manifest, read_progress
+from megaarch.training.record import MANIFEST, PROGRESS, Record, read_manifest, read_record
 from megaarch.training.retention import ASIDE, complete, prune, sweep
 
 log = logging.getLogger(__name__)
 Manifest = dict[str, tuple[int, int]]  # (size, checksum) by a file's name in its checkpoint
-WEIGHTS_ONLY = "weights_only"  # in progress.json of a converted checkpoint
 # one process without a process group is a layout like any other
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -44,9 +43,9 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 def save(
     run: Path,
     step: int,
-    replica: Replica,
+    engine: Engine,
     optimizer: Optimizer,
-    progress: dict[str, Any],
+    record: Record,
     keep: int,
     grid: Grid | None = None,
     keep_every: int = 0,
@@ -61,24 +60,25 @@ def save(
     aside = begin(path, grid)
     group = None if grid is None else grid.host_group
     with on_main(grid):
-        with told(f"checkpoint {path} could not be written"):
-            state = state_of(replica, optimizer)
+        with as_os_error(f"checkpoint {path} could not be written"):
+            state = state_of(engine, optimizer)
             storage.save(state, aside / "state", group)
         sealed = seal(aside, grid)
-    put(aside, path, sealed, progress, keep, keep_every, grid)
+    put(aside, path, sealed, record, keep, keep_every, grid)
     return path
 
 
 def save_weights(
-    run: Path, step: int, weights: dict[str, torch.Tensor], progress: dict[str, Any]
+    run: Path, step: int, weights: dict[str, torch.Tensor], record: dict[str, Any]
 ) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
+    checked = fit(record | {"weights_only": True}, Record, path / PROGRESS)
     aside = begin(path, None)
-    with told(f"checkpoint {path} could not be written"):
+    with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
-    put(aside, path, seal(aside), progress | {WEIGHTS_ONLY: True}, keep=0, keep_every=0)
+    put(aside, path, seal(aside), checked, keep=0, keep_every=0)
     return path
 
 
@@ -97,9 +97,9 @@ def begin(path: Path, grid: Grid | None) -> Path:
     return aside
 
 
-def state_of(replica: Replica, optimizer: Optimizer) -> dict[str, Any]:
+def state_of(engine: Engine, optimizer: Optimizer) -> dict[str, Any]:
     """What a checkpoint's state/ holds: this process's shards."""
-    weights, state = replica.states(optimizer)
+    weights, state = engine.state(optimizer)
     return {"model": weights, "optimizer": state}
 
 
@@ -119,7 +119,7 @@ def put(
     aside: Path,
     path: Path,
     sealed: Manifest,
-    progress: dict[str, Any],
+    record: Record,
     keep: int,
     keep_every: int,
     grid: Grid | None = None,
@@ -129,19 +129,16 @@ def put(
     shares = [sealed] if grid is None else grid.gather(sealed, grid.host_group)
     with on_main(grid) as main:
         if main:
-            _bind(
-                aside, {name: entry for share in shares for name, entry in share.items()}, progress
-            )
+            _bind(aside, {name: entry for share in shares for name, entry in share.items()}, record)
             _enforce(aside, path, keep, keep_every)
 
 
-def _bind(aside: Path, manifest: Manifest, progress: dict[str, Any]) -> None:
-    """Add totals and manifest to a state whose files are sealed."""
-    record = aside / PROGRESS
-    record.write_text(json.dumps(progress, indent=1))
-    manifest = dict(sorted((manifest | {record.name: _entry(record)}).items()))
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for written in (record, aside / MANIFEST, aside / "state", aside):
+def _bind(aside: Path, manifest: Manifest, record: Record) -> None:
+    """Adds the record and the manifest to a state whose files are sealed."""
+    write_json(aside / PROGRESS, record.raw())
+    manifest = dict(sorted((manifest | {PROGRESS: _entry(aside / PROGRESS)}).items()))
+    write_json(aside / MANIFEST, manifest)
+    for written in (aside / "state", aside):
         _flush(written)
     # of files that other machines wrote too: a folder that they do not share has not all of them
     if fault := _first_fault(aside, manifest.items(), read=False):
@@ -153,9 +150,8 @@ def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
     _flush(folder)
-    mark = folder / "latest.writing"
-    mark.write_text(path.name + "\n")
-    mark.replace(folder / "latest")
+    with replacing(folder / "latest") as mark:
+        mark.write_text(path.name + "\n")
     prune(folder, path, keep, keep_every)
 
 
@@ -181,8 +177,8 @@ def _plain(error: Exception | None) -> Exception | None:
 
 
 @contextmanager
-def told(fault: str) -> Iterator[None]:
-    """What torch reports of a rank that could not write or read, as one sentence (OSError)."""
+def as_os_error(fault: str) -> Iterator[None]:
+    """Raises what torch reports of a rank that could not write or read as one sentence (OSError)."""
     try:
         yield
     except CheckpointException as error:
@@ -237,7 +233,7 @@ def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
     """The entries of a checkpoint's manifest, or what is wrong with it."""
     try:
         manifest = read_manifest(path)
-        read_progress(path)
+        read_record(path)
     except (OSError, ValueError) as error:
         return str(error)
     indexes = {f"state/{name}" for name in (storage.INDEX, storage.PICKLED)}
@@ -262,26 +258,27 @@ def _first_fault(
 
 
 def latest_settings(run: Path) -> dict[str, Any] | None:
-    """The settings that a run's latest checkpoint was saved with, whether or not the rest of it is
-    sound (that takes reading all of it: `newest`); None where there is none."""
-    records = (run / "checkpoints").glob("step-" + 8 * "[0-9]" + "/progress.json")
-    for record in sorted(records, reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            settings = read_progress(record.parent)["settings"]
-            if isinstance(settings, dict):
-                return settings
+    """Returns the settings that a run's latest checkpoint was saved with, whether or not the rest of
+    it is sound (that takes reading all of it: `newest`), or None where there is no checkpoint.
+    UserError where no record of one can be read; it names the newest."""
+    damaged = None
+    for path in reversed(complete(run / "checkpoints")):
+        try:
+            return read_record(path).raw_settings()
+        except (OSError, ValueError) as error:
+            damaged = damaged or f"checkpoint {path} is damaged ({error})"
+    if damaged:
+        raise UserError(f"{damaged}, and there is no sound one: bring its {PROGRESS} back")
     return None
 
 
-def load(
-    path: Path, replica: Replica, optimizer: Optimizer | None, grid: Grid | None = None
-) -> None:
+def load(path: Path, engine: Engine, optimizer: Optimizer | None, grid: Grid | None = None) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
     grid: all its processes call this. ValueError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
-    weights, state = replica.states(optimizer)
+    weights, state = engine.state(optimizer)
     wanted: storage.State = {"model": weights}
     if optimizer:
         wanted["optimizer"] = state
@@ -290,20 +287,20 @@ def load(
         _compare(path, index, weights, partial=grid is not None and grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
     group = None if grid is None else grid.host_group
-    with told(f"checkpoint {path} could not be read"):
+    with as_os_error(f"checkpoint {path} could not be read"):
         storage.read_tensors(wanted, path / "state", index, group)
-    replica.put_states(weights, state | values.get("optimizer", {}), optimizer)
+    engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
-    with told(f"checkpoint {path} could not be read"):
+    with as_os_error(f"checkpoint {path} could not be read"):
         return storage.read_whole(path / "state", "model.")
 
 
 def count_weights(path: Path) -> int:
     """Returns how many numbers `read_weights` reads."""
-    with told(f"checkpoint {path} could not be read"):
+    with as_os_error(f"checkpoint {path} could not be read"):
         tensors = storage.read_index(path / "state").tensors
         return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
 

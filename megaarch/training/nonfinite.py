@@ -10,7 +10,7 @@ FILE = "nonfinite.json"
 
 
 class Guard:
-    """Keeps what was skipped. All ranks skip the same steps (replica.py), and end alike.
+    """Keeps what was skipped. All ranks skip the same steps (engine.py), and end alike.
 
     directory: of the run. writes: whether this process writes its files.
     """

@@ -1,11 +1,12 @@
 """How far a run has come, what it may spend, and the learning rate that follows from the two."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from megaarch.config.schema import Training
 from megaarch.data.batch import Counts
 from megaarch.errors import UserError
+from megaarch.training.record import SavedTotals
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Progress:
         )
 
     @classmethod
-    def of(cls, saved: dict) -> "Progress":
-        """From a checkpoint's record."""
-        return replace(cls(), **{f.name: saved[f.name] for f in fields(cls)})
+    def of(cls, saved: SavedTotals) -> "Progress":
+        """Returns the totals that a checkpoint's record holds."""
+        return cls(**{f.name: getattr(saved, f.name) for f in fields(cls)})
 
 
 @dataclass(frozen=True)

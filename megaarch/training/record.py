@@ -1,21 +1,30 @@
-"""What stands beside the state of a checkpoint: its totals and settings, and its manifest."""
+"""What stands beside the state of a checkpoint: its record (totals and settings), and its manifest."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, inside, read_json
 
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
+# The version of what objectives make of a document. Raise it where an objective's samples change.
+SAMPLES = 2
+CHANGED_SINCE_1 = ("span_corruption", "denoising", "blank_infilling", "permutation_lm", "ul2")
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 Entry = tuple[Count, Count]  # size, checksum
 Section = dict[str, Any]
 
 
-class _Totals(Schema):
+class _Open(Schema):
+    """Keeps the keys that other versions wrote."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class SavedTotals(_Open):
     step: Count
     flops: Count
     palm_flops: Amount
@@ -26,50 +35,65 @@ class _Totals(Schema):
     skipped: Count
 
 
-class _Data(Schema):
+class SavedData(_Open):
     objective: str
     source: str | list[Section]
 
 
-class _Settings(Schema):
+class SavedSettings(_Open):
     model: Section
-    data: _Data
+    data: SavedData
     training: Section
     logging: Section
     parallel: Section = Field(default_factory=dict)
 
 
-class _Tokenizer(Schema):
+class SavedTokenizer(_Open):
     path: str
     fingerprint: str | None
 
 
-class _Record(Schema):
-    progress: _Totals
+class Record(_Open):
+    """A checkpoint's progress.json. fingerprint: of the data. weights_only: of a converted one, which
+    has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it."""
+
+    progress: SavedTotals
     fingerprint: str | None
-    settings: _Settings
-    tokenizer: _Tokenizer
+    settings: SavedSettings
+    tokenizer: SavedTokenizer
     weights_only: bool = False
+    samples: Count | None = None
+
+    def raw(self) -> Section:
+        """Returns the record as JSON has it, without what was not in the file."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def raw_settings(self) -> Section:
+        return self.settings.model_dump(mode="json", exclude_unset=True)
+
+    def samples_version(self) -> int:
+        if self.samples is not None:
+            return self.samples
+        return 1 if self.settings.data.objective in CHANGED_SINCE_1 else SAMPLES
 
 
 class _Manifest(Schema):
     files: dict[str, Annotated[Entry, Field(strict=False)]]
 
 
-def read_progress(path: Path) -> dict[str, Any]:
-    """The totals, settings and fingerprint saved with a checkpoint. ValueError where they are
-    damaged, or of another step than the folder is named after (a copy of another checkpoint)."""
-    found = read_json(path / PROGRESS)
-    step = fit(found, _Record, path / PROGRESS).progress.step
-    named = path.name.removeprefix("step-")
+def read_record(path: Path) -> Record:
+    """Reads the record of the checkpoint at `path`. ValueError where it is damaged, or of another
+    step than the folder is named after (a copy of another checkpoint)."""
+    record = fit(read_json(path / PROGRESS), Record, path / PROGRESS)
+    step, named = record.progress.step, path.name.removeprefix("step-")
     if path.name != named and named.isdecimal() and int(named) != step:
         raise UserError(f"its folder is named after step {int(named)}, and it is of step {step}")
-    return found
+    return record
 
 
 def read_manifest(path: Path) -> dict[str, Entry]:
-    """Size and checksum of each file of a checkpoint. ValueError where the manifest is damaged or
-    lists what is not in the checkpoint's folder."""
+    """Maps each file of a checkpoint to its size and checksum. ValueError where the manifest is
+    damaged or lists what is not in the checkpoint's folder."""
     found = fit({"files": read_json(path / MANIFEST)}, _Manifest, path / MANIFEST).files
     for name in found:
         inside(path, name)

@@ -45,6 +45,8 @@ def sweep(folder: Path) -> None:
     for suffix in (ASIDE, LEAVING):
         for rest in folder.glob(f"step-*{suffix}"):
             shutil.rmtree(rest, ignore_errors=True)
+    for rest in folder.glob("latest.*"):
+        rest.unlink(missing_ok=True)
 
 
 def sizes_fit(path: Path) -> bool:

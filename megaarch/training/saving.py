@@ -13,7 +13,6 @@ the main thread uses other groups only, so that collectives have one order on al
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -24,8 +23,9 @@ from torch.optim import Optimizer
 from megaarch.config.schema import Training
 from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.base import Engine
 from megaarch.training import checkpoint, storage
+from megaarch.training.record import Record
 
 # torch 2.11 closes a stager behind the first state that it has copied
 STAGES_ONCE = torch.__version__ < "2.13"
@@ -39,7 +39,7 @@ class _Flight:
     step: int
     path: Path
     aside: Path
-    progress: dict[str, Any]
+    record: Record
     written: Future
     sealed: Future
 
@@ -53,29 +53,25 @@ class Saver:
         self._flight: _Flight | None = None
         self._stager = self._thread = None
 
-    def save(
-        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
-    ) -> None:
+    def save(self, step: int, engine: Engine, optimizer: Optimizer, record: Record) -> None:
         """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
         self.finish()
         training = self.training
         if training.async_save:
-            self._begin(step, replica, optimizer, progress)
+            self._begin(step, engine, optimizer, record)
         else:
             checkpoint.save(
                 self.run,
                 step,
-                replica,
+                engine,
                 optimizer,
-                progress,
+                record,
                 training.keep_checkpoints,
                 self.grid,
                 training.keep_every,
             )
 
-    def _begin(
-        self, step: int, replica: Replica, optimizer: Optimizer, progress: dict[str, Any]
-    ) -> None:
+    def _begin(self, step: int, engine: Engine, optimizer: Optimizer, record: Record) -> None:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
             self._stager = DefaultStager(
@@ -91,21 +87,21 @@ class Saver:
         path = checkpoint.place(self.run, step)
         aside = checkpoint.begin(path, self.grid)
         written = dcp.async_save(
-            checkpoint.state_of(replica, optimizer),
+            checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
             planner=storage.SavePlanner(),
             process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)
-        self._flight = _Flight(step, path, aside, progress, written, sealed)
+        self._flight = _Flight(step, path, aside, record, written, sealed)
 
     @property
     def ready(self) -> int:
         """The step of the checkpoint in the making, once this process's part of it is; else 0."""
         return self._flight.step if self._flight and self._flight.sealed.done() else 0
 
-    def settle(self, ready: int) -> None:
+    def finish_if(self, ready: int) -> None:
         """Put the checkpoint in the making in force if it is ready on all processes. ready: the sum
         of what they said."""
         if self._flight and ready == self._flight.step * self.grid.world_size:
@@ -124,7 +120,7 @@ class Saver:
             flight.aside,
             flight.path,
             sealed,
-            flight.progress,
+            flight.record,
             training.keep_checkpoints,
             training.keep_every,
             self.grid,
@@ -137,5 +133,5 @@ def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> checkpoint.Ma
 
 
 def _wait(written: Future, path: Path) -> None:
-    with checkpoint.told(f"checkpoint {path} could not be written"):
+    with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
         written.result()

@@ -1,11 +1,94 @@
-"""A step of a run: launched, and once its figures have been read."""
+"""The numbers of a step: what its micro-batches hold on all data ranks, and what it gave. They travel
+between device and host without either waiting for the other before it must."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from megaarch.data.batch import Batch, Counts
+from megaarch.distributed.mesh import DATA, Grid
 from megaarch.training.progress import Progress
-from megaarch.training.readback import Readback
-from megaarch.training.totals import Totals
+
+
+class Readback:
+    """Numbers on their way from the device to the host, which waits for them when they are asked for, and
+    not for what the device was given after them.
+
+    numbers: float64 [N], on any device; they are copied now, behind what makes them.
+    """
+
+    def __init__(self, numbers: torch.Tensor):
+        self._numbers = numbers.to("cpu", non_blocking=True)  # pinned, where it comes from a GPU
+        self._arrived = None
+        if numbers.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """Returns the numbers. Waits until they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
+
+
+def upload(numbers: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Returns numbers of the host as float64 [N] on a device, without waiting for it; whole numbers exactly,
+    up to 2**53."""
+    held = torch.tensor(numbers, dtype=torch.float64)
+    return held if device.type == "cpu" else held.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the micro-batches of a step hold on all data ranks: the loss is divided by `weight`, and
+    budgets and the learning rate count `counts`.
+
+    counts: of all micro-batches. weight: the sum of their targets' weights.
+    """
+
+    counts: Counts
+    weight: float
+
+
+class PendingTotals:
+    """The totals of a step whose micro-batches here are `batches`, added up by the data ranks, which
+    make it together. Nothing waits before `read`."""
+
+    def __init__(self, batches: list[Batch], grid: Grid):
+        counts = sum((b.counts for b in batches[1:]), batches[0].counts)
+        weight = float(sum(b.target_weights.sum() for b in batches))
+        self._own, self._summed = Totals(counts, weight), None
+        if grid.data_ranks > 1:
+            numbers = upload([weight, *_flat(counts)], grid.device)
+            self._summed = Readback(grid.sum(numbers, DATA))
+
+    def read(self) -> Totals:
+        """Returns the totals, the same on every rank."""
+        if self._summed is None:
+            return self._own
+        weight, *numbers = self._summed.read()
+        return Totals(_counts(numbers, len(self._own.counts.tokens)), weight)
+
+
+def _flat(counts: Counts) -> list[float]:
+    return [
+        counts.rows,
+        counts.targets,
+        *counts.tokens,
+        *counts.areas,
+        *counts.cross_areas,
+        *counts.slots,
+    ]
+
+
+def _counts(numbers: list[float], streams: int) -> Counts:
+    rows, targets, *rest = (int(x) for x in numbers)
+    tokens, areas, cross, slots = (
+        tuple(rest[i : i + streams]) for i in range(0, 4 * streams, streams)
+    )
+    return Counts(rows, tokens, areas, cross, targets, slots)
 
 
 @dataclass(frozen=True)
@@ -22,7 +105,7 @@ class Step:
     tokens: int
 
     def line(self) -> dict[str, Any]:
-        """What metrics hold of it."""
+        """Returns its line of metrics."""
         progress = self.progress
         return {
             "step": progress.step,
@@ -42,11 +125,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Launched:
-    """A step whose figures have not been read. progress: after it, without `seconds` and `skipped`
-    of the steps that are not read. started: as `Trainer.launch` says."""
+    """A step whose numbers have not been read. progress: after it, without `seconds` and `skipped`
+    of the steps that are not read. started: as `Trainer.train_step` says."""
 
     progress: Progress
     totals: Totals
     rate: float
     started: float
-    figures: Readback
+    numbers: Readback

@@ -40,7 +40,7 @@ def load_checkpoint(
         path = found
     elif fault := checkpoint.find_fault(path):
         raise UserError(f"checkpoint {path} is damaged: {fault}")
-    raw = checkpoint.read_progress(path)["settings"]
+    raw = checkpoint.read_record(path).raw_settings()
     settings = config.resolve({k: v for k, v in raw.items() if k not in OF_THE_RUN}, str(path))
     model = build_model(settings, device)
     weights = checkpoint.read_weights(path)

@@ -199,14 +199,14 @@ def test_a_study_that_compare_runs_has_a_status_and_a_report_of_what_is_finished
     study["study"]["cells"] = [
         {"name": name, "preset": name, "set": {}} for name in ("gpt", "prefix_lm")
     ]
-    honest = Trainer.launch
+    honest = Trainer.train_step
 
     def stopped(self, *given):
         if self.settings.model.preset == "prefix_lm" and self.progress.step == 2:
             raise Stopped(15, 2)
         return honest(self, *given)
 
-    monkeypatch.setattr(Trainer, "launch", stopped)
+    monkeypatch.setattr(Trainer, "train_step", stopped)
     run = tmp_path / "run"
     with pytest.raises(Stopped):
         compare.compare(study, run, Console(quiet=True))

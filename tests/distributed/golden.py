@@ -58,7 +58,7 @@ def train(raw: dict[str, Any], presets: list[str], given: dict[str, Any], folder
 def _train(raw: dict[str, Any], preset: str, given: dict[str, Any], folder: str) -> Run:
     more = {"logging.directory": f"{folder}/{preset}", "training.warmup": 0.4}
     trainer = runs.trainer_of(runs.settings_of(raw, preset, DEEPER | given | more))
-    steps = [trainer.train_step(trainer.steps[s]) for s in range(STEPS)]
+    steps = [trainer.step(trainer.steps[s]) for s in range(STEPS)]
     trainer.save()
     trainer.saver.finish()
     return {"losses": [s.loss for s in steps], "norms": [s.gradient_norm for s in steps]}

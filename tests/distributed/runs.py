@@ -13,6 +13,7 @@ from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
+from tests.steps import forward_backward
 
 PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -72,11 +73,11 @@ def run(
 
 def _run(settings: Settings) -> Found:
     trainer = trainer_of(settings)
-    trainer.forward_backward(trainer.steps[0])
+    forward_backward(trainer, trainer.steps[0])
     gradients = {n: whole(p.grad) for n, p in trainer.model.named_parameters()}
-    norm = float(trainer.replica.clip(0.0))
+    norm = float(trainer.engine.clip(0.0))
     trainer.optimizer.zero_grad(set_to_none=True)
-    losses = [trainer.train_step(trainer.steps[s]).loss for s in range(settings.training.steps)]
+    losses = [trainer.step(trainer.steps[s]).loss for s in range(settings.training.steps)]
     progress = trainer.progress
     counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
     return Found(losses, norm, gradients, weights(trainer), counts)

@@ -84,7 +84,7 @@ def test_weights_are_read_whole_whatever_layout_wrote_them(pool, raw, prepared, 
 def broken_save(raw, given):
     """What every rank is told where rank 1 reads other than it wrote."""
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     honest = checkpoint._checksum
     if distributed.get_rank() == 1:
         values = iter(range(100))
@@ -114,7 +114,7 @@ def reading(raw, given):
     checkpoint._checksum = lambda file: read.append(file.name) or honest(file)
     try:
         trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
-        trainer.train_step(trainer.steps[0])
+        trainer.step(trainer.steps[0])
         trainer.save()
         saved, read[:] = list(read), []
         runs.trainer_of(trainer.settings)

@@ -17,7 +17,7 @@ from megaarch.config import schema
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.model import initialize
 from megaarch.parallel import context, fsdp, recompute, tensor
 from megaarch.training.trainer import build_model
@@ -215,15 +215,15 @@ def test_the_loader_makes_shards_and_the_step_copies_them_as_they_are(
     raw, prepared, cases, monkeypatch
 ):
     given, whole = cases["t5"]
-    replica = SimpleNamespace(grid=place(1, 4))
+    engine = SimpleNamespace(grid=place(1, 4))
     rows = Rows(given.model, given.data, prepared, 0)
-    shard = partial(Replica.shard, replica)
+    shard = partial(NativeEngine.shard, engine)
     batch = Steps(rows, global_batch_size=3, micro_batch_size=3, shard=shard)[0][0]
-    wanted = context.local_batch(whole, replica.grid)
+    wanted = context.local_batch(whole, engine.grid)
     assert batch.head_rows.equal(wanted.head_rows) and batch.counts == whole.counts
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
     pinned = batch.pin_memory()
-    assert Replica.shard(replica, pinned) is pinned  # nothing is left to do in the step
+    assert NativeEngine.shard(engine, pinned) is pinned  # nothing is left to do in the step
     for stream, other in zip(pinned.streams, wanted.streams, strict=True):
         assert stream.tokens.is_contiguous() and stream.tokens.equal(other.tokens)
 

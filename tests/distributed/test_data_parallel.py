@@ -5,6 +5,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tests.conftest import PRESETS
 from tests.distributed import runs
+from tests.steps import forward_backward
 
 LAYOUTS = {
     "fsdp2": {"parallel.data_parallel_shard": 2},
@@ -68,7 +69,7 @@ def gathered(trainer):
     hook = layer.attention.register_forward_pre_hook(
         lambda module, _: kinds.add(str(module.qkv.weight.dtype))
     )
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     hook.remove()
     return kinds, {str(p.dtype) for p in trainer.model.parameters()}
 
@@ -97,7 +98,7 @@ def unequal_weights(raw, given):
         if trainer.grid.data_rank > 0 or (ours and number > 0):
             batch.target_weights.zero_()
             batch.head_rows.zero_()
-    loss = float(trainer.forward_backward(batches))
+    loss = float(forward_backward(trainer, batches))
     return loss, {n: runs.whole(p.grad) for n, p in trainer.model.named_parameters()}
 
 

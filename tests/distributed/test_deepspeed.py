@@ -11,6 +11,7 @@ from megaarch.parallel.validate import check
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 from tests.distributed import runs
+from tests.steps import forward_backward
 
 ENGINE = {"parallel.engine": "deepspeed", "parallel.data_parallel_shard": 2}
 
@@ -30,17 +31,17 @@ def _zero_run(raw, preset, given):
 
     first = given | {"training.optimizer": "sgd", "training.clip_gradient": 0.0}
     trainer = runs.trainer_of(runs.settings_of(raw, preset, first))
-    loss = trainer.forward_backward(trainer.steps[0])
+    loss = forward_backward(trainer, trainer.steps[0])
     gradients = {n: safe_get_full_grad(p).clone() for n, p in trainer.model.named_parameters()}
-    norm, stepped = trainer.replica.update(trainer.optimizer, loss)
+    norm, stepped = trainer.engine.update(trainer.optimizer, loss)
     assert stepped
 
     settings = runs.settings_of(raw, preset, given)
     trainer = runs.trainer_of(settings)
-    losses = [trainer.train_step(trainer.steps[s]).loss for s in range(settings.training.steps)]
+    losses = [trainer.step(trainer.steps[s]).loss for s in range(settings.training.steps)]
     progress = trainer.progress
     counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
-    weights, _ = trainer.replica.states(None)
+    weights, _ = trainer.engine.state(None)
     weights = {name: runs.whole(value) for name, value in weights.items()}
     return runs.Found(losses, float(norm), gradients, weights, counts)
 
@@ -66,9 +67,9 @@ def train_to(raw, preset, given, steps):
     trainer = runs.trainer_of(runs.settings_of(raw, preset, given))
     start = trainer.progress.step
     while trainer.progress.step < steps:
-        trainer.train_step(trainer.steps[trainer.progress.step])
+        trainer.step(trainer.steps[trainer.progress.step])
     trainer.save()
-    weights, _ = trainer.replica.states(None)
+    weights, _ = trainer.engine.state(None)
     return start, {name: runs.whole(value) for name, value in weights.items()}
 
 
@@ -94,14 +95,14 @@ def test_a_run_moves_between_deepspeed_and_other_layouts(pool, raw, prepared, tm
 def broken_batch(raw, given):
     """A step whose loss is not finite, then one that is fine."""
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
-    before, _ = trainer.replica.states(None)
+    before, _ = trainer.engine.state(None)
     batches = trainer.steps[0]
     for batch in batches:
         batch.target_weights.fill_(float("nan"))
-    skipped = trainer.train_step(batches)
-    after, _ = trainer.replica.states(None)
+    skipped = trainer.step(batches)
+    after, _ = trainer.engine.state(None)
     same = all(runs.whole(after[n]).equal(runs.whole(before[n])) for n in before)
-    fine = trainer.train_step(trainer.steps[1])
+    fine = trainer.step(trainer.steps[1])
     return skipped.progress.skipped, same, fine.progress.skipped, fine.loss
 
 

@@ -50,7 +50,7 @@ def gathered(raw, given):
     layer.attention.register_forward_pre_hook(
         lambda module, _: kinds.add(type(module.qkv.weight.data).__name__)
     )
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     return kinds, {str(p.dtype) for p in trainer.model.parameters()}
 
 

@@ -42,7 +42,7 @@ def test_a_rank_that_dies_or_stops_is_named(layout, number, rank, tiny, prepared
 
 def stumble(how):
     """Rank 1 hangs, fails, or is slow for once, in its fourth step."""
-    honest = Trainer.launch
+    honest = Trainer.train_step
 
     def launch(self, *given):
         if self.progress.step == 3 and os.environ["RANK"] == "1":
@@ -56,7 +56,7 @@ def stumble(how):
         if self.progress.step == 2 and os.environ["RANK"] == "1":
             time.sleep(8)
 
-    Trainer.launch = launch
+    Trainer.train_step = launch
     Trainer._evaluate = slow_evaluation
 
 

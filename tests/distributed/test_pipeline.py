@@ -212,26 +212,26 @@ def combined(cases):
     from torch.distributed.tensor import DTensor
 
     from megaarch.distributed.mesh import Grid
-    from megaarch.engine.native import Replica
+    from megaarch.engine.native import NativeEngine
 
     found = []
     for case in cases:
         grid = Grid.build(case.settings.parallel, "cpu")
-        replica = Replica(case.settings, grid)
-        replica.train()
-        replica.model.set_dropout_step(0, 3)
+        engine = NativeEngine(case.settings, grid)
+        engine.train()
+        engine.model.set_dropout_step(0, 3)
         share = len(case.batches) // grid.data_ranks
         mine = case.batches[grid.data_rank * share :][:share]
         weight = sum(float(b.target_weights.sum()) for b in case.batches)
-        loss = float(replica.forward_backward(mine, weight)) * weight
+        loss = float(engine.forward_backward(mine, weight)) * weight
         grads = {
             n: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-            for n, p in replica.model.named_parameters()
+            for n, p in engine.model.named_parameters()
         }
-        counted = {n for n in grads if replica.engine.counts(n)}
+        counted = {n for n in grads if engine.pipeline.counts(n)}
         text = torch.arange(case.settings.model.vocabulary_size) > 7
         with torch.no_grad():
-            losses = replica(case.batches[0], text)
+            losses = engine(case.batches[0], text)
         first = all(grid.rank(axis) == 0 for axis in ("dp_shard", "cp", "tp"))
         found.append((loss, grads, counted if first else set(), losses))
     return found

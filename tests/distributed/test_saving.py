@@ -58,9 +58,9 @@ def test_a_run_continues_from_background_saves_bit_for_bit(
 
 def fail_on_rank_1(raw, given):
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     trainer.save()
-    trainer.train_step(trainer.steps[1])
+    trainer.step(trainer.steps[1])
     if distributed.get_rank() == 1:
 
         def full(*_, **__):
@@ -91,7 +91,7 @@ def fall_on_rank_1(raw, given):
         checkpoint.state_of = fallen
     try:
         with checkpoint.on_main(trainer.grid):
-            checkpoint.state_of(trainer.replica, trainer.optimizer)
+            checkpoint.state_of(trainer.engine, trainer.optimizer)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -106,7 +106,7 @@ def test_an_error_that_nobody_expects_ends_all_ranks_too(pool, raw, prepared, tm
 
 def poisoned_on_rank_1(raw, given):
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
-    honest = trainer.forward_backward
+    honest = trainer.engine.forward_backward
 
     def poisoned(*given):
         loss = honest(*given)
@@ -115,7 +115,7 @@ def poisoned_on_rank_1(raw, given):
             last.grad.mul_(float("nan"))
         return loss
 
-    trainer.forward_backward = poisoned
+    trainer.engine.forward_backward = poisoned
     try:
         trainer.run()
     except FloatingPointError as error:

@@ -27,7 +27,7 @@ def masks_seen(raw, preset, by_rank):
     for module in trainer.model.modules():
         if hasattr(module, "attend"):
             module.attend = recorded(module.attend, seen)
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     return seen
 
 

@@ -15,13 +15,13 @@ from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Counts
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.ingest.prepare import prepare
 from megaarch.kernels import library
 from megaarch.model import padded_vocabulary
 from megaarch.parallel.parallelize import build_on_meta
 from megaarch.training import trainer
-from megaarch.training.totals import Sum
+from megaarch.training.step import PendingTotals
 from megaarch.training.trainer import Trainer
 from tests.fake_cuda import host, inductor
 from tests.fake_cuda.device import pretended
@@ -62,14 +62,14 @@ def run(settings: Settings) -> Step:
         with unset_fake_temporarily():
             trainer = _trainer(settings, mode)
             batches = [batch.pin_memory() for batch in trainer.steps[NUMBER]]  # as the loader does
-            total = Sum(batches, trainer.grid)
+            total = PendingTotals(batches, trainer.grid)
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         compiler.recorder = recorder
         with _recorded(recorder, trainer):
-            trainer.launch(batches, total)
+            trainer.train_step(batches, total)
             with phase(recorder, "read"):
                 trainer.read()
     counts = [batch.counts for batch in batches]
@@ -80,16 +80,16 @@ def _trainer(settings: Settings, mode: FakeTensorMode) -> Trainer:
     """The trainer of a run that begins, its model built on meta as in any layout and then given
     memory that is fake."""
 
-    def replica_of(settings: Settings, grid: Grid) -> Replica:
-        replica = Replica(settings, grid, model=build_on_meta(settings, grid))
+    def build_engine(settings: Settings, grid: Grid) -> NativeEngine:
+        engine = NativeEngine(settings, grid, model=build_on_meta(settings, grid))
         with mode:
-            replica.model.to_empty(device=grid.device)
-        return replica
+            engine.model.to_empty(device=grid.device)
+        return engine
 
     prepared = prepare(settings.data, settings.model.vocabulary_size)
     with (
         TemporaryDirectory() as folder,
-        mock.patch.object(trainer, "replica_of", replica_of),
+        mock.patch.object(trainer, "build_engine", build_engine),
         mock.patch.object(library, "obstacle", lambda device_type: None),  # fakes run no kernel
     ):
         logging = settings.logging.model_copy(update={"directory": folder})
@@ -100,9 +100,9 @@ def _trainer(settings: Settings, mode: FakeTensorMode) -> Trainer:
 @contextmanager
 def _recorded(recorder: Recorder, trainer: Trainer) -> Iterator[None]:
     """Recorded, with copies of the batch, clipping and the optimizer's own step as phases."""
-    replica, stepping, blocks = trainer.replica, trainer.optimizer, []
+    engine, stepping, blocks = trainer.engine, trainer.optimizer, []
     for name, at in (("_local", "copy"), ("update", "clip")):
-        setattr(replica, name, _as_phase(recorder, at, getattr(replica, name)))
+        setattr(engine, name, _as_phase(recorder, at, getattr(engine, name)))
 
     def begin(*_):
         blocks.append(phase(recorder, "optimizer"))

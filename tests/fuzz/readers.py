@@ -40,7 +40,7 @@ def _report(folder: Path) -> object:
 
 
 def _progress(folder: Path) -> object:
-    return record.read_progress(folder / "step-00000003")
+    return record.read_record(folder / "step-00000003")
 
 
 READERS = {

@@ -35,9 +35,9 @@ def make(folder: Path) -> Path:
         path = Path("run/checkpoints/step-00000003")
         shutil.copytree(path, path.name)
         shutil.copyfile("run/metrics.jsonl", "metrics.jsonl")
-        shutil.copyfile(trainer.tokenizer["path"], "t.model")
+        shutil.copyfile(trainer.tokenizer.path, "t.model")
         dcp.save(
-            checkpoint.state_of(trainer.replica, trainer.optimizer), checkpoint_id=folder / "old"
+            checkpoint.state_of(trainer.engine, trainer.optimizer), checkpoint_id=folder / "old"
         )
         shutil.copyfile(folder / "old" / ".metadata", "pickled")
         files.write_safetensors(Path("model.safetensors"), files.read_checkpoint(path))

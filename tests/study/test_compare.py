@@ -159,17 +159,17 @@ def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monke
     study["study"]["cells"] = study["study"]["cells"][:1]
     study["training"]["save_every"] = 3
     whole = compare(study, tmp_path / "whole", QUIET)["cells"][0]
-    honest = Trainer.launch
+    honest = Trainer.train_step
 
     def interrupted(self, *given):
         if self.progress.step == 5:
             raise KeyboardInterrupt
         return honest(self, *given)
 
-    monkeypatch.setattr(Trainer, "launch", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(study, tmp_path / "part", QUIET)
-    monkeypatch.setattr(Trainer, "launch", honest)
+    monkeypatch.setattr(Trainer, "train_step", honest)
     part = compare(study, tmp_path / "part", QUIET)["cells"][0]
     for key in ("steps", "flops", "final_loss", "seen_tokens"):
         assert part[key] == whole[key]

@@ -78,7 +78,7 @@ def test_kernels_are_counted_by_what_auto_chooses_for_each_batch(raw, monkeypatc
 
 def test_compilations_within_the_timed_steps_are_counted(raw, monkeypatch):
     steps = Counter()
-    right = training.Trainer.launch
+    right = training.Trainer.train_step
 
     def launch(self, *rest):
         steps["run"] += 1
@@ -86,7 +86,7 @@ def test_compilations_within_the_timed_steps_are_counted(raw, monkeypatch):
             torch.compile(lambda x: x + steps["run"], backend="eager")(torch.ones(2))
         return right(self, *rest)
 
-    monkeypatch.setattr(training.Trainer, "launch", launch)
+    monkeypatch.setattr(training.Trainer, "train_step", launch)
     assert figures(raw, ["gpt"])["gpt"]["graphs_compiled_in_timed_steps"] == 1
 
 
@@ -109,14 +109,14 @@ def test_the_wait_for_data_is_told_apart(raw, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    right = training.Trainer.launch
+    right = training.Trainer.train_step
 
     def launch(self, *rest):
         now[0] += 1.0
         return right(self, *rest)
 
     monkeypatch.setattr(training, "prefetch", Loading)
-    monkeypatch.setattr(training.Trainer, "launch", launch)
+    monkeypatch.setattr(training.Trainer, "train_step", launch)
     monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(training, "peak_flops", lambda device: (1e9, "made up"))
     found = figures(raw, ["gpt"])["gpt"]

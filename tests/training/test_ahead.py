@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaarch.training import trainer as trainer_module
 from megaarch.training.faults import Stopped
-from megaarch.training.readback import Readback
+from megaarch.training.step import Readback
 from megaarch.training.trainer import Trainer
+from tests.steps import forward_backward
 
 TIMED = ("tokens_per_second", "seconds")
 
@@ -36,7 +37,7 @@ def lines(folder):
 
 def poison(trainer, steps):
     """The gradients of these steps (from 1) are not finite."""
-    honest = trainer.forward_backward
+    honest = trainer.engine.forward_backward
 
     def poisoned(*given):
         loss = honest(*given)
@@ -44,7 +45,7 @@ def poison(trainer, steps):
             next(trainer.model.parameters()).grad.fill_(float("nan"))
         return loss
 
-    trainer.forward_backward = poisoned
+    trainer.engine.forward_backward = poisoned
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
@@ -56,8 +57,8 @@ def test_a_run_is_the_same(optimizer, ahead, tiny, prepared, tmp_path):
         settings = tiny(logging__directory=str(tmp_path / folder), model__dropout=0.1, **given)
         seen = []
 
-        def hold_out(replica, progress, seen=seen):
-            weights = [p.detach().double().sum() for p in replica.model.parameters()]
+        def hold_out(engine, progress, seen=seen):
+            weights = [p.detach().double().sum() for p in engine.model.parameters()]
             seen.append((progress.step, progress.skipped, float(sum(weights))))
 
         trainer = Trainer(settings, prepared, hold_out=hold_out, shares=(0.0, 0.5, 1.0))
@@ -78,8 +79,8 @@ def test_a_run_is_the_same(optimizer, ahead, tiny, prepared, tmp_path):
 def test_a_step_is_read_once_the_next_one_is_launched(ahead, tiny, prepared, monkeypatch):
     ahead()
     trainer, events = Trainer(tiny(training__save_every=3), prepared), []
-    launch, read, save = trainer.launch, Readback.read, trainer.saver.save
-    trainer.launch = lambda *given: events.append("launch") or launch(*given)
+    launch, read, save = trainer.train_step, Readback.read, trainer.saver.save
+    trainer.train_step = lambda *given: events.append("launch") or launch(*given)
     trainer.saver.save = lambda *given: events.append("save") or save(*given)
     monkeypatch.setattr(Readback, "read", lambda self: events.append("read") or read(self))
     trainer.run()
@@ -142,8 +143,8 @@ def test_seconds_are_those_of_the_steps(ahead, tiny, prepared, monkeypatch, tmp_
     monkeypatch.setattr(trainer_module, "time", device)
     ahead()
     trainer = Trainer(tiny(), prepared, hold_out=lambda *_: device.pass_by(100), shares=(0, 0.5))
-    learn, read = trainer.forward_backward, Readback.read
-    trainer.forward_backward = lambda *given: device.launch() or learn(*given)
+    learn, read = trainer.engine.forward_backward, Readback.read
+    trainer.engine.forward_backward = lambda *given: device.launch() or learn(*given)
     steps = iter(range(1, 7))
     monkeypatch.setattr(Readback, "read", lambda self: device.wait(next(steps)) or read(self))
     assert trainer.run().seconds == 6 * 5
@@ -168,11 +169,11 @@ def test_the_device_decides_whether_a_step_is_taken(optimizer, reads, tiny, prep
     trainer = Trainer(tiny(training__optimizer=optimizer), prepared)
     weights = [p.detach().clone() for p in trainer.model.parameters()]
     for broken in (True, False):
-        loss = trainer.forward_backward(trainer.steps[0])
+        loss = forward_backward(trainer, trainer.steps[0])
         if broken:
             next(trainer.model.parameters()).grad[0] = float("inf")
         with Reads() as mode:
-            _, finite = trainer.replica.update(trainer.optimizer, loss)
+            _, finite = trainer.engine.update(trainer.optimizer, loss)
         assert mode.count == reads
         same = map(torch.equal, weights, trainer.model.parameters())
         assert bool(finite) == (not broken) and all(same) == broken

@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from megaarch.training.garbage import collected_by_hand
+from megaarch.training.host_memory import collected_by_hand
 
 
 class Cycle:

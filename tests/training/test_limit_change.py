@@ -31,7 +31,7 @@ def limited(tiny, limit, **more):
 def cost(tiny, prepared, kind):
     """What a step costs; all of these rows are full."""
     trainer = Trainer(tiny(logging__directory="unused"), prepared)
-    trainer.train_step(trainer.steps[0])
+    trainer.step(trainer.steps[0])
     return getattr(trainer.progress, kind)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from megaarch.training.malloc import keep_freed_memory
+from megaarch.training.host_memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 faults = []

@@ -53,7 +53,7 @@ def step(given, trained, tmp_path):
 def pickled(step, trained):
     """That checkpoint as version 0.1 wrote it, by torch's own writer and with its metadata."""
     shutil.rmtree(step / "state")
-    state = checkpoint.state_of(trained.replica, trained.optimizer)
+    state = checkpoint.state_of(trained.engine, trained.optimizer)
     dcp.save(state, checkpoint_id=step / "state")
     seal(step)
     return step
@@ -239,8 +239,8 @@ def test_the_optimizer_s_state_of_version_0_1_is_read(given, pickled, trained, p
     mine = copy.deepcopy(given)
     config.set_path(mine, "logging.directory", str(pickled.parents[1]))
     again = Trainer(config.resolve(mine), prepared)
-    _, theirs = trained.replica.states(trained.optimizer)
-    _, ours = again.replica.states(again.optimizer)
+    _, theirs = trained.engine.state(trained.optimizer)
+    _, ours = again.engine.state(again.optimizer)
     assert theirs.keys() == ours.keys()
     for name, value in theirs.items():
         same = torch.equal(value, ours[name]) if torch.is_tensor(value) else value == ours[name]

@@ -9,7 +9,7 @@ from megaarch.config import catalogue
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
-from megaarch.engine.native import Replica
+from megaarch.engine.native import NativeEngine
 from megaarch.parallel import compile
 
 STEPS, SETTLED = 20, 3
@@ -40,16 +40,16 @@ def graphs(tiny, prepared, monkeypatch):
             micro_batch_size=training.micro_batch_size,
             kernel="sdpa",
         )
-        replica = Replica(settings, Grid.single("cpu"))
-        replica.train()
+        engine = NativeEngine(settings, Grid.single("cpu"))
+        engine.train()
         after = []
         for number in range(STEPS):
-            replica.forward_backward(steps[number], 1.0)
+            engine.forward_backward(steps[number], 1.0)
             if number == SETTLED:
-                replica.eval()
+                engine.eval()
                 with torch.no_grad():
-                    replica(steps[0][0])  # scored between steps
-                replica.train()
+                    engine(steps[0][0])  # scored between steps
+                engine.train()
             after.append(len(given))
         return after
 

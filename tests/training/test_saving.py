@@ -87,7 +87,7 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_of_its_own_step(
     assert dict(seen)[3] == dict(seen)[4] == [f"{step(2)}.writing"]
     assert names(tmp_path / "run") == ["latest", step(2), step(4), step(6)]
     again = Trainer(tiny(logging__directory=str(tmp_path / "again")), prepared)
-    checkpoint.load(tmp_path / "run" / "checkpoints" / step(2), again.replica, again.optimizer)
+    checkpoint.load(tmp_path / "run" / "checkpoints" / step(2), again.engine, again.optimizer)
     for name, value in again.model.named_parameters():
         assert torch.equal(value, weights[1][name]), name
 
@@ -132,7 +132,7 @@ def test_a_write_that_fails_is_one_sentence_and_the_one_before_stays(
 def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_path):
     settings = tiny(training__skip_limit=1, training__async_save=True, training__save_every=2)
     trainer = Trainer(settings, prepared)
-    honest = trainer.forward_backward
+    honest = trainer.engine.forward_backward
 
     def poisoned(*given):
         loss = honest(*given)
@@ -140,7 +140,7 @@ def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_p
             next(trainer.model.parameters()).grad.fill_(float("inf"))
         return loss
 
-    trainer.forward_backward = poisoned
+    trainer.engine.forward_backward = poisoned
     with pytest.raises(FloatingPointError, match=r"2 steps in a row.*samples 32 to 39.*nonfinite"):
         trainer.run()
     found = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["skipped"]

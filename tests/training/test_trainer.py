@@ -2,17 +2,21 @@
 continues bit for bit."""
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
+from megaarch.study import evaluate
 from megaarch.training import checkpoint, retention
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
+from tests.steps import forward_backward
 
 
 def lines(settings):
@@ -44,7 +48,7 @@ def test_micro_batches_change_neither_loss_nor_gradients(preset, tiny, prepared)
             tiny(preset, training__micro_batch_size=size, training__z_loss=1e-3), prepared
         )
         batches = [without_targets(b, rows={1, 6}) for b in trainer.steps[3]]
-        loss = trainer.forward_backward(batches)
+        loss = forward_backward(trainer, batches)
         grads = {name: p.grad for name, p in trainer.model.named_parameters()}
         found.append((loss, grads))
     for loss, grads in found[1:]:
@@ -139,6 +143,56 @@ def test_other_data_is_refused(tiny, prepared):
         Trainer(settings, other)
 
 
+def edit_record(folder, edit):
+    """Changes progress.json of a run's newest checkpoint, and its entry in the manifest."""
+    path = checkpoint.newest(folder)
+    file, listed = path / "progress.json", path / "manifest.json"
+    record, manifest = json.loads(file.read_text()), json.loads(listed.read_text())
+    edit(record)
+    file.write_text(json.dumps(record))
+    content = file.read_bytes()
+    listed.write_text(json.dumps(manifest | {file.name: (len(content), zlib.crc32(content))}))
+
+
+def test_a_run_records_the_version_of_its_samples_and_is_refused_under_another(tiny, prepared):
+    settings = tiny("gpt")
+    folder = Path(settings.logging.directory)
+    Trainer(settings, prepared).run()
+    assert Trainer(settings, prepared).progress.step == 6
+    edit_record(folder, lambda record: record.update(samples=record["samples"] + 1))
+    with pytest.raises(UserError, match="samples of version 3 of full_lm, and this .* version 2"):
+        Trainer(settings, prepared)
+
+
+@pytest.mark.parametrize("preset, continues", [("t5", False), ("gpt", True)])
+def test_a_record_without_the_version_is_of_the_samples_before_it(
+    preset, continues, tiny, prepared
+):
+    settings = tiny(preset)
+    Trainer(settings, prepared).run()
+    edit_record(Path(settings.logging.directory), lambda record: record.pop("samples"))
+    if continues:
+        assert Trainer(settings, prepared).progress.step == 6
+        return
+    with pytest.raises(UserError, match="samples of version 1 of span_corruption.*start_from="):
+        Trainer(settings, prepared)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", None])
+def test_a_damaged_record_is_named_before_a_run_is_scored(damage, tiny, prepared):
+    """Where there is one before it, that one's settings are read."""
+    settings = tiny(training__save_every=3)
+    folder = Path(settings.logging.directory)
+    Trainer(settings, prepared).run()
+    for step, others in ((6, True), (3, False)):
+        file = folder / "checkpoints" / f"step-{step:08d}" / "progress.json"
+        file.unlink() if damage is None else file.write_bytes(damage)
+        if others:
+            assert checkpoint.latest_settings(folder)["data"]["objective"] == "full_lm"
+    with pytest.raises(UserError, match=r"step-00000006 is damaged.*progress\.json"):
+        evaluate.evaluate_run(folder)
+
+
 def test_a_run_can_start_from_anothers_weights(tiny, prepared, tmp_path):
     parent = tiny("gpt", logging__directory=str(tmp_path / "parent"))
     trained = Trainer(parent, prepared)
@@ -203,9 +257,9 @@ def test_seconds_hold_the_making_of_batches_and_no_evaluation(tiny, prepared, mo
     monkeypatch.setattr("megaarch.training.trainer.time", clock)
     settings = tiny(training__steps=3)
     trainer = Trainer(settings, prepared, hold_out=lambda *_: clock.pass_by(100), shares=(0, 0.5))
-    make, learn = trainer.steps.batch, trainer.forward_backward
+    make, learn = trainer.steps.batch, trainer.engine.forward_backward
     trainer.steps.batch = lambda rows: clock.pass_by(1) or make(rows)  # two to a step
-    trainer.forward_backward = lambda *given: clock.pass_by(5) or learn(*given)
+    trainer.engine.forward_backward = lambda *given: clock.pass_by(5) or learn(*given)
     assert trainer.run().seconds == 3 * (2 + 5)
     for line in lines(settings):
         assert line["tokens_per_second"] == line["seen_tokens"] / line["step"] / (2 + 5)
@@ -234,14 +288,14 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(tiny, pre
     settings = tiny(training__learning_rate=1e-3, training__skip_limit=2)
     trainer = Trainer(settings, prepared)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-    honest = trainer.forward_backward
+    honest = trainer.engine.forward_backward
 
     def poisoned(*given):
         loss = honest(*given)
         next(trainer.model.parameters()).grad.fill_(float("nan"))
         return loss
 
-    trainer.forward_backward = poisoned
+    trainer.engine.forward_backward = poisoned
     with pytest.raises(FloatingPointError, match="3 steps in a row.*samples 16 to 23"):
         trainer.run()
     assert trainer.progress.skipped == 2
@@ -257,7 +311,7 @@ def test_a_run_that_ended_for_steps_that_are_not_finite_goes_on_as_it_is_told(
 ):
     def poisoned(**given):
         trainer = Trainer(tiny(training__save_every=3, training__warmup=0.0, **given), prepared)
-        honest = trainer.forward_backward
+        honest = trainer.engine.forward_backward
 
         def forward_backward(*given):
             loss = honest(*given)
@@ -265,7 +319,7 @@ def test_a_run_that_ended_for_steps_that_are_not_finite_goes_on_as_it_is_told(
                 next(trainer.model.parameters()).grad.fill_(float("nan"))
             return loss
 
-        trainer.forward_backward = forward_backward
+        trainer.engine.forward_backward = forward_backward
         return trainer
 
     with pytest.raises(FloatingPointError) as told:

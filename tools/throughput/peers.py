@@ -23,7 +23,7 @@ from megaarch.data.packing import pack
 from megaarch.errors import UserError
 from megaarch.model import Transformer
 from megaarch.training import optimizer
-from megaarch.training.malloc import keep_freed_memory
+from megaarch.training.host_memory import keep_freed_memory
 from tools.throughput.isolate import processes
 from tools.throughput.timing import Clock, rounds
 

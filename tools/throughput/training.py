@@ -102,9 +102,9 @@ def _measured(
     trainer: Trainer, batches: Iterator, preset: str, steps: int, warm_up: int
 ) -> dict[str, Any]:
     device, settings = trainer.device, trainer.settings
-    added_up = trainer.added_up(batches)
+    with_totals = trainer.with_totals(batches)
     for _ in range(warm_up):  # the allocator, compilation, plans and autotuning
-        trainer.train_step(next(added_up)[0])
+        trainer.step(next(with_totals)[0])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before, graphs = trainer.progress, compiled_graphs()
@@ -113,14 +113,14 @@ def _measured(
     clock.start()
     for _ in range(steps):
         started = time.perf_counter()  # a step waits for its batches
-        made, total = next(added_up)
+        made, total = next(with_totals)
         waits.append(time.perf_counter() - started)
-        trainer.launch(made, total, started)
-        losses += [step.loss for step in trainer.finished(trainer.ahead)]
+        trainer.train_step(made, total, started)
+        losses += [step.loss for step in trainer.read_steps(trainer.ahead)]
         clock.mark()
         for name, found in attention_kernels(settings, device, made).items():
             kernels[name] = kernels.get(name, Counter()) + found
-    losses += [step.loss for step in trainer.finished()]
+    losses += [step.loss for step in trainer.read_steps()]
     times, after = Times(tuple(clock.intervals())), trainer.progress
     if not np.isfinite(losses).all():
         raise UserError(f"{preset}: a loss was not finite, so its speed says nothing: {losses}")
@@ -207,7 +207,7 @@ def communication(trainer: Trainer, batches: list) -> float:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
     with torch.profiler.profile(activities=kinds) as profiler:
-        step = trainer.train_step(batches)
+        step = trainer.step(batches)
     on_device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
     spans = [
         (event.time_range.start, event.time_range.end)

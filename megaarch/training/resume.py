@@ -1,0 +1,125 @@
+"""Where a run begins: at its newest checkpoint, at the weights of another run, or at step 0."""
+
+import logging
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from megaarch.config.fingerprint import RESUMABLE, changed, signature
+from megaarch.config.schema import Model, Settings, Training
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.base import Engine
+from megaarch.errors import UserError
+from megaarch.files import fit
+from megaarch.model.positions import position_scheme, scheme_fault
+from megaarch.training import checkpoint
+from megaarch.training.progress import Progress, limit_change
+from megaarch.training.record import PROGRESS, SAMPLES, Record, read_record
+
+log = logging.getLogger(__name__)
+
+
+def resume(
+    settings: Settings,
+    fingerprint: str | None,
+    tokenizer: str | None,
+    engine: Engine,
+    optimizer: Optimizer,
+    grid: Grid,
+) -> Progress:
+    """Loads what a run begins with; returns its totals up to there. Every process calls it.
+
+    fingerprint, tokenizer: fingerprints of the data and of its tokenizer. UserError where the run
+    cannot continue, or begin, from what is there.
+    """
+    training, directory = settings.training, Path(settings.logging.directory)
+    path = checkpoint.newest(directory, grid)
+    if path is not None:
+        if not training.resume:
+            raise UserError(
+                f"training.resume: {directory} holds a run, up to {path.name}: remove it, or give "
+                "another logging.directory"
+            )
+        saved = read_record(path)
+        _check_continued(path, saved, settings, fingerprint)
+        checkpoint.load(path, engine, optimizer, grid)
+        progress = Progress.of(saved.progress)
+        limit = {name: saved.settings.training.get(name) for name in ("steps", "budget")}
+        before = fit(training.model_dump() | limit, Training, path / PROGRESS)
+        change = limit_change(before, training, progress)
+        if change and grid.is_main:
+            log.warning("%s: %s", path, change)
+        return progress
+    if training.start_from:
+        parent = _find_parent(Path(training.start_from), grid)
+        _check_parent(parent, settings, tokenizer)
+        checkpoint.load(parent, engine, None, grid)
+    return Progress()
+
+
+def _check_continued(
+    path: Path, saved: Record, settings: Settings, fingerprint: str | None
+) -> None:
+    """Raises UserError where a run under `settings` cannot continue the checkpoint at `path`."""
+    if saved.weights_only:
+        raise UserError(
+            f"{path} holds weights alone and cannot be continued: give another "
+            f"logging.directory, and start from it with training.start_from={path}"
+        )
+    if saved.fingerprint != fingerprint:
+        raise UserError(
+            f"{path} was trained on other data: its fingerprint is {saved.fingerprint} "
+            f"and this data's is {fingerprint}; restore the data or use another "
+            "logging.directory"
+        )
+    differences = changed(
+        signature(saved.raw_settings(), RESUMABLE), signature(settings, RESUMABLE)
+    )
+    if differences:
+        raise UserError(
+            f"{path} was trained with other settings: {'; '.join(differences)}; restore "
+            "them, use another logging.directory, or start a new run from these weights "
+            "with training.start_from"
+        )
+    if saved.samples_version() != SAMPLES:
+        raise UserError(
+            f"{path} was trained on samples of version {saved.samples_version()} of "
+            f"{saved.settings.data.objective}, and this megaarch makes version {SAMPLES}: continue "
+            "it with the megaarch that wrote it, or start a new run from these weights in another "
+            f"logging.directory with training.start_from={path}"
+        )
+
+
+def _find_parent(given: Path, grid: Grid) -> Path:
+    """Returns the checkpoint to start from: `given` itself, or the newest of that run."""
+    if not (given / "manifest.json").exists():
+        found = checkpoint.newest(given, grid)
+        if found is None:
+            raise UserError(f"training.start_from: no complete checkpoint in {given}")
+        return found
+    if fault := checkpoint.find_fault(given, grid):
+        raise UserError(
+            f"training.start_from: checkpoint {given} is damaged ({fault}): give the run's "
+            "directory, and the newest sound one is taken"
+        )
+    return given
+
+
+def _check_parent(found: Path, settings: Settings, tokenizer: str | None) -> None:
+    """Raises UserError where tokens or positions mean something else to these weights."""
+    saved = read_record(found)
+    if saved.tokenizer.fingerprint != tokenizer:
+        raise UserError(
+            f"training.start_from: {found} was trained with another tokenizer: set "
+            f"data.tokenizer={saved.tokenizer.path}"
+        )
+    fault = scheme_fault(
+        position_scheme(
+            fit(saved.settings.model, Model, found / PROGRESS), saved.settings.data.objective
+        ),
+        position_scheme(settings.model, settings.data.objective),
+    )
+    if fault:
+        raise UserError(
+            f"training.start_from: positions mean something else to the weights of {found}: {fault}"
+        )

@@ -1,0 +1,11 @@
+"""Parts of a trainer's step, for tests that look between them."""
+
+from megaarch.training.step import PendingTotals
+
+
+def forward_backward(trainer, batches):
+    """Gradients of the step that follows, from these micro-batches; returns its loss."""
+    weight = PendingTotals(batches, trainer.grid).read().weight
+    trainer.engine.train()
+    trainer.model.set_dropout_step(trainer.settings.training.seed, trainer.launched.step)
+    return trainer.engine.forward_backward(batches, max(weight, 1e-8))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from megaarch.config.fingerprint import RESUMABLE, changed, signature
+from megaarch.config.fingerprint import RESUMABLE, changed_settings
+from megaarch.config.fingerprint import fingerprint as settings_fingerprint
 from megaarch.config.schema import Model, Settings, Training
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
@@ -72,8 +73,9 @@ def _check_continued(
             f"and this data's is {fingerprint}; restore the data or use another "
             "logging.directory"
         )
-    differences = changed(
-        signature(saved.raw_settings(), RESUMABLE), signature(settings, RESUMABLE)
+    differences = changed_settings(
+        settings_fingerprint(saved.raw_settings(), RESUMABLE),
+        settings_fingerprint(settings, RESUMABLE),
     )
     if differences:
         raise UserError(

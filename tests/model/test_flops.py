@@ -55,11 +55,11 @@ def test_wang2022_golden_figures():
         billions = cell.parameters / 1e9
         assert billions == pytest.approx(11.003 if name.startswith("encdec") else 4.762, abs=1e-3)
     span = cells["encdec-span"]
-    assert (span["lengths"]["encoder"], span["lengths"]["decoder"]) == (512, 114)
-    assert span["lengths"]["raw"] == 568
-    assert cells["prefix-span"]["lengths"]["decoder"] == 626
-    assert cells["prefix-span"]["target_tokens_per_row"] == 114
-    ratio = span["flops_per_row"] / cells["prefix-span"]["flops_per_row"]
+    assert (span.lengths["encoder"], span.lengths["decoder"]) == (512, 114)
+    assert span.lengths["raw"] == 568
+    assert cells["prefix-span"].lengths["decoder"] == 626
+    assert cells["prefix-span"].target_tokens_per_row == 114
+    ratio = span.flops_per_row / cells["prefix-span"].flops_per_row
     assert ratio == pytest.approx(1.17, abs=0.005)
     pair = cells["encdec-prefix_lm"]  # two examples with splits s and 626 - s
     assert (pair["lengths"]["encoder"], pair["lengths"]["decoder"]) == (626, 626)

@@ -138,7 +138,9 @@ def test_pairs_that_are_cut_are_told_as_a_run_starts(tiny, tmp_path, caplog):
 def test_other_data_is_refused(tiny, prepared):
     settings = tiny()
     Trainer(settings, prepared).run()
-    other = replace(prepared, fingerprint="another")
+    other = replace(
+        prepared, manifest=prepared.manifest.model_copy(update={"fingerprint": "another"})
+    )
     with pytest.raises(ValueError, match="was trained on other data"):
         Trainer(settings, other)
 

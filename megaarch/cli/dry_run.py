@@ -22,7 +22,7 @@ def add(command: Adder) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from megaarch.planner import show
+    from megaarch.planner import display
     from megaarch.planner.cells import chosen
     from megaarch.planner.dry_run import dry_run, fullest, planned
     from megaarch.training import fits
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     expected = planned(settings, rank)
     found = dry_run(settings, rank)
     if options.json:
-        print(json.dumps(show.dry_record(options.cell, settings, found, expected), indent=1))
+        print(json.dumps(display.dry_record(options.cell, settings, found, expected), indent=1))
     else:
-        print(show.dry(found, expected))
+        print(display.dry(found, expected))
     return 0

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.cluster import slurm, submit
 
     raw, directory = read_study(options)
-    order = submit.Order(options.nodes, options.time, tuple(options.sbatch), options.prepare_time)
+    order = submit.Request(options.nodes, options.time, tuple(options.sbatch), options.prepare_time)
     site = slurm.Site.read(Path(options.launch) if options.launch else slurm.SCRIPTS)
     if options.dry_run:
         print(submit.script(raw, directory, site, order))

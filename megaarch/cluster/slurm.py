@@ -105,7 +105,7 @@ def pattern(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def of_a_job() -> list[str]:
+def job_variables() -> list[str]:
     """Names of the variables that a job around this process has set. A job that is submitted here
     would inherit them, and its srun take them for options: tasks of a node, distribution, memory."""
     if "SLURM_JOB_ID" not in os.environ:

@@ -80,7 +80,7 @@ def status(directory: Path) -> list[State]:
     jobs = submit.read(directory)
     ids = [job.id for job in jobs]
     queued, ended = slurm.queue(ids), slurm.accounts(ids)
-    tasks: dict[str, tuple[submit.Job, str]] = {}
+    tasks: dict[str, tuple[submit.SlurmJob, str]] = {}
     for job in jobs:
         for number, name in (job.tasks or {0: job.name}).items():
             tasks[name] = job, f"{job.id}_{number}"
@@ -118,7 +118,7 @@ def _is_reached(share: float, step: int) -> bool:
 
 def _task(
     directory: Path,
-    job: submit.Job | None,
+    job: submit.SlurmJob | None,
     task: str | None,
     queued: dict[str, tuple[str, str]] | None,
     ended: dict[str, str],
@@ -164,11 +164,11 @@ def _in_words(state: str) -> str:
     return state.lower().replace("_", " ")
 
 
-def _log(directory: Path, job: submit.Job, task: str) -> Path:
+def _log(directory: Path, job: submit.SlurmJob, task: str) -> Path:
     return directory / "jobs" / f"{job.name}-{task}.log"
 
 
-def _told(directory: Path, job: submit.Job, task: str) -> str:
+def _told(directory: Path, job: submit.SlurmJob, task: str) -> str:
     """The sentence with which a job ended."""
     try:
         lines = _log(directory, job, task).read_text(errors="replace").splitlines()

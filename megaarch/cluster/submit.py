@@ -21,7 +21,7 @@ from megaarch.cluster import slurm
 from megaarch.cluster.slurm import Site
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
-from megaarch.files import LARGEST_TEXT, read_bytes
+from megaarch.files import LARGEST_TEXT, read_bytes, replacing
 from megaarch.parallel.validate import check
 from megaarch.study import sweep
 from megaarch.study.cells import StudyCell, expand, generations
@@ -32,7 +32,7 @@ FOR_GPUS = ("SBATCH_CONSTRAINT", "SBATCH_QOS")  # of site.sh; the CPU partition 
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """One job of the chain. id: SLURM's, 0 before it is submitted.
 
     kind: prepare, trial, cell or report. tasks: of an array, the key of each cell (and the rate
@@ -51,11 +51,11 @@ class Job:
     id: int = 0
 
 
-JOBS = TypeAdapter(list[Job])  # of jobs.json
+JOBS = TypeAdapter(list[SlurmJob])  # of jobs.json
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What a person asks for: nodes in use at a time, and the time limit of each job.
 
     options: more for sbatch, of the jobs that train. prepare_time: of the job that prepares the
@@ -68,17 +68,17 @@ class Order:
     prepare_time: str = ""
 
 
-def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job]:
+def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list[SlurmJob]:
     """The chain for what is not finished yet. ConfigError where a cell's layout does not fit."""
     study, grid = config.resolve(raw).study, expand(raw, directory)
-    _check(grid, directory, site, order)
+    _check(grid, directory, site, request)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
     trials = sweep.trials(grid, study)
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
-        return [Job("report", "report")]
+        return [SlurmJob("report", "report")]
     tuning = {cell.rate_key for cell in left}
-    jobs: list[Job] = []
+    jobs: list[SlurmJob] = []
     home: dict[str, str] = {}  # the job of each cell
     for g, generation in enumerate(generations(grid)):
         keys, tuned_by = {cell.key for cell in generation}, []
@@ -96,8 +96,8 @@ def plan(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job
             job = _array(f"cells-{g}-{layout}", group, tasks, home, site)
             jobs.append(replace(job, needs=(*job.needs, *tuned_by)))
             home |= {cell.key: job.name for cell in group}
-    report = Job("report", "report", needs=tuple(dict.fromkeys(home.values())))
-    return [Job("prepare", "prepare"), *_in_waves(jobs, order.nodes), report]
+    report = SlurmJob("report", "report", needs=tuple(dict.fromkeys(home.values())))
+    return [SlurmJob("prepare", "prepare"), *_in_waves(jobs, request.nodes), report]
 
 
 def _is_finished(cell: StudyCell) -> bool:
@@ -119,14 +119,16 @@ def _by_layout(group: list[StudyCell]) -> Iterator[tuple[str, list[StudyCell]]]:
 
 def _array(
     name: str, group: list[StudyCell], tasks: dict[int, str], home: dict[str, str], site: Site
-) -> Job:
+) -> SlurmJob:
     """The array job of cells of one layout. home: names of the jobs of their parents."""
     parents = [home[cell.parent] for cell in group if cell.parent in home]
     needs = dict.fromkeys(["prepare", *parents])
-    return Job(name, name.partition("s-")[0], *shape(group[0], site), tasks=tasks, needs=(*needs,))
+    return SlurmJob(
+        name, name.partition("s-")[0], *shape(group[0], site), tasks=tasks, needs=(*needs,)
+    )
 
 
-def _in_waves(jobs: list[Job], nodes: int) -> Iterator[Job]:
+def _in_waves(jobs: list[SlurmJob], nodes: int) -> Iterator[SlurmJob]:
     """The jobs with throttles: as many side by side as `nodes` hold, the others behind these."""
     wave: list[str] = []
     before: tuple[str, ...] = ()
@@ -157,37 +159,39 @@ def shape(cell: StudyCell, site: Site) -> tuple[int, int]:
     return number // site.ranks_per_node, site.ranks_per_node
 
 
-def _check(grid: list[StudyCell], directory: Path, site: Site, order: Order) -> None:
+def _check(grid: list[StudyCell], directory: Path, site: Site, request: Request) -> None:
     """ConfigError or ValueError for what would fail hours later."""
     slurm.pattern(directory)
-    if order.nodes < 1:
-        raise UserError(f"--nodes {order.nodes}: give at least 1")
-    if order.prepare_time:
-        slurm.seconds(order.prepare_time, "--prepare-time")
-    if slurm.seconds(order.time) < 2 * site.warning_seconds:
+    if request.nodes < 1:
+        raise UserError(f"--nodes {request.nodes}: give at least 1")
+    if request.prepare_time:
+        slurm.seconds(request.prepare_time, "--prepare-time")
+    if slurm.seconds(request.time) < 2 * site.warning_seconds:
         raise UserError(
-            f"--time {order.time}: a job is told to save {site.warning_seconds} s before its limit "
+            f"--time {request.time}: a job is told to save {site.warning_seconds} s before its limit "
             f"(WARNING_SECONDS in {site.folder / 'site.sh'}), so give at least "
             f"{math.ceil(2 * site.warning_seconds / 60)} minutes"
         )
     for cell in grid:
         check(cell.settings, mesh.processes(cell.settings.parallel))
         nodes, _ = shape(cell, site)
-        if nodes > order.nodes:
+        if nodes > request.nodes:
             raise UserError(
-                f"--nodes {order.nodes}: cell {cell.key} needs {nodes} nodes; give as many, or "
+                f"--nodes {request.nodes}: cell {cell.key} needs {nodes} nodes; give as many, or "
                 "change its layout"
             )
 
 
-def command(job: Job, directory: Path, site: Site, order: Order, ids: dict[str, Any]) -> list[str]:
+def command(
+    job: SlurmJob, directory: Path, site: Site, request: Request, ids: dict[str, Any]
+) -> list[str]:
     """The sbatch command of a job. ids: by name, of the jobs before it."""
     array = job.tasks is not None
     logs = f"{slurm.pattern(directory)}/jobs/{job.name}"
     options = [
         f"--job-name={directory.absolute().name}-{job.name}",
         f"--output={logs}-%A_%a.log" if array else f"--output={logs}-%j_0.log",
-        f"--time={(job.kind == 'prepare' and order.prepare_time) or order.time}",
+        f"--time={(job.kind == 'prepare' and request.prepare_time) or request.time}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.ranks}",
         "--export=ALL",
@@ -201,8 +205,8 @@ def command(job: Job, directory: Path, site: Site, order: Order, ids: dict[str, 
         if site.gpus_per_node:
             options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
         options.append(f"--cpus-per-task={site.cpus_per_rank}")
-        options += [f"--signal=USR1@{site.warning_seconds}", *order.options]
-    unset = slurm.of_a_job()
+        options += [f"--signal=USR1@{site.warning_seconds}", *request.options]
+    unset = slurm.job_variables()
     if site.cpu_partition and not array:
         options += [f"--partition={site.cpu_partition}", *site.cpu_options]
         unset += FOR_GPUS
@@ -222,9 +226,9 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def submit(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[Job]:
+def submit(raw: config.Raw, directory: Path, site: Site, request: Request) -> list[SlurmJob]:
     """Submits the chain; returns it with its ids. ValueError where an earlier one still runs."""
-    jobs = plan(raw, directory, site, order)
+    jobs = plan(raw, directory, site, request)
     known = [job.id for job in read(directory)]
     queued = slurm.queue(known)
     if known and queued is None:
@@ -239,32 +243,32 @@ def submit(raw: config.Raw, directory: Path, site: Site, order: Order) -> list[J
         )
     save_config(raw, directory)
     (directory / "jobs").mkdir(exist_ok=True)
-    done: list[Job] = []
+    done: list[SlurmJob] = []
     try:
         for job in jobs:
             ids = {job.name: job.id for job in done}
-            number = slurm.submit(site, command(job, directory, site, order, ids))
+            number = slurm.submit(site, command(job, directory, site, request, ids))
             done.append(replace(job, id=number))
     finally:  # what is in the queue is known, also where SLURM refuses the rest
         write(directory, done)
     return done
 
 
-def script(raw: config.Raw, directory: Path, site: Site, order: Order) -> str:
+def script(raw: config.Raw, directory: Path, site: Site, request: Request) -> str:
     """What `submit` would run, for a person to read: one sbatch command a job."""
     lines, ids = [f"source {shlex.quote(str(site.folder / 'site.sh'))}"], {}
-    for job in plan(raw, directory, site, order):
+    for job in plan(raw, directory, site, request):
         variable = job.name.replace("-", "_")
         text = " ".join(
             word if word.startswith("--dependency=") else shlex.quote(word)
-            for word in command(job, directory, site, order, ids)
+            for word in command(job, directory, site, request, ids)
         )
         lines.append(f"{variable}=$({text})")
         ids[job.name] = f"${{{variable}}}"
     return "\n".join(lines)
 
 
-def read(directory: Path) -> list[Job]:
+def read(directory: Path) -> list[SlurmJob]:
     """The jobs that were submitted last; none where there are none."""
     path = directory / "jobs.json"
     try:
@@ -275,9 +279,7 @@ def read(directory: Path) -> list[Job]:
         raise UserError(f"{path} is damaged: remove it (and scancel its jobs)") from None
 
 
-def write(directory: Path, jobs: list[Job]) -> None:
+def write(directory: Path, jobs: list[SlurmJob]) -> None:
     """Keeps the jobs as jobs.json."""
-    path = directory / "jobs.json"
-    aside = path.with_suffix(".tmp")
-    aside.write_bytes(JOBS.dump_json(jobs, indent=1))
-    aside.replace(path)
+    with replacing(directory / "jobs.json") as aside:
+        aside.write_bytes(JOBS.dump_json(jobs, indent=1))

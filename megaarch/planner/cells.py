@@ -7,12 +7,14 @@ from pathlib import Path
 from megaarch import config
 from megaarch.config.schema import Settings
 from megaarch.errors import UserError
-from megaarch.planner.search import Plan, counted, search
+from megaarch.planner.search import PlannedLayout, counted, search
 from megaarch.planner.time import Cluster
 from megaarch.study.cells import expand
 
 
-def plans(raw: config.Raw, cluster: Cluster, gpus: int, top: int) -> Iterator[tuple[str, Plan]]:
+def plans(
+    raw: config.Raw, cluster: Cluster, gpus: int, top: int
+) -> Iterator[tuple[str, PlannedLayout]]:
     """The `top` best plans of one model, without a name; of a study, the best plan of each cell, as
     it is found. ValueError names the cell for which there is none."""
     if top < 1:

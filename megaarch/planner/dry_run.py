@@ -2,7 +2,7 @@
 `fully_shard`, pipeline stage and optimizer on fake tensors, among as many ranks as the layout has,
 in one process and without an accelerator.
 
-That a step comes to its end shows that shapes and collectives fit; the ledger shows what it takes.
+That a step comes to its end shows that shapes and collectives fit; the trace shows what it takes.
 
     place on meta (fake process group) -> to_empty (fake tensors) -> forward, backward, clip, step
 """
@@ -30,8 +30,8 @@ from megaarch.model import loss
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import build_on_meta
 from megaarch.parallel.validate import check
-from megaarch.planner.ledger import Ledger
 from megaarch.planner.memory import memory_by_rank, micro_batches
+from megaarch.planner.trace import StepTrace
 from megaarch.study.describe import made_up_batch
 from megaarch.training import optimizer
 
@@ -131,15 +131,15 @@ class _DryEngine(NativeEngine):
 
 def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Batch]) -> DryRun:
     model, training = engine.model, settings.training
-    ledger = Ledger(_axes(grid))
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+    trace = StepTrace(_axes(grid))
+    with FakeTensorMode(allow_non_fake_inputs=True), trace:
         model.to_empty(device=grid.device)
         made = optimizer.build(model, training)
         engine.train()
         model.set_dropout_step(training.seed, 0)
-        ledger.mark()
+        trace.mark()
         engine.forward_backward(batches, 1.0)
-        peak = ledger.peak
+        peak = trace.peak
         engine.clip(training.clip_gradient)
         made.step()
         parameters = _bytes(model.parameters())
@@ -152,7 +152,7 @@ def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Ba
         )
         messages = tuple(
             (axis, name, found["count"], found["bytes"])
-            for (axis, name), found in sorted(ledger.messages.items())
+            for (axis, name), found in sorted(trace.messages.items())
         )
         made.zero_grad(set_to_none=True)
     return DryRun(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from megaarch.config.schema import Parallel
 from megaarch.planner.hardware import Constants, Gpu, hardware
-from megaarch.planner.practice import Practice
+from megaarch.planner.software import Software
 from megaarch.planner.work import HALF, Work
 
 
@@ -65,7 +65,7 @@ class Rates:
 
     cluster: Cluster
     parallel: Parallel
-    practice: Practice
+    software: Software
 
     @cached_property
     def slowest(self) -> float:
@@ -80,7 +80,7 @@ class Rates:
         """body: of layers, which may compute in float8; the head does not."""
         constants = self.cluster.constants
         rate, size = self.cluster.gpu.product * 1e12 * constants.product / self.slowest, HALF
-        if body and self.practice.float8:
+        if body and self.software.float8:
             rate, size = rate * constants.float8, 1
         found = []
         for m, n, k, count, sent, gathers, last in work.products:
@@ -93,7 +93,7 @@ class Rates:
     def _exposed(self, sent: float, beside: float) -> float:
         """Seconds of a tensor-parallel message of so many bytes that a product beside it does not
         hide."""
-        if not self.practice.overlaps_tensor:
+        if not self.software.overlaps_tensor:
             return self.tensor(sent)
         # pieces go from peer to peer, without a ring's hops
         message = sent / self.cluster.wire(self.parallel.tensor_parallel)
@@ -109,13 +109,13 @@ class Rates:
         """Seconds of so many bytes to context-parallel peers, with `attention` seconds at hand."""
         span = self.parallel.tensor_parallel * self.parallel.context_parallel
         seconds = exchanged / self.cluster.wire(span)
-        return exposed(seconds, attention) if self.practice.ring_context else seconds
+        return exposed(seconds, attention) if self.software.ring_context else seconds
 
     def attention(self, work: Work) -> float:
         """Seconds of a forward pass's fused attention."""
         gpu, length = self.cluster.gpu, self.cluster.constants.attention_length
-        best = self.practice.attention != "flash2"
-        rate = 1e12 * (gpu.attention if best else gpu.flash2) * self.practice.attention_share
+        best = self.software.attention != "flash2"
+        rate = 1e12 * (gpu.attention if best else gpu.flash2) * self.software.attention_share
         return self.slowest * sum(
             pairs / rate * (1 + length / keys) for pairs, keys in work.attention
         )
@@ -123,7 +123,7 @@ class Rates:
     def data(self, span: int, apart: int) -> float:
         """Bytes a second to data-parallel peers that are `apart`, the farthest `span` - 1 away. In a ring
         over nodes each of the group's GPUs in a node uses the network port beside it."""
-        ports = self.cluster.gpus_per_node // apart if self.practice.node_rings else 1
+        ports = self.cluster.gpus_per_node // apart if self.software.node_rings else 1
         return self.cluster.wire(span, max(1, ports))
 
 

@@ -30,7 +30,7 @@ RECOMPUTE = ("none", "selective", "full")  # cheapest first; the first that fits
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedLayout:
     """A layout that fits, and what it takes. steps: of the run, None where nothing limits it."""
 
     settings: Settings
@@ -51,7 +51,7 @@ class Plan:
         return None if self.steps is None else self.steps * self.seconds.total / 3600
 
 
-def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
+def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayout]:
     """Every layout of `settings` that runs on `gpus` GPUs and fits their memory, the fastest first.
 
     The model, the data and the global batch stay; `parallel` and the micro-batch are searched.
@@ -67,7 +67,7 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[Plan]:
             "or --gpus-per-node"
         )
     room = cluster.gpu.memory * 1e9 * cluster.constants.usable
-    plans: list[Plan] = []
+    plans: list[PlannedLayout] = []
     refused: Counter[str] = Counter()
     leanest: tuple[float, Settings] | None = None
     for candidate in candidates(settings, gpus, cluster, refused):
@@ -185,11 +185,11 @@ def _with(settings: Settings, **parallel) -> Settings:
     return settings.model_copy(update={"parallel": changed})
 
 
-def plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> Plan:
+def plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> PlannedLayout:
     """What these settings take, in their own layout."""
     seconds, flops = step_seconds(settings, cluster), model_flops(settings)
     mfu = flops / (seconds.total * gpus * cluster.gpu.peak * 1e12)
-    return Plan(settings, gpus, memory, seconds, mfu, _steps(settings, flops))
+    return PlannedLayout(settings, gpus, memory, seconds, mfu, _steps(settings, flops))
 
 
 def _steps(settings: Settings, flops: float) -> int | None:

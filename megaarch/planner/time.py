@@ -3,9 +3,9 @@
 A matrix product takes its FLOPs at the product rate and, on top, its operands at the memory's
 bandwidth: small or thin ones are slow because of what they move. Collectives run as rings. Messages
 of data parallelism hide behind computation in part (`exposed`), those of tensor and context
-parallelism and between stages where the practice says so.
+parallelism and between stages where the software says so.
 
-    step = micro-batches x dearest rank + bubble + what data parallelism leaves open + optimizer
+    step = micro-batches x slowest rank + bubble + what data parallelism leaves open + optimizer
 """
 
 import math
@@ -17,8 +17,8 @@ from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
 from megaarch.planner.memory import micro_batches, parameters_by_rank
 from megaarch.planner.order import bubble
-from megaarch.planner.practice import Practice, ours
 from megaarch.planner.rates import Cluster, Rates, exposed
+from megaarch.planner.software import Software, ours
 from megaarch.planner.work import HALF, Layers, Work
 
 FUSED_BACKWARD = 2.5  # fused attention computes the scores again (Dao et al. 2022, section 3.1)
@@ -27,7 +27,7 @@ OPTIMIZER_BYTES = 40  # read and written for a parameter: norm 4, clipping 8, Ad
 
 @dataclass(frozen=True)
 class Seconds:
-    """A step by what it is spent on; `total` is their sum. On the dearest rank. Of messages, what
+    """A step by what it is spent on; `total` is their sum. On the slowest rank. Of messages, what
     nothing hides."""
 
     products: float = 0.0
@@ -53,18 +53,18 @@ class Seconds:
         return max(names, key=lambda name: getattr(self, name))
 
 
-def step_seconds(settings: Settings, cluster: Cluster, practice: Practice | None = None) -> Seconds:
-    """One optimizer step of settings whose layout fits (validate.check). practice: this project's."""
-    practice = practice or ours(settings)
+def step_seconds(settings: Settings, cluster: Cluster, software: Software | None = None) -> Seconds:
+    """One optimizer step of settings whose layout fits (validate.check). software: this project's."""
+    software = software or ours(settings)
     parallel, batches = settings.parallel, micro_batches(settings)
-    rates = Rates(cluster, parallel, practice)
+    rates = Rates(cluster, parallel, software)
     ranks = _ranks(settings, rates)
-    dearest = max(ranks, key=lambda rank: rank.total)
+    slowest = max(ranks, key=lambda rank: rank.total)
     mean = tuple(sum(costs) / len(ranks) for costs in zip(*map(_passes, ranks), strict=True))
-    spent = {entry.name: getattr(dearest, entry.name) * batches for entry in fields(Seconds)}
+    spent = {entry.name: getattr(slowest, entry.name) * batches for entry in fields(Seconds)}
     spent["bubble"] = bubble(parallel, batches, mean)
     sizes = parameters_by_rank(settings)
-    busy, backward = sum(spent.values()), dearest.total * 2 / 3
+    busy, backward = sum(spent.values()), slowest.total * 2 / 3
     units = _units(settings)
     spent["data"] = _data(rates, max(sizes), units, batches, busy, backward)
     shards = parallel.data_parallel_shard * parallel.context_parallel
@@ -81,7 +81,7 @@ def model_flops(settings: Settings) -> float:
 
 def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     """A micro-batch on each pipeline rank."""
-    layers, parallel = Layers(settings, rates.practice), settings.parallel
+    layers, parallel = Layers(settings, rates.software), settings.parallel
     stages = Stages.of(settings)
     span = parallel.tensor_parallel * parallel.context_parallel
     span *= parallel.data_parallel_shard * parallel.data_parallel_replicate
@@ -96,7 +96,7 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
                 _micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False)
             )
             messages = 2 * received / rates.cluster.wire(2 * span)
-            if rates.practice.overlaps_pipeline:
+            if rates.software.overlaps_pipeline:
                 messages = exposed(messages, found.total)
             known[key] = _add(found, Seconds(pipeline=messages))
         return known[key]
@@ -109,7 +109,7 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
 
 def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
     """Forward and backward of what a stage does. body: layers, which may recompute."""
-    practice, constants = rates.practice, rates.cluster.constants
+    software, constants = rates.software, rates.cluster.constants
     products = rates.products(work, body=body)
     product = sum(each.product for each in products)
     ahead, back = (
@@ -124,13 +124,13 @@ def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
         "none": 0.0,
         "selective": forward
         + launched
-        + practice.products_again * product
+        + software.products_again * product
         + sum(each.forward for each in products if each.gathers),
         "full": product + attention + forward + launched + ahead + context,
     }
-    if practice.early_stop:
+    if software.early_stop:
         again["full"] -= sum(each.product + each.forward for each in products if each.last)
-    recompute = practice.logits_again * product
+    recompute = software.logits_again * product
     return Seconds(
         products=3 * product,
         attention=(1 + FUSED_BACKWARD) * attention,
@@ -181,20 +181,20 @@ def _data(
     parameters: of one rank's part of the model, ahead of sharding, in so many units that are gathered
     one by one. busy: seconds of the step without them. backward: of the last micro-batch.
     """
-    parallel, practice, cluster = rates.parallel, rates.practice, rates.cluster
+    parallel, software, cluster = rates.parallel, rates.software, rates.cluster
     shard = parallel.data_parallel_shard * parallel.context_parallel
     copies, span = parallel.data_parallel_replicate, parallel.tensor_parallel * shard
     pipelined, again = parallel.pipeline_parallel > 1, parallel.gathers_again
-    once = pipelined or practice.keeps_parameters
+    once = pipelined or software.keeps_parameters
     ring = parameters * (shard - 1) / shard / rates.data(span, parallel.tensor_parallel)
     hops = units * cluster.hops(shard, span) if shard > 1 else 0.0
-    gathers = ring * (1 if practice.float8_gathers else HALF) + hops
+    gathers = ring * (1 if software.float8_gathers else HALF) + hops
     if again or not once:  # each micro-batch gives back what it has gathered
         gathers *= batches if once or not again else 2 * batches
-    reductions = ring * practice.gradient_bytes + hops
+    reductions = ring * software.gradient_bytes + hops
     if copies > 1:
         share = parameters / shard * 2 * (copies - 1) / copies
-        reductions += share * practice.gradient_bytes / rates.data(span * copies, span)
+        reductions += share * software.gradient_bytes / rates.data(span * copies, span)
         reductions += units * cluster.tree_hops(copies, span * copies)
     if pipelined:  # all gradients are reduced at the end
         return exposed(gathers, busy) + reductions

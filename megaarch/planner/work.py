@@ -19,7 +19,7 @@ from megaarch.data.packing import HEAD_MULTIPLE
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
-from megaarch.planner.practice import OURS, Bytes, Practice
+from megaarch.planner.software import OURS, Bytes, Software
 from megaarch.study.describe import made_up_rows, row_counts
 
 HALF, FULL = 2, 4  # bytes of bf16 and fp32
@@ -116,7 +116,7 @@ class Layers:
     """Work of one layer of a stack, of the head and of an embedding, in a layout."""
 
     settings: Settings
-    practice: Practice = OURS
+    software: Software = OURS
     row: Row = field(init=False)
 
     def __post_init__(self):
@@ -156,21 +156,21 @@ class Layers:
                 for p, m, n, k in products
             ),
             moved=self._elementwise(stream, products),
-            launches=total(self.practice.traffic.launches, Bytes(kernels, 2 * kernels)),
+            launches=total(self.software.traffic.launches, Bytes(kernels, 2 * kernels)),
             exchanged=HALF * self._exchanged(stream) / tensor * (context - 1) / context,
         )
 
     def _message_bytes(self, gathers: bool) -> int:
         """Of a number that tensor ranks send."""
-        return 1 if gathers and self.practice.float8_messages else HALF
+        return 1 if gathers and self.software.float8_messages else HALF
 
     def _elementwise(self, stream: int, products: list[tuple[Product, int, int, int]]) -> Bytes:
         """Bytes that a layer's kernels other than products and attention move."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
-        n, traffic = self.tokens(stream), self.practice.traffic
+        n, traffic = self.tokens(stream), self.software.traffic
         branches, gated = 2 + (stream > 0), model.activation in GATED
         width = branches * n * model.hidden_size
-        width /= tensor if self.practice.sequence_parallel else 1
+        width /= tensor if self.software.sequence_parallel else 1
         parts = [
             (width, traffic.norm),
             (width, traffic.residual),
@@ -179,8 +179,8 @@ class Layers:
         if model.position_encoding == "rope":
             turned = (model.heads + key_heads(model)) * head_size(model)
             parts.append((n * turned / tensor, traffic.rope))
-        if recipe := self.practice.float8:
-            shares = tensor if self.practice.float8_messages else 1  # cast ahead of a gather
+        if recipe := self.software.float8:
+            shares = tensor if self.software.float8_messages else 1  # cast ahead of a gather
             turn = FLOAT8_TURN[recipe]
             for product, rows, outputs, inputs in products:
                 taken, given = (shares, 1) if product.column else (1, shares)
@@ -196,7 +196,7 @@ class Layers:
         outputs of an all-to-all, or keys and values of a ring."""
         model, n = self.settings.model, self.tokens(stream)
         queries, keys = (h * head_size(model) for h in (model.heads, key_heads(model)))
-        passed = 0 if self.practice.ring_context else 2 * queries
+        passed = 0 if self.software.ring_context else 2 * queries
         found = n * (passed + 2 * keys)
         if stream > 0:
             found += n * passed + 2 * self.tokens(stream - 1) * keys
@@ -208,7 +208,7 @@ class Layers:
         rows = self.settings.training.micro_batch_size
         heads = rows * model.heads / (parallel.tensor_parallel * parallel.context_parallel)
         size, queries = head_size(model), self.row.slots[stream]
-        if self.practice.attention != "scores" and model.position_encoding != "relative":
+        if self.software.attention != "scores" and model.position_encoding != "relative":
             return Work(attention=((4 * heads * size * pairs, keys),))
         # every score is written and read: by both products, softmax, its mask or bias, dropout
         return Work(
@@ -227,7 +227,7 @@ class Layers:
         products = [Matmul(rows, columns, d, 1, sent, True)]
         if model.head_transform:
             products.append(Matmul(rows, d, d))
-        moved = total(self.practice.traffic.logit, count=rows * columns)
+        moved = total(self.software.traffic.logit, count=rows * columns)
         return Work(tuple(products), moved=moved)
 
     def embedding(self, stream: int) -> Work:

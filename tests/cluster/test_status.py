@@ -47,11 +47,13 @@ def programs(tmp_path, monkeypatch):
 
 def keep_jobs(run):
     jobs = [
-        submit.Job("prepare", "prepare", id=1),
-        submit.Job("cells-0-single", "cell", tasks={0: GPT}, id=2),
-        submit.Job("cells-0-pp2", "cell", tasks={1: T5, 2: GLM}, id=3),
-        submit.Job("cells-1-single", "cell", tasks={3: CHILD}, needs=("cells-0-single",), id=4),
-        submit.Job("report", "report", id=5),
+        submit.SlurmJob("prepare", "prepare", id=1),
+        submit.SlurmJob("cells-0-single", "cell", tasks={0: GPT}, id=2),
+        submit.SlurmJob("cells-0-pp2", "cell", tasks={1: T5, 2: GLM}, id=3),
+        submit.SlurmJob(
+            "cells-1-single", "cell", tasks={3: CHILD}, needs=("cells-0-single",), id=4
+        ),
+        submit.SlurmJob("report", "report", id=5),
     ]
     submit.write(run, jobs)
     assert submit.read(run) == jobs

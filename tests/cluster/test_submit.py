@@ -12,7 +12,7 @@ import yaml
 from megaarch.cli import main
 from megaarch.cluster import slurm, status, submit
 from megaarch.cluster.slurm import Site
-from megaarch.cluster.submit import Order, plan
+from megaarch.cluster.submit import Request, plan
 from megaarch.config import ConfigError, set_path
 from tests.study.example_results import example_cell
 
@@ -33,7 +33,7 @@ def finish(directory, key):
 
 
 def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study, site, tmp_path):
-    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
     assert list(jobs) == [
         "prepare",
         "cells-0-single",
@@ -55,7 +55,7 @@ def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study,
 
 @pytest.mark.parametrize("nodes", [2, 3, 4, 5, 8])
 def test_never_more_nodes_than_given_are_in_use(nodes, study, site, tmp_path):
-    jobs = [job for job in plan(study, tmp_path, site, Order(nodes, "60")) if job.tasks]
+    jobs = [job for job in plan(study, tmp_path, site, Request(nodes, "60")) if job.tasks]
     after: dict[str, set[str]] = {}  # everything that has ended before a job begins
     for job in jobs:
         direct = {name for name in (*job.needs, *job.behind) if name != "prepare"}
@@ -72,7 +72,7 @@ def test_never_more_nodes_than_given_are_in_use(nodes, study, site, tmp_path):
 
 def test_trials_come_before_the_cells_of_their_generation(study, site, tmp_path):
     study["study"]["tune"] = {"learning_rates": [1e-4, 1e-3]}
-    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
     # of the first seed alone, in the order of rates.trials: cell by cell, rate by rate
     assert jobs["trials-0-single"].tasks == {
         0: "gpt/base-6e+08-seed0 0.0001",
@@ -86,15 +86,15 @@ def test_trials_come_before_the_cells_of_their_generation(study, site, tmp_path)
 
 def test_what_is_finished_is_not_submitted_again(study, site, tmp_path):
     finish(tmp_path, "gpt/base-6e+08-seed0")
-    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
     assert list(jobs["cells-0-single"].tasks) == [4]
     finish(tmp_path, "gpt/base-6e+08-seed1")
-    jobs = by_name(plan(study, tmp_path, site, Order(4, "60")))
+    jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
     assert "cells-0-single" not in jobs and jobs["cells-1-single"].needs == ("prepare",)
     for name in ("t5", "glm", "adapted"):
         for seed in (0, 1):
             finish(tmp_path, f"{name}/base-6e+08-seed{seed}")
-    assert [job.name for job in plan(study, tmp_path, site, Order(4, "60"))] == ["report"]
+    assert [job.name for job in plan(study, tmp_path, site, Request(4, "60"))] == ["report"]
 
 
 def test_the_dry_run_is_a_script_of_sbatch_commands(study, site_folder, tmp_path, capsys):
@@ -137,8 +137,8 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
     (program / "sbatch").chmod(0o755)
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
-    order = Order(4, "2:00:00", ("--nice",), prepare_time="8:00:00")
-    submit.submit(study, tmp_path / "out", Site.read(site_folder), order)
+    request = Request(4, "2:00:00", ("--nice",), prepare_time="8:00:00")
+    submit.submit(study, tmp_path / "out", Site.read(site_folder), request)
     prepare, *cells, report = (tmp_path / "log").read_text().splitlines()
     for line, time in ((prepare, "8:00:00"), (report, "2:00:00")):
         assert line.startswith("gpu   |") and f"--time={time} " in line
@@ -149,7 +149,7 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
         assert "--signal=USR1@900 --nice " in line and "--partition" not in line
     # on a cluster of one partition there are no others to ask for
     file.write_text(file.read_text().replace("CPU_PARTITION=cpu", "CPU_PARTITION="))
-    script = submit.script(study, tmp_path / "other", Site.read(site_folder), order)
+    script = submit.script(study, tmp_path / "other", Site.read(site_folder), request)
     assert "env" not in script and "--partition" not in script and "--qos=cpu" not in script
 
 
@@ -157,7 +157,7 @@ def test_the_study_of_the_page_is_a_chain_of_whole_nodes(site_folder, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
     block = page.partition("As `study.yaml`:\n\n")[2].partition("\n<!-- -->")[0]
     site = Site(site_folder, gpus_per_node=8, ranks_per_node=8, cpus_per_rank=8, cpu_partition="")
-    jobs = by_name(plan(yaml.safe_load(block), tmp_path, site, Order(4, "12:00:00")))
+    jobs = by_name(plan(yaml.safe_load(block), tmp_path, site, Request(4, "12:00:00")))
     chain = ["prepare", "cells-0-fsdp16", "cells-0-pp2-fsdp8", "cells-1-fsdp16", "report"]
     assert list(jobs) == chain
     assert len(jobs["cells-0-fsdp16"].tasks) == 7 and jobs["cells-0-fsdp16"].nodes == 2
@@ -199,22 +199,22 @@ def test_submitting_prints_and_keeps_the_ids_and_one_study_runs_once(
 
 
 @pytest.mark.parametrize(
-    "change, order, sentence",
+    "change, request, sentence",
     [
-        ({}, Order(1, "60"), r"--nodes 1: cell glm/base-6e\+08-seed0 needs 2 nodes"),
-        ({}, Order(0, "60"), "--nodes 0: give at least 1"),
-        ({}, Order(4, "soon"), "--time soon: give it as hours:minutes:seconds"),
-        ({}, Order(4, "5"), "--time 5: a job is told to save 300 s before its limit"),
-        ({}, Order(4, "60", prepare_time="long"), "--prepare-time long: give it as hours"),
-        ({"parallel.tensor_parallel": 3}, Order(4, "60"), "heads do not divide"),
+        ({}, Request(1, "60"), r"--nodes 1: cell glm/base-6e\+08-seed0 needs 2 nodes"),
+        ({}, Request(0, "60"), "--nodes 0: give at least 1"),
+        ({}, Request(4, "soon"), "--time soon: give it as hours:minutes:seconds"),
+        ({}, Request(4, "5"), "--time 5: a job is told to save 300 s before its limit"),
+        ({}, Request(4, "60", prepare_time="long"), "--prepare-time long: give it as hours"),
+        ({"parallel.tensor_parallel": 3}, Request(4, "60"), "heads do not divide"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(change, order, sentence, study, site, tmp_path):
+def test_what_does_not_fit_is_one_sentence(change, request, sentence, study, site, tmp_path):
     study["study"]["seeds"] = [0]
     for path, value in change.items():
         set_path(study, path, value)
     with pytest.raises(ValueError, match=sentence):
-        plan(study, tmp_path / "out", site, order)
+        plan(study, tmp_path / "out", site, request)
     assert not (tmp_path / "out").exists()
 
 
@@ -222,7 +222,7 @@ def test_a_layout_that_leaves_nodes_half_full_is_refused(study, site, tmp_path):
     study["study"]["cells"][2]["set"] = {"parallel.data_parallel_shard": 3}
     study["training"] |= {"micro_batch_size": 2, "global_batch_size": 12}
     with pytest.raises(ConfigError, match="3 processes, which do not fill nodes of 2"):
-        plan(study, tmp_path, site, Order(4, "60"))
+        plan(study, tmp_path, site, Request(4, "60"))
 
 
 # as man sbatch says of --output and --export, with a script that runs at once
@@ -286,7 +286,7 @@ def test_folders_of_any_name_reach_the_jobs_and_their_logs_the_status(
     monkeypatch.setenv("COUNTER", str(tmp_path / "jobs"))
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     study["study"]["seeds"] = [0]
-    submit.submit(study, out, Site.read(launch), Order(4, "60"))
+    submit.submit(study, out, Site.read(launch), Request(4, "60"))
     states = {state.name: state for state in status.status(out)}
     assert (states["prepare"].state, states["prepare"].why) == ("failed", f"no room for {out}")
     cell = states["t5/base-6e+08-seed0"]
@@ -306,17 +306,17 @@ def test_the_dry_run_of_folders_of_any_name_is_what_is_submitted(
     )
     (programs / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    site, order = Site.read(site_folder), Order(4, "60", ("--comment=a b, 'c'",))
+    site, request = Site.read(site_folder), Request(4, "60", ("--comment=a b, 'c'",))
     monkeypatch.setenv("LOG", str(tmp_path / "printed"))
-    subprocess.run(["bash", "-euc", submit.script(study, out, site, order)], check=True)
+    subprocess.run(["bash", "-euc", submit.script(study, out, site, request)], check=True)
     monkeypatch.setenv("LOG", str(tmp_path / "submitted"))
-    submit.submit(study, out, site, order)
+    submit.submit(study, out, site, request)
     assert (tmp_path / "printed").read_bytes() == (tmp_path / "submitted").read_bytes()
 
 
 def test_a_folder_whose_logs_sbatch_cannot_name_is_one_sentence(study, site, tmp_path):
     with pytest.raises(ValueError, match="has a backslash: give another folder"):
-        plan(study, tmp_path / "a\\b", site, Order(4, "60"))
+        plan(study, tmp_path / "a\\b", site, Request(4, "60"))
 
 
 def test_a_study_that_is_submitted_within_a_job_takes_nothing_of_it(
@@ -332,7 +332,7 @@ def test_a_study_that_is_submitted_within_a_job_takes_nothing_of_it(
     for name, value in outer.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")  # says where SLURM is
-    submit.submit(study, tmp_path / "out", Site.read(site_folder), Order(4, "60"))
+    submit.submit(study, tmp_path / "out", Site.read(site_folder), Request(4, "60"))
     found = [line for line in log.read_text().splitlines() if line.startswith("SLURM_")]
     assert set(found) == {"SLURM_CONF=/etc/other.conf"} and len(found) == 6
 

@@ -28,7 +28,7 @@ from megaarch.cli.errors import run_command
 from megaarch.config.schema import Settings
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, parse_json, read_json
-from megaarch.planner import show
+from megaarch.planner import display
 from megaarch.planner.cells import cells
 from megaarch.planner.dry_run import dry_run, fullest, planned
 from megaarch.planner.hardware import gpu
@@ -125,7 +125,7 @@ def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] =
     record = read(path)
     cluster, chosen = Cluster(gpu(kind)), layouts(record, study)
     record["plans"] = [
-        show.record(name, plan(settings, gpus, cluster, step_memory(settings)))
+        display.record(name, plan(settings, gpus, cluster, step_memory(settings)))
         for name, settings in chosen.items()
     ]
     record["recounted"] = commit()
@@ -143,7 +143,7 @@ def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] =
 
 def _dry(cell: str, settings: Settings) -> Record:
     rank = fullest(settings)
-    return show.dry_record(cell, settings, dry_run(settings, rank), planned(settings, rank))
+    return display.dry_record(cell, settings, dry_run(settings, rank), planned(settings, rank))
 
 
 def _shown(arguments: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from megaarch import config
 from megaarch.config.schema import Settings
 from megaarch.planner.hardware import Constants, gpu, hardware
-from megaarch.planner.practice import TRAFFIC, Practice
+from megaarch.planner.software import TRAFFIC, Software
 from megaarch.planner.time import Cluster, step_seconds
 
 FILE = Path(__file__).with_name("published.yaml")
@@ -71,15 +71,15 @@ class Row:
         return config.resolve(raw, self.name)
 
     @property
-    def practice(self) -> Practice:
+    def software(self) -> Software:
         """Of the software that ran it."""
         given = _read()["practices"][self.values["practice"]]
-        return replace(Practice(), **given | {"traffic": TRAFFIC[given["traffic"]]})
+        return replace(Software(), **given | {"traffic": TRAFFIC[given["traffic"]]})
 
     def planned(self, constants: Constants) -> float:
         """The planner's figure, in the row's unit, with these constants."""
         cluster = Cluster(gpu(self.gpu), gpus_per_node=8, constants=constants)
-        seconds = step_seconds(self.settings, cluster, self.practice).total
+        seconds = step_seconds(self.settings, cluster, self.software).total
         tokens = self.settings.training.global_batch_size * self.settings.model.sequence_length
         if self.unit == "seconds":
             return seconds

@@ -68,7 +68,7 @@ TRAFFIC = {"eager": EAGER, "compiled": COMPILED, "composite": COMPOSITE}
 
 
 @dataclass(frozen=True)
-class Practice:
+class Software:
     """What differs between stacks of software. The defaults are this one, not compiled.
 
     traffic: of elementwise kernels.
@@ -106,10 +106,10 @@ class Practice:
     gradient_bytes: int = 4
 
 
-OURS = Practice()
+OURS = Software()
 
 
-def ours(settings: Settings) -> Practice:
+def ours(settings: Settings) -> Software:
     """This project's, as these settings run it on a GPU."""
     compiled, recipe = compile.wanted(settings, torch.device("cuda")), settings.training.float8
     found = replace(OURS, float8=recipe, float8_gathers=recipe == "tensorwise")

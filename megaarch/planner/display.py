@@ -5,7 +5,7 @@ from typing import Any
 
 from megaarch.config.schema import Settings
 from megaarch.planner.dry_run import DryRun
-from megaarch.planner.search import Plan, layout
+from megaarch.planner.search import PlannedLayout, layout
 
 SET = (
     "tensor_parallel",
@@ -20,7 +20,7 @@ SET = (
 )
 
 
-def record(name: str, plan: Plan) -> dict[str, Any]:
+def record(name: str, plan: PlannedLayout) -> dict[str, Any]:
     """One entry of `plan --json`. Bytes, seconds, shares."""
     return {
         "name": name,
@@ -37,7 +37,7 @@ def record(name: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def overrides(plan: Plan) -> dict[str, Any]:
+def overrides(plan: PlannedLayout) -> dict[str, Any]:
     """The settings of a plan, as `--set` takes them."""
     parallel, training = plan.settings.parallel, plan.settings.training
     chosen = {f"parallel.{name}": getattr(parallel, name) for name in SET}
@@ -53,7 +53,7 @@ def heading(*, named: bool) -> str:
     )
 
 
-def line(name: str, plan: Plan) -> str:
+def line(name: str, plan: PlannedLayout) -> str:
     """A plan, within 110 columns."""
     parallel = plan.settings.parallel
     schedule = {"interleaved_1f1b": "interleaved", "zero_bubble": "zero bubble"}.get(
@@ -72,7 +72,7 @@ def line(name: str, plan: Plan) -> str:
     )
 
 
-def details(plan: Plan) -> str:
+def details(plan: PlannedLayout) -> str:
     """What the best plan is made of, and the flags that choose it."""
     seconds = {k: v for k, v in asdict(plan.seconds).items() if v / plan.seconds.total > 5e-4}
     memory = asdict(plan.memory)

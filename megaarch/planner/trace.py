@@ -20,7 +20,7 @@ COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 NO_MESSAGE = ("wait_tensor", "barrier", "monitored_barrier_")
 
 
-class Ledger(TorchDispatchMode):
+class StepTrace(TorchDispatchMode):
     """live, peak: bytes now, and at most since `mark`. messages: by axis and collective, the count
     and the bytes that this rank hands in.
 
@@ -42,21 +42,21 @@ class Ledger(TorchDispatchMode):
         self.peak = self.live
         self.messages.clear()
 
-    def left_out(self) -> "_LeftOut":
+    def uncounted(self) -> "_Uncounted":
         """A context in which nothing counts. It can be entered again and again."""
-        return _LeftOut(self)
+        return _Uncounted(self)
 
-    def __enter__(self) -> "Ledger":
-        ledger, resize = self, self._resize
+    def __enter__(self) -> "StepTrace":
+        trace, resize = self, self._resize
 
         def resized(storage: torch.UntypedStorage, size: int) -> Any:
             out = resize(storage, size)
-            ledger._see(storage)
+            trace._see(storage)
             return out
 
         torch.UntypedStorage.resize_ = resized
         # DTensors learn the shape of a result by running whole tensors, which are never held
-        ShardingPropagator._fake_mode_lock = self.left_out()
+        ShardingPropagator._fake_mode_lock = self.uncounted()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -113,12 +113,12 @@ class Ledger(TorchDispatchMode):
         return "all"
 
 
-class _LeftOut:
-    def __init__(self, ledger: Ledger):
-        self.ledger = ledger
+class _Uncounted:
+    def __init__(self, trace: StepTrace):
+        self.trace = trace
 
     def __enter__(self) -> None:
-        self.ledger._counts = False
+        self.trace._counts = False
 
     def __exit__(self, *error: Any) -> None:
-        self.ledger._counts = True
+        self.trace._counts = True

@@ -137,8 +137,8 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
     (program / "sbatch").chmod(0o755)
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
-    request = Request(4, "2:00:00", ("--nice",), prepare_time="8:00:00")
-    submit.submit(study, tmp_path / "out", Site.read(site_folder), request)
+    asked = Request(4, "2:00:00", ("--nice",), prepare_time="8:00:00")
+    submit.submit(study, tmp_path / "out", Site.read(site_folder), asked)
     prepare, *cells, report = (tmp_path / "log").read_text().splitlines()
     for line, time in ((prepare, "8:00:00"), (report, "2:00:00")):
         assert line.startswith("gpu   |") and f"--time={time} " in line
@@ -149,7 +149,7 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
         assert "--signal=USR1@900 --nice " in line and "--partition" not in line
     # on a cluster of one partition there are no others to ask for
     file.write_text(file.read_text().replace("CPU_PARTITION=cpu", "CPU_PARTITION="))
-    script = submit.script(study, tmp_path / "other", Site.read(site_folder), request)
+    script = submit.script(study, tmp_path / "other", Site.read(site_folder), asked)
     assert "env" not in script and "--partition" not in script and "--qos=cpu" not in script
 
 
@@ -199,7 +199,7 @@ def test_submitting_prints_and_keeps_the_ids_and_one_study_runs_once(
 
 
 @pytest.mark.parametrize(
-    "change, request, sentence",
+    "change, asked, sentence",
     [
         ({}, Request(1, "60"), r"--nodes 1: cell glm/base-6e\+08-seed0 needs 2 nodes"),
         ({}, Request(0, "60"), "--nodes 0: give at least 1"),
@@ -209,12 +209,12 @@ def test_submitting_prints_and_keeps_the_ids_and_one_study_runs_once(
         ({"parallel.tensor_parallel": 3}, Request(4, "60"), "heads do not divide"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(change, request, sentence, study, site, tmp_path):
+def test_what_does_not_fit_is_one_sentence(change, asked, sentence, study, site, tmp_path):
     study["study"]["seeds"] = [0]
     for path, value in change.items():
         set_path(study, path, value)
     with pytest.raises(ValueError, match=sentence):
-        plan(study, tmp_path / "out", site, request)
+        plan(study, tmp_path / "out", site, asked)
     assert not (tmp_path / "out").exists()
 
 
@@ -306,11 +306,11 @@ def test_the_dry_run_of_folders_of_any_name_is_what_is_submitted(
     )
     (programs / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    site, request = Site.read(site_folder), Request(4, "60", ("--comment=a b, 'c'",))
+    site, asked = Site.read(site_folder), Request(4, "60", ("--comment=a b, 'c'",))
     monkeypatch.setenv("LOG", str(tmp_path / "printed"))
-    subprocess.run(["bash", "-euc", submit.script(study, out, site, request)], check=True)
+    subprocess.run(["bash", "-euc", submit.script(study, out, site, asked)], check=True)
     monkeypatch.setenv("LOG", str(tmp_path / "submitted"))
-    submit.submit(study, out, site, request)
+    submit.submit(study, out, site, asked)
     assert (tmp_path / "printed").read_bytes() == (tmp_path / "submitted").read_bytes()
 
 

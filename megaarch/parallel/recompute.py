@@ -28,7 +28,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # What costs the most to compute again: attention's kernels and the products of linear layers. The
 # project's fused kernels (kernels/) are none of it: they move memory, as what they replace does.
 KEPT = frozenset((*PRODUCTS, ATTEND)).union(
-    *(getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
+    *(kernel.forward_operators for kernel in KERNELS.values())
 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from megaarch.attention.kernel import Kernel
 from megaarch.attention.parts import full
 from megaarch.config.catalogue import (
     ARCHITECTURES,
@@ -75,11 +76,11 @@ def continuation(prefix, scored, vocabulary):
     return [Example(prefix, scored)]
 
 
-class Dense:
+class Dense(Kernel):
     """The dense reference, under another name."""
 
-    def __getattr__(self, name):
-        return getattr(KERNELS["reference"], name)
+    def attend(self, inputs):
+        return KERNELS["reference"].attend(inputs)
 
 
 def momentum(groups, training):
@@ -110,5 +111,5 @@ OBJECTIVES.register(
 PRESETS.register(
     Preset("blocks", "block_decoder", "next_block", "tests", ("#123456", "#abcdef"), "p")
 )
-KERNELS.register(Dense(), "dense")
+KERNELS.register(Dense("dense"))
 OPTIMIZERS.register(Optimizer("momentum", momentum, states=1))

@@ -1,9 +1,10 @@
-"""Attention: masks as parts (parts.py), one interface (attend.py), one file a kernel
-(dispatch.py)."""
+"""Attention: masks as parts (parts.py), one interface (attend.py), what a kernel is (kernel.py), and
+the table of kernels (dispatch.py)."""
 
 from megaarch.attention.attend import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose, warm
+from megaarch.attention.kernel import AttentionInputs, Kernel
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "FULL",
     "KERNELS",
     "UNUSED",
+    "AttentionInputs",
+    "Kernel",
     "Parts",
     "RelativeBias",
     "area",

@@ -1,13 +1,14 @@
 """The one attention interface. Which kernel runs behind it: dispatch.py.
 
-Shape suffixes: B rows, S length (Sq queries, Sk keys), H heads, D head size, A position axes.
+Letters of shapes: docs/shapes.md.
 """
 
 import torch
 
 from megaarch.attention import operator
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.dispatch import choose, find
+from megaarch.attention.dispatch import KERNELS, choose_for
+from megaarch.attention.kernel import AttentionInputs
 from megaarch.attention.parts import Parts
 from megaarch.errors import UserError
 
@@ -25,59 +26,42 @@ def attend(
     kernel: str = "auto",
     fused_rows: bool = False,
 ) -> torch.Tensor:
-    """Attention of q to k and v where `parts` lets a query see a key.
+    """Returns the attention of q to k and v where `parts` lets a query see a key.
 
-    q: [B, Sq, H, D]; k, v: [B, Sk, Hkv, D] with Hkv dividing H: query head h reads key head
+    q: [B, Sq, H, Dh]; k, v: [B, Sk, Hkv, Dh] with Hkv dividing H: query head h reads key head
         h // (H / Hkv). Queries may be fewer than keys, as with a key-value cache.
     parts: on the host, for B rows, Sq queries and Sk keys.
-    scale: of q·k; None is 1 / sqrt(D).
+    scale: of q·k; None is 1 / sqrt(Dh).
     bias: added to the scaled scores; needs query_positions [B, Sq, A] and key_positions
         [B, Sk, A], int64, of which axis 0 is used.
     kernel: a name in KERNELS, or "auto". fused_rows: a kernel that gathers rows does so by
-        attention/fused_rows.py.
+        attention/fused_gather.py.
 
-    Returns [B, Sq, H, D] in q's dtype. Rows in no part, and rows that see no key, are exactly
+    The result is [B, Sq, H, Dh] in q's dtype. Rows in no part, and rows that see no key, are exactly
     zero and give exactly zero gradients; what padding rows of q, k and v hold reaches nothing.
     Raises ValueError for shapes that do not fit and for a kernel that is unknown or cannot run.
     Nothing waits for the device.
     """
-    found = operator.attend if torch.compiler.is_compiling() else _attend
-    return found(
-        q,
-        k,
-        v,
-        parts,
-        scale=scale,
-        bias=bias,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        kernel=kernel,
-        fused_rows=fused_rows,
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    inputs = AttentionInputs(
+        q, k, v, parts, scale, bias, query_positions, key_positions, fused_rows
     )
+    run = operator.attend if torch.compiler.is_compiling() else _run
+    return run(inputs, kernel)
 
 
-def _attend(q, k, v, parts, *, scale, bias, query_positions, key_positions, kernel, fused_rows):
-    check(q, k, v, parts, bias, query_positions, key_positions)
-    name, _ = choose(kernel, q, k, parts, bias)
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    chosen = find(name, fused_rows)
-    return chosen.attend(q, k, v, parts, scale, bias, query_positions, key_positions)
+def _run(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
+    check(inputs)
+    name, _ = choose_for(kernel, inputs)
+    return KERNELS[name].attend(inputs)
 
 
-operator.register(_attend)
+operator.register(_run)
 
 
-def check(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    parts: Parts,
-    bias: RelativeBias | None,
-    query_positions: torch.Tensor | None,
-    key_positions: torch.Tensor | None,
-) -> None:
-    """ValueError that names the first argument that does not fit the others."""
+def check(inputs: AttentionInputs) -> None:
+    """Raises a UserError that names the first argument that does not fit the others."""
+    q, k, v, parts, bias = inputs.q, inputs.k, inputs.v, inputs.parts, inputs.bias
     rows, queries, heads, size = q.shape
     keys, key_heads = k.shape[1:3]
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
@@ -97,8 +81,8 @@ def check(
     if bias.heads != heads:
         raise UserError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
     for name, positions, length in (
-        ("query_positions", query_positions, queries),
-        ("key_positions", key_positions, keys),
+        ("query_positions", inputs.query_positions, queries),
+        ("key_positions", inputs.key_positions, keys),
     ):
         if positions is None or positions.shape[:2] != (rows, length):
             given = None if positions is None else list(positions.shape)

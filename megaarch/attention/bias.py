@@ -1,6 +1,6 @@
 """Position-based attention biases: a small table and a rule, never a dense [S, S] tensor.
 
-Shape suffixes: G batch rows or groups, Q queries, K keys, H heads, A position axes.
+Letters of shapes: docs/shapes.md. G is the batch's rows, or those of a call.
 """
 
 import math
@@ -18,7 +18,7 @@ CHUNK = 1 << 26  # elements of one-hot buckets that lie in memory at a time
 def relative_bucket(
     distance: torch.Tensor, bidirectional: bool, buckets: int, max_distance: int
 ) -> torch.Tensor:
-    """T5's bucket of each `distance` (key position - query position). int64, same shape.
+    """Returns T5's bucket of each `distance` (key position - query position), int64, same shape.
 
     The first half of the buckets holds one distance each; the second half grows
     logarithmically up to `max_distance`, and everything farther shares the last. Bidirectional
@@ -37,6 +37,11 @@ def relative_bucket(
     ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     grown = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
     return ahead + torch.where(distance < exact, distance, grown)
+
+
+def axis_0(positions: torch.Tensor) -> torch.Tensor:
+    """Returns positions [G, S] of those, or axis 0 of [G, S, A]."""
+    return positions[..., 0] if positions.ndim == 3 else positions
 
 
 @dataclass(frozen=True)
@@ -63,18 +68,12 @@ class RelativeBias:
     def heads(self) -> int:
         return self.table.shape[1]
 
-    def block(
-        self, query_positions_GQ: torch.Tensor, key_positions_GK: torch.Tensor
-    ) -> torch.Tensor:
-        """The dense bias [G, H, Q, K] of queries and keys at these integer positions.
+    def block(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Returns the dense bias [G, H, Q, K] of queries and keys at these integer positions.
 
         Positions are [G, Q] and [G, K]; of [G, Q, A] and [G, K, A], axis 0 is used.
         """
-        if query_positions_GQ.ndim == 3:
-            query_positions_GQ = query_positions_GQ[..., 0]
-        if key_positions_GK.ndim == 3:
-            key_positions_GK = key_positions_GK[..., 0]
-        distance_GQK = key_positions_GK[:, None, :] - query_positions_GQ[:, :, None]
+        distance_GQK = axis_0(keys)[:, None, :] - axis_0(queries)[:, :, None]
         reach = self.max_distance
         distance = torch.arange(-reach, reach + 1, device=distance_GQK.device)
         bucket = relative_bucket(distance, self.bidirectional, self.table.shape[0], reach)
@@ -105,7 +104,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def add_up(grad_GHN: torch.Tensor, bucket_GN: torch.Tensor, buckets: int) -> torch.Tensor:
-    """Sums of a gradient by bucket, [H, buckets]: the fastest on a CPU."""
+    """Returns the sums of a gradient by bucket, [H, buckets]: the fastest on a CPU."""
     total = grad_GHN.new_zeros(grad_GHN.shape[1], buckets)
     for grad_HN, bucket_N in zip(grad_GHN, bucket_GN, strict=True):
         total.index_add_(1, bucket_N, grad_HN)
@@ -113,7 +112,7 @@ def add_up(grad_GHN: torch.Tensor, bucket_GN: torch.Tensor, buckets: int) -> tor
 
 
 def multiply_out(grad_GHN: torch.Tensor, bucket_GN: torch.Tensor, buckets: int) -> torch.Tensor:
-    """The same as products with one-hot buckets, of CHUNK elements each, in fp32 at least.
+    """Returns the same by products with one-hot buckets, of CHUNK elements each, in fp32 at least.
 
     For a GPU, where adding up means atomics: half a billion of them to 512 addresses in T5. It is
     deterministic.

@@ -6,21 +6,19 @@ Its mask plan is made on the device once a batch, and serves all layers and the 
 be made ahead: the library sizes it by counts that it reads back, so each batch's first call waits for
 the device once.
 
-Shape suffixes: B rows, S length, H heads, D head size.
+Letters of shapes: docs/shapes.md.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from megaarch.attention.bias import RelativeBias
-from megaarch.attention.gpu import Gpu, describe
-from megaarch.attention.intervals import blank, intervals, tensors
+from megaarch.attention.gpu import Gpu
+from megaarch.attention.intervals import IntervalKernel, intervals, tensors
+from megaarch.attention.kernel import HALF, AttentionInputs
 from megaarch.attention.package import Package
 from megaarch.attention.parts import Parts
-from megaarch.attention.rows import HALF, nothing
-from megaarch.attention.varlen import compute_dtype
 
 LIBRARY = Package(
     "nvidia-cudnn-frontend",
@@ -28,25 +26,7 @@ LIBRARY = Package(
     "cudnn.flex_attention",
     "flex_attn_func",
 )
-PLANS = replace(LIBRARY, attribute="create_mask_plan")
 CAPABILITIES = ((9, 0), (10, 0), (10, 3))
-tflops = None
-operators = "flex|flash|attention|cutlass"
-
-
-def cannot_run(
-    q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None
-) -> str | None:
-    """The first reason not to run here, or None."""
-    if q.device.type != "cuda":
-        return f"it runs on cuda, not on {q.device.type}"
-    if bias is not None:
-        return "it takes no position bias"
-    if compute_dtype(q) not in HALF:
-        return f"it takes half precision, not {compute_dtype(q)}"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"its head sizes are multiples of 8 up to 128, not {q.shape[-1]}"
-    return LIBRARY.obstacle(q.device) or limit(describe(q.device), q.shape[-1], parts)
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
@@ -58,52 +38,46 @@ def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
     return None
 
 
-def warm(parts: Parts, device_type: str = "cuda") -> None:
-    intervals(parts)
+@dataclass(frozen=True, kw_only=True)
+class CudnnFlex(IntervalKernel):
+    """plans: the function that makes a mask plan."""
 
+    plans: Package
 
-def attend(
-    q_BSHD: torch.Tensor,
-    k_BSHD: torch.Tensor,
-    v_BSHD: torch.Tensor,
-    parts: Parts,
-    scale: float,
-    bias: RelativeBias | None = None,
-    query_positions: torch.Tensor | None = None,
-    key_positions: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As `attend.attend`, whose contract this fulfils."""
-    assert bias is None
-    device, dtype, found = q_BSHD.device, compute_dtype(q_BSHD), intervals(parts)
-    if not found.last.any():
-        return nothing(q_BSHD, k_BSHD, v_BSHD)
-    rows = tensors(found, device)
-    q = blank(q_BSHD.to(dtype), rows["unasked"])
-    k, v = (blank(x.to(dtype), rows["unseen"]) for x in (k_BSHD, v_BSHD))
-    with torch.autocast(device.type, enabled=False):
-        plan = _mask_plan(parts, q, k, v)
-        out = LIBRARY.load()(
+    def run(
+        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        assert self.package
+        return self.package.load()(
             q,
             k,
             v,
-            mask_plan=plan,
-            softmax_scale=scale,
+            mask_plan=self._mask_plan(inputs.parts, q, k, v),
+            softmax_scale=inputs.scale,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-    return blank(out, rows["unasked"]).to(q_BSHD.dtype)
+
+    def _mask_plan(self, parts: Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        def make() -> Any:
+            return self.plans.load()(endpoints(parts, q.device), q, k, v, build_backward=True)
+
+        return intervals(parts).once(("cudnn_flex", q.device, q.dtype, q.shape, k.shape), make)
 
 
 def endpoints(parts: Parts, device: torch.device) -> torch.Tensor:
-    """int32 [1, 3, B·Sq]: row by row the union [0, F0) U [F1, F2) of visible keys, F0 being 0."""
+    """Returns int32 [1, 3, B·Sq]: the visible keys of each row are [0, F0) and [F1, F2), F0 being 0."""
     rows = tensors(intervals(parts), device)
     first, last = rows["first"].flatten(), rows["last"].flatten()
     return torch.stack((torch.zeros_like(first), first, last))[None]
 
 
-def _mask_plan(parts: Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-    found = intervals(parts)
-    key = ("cudnn_flex", q.device, q.dtype, q.shape, k.shape)
-    if key not in found.on_device:
-        rule = endpoints(parts, q.device)
-        found.on_device[key] = PLANS.load()(rule, q, k, v, build_backward=True)
-    return found.on_device[key]
+KERNEL = CudnnFlex(
+    "cudnn_flex",
+    package=LIBRARY,
+    plans=replace(LIBRARY, attribute="create_mask_plan"),
+    devices=("cuda",),
+    dtypes=HALF,
+    head_sizes=(128, 8),
+    limit=limit,
+    operators="flex|flash|attention|cutlass",
+)

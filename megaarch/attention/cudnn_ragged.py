@@ -12,41 +12,40 @@ import torch.nn.functional as F
 from megaarch.attention.gpu import Gpu
 from megaarch.attention.package import Package
 from megaarch.attention.parts import Parts
-from megaarch.attention.varlen import Call, Kernel
+from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to
 
 
-def call(sdpa_torch) -> Call:
+def run(
+    sdpa_torch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: VarlenCall, scale: float
+) -> torch.Tensor:
     """As nvidia-cudnn-frontend 1.32 takes it: differentiable where it returns the log-sum-exp, and
     after torch.use_deterministic_algorithms."""
-
-    def run(q, k, v, segments, scale):
-        more = _power(len(segments.q_starts) - 1) - (len(segments.q_starts) - 1)
-        out, _ = sdpa_torch(
-            *(_padded(x, more) for x in (q, k, v)),
-            scale=scale,
-            is_causal=segments.causal,
-            causal_bottom_right=segments.causal,
-            cu_seqlens_q=_with_more(segments.q_starts, more),
-            cu_seqlens_kv=_with_more(segments.k_starts, more),
-            max_seqlen_q=_rounded(segments.q_longest, LONGEST),
-            max_seqlen_kv=_rounded(segments.k_longest, LONGEST),
-            return_lse=True,
-        )
-        return out[: len(q)]
-
-    return run
+    segments = len(call.q.starts) - 1
+    more = _power_of_two(segments) - segments
+    out, _ = sdpa_torch(
+        *(_padded(x, more) for x in (q, k, v)),
+        scale=scale,
+        is_causal=call.causal,
+        causal_bottom_right=call.causal,
+        cu_seqlens_q=_with_more(call.q.starts, more),
+        cu_seqlens_kv=_with_more(call.k.starts, more),
+        max_seqlen_q=_rounded(call.q.longest, LONGEST),
+        max_seqlen_kv=_rounded(call.k.longest, LONGEST),
+        return_lse=True,
+    )
+    return out[: len(q)]
 
 
-def _padded(x_THD: torch.Tensor, more: int) -> torch.Tensor:
-    """With zeros behind its rows, `more` at least; itself where none are needed."""
-    missing = _rounded(len(x_THD) + more, ROWS) - len(x_THD)
-    return F.pad(x_THD, (0, 0, 0, 0, 0, missing)) if missing else x_THD
+def _padded(x: torch.Tensor, more: int) -> torch.Tensor:
+    """Returns x with zeros behind its rows, `more` at least; x itself where none are needed."""
+    missing = _rounded(len(x) + more, ROWS) - len(x)
+    return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
 
 
 def _with_more(starts: torch.Tensor, more: int) -> torch.Tensor:
-    """Cumulative lengths of these segments and of as many of one row each behind them."""
+    """Returns the cumulative lengths of these segments and of `more` behind them, of a row each."""
     if not more:
         return starts
     ends = torch.arange(1, more + 1, dtype=starts.dtype, device=starts.device)
@@ -57,8 +56,8 @@ def _rounded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _power(count: int) -> int:
-    """The least power of two that is no smaller."""
+def _power_of_two(count: int) -> int:
+    """Returns the least one that is no smaller."""
     return 1 << (count - 1).bit_length()
 
 
@@ -72,15 +71,16 @@ def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
     return None
 
 
-KERNEL = Kernel(
-    Package(
+KERNEL = VarlenKernel(
+    "cudnn_ragged",
+    run=run,
+    package=Package(
         "nvidia-cudnn-frontend",
         "pip install nvidia-cudnn-frontend",
         "cudnn",
         "sdpa_torch",
         last=12,
     ),
-    call,
     head_sizes=(128, 8),
     limit=limit,
     operators="cudnn|fmha|frost",

@@ -3,38 +3,33 @@
 A row of a full part sees all of the part's keys, a row of a causal part sees them up to its
 diagonal: in either case keys first <= j < last. A row that sees no key has first = last = 0.
 
-Shape suffixes: B rows, S length (queries or keys), N blocks.
+Letters of shapes: docs/shapes.md. A block is a square of queries and keys; N blocks of queries.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from megaarch.attention.parts import FULL, Parts
-from megaarch.attention.rows import to_device
-from megaarch.attention.sdpa_plan import visible_tiles
+from megaarch.attention.kernel import AttentionInputs, Kernel, compute_dtype
+from megaarch.attention.parts import FULL, Parts, visible_tiles
+from megaarch.attention.plan import Plan, to_device
 
 
 @dataclass(frozen=True)
-class Intervals:
+class Intervals(Plan):
     """first, last: int32 [B, Sq]. unasked, unseen: bool [B, S], queries that see no key and keys
-    that no query sees, or None where there are none. on_device: tensors, by device; never
-    pickled."""
+    that no query sees, or None where there are none."""
 
     first: np.ndarray
     last: np.ndarray
     unasked: np.ndarray | None
     unseen: np.ndarray | None
-    on_device: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"on_device": {}}
 
 
 def intervals(parts: Parts) -> Intervals:
-    """The intervals of these parts, remembered on them."""
+    """Returns the intervals of these parts, remembered on them."""
     return parts.plan("intervals", _build)
 
 
@@ -52,34 +47,59 @@ def _build(parts: Parts) -> Intervals:
     )
 
 
-def tensors(found: Intervals, device: torch.device) -> dict[str, torch.Tensor | None]:
-    """The arrays on a device, made once."""
-    if device not in found.on_device:
-        names = ("first", "last", "unasked", "unseen")
-        found.on_device[device] = {n: to_device(getattr(found, n), device) for n in names}
-    return found.on_device[device]
+def tensors(found: Intervals, device: torch.device) -> dict[str, torch.Tensor]:
+    """Returns the arrays on a device, by name, those that are None left out."""
+    arrays = {n: getattr(found, n) for n in ("first", "last", "unasked", "unseen")}
+    return found.once(
+        device, lambda: {n: to_device(x, device) for n, x in arrays.items() if x is not None}
+    )
 
 
-def blank(x_BSHD: torch.Tensor, rows_BS: torch.Tensor | None) -> torch.Tensor:
-    """x with zeros in these rows, which then reach nothing, whatever they hold."""
-    return x_BSHD if rows_BS is None else x_BSHD.masked_fill(rows_BS[..., None, None], 0.0)
+@dataclass(frozen=True)
+class IntervalKernel(Kernel):
+    """A kernel that takes a mask as a rule, and runs a batch in one call on the tensors as they are."""
+
+    @abstractmethod
+    def run(
+        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the library's output [B, Sq, H, Dh] for q, k and v in its dtype."""
+
+    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+        intervals(parts)
+
+    def attend(self, inputs: AttentionInputs) -> torch.Tensor:
+        """Returns what `attend.attend` promises."""
+        found, dtype = intervals(inputs.parts), compute_dtype(inputs.q)
+        if not found.last.any():
+            return inputs.zeros()
+        rows = tensors(found, inputs.device)
+        q = _zero_rows(inputs.q.to(dtype), rows.get("unasked"))
+        k, v = (_zero_rows(x.to(dtype), rows.get("unseen")) for x in (inputs.k, inputs.v))
+        with torch.autocast(inputs.device.type, enabled=False):
+            out = self.run(inputs, q, k, v)
+        return _zero_rows(out, rows.get("unasked")).to(inputs.q.dtype)
+
+
+def _zero_rows(x_BSHDh: torch.Tensor, rows_BS: torch.Tensor | None) -> torch.Tensor:
+    """Returns x with zeros in these rows, which then reach nothing, whatever they hold."""
+    return x_BSHDh if rows_BS is None else x_BSHDh.masked_fill(rows_BS[..., None, None], 0.0)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which blocks of keys a block of query rows needs, on the host.
+    """The blocks of keys that each block of queries needs, on the host.
 
-    partial, full: (count int32 [B, 1, N], index int32 [B, 1, N, M]) of blocks that the rule must
-    be applied to, and of those that it leaves whole; indices in use come first.
+    partial, full: (count int32 [B, 1, N], index int32 [B, 1, N, blocks of keys]) of blocks that the
+    rule must be applied to, and of those that it leaves whole; indices in use come first.
     """
 
     partial: tuple[np.ndarray, np.ndarray]
     full: tuple[np.ndarray, np.ndarray]
-    size: tuple[int, int]
 
 
-def blocks(parts: Parts, size: tuple[int, int] = (128, 128)) -> Blocks:
-    """The blocks of these parts, remembered on them. size: query rows and keys of a block."""
+def blocks(parts: Parts, size: tuple[int, int]) -> Blocks:
+    """Returns the blocks of these parts, remembered on them. size: query rows and keys of a block."""
     return parts.plan(f"blocks:{size}", lambda p: _build_blocks(intervals(p), p, size))
 
 
@@ -103,7 +123,7 @@ def _build_blocks(found: Intervals, parts: Parts, size: tuple[int, int]) -> Bloc
     needs = np.logical_or.reduceat((first < ends) & (longest > starts), block)
     whole = np.logical_and.reduceat((first <= starts) & (shortest >= ends), block)
     shape = (len(parts), -1, len(starts))
-    return Blocks(_listed((needs & ~whole).reshape(shape)), _listed(whole.reshape(shape)), size)
+    return Blocks(_listed((needs & ~whole).reshape(shape)), _listed(whole.reshape(shape)))
 
 
 def _listed(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

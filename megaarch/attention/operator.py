@@ -11,7 +11,7 @@ The memory of q, k, v and the output belongs to the compiled graph, which may wr
 recorded graph lends these four back: it keeps how it views them, and the backward operator gets them
 as arguments, kept or computed again as the compiler sees fit.
 
-Shape suffixes: B rows, S length, H heads, D head size.
+Letters of shapes: docs/shapes.md.
 """
 
 import itertools
@@ -25,13 +25,14 @@ import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.parts import Parts, by_handle
+from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.parts import by_handle
 
 AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
 _library = torch.library.Library("megaarch", "FRAGMENT")
 _library.define(
     "attend(Tensor q, Tensor k, Tensor v, Tensor parts, Tensor? table, Tensor? query_positions, "
-    "Tensor? key_positions, bool bidirectional, int max_distance, float? scale, str kernel, "
+    "Tensor? key_positions, bool bidirectional, int max_distance, float scale, str kernel, "
     "bool fused_rows) -> (Tensor, Tensor)"
 )
 _library.define(
@@ -92,38 +93,22 @@ def _place(x: torch.Tensor) -> tuple[int, int]:
 _recorded: WeakValueDictionary[int, _Recorded] = WeakValueDictionary()
 
 
-def attend(
-    q_BSHD: torch.Tensor,
-    k_BSHD: torch.Tensor,
-    v_BSHD: torch.Tensor,
-    parts: Parts,
-    *,
-    scale: float | None = None,
-    bias: RelativeBias | None = None,
-    query_positions: torch.Tensor | None = None,
-    key_positions: torch.Tensor | None = None,
-    kernel: str = "auto",
-    fused_rows: bool = False,
-) -> torch.Tensor:
-    """As `attend.attend`, for code that is being compiled."""
-    table, bidirectional, reach = None, False, 0
-    if bias is None:
-        query_positions = key_positions = None
-    else:
-        table, bidirectional, reach = bias.table, bias.bidirectional, bias.max_distance
-    places = (query_positions, key_positions)
-    rule = (bidirectional, reach, scale, kernel, fused_rows)
-    return torch.ops.megaarch.attend(q_BSHD, k_BSHD, v_BSHD, parts.handle, table, *places, *rule)[0]
+def attend(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
+    """As attend.py's `attend`, for code that is being compiled."""
+    table, bidirectional, reach, positions = None, False, 0, (None, None)
+    if inputs.bias is not None:
+        table, positions = inputs.bias.table, inputs.positions
+        bidirectional, reach = inputs.bias.bidirectional, inputs.bias.max_distance
+    tensors = (inputs.q, inputs.k, inputs.v, inputs.parts.handle, table, *positions)
+    rule = (bidirectional, reach, inputs.scale, kernel, inputs.fused_rows)
+    return torch.ops.megaarch.attend(*tensors, *rule)[0]
 
 
-def register(run: Callable[..., torch.Tensor]) -> None:
-    """Makes the operators run `run`, which takes the arguments of `attend`."""
+def register(run: Callable[[AttentionInputs, str], torch.Tensor]) -> None:
+    """Makes the operators run `run`, which checks the inputs, chooses a kernel and runs it."""
 
-    def forward(q, k, v, handle, table, asks, seen, bidirectional, reach, *rule):
-        scale, kernel, fused_rows = rule
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        if table is not None:
-            inputs.append(table.detach().requires_grad_())
+    def forward(q, k, v, handle, table, asks, seen, bidirectional, reach, scale, kernel, fused):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v, table) if x is not None]
         saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
         weakly = ref(memory)  # the graph that memory holds must not hold it
 
@@ -135,22 +120,15 @@ def register(run: Callable[..., torch.Tensor]) -> None:
             return found.get(weakly().lent)
 
         with _recording(), saved_tensors_hooks(pack, unpack):
-            bias = None if table is None else RelativeBias(inputs[3], bidirectional, reach)
-            out = run(
-                *inputs[:3],
-                by_handle(handle),
-                scale=scale,
-                bias=bias,
-                query_positions=asks,
-                key_positions=seen,
-                kernel=kernel,
-                fused_rows=fused_rows,
-            )
-            memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *inputs))
+            bias = None if table is None else RelativeBias(leaves[3], bidirectional, reach)
+            parts = by_handle(handle)
+            inputs = AttentionInputs(*leaves[:3], parts, scale, bias, asks, seen, fused)
+            out = run(inputs, kernel)
+            memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *leaves))
         given = out.detach().contiguous()
         for found in saved:
             found.lend([q, k, v, given])
-        for x in inputs:  # the graph holds them
+        for x in leaves:  # the graph holds them
             x.data = x.new_empty(0)
         _recorded[int.from_bytes(memory, "little")] = memory
         return given, torch.frombuffer(memory, dtype=torch.int64)

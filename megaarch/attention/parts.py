@@ -18,13 +18,13 @@ padding, and gives exactly zero, forward and backward; so does a row whose part 
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
-from megaarch.attention.rows import pinned
+from megaarch.attention.plan import pinned
 from megaarch.errors import UserError
 
 UNUSED, FULL, CAUSAL = 0, 1, 2
@@ -144,6 +144,43 @@ class Parts:
                     block = np.tril(block, k=(k1 - k0) - (q1 - q0))
                 seen[b, q0:q1, k0:k1] = block
         return seen
+
+
+class Tile(NamedTuple):
+    """A rectangle of one batch row. Its first `skip` query rows are computed for nothing."""
+
+    shape: int
+    row: int
+    q_start: int
+    q_end: int
+    k_start: int
+    k_end: int
+    skip: int = 0
+
+    @property
+    def q(self) -> int:
+        return self.q_end - self.q_start
+
+    @property
+    def k(self) -> int:
+        return self.k_end - self.k_start
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        return self.shape, self.shape == CAUSAL and self.q == self.k
+
+
+def visible_tiles(parts: Parts) -> list[Tile]:
+    """Returns one tile a part, without the rows that see no key."""
+    tiles = []
+    for row, index in np.argwhere(parts.table[:, :, 0]).tolist():
+        shape, q0, q1, k0, k1 = parts.table[row, index].tolist()
+        if shape == CAUSAL:
+            q0 = max(q0, q1 - (k1 - k0))
+        if k1 > k0:
+            # A last row alone sees all keys.
+            tiles.append(Tile(FULL if q1 - q0 == 1 else shape, row, q0, q1, k0, k1))
+    return tiles
 
 
 _numbers = itertools.count()

@@ -1,8 +1,8 @@
 """Attention by decomposition into calls of torch's scaled_dot_product_attention.
 
-The plan (sdpa_plan.py) says which rows go into which call; rows.py takes them there and back.
+The plan (sdpa_plan.py) says which rows go into which call; gather.py takes them there and back.
 
-Shape suffixes: B rows, S length, H heads, D head size; G tiles of a call, L padded length.
+Letters of shapes: docs/shapes.md.
 """
 
 from contextlib import nullcontext
@@ -13,120 +13,72 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megaarch.attention import sdpa_plan
-from megaarch.attention.bias import RelativeBias
+from megaarch.attention import kernel, sdpa_plan
+from megaarch.attention.calls import CallsKernel
+from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
+from megaarch.attention.kernel import HALF, AttentionInputs
 from megaarch.attention.parts import FULL, UNUSED, Parts
-from megaarch.attention.rows import HALF, Put, Take, Where, nothing, pick, to_device
-from megaarch.attention.sdpa_plan import Costs, Group, Plan
+from megaarch.attention.plan import CallPlan, to_device
+from megaarch.attention.sdpa_plan import Call, Costs
 
 CUDNN = (SDPBackend.CUDNN_ATTENTION,)
 # On an accelerator, all but cuDNN's: it builds a plan for each exact shape, refuses some, and its
 # backward has given NaN for dense masks.
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-forward_operators = (
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-)
 
 
-def cannot_run(q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None) -> None:
-    """It runs everything."""
-    return None
-
-
-def plan(parts: Parts, device_type: str = "cpu") -> Plan:
-    """The calls of these parts on a type of device, remembered on the parts.
-
-    Called ahead, as in a loader's worker, it takes the planning out of the step.
-    """
+def plan(parts: Parts, device_type: str = "cpu") -> CallPlan:
+    """Returns the calls of these parts on a type of device, remembered on the parts."""
     return parts.plan(f"sdpa:{device_type}", lambda p: sdpa_plan.build(p, Costs.of(device_type)))
 
 
-def warm(parts: Parts, device_type: str) -> None:
-    plan(parts, device_type)
-
-
-def attend(
-    q_BSHD: torch.Tensor,
-    k_BSHD: torch.Tensor,
-    v_BSHD: torch.Tensor,
-    parts: Parts,
-    scale: float,
-    bias: RelativeBias | None = None,
-    query_positions: torch.Tensor | None = None,
-    key_positions: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As `attend.attend`, whose contract this fulfils."""
-    calls = plan(parts, q_BSHD.device.type)
-    return attend_by(
-        calls, q_BSHD, k_BSHD, v_BSHD, parts, scale, bias, query_positions, key_positions
-    )
-
-
-def attend_by(
-    calls_plan: Plan,
-    q_BSHD: torch.Tensor,
-    k_BSHD: torch.Tensor,
-    v_BSHD: torch.Tensor,
-    parts: Parts,
-    scale: float,
-    bias: RelativeBias | None = None,
-    query_positions: torch.Tensor | None = None,
-    key_positions: torch.Tensor | None = None,
-    backends: tuple[SDPBackend, ...] = BACKENDS,
-) -> torch.Tensor:
-    """Attention as `calls_plan` cuts these parts into calls. backends: of torch, on an accelerator."""
-    device, dtype = q_BSHD.device, compute_dtype(q_BSHD)
-    calls = on_device(calls_plan, parts, device)
-    if not calls:
-        tables = () if bias is None else (bias.table,)
-        return nothing(q_BSHD, k_BSHD, v_BSHD, *tables)
-    sides = ([c.q for c in calls], [c.k for c in calls], [c.k for c in calls])
-    q_calls, k_calls, v_calls = (
-        Take.apply(x.to(dtype), side)
-        for x, side in zip((q_BSHD, k_BSHD, v_BSHD), sides, strict=True)
-    )
-    results = []
-    with torch.autocast(device.type, enabled=False):
-        for call, q, k, v in zip(calls, q_calls, k_calls, v_calls, strict=True):
-            if bias is None:
-                mask = call.mask(dtype) if call.group.masked else None
-            else:
-                mask = call.bias(bias, query_positions, key_positions, dtype)
-            results.append(run(call, q, k, v, mask, scale, backends))
-    if calls_plan.whole:
-        return results[0].to(q_BSHD.dtype)
-    out = Put.apply([c.put for c in calls], q_BSHD.shape, calls_plan.filled, *results)
-    return out.to(q_BSHD.dtype)
-
-
 def compute_dtype(q: torch.Tensor) -> torch.dtype:
-    """The dtype that the calls run in: autocast's, and on a CPU only what it has units for."""
-    kind, dtype = q.device.type, q.dtype
-    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    """Returns the dtype that the calls run in: autocast's, and on a CPU only what it has units for."""
+    dtype = kernel.compute_dtype(q)
     # Without matrix units the CPU kernel's 16-bit backward takes 8 times as long as fp32.
-    if kind == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
+    if q.device.type == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
         return torch.float32
     return dtype
 
 
-@dataclass
-class Call:
-    """A group's tensors on one device. q, k: slices, or int64 [G, L] flat rows. put: as in Group."""
+@dataclass(frozen=True)
+class SdpaKernel(CallsKernel):
+    """Runs everything. backends: of torch, on an accelerator."""
 
-    group: Group
+    refuses_bias: str | None = None
+    backends: tuple[SDPBackend, ...] = BACKENDS
+
+    def plan(self, parts: Parts, device_type: str) -> CallPlan:
+        return plan(parts, device_type)
+
+    def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
+        return compute_dtype(q)
+
+    def on_device(self, inputs: AttentionInputs) -> Gather:
+        device = inputs.device
+        return on_device(self.plan(inputs.parts, device.type), inputs.parts, device)
+
+    def run_call(self, call: "CallOnDevice", inputs: AttentionInputs, q, k, v) -> torch.Tensor:
+        if inputs.bias is not None:
+            mask = call.bias(inputs, q.dtype)
+        else:
+            mask = call.mask(q.dtype) if call.plan.masked else None
+        return run(call.plan, q, k, v, mask, inputs.scale, self.backends)
+
+
+@dataclass(frozen=True)
+class CallOnDevice:
+    """A call of the plan. q, k: the rows that it reads, on the device. masks: made for it so far."""
+
+    plan: Call
     parts: Parts
     device: torch.device
-    q: Where
-    k: Where
-    put: tuple
+    q: Rows
+    k: Rows
     masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]. Made once."""
+        """Returns 0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]."""
         if dtype not in self.masks:
             with torch.inference_mode(False):  # it may serve a later training step
                 seen = self.seen()
@@ -135,76 +87,72 @@ class Call:
         return self.masks[dtype]
 
     def seen(self) -> torch.Tensor:
-        """bool: key j is one of the tile's, and not right of query i's bottom-right diagonal."""
-        group, device = self.group, self.device
-        if group.shape == UNUSED:
+        """Returns bool: key j is the tile's, and not right of query i's bottom-right diagonal."""
+        call, device = self.plan, self.device
+        if call.shape == UNUSED:
             seen = self.parts.dense()
             seen |= ~seen.any(2, keepdims=True)  # unread rows: a softmax of nothing is NaN
             return to_device(seen, device)[:, None]
-        q_lengths, k_lengths = group.q_lengths, group.k_lengths
+        q_lengths, k_lengths = call.q_lengths, call.k_lengths
         i = torch.arange(int(q_lengths.max()), device=device)[:, None]
         j = torch.arange(int(k_lengths.max()), device=device)
         if (k_lengths == k_lengths[0]).all() and (q_lengths == q_lengths[0]).all():
             q_lengths, k_lengths = q_lengths[:1], k_lengths[:1]
         keys = to_device(k_lengths, device)[:, None, None, None]
-        if group.shape == FULL:
+        if call.shape == FULL:
             return j < keys
         queries = to_device(q_lengths, device)[:, None, None, None]
         return (j < keys) & (j <= i + (keys - queries))
 
-    def bias(
-        self,
-        bias: RelativeBias,
-        query_positions: torch.Tensor,
-        key_positions: torch.Tensor,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """The call's bias [G, H, Q, K], -inf where its queries may not look."""
-        at = [pick(query_positions, self.q), pick(key_positions, self.k)]
+    def bias(self, inputs: AttentionInputs, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the call's bias [G, H, Q, K], -inf where its queries may not look."""
+        assert inputs.bias is not None
+        given = zip(inputs.positions, (self.q, self.k), strict=True)
+        at = [gather_rows(x, rows) for x, rows in given]
         if all(map(alike, at)):
             at = [x[:1] for x in at]  # tiles share a block
-        block = bias.block(*at).to(dtype)
-        if self.group.masked or self.group.square:
+        block = inputs.bias.block(*at).to(dtype)
+        if self.plan.masked or self.plan.square:
             return block + self.mask(dtype)
         return block
 
 
 def alike(positions: torch.Tensor) -> bool:
-    """Whether all tiles are known to have the same positions. Asked on a CPU only: on an accelerator
-    the answer would have to be waited for. Fake tensors and traced ones have none."""
+    """Returns whether all tiles are known to have the same positions. Asked on a CPU only: on an
+    accelerator the answer would have to be waited for. Fake tensors and traced ones have none."""
     if positions.device.type != "cpu" or is_fake(positions) or torch.compiler.is_compiling():
         return False
     return bool((positions == positions[:1]).all())
 
 
-def on_device(plan: Plan, parts: Parts, device: torch.device) -> list[Call]:
-    """The plan's calls with their index tensors on `device`, made once."""
-    if device not in plan.on_device:
-        plan.on_device[device] = [
-            Call(
-                group,
-                parts,
-                device,
-                to_device(group.q, device),
-                to_device(group.k, device),
-                tuple(to_device(x, device) for x in group.put),
-            )
-            for group in plan.groups
-        ]
-    return plan.on_device[device]
+def on_device(plan: CallPlan, parts: Parts, device: torch.device) -> IndexGather:
+    """Returns the plan's calls with their index tensors on `device`, made once."""
+
+    def make() -> IndexGather:
+        rows = {
+            side: [to_device(getattr(call, side), device) for call in plan.calls] for side in "qk"
+        }
+        calls = tuple(
+            CallOnDevice(call, parts, device, q, k)
+            for call, q, k in zip(plan.calls, rows["q"], rows["k"], strict=True)
+        )
+        targets = [tuple(to_device(x, device) for x in call.target) for call in plan.calls]
+        return IndexGather(calls, rows, targets, plan.filled)
+
+    return plan.once(device, make)
 
 
 def run(
     call: Call,
-    q_GLHD: torch.Tensor,
-    k_GLHD: torch.Tensor,
-    v_GLHD: torch.Tensor,
+    q_GQHDh: torch.Tensor,
+    k_GKHDh: torch.Tensor,
+    v_GKHDh: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
     backends: tuple[SDPBackend, ...],
 ) -> torch.Tensor:
-    """One call of SDPA. Returns [G, L, H, D]."""
-    q, k, v = (x.transpose(1, 2) for x in (q_GLHD, k_GLHD, v_GLHD))
+    """Returns [G, Q, H, Dh] of one call of SDPA."""
+    q, k, v = (x.transpose(1, 2) for x in (q_GQHDh, k_GKHDh, v_GKHDh))
     cpu, grouped = q.device.type == "cpu", q.shape[1] != k.shape[1]
     # Of an accelerator's backends cuDNN's and flash take grouped keys; others would fall to math.
     native = backends == CUDNN or (mask is None and q.dtype in HALF)
@@ -217,8 +165,19 @@ def run(
             k,
             v,
             attn_mask=mask,
-            is_causal=mask is None and call.group.square,
+            is_causal=mask is None and call.square,
             scale=scale,
             enable_gqa=grouped,
         )
     return out.transpose(1, 2)
+
+
+KERNEL = SdpaKernel(
+    "sdpa",
+    forward_operators=(
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+    ),
+)

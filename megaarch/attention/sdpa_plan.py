@@ -1,6 +1,6 @@
 """How the SDPA kernel runs a batch's parts: which rectangles go into one call. Host only.
 
-    parts --cut, overlay--> tiles, rectangles of one batch row --batch--> groups, one call each
+    parts --cut, overlay--> tiles, rectangles of one batch row --batch--> calls
 
 Cutting depends on what the device's kernel does with a mask:
 
@@ -18,7 +18,7 @@ Cutting depends on what the device's kernel does with a mask:
            them are computed as well and thrown away: the causal overlay. Rows whose parts differ
            only in the prefix then share one call, and no mask is stored.
 
-Tiles of one kind go into one group while padding them to the longest costs less than another
+Tiles of one kind go into one call while padding them to the longest costs less than another
 call. Identical tiles of all batch rows are slices of the tensors and copy nothing. Where the rows
 are so short that even so the whole batch under one dense mask costs less (cpu only), that is the
 plan.
@@ -27,17 +27,18 @@ plan.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
+from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts, Tile, visible_tiles
+from megaarch.attention.plan import CallPlan
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a device's kernel takes, in (query, key) pairs of 4 heads of 64, forward and backward.
+    """The time that a device's kernel takes, in (query, key) pairs of 4 heads of 64, forward and backward.
 
     call: one more call. row: one more query or key row, handed in and taken out.
     band: query rows of a band, for a kernel that does not profit from `is_causal`; None: overlay.
@@ -55,51 +56,26 @@ class Costs:
 CPU = Costs(call=1 << 12, row=20, band=192)  # the kernel's blocks are slower below 192 rows
 ACCELERATOR = Costs(call=1 << 20, row=0, band=None)
 
-Where = tuple[slice, slice] | np.ndarray  # batch and row ranges, or flat indices [G, length]
-
-
-class Tile(NamedTuple):
-    """One rectangle of one batch row. Its first `skip` query rows are computed for nothing."""
-
-    shape: int
-    row: int
-    q_start: int
-    q_end: int
-    k_start: int
-    k_end: int
-    skip: int = 0
-
-    @property
-    def q(self) -> int:
-        return self.q_end - self.q_start
-
-    @property
-    def k(self) -> int:
-        return self.k_end - self.k_start
-
-    @property
-    def kind(self) -> tuple[int, bool]:
-        return self.shape, self.shape == CAUSAL and self.q == self.k
+Rows = tuple[slice, slice] | np.ndarray  # batch and row ranges, or flat rows [G, Q or K]
 
 
 @dataclass(frozen=True)
-class Group:
+class Call:
     """Tiles of one kind, run by one call. Shorter tiles are padded at the end by their last row.
 
     shape: of the tiles; UNUSED is the whole batch under its dense mask.
     square: causal with |q| = |k|, for which `is_causal` suffices.
-    q_lengths, k_lengths: int64 [G]. q, k: where the rows come from.
-    put: where the result's rows go: `(slices, skip)`, or `(to, source)`, flat indices into output
-        and result; source None is all of it.
+    q_lengths, k_lengths: int64 [G]. q, k: the rows that it reads.
+    target: the rows that its result goes to, as gather.IndexGather has it.
     """
 
     shape: int
     square: bool
     q_lengths: np.ndarray
     k_lengths: np.ndarray
-    q: Where
-    k: Where
-    put: tuple[Any, Any]
+    q: Rows
+    k: Rows
+    target: tuple[Any, Any]
 
     @property
     def masked(self) -> bool:
@@ -109,25 +85,8 @@ class Group:
         return not self.square
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The calls of a batch. `whole`: one call whose result is the output as it stands.
-
-    filled: whether the groups write every row of the output.
-    on_device: what the kernel derives from the plan for each device; never pickled.
-    """
-
-    groups: tuple[Group, ...]
-    whole: bool
-    filled: bool
-    on_device: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"on_device": {}}
-
-
-def build(parts: Parts, costs: Costs) -> Plan:
-    """The plan of a batch for a device."""
+def build(parts: Parts, costs: Costs) -> CallPlan:
+    """Returns the calls of a batch on a device with these costs."""
     visible = visible_tiles(parts)
     tiles = overlay(visible, parts) if costs.band is None else cut(visible, costs.band)
     runs = batch(tiles, len(parts), costs)
@@ -136,31 +95,18 @@ def build(parts: Parts, costs: Costs) -> Plan:
     if not filled:  # around padding, all rows are gathered
         dense += 2 * costs.row * len(parts) * (parts.queries + parts.keys)
     if costs.band and len(runs) > 1 and sum(cost(run, costs) for run in runs) > dense:
-        groups = (dense_group(visible, parts),)
+        calls = (dense_call(visible, parts),)
     else:
-        groups = tuple(group_of(run, parts) for run in runs)
-    whole = filled and len(groups) == 1 and isinstance(groups[0].put[0], tuple)
-    return Plan(groups, whole, filled)
+        calls = tuple(call_of(run, parts) for run in runs)
+    whole = filled and len(calls) == 1 and isinstance(calls[0].target[0], tuple)
+    return CallPlan(calls, whole, filled)
 
 
 def cost(run: list[Tile], costs: Costs) -> int:
-    """Of one call of these tiles, padded to the longest; gathered rows count twice."""
+    """Returns the cost of one call of these tiles, padded to the longest; gathered rows count twice."""
     q, k = max(tile.q for tile in run), max(tile.k for tile in run)
     same = all(tile[2:] == run[0][2:] for tile in run)
     return costs.call + len(run) * (q * k + costs.row * (q + k) * (1 if same else 2))
-
-
-def visible_tiles(parts: Parts) -> list[Tile]:
-    """One tile a part, without the rows that see no key."""
-    tiles = []
-    for row, index in np.argwhere(parts.table[:, :, 0]).tolist():
-        shape, q0, q1, k0, k1 = parts.table[row, index].tolist()
-        if shape == CAUSAL:
-            q0 = max(q0, q1 - (k1 - k0))
-        if k1 > k0:
-            # A last row alone sees all keys.
-            tiles.append(Tile(FULL if q1 - q0 == 1 else shape, row, q0, q1, k0, k1))
-    return tiles
 
 
 def cut(tiles: list[Tile], band: int) -> list[Tile]:
@@ -198,7 +144,7 @@ def overlay(tiles: list[Tile], parts: Parts) -> list[Tile]:
 
 
 def batch(tiles: list[Tile], rows: int, costs: Costs) -> list[list[Tile]]:
-    """Tiles by call: first those that all batch rows share, then those of similar lengths."""
+    """Returns tiles by call: first those that all batch rows share, then those of similar lengths."""
     same, rest, runs = defaultdict(list), defaultdict(list), []
     for tile in tiles:
         same[tile._replace(row=0, skip=0)].append(tile)
@@ -214,7 +160,7 @@ def batch(tiles: list[Tile], rows: int, costs: Costs) -> list[list[Tile]]:
 
 
 def by_length(tiles: list[Tile], costs: Costs) -> Iterator[list[Tile]]:
-    """Runs of tiles, longest keys first, whose padding costs less than another call.
+    """Yields runs of tiles, longest keys first, whose padding costs less than another call.
 
     A tile so large that gathering it costs more than a call stays alone, a slice.
     """
@@ -231,44 +177,44 @@ def by_length(tiles: list[Tile], costs: Costs) -> Iterator[list[Tile]]:
         yield run
 
 
-def group_of(tiles: list[Tile], parts: Parts) -> Group:
-    """The group that runs these tiles, which are of one kind."""
+def call_of(tiles: list[Tile], parts: Parts) -> Call:
+    """Returns the call that runs these tiles, which are of one kind."""
     tiles = sorted(tiles, key=lambda tile: tile.row)
     row, q0, q1, k0, k1, skip = np.array([tile[1:] for tile in tiles], dtype=np.int64).T
-    q = _where(row, q0, q1, parts.queries)
+    q = _rows(row, q0, q1, parts.queries)
     if isinstance(q, tuple) and (skip == skip[0]).all():
-        put = (q[0], slice(int(q0[0] + skip[0]), int(q1[0]))), int(skip[0])
+        target = (q[0], slice(int(q0[0] + skip[0]), int(q1[0]))), int(skip[0])
     else:
         local = np.arange((q1 - q0).max())
         kept = (local >= skip[:, None]) & (local < (q1 - q0)[:, None])
         to = (row * parts.queries + q0)[:, None] + local
-        put = to[kept], None if kept.all() else np.flatnonzero(kept)
+        target = to[kept], None if kept.all() else np.flatnonzero(kept)
     shape, square = tiles[0].kind
-    return Group(shape, square, q1 - q0, k1 - k0, q, _where(row, k0, k1, parts.keys), put)
+    return Call(shape, square, q1 - q0, k1 - k0, q, _rows(row, k0, k1, parts.keys), target)
 
 
-def dense_group(tiles: list[Tile], parts: Parts) -> Group:
-    """One group of the whole batch. Rows in no tile are replaced by a row of one, unread."""
+def dense_call(tiles: list[Tile], parts: Parts) -> Call:
+    """Returns one call of the whole batch. Rows in no tile are replaced by a row of one, unread."""
     asks = np.zeros((len(parts), parts.queries), dtype=bool)
     seen = np.zeros((len(parts), parts.keys), dtype=bool)
     for tile in tiles:
         asks[tile.row, tile.q_start : tile.q_end] = True
         seen[tile.row, tile.k_start : tile.k_end] = True
 
-    def where(used: np.ndarray) -> Where:
+    def rows(used: np.ndarray) -> Rows:
         if used.all():
             return slice(0, len(used)), slice(0, used.shape[1])
         index = np.arange(used.size).reshape(used.shape)
         return np.where(used, index, index[used][0])
 
     to = np.flatnonzero(asks)
-    put = ((slice(0, len(asks)), slice(0, parts.queries)), 0) if asks.all() else (to, to)
+    target = ((slice(0, len(asks)), slice(0, parts.queries)), 0) if asks.all() else (to, to)
     lengths = (np.full(len(parts), length) for length in (parts.queries, parts.keys))
-    return Group(UNUSED, False, *lengths, where(asks), where(seen), put)
+    return Call(UNUSED, False, *lengths, rows(asks), rows(seen), target)
 
 
-def _where(row: np.ndarray, start: np.ndarray, end: np.ndarray, stride: int) -> Where:
-    """Slices where the ranges are equal and the batch rows consecutive, else flat indices."""
+def _rows(row: np.ndarray, start: np.ndarray, end: np.ndarray, stride: int) -> Rows:
+    """Returns slices where the ranges are equal and the batch rows consecutive, else flat rows."""
     equal = (start == start[0]).all() and (end == end[0]).all()
     if equal and (np.diff(row) == 1).all():
         return slice(int(row[0]), int(row[-1]) + 1), slice(int(start[0]), int(end[0]))

@@ -1,9 +1,7 @@
 """Queries, keys and values out of a fused projection, turned by RoPE, in one pass each way on a CPU.
 
-Legend: B rows, S tokens, K key heads, G query heads a key head, Dh head size.
+Letters of shapes: docs/shapes.md. A key head and its `group` of query heads lie together.
 """
-
-import ctypes
 
 import torch
 
@@ -11,16 +9,17 @@ from megaarch.kernels.library import accumulator, call
 
 
 class Heads(torch.autograd.Function):
-    """apply(qkv [B, S, K, G + 2, Dh], cos, signed sin, axes) -> q [B, S, K·G, Dh], k, v
-    [B, S, K, Dh]; the tables are `positions.rotary_tables`', any shape of B·S·Dh elements."""
+    """apply(qkv [B, S, Hkv, group + 2, Dh], cos, signed sin, axes) -> q [B, S, H, Dh], k, v
+    [B, S, Hkv, Dh]; the tables are `positions.rotary_tables`', any shape of B·S·Dh elements."""
 
     @staticmethod
     def forward(ctx, qkv, cos, sin, axes):
         qkv, wide = qkv.contiguous(), accumulator(qkv.dtype)
         cos, sin = cos.to(wide).contiguous(), sin.to(wide).contiguous()
-        B, S, K, G, Dh = *qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4]
-        q, k, v = (qkv.new_empty(B, S, heads, Dh) for heads in (K * G, K, K))
-        call("heads_forward", qkv.device, qkv, cos, sin, q, k, v, B * S, K, G, Dh, axes, qkv.dtype)
+        B, S, Hkv, group, Dh = *qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4]
+        q, k, v = (qkv.new_empty(B, S, heads, Dh) for heads in (Hkv * group, Hkv, Hkv))
+        sizes = (B * S, Hkv, group, Dh, axes, qkv.dtype)
+        call("heads_forward", qkv.device, qkv, cos, sin, q, k, v, *sizes)
         ctx.save_for_backward(cos, sin)
         ctx.axes, ctx.shape = axes, qkv.shape
         return q, k, v
@@ -28,11 +27,10 @@ class Heads(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
-        B, S, K, G, Dh = *ctx.shape[:3], ctx.shape[3] - 2, ctx.shape[4]
+        B, S, Hkv, group, Dh = *ctx.shape[:3], ctx.shape[3] - 2, ctx.shape[4]
         grads = [g if g.stride(-1) == 1 else g.contiguous() for g in grads]
         strides = [stride for g in grads for stride in g.stride()[:3]]
         out = grads[0].new_empty(ctx.shape)
-        figures = (B, B * S, K, G, Dh, ctx.axes, out.dtype)
-        array = (ctypes.c_int64 * 9)(*strides)
-        call("heads_backward", out.device, *grads, array, cos, sin, out, *figures)
+        sizes = (B, B * S, Hkv, group, Dh, ctx.axes, out.dtype)
+        call("heads_backward", out.device, *grads, strides, cos, sin, out, *sizes)
         return out, None, None, None

@@ -7,8 +7,10 @@ the CPU needs (csrc/cpu.h): no ABI of torch is met, so that one build serves eve
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +46,7 @@ _OF_CPU = {
 
 
 def obstacle(device_type: str) -> str | None:
-    """Why the kernels cannot run on devices of this type, or None."""
+    """Returns why the kernels cannot run on devices of this type, or None."""
     try:
         load(device_type)
     except FileNotFoundError:
@@ -59,7 +61,7 @@ def obstacle(device_type: str) -> str | None:
 
 
 def serves(*tensors: torch.Tensor) -> bool:
-    """Whether the CPU's kernels take the place of torch's operations on these, unasked: plain
+    """Returns whether the CPU's kernels take the place of torch's operations on these, unasked: plain
     tensors of a dtype that they have, in a process that runs each operation as it comes."""
     return (
         all(
@@ -73,7 +75,7 @@ def serves(*tensors: torch.Tensor) -> bool:
 
 @cache
 def load(device_type: str) -> ctypes.CDLL:
-    """The library of a device's kernels. FileNotFoundError or OSError where it is not to be had."""
+    """Returns the library of a device's kernels. FileNotFoundError or OSError where there is none."""
     path = Path(__file__).with_name(f"{device_type}.so")
     if not path.exists():
         raise FileNotFoundError(path)
@@ -81,7 +83,7 @@ def load(device_type: str) -> ctypes.CDLL:
 
 
 def open_library(path: Path, device_type: str) -> ctypes.CDLL:
-    """A library file with its functions' signatures. OSError where it lacks one."""
+    """Returns a library with its functions' signatures. OSError where it lacks one."""
     library = ctypes.CDLL(str(path))
     signatures = _SIGNATURES | (_OF_CPU if device_type == "cpu" else {})
     for name, letters in signatures.items():
@@ -95,13 +97,25 @@ def open_library(path: Path, device_type: str) -> ctypes.CDLL:
     return library
 
 
-def call(name: str, device: torch.device, *arguments) -> None:
-    """Runs a kernel on the device's current stream. Tensors become their addresses, dtypes codes.
+def operator(name: str, outputs: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates what runs a kernel: makes it a torch operator of this name. outputs: allocates its
+    results, unwritten, from the same arguments, which is all that happens to fake tensors."""
+
+    def register(function: Callable[..., Any]) -> Any:
+        made = torch.library.custom_op(f"megaarch::{name}", function, mutates_args=())
+        made.register_fake(outputs)
+        return made
+
+    return register
+
+
+def call(name: str, device: torch.device, *arguments: Any) -> None:
+    """Runs a kernel on the device's current stream. Tensors become their addresses, dtypes their codes
+    and lists of integers arrays.
 
     ValueError where there is no kernel for the arguments or it could not be launched.
     """
-    reason = obstacle(device.type)
-    if reason:
+    if reason := obstacle(device.type):
         raise UserError(f"model.fused_kernels: {reason}")
     library = load(device.type)
     plain = [_plain(x) for x in arguments]
@@ -113,17 +127,19 @@ def call(name: str, device: torch.device, *arguments) -> None:
         code = function(*plain, None)
     if code:
         reason = library.megaarch_error(code).decode()
-        shapes = [list(x.shape) for x in arguments if isinstance(x, torch.Tensor)]
-        dtypes = {str(x.dtype) for x in arguments if isinstance(x, torch.Tensor)}
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
         raise UserError(
-            f"model.fused_kernels: {name} on {device.type}: {reason}, given {shapes} of "
-            f"{', '.join(sorted(dtypes))}"
+            f"model.fused_kernels: {name} on {device.type}: {reason}, given "
+            f"{[list(x.shape) for x in tensors]} of "
+            f"{', '.join(sorted({str(x.dtype) for x in tensors}))}"
         )
 
 
-def _plain(argument):
+def _plain(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
         return _address(argument)
+    if isinstance(argument, list):
+        return (ctypes.c_int64 * len(argument))(*argument)
     return DTYPES[argument] if isinstance(argument, torch.dtype) else argument
 
 
@@ -140,5 +156,5 @@ def _address(x: torch.Tensor) -> int:
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a kernel's statistics and sums."""
+    """Returns the dtype of a kernel's statistics and sums."""
     return torch.promote_types(dtype, torch.float32)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megaarch.kernels.library import accumulator, call, serves
+from megaarch.kernels.library import accumulator, call, operator, serves
 
 # first-stage sums of the weight's gradient; CUDA: 4 blocks for each of 132 processors
 PARTIALS = {"cuda": 528, "cpu": 16}
@@ -39,24 +39,24 @@ def rms_norm(
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
+def _outputs(x, weight, epsilon):
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=accumulator(x.dtype))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), scale
+
+
 def _forward(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The result, and 1 / root mean square of each row [..., 1]."""
     x, weight = x.contiguous(), weight.contiguous()
-    out, scale = _shapes(x, weight, epsilon)
-    rows, width = scale.numel(), len(weight)
-    call("rms_norm_forward", x.device, x, weight, out, scale, rows, width, epsilon, x.dtype)
+    out, scale = _outputs(x, weight, epsilon)
+    sizes = (scale.numel(), len(weight), epsilon, x.dtype)
+    call("rms_norm_forward", x.device, x, weight, out, scale, *sizes)
     return out, scale
 
 
-_operator = torch.library.custom_op("megaarch::rms_norm", _forward, mutates_args=())
-
-
-@_operator.register_fake
-def _shapes(x, weight, epsilon):
-    scale = x.new_empty((*x.shape[:-1], 1), dtype=accumulator(x.dtype))
-    return torch.empty_like(x, memory_format=torch.contiguous_format), scale
+def _gradients(grad, x, weight, scale):
+    return tuple(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, weight))
 
 
 def _backward(
@@ -64,24 +64,17 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and weight."""
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
-    grad_x, grad_weight = _gradient_shapes(grad, x, weight, scale)
+    grads = _gradients(grad, x, weight, scale)
     rows, width = scale.numel(), len(weight)
     partials = max(1, min(rows, PARTIALS[x.device.type]))
-    scratch = scale.new_empty((partials, width))
-    figures = (scratch, partials, rows, width, x.dtype)
-    call("rms_norm_backward", x.device, grad, x, weight, scale, grad_x, grad_weight, *figures)
-    return grad_x, grad_weight
+    scratch = (scale.new_empty((partials, width)), partials)
+    tensors = (grad, x, weight, scale, *grads, *scratch)
+    call("rms_norm_backward", x.device, *tensors, rows, width, x.dtype)
+    return grads
 
 
-_backward_operator = torch.library.custom_op(
-    "megaarch::rms_norm_backward", _backward, mutates_args=()
-)
-
-
-@_backward_operator.register_fake
-def _gradient_shapes(grad, x, weight, scale):
-    plain = torch.contiguous_format
-    return torch.empty_like(x, memory_format=plain), torch.empty_like(weight, memory_format=plain)
+_operator = operator("rms_norm", _outputs)(_forward)
+_backward_operator = operator("rms_norm_backward", _gradients)(_backward)
 
 
 def _keep(ctx, inputs, output):

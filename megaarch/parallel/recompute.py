@@ -69,7 +69,7 @@ def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Calla
 @cache
 def kept() -> frozenset[str]:
     """Names of the operators. At import a plugin's kernels are not there yet."""
-    kernels = (getattr(kernel, "forward_operators", ()) for kernel in KERNELS.values())
+    kernels = (kernel.forward_operators for kernel in KERNELS.values())
     return frozenset((*PRODUCTS, ATTEND)).union(*kernels)
 
 

@@ -311,16 +311,16 @@ def _calls(
 def _count(parts: Parts) -> Calls:
     plan = sdpa_plan.build(parts, sdpa_plan.ACCELERATOR)
     total = Calls(0, 0, 0, 0, 0, plan.whole)
-    for group in plan.groups:
-        tiles, longest = len(group.q_lengths), int(group.q_lengths.max())
-        keys = int(group.k_lengths.max())
+    for call in plan.calls:
+        tiles, longest = len(call.q_lengths), int(call.q_lengths.max())
+        keys = int(call.k_lengths.max())
         pairs = tiles * longest * keys
         total = replace(
             total,
-            q=total.q + tiles * longest * isinstance(group.q, np.ndarray),
-            k=total.k + tiles * keys * isinstance(group.k, np.ndarray),
+            q=total.q + tiles * longest * isinstance(call.q, np.ndarray),
+            k=total.k + tiles * keys * isinstance(call.k, np.ndarray),
             out=total.out + tiles * longest,
             pairs=total.pairs + pairs,
-            masked=total.masked + pairs * group.masked,
+            masked=total.masked + pairs * call.masked,
         )
     return total

@@ -233,7 +233,7 @@ def test_rows_that_share_their_parts_are_not_copied(part):
 def test_short_packed_examples_share_calls():
     rows = [[causal(a, a + 16 - b, a, a + 16 - b) for a in range(0, 512, 16)] for b in range(3)]
     plan = sdpa.plan(Parts.of(rows, 512, 512))
-    assert len(plan.groups) <= 3
+    assert len(plan.calls) <= 3
 
 
 def test_a_warmed_plan_is_pickled_without_device_tensors(monkeypatch):

@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend
 from megaarch import config
 from megaarch.attention import (
     KERNELS,
+    AttentionInputs,
     Parts,
     RelativeBias,
     attend,
     causal,
     choose,
-    cudnn,
     dispatch,
     full,
     sdpa,
@@ -86,7 +86,7 @@ def shapes_of_cudnn(parts, calls):
     """What cuDNN is called with for these parts."""
     calls.clear()
     q, k, v, _ = tensors(parts, heads=1, key_heads=1, size=1)
-    cudnn.attend(q, k, v, parts, 1.0)
+    KERNELS["cudnn"].attend(AttentionInputs(q, k, v, parts))
     return set(calls)
 
 
@@ -206,7 +206,7 @@ def assert_limits_are_known(parts, machine, calls):
     for mode, gpu in MODES.items():
         machine.has(gpu)
         for name in set(KERNELS) - {"reference", "sdpa", "cpu"}:
-            reason = KERNELS[name].cannot_run(q, k, parts, None)
+            reason = KERNELS[name].cannot_run(AttentionInputs(q, k, k, parts))
             if name == "cudnn" and reason and ("top-left" in reason or "parts" in reason):
                 continue  # no call is planned at all
             limits = broken(name, parts, gpu, calls)
@@ -263,7 +263,8 @@ def test_documented_limits_in_adversarial_masks(name, machine, calls):
 def test_head_sizes(name, size, gpu, runs, machine):
     machine.has(gpu)
     parts = Parts.of([[causal(0, 128, 0, 128)]], 128, 128)
-    assert (KERNELS[name].cannot_run(*on_gpu(parts, size=size), parts, None) is None) == runs
+    q, k = on_gpu(parts, size=size)
+    assert (KERNELS[name].cannot_run(AttentionInputs(q, k, k, parts)) is None) == runs
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -283,8 +284,8 @@ def test_a_bias_in_deterministic_mode(machine):
     parts = Parts.of([[full(0, 64, 0, 64)]], 64, 64)
     q, k = on_gpu(parts)
     bias = RelativeBias(torch.zeros(32, 2), True)
-    assert "atomics" in KERNELS["flex"].cannot_run(q, k, parts, bias)
-    assert KERNELS["flex"].cannot_run(q, k, parts, None) is None
+    assert "atomics" in KERNELS["flex"].cannot_run(AttentionInputs(q, k, k, parts, bias=bias))
+    assert KERNELS["flex"].cannot_run(AttentionInputs(q, k, k, parts)) is None
     assert choose("auto", q, k, parts, bias)[0] == "sdpa"
 
 
@@ -296,23 +297,18 @@ def test_the_fallback_never_takes_cudnn(rows, key_heads, monkeypatch):
     kernel = sdpa.sdpa_kernel
     monkeypatch.setattr(sdpa, "sdpa_kernel", lambda x: allowed.append(list(x)) or kernel(x))
     parts = Parts.of(rows, 8, 8)
-    for call in sdpa.on_device(sdpa.plan(parts, "cuda"), parts, torch.device("cpu")):
-        group = call.group
+    for call in sdpa.plan(parts, "cuda").calls:
         q, k = (
             torch.empty(len(x), int(x.max()), heads, 8, dtype=torch.bfloat16, device="meta")
-            for x, heads in ((group.q_lengths, 4), (group.k_lengths, key_heads))
+            for x, heads in ((call.q_lengths, 4), (call.k_lengths, key_heads))
         )
         sdpa.run(call, q, k, k, None, 1.0, sdpa.BACKENDS)
     assert allowed and not any(SDPBackend.CUDNN_ATTENTION in backends for backends in allowed)
 
 
 def test_cudnn_gets_grouped_keys_as_they_are(calls, monkeypatch):
-    for name, value in (
-        ("DEVICES", ("cpu",)),
-        ("DTYPES", (torch.float64,)),
-        ("HEAD_SIZES", (8, 1)),
-    ):
-        monkeypatch.setattr(cudnn, name, value)
+    on_cpu = {"devices": ("cpu",), "dtypes": (torch.float64,), "head_sizes": (8, 1)}
+    monkeypatch.setitem(KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], **on_cpu))
     parts = Parts.of([prefix(3, 8)] * 2, 8, 8)
     attend(*tensors(parts, heads=6, key_heads=2)[:3], parts, kernel="cudnn")
     assert {(heads, key_heads) for *_, heads, key_heads, _ in calls} == {(6, 2)}

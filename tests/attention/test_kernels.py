@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from megaarch.attention import (
     KERNELS,
+    AttentionInputs,
     Parts,
     attend,
     causal,
     choose,
     cudnn,
-    cudnn_flex,
     cudnn_ragged,
     full,
     intervals,
@@ -71,9 +71,13 @@ def kernel(request, monkeypatch):
 @pytest.fixture
 def interval_library(monkeypatch):
     """cuDNN's flex attention, its stand-in, on the CPU."""
-    monkeypatch.setattr(cudnn_flex, "LIBRARY", StandIn(emulation.cudnn_flex))
-    monkeypatch.setattr(cudnn_flex, "PLANS", StandIn(emulation.cudnn_mask_plan))
-    monkeypatch.setattr(cudnn_flex, "cannot_run", lambda *arguments: None)
+    library = {
+        "package": StandIn(emulation.cudnn_flex),
+        "plans": StandIn(emulation.cudnn_mask_plan),
+    }
+    anywhere = {"devices": None, "dtypes": None, "head_sizes": None}
+    kernel = replace(KERNELS["cudnn_flex"], **library, **anywhere)
+    monkeypatch.setitem(KERNELS, "cudnn_flex", kernel)
 
 
 @pytest.fixture(params=[False, True])
@@ -87,9 +91,8 @@ def deterministic(request):
 @pytest.fixture
 def overlay(monkeypatch):
     """The cuDNN kernel on the CPU's own backend."""
-    monkeypatch.setattr(cudnn, "DEVICES", ("cpu",))
-    monkeypatch.setattr(cudnn, "DTYPES", (torch.float64,))
-    monkeypatch.setattr(cudnn, "HEAD_SIZES", (256, 1))
+    on_cpu = {"devices": ("cpu",), "dtypes": (torch.float64,), "head_sizes": (256, 1)}
+    monkeypatch.setitem(KERNELS, "cudnn", replace(KERNELS["cudnn"], **on_cpu))
 
 
 def assert_same(kernel, parts, *arguments, tolerance=1e-12, **options):
@@ -123,9 +126,10 @@ def test_cudnn_flex_equals_reference(name):
 @pytest.mark.usefixtures("interval_library")
 def test_cudnn_flex_plans_once_a_batch(monkeypatch):
     made = []
-    stand_in = cudnn_flex.PLANS.function
+    found = KERNELS["cudnn_flex"]
+    stand_in = found.plans.function
     count = StandIn(lambda *given, **options: made.append(1) or stand_in(*given, **options))
-    monkeypatch.setattr(cudnn_flex, "PLANS", count)
+    monkeypatch.setitem(KERNELS, "cudnn_flex", replace(found, plans=count))
     for _ in range(3):
         parts = Parts.of(*CASES["packed prefixes"])
         for _ in range(4):
@@ -213,9 +217,9 @@ def test_segments_of_whole_rows_are_not_gathered():
     assert causal_call.k.whole and causal_call.causal and not full_call.k.whole
     on_cpu = full_call.q.on(torch.device("cpu"))
     assert on_cpu.index().tolist() == [[*range(3), *range(64, 94)]]
-    assert full_call.q_starts.tolist() == [0, 3, 33] and full_call.q_longest == 30
-    assert causal_call.q_starts.tolist() == [0, 61, 95]
-    assert causal_call.k_starts.tolist() == [0, 64, 128]
+    assert full_call.q.starts.tolist() == [0, 3, 33] and full_call.q.longest == 30
+    assert causal_call.q.starts.tolist() == [0, 61, 95]
+    assert causal_call.k.starts.tolist() == [0, 64, 128]
     assert varlen.plan(Parts.of([[causal(0, 8, 0, 8)]] * 3, 8, 8)).whole
 
 
@@ -230,7 +234,7 @@ def test_keys_of_several_turns_are_repeated():
 def test_cudnn_overlay_equals_reference_or_says_why_not(name):
     parts = Parts.of(*CASES[name])
     arguments = tensors(parts)
-    obstacle = cudnn.cannot_run(*arguments[:2], parts, None)
+    obstacle = KERNELS["cudnn"].cannot_run(AttentionInputs(*arguments[:3], parts))
     if obstacle:
         crowded = max(len(parts.row(b)) for b in range(len(parts))) > cudnn.MOST_PARTS
         assert ("each can take a call" if crowded else "top-left") in obstacle
@@ -251,7 +255,7 @@ def test_cudnn_overlay_equals_reference_or_says_why_not(name):
 def test_cudnn_runs_what_has_no_mask(rows, runs):
     parts = Parts.of(rows, 40, 40)
     arguments = tensors(parts)
-    assert (cudnn.cannot_run(*arguments[:2], parts, None) is None) == runs
+    assert (KERNELS["cudnn"].cannot_run(AttentionInputs(*arguments[:3], parts)) is None) == runs
 
 
 @pytest.mark.usefixtures("overlay")
@@ -259,8 +263,8 @@ def test_cudnn_runs_what_has_no_mask(rows, runs):
 def test_the_overlay_wastes_what_is_published(share, waste):
     n = 4096
     parts = Parts.of([prefix(n // share, n)] * 2, n, n)
-    assert cudnn.cost(parts)[0] / parts.area() == pytest.approx(waste, abs=2e-3)
-    assert varlen.Kernel.cost(KERNELS["flash3"], parts) == (parts.area(), 2)
+    assert KERNELS["cudnn"].cost(parts)[0] / parts.area() == pytest.approx(waste, abs=2e-3)
+    assert KERNELS["flash3"].cost(parts) == (parts.area(), 2)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -79,9 +79,9 @@ def test_rows_added_for_a_graph_have_segments_of_their_own(received, monkeypatch
 def test_equal_prefixes_are_one_call(count):
     n = 256
     rows = [prefix(90, n)] * count + [prefix(30, n)]
-    groups = sdpa_plan.build(Parts.of(rows, n, n), cudnn.EXACT).groups
+    planned = sdpa_plan.build(Parts.of(rows, n, n), cudnn.EXACT).calls
     calls = sorted(
-        (len(g.q_lengths), int(g.q_lengths.max()), int(g.k_lengths.max())) for g in groups
+        (len(c.q_lengths), int(c.q_lengths.max()), int(c.k_lengths.max())) for c in planned
     )
     assert calls == sorted([(count + 1, n, n), (count, 90, 90), (1, 30, 30)])
 

@@ -4,12 +4,13 @@ those of the stand-ins. No library is imported: most want a GPU for that."""
 import ast
 import importlib.util
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from megaarch.attention import KERNELS, Parts, cudnn_flex, varlen
+from megaarch.attention import KERNELS, AttentionInputs, Parts
 from tests.attention import emulation
 from tests.attention.cases import prefix
 from tests.attention.test_attend import tensors
@@ -35,7 +36,7 @@ LIBRARIES = {  # stand-in, top module, file below it, function
 }
 
 
-def calls(name, monkeypatch):
+def calls(name):
     """[(arguments, options)] of our calls, which run on the stand-in."""
     made, stand_in = [], LIBRARIES[name][0]
 
@@ -45,19 +46,16 @@ def calls(name, monkeypatch):
 
     parts = Parts.of([prefix(p, 12) for p in (0, 5, 12)], 12, 12)
     q, k, v, _ = tensors(parts)
-    if name.startswith("cudnn_flex"):
-        functions = {"LIBRARY": emulation.cudnn_flex, "PLANS": emulation.cudnn_mask_plan}
-        for attribute, function in functions.items():
-            mine = record if function is stand_in else function
-            monkeypatch.setattr(cudnn_flex, attribute, StandIn(mine))
-        cudnn_flex.attend(q, k, v, parts, 1.0)
-        return made
     record.__signature__ = inspect.signature(stand_in)
-    run = KERNELS[name].call(record)
-    move = varlen.on_device(parts, torch.device("cpu"), False)
-    taken = [move.take(x, side) for x, side in zip((q, k, v), "qkk", strict=True)]
-    for call, *rows in zip(move.calls, *taken, strict=True):
-        run(*(x.flatten(0, 1) for x in rows), call, 1.0)
+    functions = {"package": stand_in}
+    if name.startswith("cudnn_flex"):
+        functions = {"package": emulation.cudnn_flex, "plans": emulation.cudnn_mask_plan}
+    libraries = {
+        field: StandIn(record if function is stand_in else function)
+        for field, function in functions.items()
+    }
+    kernel = replace(KERNELS[name.partition("'")[0]], **libraries)
+    kernel.attend(AttentionInputs(q, k, v, parts))
     return made
 
 
@@ -96,10 +94,10 @@ def signature(path, name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_our_calls_fit_the_installed_library(name, monkeypatch):
+def test_our_calls_fit_the_installed_library(name):
     stand_in, *_, function = LIBRARIES[name]
     theirs = signature(source(name), function)
-    made = calls(name, monkeypatch)
+    made = calls(name)
     assert made
     for arguments, options in made:
         bound = theirs.bind(*arguments, **options).arguments
@@ -108,8 +106,8 @@ def test_our_calls_fit_the_installed_library(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_our_calls_fit_the_recorded_signature(name, monkeypatch):
-    for arguments, options in calls(name, monkeypatch):
+def test_our_calls_fit_the_recorded_signature(name):
+    for arguments, options in calls(name):
         inspect.signature(LIBRARIES[name][0]).bind(*arguments, **options)
         assert all(isinstance(x, torch.Tensor) for x in arguments[:3])
 

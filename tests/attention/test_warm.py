@@ -56,16 +56,16 @@ def in_step(monkeypatch, pins):
 def put_on_device(name, parts, dtype, fused_rows=False):
     """What a kernel derives from its plan on the device, ahead of its first call."""
     kernel = KERNELS[name]
-    if isinstance(kernel, varlen.Kernel):
+    if isinstance(kernel, varlen.VarlenKernel):
         varlen.on_device(parts, DEVICE, fused_rows)
     elif name in ("cudnn", "sdpa"):
         plan = cudnn.plan(parts) if name == "cudnn" else sdpa.plan(parts, "cuda")
-        for call in sdpa.on_device(plan, parts, DEVICE):
+        for call in sdpa.on_device(plan, parts, DEVICE).calls:
             call.mask(dtype)
     else:
         tensors(intervals(parts), DEVICE)
         if name == "flex":
-            kernel._mask(parts, DEVICE)
+            kernel.mask(parts, DEVICE)
 
 
 def batch_of(raw, preset, **given):
@@ -117,12 +117,13 @@ def test_pinned_plans_are_what_they_were(pins):
     rows = [prefix(p, 300) for p in (10, 250, 300)]
     mine, plain = (warm(Parts.of(rows, 300, 300), "cuda", "sdpa") for _ in range(2))
     mine.pin_memory()
-    assert len(sdpa.plan(mine, "cuda").groups) == len(sdpa.plan(plain, "cuda").groups) > 0
-    pairs = zip(
-        *(sdpa.on_device(sdpa.plan(x, "cuda"), x, torch.device("cpu")) for x in (mine, plain)),
-        strict=True,
+    found, wanted = (
+        sdpa.on_device(sdpa.plan(x, "cuda"), x, torch.device("cpu")) for x in (mine, plain)
     )
-    for a, b in pairs:
+    assert len(found.calls) == len(wanted.calls) > 0
+    for a, b, (to, source), (its_to, its_source) in zip(
+        found.calls, wanted.calls, found.targets, wanted.targets, strict=True
+    ):
         assert torch.equal(a.mask(torch.float32), b.mask(torch.float32))
-        for x, y in ((a.q, b.q), (a.k, b.k), (a.put[0], b.put[0]), (a.put[1], b.put[1])):
+        for x, y in ((a.q, b.q), (a.k, b.k), (to, its_to), (source, its_source)):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y

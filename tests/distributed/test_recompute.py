@@ -202,15 +202,11 @@ class StandIn:
         forward.register_autograd(backward, setup_context=keep)
         self.forward = forward
 
-    def call(self, _):
-        """As varlen.Call: here of rows that are whole and alike."""
-
-        def run(q, k, v, segments, scale):
-            rows = len(segments.q_starts) - 1
-            stacked = (x.unflatten(0, (rows, -1)) for x in (q, k, v))
-            return self.forward(*stacked, scale, segments.causal).flatten(0, 1)
-
-        return run
+    def run(self, _, q, k, v, call, scale):
+        """As varlen.Run: here of rows that are whole and alike."""
+        rows = len(call.q.starts) - 1
+        stacked = (x.unflatten(0, (rows, -1)) for x in (q, k, v))
+        return self.forward(*stacked, scale, call.causal).flatten(0, 1)
 
 
 def attention(q, k, v, scale, causal):
@@ -227,7 +223,7 @@ def test_selective_keeps_what_a_librarys_own_operator_gave(kernel, tiny, prepare
     rows = Rows(given.model, given.data, prepared, 0)
     steps = Steps(rows, global_batch_size=4, micro_batch_size=4, kernel=kernel)
     stand_in = StandIn(KERNELS[kernel].forward_operators[0])
-    here = {"devices": ("cpu",), "dtypes": (torch.float32,), "call": stand_in.call}
+    here = {"devices": ("cpu",), "dtypes": (torch.float32,), "run": stand_in.run}
     package = Package("a stand-in", "", "math", "sqrt")
     monkeypatch.setitem(KERNELS, kernel, replace(KERNELS[kernel], package=package, **here))
     wanted, *_ = run(given, steps[0][0], "none")
@@ -245,9 +241,7 @@ def test_selective_keeps_what_a_librarys_own_operator_gave(kernel, tiny, prepare
 
 def test_the_operators_that_kernels_name_are_torchs_where_they_are():
     KERNELS["torch_varlen"].package.load()  # registers its operators
-    named = {
-        name for kernel in KERNELS.values() for name in getattr(kernel, "forward_operators", ())
-    }
+    named = {name for kernel in KERNELS.values() for name in kernel.forward_operators}
     assert named < recompute.kept()
     for namespace, operator in (name.split("::") for name in recompute.kept()):
         if namespace in ("aten", "torch_attn"):

@@ -56,7 +56,7 @@ def losses(rows, known, columns, dtype, device="cpu", first=0, biased=True):
     target = torch.randint(0, first + known + 9, (rows,), generator=g).to(device) - first
     target[target >= known] = known if known < columns else columns + 3  # padding: nobody's target
     text = (torch.arange(columns) % 3 > 0).to(device)
-    found = cross_entropy.figures(logits, bias, target, text, known)
+    found = cross_entropy.log_sums(logits, bias, target, text, known)
     whole = logits.double() + (0 if bias is None else bias.double())
     whole[:, known:] = float("-inf")
     held = (target >= 0) & (target < known)
@@ -98,7 +98,7 @@ def strided(shape, dtype, device="cpu"):
     return whole.detach()[:, :, :, 1]
 
 
-def random_sides(rng: np.random.Generator, rows: int, count: int):
+def random_segments(rng: np.random.Generator, rows: int, count: int):
     """Segments of flat rows, which may overlap, as (first, lengths)."""
     first = rng.integers(0, rows, count)
     return first, np.array([rng.integers(0, rows - f + 1) for f in first])

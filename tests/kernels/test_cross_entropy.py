@@ -24,7 +24,7 @@ def test_a_rank_that_holds_only_padding_adds_nothing():
     target = torch.tensor([-4, 1])
     text = torch.ones(3, dtype=torch.bool)
     logits = torch.randn(2, 3)
-    found = cross_entropy.figures(logits, None, target, text, 0)
+    found = cross_entropy.log_sums(logits, None, target, text, 0)
     assert (found == float("-inf")).all()
     ones = torch.ones(2)
     gradient = cross_entropy.gradient(logits, None, target - 9, ones, ones, ones, 0)
@@ -33,7 +33,7 @@ def test_a_rank_that_holds_only_padding_adds_nothing():
 
 def test_logits_far_apart_do_not_overflow():
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]])
-    found = cross_entropy.figures(logits, None, torch.tensor([0, 0]), None, 3)
+    found = cross_entropy.log_sums(logits, None, torch.tensor([0, 0]), None, 3)
     assert found.tolist() == [[1e4, 1e4], [1e4, -1e4]]
 
 
@@ -42,7 +42,7 @@ def test_logits_far_apart_do_not_overflow():
 def test_a_bias_of_another_dtype(logits_dtype, bias_dtype):
     logits = torch.randn(3, 40).to(logits_dtype)
     bias, target = torch.randn(40).to(bias_dtype), torch.tensor([0, 7, 39])
-    found = cross_entropy.figures(logits, bias, target, None, 40)
+    found = cross_entropy.log_sums(logits, bias, target, None, 40)
     wanted = (logits.double() + bias.double()).logsumexp(1)
     torch.testing.assert_close(found[0].double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -50,7 +50,7 @@ def test_a_bias_of_another_dtype(logits_dtype, bias_dtype):
 def test_not_a_number_reaches_the_loss():
     logits = torch.zeros(2, 4)
     logits[1, 2] = float("nan")
-    found = cross_entropy.figures(logits, None, torch.tensor([0, 0]), None, 4)[0]
+    found = cross_entropy.log_sums(logits, None, torch.tensor([0, 0]), None, 4)[0]
     assert found.isnan().tolist() == [False, True]
 
 

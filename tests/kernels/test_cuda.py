@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention import Parts, attend, fused_rows, warm
-from megaarch.attention.rows import Ranges
+from megaarch.attention import Parts, attend, fused_gather, warm
+from megaarch.attention.fused_gather import Pieces
+from megaarch.attention.gather import Segments
 from megaarch.kernels import library
 from megaarch.kernels.rms_norm import rms_norm
 from tests.attention.test_attend import tensors
@@ -19,7 +20,7 @@ from tests.kernels.problems import (
     losses,
     norms,
     off,
-    random_sides,
+    random_segments,
     strided,
     whole_loss,
 )
@@ -78,20 +79,18 @@ def test_whole_loss(count):
 def test_rows(size, dtype):
     rng = np.random.default_rng(0)
     x = strided((3, 50, 4, size), dtype, "cuda")
-    sides = []
+    gathers = []
     for _ in range(2):
-        first, lengths = random_sides(rng, 150, 9)
-        starts = np.concatenate(([0], np.cumsum(lengths)))
-        sides.append(Ranges(first, starts.astype(np.int32), int(starts[-1]), False))
-    cut = fused_rows.pieces(sides, 150).on(x.device)
-    sides = [side.on(x.device) for side in sides]
-    taken = [fused_rows.take(x.flatten(0, 1), s.first, s.starts, s.total) for s in sides]
-    for side, found in zip(sides, taken):
-        assert torch.equal(found, x.flatten(0, 1)[side.index()[0]])
-    added = fused_rows.add(taken, cut.bounds, cut.readers, cut.origin, 150)
+        gathers.append(Segments.of(*random_segments(rng, 150, 9), rows=-1))
+    pieces = Pieces.of(gathers, 150).on(x.device)
+    gathers = [rows.on(x.device) for rows in gathers]
+    taken = [fused_gather.gather(x.flatten(0, 1), s.first, s.starts, s.total) for s in gathers]
+    for rows, found in zip(gathers, taken):
+        assert torch.equal(found, x.flatten(0, 1)[rows.index()[0]])
+    added = fused_gather.add_up(taken, pieces.bounds, pieces.readers, pieces.origin, 150)
     wanted = torch.zeros(150, 4, size, dtype=torch.float64, device="cuda")
-    for side, found in zip(sides, taken):
-        wanted.index_add_(0, side.index()[0], found.double())
+    for rows, found in zip(gathers, taken):
+        wanted.index_add_(0, rows.index()[0], found.double())
     assert off([added], [wanted]) < TOLERANCE[dtype]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention import sdpa
+from megaarch.attention.sdpa import SdpaKernel
 from tools.throughput import attention, masks
 
 DEVICE = torch.device("cpu")
@@ -81,16 +81,16 @@ class Ticks:
 
 def test_building_a_plan_for_a_shape_has_a_column_of_its_own(monkeypatch):
     """A kernel that takes 1 ms forward and builds for 50 ms whenever its shape is new."""
-    known, areas, right = set(), [], sdpa.attend
+    known, areas, right = set(), [], SdpaKernel.attend
 
-    def attend(q, k, v, parts, *rest):
-        shape = parts.table.tobytes()
+    def attend(kernel, inputs):
+        shape = inputs.parts.table.tobytes()
         Ticks.now += 1e-3 + (0.0 if shape in known else 50e-3)
         known.add(shape)
-        areas.append(parts.area())
-        return right(q, k, v, parts, *rest)
+        areas.append(inputs.parts.area())
+        return right(kernel, inputs)
 
-    monkeypatch.setattr(sdpa, "attend", attend)
+    monkeypatch.setattr(SdpaKernel, "attend", attend)
     monkeypatch.setattr(attention, "Clock", Ticks)
     monkeypatch.setattr(torch.autograd, "grad", _ticking(torch.autograd.grad))
     monkeypatch.setattr(attention, "_check", lambda *_: None)
@@ -122,12 +122,12 @@ def test_batches_that_a_kernel_refuses_are_counted_and_the_rest_timed(monkeypatc
     ]
     refused = [n % 3 == 0 for n in range(9)]
 
-    def cannot_run(q, k, parts, bias):
-        if parts.row(0) in [row for row, out in zip(lengths, refused, strict=True) if out]:
+    def cannot_run(kernel, inputs):
+        if inputs.parts.row(0) in [row for row, out in zip(lengths, refused, strict=True) if out]:
             return "one key is too few"
         return None
 
-    monkeypatch.setattr(sdpa, "cannot_run", cannot_run)
+    monkeypatch.setattr(SdpaKernel, "cannot_run", cannot_run)
     found = results(["prefix_random"], ["sdpa"], repetitions=7)["prefix_random", "sdpa"]
     assert found["forward"]["repetitions"] == 7 - sum(refused[attention.WARM_UP :])
     ((reason, count),) = found["refused"].items()
@@ -135,7 +135,7 @@ def test_batches_that_a_kernel_refuses_are_counted_and_the_rest_timed(monkeypatc
 
 
 def test_a_kernel_that_takes_no_batch_is_skipped_with_its_reason(monkeypatch):
-    monkeypatch.setattr(sdpa, "cannot_run", lambda *_: "no such luck")
+    monkeypatch.setattr(SdpaKernel, "cannot_run", lambda *_: "no such luck")
     found = results(["prefix_random"], ["sdpa", "reference"])
     assert "no such luck" in found["prefix_random", "sdpa"]["skipped"]
     assert found["prefix_random", "reference"]["forward"]["repetitions"] == 3
@@ -143,18 +143,18 @@ def test_a_kernel_that_takes_no_batch_is_skipped_with_its_reason(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["nan", "error"])
 def test_a_fault_in_a_later_batch_is_reported_and_the_rest_runs(fault, monkeypatch):
-    right, count = sdpa.attend, 0
+    right, count = SdpaKernel.attend, 0
 
-    def attend(q, *rest):
+    def attend(kernel, inputs):
         nonlocal count
         count += 1
         if count < 6:  # checked and run twice, and the first rounds are right
-            return right(q, *rest)
+            return right(kernel, inputs)
         if fault == "error":
             raise RuntimeError("no plan for this length\nstack")
-        return right(q, *rest) * float("nan")
+        return right(kernel, inputs) * float("nan")
 
-    monkeypatch.setattr(sdpa, "attend", attend)
+    monkeypatch.setattr(SdpaKernel, "attend", attend)
     found = results(["prefix_random"], ["sdpa", "reference"])
     wanted = {
         "nan": "sdpa failed with FloatingPointError: output is not finite",

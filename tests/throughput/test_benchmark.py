@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention import sdpa
+from megaarch.attention.sdpa import SdpaKernel
 from megaarch.kernels import library
 from tools.throughput import command, fused, masks, timing, training
 
@@ -48,8 +48,8 @@ def test_attention_times_every_mask_against_causal(tmp_path):
 
 
 def test_a_wrong_kernel_gets_no_time(tmp_path, monkeypatch):
-    right = sdpa.attend
-    monkeypatch.setattr(sdpa, "attend", lambda *a, **o: right(*a, **o) * 1.01)
+    right = SdpaKernel.attend
+    monkeypatch.setattr(SdpaKernel, "attend", lambda *a, **o: right(*a, **o) * 1.01)
     code, found = run(tmp_path, *ATTENTION, "--masks", "causal", "--kernels", "sdpa")
     assert code == 1
     (result,) = found["results"]
@@ -61,7 +61,7 @@ def test_a_kernel_that_fails_costs_its_own_time_only(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no image for this device\nand more")
 
-    monkeypatch.setattr(sdpa, "attend", fail)
+    monkeypatch.setattr(SdpaKernel, "attend", fail)
     code, found = run(tmp_path, *ATTENTION, "--masks", "causal", "--kernels", "sdpa", "reference")
     assert code == 1
     first, second = found["results"]

@@ -22,10 +22,11 @@ class Break(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "tools.throughput.attention":
             sys.meta_path.remove(self)
-            from megaarch.attention import cpu, sdpa
+            from megaarch.attention.cpu import CpuKernel
+            from megaarch.attention.sdpa import SdpaKernel
             def crash(*_): os.kill(os.getpid(), signal.SIGSEGV)
             def fail(*_, **__): raise RuntimeError("no image for this device")
-            cpu.attend, sdpa.attend = crash, fail
+            CpuKernel.attend, SdpaKernel.attend = crash, fail
 
 sys.meta_path.insert(0, Break())
 """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megaarch.attention import KERNELS, Parts, reference
+from megaarch.attention import KERNELS, Parts, attend
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of a norm
 
@@ -32,7 +32,7 @@ def fault(
         x.detach()[row : row + 1, :, h].double().requires_grad_()
         for x, h in zip((q, k, v), heads, strict=True)
     ]
-    out = reference.attend(*mine, one, q.shape[-1] ** -0.5)
+    out = attend(*mine, one, kernel="reference")
     grad = output_grad[row : row + 1, :, :group].double()
     expected = (out, *torch.autograd.grad(out, mine, grad))
     for name, a, b, h in zip(
@@ -47,7 +47,7 @@ def fault(
 
 def impostor(kernel: str, operators: list[str]) -> str | None:
     """What is wrong with the operators that ran for a kernel, or None."""
-    expected = getattr(KERNELS[kernel], "operators", None)
+    expected = KERNELS[kernel].operators
     if expected and not any(re.search(expected, name, re.IGNORECASE) for name in operators):
         return f"{kernel} was asked for and {', '.join(operators)} ran"
     return None

@@ -91,19 +91,19 @@ def gathered(
     parts = masks.draw(mask, max(1, tokens // length), length, np.random.default_rng(0))
     x = torch.randn(len(parts), length, width // 64, 64, device=device, dtype=dtype)
     x = x.requires_grad_()
-    sides = [call.k for call in varlen.plan(parts).calls]
+    calls = [call.k for call in varlen.plan(parts).calls]
     grads = [
-        torch.randn((1, side.total, *x.shape[2:]), device=device, dtype=dtype) for side in sides
+        torch.randn((1, keys.total, *x.shape[2:]), device=device, dtype=dtype) for keys in calls
     ]
 
     def pair(fused: bool, x=x, grads=grads):
-        move = varlen.on_device(parts, device, fused)
+        rows = varlen.on_device(parts, device, fused)
 
         def backward(out):
             shaped = [g.view(o.shape) for g, o in zip(grads, out, strict=True)]
             return torch.autograd.grad(out, x, shaped)
 
-        return lambda: move.take(x, "k"), backward
+        return lambda: rows.gather(x, "k"), backward
 
     forward, backward = pair(
         False, x.detach().double().requires_grad_(), [g.double() for g in grads]
@@ -111,8 +111,8 @@ def gathered(
     out = forward()
     wanted = (*out, *backward(out))
     row = width * x.itemsize
-    moved = sum(2 * side.total for side in sides if not side.whole)
-    read = sum(side.total for side in sides)
+    moved = sum(2 * keys.total for keys in calls if not keys.whole)
+    read = sum(keys.total for keys in calls)
     both = (moved * row, (read + len(parts) * length) * row)
     return Problem(f"rows, {mask}", {"torch": pair(False), "fused": pair(True)}, wanted, both)
 

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.attention import KERNELS, Parts, fused_rows, varlen, warm
-from megaarch.attention.rows import Ranges
+from megaarch.attention import KERNELS, Parts, fused_gather, varlen, warm
+from megaarch.attention.fused_gather import Pieces
+from megaarch.attention.gather import Segments
 from tests.attention import emulation
 from tests.attention.cases import CASES
 from tests.attention.test_attend import run, tensors, unread
 from tests.attention.test_kernels import StandIn, assert_same
-from tests.kernels.problems import REASON, random_sides, strided
+from tests.kernels.problems import REASON, random_segments, strided
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 CPU = torch.device("cpu")
@@ -29,40 +30,40 @@ def kernel(monkeypatch):
     return "flash2"
 
 
-def ranges(first, lengths):
-    starts = np.concatenate(([0], np.cumsum(lengths)))
-    return Ranges(first, starts.astype(np.int32), int(starts[-1]), False)
+def segments(first, lengths):
+    """Some of the rows of a tensor."""
+    return Segments.of(first, lengths, rows=-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_take_is_indexing_whatever_the_strides(dtype):
+def test_gather_is_indexing_whatever_the_strides(dtype):
     x = strided((2, 5, 3, 7), dtype)
-    side = ranges(np.array([8, 0, 3, 3]), np.array([2, 0, 4, 1])).on(CPU)
-    found = fused_rows.take(x.flatten(0, 1), side.first, side.starts, side.total)
+    rows = segments(np.array([8, 0, 3, 3]), np.array([2, 0, 4, 1])).on(CPU)
+    found = fused_gather.gather(x.flatten(0, 1), rows.first, rows.starts, rows.total)
     assert torch.equal(found, x.flatten(0, 1)[[8, 9, 3, 4, 5, 6, 3]])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 9), calls=st.sampled_from((1, 2)))
-def test_add_is_the_transpose_of_takes(seed, count, calls):
+def test_add_up_is_the_transpose_of_gathers(seed, count, calls):
     rng = np.random.default_rng(seed)
-    sides = [ranges(*random_sides(rng, 12, count)) for _ in range(calls)]
-    cut = fused_rows.pieces(sides, 12).on(CPU)
-    given = [torch.randn(side.total, 2, 3, dtype=torch.float64) for side in sides]
-    found = fused_rows.add(given, cut.bounds, cut.readers, cut.origin, 12)
+    gathers = [segments(*random_segments(rng, 12, count)) for _ in range(calls)]
+    pieces = Pieces.of(gathers, 12).on(CPU)
+    given = [torch.randn(rows.total, 2, 3, dtype=torch.float64) for rows in gathers]
+    found = fused_gather.add_up(given, pieces.bounds, pieces.readers, pieces.origin, 12)
     wanted = torch.zeros(12, 2, 3, dtype=torch.float64)
-    for side, x in zip(sides, given):
-        wanted.index_add_(0, side.on(CPU).index()[0], x)
+    for rows, x in zip(gathers, given):
+        wanted.index_add_(0, rows.on(CPU).index()[0], x)
     torch.testing.assert_close(found, wanted)
 
 
 def test_sums_are_in_fp32():
     """A thousand readers of one row, each too small to count in bf16."""
-    side = ranges(np.zeros(1000, dtype=np.int64), np.ones(1000, dtype=np.int64))
-    cut = fused_rows.pieces([side], 1).on(CPU)
+    rows = segments(np.zeros(1000, dtype=np.int64), np.ones(1000, dtype=np.int64))
+    pieces = Pieces.of([rows], 1).on(CPU)
     given = torch.full((1000, 1, 4), 1 / 256, dtype=torch.bfloat16)
     given[0] = 8
-    found = fused_rows.add([given], cut.bounds, cut.readers, cut.origin, 1)
+    found = fused_gather.add_up([given], pieces.bounds, pieces.readers, pieces.origin, 1)
     assert torch.equal(found, torch.full((1, 1, 4), 8 + 999 / 256).to(torch.bfloat16))
 
 
@@ -92,21 +93,19 @@ def test_a_batch_in_which_nothing_is_seen_is_planned(kernel):
 
 
 def test_torchs_kernels_are_not_called(kernel, monkeypatch):
-    monkeypatch.setattr(varlen, "Take", None)
-    monkeypatch.setattr(varlen, "Put", None)
+    monkeypatch.setattr(varlen, "IndexGather", None)
     parts = Parts.of(*CASES["packed prefixes"])
     assert_same(kernel, parts, *tensors(parts), fused_rows=True)
-    assert KERNELS[kernel].fused_rows is False
 
 
 def test_the_operators_keep_torchs_contract():
     x = torch.randn(6, 2, 3)
-    side = ranges(np.array([4, 0]), np.array([2, 3]))
-    cut, side = fused_rows.pieces([side], 6).on(CPU), side.on(CPU)
+    rows = segments(np.array([4, 0]), np.array([2, 3]))
+    pieces, rows = Pieces.of([rows], 6).on(CPU), rows.on(CPU)
     given = (torch.randn(5, 2, 3),)
     for operator, arguments in (
-        ("rows_take", (x, side.first, side.starts, side.total)),
-        ("rows_add", (given, cut.bounds, cut.readers, cut.origin, 6)),
+        ("rows_take", (x, rows.first, rows.starts, rows.total)),
+        ("rows_add", (given, pieces.bounds, pieces.readers, pieces.origin, 6)),
     ):
         packet = getattr(torch.ops.megaarch, operator).default
         assert set(torch.library.opcheck(packet, arguments).values()) == {"SUCCESS"}

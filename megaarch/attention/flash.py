@@ -1,0 +1,113 @@
+"""FlashAttention: 2 (Dao 2023; Ampere and later), 3 (Shah et al. 2024, built from flash-attention's
+`hopper` folder; Hopper only) and 4 (CuTe, compiled at first use; Hopper and later)."""
+
+import torch
+
+from megaarch.attention.gpu import Gpu
+from megaarch.attention.package import Package
+from megaarch.attention.parts import Parts
+from megaarch.attention.varlen import VarlenCall, VarlenKernel
+
+FUNCTION = "flash_attn_varlen_func"
+# packed causal rows, 8k, head size 128, H100; docs/kernels.md
+TFLOPS_2 = (335.0, 335.0)  # forward and backward together (Dao 2023, section 4.1)
+TFLOPS_3 = (486.0, 321.0)
+SMALL = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))  # capabilities with less shared memory
+
+
+def run(
+    flash_attn_varlen_func,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    call: VarlenCall,
+    scale: float,
+) -> torch.Tensor:
+    """As flash-attn 2.6 and later, flash-attention's `hopper` and flash-attn-4 4.0.0b36 take it. The
+    last, and early builds of 3, return the log-sum-exp as well."""
+    out = flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q=call.q.starts,
+        cu_seqlens_k=call.k.starts,
+        max_seqlen_q=call.q.longest,
+        max_seqlen_k=call.k.longest,
+        softmax_scale=scale,
+        causal=call.causal,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return out[0] if isinstance(out, tuple) else out
+
+
+def limit_2(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Of FlashAttention-2, torch's copy of it too (sdp_utils.cpp of torch 2.11 to 2.13)."""
+    if 192 < head_size <= 224 and gpu.capability in SMALL:
+        major, minor = gpu.capability
+        return (
+            f"its backward at compute capability {major}.{minor} takes no head size of 193 to 224"
+        )
+    return None
+
+
+def limit_3(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Its deterministic backward is tested up to head size 192 (flash-attention, pull request 1893;
+    builds of 2025 before that ignore the wish)."""
+    if gpu.deterministic and head_size > 192:
+        return f"its deterministic backward takes head sizes up to 192, not {head_size}"
+    return None
+
+
+def limit_4(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
+    """Of flash-attn-4 4.0.0b36 (its interface.py)."""
+    if gpu.deterministic and gpu.capability[0] == 12:
+        return "it has no deterministic backward at compute capability 12.x"
+    return None
+
+
+FLASH2 = VarlenKernel(
+    "flash2",
+    run=run,
+    package=Package(
+        "flash-attn",
+        "pip install flash-attn --no-build-isolation builds it with nvcc",
+        "flash_attn",
+        FUNCTION,
+    ),
+    limit=limit_2,
+    tflops=TFLOPS_2,
+    operators="flash",
+    forward_operators=("flash_attn::_flash_attn_varlen_forward",),
+)
+FLASH3 = VarlenKernel(
+    "flash3",
+    run=run,
+    package=Package(
+        "FlashAttention-3",
+        "build it from github.com/Dao-AILab/flash-attention, folder hopper",
+        "flash_attn_interface",
+        FUNCTION,
+        capability=(9, 0),
+        last=9,
+    ),
+    limit=limit_3,
+    tflops=TFLOPS_3,
+    operators="flash|hopper",
+    # the second of builds whose Python calls the C++ operator itself
+    forward_operators=("flash_attn_3::_flash_attn_forward", "flash_attn_3::fwd"),
+)
+FLASH4 = VarlenKernel(
+    "flash4",
+    run=run,
+    package=Package(
+        "flash-attn-4",
+        "pip install --pre flash-attn-4",
+        "flash_attn.cute",
+        FUNCTION,
+        capability=(9, 0),
+        last=12,
+    ),
+    head_sizes=(128, 8),
+    limit=limit_4,
+    operators="flash",
+)

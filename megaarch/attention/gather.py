@@ -1,0 +1,164 @@
+"""Rows gathered into a kernel's calls, and the calls' results scattered to the rows of the output.
+
+Two implementations: `IndexGather` here, by torch's index kernels and an index of each row; and
+fused_gather.py, by kernels of our own that take segments. Nothing waits for the device.
+
+Letters of shapes: docs/shapes.md.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from megaarch.attention.plan import to_device
+
+Rows = tuple[slice, slice] | torch.Tensor  # batch and row ranges, or int64 flat rows [G, Q or K]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Segments of flat rows, one after the other: the T rows of a variable-length call.
+
+    first: int64 [N], a segment's first row. starts: int32 [N + 1], where segments start among the T
+    rows, and T. total: T, on the host. whole: they are all rows of a tensor in order. longest: rows of
+    the longest segment.
+    """
+
+    first: Any
+    starts: Any
+    total: int
+    whole: bool
+    longest: int
+
+    @classmethod
+    def of(cls, first: np.ndarray, lengths: np.ndarray, rows: int) -> "Segments":
+        """On the host. rows: of the tensor."""
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        total = int(starts[-1])
+        whole = total == rows and bool((first == starts[:-1]).all())
+        return cls(first, starts.astype(np.int32), total, whole, int(lengths.max()))
+
+    def on(self, device: torch.device) -> "Segments":
+        first, starts = (to_device(x, device) for x in (self.first, self.starts))
+        return replace(self, first=first, starts=starts)
+
+    def index(self) -> torch.Tensor:
+        """Returns the flat rows, int64 [1, T], made where `first` and `starts` are tensors."""
+        offset, lengths = self.first - self.starts[:-1], self.starts.diff()
+        here = torch.arange(self.total, device=offset.device)
+        return (here + offset.repeat_interleave(lengths, output_size=self.total))[None]
+
+
+@dataclass(frozen=True)
+class Gather(ABC):
+    """Moves rows into the calls of a plan and out again, on one device. calls: the plan's, there."""
+
+    calls: tuple[Any, ...]
+
+    @abstractmethod
+    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
+        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. side: "q", or "k" for keys
+        and values. Gradients of a row that several calls read are added up."""
+
+    @abstractmethod
+    def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+        """Returns the calls' results as rows of one tensor, zero where no call writes."""
+
+
+@dataclass(frozen=True)
+class IndexGather(Gather):
+    """rows: of each call, by side. targets: of each call, where results go: `(slices, skip)`, or
+    `(to, source)`, flat rows of output and result; source None is all of it. filled: the calls write
+    every row of the output. once: no query is read twice."""
+
+    rows: dict[str, list[Rows]]
+    targets: list[tuple[Any, Any]]
+    filled: bool
+    once: bool = False
+
+    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
+        return _Gather.apply(x_BSHDh, self.rows[side], self.once and side == "q")
+
+    def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+        return _Scatter.apply(self.targets, shape, self.filled, *results)
+
+
+def gather_rows(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Returns rows of x [B, S, ...] as [G, Q or K, ...]."""
+    if isinstance(rows, tuple):
+        return x[rows]
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BSHDh, calls_rows, once):
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.shape, ctx.once = calls_rows, x_BSHDh.shape, once
+        return tuple(gather_rows(x_BSHDh, rows) for rows in calls_rows)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        given = [x for x in zip(ctx.rows, grads, strict=True) if x[1] is not None]
+        if not given:
+            return None, None, None
+        given.sort(key=lambda x: not _is_whole(*x, ctx.shape))
+        (rows, grad), *rest = given
+        if _is_whole(rows, grad, ctx.shape):
+            plain = torch.contiguous_format
+            total, given = grad.clone(memory_format=plain) if rest else grad, rest
+        else:
+            count = ctx.shape[0] * ctx.shape[1]
+            filled = ctx.once and sum(g[..., 0, 0].numel() for _, g in given) == count
+            total = grad.new_empty(ctx.shape) if filled else grad.new_zeros(ctx.shape)
+        for rows, grad in given:
+            if isinstance(rows, tuple):
+                total[rows] = grad if ctx.once else total[rows] + grad
+                continue
+            flat, index, grad = total.view(-1, *ctx.shape[2:]), rows.flatten(), grad.flatten(0, 1)
+            flat.index_copy_(0, index, grad) if ctx.once else flat.index_add_(0, index, grad)
+        return total, None, None
+
+
+def _is_whole(rows: Rows, grad: torch.Tensor, shape: torch.Size) -> bool:
+    return isinstance(rows, tuple) and grad.shape == shape
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, targets, shape, filled, *results):
+        ctx.set_materialize_grads(False)
+        ctx.targets, ctx.shapes = targets, [result.shape for result in results]
+        first = results[0]
+        out = first.new_empty(shape) if filled else first.new_zeros(shape)
+        rows = out.view(-1, *shape[2:])
+        for (to, source), result in zip(targets, results, strict=True):
+            if isinstance(to, tuple):
+                out[to] = result[:, source:]
+                continue
+            flat = result.flatten(0, 1)
+            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_BSHDh):
+        if grad_BSHDh is None:
+            return None, None, None, *(None for _ in ctx.targets)
+        rows, grads = grad_BSHDh.flatten(0, 1), []
+        for (to, source), shape in zip(ctx.targets, ctx.shapes, strict=True):
+            if isinstance(to, tuple):
+                grad = grad_BSHDh[to]
+                if source:
+                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
+            else:
+                grad = rows.index_select(0, to)
+                if source is not None:
+                    whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
+                    grad = whole.index_copy_(0, source, grad)
+                grad = grad.view(shape)
+            grads.append(grad)
+        return None, None, None, *grads

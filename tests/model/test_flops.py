@@ -62,5 +62,5 @@ def test_wang2022_golden_figures():
     ratio = span.flops_per_row / cells["prefix-span"].flops_per_row
     assert ratio == pytest.approx(1.17, abs=0.005)
     pair = cells["encdec-prefix_lm"]  # two examples with splits s and 626 - s
-    assert (pair["lengths"]["encoder"], pair["lengths"]["decoder"]) == (626, 626)
-    assert np.isclose(pair["seen_tokens_per_row"], 2 * 626)
+    assert (pair.lengths["encoder"], pair.lengths["decoder"]) == (626, 626)
+    assert np.isclose(pair.seen_tokens_per_row, 2 * 626)

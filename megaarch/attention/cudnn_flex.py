@@ -44,24 +44,22 @@ class CudnnFlex(IntervalKernel):
 
     plans: Package
 
-    def run(
-        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         assert self.package
+
+        def plan() -> Any:
+            rows = endpoints(inputs.parts, q.device)
+            return self.plans.load()(rows, q, k, v, build_backward=True)
+
+        key = ("cudnn_flex", q.device, q.dtype, q.shape, k.shape)
         return self.package.load()(
             q,
             k,
             v,
-            mask_plan=self._mask_plan(inputs.parts, q, k, v),
+            mask_plan=intervals(inputs.parts).once(key, plan),
             softmax_scale=inputs.scale,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-
-    def _mask_plan(self, parts: Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-        def make() -> Any:
-            return self.plans.load()(endpoints(parts, q.device), q, k, v, build_backward=True)
-
-        return intervals(parts).once(("cudnn_flex", q.device, q.dtype, q.shape, k.shape), make)
 
 
 def endpoints(parts: Parts, device: torch.device) -> torch.Tensor:

@@ -17,9 +17,7 @@ from megaarch.attention.varlen import VarlenCall, VarlenKernel
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to
 
 
-def run(
-    sdpa_torch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: VarlenCall, scale: float
-) -> torch.Tensor:
+def run(sdpa_torch, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
     """As nvidia-cudnn-frontend 1.32 takes it: differentiable where it returns the log-sum-exp, and
     after torch.use_deterministic_algorithms."""
     segments = len(call.q.starts) - 1

@@ -16,7 +16,6 @@ from megaarch.attention import (
     flex,
     reference,
     sdpa,
-    torch_varlen,
 )
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs, Kernel
@@ -30,7 +29,7 @@ KERNELS: dict[str, Kernel] = {
     "cudnn": cudnn.KERNEL,
     "cudnn_ragged": cudnn_ragged.KERNEL,
     "cudnn_flex": cudnn_flex.KERNEL,
-    "torch_varlen": torch_varlen.KERNEL,
+    "torch_varlen": flash.TORCH_VARLEN,
     "flash2": flash.FLASH2,
     "flash3": flash.FLASH3,
     "flash4": flash.FLASH4,

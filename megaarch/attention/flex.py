@@ -45,12 +45,9 @@ class FlexKernel(IntervalKernel):
     def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
         blocks(parts, self.block)
 
-    def run(
-        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         on_cuda = q.device.type == "cuda"
         return _flex_attention(
-            q.device.type,
             *(x.transpose(1, 2) for x in (q, k, v)),
             score_mod=None if inputs.bias is None else _score(inputs.bias, *inputs.positions),
             block_mask=self.mask(inputs.parts, q.device),
@@ -101,16 +98,16 @@ def _score(
     return add
 
 
-def _flex_attention(device_type: str, *qkv: torch.Tensor, **options: Any) -> Any:
+def _flex_attention(q, k, v, **options: Any) -> Any:
     """Runs flex_attention, compiled where it is fast so. A shape too many is an error: uncompiled, it
     would make the whole [Sq, Sk] of scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    if device_type not in COMPILED:
-        return flex_attention(*qkv, **options)
-    limits = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
+    if q.device.type not in COMPILED:
+        return flex_attention(q, k, v, **options)
+    limits: dict[str, Any] = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
     with torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
-        return _compiled()(*qkv, **options)
+        return _compiled()(q, k, v, **options)
 
 
 @cache

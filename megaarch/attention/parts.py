@@ -189,7 +189,7 @@ _known: WeakValueDictionary[int, Parts] = WeakValueDictionary()
 
 def by_handle(handle: torch.Tensor) -> Parts:
     """The parts of this process whose `handle` this is."""
-    return _known[handle.item()]
+    return _known[int(handle.item())]
 
 
 def find_fault(table: np.ndarray, queries: int, keys: int) -> str | None:

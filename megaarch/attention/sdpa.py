@@ -14,9 +14,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaarch.attention import kernel, sdpa_plan
-from megaarch.attention.calls import CallsKernel
 from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
-from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.parts import FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan, to_device
 from megaarch.attention.sdpa_plan import Call, Costs

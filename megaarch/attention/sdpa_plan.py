@@ -209,8 +209,8 @@ def dense_call(tiles: list[Tile], parts: Parts) -> Call:
 
     to = np.flatnonzero(asks)
     target = ((slice(0, len(asks)), slice(0, parts.queries)), 0) if asks.all() else (to, to)
-    lengths = (np.full(len(parts), length) for length in (parts.queries, parts.keys))
-    return Call(UNUSED, False, *lengths, rows(asks), rows(seen), target)
+    q, k = (np.full(len(parts), length) for length in (parts.queries, parts.keys))
+    return Call(UNUSED, False, q, k, rows(asks), rows(seen), target)
 
 
 def _rows(row: np.ndarray, start: np.ndarray, end: np.ndarray, stride: int) -> Rows:

@@ -8,8 +8,7 @@ from functools import cache
 
 import torch
 
-from megaarch.attention.gpu import Gpu
-from megaarch.attention.package import Package
+from megaarch.attention.package import Gpu, Package
 from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
@@ -22,8 +21,8 @@ SMALL = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))  # capabilities with less sha
 
 
 def run_flash(flash_attn_varlen_func, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
-    """As flash-attn 2.6 and later, flash-attention's `hopper` and flash-attn-4 4.0.0b36 take it. The
-    last, and early builds of 3, return the log-sum-exp as well."""
+    """Calls it as flash-attn 2.6 and later, flash-attention's `hopper` and flash-attn-4 4.0.0b36 want.
+    The last, and early builds of 3, return the log-sum-exp as well."""
     out = flash_attn_varlen_func(
         q,
         k,
@@ -40,7 +39,7 @@ def run_flash(flash_attn_varlen_func, q, k, v, call: VarlenCall, scale: float) -
 
 
 def run_torch(varlen_attn, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
-    """As torch 2.11 takes it. Its operators take key heads in groups in every version; newer ones
+    """Calls it as torch 2.11 wants. Its operators take key heads in groups in every version; newer ones
     want to be told. They follow torch.use_deterministic_algorithms by themselves."""
     grouped = q.shape[1] != k.shape[1] and _wants_to_be_told(varlen_attn)
     options = {"scale": scale, "window_size": WINDOWS[call.causal]}
@@ -56,7 +55,7 @@ def _wants_to_be_told(varlen_attn) -> bool:
 
 
 def limit_2(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of FlashAttention-2, torch's copy of it too (sdp_utils.cpp of torch 2.11 to 2.13)."""
+    """FlashAttention-2's, and its copy's in torch (sdp_utils.cpp of torch 2.11 to 2.13)."""
     if 192 < head_size <= 224 and gpu.capability in SMALL:
         capability = "{}.{}".format(*gpu.capability)
         return f"its backward at compute capability {capability} takes no head size of 193 to 224"
@@ -72,7 +71,7 @@ def limit_3(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
 
 
 def limit_4(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of flash-attn-4 4.0.0b36 (its interface.py)."""
+    """The limit of flash-attn-4 4.0.0b36 (its interface.py)."""
     if gpu.deterministic and gpu.capability[0] == 12:
         return "it has no deterministic backward at compute capability 12.x"
     return None

@@ -17,9 +17,9 @@ import torch
 
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.flash import FLASH4
-from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.package import Gpu, describe
 from megaarch.attention.parts import Parts
 from megaarch.attention.plan import to_device
 
@@ -118,12 +118,12 @@ def _compiled() -> Callable:
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of torch 2.11 to 2.13 (torch/_inductor/kernel/flex)."""
+    """The limit of torch 2.11 to 2.13 (torch/_inductor/kernel/flex)."""
     return f"its head sizes begin at 16, not {head_size}" if head_size < 16 else None
 
 
 def limit_flash(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of the same and of flash-attn-4 4.0.0b36."""
+    """The limits of the same and of flash-attn-4 4.0.0b36."""
     if gpu.capability[0] == 12:
         return "FlashAttention-4 has no backward for a mask at compute capability 12.x"
     if gpu.deterministic:

@@ -34,7 +34,7 @@ class Pieces:
 
     @classmethod
     def of(cls, calls: Sequence[Segments], rows: int) -> "Pieces":
-        """Of the segments of all calls, which read flat rows 0 to `rows`. Host only."""
+        """Cuts at the segments of all calls, which read flat rows 0 to `rows`. Host only."""
         first = np.concatenate([segments.first for segments in calls])
         lengths = np.concatenate([np.diff(x.starts) for x in calls]).astype(np.int64)
         behind = np.cumsum(lengths) - lengths  # where a segment is among all calls' rows
@@ -57,15 +57,15 @@ class FusedGather(Gather):
 
     pieces: dict[str, Pieces]
 
-    def read(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        return tuple(_read(x_BSHDh, getattr(call, side)) for call in self.calls)
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        return tuple(_read(x_BSHDh, getattr(call, axis)) for call in self.calls)
 
     def add_up(
-        self, given: Sequence[torch.Tensor | None], side: str, shape: torch.Size
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
     ) -> torch.Tensor:
         flat = [x.reshape(-1, *shape[2:]) for x in given if x is not None]
         assert len(flat) == len(given), "every call's result is part of the output"
-        pieces, rows = self.pieces[side], shape[0] * shape[1]
+        pieces, rows = self.pieces[axis], shape[0] * shape[1]
         return add_up(flat, pieces.bounds, pieces.readers, pieces.origin, rows).view(shape)
 
 

@@ -59,22 +59,22 @@ class Gather(ABC):
 
     calls: tuple[Any, ...]
 
-    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. side: "q", or "k" for keys
+    def gather(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. axis: "q", or "k" for keys
         and values. Gradients of a row that several calls read are added up."""
-        return _Gather.apply(x_BSHDh, self, side)
+        return _Gather.apply(x_BSHDh, self, axis)
 
     def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
         """Returns the calls' results as rows of one tensor, zero where no call writes."""
         return _Scatter.apply(self, shape, *results)
 
     @abstractmethod
-    def read(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
         """The forward pass of `gather`."""
 
     @abstractmethod
     def add_up(
-        self, given: Sequence[torch.Tensor | None], side: str, shape: torch.Size
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
     ) -> torch.Tensor:
         """The backward pass of `gather`: sums by row of what each call has for the rows it reads; None
         of some calls is zero."""
@@ -90,15 +90,15 @@ class Gather(ABC):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BSHDh, rows, side):
+    def forward(ctx, x_BSHDh, rows, axis):
         ctx.set_materialize_grads(False)
-        ctx.rows, ctx.side, ctx.shape = rows, side, x_BSHDh.shape
-        return rows.read(x_BSHDh, side)
+        ctx.rows, ctx.axis, ctx.shape = rows, axis, x_BSHDh.shape
+        return rows.read(x_BSHDh, axis)
 
     @staticmethod
     def backward(ctx, *grads):
         unused = all(grad is None for grad in grads)
-        return None if unused else ctx.rows.add_up(grads, ctx.side, ctx.shape), None, None
+        return None if unused else ctx.rows.add_up(grads, ctx.axis, ctx.shape), None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -117,7 +117,7 @@ class _Scatter(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class IndexGather(Gather):
-    """rows: of each call, by side. targets: of each call, where results go: `(slices, skip)`, or
+    """rows: of each call, by axis. targets: of each call, where results go: `(slices, skip)`, or
     `(to, source)`, flat rows of output and result; source None is all of it. filled: the calls write
     every row of the output. once: no query is read twice."""
 
@@ -126,14 +126,14 @@ class IndexGather(Gather):
     filled: bool
     once: bool = False
 
-    def read(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        return tuple(gather_rows(x_BSHDh, rows) for rows in self.rows[side])
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        return tuple(gather_rows(x_BSHDh, rows) for rows in self.rows[axis])
 
     def add_up(
-        self, given: Sequence[torch.Tensor | None], side: str, shape: torch.Size
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
     ) -> torch.Tensor:
-        once = self.once and side == "q"
-        pairs = [(r, g) for r, g in zip(self.rows[side], given, strict=True) if g is not None]
+        once = self.once and axis == "q"
+        pairs = [(r, g) for r, g in zip(self.rows[axis], given, strict=True) if g is not None]
         pairs.sort(key=lambda pair: not _is_whole(*pair, shape))
         (rows, grad), *rest = pairs
         if _is_whole(rows, grad, shape):

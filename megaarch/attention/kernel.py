@@ -1,4 +1,4 @@
-"""What a kernel is, and what it is given. dispatch.py lists the kernels and chooses one.
+"""The class of all kernels and the inputs that they get. dispatch.py lists the kernels and chooses one.
 
 Letters of shapes: docs/shapes.md.
 """
@@ -12,8 +12,7 @@ import torch
 
 from megaarch.attention.bias import RelativeBias, axis_0
 from megaarch.attention.gather import Gather
-from megaarch.attention.gpu import Gpu, describe
-from megaarch.attention.package import Package
+from megaarch.attention.package import Gpu, Package, describe
 from megaarch.attention.parts import Parts
 from megaarch.attention.plan import CallPlan
 
@@ -62,7 +61,7 @@ def compute_dtype(q: torch.Tensor) -> torch.dtype:
 
 
 def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of a library that documents none."""
+    """The limit of a library that documents none."""
     return None
 
 
@@ -70,14 +69,17 @@ def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
 class Kernel(ABC):
     """One way to run parts.
 
-    name: in `model.attention`. devices, dtypes, head_sizes (largest and divisor): what it takes; None:
-    all. refuses_bias: why it takes no bias; None: it takes one. package: the optional package that it
-    calls. limit: the first limit that its library documents
-    and these break, as a sentence, or None (gpu.py). tflops: its published speed, forward and
-    backward, of causal rows of 8k tokens and head size 128; None: nobody has published one, and `auto`
-    leaves the kernel alone. operators: matches the names of its GPU kernels. forward_operators: the
-    torch operators that compute its results, which selective recomputation keeps
-    (parallel/recompute.py); a library that registers no operator has none.
+    name: in `model.attention`.
+    devices, dtypes, head_sizes (largest and divisor): those that it takes; None: all.
+    refuses_bias: why it takes no bias; None: it takes one.
+    package: the optional package that it calls.
+    limit(gpu, head_size, parts): the first limit that its library documents and these break, as a
+        sentence, or None. It asks no device: tests call it for GPUs that are not there.
+    tflops: its published speed, forward and backward, of causal rows of 8k tokens and head size 128;
+        None: nobody has published one, and `auto` leaves the kernel alone.
+    operators: matches the names of its GPU kernels.
+    forward_operators: the torch operators that compute its results, which selective recomputation
+        keeps (parallel/recompute.py); a library that registers no operator has none.
     """
 
     name: str

@@ -95,7 +95,7 @@ _recorded: WeakValueDictionary[int, _Recorded] = WeakValueDictionary()
 
 
 def attend(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
-    """As attend.py's `attend`, for code that is being compiled."""
+    """Stands in for attend.py's `attend` in code that is being compiled."""
     table, bidirectional, reach, positions = None, False, 0, (None, None)
     if inputs.bias is not None:
         table, positions = inputs.bias.table, inputs.positions

@@ -116,10 +116,10 @@ class Parts:
         return [tuple(int(x) for x in part) for part in self.table[b] if part[0] != UNUSED]
 
     def plan(self, kernel: str, build: Callable[["Parts"], Any]) -> Any:
-        """What `kernel` derives from these parts: `build(self)`, once, then remembered.
+        """Returns what `kernel` derives from these parts: `build(self)`, once, then remembered.
 
         Every layer shares it, and it is pickled with the parts, so that a loader's worker can
-        build it ahead of the step.
+        build it before the step.
         """
         if kernel not in self._plans:
             self._plans[kernel] = build(self)

@@ -129,7 +129,7 @@ def on_device(plan: CallPlan, parts: Parts, device: torch.device) -> IndexGather
 
     def make() -> IndexGather:
         rows = {
-            side: [to_device(getattr(call, side), device) for call in plan.calls] for side in "qk"
+            axis: [to_device(getattr(call, axis), device) for call in plan.calls] for axis in "qk"
         }
         calls = tuple(
             CallOnDevice(call, parts, device, q, k)

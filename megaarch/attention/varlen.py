@@ -73,7 +73,7 @@ def on_device(parts: Parts, device: torch.device, fused_rows: bool) -> Gather:
             replace(call, q=call.q.on(device), k=call.k.on(device)) for call in plan(parts).calls
         )
         if fused_rows:
-            return FusedGather(calls, {side: x.on(device) for side, x in pieces(parts).items()})
+            return FusedGather(calls, {axis: x.on(device) for axis, x in pieces(parts).items()})
         rows = {
             "q": [_rows(call.q, len(parts), parts.queries) for call in calls],
             "k": [_rows(call.k, len(parts), parts.keys) for call in calls],
@@ -93,7 +93,7 @@ def _rows(segments: Segments, size: int, length: int) -> Rows:
 class VarlenKernel(CallsKernel):
     """A library of variable lengths.
 
-    run(function, q, k, v, call, scale): calls the library's function for the rows of a call, [T, H, Dh].
+    run(function, q, k, v, call, scale): calls the library's function for a call's rows [T, H, Dh].
     rebuilds: the library builds a plan for each shape of a call, and shapes follow from the parts.
     """
 

@@ -42,7 +42,7 @@ def attend(
     Raises ValueError for shapes that do not fit and for a kernel that is unknown or cannot run.
     Nothing waits for the device.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     inputs = AttentionInputs(
         q, k, v, parts, scale, bias, query_positions, key_positions, fused_rows
     )

@@ -97,7 +97,7 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_GHQK):
+    def backward(ctx, grad_GHQK):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         (bucket_GQK,) = ctx.saved_tensors
         total = add_up if grad_GHQK.device.type == "cpu" else multiply_out
         return total(grad_GHQK.flatten(2), bucket_GQK.flatten(1), ctx.buckets).t(), None

@@ -70,7 +70,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         q, k, v, table, out, lse = ctx.saved_tensors
         parts, scale, by_distance = ctx.rest
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]

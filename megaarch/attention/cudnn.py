@@ -14,8 +14,8 @@ torch builds a cuDNN plan for each exact shape of a call and keeps it for good, 
 from dataclasses import dataclass
 
 from megaarch.attention import sdpa, sdpa_plan
-from megaarch.attention.gpu import Gpu
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.package import Gpu
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan
 from megaarch.attention.sdpa_plan import Call, Costs

@@ -3,8 +3,8 @@ key intervals, of which parts need one.
 
 One call runs every mask on the tensors as they are: nothing is gathered, cut or computed twice.
 Its mask plan is made on the device once a batch, and serves all layers and the backward. It cannot
-be made ahead: the library sizes it by counts that it reads back, so each batch's first call waits for
-the device once.
+be made before the step: the library sizes it by counts that it reads back, so each batch's first call
+waits for the device once.
 
 Letters of shapes: docs/shapes.md.
 """
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from megaarch.attention.gpu import Gpu
 from megaarch.attention.intervals import IntervalKernel, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
-from megaarch.attention.package import Package
+from megaarch.attention.package import Gpu, Package
 from megaarch.attention.parts import Parts
 
 LIBRARY = Package(
@@ -30,7 +29,8 @@ CAPABILITIES = ((9, 0), (10, 0), (10, 3))
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of cudnn-frontend 1.32 (flex_attention/runtime/arch.py). It is deterministic when asked to be."""
+    """The limit of cudnn-frontend 1.32 (flex_attention/runtime/arch.py), which is deterministic when
+    asked to be."""
     if gpu.capability not in CAPABILITIES:
         return "it is built for compute capabilities 9.0, 10.0 and 10.3, not {}.{}".format(
             *gpu.capability
@@ -44,28 +44,26 @@ class CudnnFlex(IntervalKernel):
 
     plans: Package
 
-    def run(
-        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         assert self.package
+
+        def plan() -> Any:
+            rows = endpoints(inputs.parts, q.device)
+            return self.plans.load()(rows, q, k, v, build_backward=True)
+
+        key = ("cudnn_flex", q.device, q.dtype, q.shape, k.shape)
         return self.package.load()(
             q,
             k,
             v,
-            mask_plan=self._mask_plan(inputs.parts, q, k, v),
+            mask_plan=intervals(inputs.parts).once(key, plan),
             softmax_scale=inputs.scale,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
-    def _mask_plan(self, parts: Parts, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-        def make() -> Any:
-            return self.plans.load()(endpoints(parts, q.device), q, k, v, build_backward=True)
-
-        return intervals(parts).once(("cudnn_flex", q.device, q.dtype, q.shape, k.shape), make)
-
 
 def endpoints(parts: Parts, device: torch.device) -> torch.Tensor:
-    """Returns int32 [1, 3, B·Sq]: the visible keys of each row are [0, F0) and [F1, F2), F0 being 0."""
+    """Returns int32 [1, 3, B·Sq]: each row sees keys [0, F0) and [F1, F2), F0 being 0."""
     rows = tensors(intervals(parts), device)
     first, last = rows["first"].flatten(), rows["last"].flatten()
     return torch.stack((torch.zeros_like(first), first, last))[None]

@@ -9,19 +9,16 @@ since cuDNN before 9.25 gives NaN where one is empty.
 import torch
 import torch.nn.functional as F
 
-from megaarch.attention.gpu import Gpu
-from megaarch.attention.package import Package
+from megaarch.attention.package import Gpu, Package
 from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to
 
 
-def run(
-    sdpa_torch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: VarlenCall, scale: float
-) -> torch.Tensor:
-    """As nvidia-cudnn-frontend 1.32 takes it: differentiable where it returns the log-sum-exp, and
-    after torch.use_deterministic_algorithms."""
+def run(sdpa_torch, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
+    """Calls it as nvidia-cudnn-frontend 1.32 wants: it is differentiable where it returns the
+    log-sum-exp, and follows torch.use_deterministic_algorithms."""
     segments = len(call.q.starts) - 1
     more = _power_of_two(segments) - segments
     out, _ = sdpa_torch(
@@ -62,8 +59,9 @@ def _power_of_two(count: int) -> int:
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of cudnn-frontend 1.32 (its sdpa_support_surface.h and backward node); before 9.18 its ragged
-    backward on Hopper read a workspace that nothing had written (TransformerEngine issue 2186)."""
+    """The limits of cudnn-frontend 1.32 (its sdpa_support_surface.h and backward node); before 9.18 its
+    ragged backward on Hopper read a workspace that nothing had written (TransformerEngine issue
+    2186)."""
     if gpu.cudnn < 91801:
         return "its ragged backward needs cuDNN 9.18.1 or later"
     if gpu.deterministic and gpu.capability[0] in (8, 12):

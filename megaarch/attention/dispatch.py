@@ -29,7 +29,7 @@ def choose(
 
 
 def choose_for(kernel: str, inputs: AttentionInputs) -> tuple[str, str]:
-    """As `choose`."""
+    """The same of inputs."""
     if kernel != "auto":
         if kernel not in KERNELS:
             known = ", ".join(("auto", *KERNELS))

@@ -17,9 +17,9 @@ import torch
 
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.flash import FLASH4
-from megaarch.attention.gpu import Gpu, describe
 from megaarch.attention.intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.package import Gpu, describe
 from megaarch.attention.parts import Parts
 from megaarch.attention.plan import to_device
 
@@ -45,12 +45,9 @@ class FlexKernel(IntervalKernel):
     def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
         blocks(parts, self.block)
 
-    def run(
-        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         on_cuda = q.device.type == "cuda"
         return _flex_attention(
-            q.device.type,
             *(x.transpose(1, 2) for x in (q, k, v)),
             score_mod=None if inputs.bias is None else _score(inputs.bias, *inputs.positions),
             block_mask=self.mask(inputs.parts, q.device),
@@ -101,16 +98,16 @@ def _score(
     return add
 
 
-def _flex_attention(device_type: str, *qkv: torch.Tensor, **options: Any) -> Any:
+def _flex_attention(q, k, v, **options: Any) -> Any:
     """Runs flex_attention, compiled where it is fast so. A shape too many is an error: uncompiled, it
     would make the whole [Sq, Sk] of scores."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    if device_type not in COMPILED:
-        return flex_attention(*qkv, **options)
-    limits = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
+    if q.device.type not in COMPILED:
+        return flex_attention(q, k, v, **options)
+    limits: dict[str, Any] = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
     with torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
-        return _compiled()(*qkv, **options)
+        return _compiled()(q, k, v, **options)
 
 
 @cache
@@ -121,12 +118,12 @@ def _compiled() -> Callable:
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of torch 2.11 to 2.13 (torch/_inductor/kernel/flex)."""
+    """The limit of torch 2.11 to 2.13 (torch/_inductor/kernel/flex)."""
     return f"its head sizes begin at 16, not {head_size}" if head_size < 16 else None
 
 
 def limit_flash(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of the same and of flash-attn-4 4.0.0b36."""
+    """The limits of the same and of flash-attn-4 4.0.0b36."""
     if gpu.capability[0] == 12:
         return "FlashAttention-4 has no backward for a mask at compute capability 12.x"
     if gpu.deterministic:

@@ -34,7 +34,7 @@ class Pieces:
 
     @classmethod
     def of(cls, calls: Sequence[Segments], rows: int) -> "Pieces":
-        """Of the segments of all calls, which read flat rows 0 to `rows`. Host only."""
+        """Cuts at the segments of all calls, which read flat rows 0 to `rows`. Host only."""
         first = np.concatenate([segments.first for segments in calls])
         lengths = np.concatenate([np.diff(x.starts) for x in calls]).astype(np.int64)
         behind = np.cumsum(lengths) - lengths  # where a segment is among all calls' rows
@@ -57,54 +57,22 @@ class FusedGather(Gather):
 
     pieces: dict[str, Pieces]
 
-    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        segments = [getattr(call, side) for call in self.calls]
-        return _Gather.apply(x_BSHDh, segments, self.pieces[side])
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        return tuple(_read(x_BSHDh, getattr(call, axis)) for call in self.calls)
 
-    def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-        return _Scatter.apply([call.q for call in self.calls], self.pieces["q"], shape, *results)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_BSHDh, calls, pieces):
-        ctx.set_materialize_grads(False)
-        ctx.pieces, ctx.shape = pieces, x_BSHDh.shape
-        return tuple(_rows(x_BSHDh, segments) for segments in calls)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return _sum(grads, ctx.pieces, ctx.shape), None, None
+    def add_up(
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
+    ) -> torch.Tensor:
+        flat = [x.reshape(-1, *shape[2:]) for x in given if x is not None]
+        assert len(flat) == len(given), "every call's result is part of the output"
+        pieces, rows = self.pieces[axis], shape[0] * shape[1]
+        return add_up(flat, pieces.bounds, pieces.readers, pieces.origin, rows).view(shape)
 
 
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, calls, pieces, shape, *results):
-        ctx.set_materialize_grads(False)
-        ctx.calls, ctx.shapes = calls, [result.shape for result in results]
-        return _sum(results, pieces, shape)
-
-    @staticmethod
-    def backward(ctx, grad_BSHDh):
-        if grad_BSHDh is None:
-            return None, None, None, *(None for _ in ctx.calls)
-        grads = (_rows(grad_BSHDh, segments) for segments in ctx.calls)
-        return None, None, None, *(g.view(s) for g, s in zip(grads, ctx.shapes, strict=True))
-
-
-def _rows(x_BSHDh: torch.Tensor, segments: Segments) -> torch.Tensor:
+def _read(x_BSHDh: torch.Tensor, segments: Segments) -> torch.Tensor:
     if segments.whole:
         return x_BSHDh.contiguous()
     return gather(x_BSHDh.flatten(0, 1), segments.first, segments.starts, segments.total)[None]
-
-
-def _sum(given: Sequence[torch.Tensor | None], pieces: Pieces, shape: torch.Size):
-    if all(x is None for x in given):
-        return None
-    assert all(x is not None for x in given), "every call's result is part of the output"
-    flat = [x.reshape(-1, *shape[2:]) for x in given if x is not None]
-    rows = shape[0] * shape[1]
-    return add_up(flat, pieces.bounds, pieces.readers, pieces.origin, rows).view(shape)
 
 
 def _gathered(flat, first_N, starts_N, total):

@@ -7,7 +7,7 @@ Letters of shapes: docs/shapes.md.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,19 +59,65 @@ class Gather(ABC):
 
     calls: tuple[Any, ...]
 
-    @abstractmethod
-    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. side: "q", or "k" for keys
+    def gather(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. axis: "q", or "k" for keys
         and values. Gradients of a row that several calls read are added up."""
+        return _Gather.apply(x_BSHDh, self, axis)
 
-    @abstractmethod
     def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
         """Returns the calls' results as rows of one tensor, zero where no call writes."""
+        return _Scatter.apply(self, shape, *results)
+
+    @abstractmethod
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        """The forward pass of `gather`."""
+
+    @abstractmethod
+    def add_up(
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
+    ) -> torch.Tensor:
+        """The backward pass of `gather`: sums by row of what each call has for the rows it reads; None
+        of some calls is zero."""
+
+    def write(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+        """The forward pass of `scatter`; here of calls that write the rows that they read."""
+        return self.add_up(results, "q", shape)
+
+    def read_back(self, grad_BSHDh: torch.Tensor, shapes: Sequence[torch.Size]) -> Iterable:
+        """The backward pass of `scatter`: gradients of results in these shapes."""
+        return (x.view(s) for x, s in zip(self.read(grad_BSHDh, "q"), shapes, strict=True))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BSHDh, rows, axis):
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.axis, ctx.shape = rows, axis, x_BSHDh.shape
+        return rows.read(x_BSHDh, axis)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        unused = all(grad is None for grad in grads)
+        return None if unused else ctx.rows.add_up(grads, ctx.axis, ctx.shape), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, shape, *results):
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.shapes = rows, [result.shape for result in results]
+        return rows.write(results, shape)
+
+    @staticmethod
+    def backward(ctx, grad_BSHDh):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
+        if grad_BSHDh is None:
+            return None, None, *(None for _ in ctx.shapes)
+        return None, None, *ctx.rows.read_back(grad_BSHDh, ctx.shapes)
 
 
 @dataclass(frozen=True)
 class IndexGather(Gather):
-    """rows: of each call, by side. targets: of each call, where results go: `(slices, skip)`, or
+    """rows: of each call, by axis. targets: of each call, where results go: `(slices, skip)`, or
     `(to, source)`, flat rows of output and result; source None is all of it. filled: the calls write
     every row of the output. once: no query is read twice."""
 
@@ -80,11 +126,56 @@ class IndexGather(Gather):
     filled: bool
     once: bool = False
 
-    def gather(self, x_BSHDh: torch.Tensor, side: str) -> tuple[torch.Tensor, ...]:
-        return _Gather.apply(x_BSHDh, self.rows[side], self.once and side == "q")
+    def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
+        return tuple(gather_rows(x_BSHDh, rows) for rows in self.rows[axis])
 
-    def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-        return _Scatter.apply(self.targets, shape, self.filled, *results)
+    def add_up(
+        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
+    ) -> torch.Tensor:
+        once = self.once and axis == "q"
+        pairs = [(r, g) for r, g in zip(self.rows[axis], given, strict=True) if g is not None]
+        pairs.sort(key=lambda pair: not _is_whole(*pair, shape))
+        (rows, grad), *rest = pairs
+        if _is_whole(rows, grad, shape):
+            plain = torch.contiguous_format
+            total, pairs = grad.clone(memory_format=plain) if rest else grad, rest
+        else:
+            filled = once and sum(g[..., 0, 0].numel() for _, g in pairs) == shape[0] * shape[1]
+            total = grad.new_empty(shape) if filled else grad.new_zeros(shape)
+        for rows, grad in pairs:
+            if isinstance(rows, tuple):
+                total[rows] = grad if once else total[rows] + grad
+                continue
+            flat, index, grad = total.view(-1, *shape[2:]), rows.flatten(), grad.flatten(0, 1)
+            flat.index_copy_(0, index, grad) if once else flat.index_add_(0, index, grad)
+        return total
+
+    def write(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+        first = results[0]
+        out = first.new_empty(shape) if self.filled else first.new_zeros(shape)
+        rows = out.view(-1, *shape[2:])
+        for (to, source), result in zip(self.targets, results, strict=True):
+            if isinstance(to, tuple):
+                out[to] = result[:, source:]
+                continue
+            flat = result.flatten(0, 1)
+            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
+        return out
+
+    def read_back(self, grad_BSHDh: torch.Tensor, shapes: Sequence[torch.Size]) -> Iterable:
+        rows = grad_BSHDh.flatten(0, 1)
+        for (to, source), shape in zip(self.targets, shapes, strict=True):
+            if isinstance(to, tuple):
+                grad = grad_BSHDh[to]
+                if source:
+                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
+                yield grad
+                continue
+            grad = rows.index_select(0, to)
+            if source is not None:
+                whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
+                grad = whole.index_copy_(0, source, grad)
+            yield grad.view(shape)
 
 
 def gather_rows(x: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -94,71 +185,5 @@ def gather_rows(x: torch.Tensor, rows: Rows) -> torch.Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_BSHDh, calls_rows, once):
-        ctx.set_materialize_grads(False)
-        ctx.rows, ctx.shape, ctx.once = calls_rows, x_BSHDh.shape, once
-        return tuple(gather_rows(x_BSHDh, rows) for rows in calls_rows)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        given = [x for x in zip(ctx.rows, grads, strict=True) if x[1] is not None]
-        if not given:
-            return None, None, None
-        given.sort(key=lambda x: not _is_whole(*x, ctx.shape))
-        (rows, grad), *rest = given
-        if _is_whole(rows, grad, ctx.shape):
-            plain = torch.contiguous_format
-            total, given = grad.clone(memory_format=plain) if rest else grad, rest
-        else:
-            count = ctx.shape[0] * ctx.shape[1]
-            filled = ctx.once and sum(g[..., 0, 0].numel() for _, g in given) == count
-            total = grad.new_empty(ctx.shape) if filled else grad.new_zeros(ctx.shape)
-        for rows, grad in given:
-            if isinstance(rows, tuple):
-                total[rows] = grad if ctx.once else total[rows] + grad
-                continue
-            flat, index, grad = total.view(-1, *ctx.shape[2:]), rows.flatten(), grad.flatten(0, 1)
-            flat.index_copy_(0, index, grad) if ctx.once else flat.index_add_(0, index, grad)
-        return total, None, None
-
-
 def _is_whole(rows: Rows, grad: torch.Tensor, shape: torch.Size) -> bool:
     return isinstance(rows, tuple) and grad.shape == shape
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, targets, shape, filled, *results):
-        ctx.set_materialize_grads(False)
-        ctx.targets, ctx.shapes = targets, [result.shape for result in results]
-        first = results[0]
-        out = first.new_empty(shape) if filled else first.new_zeros(shape)
-        rows = out.view(-1, *shape[2:])
-        for (to, source), result in zip(targets, results, strict=True):
-            if isinstance(to, tuple):
-                out[to] = result[:, source:]
-                continue
-            flat = result.flatten(0, 1)
-            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_BSHDh):
-        if grad_BSHDh is None:
-            return None, None, None, *(None for _ in ctx.targets)
-        rows, grads = grad_BSHDh.flatten(0, 1), []
-        for (to, source), shape in zip(ctx.targets, ctx.shapes, strict=True):
-            if isinstance(to, tuple):
-                grad = grad_BSHDh[to]
-                if source:
-                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
-            else:
-                grad = rows.index_select(0, to)
-                if source is not None:
-                    whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
-                    grad = whole.index_copy_(0, source, grad)
-                grad = grad.view(shape)
-            grads.append(grad)
-        return None, None, None, *grads

@@ -60,9 +60,7 @@ class IntervalKernel(Kernel):
     """A kernel that takes a mask as a rule, and runs a batch in one call on the tensors as they are."""
 
     @abstractmethod
-    def run(
-        self, inputs: AttentionInputs, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         """Returns the library's output [B, Sq, H, Dh] for q, k and v in its dtype."""
 
     def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a kernel is, and what it is given. dispatch.py lists the kernels and chooses one.
+"""The class of all kernels and the inputs that they get. dispatch.py lists the kernels and chooses one.
 
 Letters of shapes: docs/shapes.md.
 """
@@ -6,13 +6,15 @@ Letters of shapes: docs/shapes.md.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from megaarch.attention.bias import RelativeBias, axis_0
-from megaarch.attention.gpu import Gpu, describe
-from megaarch.attention.package import Package
+from megaarch.attention.gather import Gather
+from megaarch.attention.package import Gpu, Package, describe
 from megaarch.attention.parts import Parts
+from megaarch.attention.plan import CallPlan
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -59,7 +61,7 @@ def compute_dtype(q: torch.Tensor) -> torch.dtype:
 
 
 def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """Of a library that documents none."""
+    """The limit of a library that documents none."""
     return None
 
 
@@ -67,14 +69,17 @@ def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
 class Kernel(ABC):
     """One way to run parts.
 
-    name: in `model.attention`. devices, dtypes, head_sizes (largest and divisor): what it takes; None:
-    all. refuses_bias: why it takes no bias; None: it takes one. package: the optional package that it
-    calls. limit: the first limit that its library documents
-    and these break, as a sentence, or None (gpu.py). tflops: its published speed, forward and
-    backward, of causal rows of 8k tokens and head size 128; None: nobody has published one, and `auto`
-    leaves the kernel alone. operators: matches the names of its GPU kernels. forward_operators: the
-    torch operators that compute its results, which selective recomputation keeps
-    (parallel/recompute.py); a library that registers no operator has none.
+    name: in `model.attention`.
+    devices, dtypes, head_sizes (largest and divisor): those that it takes; None: all.
+    refuses_bias: why it takes no bias; None: it takes one.
+    package: the optional package that it calls.
+    limit(gpu, head_size, parts): the first limit that its library documents and these break, as a
+        sentence, or None. It asks no device: tests call it for GPUs that are not there.
+    tflops: its published speed, forward and backward, of causal rows of 8k tokens and head size 128;
+        None: nobody has published one, and `auto` leaves the kernel alone.
+    operators: matches the names of its GPU kernels.
+    forward_operators: the torch operators that compute its results, which selective recomputation
+        keeps (parallel/recompute.py); a library that registers no operator has none.
     """
 
     name: str
@@ -128,3 +133,44 @@ class Kernel(ABC):
         """Returns whether these parts leave its library no plan to build in later batches. One that
         builds a plan for each exact shape of a call says for which parts shapes never change."""
         return True
+
+
+@dataclass(frozen=True)
+class CallsKernel(Kernel):
+    """A kernel that runs parts as several calls of a library: rows are gathered into each call, and
+    the results scattered to the rows of the output."""
+
+    @abstractmethod
+    def plan(self, parts: Parts, device_type: str) -> CallPlan:
+        """Returns the calls of these parts, remembered on them."""
+
+    @abstractmethod
+    def on_device(self, inputs: AttentionInputs) -> Gather:
+        """Returns the plan's calls on the inputs' device, and what moves rows there."""
+
+    @abstractmethod
+    def run_call(self, call: Any, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
+        """Returns the result of one call, in q's shape [G, Q, H, Dh]."""
+
+    def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
+        return compute_dtype(q)
+
+    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+        self.plan(parts, device_type)
+
+    def attend(self, inputs: AttentionInputs) -> torch.Tensor:
+        """Returns what `attend.attend` promises."""
+        q, device = inputs.q, inputs.device
+        plan = self.plan(inputs.parts, device.type)
+        if not plan.calls:
+            return inputs.zeros()
+        dtype, rows = self.compute_dtype(q), self.on_device(inputs)
+        qkv = zip((q, inputs.k, inputs.v), "qkk", strict=True)
+        gathered = [rows.gather(x.to(dtype), side) for x, side in qkv]
+        with torch.autocast(device.type, enabled=False):
+            results = [
+                self.run_call(call, inputs, *rows_of_call)
+                for call, *rows_of_call in zip(rows.calls, *gathered, strict=True)
+            ]
+        out = results[0] if plan.whole else rows.scatter(results, q.shape)
+        return out.to(q.dtype)

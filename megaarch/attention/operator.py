@@ -64,6 +64,7 @@ class _Saved:
     def lend(self, owned: list[torch.Tensor]) -> None:
         """Drops a tensor that is one of `owned`, seen in another shape; copies one that otherwise
         shares their memory."""
+        assert self.tensor is not None
         mine, place = self.tensor, _place(self.tensor)
         for index, theirs in enumerate(owned):
             if _place(theirs) == place and theirs.numel() == mine.numel():
@@ -87,14 +88,14 @@ class _Saved:
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
-    return x.untyped_storage()._cdata, x.storage_offset()
+    return x.untyped_storage()._cdata, int(x.storage_offset())
 
 
 _recorded: WeakValueDictionary[int, _Recorded] = WeakValueDictionary()
 
 
 def attend(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
-    """As attend.py's `attend`, for code that is being compiled."""
+    """Stands in for attend.py's `attend` in code that is being compiled."""
     table, bidirectional, reach, positions = None, False, 0, (None, None)
     if inputs.bias is not None:
         table, positions = inputs.bias.table, inputs.positions
@@ -117,13 +118,14 @@ def register(run: Callable[[AttentionInputs, str], torch.Tensor]) -> None:
             return saved[-1]
 
         def unpack(found: _Saved) -> torch.Tensor:
-            return found.get(weakly().lent)
+            recorded = weakly()
+            assert recorded is not None
+            return found.get(recorded.lent)
 
         with _recording(), saved_tensors_hooks(pack, unpack):
             bias = None if table is None else RelativeBias(leaves[3], bidirectional, reach)
-            parts = by_handle(handle)
-            inputs = AttentionInputs(*leaves[:3], parts, scale, bias, asks, seen, fused)
-            out = run(inputs, kernel)
+            options = (by_handle(handle), scale, bias, asks, seen, fused)
+            out = run(AttentionInputs(leaves[0], leaves[1], leaves[2], *options), kernel)
             memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *leaves))
         given = out.detach().contiguous()
         for found in saved:

@@ -1,4 +1,5 @@
-"""Optional packages: found once, used where they are, and one sentence where they are not."""
+"""The GPU and the optional packages that a kernel needs: each found once, and one sentence where a
+package is missing or the GPU is too old for it."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -7,7 +8,26 @@ from typing import Any
 
 import torch
 
-from megaarch.attention.gpu import describe
+
+@dataclass(frozen=True)
+class Gpu:
+    """capability: CUDA compute capability, (major, minor). cudnn: the version that torch loads,
+    92000 for 9.20.0; 0: none. deterministic: an operation that is not must raise
+    (torch.use_deterministic_algorithms without warn_only)."""
+
+    capability: tuple[int, int]
+    cudnn: int
+    deterministic: bool = False
+
+
+def describe(device: torch.device) -> Gpu:
+    """Returns the GPU, and what torch is set to, now."""
+    return Gpu(
+        torch.cuda.get_device_capability(device),
+        torch.backends.cudnn.version() or 0,
+        torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
 
 
 @dataclass(frozen=True)
@@ -26,18 +46,15 @@ class Package:
     last: int | None = None
 
     def load(self) -> Any:
-        """The function. ImportError, AttributeError or OSError where it is not to be had."""
+        """Returns the function. ImportError, AttributeError or OSError where it is not to be had."""
         return _load(self.module, self.attribute)
 
     def obstacle(self, device: torch.device) -> str | None:
-        """Why it cannot run on this device, or None."""
+        """Returns why it cannot run on this device, or None."""
         missing = _missing(self)
         if missing or device.type != "cuda":
             return missing
-        return self.unfit(describe(device).capability)
-
-    def unfit(self, has: tuple[int, int]) -> str | None:
-        """Why it cannot run on GPUs of this compute capability, or None."""
+        has = describe(device).capability
         if self.capability <= has and (self.last is None or has[0] <= self.last):
             return None
         upto = "" if self.last is None else f" up to {self.last}.x"

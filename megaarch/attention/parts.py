@@ -116,10 +116,10 @@ class Parts:
         return [tuple(int(x) for x in part) for part in self.table[b] if part[0] != UNUSED]
 
     def plan(self, kernel: str, build: Callable[["Parts"], Any]) -> Any:
-        """What `kernel` derives from these parts: `build(self)`, once, then remembered.
+        """Returns what `kernel` derives from these parts: `build(self)`, once, then remembered.
 
         Every layer shares it, and it is pickled with the parts, so that a loader's worker can
-        build it ahead of the step.
+        build it before the step.
         """
         if kernel not in self._plans:
             self._plans[kernel] = build(self)
@@ -189,7 +189,7 @@ _known: WeakValueDictionary[int, Parts] = WeakValueDictionary()
 
 def by_handle(handle: torch.Tensor) -> Parts:
     """The parts of this process whose `handle` this is."""
-    return _known[handle.item()]
+    return _known[int(handle.item())]
 
 
 def find_fault(table: np.ndarray, queries: int, keys: int) -> str | None:

@@ -1,4 +1,5 @@
-"""What a kernel derives from parts: made on the host, pinned with its batch, copied to a device once."""
+"""Plans, which a kernel derives from parts: made on the host, pinned with their batch, copied to a
+device once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace

@@ -17,7 +17,7 @@ class Reference(Kernel):
     refuses_bias: str | None = None
 
     def attend(self, inputs: AttentionInputs) -> torch.Tensor:
-        """softmax(q k' * scale + bias) v over what the parts let each query see; see `attend.attend`."""
+        """Returns softmax(q k' * scale + bias) v over what the parts let each query see."""
         seen = torch.from_numpy(inputs.parts.dense()).to(inputs.device)[:, None]
         empty = ~seen.any(3, keepdim=True)
         # Rows that nobody sees may hold anything, NaN as well: 0 * NaN is NaN, so they become zero.

@@ -14,9 +14,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaarch.attention import kernel, sdpa_plan
-from megaarch.attention.calls import CallsKernel
 from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
-from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.parts import FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan, to_device
 from megaarch.attention.sdpa_plan import Call, Costs
@@ -130,7 +129,7 @@ def on_device(plan: CallPlan, parts: Parts, device: torch.device) -> IndexGather
 
     def make() -> IndexGather:
         rows = {
-            side: [to_device(getattr(call, side), device) for call in plan.calls] for side in "qk"
+            axis: [to_device(getattr(call, axis), device) for call in plan.calls] for axis in "qk"
         }
         calls = tuple(
             CallOnDevice(call, parts, device, q, k)

@@ -38,7 +38,7 @@ from megaarch.attention.plan import CallPlan
 
 @dataclass(frozen=True)
 class Costs:
-    """The time that a device's kernel takes, in (query, key) pairs of 4 heads of 64, forward and backward.
+    """The time of a device's kernel, in (query, key) pairs of 4 heads of 64, forward and backward.
 
     call: one more call. row: one more query or key row, handed in and taken out.
     band: query rows of a band, for a kernel that does not profit from `is_causal`; None: overlay.
@@ -79,7 +79,7 @@ class Call:
 
     @property
     def masked(self) -> bool:
-        """Whether the call needs a mask."""
+        """True where the call needs a mask."""
         if self.shape == FULL:
             return bool((self.k_lengths < self.k_lengths.max()).any())
         return not self.square
@@ -209,8 +209,8 @@ def dense_call(tiles: list[Tile], parts: Parts) -> Call:
 
     to = np.flatnonzero(asks)
     target = ((slice(0, len(asks)), slice(0, parts.queries)), 0) if asks.all() else (to, to)
-    lengths = (np.full(len(parts), length) for length in (parts.queries, parts.keys))
-    return Call(UNUSED, False, *lengths, rows(asks), rows(seen), target)
+    q, k = (np.full(len(parts), length) for length in (parts.queries, parts.keys))
+    return Call(UNUSED, False, q, k, rows(asks), rows(seen), target)
 
 
 def _rows(row: np.ndarray, start: np.ndarray, end: np.ndarray, stride: int) -> Rows:

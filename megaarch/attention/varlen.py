@@ -5,22 +5,21 @@ bottom-right triangles in another.
 
 What is computed is exactly the parts' area. Rows are gathered once, and not at all where the
 segments are the whole tensor in order. Segments travel to the device; what counts rows is made
-there. The libraries differ only in how they are called and in what they cannot do: flash.py,
-cudnn_ragged.py and torch_varlen.py say that, and nothing else.
+there. The libraries differ only in how they are called and in what they cannot do: flash.py and
+cudnn_ragged.py say that, and nothing else.
 
 Letters of shapes: docs/shapes.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from megaarch.attention.calls import CallsKernel
 from megaarch.attention.fused_gather import FusedGather, Pieces
 from megaarch.attention.gather import Gather, IndexGather, Rows, Segments
-from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.parts import CAUSAL, FULL, Parts, visible_tiles
 from megaarch.attention.plan import CallPlan
 
@@ -32,21 +31,6 @@ class VarlenCall:
     causal: bool
     q: Segments
     k: Segments
-
-
-class Run(Protocol):
-    """Calls a library's function for the rows of a call, [T, H, Dh]."""
-
-    def __call__(
-        self,
-        function: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        call: VarlenCall,
-        scale: float,
-        /,
-    ) -> torch.Tensor: ...
 
 
 def plan(parts: Parts) -> CallPlan:
@@ -89,7 +73,7 @@ def on_device(parts: Parts, device: torch.device, fused_rows: bool) -> Gather:
             replace(call, q=call.q.on(device), k=call.k.on(device)) for call in plan(parts).calls
         )
         if fused_rows:
-            return FusedGather(calls, {side: x.on(device) for side, x in pieces(parts).items()})
+            return FusedGather(calls, {axis: x.on(device) for axis, x in pieces(parts).items()})
         rows = {
             "q": [_rows(call.q, len(parts), parts.queries) for call in calls],
             "k": [_rows(call.k, len(parts), parts.keys) for call in calls],
@@ -107,10 +91,13 @@ def _rows(segments: Segments, size: int, length: int) -> Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class VarlenKernel(CallsKernel):
-    """A library of variable lengths. run: how its function is called. rebuilds: it builds a plan for
-    each shape of a call, and shapes follow from the parts."""
+    """A library of variable lengths.
 
-    run: Run
+    run(function, q, k, v, call, scale): calls the library's function for a call's rows [T, H, Dh].
+    rebuilds: the library builds a plan for each shape of a call, and shapes follow from the parts.
+    """
+
+    run: Callable[..., torch.Tensor]
     rebuilds: bool = False
     devices: tuple[str, ...] | None = ("cuda",)
     dtypes: tuple[torch.dtype, ...] | None = HALF
@@ -132,8 +119,7 @@ class VarlenKernel(CallsKernel):
     def on_device(self, inputs: AttentionInputs) -> Gather:
         return on_device(inputs.parts, inputs.device, inputs.fused_rows)
 
-    def run_call(self, call: VarlenCall, inputs: AttentionInputs, *qkv: torch.Tensor):
+    def run_call(self, call: VarlenCall, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         assert self.package
-        q, k, v = (x.flatten(0, 1) for x in qkv)
-        out = self.run(self.package.load(), q, k, v, call, inputs.scale)
-        return out.view(qkv[0].shape)
+        rows = (x.flatten(0, 1) for x in (q, k, v))
+        return self.run(self.package.load(), *rows, call, inputs.scale).view(q.shape)

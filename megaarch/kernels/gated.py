@@ -20,7 +20,7 @@ class Gated(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         (x,) = ctx.saved_tensors
         grad, out = grad.contiguous(), torch.empty_like(x)
         call("gated_backward", x.device, grad, x, out, grad.numel(), ctx.gate, x.dtype)

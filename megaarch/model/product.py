@@ -1,7 +1,7 @@
 """Matrix products; on a CPU by what is fastest there.
 
-fp32 products run in oneDNN: its kernels use all that a processor has, where MKL keeps to AVX2 on
-processors of other makers (docs/log.md). In half precision, on a processor without units for it, torch
+fp32 products run in oneDNN where a processor has AVX-512: MKL keeps to AVX2 on processors of other
+makers, and is the faster of the two on one that has no more (docs/log.md). In half precision, on a processor without units for it, torch
 emulates each multiply, many times slower than fp32. So operands and result keep their 16-bit values, and
 the product in between runs in fp32: a unit for bfloat16 multiplies 16 bits and adds in 32 too.
 """
@@ -15,7 +15,11 @@ from megaarch.kernels.library import accumulator
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-HAS_ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN_IS_FASTER = (
+    torch.backends.mkl.is_available()
+    and torch.backends.mkldnn.is_available()
+    and torch.cpu._is_avx512_supported()
+)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -58,7 +62,7 @@ def _in_fp32_on_cpu(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:
         return False
     if torch.compiler.is_compiling():
         return False
-    return (dtype in HALF and not CPU_HAS_UNITS) or (dtype == torch.float32 and HAS_ONEDNN)
+    return (dtype in HALF and not CPU_HAS_UNITS) or (dtype == torch.float32 and ONEDNN_IS_FASTER)
 
 
 def _has_master_weight(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -125,6 +129,6 @@ def _linear_fp32(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """As F.linear. oneDNN copies x if its rows do not lie in order."""
-    if not HAS_ONEDNN or not x.numel() or not weight.numel():
+    if not ONEDNN_IS_FASTER or not x.numel() or not weight.numel():
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megaarch.attention import package
-from megaarch.attention.gpu import Gpu
+from megaarch.attention.package import Gpu
 
 NEWEST = 92700
 GPUS = {

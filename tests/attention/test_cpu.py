@@ -68,7 +68,7 @@ def test_several_blocks_of_queries_and_keys(name, size):
 @pytest.mark.parametrize("size", [40, 64])
 @pytest.mark.parametrize("name", LONG)
 def test_relative_bias_and_its_table(name, size, order):
-    """Whether the positions of a panel's queries count up by one or not."""
+    """Positions of a panel's queries count up by one or do not."""
     parts = Parts.of([LONG[name], [causal(0, 129, 171, 300)]], 300, 300)
     rng = torch.Generator().manual_seed(1)
     table = torch.randn(8, 4, generator=rng)

@@ -1,5 +1,5 @@
-"""What runs on GPUs, without one: kernels' limits, what `auto` takes, and the plans that it leaves to
-build. On rows of every preset as a run makes them."""
+"""Without a GPU: kernels' limits on GPUs, what `auto` takes, and the plans that it leaves to build.
+On rows of every preset as a run makes them."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ from megaarch.attention import (
     sdpa,
     warm,
 )
-from megaarch.attention.gpu import Gpu, describe
+from megaarch.attention.package import Gpu, describe
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
@@ -83,7 +83,7 @@ def calls(monkeypatch):
 
 
 def shapes_of_cudnn(parts, calls):
-    """What cuDNN is called with for these parts."""
+    """Returns what cuDNN is called with for these parts."""
     calls.clear()
     q, k, v, _ = tensors(parts, heads=1, key_heads=1, size=1)
     KERNELS["cudnn"].attend(AttentionInputs(q, k, v, parts))

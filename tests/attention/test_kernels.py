@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from megaarch.attention import (
     KERNELS,
     AttentionInputs,
+    Kernel,
     Parts,
+    RelativeBias,
     attend,
     causal,
     choose,
@@ -27,6 +29,7 @@ from megaarch.attention import (
 )
 from megaarch.attention.package import Package
 from megaarch.config.schema import AttentionKernel
+from megaarch.errors import UserError
 from tests.attention import emulation
 from tests.attention.cases import CASES, chat, prefix
 from tests.attention.partitions import partitions
@@ -309,8 +312,6 @@ def test_flex_forward_equals_reference(name):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_adds_the_relative_bias():
-    from megaarch.attention import RelativeBias
-
     parts = Parts.of([prefix(p, 20) for p in (0, 6, 20)], 20, 20)
     q, k, v, _ = tensors(parts, dtype=torch.float32)
     options = {
@@ -329,6 +330,34 @@ def test_flex_adds_the_relative_bias():
 def test_settings_name_the_kernels():
     (names,) = AttentionKernel.__metadata__
     assert set(names.names) == {"auto", *KERNELS}
+
+
+class Halved(Kernel):
+    """A kernel from outside: half of what is right, up to head size 8."""
+
+    def attend(self, inputs):
+        return KERNELS["reference"].attend(inputs) / 2
+
+
+def test_a_kernel_from_outside_is_one_entry(monkeypatch):
+    parts = Parts.of([[causal(0, 4, 0, 4)]], 4, 4)
+    q, k, v, _ = tensors(parts)
+    halved = Halved("halved", devices=("cpu",), head_sizes=(8, 1), dtypes=(torch.float64,))
+    monkeypatch.setitem(KERNELS, halved.name, halved)
+    expected = attend(q, k, v, warm(parts, "cpu", "halved"), kernel="reference")
+    assert torch.equal(attend(q, k, v, parts, kernel="halved"), expected / 2)
+    for wrong, reason in (
+        (
+            [x.repeat(1, 1, 1, 2) for x in (q, k, v)],
+            "head sizes are multiples of 1 up to 8, not 16",
+        ),
+        ([x.float() for x in (q, k, v)], "it takes torch.float64, not torch.float32"),
+    ):
+        with pytest.raises(UserError, match=f"halved cannot run here: .*{reason}; what can is"):
+            attend(*wrong, parts, kernel="halved")
+    bias = RelativeBias(torch.zeros(8, 4), True, 16)
+    with pytest.raises(UserError, match="halved cannot run here: it takes no position bias"):
+        choose("halved", q, k, parts, bias)
 
 
 def test_a_kernel_that_is_not_there_names_itself_and_the_others():

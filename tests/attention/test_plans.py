@@ -15,7 +15,7 @@ from tests.attention.test_kernels import StandIn
 
 @pytest.fixture
 def received(monkeypatch):
-    """What the ragged kernel hands to its library, in order."""
+    """Lists what the ragged kernel hands to its library, in order."""
     made = []
 
     def record(q, k, v, **options):
@@ -29,7 +29,7 @@ def received(monkeypatch):
 
 
 def graphs(received):
-    """What cudnn-frontend 1.32 keys a graph by, forward and backward."""
+    """Returns what cudnn-frontend 1.32 keys a graph by, forward and backward."""
     return {
         (
             len(options["cu_seqlens_q"]) - 1,

@@ -1,5 +1,5 @@
-"""What the loader leaves to a step on a GPU: copies that run on their own, nothing to plan and nothing
-to pin. On rows of every preset; the GPU is a meta device, to which copies can be made."""
+"""The work that the loader leaves to a step on a GPU: copies that run on their own, nothing to plan
+and nothing to pin. On rows of every preset; the GPU is a meta device, to which copies can be made."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ DEVICE = torch.device("meta")
 
 @pytest.fixture
 def pins(monkeypatch):
-    """What is copied to pinned memory, which is memory of its own."""
+    """Lists what is copied to pinned memory, which is memory of its own."""
     made, held = [], {}
 
     def pin_memory(x):
@@ -54,7 +54,7 @@ def in_step(monkeypatch, pins):
 
 
 def put_on_device(name, parts, dtype, fused_rows=False):
-    """What a kernel derives from its plan on the device, ahead of its first call."""
+    """Derives what a kernel needs of its plan on the device before its first call."""
     kernel = KERNELS[name]
     if isinstance(kernel, varlen.VarlenKernel):
         varlen.on_device(parts, DEVICE, fused_rows)

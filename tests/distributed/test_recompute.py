@@ -203,7 +203,7 @@ class StandIn:
         self.forward = forward
 
     def run(self, _, q, k, v, call, scale):
-        """As varlen.Run: here of rows that are whole and alike."""
+        """As varlen.VarlenKernel.run: here of rows that are whole and alike."""
         rows = len(call.q.starts) - 1
         stacked = (x.unflatten(0, (rows, -1)) for x in (q, k, v))
         return self.forward(*stacked, scale, call.causal).flatten(0, 1)

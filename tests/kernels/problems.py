@@ -1,4 +1,4 @@
-"""What the kernels' tests share, on the CPU and on CUDA: inputs, oracles in fp64, run functions."""
+"""Shared by the kernels' tests, on the CPU and on CUDA: inputs, oracles in fp64, run functions."""
 
 import numpy as np
 import torch

@@ -1,5 +1,5 @@
-"""What the CPU runs in place of torch, unasked: each equals torch's operations, forward and gradients,
-in fp64 and within the rounding of narrower dtypes; and where it does not serve, torch runs."""
+"""The kernels that a CPU runs in place of torch, unasked: each equals torch's operations, forward and
+gradients, in fp64 and within the rounding of narrower dtypes; and where it does not serve, torch runs."""
 
 import pytest
 import torch

@@ -60,7 +60,7 @@ def test_the_gradient_of_a_master_is_never_rounded():
 )
 def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     """Layers, and the products that a layer's gradients are, whichever way their factors lie."""
-    monkeypatch.setattr(product, "HAS_ONEDNN", choice)
+    monkeypatch.setattr(product, "ONEDNN_IS_FASTER", choice)
     torch.manual_seed(0)
     layer = product.Linear(inputs, outputs)
     x, grad = torch.randn(rows, inputs, requires_grad=True), torch.randn(rows, outputs)

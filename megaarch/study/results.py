@@ -105,11 +105,39 @@ INTERVALS = {
 }
 
 
+class Continuation(Record):
+    """Continuations of one length in tokens.
+
+    prefix_gain: what the same continuations cost more after the prefix of another document, in bits
+    per byte; a model that ignores its prefix has a gain of 0. paired_gain: of each item.
+    """
+
+    bits_per_byte: Number
+    interval: Interval = None
+    prefix_gain: Number = None
+    prefix_gain_interval: Interval = None
+    items: Count = 0
+    paired: Paired | None = None
+    paired_gain: Paired | None = None
+
+
+class TaskScore(Record):
+    """Held-out items of one task. right: 1 for each item answered rightly."""
+
+    accuracy: Number
+    interval: Interval = None
+    items: Count = 0
+    chance: Number = None
+    right: list[int] | None = None
+
+
 class Heldout(Record):
     """A cell's values on held-out text.
 
     *_interval: 95%, [low, high]. items: how many each value rests on. comparable: False where the
     continuation's value is a pseudo-likelihood. choice_right: 1 for each item chosen rightly.
+    continuation: values by the continuation's length in tokens. prefix_gain: that of the longest.
+    reads_prefix: whether the interval of this gain lies above 0; None where it was not measured.
     """
 
     continuation_bits_per_byte: Number
@@ -124,6 +152,12 @@ class Heldout(Record):
     choice_accuracy: Number = None
     choice_interval: Interval = None
     choice_right: list[int] | None = None
+    continuation: dict[str, Continuation] = Field(default_factory=dict)
+    prefix_gain: Number = None
+    prefix_gain_interval: Interval = None
+    reads_prefix: bool | None = None
+    paired_middle: Paired | None = None
+    tasks: dict[str, TaskScore] = Field(default_factory=dict)
 
     def interval(self, measure: str = "continuation_bits_per_byte") -> list[float] | None:
         """[low, high] of one of INTERVALS' measures."""

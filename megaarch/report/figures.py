@@ -6,10 +6,11 @@ from pathlib import Path
 import matplotlib
 
 from megaarch.config import catalogue
-from megaarch.report import cells as report_cells
+from megaarch.report import findings as report_findings
 from megaarch.report import notation, plots
-from megaarch.report.cells import MergedCell, knows_length
+from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.masks import mask_panel
+from megaarch.report.panel import gain_of_length, knows_length, lengths, of_length, of_task
 from megaarch.report.plots import Entry, Looks
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
@@ -32,8 +33,8 @@ def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
 
 
 def sections(results: Results) -> dict[str, list[Panel]]:
-    """Section -> its panels: masks, heldout, loss, throughput, choice, scaling."""
-    cells = report_cells.merged_cells(results)
+    """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling."""
+    cells = merged_cells(results)
     look = looks(cells)
     budgets = sorted({cell.budget for cell in cells})
     found: dict[str, list[Panel]] = {"masks": masks(cells)}
@@ -85,7 +86,7 @@ def heldout(
     def has_curve(cell: MergedCell) -> bool:
         return any(point.heldout is not None for point in cell.curve)
 
-    if order := list(filter(has_curve, report_cells.ranked(cells))):
+    if order := list(filter(has_curve, report_findings.ranked(cells))):
         inherits = any(cell.inherited_flops for cell in order)
         starts = "A cell that starts from another begins at what that one spent."
         own = "Each cell's own time, without that of the one it starts from."
@@ -98,11 +99,46 @@ def heldout(
     if rows := entries(cells, "continuation_bits_per_byte"):
         title = "At the end, with 95% intervals"
         yield plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
-    if others := list(filter(has_curve, report_cells.apart(cells))):
+    yield from by_length(report_findings.ranked(cells), look, suffix)
+    if others := list(filter(has_curve, report_findings.apart(cells))):
         title = "Pseudo-likelihood, apart"
         panel = plots.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)
         panel.caption = BOTH_SIDES
         yield panel
+
+
+def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator[Panel]:
+    """Bits per byte, and what the prefix gains, by the length of the continuation."""
+    each = lengths([held for cell in cells for held in cell.heldout.each])
+    if len(each) < 2:
+        return
+    for name, title, unit, yardstick in (
+        ("length", "By length of the continuation", "bits per byte", of_length),
+        ("gain", "What the right prefix saves", "bits per byte saved", gain_of_length),
+    ):
+        series = {
+            cell.label: [(int(n), cell.heldout.score(yardstick(n))) for n in each] for cell in cells
+        }
+        panel = plots.lengths(f"heldout-{name}{suffix}", title, series, look, unit)
+        if panel is not None:
+            yield panel
+
+
+def tasks(
+    results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
+) -> Iterator[Panel]:
+    """Accuracy on each task, of every cell that was scored on it."""
+    names = dict.fromkeys(name for cell in cells for name in cell.heldout.tasks)
+    for name in names:
+        yardstick = of_task(name)
+        scores = [(cell.label, cell.heldout.score(yardstick)) for cell in cells]
+        rows = [Entry(label, s.value, s.interval, "") for label, s in scores if s.value is not None]
+        rows.sort(key=lambda row: -row.value)
+        chance = next((t.chance for c in cells if (t := c.heldout.tasks.get(name))), None)
+        reference = None if chance is None else ("chance", chance)
+        yield plots.dots(
+            f"task-{slug(name)}{suffix}", name, rows, look, "accuracy", reference, always=True
+        )
 
 
 def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
@@ -119,7 +155,7 @@ def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
             continue
         mark = "" if comparable else PSEUDO
         if measure == "middle_bits_per_byte":
-            mark = TOLD if knows_length(cell) else ""
+            mark = TOLD if knows_length(cell.objective) else ""
         rows.append(Entry(cell.label, value, cell.heldout.interval(measure), mark))
     return sorted(rows, key=lambda row: row.value)
 
@@ -203,4 +239,10 @@ def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) ->
         yield plots.sizes(f"scaling-{number}", f"At {each}", series, look)
 
 
-SECTIONS = {"heldout": heldout, "loss": loss, "throughput": throughput, "choice": choice}
+SECTIONS = {
+    "heldout": heldout,
+    "loss": loss,
+    "throughput": throughput,
+    "choice": choice,
+    "tasks": tasks,
+}

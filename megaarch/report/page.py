@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from megaarch.report import cells as report_cells
+from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import Finding, MergedCell, interval_kinds
+from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.figures import sections
+from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
 from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.study.results import Heldout, Results, Text
+
+PSEUDO = (
+    "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."
+)
+TUNED = "Finetuned on pairs of input and target: ranked by tasks, and never by raw text."
 
 
 class Column(NamedTuple):
@@ -45,6 +51,12 @@ COLUMNS = (
         "over documents, and over seeds where there are several",
         lambda cell: (cell.heldout.interval() or [None])[0],
         notation.fixed,  # `row` shows both ends
+    ),
+    Column(
+        "Prefix gain",
+        "bits per byte that the right prefix saves against that of another document",
+        lambda cell: cell.heldout.prefix_gain,
+        notation.fixed,
     ),
     Column(
         "Choice",
@@ -100,15 +112,16 @@ def page(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cells = report_cells.merged_cells(results)
+    cells = merged_cells(results)
     look = looks(cells)
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
-        headline=report_cells.headline(results),
+        headline=report_findings.headline(results),
         columns=COLUMNS,
         tables=[
-            table(results.budget.match, finding, look) for finding in report_cells.findings(results)
+            table(results.budget.match, finding, look)
+            for finding in report_findings.findings(results)
         ],
         sections={name: grouped(panels) for name, panels in sections(results).items()},
         kinds=kinds(cells),
@@ -148,14 +161,19 @@ def grouped(panels: Sequence[Panel]) -> list[tuple[str, list[dict[str, str]]]]:
 
 
 def table(match: str, finding: Finding, look: dict[str, Look]) -> dict[str, Any]:
-    ranked = report_cells.ranked(finding.cells)
+    ranked = report_findings.ranked(finding.cells)
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
     tied = {cell.label for cell in finding.tied}
+    tuned = [cell for cell in finding.cells if report_findings.finetuned(cell)]
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
         "ranked": [row(cell, look, span, cell.label in tied) for cell in ranked],
-        "apart": [row(cell, look, None, False) for cell in report_cells.apart(finding.cells)],
+        "groups": [
+            (words, [row(cell, look, None, False) for cell in group])
+            for words, group in ((PSEUDO, report_findings.apart(finding.cells)), (TUNED, tuned))
+            if group
+        ],
     }
 
 
@@ -178,6 +196,7 @@ def row(
         "seeds": cell.seeds,
         "parent": cell.parent,
         "tied": tied,
+        "unread": cell.heldout.reads_prefix is False,
         "colour": look[cell.label].variable,
         "numbers": [(t, "" if v is None else v) for t, v in zip(texts, values, strict=True)],
         "strip": strip(cell, span),

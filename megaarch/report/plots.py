@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, value_of
+from megaarch.report.panel import Score
 from megaarch.report.style import LIGHT, Look, Panel, canvas, drawable
 
 WIDTH, HEIGHT = 390, 270  # points
@@ -247,6 +248,48 @@ def dots(
     ax.set_xlabel(unit)
     ticks(ax.xaxis, 5)
     ax.margins(x=0.06)
+    return panel
+
+
+def lengths(
+    name: str, title: str, series: Mapping[str, list[tuple[int, Score]]], look: Looks, unit: str
+) -> Panel | None:
+    """Each cell's score and interval by the length of what was scored, in tokens; None without any."""
+    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    ax = axes(panel, 44, margin(list(series)) + 8)
+    ends, places = {}, set()
+    for shift, (label, scores) in enumerate(series.items()):
+        known = [(n, s.value, s.interval) for n, s in scores if s.value is not None]
+        if not known:
+            continue
+        style = look[label]
+        xs = [n * 1.03 ** (shift - len(series) / 2) for n, *_ in known]  # intervals side by side
+        ys = [value for _, value, _ in known]
+        reach = [(v - i[0], i[1] - v) if i else (0.0, 0.0) for _, v, i in known]
+        both = tuple([max(0.0, end) for end in side] for side in zip(*reach, strict=True))
+        says = f"{label}: " + ", ".join(f"{v:.3f} at {n}" for n, v, _ in known)
+        ax.errorbar(xs, ys, both, fmt="none", ecolor=style.colour, alpha=0.45)
+        ax.plot(
+            xs,
+            ys,
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            gid=panel.gid(label, says),
+        )
+        ends[label] = xs[-1], ys[-1]
+        places.update(n for n, *_ in known)
+    if not ends:
+        return None
+    low, high = ax.get_ylim()
+    if low < 0 < high:
+        ax.axhline(0, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
+    ax.set_xscale("log")
+    ax.set(xlabel="tokens of the continuation", ylabel=unit)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(places)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    name_ends(ax, ends, look)
     return panel
 
 

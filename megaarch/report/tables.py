@@ -3,9 +3,9 @@
 from csv import DictWriter
 from io import StringIO
 
-from megaarch.report import cells as report_cells
+from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell
+from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.warnings import unequal_flops
 from megaarch.study.results import INTERVALS, Results
 
@@ -31,7 +31,7 @@ def csv(found: Results | dict) -> str:
     page = StringIO()
     writer = DictWriter(page, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for cell in report_cells.merged_cells(Results.of(found)):
+    for cell in merged_cells(Results.of(found)):
         heldout = cell.heldout
         line = dict(cell) | dict(heldout)
         line |= {f"{kind}_items": number for kind, number in heldout.items.items()}
@@ -56,13 +56,13 @@ def latex(found: Results | dict) -> str:
         r"    \toprule",
         r"    Cell & Architecture & Parameters & FLOPs & Bits per byte & Choice & Middle \\",
     ]
-    for finding in report_cells.findings(results):
+    for finding in report_findings.findings(results):
         amount = notation.budget(results.budget.match, finding.budget, plain=True)
         lines += [r"    \midrule", rf"    \multicolumn{{7}}{{l}}{{{escaped(amount)} each}} \\"]
         strong = [cell.label for cell in (*finding.order[:1], *finding.tied)]
-        for cell in report_cells.ranked(finding.cells):
+        for cell in report_findings.ranked(finding.cells):
             lines.append(latex_row(cell, cell.label in strong))
-        lines += [latex_row(cell, False) for cell in report_cells.apart(finding.cells)]
+        lines += [latex_row(cell, False) for cell in report_findings.apart(finding.cells)]
     caption = (
         "Held-out bits per byte of a continuation (with its 95\\% interval), accuracy of a "
         f"four-way choice (chance {results.chance}) and bits per byte of a middle. "

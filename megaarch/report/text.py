@@ -2,9 +2,11 @@
 
 import textwrap
 
-from megaarch.report import cells as report_cells
+from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import Finding, MergedCell, interval_kinds, knows_length
+from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
+from megaarch.report.findings import Finding
+from megaarch.report.panel import GAIN, knows_length, lengths, of_length
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import Results
 
@@ -29,10 +31,10 @@ def text(found: Results | dict) -> str:
     distinguishable from the best.
     """
     results = Results.of(found)
-    findings = report_cells.findings(results)
+    findings = report_findings.findings(results)
     blocks = [
         [f"Study {results.study}"[:WIDTH]],
-        wrap(" ".join(report_cells.headline(results, plain=True))),
+        wrap(" ".join(report_findings.headline(results, plain=True))),
         *(table(results.budget.match, finding) for finding in findings),
         footnotes(results, findings),
     ]
@@ -53,10 +55,41 @@ def table(match: str, finding: Finding) -> list[str]:
     lines += ["", header + "".join(title.rjust(width + 1) for title, width in COLUMNS).rstrip()]
     lines.append("-" * len(lines[-1]))
     tied = {cell.label for cell in finding.tied}
-    lines += [row(c, "~" if c.label in tied else " ") for c in report_cells.ranked(finding.cells)]
-    if apart := report_cells.apart(finding.cells):
+    lines += [
+        row(c, "~" if c.label in tied else " ") for c in report_findings.ranked(finding.cells)
+    ]
+    if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
+    if tuned := [cell for cell in finding.cells if report_findings.finetuned(cell)]:
+        lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
+    return [*lines, *by_length(report_findings.ranked(finding.cells))]
+
+
+def by_length(cells: list[MergedCell]) -> list[str]:
+    """A table of continuations by their length, and what the prefix gains; empty where there is one
+    length or none."""
+    each = lengths([held for cell in cells for held in cell.heldout.each])
+    if len(each) < 2:
+        return []
+    columns = [(f"{length} tok", of_length(length)) for length in each]
+    lines = ["", "bits/byte by length of the continuation; what the right prefix saves"]
+    lines += ["('from': the lower end of its interval):", ""]
+    titles = [*(title for title, _ in columns), "gain", "from"]
+    lines.append("cell".ljust(NAME_WIDTH) + "".join(f" {title:>6}" for title in titles))
+    lines.append("-" * len(lines[-1]))
+    for cell in cells:
+        scores = [cell.heldout.score(yardstick).value for _, yardstick in columns]
+        gain = cell.heldout.score(GAIN)
+        scores += [gain.value, gain.interval[0] if gain.interval else None]
+        numbers = "".join(f" {notation.fixed(score, 3, '-'):>6}" for score in scores)
+        mark = "!" if cell.heldout.reads_prefix is False else ""
+        lines.append(name_of(cell) + numbers + mark)
     return lines
+
+
+def name_of(cell: MergedCell) -> str:
+    name = notation.shortened(cell.label, NAME_WIDTH, NAME_WIDTH // 2 - 1, "..")
+    return name.ljust(NAME_WIDTH)
 
 
 def row(cell: MergedCell, mark: str) -> str:
@@ -72,22 +105,23 @@ def row(cell: MergedCell, mark: str) -> str:
     )
     widths = [width for _, width in COLUMNS]
     cut = [value[:width].rjust(width + 1) for value, width in zip(values, widths, strict=True)]
-    name = notation.shortened(cell.label, NAME_WIDTH, NAME_WIDTH // 2 - 1, "..")
-    return name.ljust(NAME_WIDTH) + "".join(cut)
+    return name_of(cell) + "".join(cut)
 
 
 def footnotes(results: Results, findings: list[Finding]) -> list[str]:
-    cells = report_cells.merged_cells(results)
+    cells = merged_cells(results)
     lines = []
     if any(finding.tied for finding in findings):
         lines.append("~ not distinguishable from the best at 95%")
+    if any(cell.heldout.reads_prefix is False for cell in cells):
+        lines.append("! a wrong document's prefix serves its continuations as well as its own")
     if kinds := interval_kinds(cells):
         lines.append("intervals: " + "; ".join(kinds))
     if counts := items(cells):
         lines.append(f"held-out items: {counts}")
     filling = [cell for cell in cells if cell.heldout.middle_bits_per_byte is not None]
-    told = list(dict.fromkeys(cell.name for cell in filling if knows_length(cell)))
-    if told and not all(map(knows_length, filling)):
+    told = list(dict.fromkeys(cell.name for cell in filling if knows_length(cell.objective)))
+    if told and not all(knows_length(cell.objective) for cell in filling):
         lines.append(f"middle: {notation.are(told)} told the gap's length, others not")
     if any(cell.inherited_flops for cell in cells):
         lines.append("FLOPs: with those spent on the weights that a cell starts from")

@@ -1,16 +1,20 @@
-"""95% intervals: documents by bootstrap, for one cell's value and for two cells in pairs; seeds by
-Student's t, for a bootstrap of two or three runs knows too little of their spread."""
+"""How far chance moves a value: 95% intervals and standard errors, over documents and over seeds.
+
+Documents of one cell's value by bootstrap. Seeds by Student's t, for a bootstrap of two or three runs
+knows too little of their spread. Two cells by standard errors in pairs, whose p values reach further
+than the share of a thousand draws that a bootstrap could count.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from megaarch.study.results import Paired
 
 RESAMPLES = 1000
-# Student's t, two-sided 95%, for 1 to 10 degrees of freedom.
-STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
 def ratio_interval(
@@ -33,44 +37,68 @@ def ratio_interval(
     return [float(low), float(high)]
 
 
-def paired_interval(a: Paired, b: Paired) -> list[float] | None:
-    """95% interval of a's value less b's over the same items, or None where items differ.
+class Error(NamedTuple):
+    """A standard error and its degrees of freedom."""
+
+    deviation: float
+    freedom: float
+
+
+def paired_error(a: Paired, b: Paired) -> Error | None:
+    """Error of a's value less b's over the choice of documents, by the variance of a ratio over whole
+    documents. None where the items differ, and where there is but one document.
 
     Pairing takes out what makes an item hard for every model.
     """
     if a.documents != b.documents or a.sizes != b.sizes:
         return None
-    difference = np.subtract(a.amounts, b.amounts)
-    return ratio_interval(difference, np.asarray(a.sizes), np.asarray(a.documents))
+    names, place = np.unique(a.documents, return_inverse=True)
+    if len(names) < 2:
+        return None
+    top = np.bincount(place, weights=np.subtract(a.amounts, b.amounts))
+    bottom = np.bincount(place, weights=a.sizes)
+    rest = top - top.sum() / bottom.sum() * bottom
+    variance = len(names) / (len(names) - 1) * (rest**2).sum() / bottom.sum() ** 2
+    return Error(math.sqrt(variance), len(names) - 1)
 
 
-def seed_half_width(groups: Sequence[Sequence[float]]) -> float:
-    """Half of the interval, over seeds alone, of a cell's mean (one group: a value for each seed) or
-    of the difference of two (two groups, whose variance is pooled). 0 where none has two seeds. An empty group has no seeds and adds no spread."""
+def seed_error(groups: Sequence[Sequence[float]]) -> Error | None:
+    """Error, over seeds alone, of a cell's mean (one group: a value for each seed) or of the
+    difference of two (two groups, whose variance is pooled). None where no group has two seeds. An
+    empty group has no seeds and adds no spread."""
     groups = [group for group in groups if group]
     freedom = sum(len(group) - 1 for group in groups)
     if freedom == 0:
-        return 0.0
+        return None
     squares = sum((x - sum(group) / len(group)) ** 2 for group in groups for x in group)
-    error = math.sqrt(squares / freedom * sum(1 / len(group) for group in groups))
-    return student_t(freedom) * error
+    variance = squares / freedom * sum(1 / len(group) for group in groups)
+    return Error(math.sqrt(variance), freedom)
 
 
-def widened(interval: Sequence[float], value: float, half: float) -> list[float]:
-    """An interval about `value` with another, independent source of error: half-widths are added
-    in quadrature, each side for itself."""
+def p_value(difference: float, errors: Sequence[Error]) -> float:
+    """Two-sided p of a difference with independent errors, by Student's t with the degrees of freedom
+    of Welch (1947) and Satterthwaite (1946)."""
+    variance = sum(error.deviation**2 for error in errors)
+    if not variance:
+        return float(difference == 0)
+    freedom = variance**2 / sum(error.deviation**4 / error.freedom for error in errors)
+    return float(2 * stats.t.sf(abs(difference) / math.sqrt(variance), freedom))
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Which of several hypotheses are rejected, such that one that holds is rejected in at most
+    `level` of all studies (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[i] > level / (len(p_values) - rank):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def widened(interval: Sequence[float], value: float, seeds: Error | None) -> list[float]:
+    """An interval about `value` with an independent error over seeds: half-widths are added in
+    quadrature, each side for itself."""
+    half = seeds.deviation * stats.t.ppf(0.975, seeds.freedom) if seeds else 0.0
     low, high = interval
     return [value - math.hypot(value - low, half), value + math.hypot(high - value, half)]
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5% quantile of Student's t (Abramowitz and Stegun 26.7.5 above 10 degrees)."""
-    if freedom <= len(STUDENT_T):
-        return STUDENT_T[freedom - 1]
-    z, v = 1.959964, freedom
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )

@@ -102,6 +102,7 @@ INTERVALS = {
     "continuation_bits_per_byte": "continuation_interval",
     "choice_accuracy": "choice_interval",
     "middle_bits_per_byte": "middle_interval",
+    "prefix_gain": "prefix_gain_interval",
 }
 
 
@@ -157,6 +158,7 @@ class Heldout(Record):
     prefix_gain_interval: Interval = None
     reads_prefix: bool | None = None
     paired_middle: Paired | None = None
+    paired_choice: Paired | None = None
     tasks: dict[str, TaskScore] = Field(default_factory=dict)
 
     def interval(self, measure: str = "continuation_bits_per_byte") -> list[float] | None:
@@ -224,8 +226,9 @@ class Text(Record):
 class CellResult(Record):
     """One cell of results.json.
 
-    inherited_flops: what all its ancestors spent. tuned, learning_rate_at_edge, trial_flops: what a
-    sweep knows of its learning rate (`sweep.verdict`). settings: as a configuration has them.
+    inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
+    learning_rate_at_edge, trial_flops: what a sweep knows of its learning rate (`sweep.verdict`).
+    settings: as a configuration has them.
     """
 
     name: str
@@ -241,6 +244,7 @@ class CellResult(Record):
     non_embedding_parameters: Number = None
     flops: Number
     inherited_flops: Number = None
+    inherited_tokens: Number = None
     palm_flops: Number = None
     seen_tokens: Number
     target_tokens: Number
@@ -275,6 +279,11 @@ class CellResult(Record):
     def total_flops(self) -> float | None:
         """Training FLOPs behind the cell's values: its own and those of the weights it starts from."""
         return None if self.flops is None else self.flops + (self.inherited_flops or 0.0)
+
+    @property
+    def total_tokens(self) -> float | None:
+        """Seen tokens behind the cell's values, as `total_flops`."""
+        return None if self.seen_tokens is None else self.seen_tokens + (self.inherited_tokens or 0)
 
 
 class Trial(Record):

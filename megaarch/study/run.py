@@ -198,7 +198,8 @@ def result(
             model, catalogue.position_axes(settings.data.objective)
         ),
         flops=progress.flops,
-        inherited_flops=(parent.flops or 0) + (parent.inherited_flops or 0) if parent else 0.0,
+        inherited_flops=(parent.total_flops or 0.0) if parent else 0.0,
+        inherited_tokens=(parent.total_tokens or 0) if parent else 0,
         palm_flops=progress.palm_flops,
         seen_tokens=progress.seen_tokens,
         target_tokens=progress.target_tokens,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from megaarch import config
-from megaarch.report.cells import distinguishable, merge, unigram
-from megaarch.study.results import CellResult, Results
+from megaarch.report.findings import unigram
+from megaarch.report.panel import CONTINUATION, distinguishable
+from megaarch.study.results import Heldout, Results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["gpt", "prefix_lm", "unilm", "t5", "bart", "bert", "glm", "xlnet"]
@@ -32,7 +33,8 @@ def misses(cell, results):
     error = math.sqrt(chance * (1 - chance) / heldout["items"]["choice"])
     below = heldout["continuation_bits_per_byte"] < results["unigram_bits_per_byte"]
     if below and "unigram_paired" in results:
-        below = distinguishable(merge([CellResult(**cell)]).heldout, unigram(Results.of(results)))
+        score = CONTINUATION.score([Heldout(**heldout)])
+        below = distinguishable(score, unigram(Results.of(results)))
     passed = {
         "bits": below,
         "choice": heldout["choice_accuracy"] > chance + 2 * error,

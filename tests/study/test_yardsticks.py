@@ -12,9 +12,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.data.conditional import middle
 from megaarch.model.transformer import TargetLosses
 from megaarch.study import yardsticks
-from megaarch.study.intervals import paired_interval, ratio_interval, seed_half_width
 from megaarch.study.items import Item, cut, split, unfaithful
-from megaarch.study.results import Paired
 from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
@@ -184,48 +182,3 @@ def test_unigram_bits_are_those_of_the_smoothed_counts():
     kept = yardsticks.paired(items, nats).as_json()
     assert kept["documents"] == [0] and kept["sizes"] == [3]
     assert kept["amounts"] == pytest.approx([wanted], abs=1e-4)
-
-
-def test_the_interval_shrinks_with_documents_and_holds_the_mean():
-    rng = np.random.default_rng(0)
-    for n in (20, 2000):
-        values = rng.normal(5.0, 1.0, n)
-        low, high = ratio_interval(values, np.ones(n), np.arange(n))
-        assert low < 5.0 < high
-        assert high - low == pytest.approx(2 * 1.96 / math.sqrt(n), rel=0.4)
-
-
-def test_more_items_of_the_same_documents_do_not_narrow_the_interval():
-    rng = np.random.default_rng(0)
-    values, sizes, documents = rng.normal(5.0, 1.0, 40), rng.uniform(1, 3, 40), np.arange(40)
-    wanted = ratio_interval(values, sizes, documents)
-    repeated = ratio_interval(*(np.repeat(x, 5) for x in (values, sizes, documents)))
-    assert repeated == pytest.approx(wanted)
-
-
-def test_pairing_tells_cells_apart_that_their_own_intervals_do_not():
-    rng = np.random.default_rng(1)
-    hard = rng.normal(50, 20, 60)  # what makes an item hard for every model
-    better = {"documents": list(range(60)), "sizes": [10] * 60}
-    worse = better | {"amounts": (hard + 2 + rng.normal(0, 1, 60)).tolist()}
-    better = better | {"amounts": hard.tolist()}
-    a, b = (
-        ratio_interval(np.array(x["amounts"]), np.full(60, 10), np.arange(60))
-        for x in (better, worse)
-    )
-    assert a[1] > b[0]
-    low, high = paired_interval(Paired(**worse), Paired(**better))
-    assert 0 < low < 0.2 < high
-    assert paired_interval(Paired(**worse), Paired(**better | {"sizes": [9] * 60})) is None
-
-
-def test_the_half_width_over_seeds_against_the_textbook():
-    half = seed_half_width([[1.0, 2.0, 3.0]])  # deviation 1, t(2) = 4.303
-    assert half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    values = [float(i % 3) for i in range(21)]  # variance 14/20, t(20) = 2.086
-    assert seed_half_width([values]) == pytest.approx(2.08596 * math.sqrt(0.7 / 21), rel=1e-4)
-    # two samples, pooled: variances 1 and 2 of 3 and 2 values, t(3) = 3.182
-    pooled = math.sqrt((2 * 1 + 1 * 2) / 3 * (1 / 3 + 1 / 2))
-    half = seed_half_width([[1.0, 2.0, 3.0], [4.0, 6.0]])
-    assert half == pytest.approx(3.1824 * pooled, rel=1e-4)
-    assert seed_half_width([[1.0], [2.0]]) == 0.0

@@ -1,0 +1,280 @@
+"""What a study found: who is best on which yardstick, who ties, and the sentences that say so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megaarch.config import catalogue
+from megaarch.report.cells import (
+    FLOPS_TOLERANCE,
+    MergedCell,
+    flops_spread,
+    merged_cells,
+    value_of,
+)
+from megaarch.report.notation import are, budget, count, listed
+from megaarch.report.panel import (
+    CONTINUATION,
+    LEVEL,
+    MAIN,
+    MIDDLE,
+    Score,
+    Yardstick,
+    difference,
+    distinguished,
+    knows_length,
+    panel,
+    phrases,
+)
+from megaarch.study.intervals import holm
+from megaarch.study.results import Results
+
+UNREAD = "no gain from the prefix"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The ranking by one yardstick.
+
+    order: the cells that it judges, best first. tied: those that are not distinguishable from the
+    best. complete: whether it judges every comparable cell.
+    """
+
+    yardstick: Yardstick
+    order: list[MergedCell]
+    tied: list[MergedCell]
+    complete: bool
+
+    @property
+    def top(self) -> list[MergedCell]:
+        return [*self.order[:1], *self.tied]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer at one budget. verdicts: by continuations first, if any cell has a value there."""
+
+    budget: float
+    cells: list[MergedCell]
+    verdicts: list[Verdict]
+
+    @property
+    def main(self) -> Verdict | None:
+        return next((v for v in self.verdicts if v.yardstick.key == MAIN), None)
+
+    @property
+    def order(self) -> list[MergedCell]:
+        """The comparable cells that have a value of continuations, best first."""
+        return self.main.order if self.main else []
+
+    @property
+    def tied(self) -> list[MergedCell]:
+        return self.main.tied if self.main else []
+
+
+def finetuned(cell: MergedCell) -> bool:
+    """Whether the cell was trained on pairs of input and target: text without a question is not what
+    it does, and ranks it with no other."""
+    row = catalogue.OBJECTIVES.get(cell.objective)
+    return row is not None and row.mixture is None
+
+
+def ranked(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Comparable cells with the lowest bits per byte first; cells without a value last."""
+    comparable = [cell for cell in cells if cell.heldout.comparable and not finetuned(cell)]
+    return sorted(comparable, key=lambda c: (c.bits_per_byte is None, c.bits_per_byte or 0.0))
+
+
+def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Cells whose value is a pseudo-likelihood, which ranks with no other."""
+    return [cell for cell in cells if not cell.heldout.comparable and not finetuned(cell)]
+
+
+def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """The cells that a yardstick compares.
+
+    Continuations and the choice: comparable cells that are not finetuned. A middle is a likelihood
+    for every cell that has one (the chain rule, from left to right), but not an equal task for those
+    that are told its length. Tasks: every cell.
+    """
+    if yardstick is MIDDLE:
+        return [c for c in cells if not knows_length(c.objective) and not finetuned(c)]
+    if yardstick.key.startswith("task "):
+        return list(cells)
+    return ranked(cells)
+
+
+def verdict(yardstick: Yardstick, cells: Sequence[MergedCell]) -> Verdict | None:
+    """None where no cell has a value."""
+    scores = [(cell, cell.heldout.score(yardstick)) for cell in judged(yardstick, cells)]
+    sign = -1 if yardstick.higher_is_better else 1
+    scores = [(cell, score) for cell, score in scores if score.value is not None]
+    scores.sort(key=lambda pair: sign * (pair[1].value or 0.0))
+    if not scores:
+        return None
+    differs = distinguished([score for _, score in scores])[0]
+    order = [cell for cell, _ in scores]
+    tied = [cell for cell, apart in zip(order[1:], differs[1:], strict=True) if not apart]
+    return Verdict(yardstick, order, tied, len(order) >= len(ranked(cells)))
+
+
+def findings(results: Results) -> list[Finding]:
+    """One finding for each budget, the largest first."""
+    cells = merged_cells(results)
+    found = []
+    for amount in sorted({cell.budget for cell in cells}, reverse=True):
+        group = [cell for cell in cells if cell.budget == amount]
+        yardsticks = panel([held for cell in group for held in cell.heldout.each])
+        verdicts = [verdict(yardstick, group) for yardstick in yardsticks]
+        found.append(Finding(amount, group, [v for v in verdicts if v]))
+    return found
+
+
+def unigram(results: Results) -> Score | None:
+    """The unigram model's score of continuations: it has no seeds, and so no spread over them. None
+    where it is not known. Results without what each item cost it know its value alone."""
+    value = results.unigram_bits_per_byte
+    return None if value is None else Score(value, [value, value], results.unigram_paired)
+
+
+def headline(results: Results, plain: bool = False) -> list[str]:
+    """The answer: who does not read its prefix; for each budget who is best, by how much and who
+    ties, or who is best at what; then what bounds it."""
+    found, match = findings(results), results.budget.match
+    sentences = unread(found, match, plain)
+    for finding in found:
+        sentences += [answer(match, finding, plain), *by_yardstick(finding)]
+    if found and one_seed(found):
+        sentences.append("Seeds were not varied: another run may rank otherwise.")
+    sentences += against_unigram(results, found, plain)
+    names = list(dict.fromkeys(cell.label for finding in found for cell in apart(finding.cells)))
+    if names:
+        sentences.append(
+            f"{are(names)} scored by pseudo-likelihood, which is not comparable, and ranked apart."
+        )
+    tuned = list(dict.fromkeys(c.label for f in found for c in f.cells if finetuned(c)))
+    if tuned:
+        sentences.append(
+            f"{are(tuned)} finetuned on pairs of input and target, and ranked by tasks alone."
+        )
+    return sentences
+
+
+def one_seed(found: Sequence[Finding]) -> bool:
+    """Whether a difference is claimed of cells without a second seed."""
+    return any(
+        len(v.top) < len(v.order) and any(cell.seeds < 2 for cell in v.order)
+        for finding in found
+        for v in finding.verdicts
+    )
+
+
+def at_budget(cell: MergedCell, found: Sequence[Finding], match: str, plain: bool) -> str:
+    """The cell's name, with its budget where there are several."""
+    return cell.label + (f" at {budget(match, cell.budget, plain)}" if len(found) > 1 else "")
+
+
+def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
+    """Which comparable cells predict no better with the right prefix than with a wrong one."""
+    names = [
+        at_budget(cell, found, match, plain)
+        for finding in found
+        for cell in finding.order
+        if cell.heldout.reads_prefix is False
+    ]
+    if not names:
+        return []
+    verb, its = ("does", "its") if len(names) == 1 else ("do", "their")
+    return [
+        f"{listed(names)} {verb} not show that {its} input is read: a wrong document's prefix serves "
+        f"{its} continuations as well as {its} own."
+    ]
+
+
+def against_unigram(results: Results, found: list[Finding], plain: bool) -> list[str]:
+    """Which comparable cells a unigram model of the training tokens is better than, by the test that
+    tells two cells apart, corrected for their number."""
+    reference, match = unigram(results), results.budget.match
+    order = [cell for finding in found for cell in finding.order]
+    if reference is None or not order:
+        return []
+    value = results.unigram_bits_per_byte or 0.0
+    tests = [difference(cell.heldout.score(CONTINUATION), reference) for cell in order]
+    tied, behind = [], []
+    for cell, differs in zip(order, holm(tests, LEVEL), strict=True):
+        if not differs:
+            tied.append(at_budget(cell, found, match, plain))
+        elif value_of(cell) > value:
+            behind.append(at_budget(cell, found, match, plain))
+    verdicts = []
+    if len(tied) + len(behind) == len(order):
+        verdicts.append("no comparable cell beats it")
+    if tied:
+        verdicts.append(f"{are(tied)} not distinguishable from it")
+    if behind and len(behind) < len(order):
+        verdicts.append(f"{listed(behind)} did worse")
+    verdict = "; ".join(verdicts or ["every comparable cell beats it"])
+    return [f"A unigram model needs {value:.3f} bits per byte; {verdict}."]
+
+
+def when(match: str, finding: Finding, plain: bool) -> str:
+    """The budget as the beginning of a sentence, with what it leaves out."""
+    amount = budget(match, finding.budget, plain)
+    if match == "flops":
+        if flops_spread(finding.cells) > FLOPS_TOLERANCE:
+            return f"At a budget of {amount} each, which was not spent equally"
+        return f"At equal compute ({amount} each)"
+    heirs = [cell for cell in finding.cells if cell.inherited_tokens]
+    if match == "seen_tokens" and heirs:
+        sums = listed([f"{cell.label} {count(cell.total_tokens)}" for cell in heirs])
+        return f"At {amount} each, and with those of the weights that it starts from {sums}"
+    return f"At {amount} each"
+
+
+def disagrees(finding: Finding) -> bool:
+    """Whether no cell is at the top of every yardstick that judges all comparable cells."""
+    tops = [{cell.label for cell in v.top} for v in finding.verdicts if v.complete]
+    return len(tops) > 1 and not set.intersection(*tops)
+
+
+def answer(match: str, finding: Finding, plain: bool) -> str:
+    """Who is best at one budget, in a sentence; that nobody is, where yardsticks disagree."""
+    if not finding.order:
+        return f"At {budget(match, finding.budget, plain)} no comparable cell has a held-out value."
+    best, *others = finding.order
+    value = value_of(best)
+    start = when(match, finding, plain)
+    if disagrees(finding):
+        start += ", no cell is best on every yardstick. Over whole continuations"
+    sentence = f"{start}, {best.label} predicts held-out text best, with {value:.3f} bits per byte"
+    if not others:
+        return sentence + "; there is no other comparable cell."
+    second = value_of(others[0])
+    share = 100 * (second - value) / second if second else 0.0
+    sentence += f", {second - value:.3f} ({share:.1f}%) below {others[0].label}"
+    if finding.tied == others[:1]:
+        return f"{sentence}, but the two are not distinguishable."
+    if finding.tied:
+        names = listed([cell.label for cell in finding.tied])
+        return f"{sentence}, but is not distinguishable from {names}."
+    several = len(others) > 1
+    rest = (
+        "every other cell is distinguishable from it" if several else "the two are distinguishable"
+    )
+    return f"{sentence}; {rest}."
+
+
+def by_yardstick(finding: Finding) -> list[str]:
+    """Who is at the top of each other yardstick; yardsticks with the same top share a clause."""
+    groups: dict[tuple[str, ...], list[Yardstick]] = {}
+    for v in finding.verdicts:
+        if v.yardstick.key != MAIN and len(v.order) > 1:
+            groups.setdefault(tuple(cell.label for cell in v.top), []).append(v.yardstick)
+    if not groups:
+        return []
+    clauses = [
+        f"on {phrases(yardsticks)} {names[0]} leads"
+        + (f", not distinguishable from {listed(names[1:])}" if len(names) > 1 else "")
+        for names, yardsticks in groups.items()
+    ]
+    text = "; ".join(clauses)
+    return [f"{text[0].upper()}{text[1:]}."]

@@ -1,0 +1,232 @@
+"""The panel: every yardstick that the cells of a study were measured by, and a cell's score on each.
+
+No single one ranks all architectures without favour; docs/yardsticks.md says whom each favours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from megaarch.config import catalogue
+from megaarch.report.notation import listed
+from megaarch.study.intervals import Error, holm, p_value, paired_error, seed_error, widened
+from megaarch.study.results import Continuation, Heldout, Paired, TaskScore
+
+NORMAL_95 = 1.959964
+MANY = 1e9  # degrees of freedom of an error that is taken as known
+MAIN = "continuation"
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value, its 95% interval, and each item's share of it, as means over seeds.
+
+    by_seed: the value of each seed.
+    """
+
+    value: float | None
+    interval: list[float] | None = None
+    paired: Paired | None = None
+    by_seed: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """read: the score of one seed. phrase: what it measures, within a sentence. most: the largest
+    value that there is. judges: False for one that says what a cell reads and not how well."""
+
+    key: str
+    title: str
+    phrase: str
+    read: Callable[[Heldout], Score]
+    higher_is_better: bool = False
+    most: float | None = None
+    judges: bool = True
+    signed: bool = False
+
+    def score(self, seeds: Sequence[Heldout]) -> Score:
+        """Merges the seeds of a cell. The interval holds their spread; without every seed's value or
+        interval there is none."""
+        found = [self.read(held) for held in seeds]
+        if len(found) == 1:
+            [one] = found
+            return Score(one.value, one.interval, one.paired, known([one.value]))
+        by_seed = known([one.value for one in found])
+        intervals = [one.interval for one in found if one.interval]
+        value = sum(by_seed) / len(by_seed) if by_seed and len(by_seed) == len(found) else None
+        interval = None
+        if value is not None and len(intervals) == len(found):
+            ends = [sum(side) / len(found) for side in zip(*intervals, strict=True)]
+            low, high = widened(ends, value, seed_error([by_seed]))
+            least = low if self.signed else max(low, 0.0)
+            interval = [least, high if self.most is None else min(high, self.most)]
+        return Score(value, interval, mean_paired([one.paired for one in found]), by_seed)
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def mean_paired(paired: Sequence[Paired | None]) -> Paired | None:
+    """Returns what each item cost, as a mean over seeds; None where seeds were scored on other items."""
+    found = [p for p in paired if p]
+    first = found[0] if found else None
+    if first is None or len(found) < len(paired):
+        return None
+    if any((p.documents, p.sizes) != (first.documents, first.sizes) for p in found):
+        return None
+    items = zip(*(p.amounts for p in found), strict=True)
+    return first.model_copy(update={"amounts": [sum(item) / len(found) for item in items]})
+
+
+CONTINUATION = Yardstick(
+    MAIN,
+    "Bits per byte",
+    "whole continuations",
+    lambda held: Score(held.continuation_bits_per_byte, held.continuation_interval, held.paired),
+)
+CHOICE = Yardstick(
+    "choice",
+    "Choice",
+    "the choice of the true continuation",
+    lambda held: Score(held.choice_accuracy, held.choice_interval, held.paired_choice),
+    higher_is_better=True,
+    most=1.0,
+)
+MIDDLE = Yardstick(
+    "middle",
+    "Middle",
+    "middles",
+    lambda held: Score(held.middle_bits_per_byte, held.middle_interval, held.paired_middle),
+)
+GAIN = Yardstick(
+    "prefix_gain",
+    "Prefix gain",
+    "the gain of the prefix",
+    lambda held: Score(held.prefix_gain, held.prefix_gain_interval),
+    higher_is_better=True,
+    judges=False,
+    signed=True,
+)
+
+
+def of_length(length: str) -> Yardstick:
+    """Continuations of so many tokens."""
+
+    def read(held: Heldout) -> Score:
+        found = held.continuation.get(length, Continuation(bits_per_byte=None))
+        return Score(found.bits_per_byte, found.interval, found.paired)
+
+    tokens = "1 token" if length == "1" else f"{length} tokens"
+    return Yardstick(f"{MAIN}_{length}", tokens, f"continuations of {tokens}", read)
+
+
+def gain_of_length(length: str) -> Yardstick:
+    """What the prefix gains a continuation of so many tokens."""
+
+    def read(held: Heldout) -> Score:
+        found = held.continuation.get(length, Continuation(bits_per_byte=None))
+        return Score(found.prefix_gain, found.prefix_gain_interval, found.paired_gain)
+
+    title = f"gain at {length}"
+    return Yardstick(
+        f"prefix_gain_{length}",
+        title,
+        title,
+        read,
+        higher_is_better=True,
+        judges=False,
+        signed=True,
+    )
+
+
+def of_task(name: str) -> Yardstick:
+    def read(held: Heldout) -> Score:
+        found = held.tasks.get(name, TaskScore(accuracy=None))
+        paired = None
+        if found.right is not None:
+            items = [float(i) for i in range(len(found.right))]
+            paired = Paired(
+                documents=items, sizes=[1.0] * len(items), amounts=[float(x) for x in found.right]
+            )
+        return Score(found.accuracy, found.interval, paired)
+
+    return Yardstick(
+        f"task {name}", name, f"the task {name}", read, higher_is_better=True, most=1.0
+    )
+
+
+def lengths(helds: Sequence[Heldout]) -> list[str]:
+    """Lengths of continuations that were scored, the shortest first."""
+    return sorted({length for held in helds for length in held.continuation}, key=int)
+
+
+def panel(helds: Sequence[Heldout]) -> list[Yardstick]:
+    """The yardsticks that judge, those that any of these values were measured by."""
+    tasks = dict.fromkeys(name for held in helds for name in held.tasks)
+    every = [
+        CONTINUATION,
+        *(of_length(length) for length in lengths(helds)),
+        CHOICE,
+        MIDDLE,
+        *map(of_task, tasks),
+    ]
+    return [y for y in every if any(y.read(held).value is not None for held in helds)]
+
+
+def knows_length(objective: str) -> bool:
+    """Says whether the objective is given how many tokens the middle has that it is to fill."""
+    row = catalogue.OBJECTIVES.get(objective)
+    return row is not None and row.gap_length
+
+
+def difference(a: Score, b: Score) -> float:
+    """Returns the two-sided p of a's value against b's; 1 where it cannot be told.
+
+    Scored on the same items: by the paired difference over documents and, where there are several
+    seeds, the spread over them. Otherwise by the two intervals, which must leave a gap. A value
+    without an interval differs from none.
+    """
+    if a.value is None or b.value is None:
+        return 1.0
+    over_seeds = seed_error([a.by_seed, b.by_seed])
+    over_documents = paired_error(a.paired, b.paired) if a.paired and b.paired else None
+    if over_documents:
+        errors = [over_documents] + ([over_seeds] if over_seeds else [])
+        return p_value(a.value - b.value, errors)
+    if a.interval is None or b.interval is None:
+        return 1.0
+    if not (a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]):
+        return 1.0
+    halves = [(high - low) / 2 / NORMAL_95 for low, high in (a.interval, b.interval)]
+    return p_value(a.value - b.value, [Error(half, MANY) for half in halves])
+
+
+def distinguishable(a: Score, b: Score) -> bool:
+    """Whether two scores, chosen before they were seen, differ by more than chance, at 95%."""
+    return difference(a, b) < LEVEL
+
+
+def distinguished(scores: Sequence[Score]) -> list[list[bool]]:
+    """Whether each two of the scores differ by more than chance, such that in at most 5% of studies
+    of equals any two are said to (Holm over all pairs)."""
+    number = len(scores)
+    pairs = [(i, j) for i in range(number) for j in range(i)]
+    rejected = holm([difference(scores[i], scores[j]) for i, j in pairs], LEVEL)
+    table = [[False] * number for _ in range(number)]
+    for (i, j), differs in zip(pairs, rejected, strict=True):
+        table[i][j] = table[j][i] = differs
+    return table
+
+
+def phrases(yardsticks: Sequence[Yardstick]) -> str:
+    """The yardsticks within a sentence, lengths and tasks each named once."""
+    by_length = [y.title.split()[0] for y in yardsticks if y.key.startswith(f"{MAIN}_")]
+    named = [y.phrase for y in yardsticks if not y.key.startswith((f"{MAIN}_", "task "))]
+    tasks = [y.title for y in yardsticks if y.key.startswith("task ")]
+    if by_length:
+        unit = "token" if by_length == ["1"] else "tokens"
+        named.insert(0, f"continuations of {listed(by_length)} {unit}")
+    if tasks:
+        named.append(f"the task{'s' if len(tasks) > 1 else ''} {listed(tasks)}")
+    return listed(named)

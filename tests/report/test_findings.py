@@ -1,0 +1,174 @@
+"""The panel: who wins on what, who does not read, and that a study of equals names no winner."""
+
+import numpy as np
+import pytest
+
+from megaarch import report
+from megaarch.report import findings
+from megaarch.report.figures import sections
+from megaarch.report.page import write_page
+from megaarch.report.panel import Score, distinguished
+from megaarch.study.results import Paired, Results
+from tests.study.example_results import (
+    cell_at,
+    example_results,
+    panel_results,
+    with_lengths,
+)
+
+
+def headline(results):
+    return findings.headline(Results.of(results))
+
+
+def verdicts(results):
+    [finding] = findings.findings(Results.of(results))
+    return {v.yardstick.key: [cell.label for cell in v.top] for v in finding.verdicts}
+
+
+def paired(costs, documents) -> dict:
+    """Lists of items of 100 bytes that cost so many bits per byte."""
+    return {
+        "documents": documents.tolist(),
+        "sizes": [100.0] * len(costs),
+        "amounts": (100 * costs).tolist(),
+    }
+
+
+def scored(name: str, seed: int, costs, documents) -> dict:
+    mean = costs.mean()
+    cell = cell_at(name, mean, mean - 0.1, mean + 0.1, seed=seed)
+    cell["heldout"]["paired"] = paired(costs, documents)
+    return cell
+
+
+def plain(name: str, value: float, **more) -> dict:
+    cell = cell_at(name, value, value - 0.02, value + 0.02, **more)
+    cell["heldout"] |= {"choice_accuracy": None, "choice_interval": None}
+    return cell
+
+
+def test_where_yardsticks_disagree_the_headline_names_who_wins_on_what():
+    long_text = with_lengths(plain("a", 2.0), {"1": 3.0, "16": 2.0}, 0.2)
+    one_word = with_lengths(plain("b", 2.3), {"1": 2.5, "16": 2.3}, 0.2)
+    found = headline(example_results([long_text, one_word]))
+    assert "no cell is best on every yardstick" in found[0]
+    assert "Over whole continuations, a predicts held-out text best" in found[0]
+    assert found[1] == "On continuations of 1 token b leads; on continuations of 16 tokens a leads."
+
+
+def test_where_they_agree_one_cell_wins():
+    best = with_lengths(plain("a", 2.0), {"1": 2.4, "16": 2.0}, 0.2)
+    other = with_lengths(plain("b", 2.3), {"1": 2.6, "16": 2.3}, 0.2)
+    found = headline(example_results([best, other]))
+    assert "a predicts held-out text best" in found[0] and "no cell is best" not in found[0]
+    assert found[1] == "On continuations of 1 and 16 tokens a leads."
+
+
+def test_a_cell_that_does_not_read_its_prefix_is_said_first_and_marked(tmp_path):
+    results = panel_results()
+    found = headline(results)
+    assert found[0].startswith("bart does not show that its input is read")
+    lines = report.text(results).splitlines()
+    [row] = [line for line in lines if line.startswith("bart") and "!" in line]
+    assert row.split()[-2:] == ["0.002", "-0.008!"]
+    assert sum("!" in line for line in lines if line.startswith(("gpt", "t5", "glm"))) == 0
+    assert max(map(len, lines)) <= 80
+    page = write_page(results, tmp_path / "report.html").read_text()
+    assert page.count('class="unread"') == 1
+
+
+def test_several_seeds_read_their_prefix_only_if_their_spread_leaves_out_zero():
+    gains = {"steady": (0.10, 0.11, 0.12), "lucky": (0.02, 0.01, 0.30)}
+    cells = [
+        with_lengths(plain(name, 2.0, seed=seed), {"1": 2.4, "16": 2.0}, gain, half=0.005)
+        for name, each in gains.items()
+        for seed, gain in enumerate(each)
+    ]
+    found = headline(example_results(cells))
+    assert found[0].startswith("lucky does not show") and "steady" not in found[0]
+
+
+def test_by_length_and_gain_are_drawn_for_comparable_cells():
+    panels = {p.name: p for p in sections(Results.of(panel_results()))["heldout"]}
+    assert {"heldout-length", "heldout-gain"} <= panels.keys()
+    shown = " ".join(panels["heldout-gain"].groups.values())
+    assert "bart: 0.000 at 1, 0.001 at 2" in shown and "bert" not in shown
+
+
+def test_middles_judge_no_cell_that_is_told_their_length():
+    found = verdicts(example_results())
+    assert found["middle"][0] == "t5"  # xlnet, unilm and bert know how many tokens are missing
+    assert not {"unilm", "bert", "xlnet"} & set(found["middle"])
+
+
+def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text():
+    raw = cell_at("raw", 2.0, 1.9, 2.1)
+    tuned = cell_at("tuned", 1.0, 0.9, 1.1, objective="supervised")
+    for cell, right in ((raw, [0, 1] * 50), (tuned, [1] * 95 + [0] * 5)):
+        share = sum(right) / 100
+        score = {"accuracy": share, "interval": [share - 0.1, share + 0.1], "items": 100}
+        cell["heldout"]["tasks"] = {"copa": score | {"right": right, "chance": 0.5}}
+    results = example_results([raw, tuned])
+    found = headline(results)
+    assert "raw predicts held-out text best" in found[0] and "no other comparable cell" in found[0]
+    assert "On the task copa tuned leads." in found
+    assert "tuned is finetuned on pairs of input and target, and ranked by tasks alone." in found
+    lines = report.text(results).splitlines()
+    assert lines[lines.index("finetuned: ranked by tasks alone") + 1].startswith("tuned")
+    assert verdicts(results)["continuation"] == ["raw"]
+    [panel] = sections(Results.of(results))["tasks"]
+    assert panel.name == "task-copa"
+
+
+def test_seen_tokens_of_a_parent_count_in_the_sentence():
+    parent = cell_at("base", 2.5, 2.4, 2.6, budget=8e5, key="base")
+    child = cell_at("child", 2.0, 1.9, 2.1, budget=8e5, parent="base", seen_tokens=8e5)
+    child["inherited_tokens"] = 2e5
+    found = headline(example_results([parent, child], "seen_tokens"))[0]
+    assert "800 k seen tokens each" in found and "child 1.00 M" in found
+
+
+def test_one_seed_that_tells_cells_apart_says_so():
+    cells = [cell_at("a", 2.0, 1.9, 2.1), cell_at("b", 2.5, 2.45, 2.55)]
+    note = "Seeds were not varied: another run may rank otherwise."
+    assert note in headline(example_results(cells))
+    several = [cell | {"seed": seed} for cell in cells for seed in (0, 1, 2)]
+    assert note not in headline(example_results(several))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 8])
+@pytest.mark.parametrize(
+    "of_cells, of_seeds", [(0.1, 0.01), (0.02, 0.05)], ids=["documents", "seeds"]
+)
+def test_one_cell_under_eight_names_is_told_apart_in_at_most_one_study_of_twenty(
+    of_cells, of_seeds, seeds
+):
+    """Eight names of one population: documents suit each otherwise, seeds fall otherwise."""
+    rng, documents, studies = np.random.default_rng(7), np.arange(64), 300
+    winners = differences = 0
+    for _ in range(studies):
+        hard, scores = rng.normal(2.0, 0.4, 64), []
+        for _ in range(8):
+            suits = hard + rng.normal(0, of_cells, 64)
+            shifts = rng.normal(0, of_seeds, seeds)
+            runs = np.array([suits + shift + rng.normal(0, 0.03, 64) for shift in shifts])
+            items = Paired(**paired(runs.mean(0), documents))
+            scores.append(Score(runs.mean(), None, items, runs.mean(1).tolist()))
+        scores.sort(key=lambda score: score.value)
+        differs = distinguished(scores)[0]
+        winners += sum(differs) == 7
+        differences += any(differs)
+    assert winners <= differences <= 0.05 * studies
+
+
+def test_a_true_winner_among_eight_is_named():
+    rng, documents = np.random.default_rng(8), np.arange(64)
+    hard = rng.normal(2.0, 0.4, 64)
+    cells = [
+        scored(name, seed, hard + gap + rng.normal(0, 0.03, 64), documents)
+        for name, gap in zip("abcdefgh", (0.0, *[0.1] * 7), strict=True)
+        for seed in range(3)
+    ]
+    assert "every other cell is distinguishable from it" in headline(example_results(cells))[0]

@@ -256,7 +256,7 @@ def lengths(
 ) -> Panel | None:
     """Each cell's score and interval by the length of what was scored, in tokens; None without any."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
-    ax = axes(panel, 44, margin(list(series)) + 8)
+    ax = axes(panel, 52, margin(list(series)) + 8)
     ends, places = {}, set()
     for shift, (label, scores) in enumerate(series.items()):
         known = [(n, s.value, s.interval) for n, s in scores if s.value is not None]

@@ -6,7 +6,7 @@ keys, wrong types, impossible combinations) and raised together as one ConfigErr
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,28 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: str | Path) -> Raw:
+def read_yaml(path: str | Path, mappings: Sequence[str] = ()) -> Raw:
     """Returns the mapping in a YAML file. ConfigError names file, line and column of what is
-    wrong."""
+    wrong.
+
+    mappings: tags ("!Template") of objects that are read as plain mappings; any other is refused.
+    """
     try:
         text = read_text(path, LARGEST)
     except OSError as error:
         raise ConfigError([f"cannot read the configuration: {error.strerror}"], str(path)) from None
     except ValueError as error:
         raise ConfigError([str(error)]) from None
-    return _parse(text, str(path)) or {}
+    return _parse(text, str(path), mappings) or {}
 
 
-def _load(text: str) -> Any:
+def _load(text: str, mappings: Sequence[str] = ()) -> Any:
     """Returns what a YAML text says. YAMLError where aliases (*name) repeat it beyond bounds."""
     loader = _Loader(text)
+    plain = {
+        tag: lambda loader, node: loader.construct_mapping(node, deep=True) for tag in mappings
+    }
+    loader.yaml_constructors = _Loader.yaml_constructors | plain
     try:
         node = loader.get_single_node()
         if node is None:
@@ -108,9 +115,9 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _parse(text: str, where: str) -> Raw | None:
+def _parse(text: str, where: str, mappings: Sequence[str] = ()) -> Raw | None:
     try:
-        raw = _load(text)
+        raw = _load(text, mappings)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

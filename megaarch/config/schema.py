@@ -256,6 +256,9 @@ class Evaluation(Section):
     choices: Number = 64  # items of the four-way choice
     middles: Count = 32
     batch_rows: Rows = 32
+    tasks: list[Text] = []  # files NAME.task.yaml, or folders of them
+    task_items: Number = 100  # held-out items of a task
+    shots: Count = 0  # answered examples before a question
 
 
 class Study(Section):

@@ -12,6 +12,7 @@ from megaarch.errors import UserError
 from megaarch.ingest import embedded
 from megaarch.ingest.lines import Location, OnError, RecordError, Shard, read_lines
 from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
+from megaarch.ingest.tasks.task import Task
 
 NAMED = 20  # fields that a sentence names
 SEPARATOR = "<|endoftext|>"  # a line of its own between two documents of a plain text file
@@ -39,7 +40,7 @@ def read(
     """Yields the documents of a shard, each the texts of its fields: one, or those of PAIR.
 
     Documents of one field that are blank are left out. JSON lines and parquet hold a document a
-    record. A plain text file is one document, unless form feeds or lines `<|endoftext|>` divide
+    record, a task the pairs that it trains on. A plain text file is one document, unless form feeds or lines `<|endoftext|>` divide
     it. Lines of a part of a JSON lines file count from its start.
     ValueError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
     are asked of plain text.
@@ -49,7 +50,11 @@ def read(
         raise UserError("data.kind is supervised, but the embedded corpus holds plain text")
     if paired and plain:
         raise UserError(f"{shard.file}: supervised data are JSON lines or parquet, not plain text")
-    if str(shard.file) == EMBEDDED:
+    if format_of(shard.file) == "task":
+        if not paired:
+            raise UserError(f"{shard.file} is a task, whose items are pairs: leave data.kind out")
+        rows = Task(shard.file).pairs()
+    elif str(shard.file) == EMBEDDED:
         rows = ((text,) for text in embedded.documents())
     elif plain:
         rows = ((text,) for text in _text_documents(shard, on_error))
@@ -69,6 +74,8 @@ def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str
     if indexed_prefix(path) is not None:
         return "indexed"
     for file in files(path):
+        if format_of(file) == "task":
+            return "supervised"
         if format_of(file) == "text" or path == EMBEDDED:
             continue
         for _, record in _records(Shard(file), lambda error: None):

@@ -19,15 +19,24 @@ DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 @cache
 def documents() -> tuple[str, ...]:
     """Every document, in an order and with a text that depend on the Python version alone."""
+    return tuple(text for _, text in named_documents())
+
+
+@cache
+def named_documents() -> tuple[tuple[str, str], ...]:
+    """Every document with its name: a topic's, or the path of a module within the library."""
     from pydoc_data.topics import topics
 
-    library = Path(sysconfig.get_paths()["stdlib"])
-    files = (path.relative_to(library) for path in library.rglob("*.py"))
+    files = (path.relative_to(library()) for path in library().rglob("*.py"))
     names = sorted(path.as_posix() for path in files if not SKIPPED.intersection(path.parts))
-    texts = [topics[name] for name in sorted(topics)]
-    texts += [_docstrings(library / name) for name in names]
-    texts = [text.encode(errors="replace").decode() for text in texts]
-    return tuple(text for text in texts if len(text) >= LEAST_CHARACTERS)
+    found = [(name, topics[name]) for name in sorted(topics)]
+    found += [(name, _docstrings(library() / name)) for name in names]
+    found = [(name, text.encode(errors="replace").decode()) for name, text in found]
+    return tuple((name, text) for name, text in found if len(text) >= LEAST_CHARACTERS)
+
+
+def library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _docstrings(path: Path) -> str:
@@ -37,13 +46,13 @@ def _docstrings(path: Path) -> str:
     except (SyntaxError, ValueError, OSError):
         return ""
     found = [ast.get_docstring(tree)]
-    found += [ast.get_docstring(node) for node in _statements(tree) if isinstance(node, DOCUMENTED)]
+    found += [ast.get_docstring(node) for node in statements(tree) if isinstance(node, DOCUMENTED)]
     return "\n\n".join(text for text in found if text)
 
 
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
+def statements(node: ast.AST) -> Iterator[ast.AST]:
     """Every statement below `node`, in the order of the source; expressions are not entered."""
     for block in ("body", "handlers", "cases", "orelse", "finalbody"):
         for child in getattr(node, block, ()):
             yield child
-            yield from _statements(child)
+            yield from statements(child)

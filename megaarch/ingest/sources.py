@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megaarch.errors import UserError
+from megaarch.ingest.tasks.task import ENDING, Task
 
 EMBEDDED = "embedded"
 FORMATS = {
@@ -100,7 +101,9 @@ def printable(text: str) -> str:
 
 
 def format_of(file: Path) -> str | None:
-    """Returns json, parquet or text, by the file's name; None for any other."""
+    """Returns json, parquet, text or task, by the file's name; None for any other."""
+    if file.name.endswith(ENDING):
+        return "task"
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -135,8 +138,13 @@ def identity(path: str) -> list[list[Any]]:
     for file in found:
         if not file.exists():
             raise UserError(f"indexed dataset {prefix}: {file} is missing")
+    tasks = [Task(file) for file in found if format_of(file) == "task"]
+    found += [file for task in tasks for file in task.inputs[1:]]
     known = [(file, file.stat()) for file in found]
-    return [[str(file.resolve()), status.st_size, status.st_mtime_ns] for file, status in known]
+    version = [[EMBEDDED, platform.python_version()]] if tasks else []
+    return version + [
+        [str(file.resolve()), status.st_size, status.st_mtime_ns] for file, status in known
+    ]
 
 
 def _below(root: Path) -> Found:
@@ -275,7 +283,7 @@ def _check_format(file: Path) -> None:
 
 
 def _known() -> str:
-    return f"known are {', '.join(FORMATS)} (also with {' or '.join(COMPRESSED)})"
+    return f"known are {', '.join((*FORMATS, ENDING))} (also with {' or '.join(COMPRESSED)})"
 
 
 def _listed(skipped: list[tuple[str, Path]]) -> str:

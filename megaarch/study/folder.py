@@ -20,7 +20,7 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import data
+from megaarch.study import data, rank_classification
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.items import Item
 from megaarch.study.results import CellRecord, Sweep, Trial
@@ -115,6 +115,8 @@ def identity(
     """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
     decides its parent's. parent: the parent's identity; None: that with which it was run."""
     scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump().items()}
+    if evaluation.tasks:
+        scoring["study.evaluation.tasks"] = rank_classification.identity(evaluation)
     about = {"data": prepared.fingerprint, "from": cell.parent}
     if cell.parent:
         record = parent_record(cell)

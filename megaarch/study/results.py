@@ -123,13 +123,16 @@ class Continuation(Record):
 
 
 class TaskScore(Record):
-    """Held-out items of one task. right: 1 for each item answered rightly."""
+    """Held-out items of one task. right: of each item the share of wordings in which the right choice
+    wins. normalized_accuracy: by log-likelihoods over the bytes of a choice."""
 
     accuracy: Number
     interval: Interval = None
     items: Count = 0
     chance: Number = None
-    right: list[int] | None = None
+    right: list[Amount] | None = None
+    normalized_accuracy: Number = None
+    by_wording: dict[str, Amount] = Field(default_factory=dict)
 
 
 class Heldout(Record):

@@ -1,0 +1,158 @@
+"""Tasks: files `NAME.task.yaml` that say where items are and how they are asked.
+
+    summary: Which of four sentences comes next?
+    data: {documentation: next_sentence}          # or {train: a.jsonl, test: b.jsonl}
+    wordings:
+      - {name: plain, prompt: "{{ text }} ||| {{ answer_choices[label] }}", choices: "..."}
+    promptsource: templates.yaml                  # wordings of a file of promptsource, or beside ours
+
+As a data source (`data.source`), such a file or a folder of them is {input, target} pairs of the
+items to train on, each in every wording. Held-out items are scored by study/tasks.py.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megaarch.config.load import read_yaml
+from megaarch.errors import UserError
+from megaarch.files import inside, read_text
+from megaarch.ingest.tasks import documentation, promptsource
+from megaarch.ingest.tasks.template import Fields, Question, Wording, with_shots
+
+ENDING = ".task.yaml"
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Wording(_Part):
+    name: Text
+    prompt: Text
+    choices: Text | None = None
+
+
+class _Items(_Part):
+    """documentation: a name of documentation.TASKS. train, test: JSON lines beside the task's file."""
+
+    documentation: Text | None = None
+    train: Text | None = None
+    test: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.documentation is None) == (self.test is None):
+            raise ValueError("give either documentation, or test and perhaps train")
+        return self
+
+
+class _File(_Part):
+    summary: Text
+    data: _Items
+    wordings: tuple[_Wording, ...] = Field(default=(), strict=False)
+    promptsource: Text | None = None
+
+
+class Task:
+    """A task as its file says it. UserError for a file that cannot be read or says something else."""
+
+    def __init__(self, path: Path):
+        self.path, self.name = path, path.name.removesuffix(ENDING)
+        try:
+            self.file = _File.model_validate(read_yaml(path))
+        except ValidationError as error:
+            fault = error.errors(include_input=False)[0]
+            key = ".".join(map(str, fault["loc"])) or "the file"
+            raise UserError(
+                f"{path}: {key}: {fault['msg'].removeprefix('Value error, ')}"
+            ) from None
+        self.wordings = [
+            Wording(self.name, w.name, w.prompt, w.choices) for w in self.file.wordings
+        ]
+        if self.file.promptsource is not None:
+            source = inside(path.parent, self.file.promptsource)
+            self.wordings += promptsource.wordings(self.name, source)
+        names = [wording.name for wording in self.wordings]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{path}: wordings: give one or more, each with a name of its own")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that its items come from, itself included."""
+        given = [self.file.data.train, self.file.data.test, self.file.promptsource]
+        return [self.path, *(inside(self.path.parent, name) for name in given if name)]
+
+    @cached_property
+    def train(self) -> Sequence[Fields]:
+        """The items to train on and to take examples of a prompt from."""
+        if self.file.data.documentation:
+            return documentation.items(self.file.data.documentation, held_out=False)
+        return self._records(self.file.data.train) if self.file.data.train else []
+
+    @cached_property
+    def test(self) -> Sequence[Fields]:
+        """The held-out items."""
+        if self.file.data.documentation:
+            return documentation.items(self.file.data.documentation, held_out=True)
+        assert self.file.data.test
+        return self._records(self.file.data.test)
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yields (input, target) of each item to train on in each wording."""
+        for fields in self.train:
+            for wording in self.wordings:
+                if question := wording.question(fields):
+                    yield question.input, question.target
+
+    def questions(self, wording: Wording, number: int, shots: int) -> list[Question | None]:
+        """Returns the first held-out items as questions after `shots` examples, drawn of the items to
+        train on by the item's place; None where the wording does not suit an item."""
+        if shots > len(self.train):
+            raise UserError(
+                f"task {self.name}: {shots} examples were asked for, and it has {len(self.train)} "
+                "items to train on: lower study.evaluation.shots"
+            )
+        asked = []
+        for place, fields in enumerate(self.test[:number]):
+            question = wording.question(fields)
+            if question and shots:
+                question = with_shots(question, self._shots(wording, place, shots))
+            asked.append(question)
+        return asked
+
+    def _shots(self, wording: Wording, place: int, number: int) -> list[Question]:
+        order = random.Random(f"{self.name} {place}").sample(self.train, len(self.train))
+        found = (wording.question(fields) for fields in order)
+        return [question for question, _ in zip(filter(None, found), range(number), strict=False)]
+
+    def _records(self, name: str) -> Sequence[Fields]:
+        path = inside(self.path.parent, name)
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            try:
+                record = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: it is no JSON ({error})") from None
+            if record is not None and not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: one JSON object a line is expected")
+            records += [record] if record else []
+        if not records:
+            raise UserError(f"{path} has no record")
+        return records
+
+
+def find(path: str) -> list[Task]:
+    """Returns the tasks of a file or folder, in the order of their names. UserError where there are
+    none."""
+    root = Path(path)
+    files = sorted(root.glob(f"*{ENDING}")) if root.is_dir() else [root]
+    if not files or not all(file.is_file() and file.name.endswith(ENDING) for file in files):
+        raise UserError(f"{path} is no task and no folder of tasks: their files end in {ENDING}")
+    return [Task(file) for file in files]

@@ -51,11 +51,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer at one budget. verdicts: by continuations first, if any cell has a value there."""
+    """The answer at one budget. verdicts: of cells that are not finetuned, by continuations first, if
+    any has a value there; of_finetuned: of the others, by tasks."""
 
     budget: float
     cells: list[MergedCell]
     verdicts: list[Verdict]
+    of_finetuned: list[Verdict]
 
     @property
     def main(self) -> Verdict | None:
@@ -94,18 +96,18 @@ def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell
 
     Continuations and the choice: comparable cells that are not finetuned. A middle is a likelihood
     for every cell that has one (the chain rule, from left to right), but not an equal task for those
-    that are told its length. Tasks: every cell.
+    that are told its length. Tasks: those that are not finetuned.
     """
     if yardstick is MIDDLE:
         return [c for c in cells if not knows_length(c.objective) and not finetuned(c)]
-    if yardstick.key.startswith("task "):
-        return list(cells)
+    if yardstick.key.startswith("task"):
+        return [cell for cell in cells if not finetuned(cell)]
     return ranked(cells)
 
 
-def verdict(yardstick: Yardstick, cells: Sequence[MergedCell]) -> Verdict | None:
-    """None where no cell has a value."""
-    scores = [(cell, cell.heldout.score(yardstick)) for cell in judged(yardstick, cells)]
+def verdict(yardstick: Yardstick, judged: Sequence[MergedCell], number: int) -> Verdict | None:
+    """None where no cell has a value. number: of the cells that a complete verdict judges."""
+    scores = [(cell, cell.heldout.score(yardstick)) for cell in judged]
     sign = -1 if yardstick.higher_is_better else 1
     scores = [(cell, score) for cell, score in scores if score.value is not None]
     scores.sort(key=lambda pair: sign * (pair[1].value or 0.0))
@@ -114,7 +116,7 @@ def verdict(yardstick: Yardstick, cells: Sequence[MergedCell]) -> Verdict | None
     differs = distinguished([score for _, score in scores])[0]
     order = [cell for cell, _ in scores]
     tied = [cell for cell, apart in zip(order[1:], differs[1:], strict=True) if not apart]
-    return Verdict(yardstick, order, tied, len(order) >= len(ranked(cells)))
+    return Verdict(yardstick, order, tied, len(order) >= number)
 
 
 def findings(results: Results) -> list[Finding]:
@@ -124,8 +126,11 @@ def findings(results: Results) -> list[Finding]:
     for amount in sorted({cell.budget for cell in cells}, reverse=True):
         group = [cell for cell in cells if cell.budget == amount]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
-        verdicts = [verdict(yardstick, group) for yardstick in yardsticks]
-        found.append(Finding(amount, group, [v for v in verdicts if v]))
+        tuned = [cell for cell in group if finetuned(cell)]
+        by_tasks = [y for y in yardsticks if y.key.startswith("task")]
+        raw = [verdict(y, judged(y, group), len(ranked(group))) for y in yardsticks]
+        apart = [verdict(y, tuned, len(tuned)) for y in by_tasks]
+        found.append(Finding(amount, group, *([v for v in each if v] for each in (raw, apart))))
     return found
 
 
@@ -142,7 +147,8 @@ def headline(results: Results, plain: bool = False) -> list[str]:
     found, match = findings(results), results.budget.match
     sentences = unread(found, match, plain)
     for finding in found:
-        sentences += [answer(match, finding, plain), *by_yardstick(finding)]
+        sentences += [answer(match, finding, plain), *by_yardstick(finding.verdicts)]
+        sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
     if found and one_seed(found):
         sentences.append("Seeds were not varied: another run may rank otherwise.")
     sentences += against_unigram(results, found, plain)
@@ -164,7 +170,7 @@ def one_seed(found: Sequence[Finding]) -> bool:
     return any(
         len(v.top) < len(v.order) and any(cell.seeds < 2 for cell in v.order)
         for finding in found
-        for v in finding.verdicts
+        for v in (*finding.verdicts, *finding.of_finetuned)
     )
 
 
@@ -263,18 +269,25 @@ def answer(match: str, finding: Finding, plain: bool) -> str:
     return f"{sentence}; {rest}."
 
 
-def by_yardstick(finding: Finding) -> list[str]:
+def by_yardstick(verdicts: Sequence[Verdict], whom: str = "") -> list[str]:
     """Who is at the top of each other yardstick; yardsticks with the same top share a clause."""
     groups: dict[tuple[str, ...], list[Yardstick]] = {}
-    for v in finding.verdicts:
-        if v.yardstick.key != MAIN and len(v.order) > 1:
+    level = []  # yardsticks by which no cell differs from the best
+    for v in verdicts:
+        if v.yardstick.key == MAIN or len(v.order) < 2:
+            continue
+        if len(v.top) == len(v.order):
+            level.append(v.yardstick)
+        else:
             groups.setdefault(tuple(cell.label for cell in v.top), []).append(v.yardstick)
-    if not groups:
-        return []
     clauses = [
         f"on {phrases(yardsticks)} {names[0]} leads"
         + (f", not distinguishable from {listed(names[1:])}" if len(names) > 1 else "")
         for names, yardsticks in groups.items()
     ]
-    text = "; ".join(clauses)
+    if level:
+        clauses.append(f"on {phrases(level)} no cell can be told from the best")
+    if not clauses:
+        return []
+    text = whom + "; ".join(clauses)
     return [f"{text[0].upper()}{text[1:]}."]

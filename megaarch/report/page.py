@@ -15,6 +15,7 @@ from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
+from megaarch.report.panel import TASKS
 from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.study.results import Heldout, Results, Text
@@ -70,6 +71,12 @@ COLUMNS = (
         lambda cell: cell.heldout.middle_bits_per_byte,
         notation.fixed,
     ),
+    Column(
+        "Tasks",
+        "mean accuracy over the tasks, each by rank classification",
+        lambda cell: cell.heldout.score(TASKS).value,
+        notation.percent,
+    ),
     Column("Parameters", "all, with embeddings", lambda cell: cell.parameters, notation.count),
     Column(
         "FLOPs",
@@ -95,6 +102,9 @@ COLUMNS = (
 )
 
 
+KEPT = COLUMNS[:2]  # others are left out where no cell has a value
+
+
 def write_page(found: Results | dict, path: str | Path) -> Path:
     """Writes the report of `found` (what results.json holds) to `path`. Returns the path."""
     path = Path(path)
@@ -114,13 +124,14 @@ def page(results: Results) -> str:
     )
     cells = merged_cells(results)
     look = looks(cells)
+    columns = [c for c in COLUMNS if c in KEPT or any(c.value(cell) is not None for cell in cells)]
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
         headline=report_findings.headline(results),
-        columns=COLUMNS,
+        columns=columns,
         tables=[
-            table(results.budget.match, finding, look)
+            table(results.budget.match, finding, columns, look)
             for finding in report_findings.findings(results)
         ],
         sections={name: grouped(panels) for name, panels in sections(results).items()},
@@ -160,7 +171,9 @@ def grouped(panels: Sequence[Panel]) -> list[tuple[str, list[dict[str, str]]]]:
     ]
 
 
-def table(match: str, finding: Finding, look: dict[str, Look]) -> dict[str, Any]:
+def table(
+    match: str, finding: Finding, columns: Sequence[Column], look: dict[str, Look]
+) -> dict[str, Any]:
     ranked = report_findings.ranked(finding.cells)
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
@@ -168,9 +181,9 @@ def table(match: str, finding: Finding, look: dict[str, Look]) -> dict[str, Any]
     tuned = [cell for cell in finding.cells if report_findings.finetuned(cell)]
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
-        "ranked": [row(cell, look, span, cell.label in tied) for cell in ranked],
+        "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
         "groups": [
-            (words, [row(cell, look, None, False) for cell in group])
+            (words, [row(cell, columns, look, None, False) for cell in group])
             for words, group in ((PSEUDO, report_findings.apart(finding.cells)), (TUNED, tuned))
             if group
         ],
@@ -184,11 +197,15 @@ def interval_or_value(cell: MergedCell) -> list[float]:
 
 
 def row(
-    cell: MergedCell, look: dict[str, Look], span: tuple[float, float] | None, tied: bool
+    cell: MergedCell,
+    columns: Sequence[Column],
+    look: dict[str, Look],
+    span: tuple[float, float] | None,
+    tied: bool,
 ) -> dict[str, Any]:
     """A table row: columns as (text, value to sort by)."""
-    values = [column.value(cell) for column in COLUMNS]
-    texts = [column.shown(value) for column, value in zip(COLUMNS, values, strict=True)]
+    values = [column.value(cell) for column in columns]
+    texts = [column.shown(value) for column, value in zip(columns, values, strict=True)]
     texts[1] = interval_of(cell.heldout)
     return {
         "label": cell.label,

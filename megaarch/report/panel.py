@@ -6,15 +6,26 @@ No single one ranks all architectures without favour; docs/yardsticks.md says wh
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from megaarch.config import catalogue
 from megaarch.report.notation import listed
-from megaarch.study.intervals import Error, holm, p_value, paired_error, seed_error, widened
+from megaarch.study.intervals import (
+    Error,
+    holm,
+    p_value,
+    paired_error,
+    ratio_interval,
+    seed_error,
+    widened,
+)
 from megaarch.study.results import Continuation, Heldout, Paired, TaskScore
 
 NORMAL_95 = 1.959964
 MANY = 1e9  # degrees of freedom of an error that is taken as known
 MAIN = "continuation"
 LEVEL = 0.05
+MANY_TASKS = 5  # more are counted in a sentence and not named
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,23 @@ def of_task(name: str) -> Yardstick:
     )
 
 
+def _mean_of_tasks(held: Heldout) -> Score:
+    """Every task counts alike, however many items it has."""
+    tasks = [task for task in held.tasks.values() if task.right]
+    if not tasks or len(tasks) < len(held.tasks):
+        return Score(None)
+    shares = np.concatenate([np.full(len(task.right or ()), 1.0 / task.items) for task in tasks])
+    right = np.concatenate([task.right or () for task in tasks]) * shares
+    items = np.arange(len(right))
+    paired = Paired(documents=items.astype(float).tolist(), sizes=shares.tolist(), amounts=right.tolist())
+    return Score(float(right.sum() / shares.sum()), ratio_interval(right, shares, items), paired)
+
+
+TASKS = Yardstick(
+    "tasks", "Tasks", "the mean of the tasks", _mean_of_tasks, higher_is_better=True, most=1.0
+)
+
+
 def lengths(helds: Sequence[Heldout]) -> list[str]:
     """Lengths of continuations that were scored, the shortest first."""
     return sorted({length for held in helds for length in held.continuation}, key=int)
@@ -169,6 +197,7 @@ def panel(helds: Sequence[Heldout]) -> list[Yardstick]:
         *(of_length(length) for length in lengths(helds)),
         CHOICE,
         MIDDLE,
+        TASKS,
         *map(of_task, tasks),
     ]
     return [y for y in every if any(y.read(held).value is not None for held in helds)]
@@ -227,6 +256,8 @@ def phrases(yardsticks: Sequence[Yardstick]) -> str:
     if by_length:
         unit = "token" if by_length == ["1"] else "tokens"
         named.insert(0, f"continuations of {listed(by_length)} {unit}")
-    if tasks:
+    if len(tasks) > MANY_TASKS:
+        named.append(f"{len(tasks)} tasks")
+    elif tasks:
         named.append(f"the task{'s' if len(tasks) > 1 else ''} {listed(tasks)}")
     return listed(named)

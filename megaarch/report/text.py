@@ -6,7 +6,7 @@ from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.findings import Finding
-from megaarch.report.panel import GAIN, knows_length, lengths, of_length
+from megaarch.report.panel import GAIN, TASKS, knows_length, lengths, of_length, of_task
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import Results
 
@@ -62,7 +62,7 @@ def table(match: str, finding: Finding) -> list[str]:
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
     if tuned := [cell for cell in finding.cells if report_findings.finetuned(cell)]:
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
-    return [*lines, *by_length(report_findings.ranked(finding.cells))]
+    return [*lines, *by_length(report_findings.ranked(finding.cells)), *by_task(finding.cells)]
 
 
 def by_length(cells: list[MergedCell]) -> list[str]:
@@ -84,6 +84,32 @@ def by_length(cells: list[MergedCell]) -> list[str]:
         numbers = "".join(f" {notation.fixed(score, 3, '-'):>6}" for score in scores)
         mark = "!" if cell.heldout.reads_prefix is False else ""
         lines.append(name_of(cell) + numbers + mark)
+    return lines
+
+
+def by_task(cells: list[MergedCell]) -> list[str]:
+    """The mean accuracy of each cell over the tasks; empty where there are none."""
+    scored = [(cell, cell.heldout.score(TASKS)) for cell in cells]
+    scored = [(cell, score) for cell, score in scored if score.value is not None]
+    if not scored:
+        return []
+    tasks = scored[0][0].heldout.tasks
+    chances = [task.chance for task in tasks.values() if task.chance is not None]
+    chance = sum(chances) / len(chances) if chances else None
+    chance = notation.fixed(chance, missing="not known")
+    lines = [
+        "",
+        f"mean accuracy of {len(tasks)} tasks (chance {chance}); 'above': how many of them",
+    ]
+    lines += ["lie above chance with their whole interval:", ""]
+    lines.append("cell".ljust(NAME_WIDTH) + "   mean  95% interval  above")
+    lines.append("-" * len(lines[-1]))
+    for cell, score in sorted(scored, key=lambda pair: -(pair[1].value or 0.0)):
+        low, high = score.interval or (None, None)
+        each = [(cell.heldout.score(of_task(name)).interval, t.chance) for name, t in tasks.items()]
+        above = sum(bool(ends and ends[0] > (chance or 0.0)) for ends, chance in each)
+        ends = f"{notation.fixed(low)}-{notation.fixed(high)}"
+        lines.append(f"{name_of(cell)} {notation.fixed(score.value):>6} {ends:>13} {above:>6}")
     return lines
 
 

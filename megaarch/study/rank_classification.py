@@ -73,7 +73,7 @@ def _score(scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluat
         interval=ratio_interval(np.array(plain), np.ones(number), np.arange(number)),
         items=number,
         chance=float(np.mean([1 / len(question.choices) for question in questions])),
-        right=plain,
+        right=list(plain),
         normalized_accuracy=float(np.mean(normalized)),
         by_wording={
             name: float(np.mean([one[0] for one in each if one]))

@@ -102,23 +102,67 @@ def test_middles_judge_no_cell_that_is_told_their_length():
     assert not {"unilm", "bert", "xlnet"} & set(found["middle"])
 
 
+def with_tasks(cell: dict, shares: dict[str, float]) -> dict:
+    """The cell with 100 items of each task, of which it answers a share rightly."""
+    cell["heldout"]["tasks"] = {
+        name: {
+            "accuracy": share,
+            "interval": [share - 0.1, share + 0.1],
+            "items": 100,
+            "chance": 0.25,
+            "right": [float(i < 100 * share) for i in range(100)],
+        }
+        for name, share in shares.items()
+    }
+    return cell
+
+
 def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text():
-    raw = cell_at("raw", 2.0, 1.9, 2.1)
-    tuned = cell_at("tuned", 1.0, 0.9, 1.1, objective="supervised")
-    for cell, right in ((raw, [0, 1] * 50), (tuned, [1] * 95 + [0] * 5)):
-        share = sum(right) / 100
-        score = {"accuracy": share, "interval": [share - 0.1, share + 0.1], "items": 100}
-        cell["heldout"]["tasks"] = {"copa": score | {"right": right, "chance": 0.5}}
-    results = example_results([raw, tuned])
+    raw = with_tasks(cell_at("raw", 2.0, 1.9, 2.1), {"copa": 0.5})
+    names = {"tuned": (1.0, 0.95), "mistuned": (0.5, 0.3)}
+    tuned = [
+        with_tasks(cell_at(name, bits, 0.0, 3.0, objective="supervised"), {"copa": share})
+        for name, (bits, share) in names.items()
+    ]
+    results = example_results([raw, *tuned])
     found = headline(results)
     assert "raw predicts held-out text best" in found[0] and "no other comparable cell" in found[0]
-    assert "On the task copa tuned leads." in found
-    assert "tuned is finetuned on pairs of input and target, and ranked by tasks alone." in found
+    assert "Among finetuned cells, on the mean of the tasks and the task copa tuned leads." in found
+    said = (
+        "tuned and mistuned are finetuned on pairs of input and target, and ranked by tasks alone."
+    )
+    assert said in found
     lines = report.text(results).splitlines()
-    assert lines[lines.index("finetuned: ranked by tasks alone") + 1].startswith("tuned")
-    assert verdicts(results)["continuation"] == ["raw"]
+    apart = lines.index("finetuned: ranked by tasks alone")
+    assert [line.split()[0] for line in lines[apart + 1 : apart + 3]] == ["tuned", "mistuned"]
+    assert verdicts(results)["continuation"] == ["raw"] == verdicts(results)["tasks"]
     [panel] = sections(Results.of(results))["tasks"]
     assert panel.name == "task-copa"
+
+
+def test_the_mean_of_tasks_is_a_yardstick_and_a_column(tmp_path):
+    few = with_tasks(plain("few", 2.0), {"a": 0.3, "b": 0.4})
+    many = with_tasks(plain("many", 2.3), {"a": 0.9, "b": 0.4})
+    results = example_results([few, many])
+    found = headline(results)
+    assert "no cell is best on every yardstick" in found[0]
+    assert "On the mean of the tasks and the task a many leads" in found[1]
+    assert "on the task b no cell can be told from the best" in found[1]
+    lines = report.text(results).splitlines()
+    assert "mean accuracy of 2 tasks (chance 0.250)" in " ".join(lines)
+    [row] = [line.split() for line in lines if line.startswith("many") and len(line.split()) == 4]
+    assert row[1] == "0.650" and row[3] == "2"
+    page = write_page(results, tmp_path / "with.html").read_text()
+    assert ">Tasks</th>" in page and ">65%</td>" in page
+    assert ">Tasks</th>" not in write_page(example_results(), tmp_path / "none.html").read_text()
+
+
+def test_many_tasks_are_counted_in_the_headline():
+    shares = {f"t{i}": 0.3 for i in range(6)}
+    cells = [with_tasks(plain(name, 2.0 + i), shares) for i, name in enumerate("ab")]
+    assert "the mean of the tasks and 6 tasks no cell can be told" in " ".join(
+        headline(example_results(cells))
+    )
 
 
 def test_seen_tokens_of_a_parent_count_in_the_sentence():

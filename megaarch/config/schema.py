@@ -155,7 +155,8 @@ class Training(Section):
     steps: Positive | None = None
     budget: Budget | None = None
     micro_batch_size: Rows = 8
-    global_batch_size: Number = 8
+    global_batch_size: Number = 8  # rows a step
+    global_batch_tokens: Positive | None = None  # seen tokens a step, in place of rows
     seed: NonNegative = 0
     optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -207,7 +207,7 @@ def result(
         tokens_per_second=progress.seen_tokens / max(progress.seconds, 1e-9),
         padding_share=1 - progress.seen_tokens / max(progress.slots, 1),
         truncated_share=rows.truncated_share,
-        epochs=progress.step * settings.training.global_batch_size / rows.per_epoch,
+        epochs=trainer.steps.samples(progress.step).start / rows.per_epoch,
         skipped_steps=progress.skipped,
         final_loss=float(np.mean(last)) if last else None,
         precision=settings.training.precision,

@@ -132,7 +132,7 @@ class Parts:
 
     def area(self) -> int:
         """Number of visible (query, key) pairs in the whole batch. Exact."""
-        return sum(area(part) for part in self.table.reshape(-1, COLUMNS))
+        return sum(area(part) for part in self.table[self.table[:, :, 0] != UNUSED])
 
     def dense(self) -> np.ndarray:
         """bool [B, queries, keys]: True where a query sees a key. For oracles and drawings."""

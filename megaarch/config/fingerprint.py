@@ -52,13 +52,15 @@ def fingerprint(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Returns the settings in which two fingerprints differ, with both values. One that an earlier
-    version took for decisive does not count."""
-    return [
-        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
-        for key in sorted({**before, **after})
-        if before.get(key) != after.get(key)
-        and not _among(re.sub(r"^(from\.)+", "", key), VOLATILE)
-    ]
+    version took for decisive does not count, nor one that it did not have at its default."""
+    defaults = flatten(Settings().model_dump(mode="json", by_alias=True))
+    changed = []
+    for key in sorted({**before, **after}):
+        name = re.sub(r"^(from\.)+", "", key)
+        new = key not in before and name in defaults and defaults[name] == after[key]
+        if before.get(key) != after.get(key) and not new and not _among(name, VOLATILE):
+            changed.append(f"{key} was {before.get(key)!r} and is {after.get(key)!r}")
+    return changed
 
 
 def _among(name: str, names: tuple[str, ...]) -> bool:

@@ -136,6 +136,8 @@ class Data(Section):
     whole_word_masking: bool = False
     max_predictions: Length | None = None  # masked_lm: chosen tokens of a row at most
     pack: bool = True  # several short examples in a row (supervised data)
+    # text: an example is of one document, and packed ones do not see each other; studies: true
+    document_masks: bool = False
     # supervised: tokens of an input or a target at most, with its eos; None: what the row holds
     max_input_length: Length | None = None
     max_target_length: Length | None = None
@@ -153,7 +155,8 @@ class Training(Section):
     steps: Positive | None = None
     budget: Budget | None = None
     micro_batch_size: Rows = 8
-    global_batch_size: Number = 8
+    global_batch_size: Number = 8  # rows a step
+    global_batch_tokens: Positive | None = None  # seen tokens a step, in place of rows
     seed: NonNegative = 0
     optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -27,7 +27,14 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             "cannot be given together with training.budget: a budget sets the number of steps",
         )
     ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
-    if training.global_batch_size % (training.micro_batch_size * ranks):
+    if training.global_batch_tokens is not None:
+        if training.global_batch_size != Training().global_batch_size:
+            yield (
+                ("training.global_batch_size", "training.global_batch_tokens"),
+                "cannot be given together with training.global_batch_tokens, from which the rows of a "
+                "step follow: leave one out",
+            )
+    elif training.global_batch_size % (training.micro_batch_size * ranks):
         yield (
             ("training.global_batch_size", "training.micro_batch_size"),
             f"{training.global_batch_size} rows do not divide into micro-batches of "

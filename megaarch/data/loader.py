@@ -4,10 +4,12 @@ It holds no state: a run resumes from one integer. Workers make steps before the
 them.
 """
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import count
 from typing import Any
 
@@ -27,8 +29,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Steps(torch.utils.data.Dataset):
     """`steps[s]` is the list of micro-batches of step s for one data-parallel rank.
 
-    global_batch_size, micro_batch_size: rows. rank, ranks: place among the data-parallel ranks;
-    a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
+    global_batch_size, micro_batch_size: rows. rows_a_step: of the mean step, where that is less than
+    global_batch_size; the rows that a step does not need are empty. rank, ranks: place among the
+    data-parallel ranks; a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
     (what that adds is no padding that counts). device_type, kernel: where batches will run and the
     attention kernel that `model.attention` names; its plans are made here, before the step, with
     what `fused_rows` needs. half: whether layers compute in half precision. bias: whether
@@ -38,6 +41,7 @@ class Steps(torch.utils.data.Dataset):
     rows: Rows = field(kw_only=False)
     global_batch_size: int
     micro_batch_size: int
+    rows_a_step: Fraction | None = None
     rank: int = 0
     ranks: int = 1
     multiple: int = 1
@@ -51,18 +55,23 @@ class Steps(torch.utils.data.Dataset):
     def __post_init__(self):
         assert self.global_batch_size % (self.micro_batch_size * self.ranks) == 0
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        share = self.global_batch_size // self.ranks
-        first = step * self.global_batch_size + self.rank * share
-        return [
-            self.batch(range(start, start + self.micro_batch_size))
-            for start in range(first, first + share, self.micro_batch_size)
-        ]
+    def samples(self, step: int) -> range:
+        """Returns the samples of a step, on all ranks."""
+        each = Fraction(self.global_batch_size) if self.rows_a_step is None else self.rows_a_step
+        return range(*(math.floor(s * each + Fraction(1, 2)) for s in (step, step + 1)))
 
-    def batch(self, sample_index: range) -> Batch:
-        """Returns the Batch of these samples."""
+    def __getitem__(self, step: int) -> list[Batch]:
+        samples = self.samples(step)
+        count = self.global_batch_size // self.micro_batch_size  # on all ranks
+        edges = [len(samples) * i // count for i in range(count + 1)]
+        own = range(self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks)
+        return [self.batch(samples[edges[i] : edges[i + 1]], self.micro_batch_size) for i in own]
+
+    def batch(self, samples: range, size: int | None = None) -> Batch:
+        """Returns the Batch of these samples. size: its rows, the last of them empty; None: as many."""
+        sample_index = range(samples.start, samples.start + (size or len(samples)))
         batch = pack(
-            [self.rows[i] for i in sample_index],
+            [self.rows[i] if i in samples else [] for i in sample_index],
             self.rows.shape,
             pad=self.rows.vocabulary.pad,
             axes=self.rows.axes,

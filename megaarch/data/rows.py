@@ -1,10 +1,10 @@
 """Rows: sample i of a run, as a pure function of (seed, i).
 
-A task is one dataset under one objective. `TextRows` cuts text into segments (`segments.py`);
-`PairRows` packs short supervised examples. `Rows` blends tasks and gives every one of them the
-same fixed row shape. The sample index never wraps: each epoch has its own order and noise.
-
-Segments run over document boundaries, where the eos token stands, as in T5 and GPT pretraining.
+A task is one dataset under one objective. `TextRows` cuts text into segments (`segments.py`) that run
+over document boundaries, where the eos token stands, as in T5 and GPT pretraining; `DocumentRows`
+(`documents.py`) keeps documents apart; `PairRows` packs short supervised examples. `Rows` blends tasks
+and gives every one of them the same fixed row shape. The sample index never wraps: each epoch has its
+own order and noise.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.blend import Blend
 from megaarch.data.converters import converter_of
+from megaarch.data.documents import DocumentRows
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.objectives import supervised
 from megaarch.data.packing import plan_rows
@@ -29,12 +30,13 @@ DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from tho
 class Task(Protocol):
     """A dataset under an objective: rows of converted examples.
 
-    per_epoch: rows. pairs: {input, target} pairs of an epoch, truncated: those of them that were cut.
+    per_epoch: rows. examples: {input, target} pairs of an epoch, or documents that are kept apart;
+    truncated: pairs of them that were cut, documents that are too short. Of text without masks both are 0.
     """
 
     shape: RowShape
     per_epoch: int
-    pairs: int
+    examples: int
     truncated: int
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
@@ -65,7 +67,7 @@ class TextRows:
         self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
         self.first, end = (int(share * int(self.lengths.sum())) for share in region)
         self.per_epoch = (end - self.first) // plan.tokens
-        self.pairs = self.truncated = 0
+        self.examples = self.truncated = 0
         if self.per_epoch == 0:
             raise UserError(
                 f"the text has {end - self.first} tokens for {plan.objectives[0].name} and one row "
@@ -122,14 +124,14 @@ class PairRows:
         self.dataset, self.converter, self.vocabulary = dataset, converter, vocabulary
         lengths = np.asarray(dataset.lengths, dtype=np.int64).reshape(-1, 2)
         self.lengths, room = pair_lengths(lengths, model, data)
-        self.pairs = len(lengths)
+        self.examples = len(lengths)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
         shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
         parts, cross_parts = max(s.parts for s in shapes), max(s.cross_parts for s in shapes)
         most = room[0] if data.pack else 1  # no bound on parts but a token each
         limit = RowShape(room, room[-1], most * parts, most * cross_parts)
-        order = generator(seed ^ DOCUMENTS, 0).permutation(self.pairs)
-        rows = [[i] for i in range(self.pairs)]
+        order = generator(seed ^ DOCUMENTS, 0).permutation(self.examples)
+        rows = [[i] for i in range(self.examples)]
         if data.pack:
             rows = plan_rows([shapes[i] for i in order], limit)
         self.rows = [[int(order[i]) for i in row] for row in rows]
@@ -185,9 +187,8 @@ def pair_lengths(
 class Rows:
     """All rows of a run: a blend of tasks, one fixed shape.
 
-    `rows[i]` is the list of converted examples of sample i, for any i >= 0. `pairs` counts the
-    {input, target} pairs of an epoch, `truncated_pairs` those of them that were cut; of text both
-    are 0.
+    `rows[i]` is the list of converted examples of sample i, for any i >= 0. `examples` and `truncated`
+    count as in `Task`.
     ValueError where no row can be made: text and objective do not go together, too little text,
     too few sentinels or learned positions.
     """
@@ -206,8 +207,9 @@ class Rows:
         self.axes = catalogue.position_axes(data.objective)
         weighted = list(_tasks(model, data, prepared, converter, vocabulary, seed))
         self.tasks = [task for _, task in weighted]
-        self.pairs = sum(task.pairs for task in self.tasks)
-        self.truncated_pairs = sum(task.truncated for task in self.tasks)
+        self.examples = sum(task.examples for task in self.tasks)
+        self.truncated = sum(task.truncated for task in self.tasks)
+        self._supervised = prepared.supervised
         self.blend = Blend([weight for weight, _ in weighted], seed)
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
         longest = max(self.shape.streams)
@@ -228,14 +230,22 @@ class Rows:
         return min(t.per_epoch / share for t, share in zip(self.tasks, shares, strict=True))
 
     @property
+    def truncated_share(self) -> float | None:
+        """The share of pairs that were cut, or of documents that were left out; None of text without
+        document masks."""
+        return self.truncated / self.examples if self.examples else None
+
+    @property
     def truncation(self) -> str | None:
-        """A sentence on the pairs that were cut; None where none was."""
-        if not self.truncated_pairs:
+        """A sentence on what was cut or left out; None where nothing was."""
+        if not self.truncated:
             return None
+        count = f"{self.truncated} of {self.examples}"
+        if not self._supervised:
+            return f"{count} documents ({self.truncated_share:.1%}) have one token and are left out"
         return (
-            f"{self.truncated_pairs} of {self.pairs} {{input, target}} pairs "
-            f"({self.truncated_pairs / self.pairs:.1%}) are too long and were cut: raise "
-            "data.max_input_length, data.max_target_length or the row if that is too many"
+            f"{count} {{input, target}} pairs ({self.truncated_share:.1%}) are too long and were cut: "
+            "raise data.max_input_length, data.max_target_length or the row if that is too many"
         )
 
     def __getitem__(self, i: int) -> list[Converted]:
@@ -247,12 +257,16 @@ def _tasks(
     model: Model, data: Data, prepared, converter: Converter, vocabulary: Vocabulary, seed: int
 ) -> Iterator[tuple[float, Task]]:
     """Yields every dataset under every component of the objective, with the product of their
-    weights."""
+    weights; with document masks, whose rows hold all components, every dataset."""
     if prepared.supervised:
         for dataset, weight in prepared.train:
             yield weight, PairRows(dataset, model, data, converter, vocabulary, seed)
         return
     plans = segmentations(model, data)
+    if data.document_masks:
+        for dataset, weight in prepared.train:
+            yield weight, DocumentRows(dataset, plans, model, converter, vocabulary, seed)
+        return
     ends = np.cumsum([share * plan.tokens for share, plan in plans])
     ends = [0.0, *(ends / ends[-1]).tolist()]
     for (share, plan), *region in zip(plans, ends[:-1], ends[1:], strict=True):

@@ -88,6 +88,28 @@ def problems(settings: Settings) -> Iterator[str]:
         )
     if schedule == "interleaved_1f1b" and each == 1:
         yield "parallel.stages_per_rank: interleaved_1f1b needs 2 or more; take schedule 1f1b"
+    yield from _schedule_problems(settings)
+    if schedule == "zero_bubble" and parallel.recompute != "none":
+        yield (
+            "parallel.recompute: zero_bubble runs each backward pass twice and would recompute "
+            "twice too; use another schedule or recompute none"
+        )
+    if is_v(settings) and torch.__version__ < "2.13":
+        yield (
+            "parallel.stages_per_rank: zero_bubble with 2 hands from a stage to the next one on the "
+            "same rank, which torch before 2.13 cannot: take 1, or another schedule"
+        )
+    if schedule == "zero_bubble" and training.compile:
+        yield "training.compile: zero_bubble cannot split the backward pass of compiled layers"
+
+
+def _schedule_problems(settings: Settings) -> Iterator[str]:
+    """Yields what is wrong with the number of micro-batches, where rows give it. Tokens give one that
+    every schedule runs."""
+    parallel, training = settings.parallel, settings.training
+    if training.global_batch_tokens is not None:
+        return
+    ranks, schedule = parallel.pipeline_parallel, parallel.schedule
     data_ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
     batches = training.global_batch_size // (training.micro_batch_size * data_ranks)
     if schedule == "1f1b" and batches < ranks:
@@ -101,18 +123,6 @@ def problems(settings: Settings) -> Iterator[str]:
             f"parallel.schedule: {schedule} on {ranks} ranks runs micro-batches in {rounds} rounds "
             f"and {batches} do not divide: make them a multiple of {ranks}"
         )
-    if schedule == "zero_bubble" and parallel.recompute != "none":
-        yield (
-            "parallel.recompute: zero_bubble runs each backward pass twice and would recompute "
-            "twice too; use another schedule or recompute none"
-        )
-    if is_v(settings) and torch.__version__ < "2.13":
-        yield (
-            "parallel.stages_per_rank: zero_bubble with 2 hands from a stage to the next one on the "
-            "same rank, which torch before 2.13 cannot: take 1, or another schedule"
-        )
-    if schedule == "zero_bubble" and training.compile:
-        yield "training.compile: zero_bubble cannot split the backward pass of compiled layers"
 
 
 def needs(name: str, model: Model, layers: range) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.config.schema import Settings
+from megaarch.data import batch_tokens
 from megaarch.errors import UserError
-from megaarch.planner.search import PlannedLayout, counted, search
+from megaarch.planner.search import PlannedLayout, counted, rows_a_step, search
 from megaarch.planner.time import Cluster
 from megaarch.study.cells import expand
 
@@ -54,4 +55,8 @@ def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None
     elif cell is not None:
         raise UserError(f"--cell {cell}: this configuration is no study; leave it out")
     counted(settings)
-    return settings if gpus is None else search(settings, gpus, cluster)[0].settings
+    if gpus is not None:
+        return search(settings, gpus, cluster)[0].settings
+    if settings.training.global_batch_tokens is None:
+        return settings
+    return batch_tokens.in_rows(settings, rows_a_step(settings))

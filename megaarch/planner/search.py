@@ -4,16 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Parallel, Settings
 from megaarch.config.validate import conflicts
+from megaarch.data import batch_tokens
 from megaarch.errors import UserError
 from megaarch.parallel.validate import check
 from megaarch.planner.memory import Memory, step_memory
 from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
 from megaarch.planner.work import Layers
+from megaarch.study.describe import describe
 from megaarch.training.progress import Limit
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -113,24 +116,37 @@ def candidates(
     """Every layout worth a look that a run takes, without recomputation. refused: counts the reasons
     against the others."""
     refused = Counter() if refused is None else refused
+    wanted = None
+    if settings.training.global_batch_tokens is not None:
+        wanted = rows_a_step(settings)
     for parallel in _layouts(settings, gpus, cluster):
         data = parallel.data_parallel_shard * parallel.data_parallel_replicate
-        rows, rest = divmod(settings.training.global_batch_size, data)
-        if rest:
+        if wanted is None and settings.training.global_batch_size % data:
             refused[
                 f"training.global_batch_size: {settings.training.global_batch_size} rows do not "
                 f"divide among {data} data-parallel ranks"
             ] += 1
             continue
+        tried = set()
         for size in MICRO_BATCHES:
-            if rows % size:
-                continue
             training = settings.training.model_copy(update={"micro_batch_size": size})
             found = settings.model_copy(update={"parallel": parallel, "training": training})
+            if wanted is not None:
+                found = batch_tokens.in_rows(found, wanted)
+                size = found.training.micro_batch_size
+            if size in tried or found.training.global_batch_size % (data * size):
+                continue
+            tried.add(size)
             if reasons := _problems(found, gpus):
                 refused.update(reasons)
             else:
                 yield found
+
+
+def rows_a_step(settings: Settings) -> Fraction:
+    """Mean rows of a step, of made-up text."""
+    per_row = Fraction(describe(settings, "").seen_tokens_per_row)
+    return batch_tokens.rows_of(settings.training, per_row)
 
 
 def _problems(settings: Settings, gpus: int) -> list[str]:

@@ -87,9 +87,11 @@ CAUSES = (
     Cause(
         lambda cell: cell.truncated_share,
         lambda cell: (
-            f"{notation.percent(cell.truncated_share)} of its {{input, target}} pairs were cut to fit"
+            f"{notation.percent(cell.truncated_share)} of its {{input, target}} pairs were cut to fit, or "
+            "of its documents left out"
         ),
-        "Pairs of input and target cut to fit their limits: {names}.",
+        "Pairs of input and target cut to fit their limits, or documents of one token left out: "
+        "{names}.",
         lambda cell: notation.percent(cell.truncated_share),
     ),
     Cause(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.config.schema import Cell, Model, Settings, Size, Study
+from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
 
@@ -93,6 +93,7 @@ def _resolve(
         config.set_path(own, "training.learning_rate", rate)
     for path, value in cell.set.items():
         config.set_path(own, path, copy.deepcopy(value))
+    _fill_defaults(own, raw)
     budget = amount if cell.budget is None else cell.budget
     match = BUDGET_UNIT.get(study.match, study.match)
     config.set_path(own, "training.budget", {"match": match, "amount": budget})
@@ -107,6 +108,18 @@ def _resolve(
     if study.encoder_decoder_size == "parameters" or study.match == "parameters":
         settings = _match_parameters(settings)
     return StudyCell(cell.name, size_name, amount, seed, settings, parent)
+
+
+def _fill_defaults(own: config.Raw, raw: config.Raw) -> None:
+    """Writes what a study has by default where a cell's settings `own` do not say otherwise: documents
+    that do not see each other, and batches of equal tokens. raw: of the study."""
+    if config.get_path(own, "data.document_masks") is None:
+        config.set_path(own, "data.document_masks", True)
+    given = ("training.global_batch_size", "training.global_batch_tokens")
+    if all(config.get_path(own, name) is None for name in given):
+        row = config.get_path(raw, "model.sequence_length") or Model().sequence_length
+        if isinstance(row, int):  # else its own mistake is told
+            config.set_path(own, given[1], Training().global_batch_size * row)
 
 
 def generations(cells: list[StudyCell]) -> Iterator[list[StudyCell]]:

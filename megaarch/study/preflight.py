@@ -12,7 +12,7 @@ import numpy as np
 
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Settings
-from megaarch.data import conditional
+from megaarch.data import batch_tokens, conditional
 from megaarch.data.converters import converter_of
 from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
@@ -56,7 +56,11 @@ def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
         yield str(error)
         return
     seed = settings.training.seed
-    yield from _said(lambda: Rows(settings.model, settings.data, prepared, seed))
+    yield from _said(
+        lambda: batch_tokens.rows_a_step(
+            settings.training, Rows(settings.model, settings.data, prepared, seed)
+        )
+    )
     yield from _said(lambda: _check_items(settings, prepared, folder))
 
 

@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite: skipped, counted, and past a limit the run's end."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ FILE = "nonfinite.json"
 class Guard:
     """Keeps what was skipped. All ranks skip the same steps (engine.py), and end alike.
 
-    directory: of the run. writes: whether this process writes its files.
+    directory: of the run. samples: those of a step, counted from 0. writes: whether this process
+    writes its files.
     """
 
-    def __init__(self, directory: Path, training: Training, writes: bool):
-        self.directory, self.writes = directory, writes
-        self.limit, self.rows = training.skip_limit, training.global_batch_size
+    def __init__(
+        self, directory: Path, training: Training, samples: Callable[[int], range], writes: bool
+    ):
+        self.directory, self.samples, self.writes = directory, samples, writes
+        self.limit = training.skip_limit
         self.skipped: list[dict[str, Any]] = []  # in a row, up to now
 
     def see(self, step: int, loss: float, norm: float, finite: bool) -> None:
@@ -27,7 +31,7 @@ class Guard:
         if finite:
             self.skipped = []
             return
-        samples = list(range((step - 1) * self.rows, step * self.rows))
+        samples = list(self.samples(step - 1))
         self.skipped.append(
             {"step": step, "loss": str(loss), "gradient_norm": str(norm), "samples": samples}
         )

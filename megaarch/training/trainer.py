@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from megaarch.config.schema import Settings
+from megaarch.data import batch_tokens
 from megaarch.data.batch import Batch
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
@@ -85,7 +86,7 @@ class Trainer:
         hold_out: Callable[[Engine, Progress], None] | None = None,
         shares: tuple[float, ...] = (),
     ):
-        self.settings, self.watch = settings, watch
+        self.given, self.settings, self.watch = settings, settings, watch
         self.hold_out, self.shares = hold_out, shares
         training = settings.training
         self.limit = Limit.of(training)
@@ -95,8 +96,11 @@ class Trainer:
         self.heartbeat = heartbeat or Heartbeat(self.grid, training)
         self.directory = Path(settings.logging.directory)
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
-        if self.grid.is_main and self.rows.truncation:
-            log.warning(self.rows.truncation)
+        self.rows_a_step, error = batch_tokens.rows_a_step(training, self.rows)
+        self.settings = settings = batch_tokens.in_rows(settings, self.rows_a_step)
+        for sentence in (self.rows.truncation, batch_tokens.uncertain(error)):
+            if sentence and self.grid.is_main:
+                log.warning(sentence)
         self.fingerprint = prepared.fingerprint
         used = prepared.tokenizer
         self.tokenizer = SavedTokenizer(path=used.path, fingerprint=used.fingerprint)
@@ -108,12 +112,12 @@ class Trainer:
         self.in_flight: deque[Launched] = deque()
         self._read_at = 0.0  # when the numbers of a step came in last
         self.ahead = AHEAD.get(self.device.type, 0)
-        self.guard = Guard(self.directory, training, writes=self.grid.is_main)
+        self.guard = Guard(self.directory, training, self.steps.samples, writes=self.grid.is_main)
         self.saver = Saver(self.directory, training, self.grid)
         self.metrics: Metrics | None = None
         # totals up to the step that was read last, and that was launched last
         self.progress = self.launched = resume(
-            settings, self.fingerprint, used.fingerprint, self.engine, self.optimizer, self.grid
+            self.given, self.fingerprint, used.fingerprint, self.engine, self.optimizer, self.grid
         )
         self._saved = self.progress.step or -1
 
@@ -137,6 +141,7 @@ class Trainer:
         return Steps(
             self.rows,
             global_batch_size=training.global_batch_size,
+            rows_a_step=self.rows_a_step,
             micro_batch_size=training.micro_batch_size,
             rank=self.grid.data_rank,
             ranks=self.grid.data_ranks,
@@ -170,7 +175,7 @@ class Trainer:
     def _session(self) -> Iterator[Watch]:
         """Writes metrics and listens for signals inside the block."""
         if self.grid.is_main:
-            given = self.settings.model_dump(mode="json")
+            given = self.given.model_dump(mode="json")
             self.metrics = Metrics(self.settings.logging, self.progress.step, given)
         try:
             with Watch() as signals:
@@ -312,7 +317,7 @@ class Trainer:
             record = {
                 "progress": asdict(self.progress),
                 "fingerprint": self.fingerprint,
-                "settings": self.settings.model_dump(mode="json", by_alias=True),
+                "settings": self.given.model_dump(mode="json", by_alias=True),
                 "tokenizer": self.tokenizer,
                 "samples": SAMPLES,
             }

@@ -177,26 +177,26 @@ def test_long_pairs_are_cut_alike_and_end_in_eos_in_every_architecture(raw, tmp_
     rows, prepared = rows_of_pairs(raw, tmp_path, architecture, lines, **limits)
     ((dataset, _),) = prepared.train
     eos, cut = prepared.tokenizer.vocabulary.eos, 0
-    assert rows.pairs == len(dataset) // 2
-    for i in range(rows.pairs):
+    assert rows.examples == len(dataset) // 2
+    for i in range(rows.examples):
         sides = [dataset[2 * i], dataset[2 * i + 1]]
         cut += len(sides[0]) > 32 or len(sides[1]) > 8
         for side, found, limit in zip(sides, pair(rows, i), (32, 8), strict=True):
             assert found.tolist() == [*side[:-1][: limit - 1], eos]
-    assert rows.truncated_pairs == cut > 20
-    assert f"{cut} of {rows.pairs} {{input, target}} pairs" in rows.truncation
+    assert rows.truncated == cut > 20
+    assert f"{cut} of {rows.examples} {{input, target}} pairs" in rows.truncation
 
 
 def test_without_limits_a_row_is_the_limit_and_nothing_is_said_where_all_fit(raw, tmp_path):
     lines = [(f"is it {i}?", f"yes {i}") for i in range(90)]
     rows, _ = rows_of_pairs(raw, tmp_path, "causal_decoder", lines)
-    assert (rows.truncated_pairs, rows.truncation) == (0, None) and rows.pairs > 40
+    assert (rows.truncated, rows.truncation) == (0, None) and rows.examples > 40
     lines = [(f"{'so it is ' * 30}{i}", f"{'and so on ' * 30}{i}") for i in range(60)]
     rows, prepared = rows_of_pairs(raw, tmp_path, "causal_decoder", lines)
     inputs, target = pair(rows, 0)
     assert (len(inputs), len(target)) == (24, 24)
     assert inputs[-1] == target[-1] == prepared.tokenizer.vocabulary.eos
-    assert rows.truncated_pairs == rows.pairs
+    assert rows.truncated == rows.examples
     with pytest.raises(ValueError, match="rows of 1 tokens are too short for supervised"):
         rows_of_pairs(raw, tmp_path, "causal_decoder", lines, model__sequence_length=1)
 

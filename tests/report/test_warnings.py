@@ -43,7 +43,7 @@ CAUSES = [
     (change(learning_rate_at_edge=True), "edge of its grid for unilm"),
     (change(trial_flops=1.4e13), "tuned at a share of the compute: unilm (0.47)"),
     (change(padding_share=0.051), "More than 5% padding: unilm"),
-    (change(truncated_share=0.2), "Pairs of input and target cut to fit their limits: unilm (20%)"),
+    (change(truncated_share=0.2), "left out: unilm (20%)"),
     (change(epochs=1.01), "More than one epoch over the training text: unilm"),
     (change(seed=1), "2 seeds in some cells"),
     (items("continuation", 99), "Only 99 held-out continuation items"),

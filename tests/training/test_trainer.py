@@ -129,7 +129,7 @@ def test_pairs_that_are_cut_are_told_as_a_run_starts(tiny, tmp_path, caplog):
     path.write_text("".join(json.dumps({"input": t, "target": "yes"}) + "\n" for t in texts))
     settings = tiny(data__source=str(path), data__objective="supervised")
     trainer = Trainer(settings, prepare(settings.data, settings.model.vocabulary_size))
-    cut, pairs = trainer.rows.truncated_pairs, trainer.rows.pairs
+    cut, pairs = trainer.rows.truncated, trainer.rows.examples
     assert 0 < cut < pairs
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"{cut} of {pairs} {{input, target}} pairs ({cut / pairs:.1%}) are too")

@@ -1,0 +1,257 @@
+"""Rows of documents that do not see each other (`data.document_masks`).
+
+An example is a document, or a piece of one that is longer than a row takes. Pieces share rows, the
+longest first, by the bound on what each takes; as every example has parts and positions of its own,
+nothing is seen or predicted across the end of a document.
+
+    documents  a a a a a a a | b b | c c c       rows of 5 tokens
+    pieces     a a a a a   a a   b b   c c c
+    rows       a a a a a | c c c a a | b b . . .
+
+Rows are planned for each epoch from the documents' lengths alone.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from megaarch.config.schema import Model
+from megaarch.data.bins import pack_classes
+from megaarch.data.example import (
+    Converted,
+    Converter,
+    Objective,
+    Rng,
+    RowShape,
+    SplitObjective,
+    Vocabulary,
+    generator,
+)
+from megaarch.data.segments import Mixed, fixed_shape
+from megaarch.errors import UserError
+
+ORDER = 0xD0C5  # keeps the generators of orders apart from those of noise
+SHORTEST = 2  # tokens of an example: of one alone there is nothing to learn
+LONG = 16  # longest pieces of the text that a component of a mixture reads at a time
+GOLDEN = (5**0.5 - 1) / 2
+SizeOf = Callable[[int, int, bool], list[int]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What pieces become. share: of all pieces. raw: tokens of the longest. mirrored: the objective of
+    the second of two pieces that share a draw, so that they fill both streams together; None: each
+    piece stands alone."""
+
+    share: float
+    raw: int
+    objective: Objective
+    mirrored: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of an epoch, each an entry of these int [N] arrays."""
+
+    document: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    kind: np.ndarray
+
+    def __getitem__(self, index: np.ndarray) -> "Pieces":
+        return Pieces(*(array[index] for array in vars(self).values()))
+
+
+def kinds_of(plans: Mixed) -> list[Kind]:
+    """Returns the kinds of pieces that these rows' segments stand for."""
+    kinds = []
+    for share, plan in plans:
+        if plan.mirrored:
+            kinds.append(Kind(2 * share, plan.raw, *plan.objectives))
+        else:
+            kinds += [Kind(share, plan.raw, objective) for objective in plan.objectives]
+    return kinds
+
+
+def cut(lengths: np.ndarray, kinds: list[Kind], rng: Rng) -> Pieces:
+    """Returns pieces that hold every token of documents of these lengths once. Each kind gets its share
+    of the pieces of any long text, and of all documents that no kind has to cut."""
+    raws = np.array([kind.raw for kind in kinds])
+    documents = rng.permutation(len(lengths))
+    whole = lengths[documents]
+    text, start, length = _split(whole, np.full(len(whole), LONG * raws.max()))
+    weights = np.array([kind.share for kind in kinds]) / -(-length[:, None] // raws)
+    edges = np.cumsum(weights, axis=1)
+    drawn = (rng.random() + GOLDEN * np.arange(len(length))) % 1  # even, whatever their number
+    kind = (drawn[:, None] * edges[:, -1:] >= edges[:, :-1]).sum(axis=1)
+    piece, offset, length = _split(length, raws[kind])
+    return Pieces(documents[text[piece]], start[piece] + offset, length, kind[piece])
+
+
+def _split(lengths: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts each range into pieces of `most` tokens and a shorter one at its end; returns (range,
+    offset in it, length) of each. A last token alone gets one of the piece before it."""
+    counts = -(-lengths // most)
+    index = np.repeat(np.arange(len(lengths)), counts)
+    place = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = place * most[index]
+    ends = np.minimum(starts + most[index], lengths[index])
+    alone = np.flatnonzero((ends - starts < SHORTEST) & (place > 0))
+    starts[alone] -= 1
+    ends[alone - 1] -= 1
+    return index, starts, ends - starts
+
+
+class EpochPlan:
+    """The rows of one epoch: which pieces stand in each."""
+
+    def __init__(
+        self, pieces: Pieces, kinds: list[Kind], size_of: SizeOf, limit: np.ndarray, rng: Rng
+    ):
+        """size_of: a bound on what an item takes of a row, int [D], of its kind, the length of its first
+        piece, and whether there is a second. limit: int [D], what a row has."""
+        pieces = pieces[np.lexsort((-pieces.length, pieces.kind))]
+        first, second = _items(pieces, kinds)
+        # items of one class take the same
+        keys = np.stack([pieces.kind[first], -pieces.length[first], second < 0])
+        begins = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
+        self._begins = np.flatnonzero(begins)
+        sizes = np.array([size_of(k, -n, not alone) for k, n, alone in keys[:, begins].T.tolist()])
+        counts = np.diff(self._begins, append=len(first))
+        self.pieces, self._first, self._second = pieces, first, second
+        self._patterns = pack_classes(sizes, counts, limit)
+        self._ends = np.cumsum([pattern.rows for pattern in self._patterns])
+        self._order = rng.permutation(len(self))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def most(self) -> int:
+        """Examples of the row that has the most."""
+        second = self._second >= 0
+        held = (pattern.items(0) for pattern in self._patterns)
+        each = (sum(len(n) * (1 + second[self._begins[k]]) for k, n in row) for row in held)
+        return int(max(each))
+
+    def row(self, i: int) -> list[Pieces]:
+        """Returns the items of a row: one piece each, or two that share a draw."""
+        place = int(self._order[i])
+        p = int(np.searchsorted(self._ends, place, side="right"))
+        pattern = self._patterns[p]
+        row = place - (int(self._ends[p]) - pattern.rows)
+        found = [int(self._begins[k]) + n for k, held in pattern.items(row) for n in held]
+        pairs = ((int(self._first[item]), int(self._second[item])) for item in found)
+        return [self.pieces[np.array([piece for piece in pair if piece >= 0])] for pair in pairs]
+
+
+def _items(pieces: Pieces, kinds: list[Kind]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first piece of each item and the second, -1 for none. pieces: sorted by kind and
+    length."""
+    firsts, seconds = [], []
+    for k, kind in enumerate(kinds):
+        mine = np.flatnonzero(pieces.kind == k)
+        if kind.mirrored is None:
+            first, second = mine, np.full(len(mine), -1)
+        else:  # neighbours are as long as each other, or almost
+            first, second = mine[::2], mine[1::2]
+            second = np.append(second, [-1] * (len(first) - len(second))).astype(int)
+        firsts.append(first)
+        seconds.append(second)
+    return np.concatenate(firsts), np.concatenate(seconds)
+
+
+class DocumentRows:
+    """Rows of several examples, each a document or a piece of one (see `rows.Task`).
+
+    dataset: an IndexedDataset of documents. plans: the rows of its components, of which the longest
+    pieces are known.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        plans: Mixed,
+        model: Model,
+        converter: Converter,
+        vocabulary: Vocabulary,
+        seed: int,
+    ):
+        self.dataset, self.kinds = dataset, kinds_of(plans)
+        self.converter, self.vocabulary, self.seed = converter, vocabulary, seed
+        self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
+        self.examples = len(self.lengths)
+        self.truncated = int((self.lengths < SHORTEST).sum())
+        if self.truncated == self.examples:
+            raise UserError("no document of the text has two tokens: give more text")
+        self._epoch = lru_cache(maxsize=2)(self._plan)
+        room = fixed_shape(model, [plan.shape for _, plan in plans]).streams
+        self._limit = np.array([*room, room[0]])
+        first = self._epoch(0)
+        self._limit[-1] = first.most
+        self._ends = [len(first)]
+        self.per_epoch = len(first)  # another epoch may have a few more or less
+        each = [converter.shape(kind.objective.lengths(kind.raw)) for kind in self.kinds]
+        parts, cross = max(e.parts for e in each), max(e.cross_parts for e in each)
+        self.shape = RowShape(room, room[-1], first.most * parts, first.most * cross)
+        self._try()
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        rng = generator(self.seed ^ ORDER, epoch)
+        pieces = cut(self.lengths, self.kinds, rng)
+        pieces = pieces[np.flatnonzero(pieces.length >= SHORTEST)]
+        return EpochPlan(pieces, self.kinds, self._size, self._limit, rng)
+
+    def _size(self, k: int, length: int, paired: bool) -> list[int]:
+        """A bound on the tokens of each stream, and the number of examples."""
+        return [*self._bound(k, length, paired).streams, 1 + paired]
+
+    def _bound(self, k: int, length: int, paired: bool) -> RowShape:
+        objective = self.kinds[k].objective
+        if paired:
+            assert isinstance(objective, SplitObjective)
+            one = self.converter.shape(objective.pair(length))
+            return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
+        return self.converter.shape(objective.lengths(length))
+
+    def _try(self) -> None:
+        """UserError where the vocabulary has too few sentinels for the longest pieces."""
+        token = int(np.flatnonzero(self.vocabulary.text)[0])
+        for kind in self.kinds:
+            kind.objective(np.full(kind.raw, token), self.vocabulary, generator(self.seed, 0))
+
+    def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
+        """The i-th row; noise is drawn from the generator of `rng_key`."""
+        while i >= self._ends[-1]:
+            self._ends.append(self._ends[-1] + len(self._epoch(len(self._ends))))
+        epoch = bisect_right(self._ends, i)
+        place = i - (self._ends[epoch - 1] if epoch else 0)
+        rng = generator(*rng_key)
+        return [
+            example
+            for item in self._epoch(epoch).row(place)
+            for example in self._examples(item, rng)
+        ]
+
+    def _examples(self, item: Pieces, rng: Rng) -> list[Converted]:
+        k = int(item.kind[0])
+        kind, paired = self.kinds[k], len(item.kind) == 2
+        where = zip(item.document, item.offset, item.length, strict=True)
+        texts = [self.dataset.get(*map(int, place)).astype(np.int64) for place in where]
+        if not paired:
+            return [self._convert(kind.objective, texts[0], rng)]
+        assert kind.mirrored is not None
+        bound = self._bound(k, len(texts[0]), paired)
+        # one draw in a million is not the same share of two lengths, and is made again
+        while True:
+            key = int(rng.integers(1 << 62))
+            one = self._convert(kind.objective, texts[0], generator(key, 0))
+            two = self._convert(kind.mirrored, texts[1], generator(key, 0))
+            if bound.fits(one.shape + two.shape):
+                return [one, two]
+
+    def _convert(self, objective: Objective, text: np.ndarray, rng: Rng) -> Converted:
+        return self.converter(objective(text, self.vocabulary, rng), self.vocabulary)

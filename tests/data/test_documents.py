@@ -1,0 +1,208 @@
+"""Document masks: each example is of one document, every token of an epoch is used once, and what
+stands in one row does not see each other."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megaarch.data.documents import SHORTEST, DocumentRows, Kind, cut
+from megaarch.data.example import generator
+from megaarch.data.loader import Steps
+from megaarch.data.objectives import FullLM
+from megaarch.data.rows import Rows
+from megaarch.ingest.prepare import prepare
+from tests.conftest import PRESETS, made_up_text
+from tests.data.mixtures import MIXTURES
+
+
+@pytest.fixture(scope="module")
+def short(raw, tmp_path_factory):
+    """Data of 250 documents of 20 to 220 characters, most of them shorter than a row."""
+    folder = tmp_path_factory.mktemp("short")
+    texts = [made_up_text(i, 24)[: 20 + 7 * i % 200] for i in range(250)]
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"source": str(path), "cache": str(folder)}
+
+
+@pytest.fixture
+def rows_of(tiny, short):
+    def make(preset, **given):
+        data = {f"data__{name}": value for name, value in short.items()}
+        mine = tiny(preset, **data, data__document_masks=True, **given)
+        return Rows(mine.model, mine.data, prepare(mine.data, mine.model.vocabulary_size), 0)
+
+    return make
+
+
+def task_of(rows) -> DocumentRows:
+    (task,) = rows.tasks
+    return task
+
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
+RAWS = st.lists(st.integers(3, 90), min_size=1, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, RAWS, st.integers(0, 99))
+def test_pieces_hold_every_token_of_every_document_once(lengths, raws, seed):
+    kinds = [Kind(1.0, raw, FullLM()) for raw in raws]
+    pieces = cut(np.array(lengths), kinds, generator(seed, 0))
+    read = [np.zeros(n, dtype=int) for n in lengths]
+    for d, offset, n, k in zip(*vars(pieces).values(), strict=True):
+        assert 0 < n <= raws[k] and offset + n <= lengths[d]
+        assert n >= SHORTEST or lengths[d] == 1
+        read[d][offset : offset + n] += 1
+    assert all((times == 1).all() for times in read)
+
+
+def test_kinds_have_their_shares_of_long_texts_and_of_short_ones():
+    kinds = [Kind(0.5, 40, FullLM()), Kind(0.3, 100, FullLM()), Kind(0.2, 64, FullLM())]
+    for lengths in ([200_000], [5000] * 300, [30] * 5000, list(range(2, 300)) * 20):
+        pieces = cut(np.array(lengths), kinds, generator(0, 0))
+        found = np.bincount(pieces.kind, minlength=3) / len(pieces.kind)
+        assert found == pytest.approx([0.5, 0.3, 0.2], abs=0.03), lengths[:3]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_epoch_uses_every_token_once_and_an_example_is_of_one_document(
+    preset, rows_of, monkeypatch
+):
+    rows = rows_of(preset)
+    task = task_of(rows)
+    dataset, eos = task.dataset, rows.vocabulary.eos
+    read = [np.zeros(n, dtype=int) for n in dataset.lengths]
+    honest, made, examples = type(dataset).get, [], 0
+
+    def get(self, document, offset=0, length=None):
+        read[document][offset : offset + length] += 1
+        made.append(honest(self, document, offset, length))
+        return made[-1]
+
+    monkeypatch.setattr(type(dataset), "get", get)
+    for i in range(task.per_epoch):
+        examples += len(task.row(i, (0, i)))
+    assert all((times == 1).all() for times in read)
+    assert len(made) == examples > 1.5 * task.per_epoch
+    assert all(eos not in text[:-1] for text in made)
+    task.row(task.per_epoch, (0, 0))  # the next epoch reads again
+    assert max(times.max() for times in read) == 2
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_examples_of_a_row_neither_see_nor_predict_each_other(preset, rows_of):
+    rows = rows_of(preset)
+    steps = Steps(rows, global_batch_size=32, micro_batch_size=32)
+    (batch,) = steps[0]
+    several = 0
+    for b in range(32):
+        examples = rows[b]
+        several += len(examples) > 1
+        owner = []
+        for s, stream in enumerate(batch.streams):
+            owner.append(np.full(stream.tokens.shape[1], -1))
+            start = 0
+            for e, example in enumerate(examples):
+                end = start + len(example.streams[s].tokens)
+                owner[s][start:end] = e
+                assert (
+                    stream.positions[b, start:end].numpy() == example.streams[s].positions
+                ).all()
+                start = end
+            seen = stream.parts.dense()[b]
+            assert not (seen & (owner[s][:, None] != owner[s][None, :])).any()
+            if stream.cross:
+                crossed = stream.cross.dense()[b]
+                assert not (crossed & (owner[s][:, None] != owner[s - 1][None, :])).any()
+        used = batch.target_weights[b] > 0
+        wanted = np.concatenate([e.target_tokens[e.target_weights > 0] for e in examples])
+        assert (batch.target_tokens[b][used].numpy() == wanted).all()
+        of = np.repeat(range(len(examples)), [(e.target_weights > 0).sum() for e in examples])
+        assert (owner[-1][batch.target_index[b][used].numpy()] == of).all()
+    assert several > 8
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_little_of_a_row_is_padding(preset, rows_of):
+    """Of what the objective's bounds leave: BART's inputs, GLM's spans and UL2's decoder rows are
+    shorter than theirs by up to a tenth."""
+    rows = rows_of(preset)
+    room = np.array(rows.shape.streams)
+    taken = np.zeros(len(room))
+    plan = task_of(rows)._epoch(0)
+    for i in range(len(plan)):
+        for item in plan.row(i):
+            bound = task_of(rows)._size(int(item.kind[0]), int(item.length[0]), len(item.kind) == 2)
+            taken += bound[:-1]
+    filled = taken / (len(plan) * room)
+    assert filled.max() > 0.93, filled
+
+
+@pytest.mark.parametrize("preset", ("ul2", "unilm", "glm"))
+def test_components_of_a_mixture_keep_their_shares(preset, rows_of):
+    rows = rows_of(preset)
+    task = task_of(rows)
+    plan, found = task._epoch(0), {}
+    for i in range(len(plan)):
+        for item in plan.row(i):
+            name = repr(task.kinds[int(item.kind[0])].objective)
+            found[name] = found.get(name, 0) + len(item.kind)
+    asked = {
+        repr(c): weight for weight, c in MIXTURES[{"glm": "blank_infilling"}.get(preset, preset)]
+    }
+    total = sum(found.values())
+    assert {name: n / total for name, n in found.items()} == pytest.approx(asked, abs=0.04)
+
+
+def test_a_row_is_a_function_of_seed_and_index_and_epochs_differ(rows_of):
+    a, b = rows_of("t5"), rows_of("t5")
+    far = 3 * int(a.per_epoch) + 5
+    for i in (far, 0, 7):
+        for one, other in zip(a[i], b[i], strict=True):
+            assert (one.target_tokens == other.target_tokens).all()
+    assert a[0][0].target_tokens.tolist() != a[int(a.per_epoch)][0].target_tokens.tolist()
+
+
+def test_two_examples_of_a_draw_fill_both_streams_together(rows_of):
+    rows = rows_of("t5", data__objective="prefix_lm")
+    filled = np.zeros(2)
+    for i in range(int(rows.per_epoch)):
+        filled += [sum(len(e.streams[s].tokens) for e in rows[i]) for s in (0, 1)]
+    filled /= rows.per_epoch * np.array(rows.shape.streams)
+    assert filled.min() > 0.9
+
+
+def test_documents_of_a_single_token_are_left_out_and_counted(raw, tiny, short):
+    """A tokenized source may hold such."""
+
+    class Dataset:
+        lengths = np.array([1, 30, 1, 2])
+
+        def get(self, document, offset=0, length=None):
+            return np.arange(offset, offset + length)
+
+    settings = tiny("gpt", **{f"data__{k}": v for k, v in short.items()}, data__document_masks=True)
+    prepared = prepare(settings.data, settings.model.vocabulary_size)
+
+    class Prepared:
+        supervised, train, tokenizer = False, [(Dataset(), 1.0)], prepared.tokenizer
+
+    rows = Rows(settings.model, settings.data, Prepared, 0)
+    assert sorted(len(e.target_tokens) for i in range(int(rows.per_epoch)) for e in rows[i]) == [
+        2,
+        30,
+    ]
+    assert rows.truncated_share == 0.5
+    assert "2 of 4 documents" in rows.truncation
+    Dataset.lengths = np.array([1, 1])
+    with pytest.raises(ValueError, match="no document of the text has two tokens"):
+        Rows(settings.model, settings.data, Prepared, 0)
+
+
+def test_too_few_sentinels_for_the_longest_piece_show_at_once(rows_of):
+    with pytest.raises(ValueError, match=r"raise data.sentinels"):
+        rows_of("t5", data__sentinels=1)

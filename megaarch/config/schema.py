@@ -255,6 +255,8 @@ class Evaluation(Section):
     continuation_tokens: Number = 24
     choices: Number = 64  # items of the four-way choice
     middles: Count = 32
+    lengths: Annotated[tuple[Number, ...], Field(strict=False)] = (1, 2, 4, 8, 16, 32)
+    by_length: Count = 64  # items whose first `lengths` tokens are scored, after two prefixes each
     batch_rows: Rows = 32
 
 

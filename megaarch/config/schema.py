@@ -135,6 +135,7 @@ class Data(Section):
     mean_span_length: Annotated[float, Field(gt=0)] | None = None
     whole_word_masking: bool = False
     max_predictions: Length | None = None  # masked_lm: chosen tokens of a row at most
+    fim_rate: Share | None = None  # fill_in_middle: share of rows whose middle moves; None: 0.5
     pack: bool = True  # several short examples in a row (supervised data)
     # supervised: tokens of an input or a target at most, with its eos; None: what the row holds
     max_input_length: Length | None = None

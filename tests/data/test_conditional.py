@@ -125,6 +125,12 @@ def test_the_forms_are_those_of_training():
     assert between("span_corruption", "prefix_decoder") == [
         ([1, 2, first, 5, v.eos], [first, 3, 4])
     ]
+    second, third = first - 1, first - 2
+    for architecture in ("causal_decoder", "prefix_decoder"):
+        assert after("fill_in_middle", architecture) == [([1, 2], [3, 4])]
+        assert between("fill_in_middle", architecture) == [
+            ([first, 1, 2, second, 5, third], [3, 4])
+        ]
     assert after("ul2", "encoder_decoder") == [([v.mode_s, 1, 2, v.eos], [3, 4])]
     assert between("ul2", "encoder_decoder") == [([v.mode_r, 1, 2, first, 5, v.eos], [first, 3, 4])]
     assert after("denoising", "encoder_decoder") == [([1, 2, v.mask], [1, 2, 3, 4])]

@@ -44,43 +44,38 @@ def run(options: argparse.Namespace) -> int:
 
 
 def panel(heldout: "Heldout") -> str:
-    """The yardsticks as a table: value, 95% interval, number of items."""
-    value, interval = heldout.continuation_bits_per_byte, heldout.continuation_interval
-    counts = heldout.items
+    """The yardsticks as a table: values, 95% intervals and numbers of items."""
+    rows = [("", "value, 95% interval", "items", "")]
+    for name, unit in (
+        ("continuation_bits_per_byte", "bits per byte"),
+        ("middle_bits_per_byte", "bits per byte"),
+        ("choice_accuracy", "share right, of four"),
+    ):
+        kind = name.partition("_")[0]
+        shown = _shown(getattr(heldout, name), heldout.interval(name))
+        rows.append((kind, shown, str(heldout.items[kind]), unit))
     lines = [
-        f"{'yardstick':<28} {'value':>7}  {'95% interval':<16} items",
-        _line("continuation, bits per byte", value, interval, counts["continuation"]),
-        _line(
-            "middle, bits per byte",
-            heldout.middle_bits_per_byte,
-            heldout.middle_interval,
-            counts["middle"],
-        ),
-        _line(
-            "choice, share right",
-            heldout.choice_accuracy,
-            heldout.choice_interval,
-            counts["choice"],
-        ),
+        f"{kind:<14}{shown:<26}{items:>6}  {unit}".rstrip() for kind, shown, items, unit in rows
     ]
     if heldout.continuation:
-        lines += ["", f"{'continuation of':<28} {'bits per byte':<25} prefix gain"]
+        lines += ["", f"{'continuation':<14}{'bits per byte':<26}{'prefix gain':<26}{'items':>6}"]
     for length, found in heldout.continuation.items():
-        unit = "token" if length == "1" else "tokens"
-        gain = _line("", found.prefix_gain, found.prefix_gain_interval, found.items)[28:]
-        both = _line(f"{length:>4} {unit}", found.bits_per_byte, found.interval, None)
-        lines.append(both + gain)
+        value = _shown(found.bits_per_byte, found.interval)
+        gain = _shown(found.prefix_gain, found.prefix_gain_interval)
+        name = f"{length:>3} token{'s' * (length != '1')}"
+        lines.append(f"{name:<14}{value:<26}{gain:<26}{found.items:>6}")
     if heldout.reads_prefix is not None:
-        said = (
-            "reads its prefix" if heldout.reads_prefix else "does not show that it reads its prefix"
+        above = (
+            "above 0: it reads its prefix"
+            if heldout.reads_prefix
+            else "not above 0: it may not read its prefix"
         )
-        lines += ["", f"The run {said}: prefix gain of the longest continuation."]
+        lines += ["", f"The prefix gain of the longest continuation is {above}."]
     if not heldout.comparable:
-        lines += ["", "A pseudo-likelihood: compare its continuations with no other objective's."]
+        lines += ["", "A pseudo-likelihood: its continuations compare with no other objective's."]
     return "\n".join(lines)
 
 
-def _line(name: str, value: float | None, interval: list[float] | None, items: int | None) -> str:
-    shown = "-" if value is None else f"{value:.4f}"
-    ends = "" if interval is None else f"{interval[0]:.4f} {interval[1]:.4f}"
-    return f"{name:<28} {shown:>7}  {ends:<16} {'' if items is None else items}"
+def _shown(value: float | None, interval: list[float] | None) -> str:
+    ends = "" if interval is None else f"  {interval[0]:.4f} to {interval[1]:.4f}"
+    return ("-" if value is None else f"{value:.4f}") + ends

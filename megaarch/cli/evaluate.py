@@ -4,16 +4,21 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megaarch.cli.errors import is_first_process
 from megaarch.cli.options import Adder, set_argument
+
+if TYPE_CHECKING:
+    from megaarch.study.results import Heldout
 
 
 def add(command: Adder) -> None:
     evaluate = command(
         "evaluate",
         "Score a trained run on held-out text",
-        "Bits per byte of continuations and middles, and a four-way choice.",
+        "Bits per byte of continuations by length and of middles, what a wrong prefix costs more, and a "
+        "four-way choice. docs/yardsticks.md says what each measures.",
     )
     evaluate.add_argument("run", metavar="RUN", help="a run's folder, with checkpoints in it")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
@@ -34,8 +39,43 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found | {"warnings": warnings}, indent=1))
     else:
-        for name in ("continuation_bits_per_byte", "middle_bits_per_byte", "choice_accuracy"):
-            value = found[name]
-            items = found["items"][name.partition("_")[0]]
-            print(f"{name:<28} {'-' if value is None else f'{value:.4f}'}   {items} items")
+        print(panel(heldout))
     return 0
+
+
+def panel(heldout: "Heldout") -> str:
+    """The yardsticks as a table: values, 95% intervals and numbers of items."""
+    rows = [("", "value, 95% interval", "items", "")]
+    for name, unit in (
+        ("continuation_bits_per_byte", "bits per byte"),
+        ("middle_bits_per_byte", "bits per byte"),
+        ("choice_accuracy", "share right, of four"),
+    ):
+        kind = name.partition("_")[0]
+        shown = _shown(getattr(heldout, name), heldout.interval(name))
+        rows.append((kind, shown, str(heldout.items[kind]), unit))
+    lines = [
+        f"{kind:<14}{shown:<26}{items:>6}  {unit}".rstrip() for kind, shown, items, unit in rows
+    ]
+    if heldout.continuation:
+        lines += ["", f"{'continuation':<14}{'bits per byte':<26}{'prefix gain':<26}{'items':>6}"]
+    for length, found in heldout.continuation.items():
+        value = _shown(found.bits_per_byte, found.interval)
+        gain = _shown(found.prefix_gain, found.prefix_gain_interval)
+        name = f"{length:>3} token{'s' * (length != '1')}"
+        lines.append(f"{name:<14}{value:<26}{gain:<26}{found.items:>6}")
+    if heldout.reads_prefix is not None:
+        above = (
+            "above 0: it reads its prefix"
+            if heldout.reads_prefix
+            else "not above 0: it may not read its prefix"
+        )
+        lines += ["", f"The prefix gain of the longest continuation is {above}."]
+    if not heldout.comparable:
+        lines += ["", "A pseudo-likelihood: its continuations compare with no other objective's."]
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, interval: list[float] | None) -> str:
+    ends = "" if interval is None else f"  {interval[0]:.4f} to {interval[1]:.4f}"
+    return ("-" if value is None else f"{value:.4f}") + ends

@@ -42,8 +42,9 @@ class Architecture:
 class Objective:
     """A rule that makes examples of text.
 
-    mixture: (weight, data.example.Objective) of each component, weights of sum 1; None where the
-        examples are {input, target} pairs of the data (`supervised`).
+    mixture: (weight, data.example.Objective) of each component, weights of sum 1, or a function of
+        the settings that returns them; None where the examples are {input, target} pairs of the data
+        (`supervised`).
     continuation: (prefix, scored, vocabulary) -> [Example], the form in which `scored` is scored
         after `prefix`; None: that of a middle with nothing after it.
     middle: (before, scored, after, vocabulary) -> [Example], the form in which `scored` is scored
@@ -67,16 +68,21 @@ class Objective:
 
     def components(self, **given: Any) -> tuple[tuple[float, Any], ...]:
         """Returns the weighted components under these settings of NOISE, which go to every
-        component that has them; None and False leave the objective's own. UserError for a setting
-        that it does not accept, for a value that a component refuses, and for pairs."""
+        component that has them, or to the function that makes the mixture; None and False leave the
+        objective's own. UserError for a setting that it does not accept, for a value that a component
+        refuses, and for pairs."""
         if self.mixture is None:
             raise UserError(f"{self.name} examples are pairs of the data: they have no noise")
-        mixture = load(self.mixture)
-        for setting, value in given.items():
-            if value is None or value is False:
-                continue
+        given = {
+            name: value for name, value in given.items() if value is not None and value is not False
+        }
+        for setting in given:
             if setting not in self.settings:
                 raise UserError(f"objective {self.name} has no {setting}: leave it out")
+        mixture = load(self.mixture)
+        if callable(mixture):
+            return mixture(**given)
+        for setting, value in given.items():
             mixture = tuple(
                 (weight, replace(c, **{setting: value}) if hasattr(c, setting) else c)
                 for weight, c in mixture
@@ -110,7 +116,10 @@ class Optimizer:
 
 
 # settings of `data` that an objective may accept
-NOISE = ("noise_density", "mean_span_length", "whole_word_masking", "max_predictions")
+NOISE = (
+    *("noise_density", "mean_span_length", "whole_word_masking", "max_predictions"),
+    "fim_rate",
+)
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
@@ -119,7 +128,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ("decoder",),
         (False,),
         (False,),
-        ("full_lm", "prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
+        (
+            *("full_lm", "prefix_lm", "fill_in_middle", "span_corruption", "denoising", "ul2"),
+            "supervised",
+        ),
         "one stack; every token sees itself and the tokens before it",
         "causal",
         "megaarch.data.converters:CAUSAL_DECODER",
@@ -130,8 +142,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         (True,),
         (False,),
         (
-            *("prefix_lm", "span_corruption", "denoising", "blank_infilling", "unilm", "ul2"),
-            "supervised",
+            *("prefix_lm", "fill_in_middle", "span_corruption", "denoising", "blank_infilling"),
+            *("unilm", "ul2", "supervised"),
         ),
         "one stack; inputs see each other, targets see the inputs and the targets before them",
         "prefix",
@@ -180,6 +192,13 @@ OBJECTIVES: Registry[Objective] = Registry(
         "prefix_lm",
         "megaarch.data.objectives.language_modelling:PREFIX_LM",
         "megaarch.data.objectives.language_modelling:continuation",
+    ),
+    Objective(
+        "fill_in_middle",
+        "megaarch.data.objectives.fill_in_middle:mixture",
+        "megaarch.data.objectives.language_modelling:continuation",
+        "megaarch.data.objectives.fill_in_middle:middle",
+        settings=("fim_rate",),
     ),
     Objective(
         "span_corruption",

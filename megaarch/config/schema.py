@@ -135,6 +135,7 @@ class Data(Section):
     mean_span_length: Annotated[float, Field(gt=0)] | None = None
     whole_word_masking: bool = False
     max_predictions: Length | None = None  # masked_lm: chosen tokens of a row at most
+    fim_rate: Share | None = None  # fill_in_middle: share of rows whose middle moves; None: 0.5
     pack: bool = True  # several short examples in a row (supervised data)
     # text: an example is of one document, and packed ones do not see each other; studies: true
     document_masks: bool = False
@@ -258,6 +259,8 @@ class Evaluation(Section):
     continuation_tokens: Number = 24
     choices: Number = 64  # items of the four-way choice
     middles: Count = 32
+    lengths: Annotated[tuple[Number, ...], Field(strict=False)] = (1, 2, 4, 8, 16, 32)
+    by_length: Count = 64  # items whose first `lengths` tokens are scored, after two prefixes each
     batch_rows: Rows = 32
     tasks: list[Text] = []  # files NAME.task.yaml, or folders of them
     task_items: Number = 100  # held-out items of a task

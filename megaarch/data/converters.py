@@ -69,6 +69,10 @@ class Decoder:
         if example.places is not None and not example.permuted and self.bidirectional_prefix:
             return cloze(example)
         require(example, "sequence", self.name)
+        if example.predict_inputs and not self.bidirectional_prefix:
+            assert example.feed is None and example.weights is None
+            joined = np.concatenate([example.inputs, example.targets])
+            example = Example(inputs=joined[:0], targets=joined)
         start, targets = len(example.inputs), len(example.targets)
         if example.feed is None:
             if example.input_positions is not None:
@@ -91,7 +95,9 @@ class Decoder:
 
     def shape(self, lengths: Lengths) -> RowShape:
         rows = lengths.inputs if lengths.in_place else total(lengths)
-        return RowShape((rows,), lengths.targets, 1 + self.bidirectional_prefix)
+        all_targets = lengths.predict_inputs and not self.bidirectional_prefix
+        targets = rows if all_targets else lengths.targets
+        return RowShape((rows,), targets, 1 + self.bidirectional_prefix)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Example:
     input_positions, feed_positions: int [n, A] and [m, A]; None is 0, 1, 2, ... on one axis
         (through inputs and then targets where they share a row).
     weights: float [m], the loss weight of each target; None is all one.
+    predict_inputs: the inputs are targets too where a token sees nothing after itself (a causal
+        decoder); a stack whose inputs see each other cannot predict them.
     """
 
     inputs: np.ndarray
@@ -52,6 +54,7 @@ class Example:
     input_positions: np.ndarray | None = None
     feed_positions: np.ndarray | None = None
     weights: np.ndarray | None = None
+    predict_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class Lengths:
         of their own in a decoder.
     total: a bound on inputs and targets together, where it is tighter than their sum (a split
         can fall anywhere, but both sides of it always make up the whole); None is the sum.
+    predict_inputs: as Example's.
     """
 
     inputs: int
     targets: int
     in_place: bool = False
     total: int | None = None
+    predict_inputs: bool = False
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,9 @@ def _mean_of_tasks(held: Heldout) -> Score:
     shares = np.concatenate([np.full(len(task.right or ()), 1.0 / task.items) for task in tasks])
     right = np.concatenate([task.right or () for task in tasks]) * shares
     items = np.arange(len(right))
-    paired = Paired(documents=items.astype(float).tolist(), sizes=shares.tolist(), amounts=right.tolist())
+    paired = Paired(
+        documents=items.astype(float).tolist(), sizes=shares.tolist(), amounts=right.tolist()
+    )
     return Score(float(right.sum() / shares.sum()), ratio_interval(right, shares, items), paired)
 
 

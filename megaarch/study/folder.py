@@ -114,7 +114,7 @@ def identity(
 ) -> dict[str, Any]:
     """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
     decides its parent's. parent: the parent's identity; None: that with which it was run."""
-    scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump().items()}
+    scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump(mode="json").items()}
     if evaluation.tasks:
         scoring["study.evaluation.tasks"] = rank_classification.identity(evaluation)
     about = {"data": prepared.fingerprint, "from": cell.parent}

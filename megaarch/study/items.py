@@ -4,7 +4,8 @@ Items are cut from held-out documents at word starts, so that no character is sp
 counted on the original text. Which windows are taken depends on the documents alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.errors import UserError
 
 CHECKED = 1000  # held-out documents that must survive the tokenizer
+LONGEST_CHARACTER = 4  # tokens: bytes of UTF-8
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class Item:
 
     document: its number, which a bootstrap resamples. left, span, right: int token arrays. The
     continuation task predicts `span` from `left`; the middle task from `left` and `right`.
-    span_bytes: UTF-8 bytes of the span's text.
+    span_bytes: UTF-8 bytes of the span's text. length_bytes: those of the first tokens behind `left`,
+    by their number; without numbers that the window does not hold, that end within a character or
+    that hold an unknown token.
     """
 
     document: int
@@ -28,6 +32,12 @@ class Item:
     span: np.ndarray
     right: np.ndarray
     span_bytes: int
+    length_bytes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def following(self) -> np.ndarray:
+        """The tokens behind `left`: the span and what follows it."""
+        return np.concatenate([self.span, self.right])
 
 
 def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
@@ -71,7 +81,24 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
             size = len(tokenizer.decode(tokens[b - prefix : b + len(span)]).encode()) - len(
                 tokenizer.decode(left).encode()
             )
-            items.append(Item(d, left, span, right, size))
+            sizes = _length_bytes(tokens, b - prefix, b, begin, tokenizer, evaluation.lengths)
+            items.append(Item(d, left, span, right, size, sizes))
+
+
+def _length_bytes(
+    tokens: np.ndarray, start: int, b: int, end: int, tokenizer, lengths: Sequence[int]
+) -> dict[int, int]:
+    """Returns Item.length_bytes of the tokens from `b` to `end`, behind those from `start`."""
+    text = tokenizer.vocabulary.text[tokens[b:end]]
+    known = len(text) if text.all() else int(text.argmin())
+    whole = tokenizer.decode(tokens[start : end + LONGEST_CHARACTER])
+    left = len(tokenizer.decode(tokens[start:b]).encode())
+    sizes = {}
+    for length in (length for length in lengths if length <= known):
+        decoded = tokenizer.decode(tokens[start : b + length])
+        if whole.startswith(decoded):  # half a character is decoded as another one
+            sizes[length] = len(decoded.encode()) - left
+    return sizes
 
 
 def unfaithful(documents: list[str], tokenizer) -> str | None:

@@ -60,14 +60,15 @@ class Scorer:
 
     def loglikelihoods(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Scores:
         """log p(continuation | prefix) of each (prefix, continuation)."""
-        return self.examples(
-            [
-                conditional.continuation(
-                    self.objective, self.architecture, prefix, continuation, self.vocabulary
-                )
-                for prefix, continuation in pairs
-            ]
-        )
+        return self.examples(self._continuations(pairs))
+
+    def _continuations(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Example]]:
+        return [
+            conditional.continuation(
+                self.objective, self.architecture, prefix, continuation, self.vocabulary
+            )
+            for prefix, continuation in pairs
+        ]
 
     def middles(self, triples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
         """log p(middle | before, after) of each (before, middle, after)."""
@@ -80,30 +81,71 @@ class Scorer:
             ]
         )
 
+    def by_length(
+        self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], lengths: Sequence[int]
+    ) -> np.ndarray:
+        """log p(first n tokens of the continuation | prefix) over text tokens for each n of `lengths`,
+        float64 [N, lengths]; NaN where a continuation has fewer.
+
+        One pass gives all where targets are predicted left to right; a pseudo-likelihood sees the rest
+        of the continuation, so that each length is scored by itself.
+        """
+        found = np.full((len(pairs), len(lengths)), np.nan)
+        if catalogue.OBJECTIVES[self.objective].comparable:
+            for row, (text, _) in zip(
+                found, self._targets(self._continuations(pairs)), strict=True
+            ):
+                held = [n <= len(text) for n in lengths]
+                row[held] = np.cumsum(text)[[n - 1 for n in lengths if n <= len(text)]]
+            return found
+        for k, n in enumerate(lengths):
+            long = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) >= n]
+            cut = [(pairs[i][0], pairs[i][1][:n]) for i in long]
+            found[long, k] = self.loglikelihoods(cut).text
+        return found
+
+    def holds(self, prefix: np.ndarray, continuation: np.ndarray) -> bool:
+        """Whether the pair fits a row of training."""
+        [examples] = self._continuations([(prefix, continuation)])
+        try:
+            row_limit(self.settings, [self.converter(e, self.vocabulary) for e in examples])
+        except UserError:
+            return False
+        return True
+
     def examples(self, groups: Sequence[Sequence[Example]]) -> Scores:
         """Log-likelihoods of the weighted targets of each group of examples, summed over the group."""
-        converted = [
-            (g, self.converter(example, self.vocabulary))
-            for g, group in enumerate(groups)
-            for example in group
-        ]
+        found = self._targets(groups)
+        text, raw = np.array([each.sum(axis=1) for each in found]).reshape(-1, 2).T
+        return Scores(text, raw)
+
+    def _targets(self, groups: Sequence[Sequence[Example]]) -> list[np.ndarray]:
+        """Log-likelihoods of the weighted targets of each group, in order, over text tokens and over
+        all: float64 [2, targets] each."""
+        converted = [self.converter(e, self.vocabulary) for group in groups for e in group]
         # equal lengths share a row, and rows of equal parts share a kernel call
-        converted.sort(key=lambda pair: (len(pair[1].streams[0].tokens), pair[0]))
-        limit = row_limit(self.settings, [c for _, c in converted]).stretched(self.multiple)
-        planned = plan_rows([c.shape for _, c in converted], limit)
-        text, raw = np.zeros(len(groups)), np.zeros(len(groups))
+        order = sorted(range(len(converted)), key=lambda i: len(converted[i].streams[0].tokens))
+        limit = row_limit(self.settings, converted).stretched(self.multiple)
+        planned = [
+            [order[place] for place in row]
+            for row in plan_rows([converted[i].shape for i in order], limit)
+        ]
+        found: list[np.ndarray] = [np.empty((2, 0))] * len(converted)
         for first in range(0, len(planned), self.rows):
             rows = planned[first : first + self.rows]
-            nll = self._forward([[converted[i][1] for i in row] for row in rows], limit)
+            nll = self._forward([[converted[i] for i in row] for row in rows], limit)
             for b, row in enumerate(rows):
                 slot = 0
                 for i in row:
-                    group, example = converted[i]
-                    end = slot + len(example.target_index)
-                    text[group] -= nll[0, b, slot:end].sum()
-                    raw[group] -= nll[1, b, slot:end].sum()
+                    weighted = converted[i].target_weights > 0
+                    end = slot + len(weighted)
+                    found[i] = -nll[:, b, slot:end][:, weighted]
                     slot = end
-        return Scores(text, raw)
+        ends = np.cumsum([len(group) for group in groups])
+        return [
+            np.concatenate(found[end - len(g) : end], axis=1)
+            for end, g in zip(ends, groups, strict=True)
+        ]
 
     def _forward(self, rows: list[list[Converted]], shape: RowShape) -> np.ndarray:
         batch = pack(

@@ -63,6 +63,33 @@ def test_train_evaluate_and_resume(file, tmp_path, capsys):
     assert 0 < elsewhere["continuation_bits_per_byte"] != found["continuation_bits_per_byte"]
 
 
+def test_evaluate_prints_the_panel(file, tmp_path, capsys):
+    """Each yardstick's value stands on its line, and what could not be scored is told."""
+    given = ["--set", "training.steps=2", "model.preset=prefix_lm", "data.objective=fill_in_middle"]
+    assert main(["train", str(file), *given]) == 0
+    capsys.readouterr()
+    run = str(tmp_path / "run")
+    assert main(["evaluate", run, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", run]) == 0
+    printed = capsys.readouterr()
+    lines = {line.split()[0]: line for line in printed.out.splitlines() if line[:1].strip()}
+    lines |= {line.split()[0]: line for line in printed.out.splitlines() if "token" in line}
+    for name, key in (
+        ("continuation", "continuation_bits_per_byte"),
+        ("middle", "middle_bits_per_byte"),
+        ("choice", "choice_accuracy"),
+    ):
+        assert f"{found[key]:.4f}" in printed.out and name in lines
+    assert list(found["continuation"]) == ["1", "2", "4", "8", "16"]
+    for length, entry in found["continuation"].items():
+        low, high = entry["prefix_gain_interval"]
+        assert f"{entry['bits_per_byte']:.4f}" in lines[length]
+        assert f"{entry['prefix_gain']:.4f}  {low:.4f} to {high:.4f}" in lines[length]
+    assert ("not above 0" in printed.out) is not found["reads_prefix"]
+    assert "Continuations of 32 tokens are left out" in printed.err
+
+
 def test_describe_prints_cells(file, capsys):
     assert main(["describe", str(file), "--json"]) == 0
     (cell,) = json.loads(capsys.readouterr().out)["cells"]

@@ -116,17 +116,24 @@ def test_the_forms_are_those_of_training():
     def between(objective, architecture):
         return rows(middle(objective, architecture, p, c, a, v))
 
-    first = v.size - 1
+    first, second, third = (v.size - k for k in (1, 2, 3))
     assert after("full_lm", "causal_decoder") == [([1, 2], [3, 4])]
     assert after("prefix_lm", "prefix_decoder") == [([1, 2], [3, 4])]
     for architecture in ("causal_decoder", "prefix_decoder", "encoder_decoder"):
         assert after("supervised", architecture) == [([1, 2, v.eos], [3, 4])]
     assert after("span_corruption", "encoder_decoder") == [([1, 2, first, v.eos], [first, 3, 4])]
     assert between("span_corruption", "prefix_decoder") == [
-        ([1, 2, first, 5, v.eos], [first, 3, 4])
+        ([1, 2, first, 5, second, v.eos], [first, 3, 4])
     ]
+    for architecture in ("causal_decoder", "prefix_decoder"):
+        assert after("fill_in_middle", architecture) == [([1, 2], [3, 4])]
+        assert between("fill_in_middle", architecture) == [
+            ([first, 1, 2, second, 5, third], [3, 4])
+        ]
     assert after("ul2", "encoder_decoder") == [([v.mode_s, 1, 2, v.eos], [3, 4])]
-    assert between("ul2", "encoder_decoder") == [([v.mode_r, 1, 2, first, 5, v.eos], [first, 3, 4])]
+    assert between("ul2", "encoder_decoder") == [
+        ([v.mode_r, 1, 2, first, 5, second, v.eos], [first, 3, 4])
+    ]
     assert after("denoising", "encoder_decoder") == [([1, 2, v.mask], [1, 2, 3, 4])]
     assert between("denoising", "encoder_decoder") == [([1, 2, v.mask, 5], [1, 2, 3, 4])]
     assert after("blank_infilling", "prefix_decoder") == [([1, 2, v.suffix_mask], [3, 4])]
@@ -142,6 +149,28 @@ def test_the_forms_are_those_of_training():
         ]
     )
     assert after("masked_lm", "encoder") == [([1, 2, v.mask, 4], [3]), ([1, 2, 3, v.mask], [4])]
+
+
+@pytest.mark.parametrize("after", [0, 6])
+@pytest.mark.parametrize("before", [0, 1, 19, 20, 21, 40, 41, 64])
+def test_spans_are_scored_in_rows_as_training_holds_them(before, after):
+    """T5: kept text and sentinels in turn, from text to a sentinel and eos; the targets name each
+    sentinel and its span. Filled in, they give the text; 15% of what stands before is in spans of 3."""
+    v, text = VOCABULARY, np.arange(before + 5 + after)
+    pieces = np.split(text, [before, before + 5])
+    (example,) = middle("span_corruption", "encoder_decoder", *pieces, v)
+    sentinels = v.size - 1 - np.arange(5)
+    spans = np.split(example.targets, np.flatnonzero(np.isin(example.targets, sentinels)))[1:]
+    names = [int(span[0]) for span in spans]
+    assert names == sentinels[: len(spans)].tolist()
+    assert [len(span) - 1 for span in spans[:-1]] == [3] * (max(before - 1, 0) // 20)
+    assert example.weights.tolist() == [0.0] * (len(example.targets) - 5) + [1.0] * 5
+    *inputs, last = example.inputs.tolist()
+    assert last == v.eos and inputs[-1] == sentinels[len(spans) - (not after)]
+    kept = np.diff([i for i, t in enumerate([v.size - 1, *inputs]) if t in sentinels])
+    assert before == 0 or kept.min() > 1
+    filled = [x for t in inputs for x in (spans[names.index(t)][1:] if t in names else [t])]
+    assert filled[: len(text)] == text.tolist() and len(filled) == len(text) + (after > 0)
 
 
 def test_glm_positions_are_those_of_training():

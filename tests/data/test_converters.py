@@ -65,8 +65,9 @@ def check_decoder(converted, example, bidirectional):
 
     assert (dense(stream) == matrix(range(len(text) - 1), sees)).all()
     # Token t of the text is read off at the row that is fed the token before it.
-    assert [text[row + 1] for row in converted.target_index] == example.targets.tolist()
-    assert converted.target_index.tolist() == list(range(n, len(text) - 1))
+    first = 0 if example.predict_inputs and not bidirectional else n
+    assert [text[row + 1] for row in converted.target_index] == text[first + 1 :]
+    assert converted.target_index.tolist() == list(range(first, len(text) - 1))
 
 
 def check_glm(converted, example):
@@ -152,7 +153,10 @@ def check(architecture, converted, example):
         check_glm(converted, example)
     else:
         check_decoder(converted, example, architecture == "prefix_decoder")
-    assert converted.target_tokens.tolist() == example.targets.tolist()
+    predicted = example.targets.tolist()
+    if example.predict_inputs and architecture == "causal_decoder":
+        predicted = [*example.inputs.tolist(), *predicted]
+    assert converted.target_tokens.tolist() == predicted
     assert converted.target_weights.dtype == np.float32
 
 

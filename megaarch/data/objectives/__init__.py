@@ -12,12 +12,14 @@ from megaarch.data.objectives.blank_infilling import (
 )
 from megaarch.data.objectives.cloze import MaskedLM, UniLM
 from megaarch.data.objectives.denoising import Denoising
+from megaarch.data.objectives.fill_in_middle import FillInMiddle
 from megaarch.data.objectives.language_modelling import FullLM, PrefixLM, supervised
 from megaarch.data.objectives.permutation import PermutationLM
 from megaarch.data.objectives.span_corruption import SequentialDenoising, SpanCorruption
 
 __all__ = [
     "Denoising",
+    "FillInMiddle",
     "FullLM",
     "MaskedLM",
     "PermutationLM",

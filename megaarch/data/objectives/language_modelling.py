@@ -30,9 +30,11 @@ class PrefixLM:
 
     mirrored: split at raw - s for the same draw. Two examples of one generator, the second
     mirrored, fill an encoder row and a decoder row of `raw` tokens each (Wang et al. 2022).
+    predict_inputs: as Example's; a causal decoder's rows then are full_lm's.
     """
 
     mirrored: bool = False
+    predict_inputs: bool = False
     name: str = "prefix_lm"
 
     def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
@@ -40,12 +42,12 @@ class PrefixLM:
         split = int(rng.integers(1, len(tokens)))
         if self.mirrored:
             split = len(tokens) - split
-        return Example(inputs=tokens[:split], targets=tokens[split:])
+        return Example(tokens[:split], tokens[split:], predict_inputs=self.predict_inputs)
 
     def lengths(self, raw: int) -> Lengths:
         """Each side takes up to raw - 1; together they are exactly raw."""
         raw = max(raw, 2)
-        return Lengths(raw - 1, raw - 1, total=raw)
+        return Lengths(raw - 1, raw - 1, total=raw, predict_inputs=self.predict_inputs)
 
     def pair(self, raw: int) -> Lengths:
         """Exactly what two examples of one draw take, of which one is mirrored."""

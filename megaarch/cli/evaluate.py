@@ -18,9 +18,25 @@ def add(command: Adder) -> None:
         "evaluate",
         "Score a trained run on held-out text",
         "Bits per byte of continuations by length and of middles, what a wrong prefix costs more, and a "
-        "four-way choice. docs/yardsticks.md says what each measures.",
+        "four-way choice; with --tasks accuracy by rank classification. docs/yardsticks.md says what each "
+        "measures.",
     )
     evaluate.add_argument("run", metavar="RUN", help="a run's folder, with checkpoints in it")
+    evaluate.add_argument(
+        "--tasks",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="tasks to score as well: NAME.task.yaml, or a folder of them (docs/tasks.md)",
+    )
+    evaluate.add_argument(
+        "--num-fewshot",
+        metavar="K",
+        type=int,
+        default=0,
+        help="answered examples before a question",
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     set_argument(evaluate)
 
@@ -29,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
     from megaarch.study.evaluate import evaluate_run
 
-    heldout, warnings = evaluate_run(Path(options.run), options.set)
+    tasks = [f"study.evaluation.tasks={json.dumps(options.tasks)}"] if options.tasks else []
+    shots = [f"study.evaluation.shots={options.num_fewshot}"]
+    heldout, warnings = evaluate_run(Path(options.run), [*options.set, *tasks, *shots])
     launch.leave()
     if not is_first_process():
         return 0
@@ -64,6 +82,12 @@ def panel(heldout: "Heldout") -> str:
         gain = _shown(found.prefix_gain, found.prefix_gain_interval)
         name = f"{length:>3} token{'s' * (length != '1')}"
         lines.append(f"{name:<14}{value:<26}{gain:<26}{found.items:>6}")
+    if heldout.tasks:
+        lines += ["", f"{'task':<22}{'accuracy, 95% interval':<26}{'chance':>6}{'items':>7}"]
+    for name, found in heldout.tasks.items():
+        chance = "-" if found.chance is None else f"{found.chance:.3f}"
+        value = _shown(found.accuracy, found.interval)
+        lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}")
     if heldout.reads_prefix is not None:
         above = (
             "above 0: it reads its prefix"

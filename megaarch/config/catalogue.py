@@ -79,8 +79,8 @@ class Objective:
         for setting in given:
             if setting not in self.settings:
                 raise UserError(f"objective {self.name} has no {setting}: leave it out")
-        mixture = load(self.mixture)
-        if callable(mixture):
+        mixture: Any = load(self.mixture)
+        if not isinstance(mixture, tuple):
             return mixture(**given)
         for setting, value in given.items():
             mixture = tuple(

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from megaarch import config
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed import launch
@@ -11,7 +13,7 @@ from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.parallel.validate import join
-from megaarch.study import yardsticks
+from megaarch.study import rank_classification, yardsticks
 from megaarch.study.items import cut, unfaithful
 from megaarch.study.results import CellRecord, Heldout
 from megaarch.study.score import Scorer
@@ -19,18 +21,21 @@ from megaarch.training import checkpoint, fits
 from megaarch.training.record import Record
 from megaarch.training.trainer import device_of
 
+SCORING = "study.evaluation."
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
 
 
 def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, list[str]]:
     """Returns the scores of the run in folder `run` on its held-out text, and warnings.
 
-    overrides: `--set` settings, e.g. data.source to score other text. One process holds the whole
+    overrides: `--set` settings, e.g. data.source to score other text, or study.evaluation.tasks. One process holds the whole
     model; several take the run's layout, or what overrides say of it, and return the same.
     UserError where the folder has no complete checkpoint, or its text has changed since.
     """
     if not run.is_dir():
         raise UserError(f"{run} is no folder: give the folder of a run")
+    scoring = [text for text in overrides if text.startswith(SCORING)]
+    overrides = [text for text in overrides if text not in scoring]
     raw = checkpoint.latest_settings(run)
     if raw is None:
         raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
@@ -49,11 +54,12 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     checkpoint.load(path, engine, None, grid)
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
-    evaluation = fitted(settings.model.sequence_length)
+    evaluation = _evaluation(settings.model.sequence_length, scoring)
     items = cut(prepared.heldout, prepared.tokenizer, evaluation)
     vocabulary = prepared.tokenizer.vocabulary
     scorer = Scorer(engine, settings, vocabulary, evaluation.batch_rows)
     found = yardsticks.evaluate(scorer, items, evaluation)
+    found.tasks = rank_classification.score(scorer, prepared.tokenizer, evaluation)
     warnings = [
         unfaithful(prepared.heldout, prepared.tokenizer),
         *warnings,
@@ -142,6 +148,18 @@ def _lacks_held_out(run: Path) -> bool:
         return False
     text = record.result.data if record.result else None
     return text is None or (text.excluded_documents or 0) + (text.excluded_paragraphs or 0) > 0
+
+
+def _evaluation(row: int, overrides: Sequence[str]) -> Evaluation:
+    """The items for rows of `row` tokens, as the `--set` settings say otherwise."""
+    given = dict(config.parse_override(text) for text in overrides)
+    given = {name.removeprefix(SCORING): value for name, value in given.items()}
+    try:
+        return Evaluation.model_validate(fitted(row).model_dump() | given)
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise UserError(f"--set {SCORING}{name}: {fault['msg']}") from None
 
 
 def fitted(row: int) -> Evaluation:

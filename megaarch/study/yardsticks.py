@@ -150,6 +150,11 @@ def _choice(scorer: Scorer, items: list[Item]) -> dict[str, Any]:
         "choice_accuracy": float(right.mean()),
         "choice_interval": ratio_interval(right, np.ones_like(right), documents),
         "choice_right": [int(x) for x in right],
+        "paired_choice": Paired(
+            documents=[float(document) for document in documents],
+            sizes=[1.0] * len(right),
+            amounts=right.tolist(),
+        ),
     }
 
 
@@ -178,8 +183,8 @@ def sizes(items: list[Item], length: int | None = None) -> np.ndarray:
 
 
 def paired(items: list[Item], nats: np.ndarray, length: int | None = None) -> Paired:
-    """The cost of each item's span, or of its first `length` tokens: `intervals.paired_interval` makes
-    intervals of a difference of it."""
+    """The cost of each item's span, or of its first `length` tokens: `intervals.paired_error` makes
+    the error of a difference of it."""
     return Paired(
         documents=[int(item.document) for item in items],
         sizes=[int(size) for size in sizes(items, length)],

@@ -13,7 +13,7 @@ def add(command: Adder) -> None:
     plan = command(
         "plan",
         "List the best layouts on so many GPUs: memory, time, MFU, cost and what limits each",
-        "The model, the data and training.global_batch_size stay; the section parallel and the "
+        "The model, the data and the global batch stay; the section parallel and the "
         "micro-batch are searched. Of a study: the best layout of each cell.",
     )
     config_arguments(plan)

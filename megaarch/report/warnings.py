@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megaarch.config.schema import Model
+from megaarch.data.batch import Counts
+from megaarch.model import flops
 from megaarch.report import notation
 from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread
 from megaarch.study.results import CellResult, Results
 
 PADDING_LIMIT = 0.05
 BATCH_TOLERANCE = 0.25  # of seen tokens a step
+TARGETS_TOLERANCE = 0.5  # of target tokens
+HEAD_TOLERANCE = 0.1  # of the head's share of a cell's FLOPs
 TRIAL_LIMIT = 2.0  # how many times more, or less, compute a trial may have had than its cell
 SEEDS_WANTED = 3
 ITEMS_WANTED = 100
@@ -27,6 +32,8 @@ def warnings_for(results: Results) -> list[str]:
     found = [
         *unequal_flops(results),
         *unequal_batches(results),
+        *unequal_targets(results),
+        *unequal_heads(results),
         *mixed_conditions(cells),
         *inherited_compute(cells),
         *shared_causes(cells),
@@ -155,8 +162,48 @@ def unequal_batches(results: Results) -> Iterator[str]:
         (least, many, small), (most, few, large) = min(sizes), max(sizes)
         yield (
             f"Unequal batches at {budget}: {large} sees {most:,.0f} tokens a step in {few:,.0f} "
-            f"steps and {small} {least:,.0f} in {many:,.0f}, for training.global_batch_size counts "
-            "rows."
+            f"steps and {small} {least:,.0f} in {many:,.0f}: training.global_batch_size counts rows, "
+            "and training.global_batch_tokens would keep them equal."
+        )
+
+
+def unequal_targets(results: Results) -> Iterator[str]:
+    """Cells of one budget of which one learns from 1.5 times the target tokens of another."""
+    for budget, group in by_budget(results):
+        amounts = [(cell.target_tokens, label(cell)) for cell in group if cell.target_tokens]
+        if not amounts or max(amounts)[0] <= (1 + TARGETS_TOLERANCE) * min(amounts)[0]:
+            continue
+        (least, sparse), (most, dense) = min(amounts), max(amounts)
+        yield (
+            f"Unequal targets at {budget}: {dense} predicts {most:,.0f} tokens and {sparse} "
+            f"{least:,.0f}. A model that predicts more of what it sees learns more from it, early in "
+            "training above all."
+        )
+
+
+def head_share(cell: CellResult) -> float | None:
+    """The share of a cell's FLOPs that its output layer took."""
+    model = section(cell, "model")
+    sizes = {
+        k: model[k] for k in ("hidden_size", "vocabulary_size", "head_transform") if k in model
+    }
+    if not {"hidden_size", "vocabulary_size"} <= sizes.keys() or not cell.flops:
+        return None
+    counts = Counts(0, (0, 0), (0, 0), (0, 0), int(cell.target_tokens or 0), (0, 0))
+    return flops.training(Model.model_validate(sizes), counts) / cell.flops
+
+
+def unequal_heads(results: Results) -> Iterator[str]:
+    """Cells of one budget whose heads take shares of their FLOPs that differ by more than 10%."""
+    for budget, group in by_budget(results):
+        shares = [(share, label(cell)) for cell in group if (share := head_share(cell)) is not None]
+        if not shares or max(shares)[0] - min(shares)[0] <= HEAD_TOLERANCE:
+            continue
+        (least, light), (most, heavy) = min(shares), max(shares)
+        yield (
+            f"Unequal heads at {budget}: the output layer takes {notation.percent(most)} of the FLOPs "
+            f"of {heavy} and {notation.percent(least)} of those of {light}. These shares fall as models "
+            "grow, so the ranking of larger ones may be another."
         )
 
 

@@ -14,6 +14,7 @@ from megaarch.parallel.validate import check
 from megaarch.planner.hardware import gpu, hardware
 from megaarch.planner.search import candidates, search
 from megaarch.planner.time import Cluster, Seconds, step_seconds
+from megaarch.study.describe import describe
 
 PRESETS = ("gpt", "t5", "xlnet", "glm")
 
@@ -54,6 +55,24 @@ def test_no_candidate_is_refused_whatever_the_model(planned):
         settings = config.resolve(planned)
         for found in candidates(settings, 8, Cluster(gpu("a100"))):
             check(found, 8)  # ConfigError, if it is
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_batches_in_tokens_have_room_in_every_layout(preset, planned):
+    """17,001 tokens: rows that divide by nothing."""
+    planned["model"]["preset"] = preset
+    del planned["training"]["global_batch_size"]
+    planned["training"]["global_batch_tokens"] = 17_001
+    settings = config.resolve(planned)
+    rows = 17_001 / describe(settings, "").seen_tokens_per_row
+    plans = search(settings, 16, Cluster(gpu("h100")))
+    assert len(plans) > 20
+    for plan in plans:
+        check(plan.settings, 16)
+        training, parallel = plan.settings.training, plan.settings.parallel
+        data = parallel.data_parallel_shard * parallel.data_parallel_replicate
+        count = training.global_batch_size // (training.micro_batch_size * data)
+        assert rows <= training.global_batch_size <= rows + 1 + count * data
 
 
 def test_a_run_takes_what_is_listed_though_zero_bubble_cannot_be_compiled(planned):

@@ -39,6 +39,8 @@ def setting(section, key, value):
 CAUSES = [
     (change(flops=3.1e13), "Unequal compute"),
     (change(seen_tokens=588 * 5300), "unilm sees 5,300 tokens a step in 588 steps and"),
+    (change(target_tokens=600_000), "Unequal targets at"),
+    (setting("model", "vocabulary_size", 60_000), "Unequal heads at"),
     (change(tuned=False), "not tuned for unilm"),
     (change(learning_rate_at_edge=True), "edge of its grid for unilm"),
     (change(trial_flops=1.4e13), "tuned at a share of the compute: unilm (0.47)"),
@@ -134,3 +136,10 @@ def test_warnings_already_stored_are_not_said_twice():
     results["warnings"] = found
     assert warnings_for(results) == found
     assert any("its best learning rate" in w for w in warnings_of(example_cell("glm")))
+
+
+def test_the_share_of_the_head_is_that_of_the_output_product():
+    cell = CellResult(**clean_results()["cells"][0])
+    sizes = cell.settings["model"]
+    multiply_adds = cell.target_tokens * sizes["hidden_size"] * sizes["vocabulary_size"]
+    assert warnings.head_share(cell) == pytest.approx(6 * multiply_adds / cell.flops)

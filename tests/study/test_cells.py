@@ -131,6 +131,33 @@ def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
     assert changed_settings(after | {"from.training.clip_gradient": 3}, after)
 
 
+def test_documents_are_apart_and_batches_in_tokens_unless_a_study_says_otherwise(study, tmp_path):
+    del study["training"]["global_batch_size"]
+    study["study"]["cells"][1]["set"] = {
+        "data.document_masks": False,
+        "training.global_batch_size": 12,
+    }
+    gpt, t5 = (cell.settings for cell in expand(study, tmp_path))
+    assert gpt.data.document_masks and not t5.data.document_masks
+    assert gpt.training.global_batch_tokens == 8 * 48  # rows by default, of the study's length
+    assert (t5.training.global_batch_tokens, t5.training.global_batch_size) == (None, 12)
+    study["training"]["global_batch_size"] = 16
+    gpt = expand(study, tmp_path)[0].settings.training
+    assert (gpt.global_batch_tokens, gpt.global_batch_size) == (None, 16)
+
+
+def test_a_setting_that_an_earlier_version_lacked_is_a_change_only_off_its_default(study, tmp_path):
+    after = fingerprint(expand(study, tmp_path)[0].settings)
+    lacked = {"data.document_masks", "training.global_batch_tokens"}
+    before = {name: value for name, value in after.items() if name not in lacked}
+    assert changed_settings(before, after) == ["data.document_masks was None and is True"]
+    assert changed_settings(before, after | {"data.document_masks": False}) == []
+    inherited = {f"from.{name}": value for name, value in after.items()}
+    assert changed_settings(
+        {f"from.{name}": value for name, value in before.items()}, inherited
+    ) == ["from.data.document_masks was None and is True"]
+
+
 def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):
     with pytest.raises(config.ConfigError, match="has no grid of cells"):
         expand(raw, tmp_path)

@@ -269,7 +269,7 @@ def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path, prepared):
     assert child["objective"] == "supervised" and child["parent"] == parent["key"]
     assert child["data"]["excluded_documents"] > 5 and child["data"]["source"] == str(pairs)
     assert parent["data"]["excluded_documents"] == 0
-    assert parent["truncated_share"] is None and 0.1 < child["truncated_share"] < 0.3
+    assert parent["truncated_share"] == 0 and 0.1 < child["truncated_share"] < 0.3
     assert child["losses"][-1]["loss"] < child["losses"][0]["loss"]
     # scored on the study's own held-out items, under its tokenizer
     sizes = [cell["heldout"]["paired"]["sizes"] for cell in (parent, child)]

@@ -41,7 +41,17 @@ WRONG = [
     ({"preset": "t5", "set": {"model.sequence_length": 400}}, "data.sentinels"),
     ({"preset": "bert", "set": {"model.sequence_length": 20}}, "lower study.evaluation.prefix_tok"),
     ({"preset": "t5", "set": {"model.sequence_length": 2}}, "rows of 2 tokens are too short"),
-    ({"preset": "gpt", "set": {"model.sequence_length": 200000}}, "give more text or lower"),
+    (
+        {
+            "preset": "gpt",
+            "set": {"model.sequence_length": 200000, "data.document_masks": False},
+        },
+        "give more text or lower",
+    ),
+    (
+        {"preset": "gpt", "set": {"training.global_batch_tokens": 40}},
+        "40 tokens are less than the",
+    ),
     ({"preset": "t5", "from": "gpt"}, "cannot start from the weights of gpt: "),
     (
         {"preset": "gpt", "from": "gpt", "set": {"model.layers": 3}},

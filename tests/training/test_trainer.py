@@ -260,7 +260,7 @@ def test_seconds_hold_the_making_of_batches_and_no_evaluation(tiny, prepared, mo
     settings = tiny(training__steps=3)
     trainer = Trainer(settings, prepared, hold_out=lambda *_: clock.pass_by(100), shares=(0, 0.5))
     make, learn = trainer.steps.batch, trainer.engine.forward_backward
-    trainer.steps.batch = lambda rows: clock.pass_by(1) or make(rows)  # two to a step
+    trainer.steps.batch = lambda *given: clock.pass_by(1) or make(*given)  # two to a step
     trainer.engine.forward_backward = lambda *given: clock.pass_by(5) or learn(*given)
     assert trainer.run().seconds == 3 * (2 + 5)
     for line in lines(settings):

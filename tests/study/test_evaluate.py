@@ -5,6 +5,8 @@ import json
 import pytest
 
 from megaarch import config
+from megaarch.cli.main import main
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.study import evaluate
 from megaarch.training.trainer import Trainer
@@ -30,20 +32,30 @@ def grow(corpus):
             file.write(json.dumps({"text": made_up_text(i, 60)}) + "\n")
 
 
+def warnings(folder, *overrides):
+    return evaluate.evaluate_run(folder, ["study.evaluation.lengths=[1, 2]", *overrides])[1]
+
+
+def test_lengths_that_no_row_holds_are_named(run):
+    folder, _ = run
+    [warning] = evaluate.evaluate_run(folder, ["study.evaluation.lengths=[1, 99, 100]"])[1]
+    assert warning.startswith("Continuations of 99, 100 tokens are left out")
+
+
 def test_a_source_that_has_changed_since_is_refused_and_other_text_is_not(run, tmp_path):
     folder, corpus = run
-    assert evaluate.evaluate_run(folder)[1] == []
+    assert warnings(folder) == []
     other = tmp_path / "other.jsonl"
     other.write_text(corpus.read_text())
     grow(corpus)
     with pytest.raises(ValueError, match=r"text.jsonl has changed since the run was trained"):
         evaluate.evaluate_run(folder)
-    assert evaluate.evaluate_run(folder, [f"data.source={other}"])[1] == []
+    assert warnings(folder, f"data.source={other}") == []
 
 
 def test_another_split_of_the_same_source_is_scored_with_a_warning(run):
     folder, _ = run
-    [warning] = evaluate.evaluate_run(folder, ["data.held_out=0.4"])[1]
+    [warning] = warnings(folder, "data.held_out=0.4")
     assert "split otherwise" in warning
 
 
@@ -54,5 +66,32 @@ def test_a_cell_with_text_of_its_own_is_scored_with_a_warning(run):
     result = example_cell("gpt") | {"data": data}
     (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": result}))
     grow(corpus)
-    [warning] = evaluate.evaluate_run(folder)[1]
+    [warning] = warnings(folder)
     assert "cannot be told" in warning
+
+
+def test_what_is_scored_can_be_set(run):
+    """Also what the sentence on short documents advises."""
+    folder, _ = run
+    fewer = ["study.evaluation.prefix_tokens=4", "study.evaluation.documents=3"]
+    found, _ = evaluate.evaluate_run(folder, fewer)
+    assert found.items["continuation"] == 3
+    with pytest.raises(UserError, match=r"study.evaluation.prefix: Extra inputs are not permitted"):
+        evaluate.evaluate_run(folder, ["study.evaluation.prefix=4"])
+
+
+def test_tasks_are_scored_of_one_run(run, tmp_path, capsys):
+    folder, _ = run
+    (tmp_path / "test.jsonl").write_text('{"n": 1}\n' * 2)
+    wording = {"name": "w", "prompt": "{{ n }} ||| a", "choices": "a ||| b"}
+    said = {"summary": "s", "data": {"test": "test.jsonl"}, "wordings": [wording]}
+    (tmp_path / "letters.task.yaml").write_text(json.dumps(said))
+    assert main(["evaluate", str(folder), "--tasks", str(tmp_path / "letters.task.yaml")]) == 0
+    printed = capsys.readouterr().out
+    [row] = [line.split() for line in printed.splitlines() if line.startswith("letters")]
+    assert row[1] in ("0.0000", "1.0000") and row[-2:] == ["0.500", "2"]
+    assert main(["evaluate", str(folder), "--tasks", str(tmp_path)]) == 0
+    with pytest.raises(UserError, match="1 examples were asked for, and it has 0"):
+        evaluate.evaluate_run(
+            folder, [f"study.evaluation.tasks=[{tmp_path}]", "study.evaluation.shots=1"]
+        )

@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 def panel(heldout: "Heldout") -> str:
     """The yardsticks as a table: values, 95% intervals and numbers of items."""
+    from megaarch.config.schema import Evaluation
+
     rows = [("", "value, 95% interval", "items", "")]
     for name, unit in (
         ("continuation_bits_per_byte", "bits per byte"),
@@ -64,6 +66,9 @@ def panel(heldout: "Heldout") -> str:
         gain = _shown(found.prefix_gain, found.prefix_gain_interval)
         name = f"{length:>3} token{'s' * (length != '1')}"
         lines.append(f"{name:<14}{value:<26}{gain:<26}{found.items:>6}")
+    left_out = [str(n) for n in Evaluation().lengths if str(n) not in heldout.continuation]
+    if left_out:
+        lines.append(f"No item, or no row of the run's, holds {', '.join(left_out)} tokens.")
     if heldout.reads_prefix is not None:
         above = (
             "above 0: it reads its prefix"

@@ -79,9 +79,9 @@ class Objective:
         for setting in given:
             if setting not in self.settings:
                 raise UserError(f"objective {self.name} has no {setting}: leave it out")
-        mixture = load(self.mixture)
+        mixture: Any = load(self.mixture)
         if callable(mixture):
-            return mixture(**given)
+            mixture, given = mixture(**given), {}
         for setting, value in given.items():
             mixture = tuple(
                 (weight, replace(c, **{setting: value}) if hasattr(c, setting) else c)

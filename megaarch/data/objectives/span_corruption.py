@@ -126,10 +126,7 @@ class SequentialDenoising:
 
 
 SPAN_CORRUPTION = ((1.0, SpanCorruption()),)
-KEPT, PERIOD = (
-    17,
-    20,
-)  # tokens: spans of 3 in 15% of the text, evenly placed, where held-out text is scored
+KEPT, PERIOD = 17, 20  # tokens, where held-out text is scored: evenly placed spans of 3, 15% of it
 S_SHARE = 0.2  # of the rows: the share of S-denoisers that Tay et al. 2023, 4.5 settle on
 R_AND_X = tuple(
     SpanCorruption(density, length, mode, name="ul2")

@@ -58,7 +58,7 @@ def test_they_do_in_every_layout(layout, short, pool, alone):
 
 
 @pytest.mark.parametrize("tokens", (230, 60))
-@pytest.mark.parametrize("layout", (TP2, PP2, FSDP2), ids=("tp2", "pp2", "fsdp2"))
+@pytest.mark.parametrize("layout", (TP2, PP2, CP2, FSDP2), ids=("tp2", "pp2", "cp2", "fsdp2"))
 def test_batches_in_tokens_are_one_in_every_layout(layout, tokens, short, pool):
     """Micro-batches with empty rows among them; of 60 tokens, whole ones that are empty."""
     batch = {"training.global_batch_tokens": tokens, "training.steps": 3}

@@ -5,7 +5,7 @@ Sections: model, data, training, parallel, logging; `study` holds a grid of cell
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from megaarch.config import catalogue
 from megaarch.config.registry import NameIn
@@ -97,10 +97,26 @@ class Model(Section):
     head_transform: bool = False  # BERT's dense + activation + norm before the output
     output_bias: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # None: GPT-2's, by initial_deviation; t5x: T5X's (model/initialize.py), under which attention_scale
+    # is 1.0 and, of a tied embedding, output_scale hidden_size ** -0.5 where they are not given
+    initializer: Literal["t5x"] | None = None
     initial_deviation: Annotated[float, Field(gt=0)] = 0.02
     attention: AttentionKernel = "auto"
     # of csrc/, in place of torch's; docs/kernels.md
     fused_kernels: Annotated[tuple[FusedKernel, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scales_of_initializer(cls, given: object) -> object:
+        """T5X folds the scale of scores into the initial queries, and takes an embedding of deviation 1
+        out of the logits."""
+        if not isinstance(given, dict) or given.get("initializer") != "t5x":
+            return given
+        scales: dict[str, object] = {"attention_scale": 1.0}
+        width = given.get("hidden_size", cls.model_fields["hidden_size"].default)
+        if given.get("tied_embedding", True) is True and isinstance(width, int) and width > 0:
+            scales["output_scale"] = width**-0.5
+        return scales | given
 
     @property
     def position_rows(self) -> int:

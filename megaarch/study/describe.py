@@ -1,5 +1,6 @@
 """Describes cells before anything is trained: parameters, and what a row costs and holds."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,18 @@ from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
 from megaarch.data.converters import converter_of
-from megaarch.data.example import SPECIALS, Converted, RowShape, Vocabulary, generator
+from megaarch.data.example import (
+    SPECIALS,
+    Converted,
+    Converter,
+    Lengths,
+    RowShape,
+    Vocabulary,
+    generator,
+)
+from megaarch.data.objectives import supervised
 from megaarch.data.packing import pack
-from megaarch.data.rows import Rows
+from megaarch.data.rows import Rows, pair_lengths
 from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
@@ -24,6 +34,7 @@ from megaarch.model.count import non_embedding_parameter_count, parameter_count
 from megaarch.study import data as study_data
 from megaarch.study.cells import expand
 
+log = logging.getLogger(__name__)
 SAMPLES = 64  # rows over which random lengths are averaged
 MOST_TOKENS = 1 << 22  # of these rows together; of longer ones fewer are drawn
 WORD, SENTENCE = 2, 20  # tokens of a word and of a sentence in the made-up text
@@ -74,6 +85,8 @@ def made_up_rows(
     first ones, as many as figures are averaged over."""
     vocabulary = made_up_vocabulary(model.vocabulary_size, data.sentinels)
     converter = converter_of(model.architecture)
+    if data.objective == "supervised":
+        return _made_up_pair(model, data, vocabulary, converter)
     shares, plans = zip(*segmentations(model, data), strict=True)
     blend = Blend(list(shares), 0)
     rows, raw = [], []
@@ -86,6 +99,20 @@ def made_up_rows(
         )
         raw.append(plan.tokens)
     return rows, shape, float(np.mean(raw))
+
+
+def _made_up_pair(
+    model: Model, data: Data, vocabulary: Vocabulary, converter: Converter
+) -> tuple[list[list[Converted]], RowShape, float]:
+    """A row of one pair, as long as its limits and the row allow."""
+    longest = np.array([[model.sequence_length] * 2])
+    lengths, room = pair_lengths(longest, model, data)
+    inputs, targets = (int(length) for length in lengths[0])
+    text, answer = (made_up_tokens(vocabulary, length) for length in (inputs, targets - 1))
+    made = converter.shape(Lengths(inputs, targets))
+    shape = RowShape(room, made.targets, made.parts, made.cross_parts)
+    row = [converter(supervised(text, answer, vocabulary), vocabulary)]
+    return [row], shape, float(inputs + targets)
 
 
 def _samples(shape: RowShape) -> int:
@@ -164,8 +191,14 @@ def describe_all(raw: Raw) -> list[Description]:
 
 
 def _own_rows(settings: Settings, prepared: Callable[[], Prepared]) -> Rows | None:
-    """Rows of the run's own data, where lengths depend on them; else None."""
+    """Rows of the run's own data, where lengths depend on them; else None. Of pairs that are not there,
+    the longest that the settings allow are described."""
     if settings.data.objective != "supervised":
+        return None
+    sources = settings.data.source
+    paths = [sources] if isinstance(sources, str) else [source.path for source in sources]
+    if missing := [path for path in paths if not Path(path).exists()]:
+        log.warning("%s is not there: a row is described as one pair that fills it", missing[0])
         return None
     return Rows(settings.model, settings.data, prepared(), settings.training.seed)
 

@@ -15,10 +15,12 @@ from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
+from megaarch.model.fused import projections
 from megaarch.study import preflight
 from megaarch.study.cells import StudyCell
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
+from megaarch.training import adafactor
 from megaarch.training.progress import Limit
 from megaarch.training.trainer import Trainer
 
@@ -108,14 +110,13 @@ def checkpoint_bytes(settings: Settings) -> float:
     optimizer = settings.training.optimizer
     # settings are frozen, and so can be hashed
     shapes = parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
-    return 4.0 * sum(prod(shape) + _moments(shape, optimizer) for shape in shapes.values())
-
-
-def _moments(shape: tuple[int, ...], optimizer: str) -> int:
-    """Numbers that an optimizer keeps of a parameter."""
-    if optimizer == "adafactor":  # of a matrix, means of its rows and of its columns
-        return sum(shape) if len(shape) == 2 else prod(shape)
-    return catalogue.OPTIMIZERS[optimizer].states * prod(shape)
+    kept = 0
+    for name, shape in shapes.items():
+        if optimizer == "adafactor":
+            kept += adafactor.kept(shape, projections(name, settings.model))
+        else:
+            kept += catalogue.OPTIMIZERS[optimizer].states * prod(shape)
+    return 4.0 * (sum(map(prod, shapes.values())) + kept)
 
 
 def _step_seconds(cell: StudyCell, prepared: Prepared) -> float:

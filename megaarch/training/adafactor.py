@@ -1,18 +1,53 @@
-"""torch's Adafactor (Shazeer and Stern 2018) for parameters that are sharded: its own step writes
-into row and column norms in place, which DTensors refuse.
+"""Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) as T5X has it (t5x/adafactor.py), in any layout.
 
-The state has torch's names and shapes, so that a checkpoint serves both.
+    V  <-  (1 - t**-0.8) V + t**-0.8 (G² + 1e-30)      of a weight from 128 x 128 on, means of V's rows
+                                                       and columns: V = row column / mean
+    U  =  G / sqrt(V)
+    W  <-  W - rate max(1e-3, RMS(W)) U / max(1, RMS(U))
+
+A projection that is stored fused with others (model/fused.py) has an RMS and column means of its own. A
+shard has the means of the whole: what is summed over a split axis is summed over its ranks. Letters of
+shapes: docs/shapes.md; O outputs, D inputs, K projections, o and d what is held here.
 """
 
-import math
+from math import prod
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate
 
+from megaarch.model.fused import Fused
+from megaarch.parallel.gradients import local
+from megaarch.parallel.parallelize import shard_of
 
-class Adafactor(torch.optim.Adafactor):
-    """torch.optim.Adafactor, equal to it up to rounding; takes DTensors."""
+DECAY = 0.8  # of the second moment: t**-0.8 of it is new at step t
+LEAST_FACTORED = 128  # rows and columns
+EPSILON_SQUARE, EPSILON_SCALE = 1e-30, 1e-3
+
+
+def factored(shape: torch.Size | tuple[int, ...], fused: Fused) -> bool:
+    """Whether means of rows and columns are kept of a parameter, and not every element: where all of its
+    projections are large enough."""
+    return len(shape) == 2 and min(*fused.sizes(shape[0]), shape[1]) >= LEAST_FACTORED
+
+
+def kept(shape: tuple[int, ...], fused: Fused) -> int:
+    """Returns how many numbers are kept of a parameter."""
+    return shape[0] + len(fused.names) * shape[1] if factored(shape, fused) else prod(shape)
+
+
+class Adafactor(torch.optim.Optimizer):
+    """No momentum. Weight decay is AdamW's: times the rate, apart from the gradient (Loshchilov and Hutter
+    2019).
+
+    A parameter's attribute `fused` says which projections its rows are; without it, it is one. State of each:
+    `row_var` [O, 1] and `col_var` [K, D], else `variance`, fp32, sharded as the parameter is.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._held: dict[torch.Tensor, _Held] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -21,43 +56,90 @@ class Adafactor(torch.optim.Adafactor):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    _update(p, p.grad, self.state[p], group)
+                    if p not in self._held:
+                        self._held[p] = _Held(p)
+                    _update(self._held[p], self.state[p], float(group["lr"]), group["weight_decay"])
 
 
-def _update(p: torch.Tensor, grad: torch.Tensor, state: dict, group: dict[str, Any]) -> None:
-    floor, scale = group["eps"]
-    floor = torch.finfo(p.dtype).eps if floor is None else floor
-    state.setdefault("step", torch.tensor(0.0))
-    state["step"] += 1
-    step, rate = state["step"].item(), float(group["lr"])
-    share = step ** group["beta2_decay"]
-    alpha = max(scale, _root_mean_square(p)) * min(rate, step**-0.5)
-    p.mul_(1 - rate * group["weight_decay"])
-    if grad.ndim > 1:
-        square = grad.square()
-        for name, axis in (("row_var", -1), ("col_var", -2)):
-            mean = _complete(square.sum(axis, keepdim=True) / grad.shape[axis])
-            state.setdefault(name, torch.zeros_like(mean)).lerp_(mean, share)
-        row, column = state["row_var"], state["col_var"]
-        mean = _complete(row.sum(-2, keepdim=True) / row.shape[-2])
-        estimate = row * column / mean.clamp(min=floor)
+class _Held:
+    """What this process holds of parameter `p`. members: [K, o], 1 where a row is of a projection."""
+
+    def __init__(self, p: torch.Tensor):
+        self.p, self.fused = p, getattr(p, "fused", Fused(("weight",)))
+        self.factored = factored(p.shape, self.fused)
+        rows = (shard_of(p) or (range(p.shape[0]),))[0]
+        self.of_row = self.fused.of_rows(rows).to(p.device)
+        kinds = torch.arange(len(self.fused.names), device=p.device)
+        self.members = (kinds[:, None] == self.of_row).to(local(p).dtype)
+        sizes = torch.tensor(self.fused.sizes(p.shape[0])).clamp(min=1)
+        self.sizes = sizes.to(self.members)[:, None]  # [K, 1], rows of the whole
+
+    def summed(self, x: torch.Tensor, *axes: int) -> torch.Tensor:
+        """Sums what was summed over these axes of the shard over the ranks that split them."""
+        if isinstance(self.p, DTensor):
+            for axis, placement in enumerate(self.p.placements):
+                if getattr(placement, "dim", None) in axes:  # a strided shard's too
+                    distributed.all_reduce(x, group=self.p.device_mesh.get_group(axis))
+        return x
+
+    def root_mean_squares(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Returns of each tensor [o, ...] the RMS of each projection, spread to its rows [o, 1...]."""
+        sums = [self.members @ x.square().flatten(1).sum(1) for x in map(_matrix, tensors)]
+        means = self.summed(torch.stack(sums, 1), 0, 1) / self.sizes / prod(self.p.shape[1:])
+        shape = (-1, *[1] * (self.p.ndim - 1))
+        return [mean[self.of_row].view(shape) for mean in means.sqrt().unbind(1)]
+
+    def zeros(self, shape: tuple[int, ...], split: tuple[int, ...]) -> torch.Tensor:
+        """Returns a state of this shape, which is split as the parameter is along these axes of it."""
+        here = local(self.p)
+        sizes = [here.shape[a] if a in split else size for a, size in enumerate(shape)]
+        zeros = here.new_zeros(sizes)
+        if not isinstance(self.p, DTensor):
+            return zeros
+        placements = [
+            placement if getattr(placement, "dim", None) in split else Replicate()
+            for placement in self.p.placements
+        ]
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            zeros, self.p.device_mesh, placements, run_check=False, shape=shape, stride=stride
+        )
+
+
+def _matrix(x: torch.Tensor) -> torch.Tensor:
+    return x if x.ndim > 1 else x[:, None]
+
+
+def _update(held: _Held, state: dict[str, Any], rate: float, weight_decay: float) -> None:
+    p = held.p
+    assert p.grad is not None
+    weight, grad = local(p), local(p.grad)
+    state.setdefault("step", torch.tensor(0.0)).add_(1)
+    fresh = state["step"].double() ** -DECAY  # on the host: nothing waits for the device
+    square = grad.square().add_(EPSILON_SQUARE)
+    if held.factored:
+        outputs, inputs = p.shape
+        kinds = len(held.fused.names)
+        if "row_var" not in state:
+            state["row_var"] = held.zeros((outputs, 1), split=(0,))
+            state["col_var"] = held.zeros((kinds, inputs), split=(1,))
+        row, column = local(state["row_var"]), local(state["col_var"])
+        _average(row, held.summed(square.sum(1, keepdim=True), 1) / inputs, fresh)
+        _average(column, held.summed(held.members @ square, 0) / held.sizes, fresh)
+        mean = held.summed(column.sum(1, keepdim=True), 1) / inputs
+        by_column = (column / mean).rsqrt()
+        by_column = by_column if kinds == 1 else by_column[held.of_row]
+        update = grad * row.rsqrt() * by_column
     else:
-        estimate = state.setdefault("variance", torch.zeros_like(grad))
-        estimate.lerp_(grad.square(), share)
-    update = estimate.clamp(min=floor * floor).rsqrt() * grad
-    p.add_(update, alpha=-alpha / max(1.0, _root_mean_square(update) / group["d"]))
+        if "variance" not in state:
+            state["variance"] = held.zeros(tuple(p.shape), split=(0, 1))
+        variance = local(state["variance"])
+        _average(variance, square, fresh)
+        update = grad * variance.rsqrt()
+    size, scale = held.root_mean_squares(update, weight)
+    update.div_(size.clamp(min=1.0)).mul_(scale.clamp(min=EPSILON_SCALE))
+    weight.mul_(1 - rate * weight_decay).sub_(update, alpha=rate)
 
 
-def _complete(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums what is partial over ranks."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    placements = [Replicate() if p.is_partial() else p for p in tensor.placements]
-    return tensor.redistribute(placements=placements)
-
-
-def _root_mean_square(tensor: torch.Tensor) -> float:
-    total = tensor.square().sum()
-    if isinstance(total, DTensor):
-        total = total.full_tensor()
-    return math.sqrt(total.item() / tensor.numel())
+def _average(kept: torch.Tensor, new: torch.Tensor, fresh: torch.Tensor) -> None:
+    kept.mul_(1 - fresh).add_(new * fresh)

@@ -1,4 +1,4 @@
-"""Optimizers: torch's own, NVIDIA apex's fused Adam where it is installed."""
+"""Optimizers: torch's own, Adafactor, NVIDIA apex's fused Adam where it is installed."""
 
 from typing import Any
 
@@ -9,14 +9,20 @@ from megaarch.config.catalogue import OPTIMIZERS
 from megaarch.config.registry import load
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
+from megaarch.model import Transformer
+from megaarch.model.fused import projections
+from megaarch.training.adafactor import Adafactor
 
 Groups = list[dict[str, Any]]  # torch.optim's parameter groups
 
 
 def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The optimizer of `training.optimizer`. Matrices decay, vectors (norms, biases) do not."""
+    """The optimizer of `training.optimizer`. Matrices decay, vectors (norms, biases) do not. Parameters of
+    a Transformer get an attribute `fused`, which says what projections they hold."""
     kinds: dict[tuple, list[nn.Parameter]] = {}
-    for p in model.parameters():
+    for name, p in model.named_parameters():
+        if isinstance(model, Transformer):
+            p.fused = projections(name, model.settings)  # pyright: ignore[reportAttributeAccessIssue]
         if p.requires_grad:  # a fused kernel takes tensors of one device mesh
             axes = len(getattr(p, "ds_shape", p.shape))  # of ZeRO 3, which holds flat shards
             kinds.setdefault((axes < 2, str(getattr(p, "device_mesh", ""))), []).append(p)
@@ -41,11 +47,7 @@ def _adam(training: Training) -> dict[str, Any]:
 
 
 def adafactor(groups: Groups, training: Training) -> torch.optim.Optimizer:
-    """Shazeer and Stern 2018; decay 0.8 as T5."""
-    kind = torch.optim.Adafactor
-    if any(hasattr(p, "device_mesh") for group in groups for p in group["params"]):
-        from megaarch.training.adafactor import Adafactor as kind
-    return kind(groups, lr=training.learning_rate, beta2_decay=-0.8)
+    return Adafactor(groups, lr=training.learning_rate)
 
 
 def sgd(groups: Groups, training: Training) -> torch.optim.Optimizer:

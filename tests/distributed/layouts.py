@@ -13,6 +13,8 @@ HSDP = layout(data_parallel_shard=2, data_parallel_replicate=2)
 PP4_INTERLEAVED = layout(pipeline_parallel=4, schedule="interleaved_1f1b", stages_per_rank=2)
 
 DEEPER = {"model.layers": 3}  # odd, and enough layers for four stages of an encoder-decoder
+# wide enough for the factors of Adafactor
+FACTORED = {"model.hidden_size": 128, "model.head_size": 64, "model.feed_forward_size": 256}
 DEEPEST = {"model.layers": 8}  # a layer for each of eight stages
 
 # name -> processes, parallel settings, model settings

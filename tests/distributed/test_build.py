@@ -22,6 +22,15 @@ LAYOUTS = {
             "model.feed_forward_size": 50,
         },
     ),
+    "t5x's": (
+        4,
+        {
+            "parallel.data_parallel_shard": 2,
+            "parallel.tensor_parallel": 2,
+            "model.initializer": "t5x",
+            "model.position_encoding": "relative",
+        },
+    ),
 }
 
 

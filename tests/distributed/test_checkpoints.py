@@ -11,7 +11,7 @@ from megaarch.study import evaluate
 from megaarch.training import checkpoint
 from megaarch.training.retention import complete
 from tests.distributed import runs
-from tests.distributed.layouts import LAYOUTS
+from tests.distributed.layouts import FACTORED, LAYOUTS
 
 TP_PP = {"parallel.tensor_parallel": 2, "parallel.pipeline_parallel": 2}
 FSDP2 = {"parallel.data_parallel_shard": 2}
@@ -50,8 +50,10 @@ def train_to(raw, given, steps):
     ],
 )
 def test_a_run_continues_in_other_layouts(optimizer, layouts, pool, raw, prepared, tmp_path):
+    own = {"training.optimizer": optimizer} | (FACTORED if optimizer == "adafactor" else {})
+
     def given(name):
-        return {"logging.directory": str(tmp_path / name), "training.optimizer": optimizer}
+        return own | {"logging.directory": str(tmp_path / name)}
 
     def losses(name):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

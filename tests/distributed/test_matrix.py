@@ -9,7 +9,7 @@ import pytest
 from megaarch.parallel import compile
 from tests.conftest import PRESETS
 from tests.distributed import runs
-from tests.distributed.layouts import CP2, DEEPER, FSDP2, LARGER, LAYOUTS, PP2, TP2
+from tests.distributed.layouts import CP2, DEEPER, FACTORED, FSDP2, LARGER, LAYOUTS, PP2, TP2
 
 THREE = ("gpt", "t5", "xlnet")
 EVERY = ("tp2", "pp2", "tp2 x pp2")
@@ -52,10 +52,19 @@ def test_other_layouts_equal_one_process(name, pool, raw, single):
         runs.compare(found[preset], wanted[preset], f"{preset} {name}", 1e-5)
 
 
-@pytest.mark.parametrize("given", [TP2, FSDP2], ids=["tp2", "fsdp2"])
-def test_adafactor_equals_one_process(given, pool, raw, single):
-    settings = DEEPER | BRIEFER["tp2"] | {"training.optimizer": "adafactor"}
-    found = runs.merge(pool.run(2, runs.run, raw, list(THREE), settings | given))
+@pytest.mark.parametrize(
+    "ranks, given, size",
+    [
+        (2, TP2, FACTORED),
+        (2, FSDP2, FACTORED),
+        (4, TP2 | FSDP2, FACTORED),
+        (2, TP2, FACTORED | {"model.head_size": 128, "model.kv_heads": 1}),
+    ],
+    ids=["tp2", "fsdp2", "tp2 x fsdp2", "tp2, a shared key head"],
+)
+def test_adafactor_equals_one_process(ranks, given, size, pool, raw, single):
+    settings = DEEPER | BRIEFER["tp2"] | {"training.optimizer": "adafactor"} | size
+    found = runs.merge(pool.run(ranks, runs.run, raw, list(THREE), settings | given))
     wanted = single(THREE, settings)
     for preset in THREE:
         runs.compare(found[preset], wanted[preset], f"{preset} {given}", 1e-5)

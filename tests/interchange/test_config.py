@@ -9,10 +9,11 @@ import transformers
 from safetensors.torch import save_file
 
 from megaarch import config, interchange
+from megaarch.config.schema import Model
 from megaarch.interchange import FAMILIES
 from megaarch.interchange.hf_config import ONLY, WITHOUT_EFFECT, complete, traits
-from megaarch.model import Transformer
-from tests.interchange.models import bart, bert, gpt2, llama, scattered, t5
+from megaarch.model import Transformer, initialize
+from tests.interchange.models import V, bart, bert, gpt2, llama, scattered, t5
 from tests.interchange.test_huggingface import inputs_and_call
 
 CLASSES = {
@@ -230,6 +231,21 @@ def test_t5_ties_and_scales_apart_both_ways(tied, scaled, tmp_path):
     back = interchange.to_hf(interchange.from_hf(weights, found, "t5"), found, "t5")
     theirs, raw = loaded(model, tmp_path / "b", back, **written)
     assert same_logits(back, raw, theirs) == found
+
+
+def test_a_model_of_t5xs_recipe_is_a_t5_where_it_has_an_encoder(tmp_path):
+    recipe = {"initializer": "t5x", "position_encoding": "relative", "activation": "geglu"}
+    sizes = {"layers": 1, "hidden_size": 32, "feed_forward_size": 48, "vocabulary_size": V}
+    ours = Model(**recipe, **sizes, architecture="encoder_decoder")
+    built = Transformer(ours)
+    initialize(built, 0)
+    written = interchange.config_for(ours, "t5")
+    tensors = interchange.to_hf(built.state_dict(), ours, "t5")
+    theirs, raw = loaded(drawn(t5(True, "gated-gelu")), tmp_path, tensors, **written)
+    found = same_logits(tensors, raw, theirs)
+    assert traits(found) == traits(ours)
+    with pytest.raises(ValueError, match="model.position_encoding is relative and llama has rope"):
+        interchange.config_for(Model(**recipe, **sizes), "llama")
 
 
 def test_what_base_models_and_old_files_hold_is_taken(tmp_path):

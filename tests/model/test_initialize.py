@@ -70,6 +70,99 @@ def test_scales(settings):
             assert abs(p.std() - expected) < tolerance and abs(p.mean()) < tolerance * 1.5, name
 
 
+T5X = {
+    "hidden_size": 512,
+    "feed_forward_size": 384,
+    "heads": 128,
+    "head_size": 4,
+    "relative_buckets": 256,
+    "relative_max_distance": 512,
+    "vocabulary_size": 1024,
+    "position_encoding": "relative",
+    "initializer": "t5x",
+}
+
+
+def of_t5x(name, value, settings):
+    """(values, deviation, a bound of what was cut off or None) of each kernel of a parameter, as the
+    layers of t5x/examples/t5 say: their `variance_scaling` scales by fan-in, or by the mean of both."""
+    size, keys = settings.head_size, settings.kv_heads or settings.heads
+    width, inner = settings.hidden_size, settings.heads * size
+    normal, cut = (
+        (lambda fan: (fan**-0.5, None)),
+        (lambda fan: (fan**-0.5, 2 / 0.87962566103423978)),
+    )
+    if name == "embedding.weight":
+        yield value, 1.0, None
+    elif name.startswith("relative_bias"):
+        yield value, ((256 + 128) / 2) ** -0.5, 3**0.5
+    elif name.endswith("attention.qkv.weight"):
+        heads = value.view(keys, -1, size, width)
+        yield heads[:, :-2], (width * size) ** -0.5, None
+        yield heads[:, -2], *normal(width)
+        yield heads[:, -1], *normal(width)
+    elif name.endswith("cross_attention.q.weight"):
+        yield value, (width * size) ** -0.5, None
+    elif name.endswith("cross_attention.kv.weight"):
+        yield from ((part, *normal(width)) for part in value.view(keys, 2, size, width).unbind(1))
+    elif name.endswith("attention.output.weight"):
+        yield value, *normal(inner)
+    elif name.endswith("gate_up.weight"):
+        yield from ((part, *cut(width)) for part in value.view(-1, 2, width).unbind(1))
+    elif name.endswith("down.weight"):
+        yield value, *cut(settings.feed_forward_size)
+    else:
+        assert name == "output.weight", name
+        yield value, *cut(width)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"architecture": "encoder_decoder"},
+        {"kv_heads": 32, "tied_embedding": False},
+    ],
+    ids=["encoder-decoder", "decoder, grouped keys, untied"],
+)
+def test_t5x_deviations_are_the_sources(given):
+    settings = tiny(**T5X | given, activation="geglu")
+    model = Transformer(settings)
+    initialize(model, 2)
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            assert (p == 1).all(), name
+            continue
+        for values, deviation, bound in of_t5x(name, p.detach(), settings):
+            assert abs(float(values.std()) / deviation - 1) < 0.01, name
+            assert abs(float(values.mean())) < 0.02 * deviation, name
+            largest = float(values.abs().max()) / deviation
+            assert (bound is None and largest > 3.5) or (
+                bound and 0.98 * bound < largest <= bound
+            ), name
+
+
+def test_t5x_scores_and_tied_logits_begin_at_deviation_1(make_batch):
+    settings = tiny(**T5X)
+    model = Transformer(settings)
+    initialize(model, 0)
+    with torch.no_grad():
+        logits = model.logits(make_batch(rows=8))
+        x = torch.nn.functional.rms_norm(torch.randn(64, 512), (512,))
+        q, k, _ = model.layers["0"].attention.qkv(x).unflatten(-1, (128, 3, 4)).unbind(-2)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * model.layers["0"].attention.options["scale"]
+    assert float(logits.std()) == pytest.approx(1, abs=0.1)
+    assert float(scores.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_t5x_takes_its_scales_along_unless_they_are_given():
+    found = tiny(initializer="t5x", hidden_size=64)
+    assert (found.attention_scale, found.output_scale) == (1.0, 0.125)
+    assert tiny(initializer="t5x", tied_embedding=False).output_scale is None
+    own = tiny(initializer="t5x", attention_scale=0.5, output_scale=None)
+    assert (own.attention_scale, own.output_scale) == (0.5, None)
+    assert tiny(**found.model_dump()) == found
+
+
 def whole_draw(name, shape, model, seed, block):
     """The definition: consecutive blocks of the flattened parameter, one generator each."""
     elements, drawn = math.prod(shape), []
@@ -96,6 +189,25 @@ def test_a_shard_is_a_slice_of_the_whole_draw(data):
     wanted = whole_draw("embedding.weight", shape, model, 7, block)
     assert torch.equal(whole, wanted)
     assert torch.equal(found, wanted[tuple(map(slice, starts, stops))])
+
+
+@given(data=st.data())
+def test_a_t5x_shard_is_a_slice_of_the_whole(data):
+    settings = tiny(**T5X, kv_heads=64)
+    names = (
+        "relative_bias.decoder",
+        "layers.0.attention.qkv.weight",
+        "layers.1.feed_forward.up.weight",
+    )
+    name = data.draw(st.sampled_from(names))
+    shape = (40, 16)
+    starts = [data.draw(st.integers(0, size)) for size in shape]
+    stops = [data.draw(st.integers(start, size)) for start, size in zip(starts, shape)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(initial_value.__globals__, "BLOCK", data.draw(st.integers(30, 300)))
+        found = initial_value(name, shape, settings, 7, tuple(map(range, starts, stops)))
+        whole = initial_value(name, shape, settings, 7)
+    assert torch.equal(found, whole[tuple(map(slice, starts, stops))])
 
 
 @pytest.mark.parametrize(

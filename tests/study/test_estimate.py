@@ -10,9 +10,10 @@ from megaarch.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("width", [32, 512])  # below and above where Adafactor factors
 @pytest.mark.parametrize("preset", ["t5", "glm"])
-def test_a_checkpoint_holds_the_weights_and_what_the_optimizer_keeps(name, preset, tiny):
-    settings = tiny(preset, training__optimizer=name)
+def test_a_checkpoint_holds_the_weights_and_what_the_optimizer_keeps(name, preset, width, tiny):
+    settings = tiny(preset, training__optimizer=name, model__hidden_size=width)
     model = Transformer(settings.model, position_axes=2 if preset == "glm" else 1)
     for parameter in model.parameters():
         torch.nn.init.ones_(parameter)

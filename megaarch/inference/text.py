@@ -1,6 +1,6 @@
 """Tokens to text as they come: whole characters only, up to a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from megaarch.data.tokenizer import Tokenizer
 
@@ -12,9 +12,9 @@ class TextStream:
     """The text of an answer. before: tokens that it continues, whose text it leaves out. stops: texts
     that end it and do not belong to it; `stopped` says that one came."""
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
-        self.ids = [int(token) for token in before[-8:]]
+        self.ids = [int(token) for token in before][-8:]
         self.sent = len(tokenizer.decode(self.ids))  # characters of the window's text
         self.fresh = len(self.ids)  # where the tokens begin whose text may change yet
         self.held = ""  # text that may be the beginning of a stop

@@ -25,7 +25,14 @@ LENGTHS, STEPS = (5, 9, 1, 13), 5
 
 def made(preset, dtype=torch.float64, **options):
     """A model with scattered weights, so that logits are of the order of one, and its settings."""
-    model = dict(preset=preset, layers=2, hidden_size=32, heads=4, kv_heads=2, feed_forward_size=48)
+    model = {
+        "preset": preset,
+        "layers": 2,
+        "hidden_size": 32,
+        "heads": 4,
+        "kv_heads": 2,
+        "feed_forward_size": 48,
+    }
     model |= dict(sequence_length=64, vocabulary_size=VOCABULARY.size, **options)
     if catalogue.PRESETS[preset].architecture == "encoder_decoder":
         model["target_length"] = 64

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from megaarch import config
+from megaarch.attention import Parts, attend, full
 from megaarch.config import catalogue
 from megaarch.data.prompts import prompt
 from megaarch.errors import UserError
@@ -99,6 +100,16 @@ def test_every_kernel_reads_the_cache(preset, kernel):
 @pytest.mark.parametrize("preset", ["gpt", "prefix_lm", "t5", "bart", "unilm", "xlnet"])
 def test_every_kind_of_position(preset, encoding):
     check(*made(preset, position_encoding=encoding), 1e-10)
+
+
+def test_one_query_of_each_row_over_strided_keys():
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 1, 4, 8, generator=generator)
+    k, v = torch.randn(2, 3, 40, 2, 8, generator=generator)[:, :, :29]
+    parts = Parts.of([[full(0, 1, 0, 29)]] * 3, 1, 29)
+    with torch.no_grad():
+        found, wanted = (attend(q, k, v, parts, kernel=name) for name in ("cpu", "reference"))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_relative_positions_in_the_cpu_kernel():

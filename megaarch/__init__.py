@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from megaarch.attention import Parts, attend
     from megaarch.config import load_config
+    from megaarch.inference.generate import Generator, generate
     from megaarch.ingest.prepare import prepare
     from megaarch.study.count import count_flops
     from megaarch.training.trainer import Trainer
@@ -17,22 +18,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Generator",
     "Parts",
     "Trainer",
     "__version__",
     "attend",
     "build_model",
     "count_flops",
+    "generate",
     "load_checkpoint",
     "load_config",
     "prepare",
 ]
 _MODULES = {
+    "Generator": "megaarch.inference.generate",
     "Parts": "megaarch.attention",
     "Trainer": "megaarch.training.trainer",
     "attend": "megaarch.attention",
     "build_model": "megaarch.training.whole_model",
     "count_flops": "megaarch.study.count",
+    "generate": "megaarch.inference.generate",
     "load_checkpoint": "megaarch.training.whole_model",
     "load_config": "megaarch.config",
     "prepare": "megaarch.ingest.prepare",

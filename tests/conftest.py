@@ -75,6 +75,7 @@ SLOW_FILES = {
     "study/test_copy_task.py",
     *("interchange/test_folders.py", "interchange/test_huggingface.py", "data/test_tokenizer.py"),
     *("kernels/test_library.py", "kernels/test_training.py", "attention/test_kernels.py"),
+    *("inference/test_generate.py", "inference/test_huggingface.py"),
     *("attention/test_cpu.py", "ingest/test_prepare.py", "model/test_transformer.py"),
 }
 SLOW_FIXTURES = {"pool", "started", "browser"}

@@ -7,10 +7,12 @@ hides, so that every mask costs its exact area and what lies along a diagonal.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.parts import UNUSED, Parts
 from megaarch.attention.sdpa import compute_dtype
 from megaarch.kernels import library
 
@@ -41,11 +43,30 @@ class CpuKernel(Kernel):
     def attend(self, inputs: AttentionInputs) -> torch.Tensor:
         q, k, v = (x.to(inputs.q.dtype) for x in (inputs.q, inputs.k, inputs.v))
         if inputs.bias is None:
+            plain = q.dtype == torch.float32 and not torch.is_grad_enabled()
+            if plain and inputs.parts.plan("one query", _one_query_sees_all):
+                return _one_query(q, k, v, inputs.scale)
             return _Attention.apply(q, k, v, None, inputs.parts, inputs.scale, NO_BIAS)
         positions = (x.long().contiguous() for x in inputs.positions)
         by_distance = (*positions, inputs.bias.max_distance)
         table = _bias_by_distance(inputs.bias)
         return _Attention.apply(q, k, v, table, inputs.parts, inputs.scale, by_distance)
+
+
+def _one_query_sees_all(parts: Parts) -> bool:
+    """Whether each row is one query that sees all keys, as in generation from prompts of one length."""
+    table = parts.table
+    if parts.queries != 1 or table.shape[1] != 1 or not parts.keys:
+        return False
+    return bool((table[:, 0, 0] != UNUSED).all() and (table[:, 0, 3:] == (0, parts.keys)).all())
+
+
+def _one_query(q, k, v, scale: float) -> torch.Tensor:
+    """torch's: for one query our own copies more of the keys than it computes (docs/log.md)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
 
 
 def _bias_by_distance(bias: RelativeBias) -> torch.Tensor:

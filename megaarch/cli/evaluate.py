@@ -63,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
 
 def panel(heldout: "Heldout") -> str:
     """The yardsticks as a table: values, 95% intervals and numbers of items."""
-    from megaarch.config.schema import Evaluation
-
     rows = [("", "value, 95% interval", "items", "")]
     for name, unit in (
         ("continuation_bits_per_byte", "bits per byte"),

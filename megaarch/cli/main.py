@@ -8,6 +8,7 @@ from megaarch.cli import (
     describe,
     dry_run,
     evaluate,
+    generate,
     plan,
     report,
     status,
@@ -21,6 +22,7 @@ examples:
   megaarch compare configs/demo.yaml                 eight architectures, equal compute, one report
   megaarch compare configs/demo.yaml --data my.jsonl --set study.budgets=[1e13]
   megaarch train configs/tiny.yaml --set model.preset=t5 training.steps=50
+  megaarch generate runs/demo/gpt --prompt "def main"
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
@@ -30,6 +32,7 @@ COMMANDS = {
     "train": train,
     "compare": compare,
     "evaluate": evaluate,
+    "generate": generate,
     "report": report,
     "describe": describe,
     "plan": plan,

@@ -54,6 +54,7 @@ class Objective:
         conditional, so that a held-out figure is a pseudo-likelihood. gap_length: whether a middle
         is given its length, by one mask or position for each of its tokens.
     architectures: those that run it beside the ones whose own rows say so.
+    ends: what ends a generated answer: names of specials, or "sentinel" (data/prompts.py).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Objective:
     comparable: bool = True
     gap_length: bool = False
     architectures: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ("eos",)
 
     def components(self, **given: Any) -> tuple[tuple[float, Any], ...]:
         """Returns the weighted components under these settings of NOISE, which go to every
@@ -205,6 +207,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "megaarch.data.objectives.span_corruption:SPAN_CORRUPTION",
         middle="megaarch.data.objectives.span_corruption:middle",
         settings=("noise_density", "mean_span_length"),
+        ends=("eos", "sentinel"),
     ),
     Objective(
         "denoising",
@@ -229,6 +232,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "megaarch.data.objectives.blank_infilling:middle",
         settings=("noise_density", "mean_span_length"),
         position_axes=2,
+        ends=("eos", "eop"),
     ),
     Objective(
         "unilm",

@@ -30,6 +30,11 @@ class Stream:
     first: int = 0
 
     @property
+    def slots(self) -> int:
+        """B·S."""
+        return self.tokens.numel()
+
+    @property
     def token_positions(self) -> torch.Tensor:
         """[B, S, A] of this stream's own tokens."""
         return self.positions[:, self.first : self.first + self.tokens.shape[1]]

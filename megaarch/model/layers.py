@@ -21,6 +21,7 @@ from megaarch.config import schema
 from megaarch.kernels.gated import GATES, Gated
 from megaarch.kernels.library import serves
 from megaarch.kernels.rms_norm import RMSNorm
+from megaarch.model.cache import LayerCache
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.positions import heads
 from megaarch.model.product import Linear
@@ -41,7 +42,7 @@ class Context:
     parts: self-attention. cross: attention to the memory, or None.
     positions: int64 [B, S, A], of the whole row. rotary: tables of `positions.rotary_tables` for
     the tokens at hand, or None. bias: T5's relative bias, or None. dropout: None where it is off.
-    first: slot of the first token at hand.
+    first: slot of the first token at hand. cache: what the layer at hand keeps, in generation.
     """
 
     parts: Parts
@@ -51,6 +52,7 @@ class Context:
     bias: RelativeBias | None = None
     dropout: DropoutKeys | None = None
     first: int = 0
+    cache: LayerCache | None = None
 
 
 # Takes inputs, outputs, and whether there is a bias: product.Linear, or what float8.py returns.
@@ -99,6 +101,9 @@ class SelfAttention(nn.Module):
     def forward(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
         qkv = self.qkv(x_BSD).unflatten(-1, (-1, self.group + 2, self.head_size))
         q, k, v = heads(qkv, context.rotary, axes=context.positions.shape[-1])
+        key_positions = context.positions
+        if context.cache is not None:
+            k, v, key_positions = context.cache.extend(k, v)
         out_BSHDh = self.attend(
             q,
             k,
@@ -106,7 +111,7 @@ class SelfAttention(nn.Module):
             context.parts,
             bias=context.bias,
             query_positions=context.positions,
-            key_positions=context.positions,
+            key_positions=key_positions,
             **self.options,
         )
         return self.output(out_BSHDh.flatten(2))
@@ -122,12 +127,25 @@ class CrossAttention(nn.Module):
         self.output = linear(model.heads * self.head_size, model.hidden_size, model.bias)
 
     def forward(
-        self, x_BSD: torch.Tensor, memory_BTD: torch.Tensor, context: Context
+        self, x_BSD: torch.Tensor, memory_BTD: torch.Tensor | None, context: Context
     ) -> torch.Tensor:
+        """memory: None where the cache has its keys and values."""
         q = self.q(x_BSD).unflatten(-1, (-1, self.head_size))
-        k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
+        k, v = self.keys_values(memory_BTD, context.cache)
         assert context.cross is not None
         return self.output(self.attend(q, k, v, context.cross, **self.options).flatten(2))
+
+    def keys_values(
+        self, memory_BTD: torch.Tensor | None, cache: LayerCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns k and v [B, T, Hkv, Dh] of the memory; a cache keeps them."""
+        if memory_BTD is None:
+            assert cache is not None and cache.memory is not None
+            return cache.memory
+        k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
+        if cache is not None:
+            cache.memory = k, v
+        return k, v
 
 
 class _Pair(torch.autograd.Function):

@@ -2,11 +2,13 @@
 
 import torch
 
+from megaarch.kernels.library import accumulator
 from megaarch.model.loss import TargetLosses, cross_entropy
+from megaarch.model.product import product
 
 
 class Sharding:
-    """One process holds everything whole. Tensor parallelism overrides all four methods
+    """One process holds everything whole. Tensor parallelism overrides all five methods
     (parallel/tensor.py): the model calls them, and so knows no process group."""
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
@@ -31,3 +33,11 @@ class Sharding:
     ) -> TargetLosses:
         """As `loss.cross_entropy`; the output layer may be split by vocabulary."""
         return cross_entropy(hidden_RD, weight_VD, bias_V, target_R, **options)
+
+    def logits(
+        self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns the logits [..., V] of hidden [..., D], in fp32 at least."""
+        logits = product(hidden, weight_VD.t())
+        logits = logits.to(accumulator(logits.dtype))
+        return logits if bias_V is None else logits + bias_V

@@ -5,7 +5,7 @@ first, so that a name is the same in every layout. A pipeline stage keeps the la
 it needs, and runs its range of layers. Letters of shapes: docs/shapes.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -17,7 +17,7 @@ from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.config.products import stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
-from megaarch.kernels.library import accumulator
+from megaarch.model.cache import Cache
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -30,7 +30,7 @@ from megaarch.model.layers import (
 )
 from megaarch.model.loss import Slope, TargetLosses
 from megaarch.model.positions import LearnedPositions, rotary_tables
-from megaarch.model.product import Linear, product
+from megaarch.model.product import Linear
 from megaarch.model.sharding import Sharding
 
 VOCABULARY_MULTIPLE = 128
@@ -153,14 +153,19 @@ class Transformer(nn.Module):
         text_tokens: torch.Tensor | None = None,
         layers: range | None = None,
         received: tuple[torch.Tensor, ...] = (),
-    ) -> TargetLosses | tuple[torch.Tensor, ...]:
+        cache: Cache | None = None,
+    ) -> TargetLosses | torch.Tensor | tuple[torch.Tensor, ...]:
         """Returns the losses [B, M] of a micro-batch's targets. text_tokens: bool [vocabulary_size],
         or None.
 
         layers, received: the range of layers of a pipeline stage, and what `run` returned on the
         stage before it. A stage that ends before the model does returns what `run` returns.
+        cache: in generation, of the last stack. The batch then holds new tokens alone, no tokens of an
+        encoder that the cache has; the result is the logits [R, vocabulary_size] of `batch.head_rows`.
         """
-        out = self.run(batch, layers, received)
+        out = self.run(batch, layers, received, cache)
+        if cache is not None:
+            return self.row_logits(self.target_rows(out[-1], batch))
         whole = layers is None or layers.stop == self.stacks[-1].layers.stop
         return self.head(out[-1], batch, text_tokens) if whole else out
 
@@ -169,7 +174,11 @@ class Transformer(nn.Module):
         return self.run(batch)[-1]
 
     def run(
-        self, batch: Batch, layers: range | None = None, received: tuple[torch.Tensor, ...] = ()
+        self,
+        batch: Batch,
+        layers: range | None = None,
+        received: tuple[torch.Tensor, ...] = (),
+        cache: Cache | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Runs a range of layers, by global index, or all. Returns (h,) or, in a decoder that attends
         to an encoder, (memory, h): what the next layer starts from, each [B, S, D].
@@ -179,14 +188,17 @@ class Transformer(nn.Module):
         out = received
         for index, stack in enumerate(self.stacks):
             mine = stack.layers if layers is None else overlap(stack.layers, layers)
-            if not mine:
+            last = stack is self.stacks[-1]
+            if not mine or (cache is not None and not last and not batch.streams[index].slots):
                 continue
             if mine.start == stack.layers.start:  # what the stack before has left is the memory
                 memory = [self.to_memory(hidden) for hidden in out[-1:]]
                 hidden = self.embed(index, batch)
             else:
                 *memory, hidden = out
-            hidden = self.run_layers(hidden, self.context(index, batch), mine, *memory)
+            hidden = self.run_layers(
+                hidden, self.context(index, batch), mine, *memory, cache=cache if last else None
+            )
             out = (*memory, hidden)
         return out
 
@@ -229,9 +241,13 @@ class Transformer(nn.Module):
         context: Context,
         layers: range,
         memory: torch.Tensor | None = None,
+        *,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         """Runs layers of one stack, by global index: [B, S, D] to [B, S, D]."""
         for index in layers:
+            if cache is not None:
+                context = replace(context, cache=cache.layer(index))
             key = None if context.dropout is None else context.dropout.of(f"layers.{index}")
             x_BSD = self.layers[str(index)](x_BSD, context, memory, key)
         return x_BSD
@@ -244,11 +260,9 @@ class Transformer(nn.Module):
         self, hidden_BSD: torch.Tensor, batch: Batch, text_tokens: torch.Tensor | None = None
     ) -> TargetLosses:
         """Returns the losses [B, M] from the last layer's output. Runs on `batch.head_rows` alone."""
-        hidden_BSD = self.sharding.gather_sequence(hidden_BSD)
         B, M = batch.target_index.shape
         slot_R = batch.head_rows
-        row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
-        hidden_RD = self.before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
+        hidden_RD = self.target_rows(hidden_BSD, batch)
         losses = self.sharding.cross_entropy(
             hidden_RD,
             self._output_weight,
@@ -265,15 +279,23 @@ class Transformer(nn.Module):
 
         return losses.map(to_slots)
 
+    def target_rows(self, hidden_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Returns what the output layer multiplies of `batch.head_rows`, [R, D]."""
+        hidden_BSD = self.sharding.gather_sequence(hidden_BSD)
+        slot_R, M = batch.head_rows, batch.target_index.shape[1]
+        row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
+        return self.before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))
+
     def logits(self, batch: Batch) -> torch.Tensor:
         """Returns all logits of the last stream, [B, S, vocabulary_size]: for tests and conversion
         checks of a model that one process holds."""
-        hidden_BSD = self.before_output(self.hidden(batch))
-        logits_BSV = product(hidden_BSD, self._output_weight.t())
-        logits_BSV = logits_BSV.to(accumulator(logits_BSV.dtype))
-        if self.output_bias is not None:
-            logits_BSV = logits_BSV + self.output_bias
-        return logits_BSV[..., : self.settings.vocabulary_size]
+        return self.row_logits(self.before_output(self.hidden(batch)))
+
+    def row_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns logits [..., vocabulary_size], in fp32 at least, of what the output layer multiplies,
+        [..., D]. Every rank that shares the vocabulary gets all of them."""
+        logits = self.sharding.logits(hidden, self._output_weight, self.output_bias)
+        return logits[..., : self.settings.vocabulary_size]
 
     @property
     def dtype(self) -> torch.dtype:

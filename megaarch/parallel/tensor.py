@@ -19,7 +19,7 @@ from types import MethodType
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import (
     DTensor,
@@ -113,6 +113,17 @@ class TensorSharding(Sharding):
             group=self.mesh.get_group(),
             **options,
         )
+
+    def logits(
+        self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As `cross_entropy` has its arguments; without gradient."""
+        assert isinstance(weight_VD, DTensor)
+        bias_v = bias_V.to_local() if isinstance(bias_V, DTensor) else None
+        mine = super().logits(hidden, weight_VD.to_local(), bias_v).contiguous()
+        every = [torch.empty_like(mine) for _ in range(self.mesh.size())]
+        distributed.all_gather(every, mine, group=self.mesh.get_group())
+        return torch.cat(every, -1)
 
 
 def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:

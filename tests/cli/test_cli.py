@@ -87,7 +87,7 @@ def test_evaluate_prints_the_panel(file, tmp_path, capsys):
         assert f"{entry['bits_per_byte']:.4f}" in lines[length]
         assert f"{entry['prefix_gain']:.4f}  {low:.4f} to {high:.4f}" in lines[length]
     assert ("not above 0" in printed.out) is not found["reads_prefix"]
-    assert "No item, or no row of the run's, holds 32 tokens." in printed.out
+    assert "Continuations of 32 tokens are left out" in printed.err
 
 
 def test_describe_prints_cells(file, capsys):

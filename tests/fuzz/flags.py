@@ -119,6 +119,7 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "train": ((run,), ("out", "cache")),
         "compare": (("study.yaml", "--output", "made"), ("made", "cache")),
         "evaluate": (("run",), ("cache",)),
+        "generate": (("run", "--prompt", "The river", "--max-tokens", "4"), ()),
         "report": ((".", "--text"), ("report.html",)),
         "describe": ((run,), ()),
         "plan": ((run, *cluster), ()),

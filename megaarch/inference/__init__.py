@@ -1,0 +1,1 @@
+"""Generation: prompts, cached steps (decode.py), sampling, text, and answers (generate.py)."""

@@ -1,0 +1,164 @@
+"""Batches of new tokens over a cache: what one call of the model takes in generation.
+
+As in training a `Batch` holds streams with parts, the rows that the head reads, and `counts`, which FLOPs
+are counted from. Other than there, self-attention's keys are the cache's slots. Letters of shapes:
+docs/shapes.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megaarch.attention.parts import FULL, UNUSED, Parts, area
+from megaarch.data.batch import Batch, Counts, Stream
+from megaarch.data.converters import Part
+from megaarch.data.example import ConvertedStream
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What batches are made for. axes: of positions. pad: the id that fills rows. multiple: streams'
+    lengths are multiples of it."""
+
+    device: torch.device
+    axes: int
+    pad: int
+    multiple: int = 1
+
+    def stretched(self, length: int) -> int:
+        return -(-length // self.multiple) * self.multiple
+
+    def tensor(self, x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class New:
+    """New tokens of each row, first among the S of a call.
+
+    tokens: int64 [B, S]; positions: int64 [B, S, A]. table: parts [B, P, 5], whose keys are slots; pairs:
+    their area. counts, kept: int64 [B], a row's new tokens, and how many of these stay in the cache.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    table: np.ndarray
+    pairs: int
+    counts: np.ndarray
+    kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The rows of which logits are read. index: int64 [B, 1], the token of a row at which they are.
+    rows: int64 [R]."""
+
+    index: torch.Tensor
+    rows: torch.Tensor
+
+    @classmethod
+    def of(cls, index: np.ndarray, rows: np.ndarray, layout: Layout) -> "Heads":
+        return cls(layout.tensor(index[:, None]), layout.tensor(rows))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows of an encoder that ran. lengths: int64 [B], real tokens. width: those that its output has."""
+
+    lengths: np.ndarray
+    width: int
+
+
+def new_rows(streams: Sequence[ConvertedStream], kept: np.ndarray, layout: Layout) -> New:
+    """Returns rows of any length, padded to the longest."""
+    counts = np.array([len(s.tokens) for s in streams])
+    tokens, positions = arrays(streams, layout)
+    parts = [s.parts for s in streams]
+    pairs = sum(area(part) for row in parts for part in row)
+    return New(tokens, positions, table(parts), pairs, counts, kept)
+
+
+def encoder_stream(encoders: Sequence[ConvertedStream], layout: Layout) -> Stream:
+    """Returns the stream of an encoder that sees each row whole."""
+    tokens, positions = arrays(encoders, layout)
+    width = tokens.shape[1]
+    parts = Parts(table([e.parts for e in encoders]), width, width)
+    return Stream(layout.tensor(tokens), layout.tensor(positions), parts)
+
+
+def no_tokens(rows: int, layout: Layout) -> Stream:
+    """Returns the stream of an encoder that has nothing left to run."""
+    tokens = torch.zeros(rows, 0, dtype=torch.int64, device=layout.device)
+    positions = tokens[..., None].expand(rows, 0, layout.axes)
+    return Stream(tokens, positions, Parts.of([[]] * rows, 0, 0))
+
+
+def batch(
+    new: New,
+    slots: int,
+    heads: Heads,
+    layout: Layout,
+    encoder: Stream | None = None,
+    encoded: Encoded | None = None,
+) -> Batch:
+    """Returns the batch of a call. slots: of the cache, in use. encoder: its stream, or `no_tokens`.
+    encoded: its rows, which all new tokens see."""
+    rows, width = new.tokens.shape
+    cross, crossed = None, 0
+    if encoded is not None:
+        seen = np.where(new.counts > 0, encoded.lengths, 0)
+        cross_table = np.zeros((rows, 1, 5), dtype=np.int32)
+        cross_table[:, 0, 0] = np.where(seen > 0, FULL, UNUSED)
+        cross_table[:, 0, 2], cross_table[:, 0, 4] = new.counts * (seen > 0), seen
+        cross = Parts(cross_table, width, encoded.width)
+        crossed = int((new.counts * seen).sum())
+    parts = Parts(new.table, width, slots)
+    last = Stream(layout.tensor(new.tokens), layout.tensor(new.positions), parts, cross)
+    streams = (last,) if encoder is None else (encoder, last)
+    targets, one = len(heads.rows), heads.index
+    count = Counts(
+        rows=rows,
+        tokens=(int(new.counts.sum()),),
+        areas=(new.pairs,),
+        cross_areas=(crossed,),
+        targets=targets,
+        slots=(rows * width,),
+    )
+    if encoder is not None:
+        count = _with_encoder(count, encoder, encoded)
+    return Batch(streams, one, one, one, heads.rows, targets, one[:, 0], count)
+
+
+def _with_encoder(counts: Counts, encoder: Stream, encoded: Encoded | None) -> Counts:
+    assert encoded is not None
+    ran = encoder.slots > 0
+    return Counts(
+        counts.rows,
+        (int(encoded.lengths.sum()) if ran else 0, *counts.tokens),
+        (encoder.parts.area() if ran else 0, *counts.areas),
+        (0, *counts.cross_areas),
+        counts.targets,
+        (encoder.slots, *counts.slots),
+    )
+
+
+def arrays(streams: Sequence[ConvertedStream], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens [B, S] and positions [B, S, A], padded to the longest."""
+    width = layout.stretched(max(len(s.tokens) for s in streams))
+    tokens = np.full((len(streams), width), layout.pad, dtype=np.int64)
+    positions = np.zeros((len(streams), width, layout.axes), dtype=np.int64)
+    for b, stream in enumerate(streams):
+        tokens[b, : len(stream.tokens)] = stream.tokens
+        positions[b, : len(stream.tokens)] = stream.positions
+    return tokens, positions
+
+
+def table(rows: Sequence[list[Part]]) -> np.ndarray:
+    """Returns the table [B, P, 5] of each row's parts."""
+    found = np.zeros((len(rows), max(map(len, rows)), 5), dtype=np.int32)
+    for b, row in enumerate(rows):
+        if row:
+            found[b, : len(row)] = row
+    return found

@@ -1,0 +1,260 @@
+"""Answers to prompts: text in, text out, in batches that share steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megaarch.config import catalogue
+from megaarch.config.schema import Model, Settings
+from megaarch.data.batch import Batch
+from megaarch.data.prompts import Prompt, prompt
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
+from megaarch.inference.batches import Layout
+from megaarch.inference.decode import Decoding
+from megaarch.inference.run import open_run
+from megaarch.inference.sampling import Sampler, Sampling, draw_keys
+from megaarch.inference.text import TextStream
+from megaarch.model.cache import Cache
+from megaarch.model.transformer import Transformer
+
+ROOM = 256  # new tokens that a cache has slots for at once
+Say = Callable[[int, str], None]  # told the number of a prompt and the next piece of its answer
+
+
+@dataclass(frozen=True)
+class Options:
+    """max_tokens: of an answer. stops: texts that end one. batch_size: prompts that share steps. chunk:
+    tokens of a prompt that are run at a time, where its mask allows it; None: all."""
+
+    max_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+    batch_size: int = 8
+    chunk: int | None = None
+
+    def __post_init__(self):
+        for name in ("max_tokens", "batch_size", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not a number from 1")
+
+
+@dataclass
+class Answer:
+    """finish: "end" (the model ended it), "stop" (a stop string came), "length" (max_tokens) or
+    "positions" (the model has no more)."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish: str = ""
+
+
+class Generator:
+    """A trained model that continues text, in the conditional form of its objective. Every process of a
+    grid calls the same with the same prompts."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        settings: Settings,
+        tokenizer: Tokenizer,
+        grid: Grid | None = None,
+    ):
+        self.model, self.settings, self.tokenizer = model.eval(), settings, tokenizer
+        self.vocabulary = tokenizer.vocabulary
+        self.grid = grid or Grid.single(next(model.parameters()).device)
+        axes = catalogue.position_axes(settings.data.objective)
+        self.layout = Layout(self.grid.device, axes, self.vocabulary.pad, self.grid.row_multiple)
+        self.text_tokens = np.zeros(settings.model.vocabulary_size, dtype=bool)
+        self.text_tokens[: self.vocabulary.size] = self.vocabulary.text
+
+    @classmethod
+    def of_run(cls, run: str | Path, overrides: Sequence[str] = (), tokenizer: str | None = None):
+        """Returns the generator of a run's newest checkpoint, or of a converted one's.
+
+        overrides: `--set` settings. tokenizer: the file, where it is no longer where it was. UserError
+        for a folder without a complete checkpoint, another tokenizer, and a layout that cannot generate.
+        """
+        return cls(*open_run(Path(run), overrides, tokenizer))
+
+    def forward(self, batch: Batch, cache: Cache) -> torch.Tensor:
+        """Returns the logits of a batch's head rows."""
+        return self.model(batch, None, None, (), cache)
+
+    def prompt(self, text: str) -> Prompt:
+        """Returns a prompt in the model's form. UserError where it is empty or has no room."""
+        return self.prompt_of(self.tokenizer.encode(text))
+
+    def prompt_of(self, tokens: np.ndarray) -> Prompt:
+        """The same of token ids."""
+        settings = self.settings
+        made = prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
+        check_room(made, settings.model)
+        return made
+
+    def allowed(self, made: Prompt) -> torch.Tensor:
+        """Returns bool [vocabulary_size]: tokens of text, and what ends an answer."""
+        allowed = self.text_tokens.copy()
+        allowed[list(made.form.ends)] = True
+        return self.layout.tensor(allowed)
+
+    def answers(
+        self, texts: Sequence[str], options: Options | None = None, say: Say | None = None
+    ) -> Iterator[Answer]:
+        """Yields the answers to `texts`, in their order."""
+        options = options or Options()
+        encoded = [self.tokenizer.encode(text) for text in texts]
+        prompts = []
+        for n, tokens in enumerate(encoded):
+            try:
+                prompts.append(self.prompt_of(tokens))
+            except UserError as error:
+                raise UserError(
+                    str(error) if len(texts) == 1 else f"prompt {n + 1}: {error}"
+                ) from None
+        keys = draw_keys(encoded, options.sampling.seed)
+        for first in range(0, len(texts), options.batch_size):
+            rows = slice(first, first + options.batch_size)
+            task = Task(self, prompts[rows], encoded[rows], keys[rows], options, say, first)
+            with torch.no_grad():
+                decoding = task.decoding()
+                yield from task.run(decoding, decoding.start())
+
+
+class Task:
+    """The answers to one batch of prompts: rows leave it when their answers end. first: the number of the
+    first prompt, for `say`."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompts: list[Prompt],
+        encoded: list[np.ndarray],
+        keys: list[int],
+        options: Options,
+        say: Say | None = None,
+        first: int = 0,
+    ):
+        self.generator, self.prompts, self.options = generator, prompts, options
+        self.say, self.first = say, first
+        model, form = generator.settings.model, prompts[0].form
+        self.ends = set(form.ends)
+        self.room = [min(options.max_tokens, room(p, model)) for p in prompts]
+        self.rows = list(range(len(prompts)))  # of the prompts whose answers go on
+        self.answers = [Answer() for _ in prompts]
+        before = encoded if form.follows else [[]] * len(prompts)
+        self.texts = [TextStream(generator.tokenizer, ids, options.stops) for ids in before]
+        allowed = generator.allowed(prompts[0])
+        self.sampler = Sampler(options.sampling, encoded, keys, allowed)
+
+    def decoding(self) -> Decoding:
+        """Returns what runs the prompts, from their start."""
+        of = self.generator
+        room = min(max(self.room), ROOM)
+        return Decoding(of.forward, of.layout, self.prompts, self.options.chunk, room)
+
+    def run(self, decoding: Decoding, logits: torch.Tensor) -> list[Answer]:
+        """Returns the answers. logits: [B, V], of each prompt's first new token."""
+        while True:
+            tokens = self.sampler(logits)
+            going = self.take(tokens)
+            if not going:
+                return self.answers
+            if len(going) < len(self.rows):
+                tokens = tokens[going]
+                self.rows = [self.rows[place] for place in going]
+                decoding.select(going)
+                self.sampler.select(going)
+            logits = decoding.step(tokens)
+
+    def take(self, tokens: np.ndarray) -> list[int]:
+        """Adds a token to each answer that goes on; returns the places, in the batch, of those that
+        still do."""
+        going = []
+        for place, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
+            answer = self.answers[row]
+            if token in self.ends:
+                answer.finish = "end"
+            else:
+                answer.tokens.append(token)
+                self.tell(row, self.texts[row].push(token))
+                if self.texts[row].stopped:
+                    answer.finish = "stop"
+                elif len(answer.tokens) == self.room[row]:
+                    full = self.room[row] < self.options.max_tokens
+                    answer.finish = "positions" if full else "length"
+            if answer.finish:
+                self.tell(row, self.texts[row].finish())
+            else:
+                going.append(place)
+        return going
+
+    def tell(self, row: int, text: str) -> None:
+        self.answers[row].text += text
+        if text and self.say is not None:
+            self.say(self.first + row, text)
+
+
+def position_limit(model: Model) -> int | None:
+    """Returns how many positions the model knows; None: any."""
+    if model.position_encoding == "learned":
+        return model.position_rows
+    if model.position_encoding == "rope":
+        return max(model.sequence_length, model.target_length or 0)
+    return None
+
+
+def room(made: Prompt, model: Model) -> int:
+    """Returns the number of tokens for which there are positions behind a prompt."""
+    limit = position_limit(model)
+    if limit is None:
+        return 1 << 40
+    advance = np.array(made.form.advance)
+    left = (limit - made.next_position)[advance > 0]
+    return int(left.min()) + (made.form.probe is None)
+
+
+def check_room(made: Prompt, model: Model) -> None:
+    """UserError where a prompt, or its encoder's, leaves no position for a new token."""
+    limit = position_limit(model)
+    if limit is None:
+        return
+    streams = [made.stream] if made.encoder is None else [made.encoder, made.stream]
+    longest = max(int(s.positions.max()) + 1 for s in streams)
+    if longest > limit or room(made, model) < 1:
+        raise UserError(
+            f"the prompt takes {longest} positions, with what stands beside it, and the model knows "
+            f"{limit}: shorten it"
+        )
+
+
+def generate(
+    run: str | Path | Generator,
+    prompts: str | Sequence[str],
+    *,
+    max_tokens: int = 128,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    batch_size: int = 8,
+) -> str | list[str]:
+    """Returns the text that a trained model continues a prompt with, or a list of them for a list.
+
+    run: a run's folder, or its `Generator`, which keeps the model loaded. The settings are those of
+    `Sampling` and `Options`. UserError for what cannot be generated from.
+    """
+    generator = run if isinstance(run, Generator) else Generator.of_run(run)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    options = Options(max_tokens, sampling, stops, batch_size)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    found = [answer.text for answer in generator.answers(texts, options)]
+    return found[0] if isinstance(prompts, str) else found

@@ -1,0 +1,130 @@
+"""Keys and values that generation keeps, so that a step runs the new tokens alone.
+
+One `Cache` serves a batch. Rows are of unequal lengths: row b's kept tokens stand in slots
+0 .. lengths[b] - 1 of every layer, and what a step adds behind them. Which of them a query sees is
+said by parts whose keys are slots, so that every attention kernel runs a step as it runs a training
+batch with fewer queries than keys. A tensor rank keeps the key heads that it runs.
+
+Letters of shapes: docs/shapes.md. C is the number of slots.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+SLOTS = 64  # at first, unless more are asked for
+
+
+class LayerCache:
+    """What one layer keeps. keys, values: [B, C, Hkv, Dh], None before the first step. memory: keys and
+    values [B, T, Hkv, Dh] of the encoder's output, None in a layer without cross-attention."""
+
+    def __init__(self, cache: "Cache"):
+        self.cache = cache
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.memory: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def extend(
+        self, k_BSHDh: torch.Tensor, v_BSHDh: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Stores a step's keys and values; returns those of all slots in use, and their positions
+        [B, slots, A]."""
+        cache = self.cache
+        self.keys = cache.put(self.keys, k_BSHDh)
+        self.values = cache.put(self.values, v_BSHDh)
+        end = cache.in_use
+        return self.keys[:, :end], self.values[:, :end], cache.positions[:, :end]
+
+
+class Cache:
+    """What the layers keep of a batch of `rows` prompts.
+
+    A step is `begin`, the model's forward pass with this cache, `commit`. lengths: int64 [B], how many
+    tokens of each row are kept; positions: int64 [B, C, A], on the device. slots: to make room for at
+    once; more are made by doubling.
+    """
+
+    def __init__(self, rows: int, axes: int, device: torch.device, slots: int = SLOTS):
+        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.slots = max(slots, 1)
+        self.positions = torch.zeros(rows, self.slots, axes, dtype=torch.int64, device=device)
+        self.layers: dict[int, LayerCache] = {}
+        self.in_use = 0
+        self._to: torch.Tensor | None = None
+        self._taken: torch.Tensor | None = None
+
+    def layer(self, index: int) -> LayerCache:
+        """Returns what the layer of this global index keeps."""
+        if index not in self.layers:
+            self.layers[index] = LayerCache(self)
+        return self.layers[index]
+
+    def begin(self, counts: np.ndarray, positions: np.ndarray) -> int:
+        """Makes room for a step; returns the slots that it uses, of the longest row. counts: int [B],
+        new tokens of each row, which stand first among the S of the step; positions: int64 [B, S, A]."""
+        rows, width = positions.shape[:2]
+        ends = self.lengths + counts
+        self.in_use = int(ends.max())
+        while self.slots < self.in_use:
+            self.slots *= 2
+        first = np.arange(rows) * self.slots + self.lengths
+        slot_BS = first[:, None] + np.arange(width)
+        self._taken = None
+        if (counts != width).any():
+            taken = np.arange(width) < counts[:, None]
+            self._taken = self._on_device(np.flatnonzero(taken))
+            slot_BS = slot_BS[taken]
+        self._to = self._on_device(slot_BS.reshape(-1))
+        self.positions = self.put(self.positions, self._on_device(positions))
+        return self.in_use
+
+    def commit(self, kept: np.ndarray) -> None:
+        """Ends a step. kept: int [B], how many of each row's new tokens stay, its first ones."""
+        self.lengths = self.lengths + kept
+
+    def put(self, held: torch.Tensor | None, new_BS: torch.Tensor) -> torch.Tensor:
+        """Writes a step's rows [B, S, ...] into their slots [B, C, ...], growing these to the slots there
+        are; returns them."""
+        assert self._to is not None, "begin comes first"
+        if held is None:  # zero, for a kernel may multiply what it masks
+            held = new_BS.new_zeros(len(new_BS), self.slots, *new_BS.shape[2:])
+        elif held.shape[1] < self.slots:
+            grown = held.new_zeros(len(held), self.slots, *held.shape[2:])
+            grown[:, : held.shape[1]] = held
+            held = grown
+        flat = new_BS.flatten(0, 1)
+        if self._taken is not None:
+            flat = flat.index_select(0, self._taken)
+        held.flatten(0, 1).index_copy_(0, self._to, flat)
+        return held
+
+    def select(self, rows: list[int]) -> None:
+        """Keeps these rows alone, in this order."""
+        index = self._on_device(np.array(rows, dtype=np.int64))
+        self.lengths = self.lengths[rows]
+        self.positions = self.positions.index_select(0, index)
+        for layer in self.layers.values():
+            if layer.keys is not None and layer.values is not None:
+                layer.keys = layer.keys.index_select(0, index)
+                layer.values = layer.values.index_select(0, index)
+            if layer.memory is not None:
+                k, v = layer.memory
+                layer.memory = k.index_select(0, index), v.index_select(0, index)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yields all tensors that are kept."""
+        yield self.positions
+        for layer in self.layers.values():
+            if layer.keys is not None and layer.values is not None:
+                yield from (layer.keys, layer.values)
+            yield from layer.memory or ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the cache holds on this rank, room for later tokens included."""
+        return sum(x.nbytes for x in self.tensors())
+
+    def _on_device(self, x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(self.positions.device, non_blocking=True)

@@ -1,0 +1,220 @@
+"""`megaarch generate` and `megaarch.generate`: each way in, and each bad input in one sentence."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import megaarch
+import megaarch.errors
+from megaarch.cli import generate
+from megaarch.cli.main import main
+from megaarch.inference.dialogue import Dialogue
+from megaarch.inference.generate import Generator, Options
+from megaarch.inference.sampling import Sampling
+from megaarch.inference.text import TextStream
+from megaarch.training.trainer import Trainer
+from tests.conftest import PRESETS
+
+PROMPT = "The river finds the stone near"
+
+
+@pytest.fixture(scope="module")
+def runs(raw, prepared, tmp_path_factory):
+    """runs(preset) -> the folder of a run of one step."""
+    made = {}
+
+    def run(preset, **more):
+        import copy
+
+        from megaarch import config
+
+        if preset not in made:
+            mine = copy.deepcopy(raw)
+            mine["model"] |= {"preset": preset, **more}
+            mine["training"]["steps"] = 1
+            mine["logging"]["directory"] = str(tmp_path_factory.mktemp(preset))
+            Trainer(config.resolve(mine), prepared).run()
+            made[preset] = mine["logging"]["directory"]
+        return made[preset]
+
+    return run
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "bert"])
+def test_every_preset_but_bert_continues_a_prompt(preset, runs, capsys):
+    arguments = ["generate", runs(preset), "--prompt", PROMPT, "--max-tokens", "6", "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] == PROMPT and found["finish"] in ("length", "end")
+    assert found["tokens"] == 6 or found["finish"] == "end"
+
+
+def test_streamed_text_is_the_python_functions(runs, capsys):
+    assert main(["generate", runs("gpt"), "--prompt", PROMPT, "--max-tokens", "8"]) == 0
+    assert capsys.readouterr().out == megaarch.generate(runs("gpt"), PROMPT, max_tokens=8) + "\n"
+
+
+def test_a_prompts_text_does_not_depend_on_its_batch(runs, tmp_path, capsys):
+    prompts = ["The", PROMPT, "The garden opens", PROMPT, "Winter"]
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": p, "id": n}) + "\n" for n, p in enumerate(prompts))
+    )
+    sampled = ["--top-k", "50", "--top-p", "0.9", "--seed", "3", "--max-tokens", "9"]
+    shown = []
+    for size in ("1", "2", "5"):
+        assert (
+            main(["generate", runs("gpt"), "--input", str(path), *sampled, "--batch-size", size])
+            == 0
+        )
+        shown.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert shown[0] == shown[1] == shown[2]
+    assert [found["id"] for found in shown[0]] == [0, 1, 2, 3, 4]
+    texts = [found["text"] for found in shown[0]]
+    assert texts[1] != texts[3]  # the same prompt again draws anew
+    assert main(["generate", runs("gpt"), "--prompt", PROMPT, *sampled, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == texts[1]
+
+
+def test_a_stop_string_ends_an_answer_and_does_not_belong_to_it(runs):
+    generator = Generator.of_run(runs("gpt"))
+    whole = megaarch.generate(generator, PROMPT, max_tokens=24, temperature=1.0)
+    stop = whole[7:9]
+    cut = megaarch.generate(generator, PROMPT, max_tokens=24, temperature=1.0, stop=stop)
+    assert cut == whole[: whole.index(stop)]
+
+
+def dialogue(runs, preset, turn_blocks=False, **options):
+    generator = Generator.of_run(runs(preset))
+    return Dialogue(generator, Options(max_tokens=3, **options), turn_blocks)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "prefix_lm", "t5", "glm"])
+def test_a_dialogue_answers_as_its_whole_text_would(preset, runs):
+    talk = dialogue(runs, preset)
+    talk.say("The river\n")
+    caches = [talk.decoding.cache]
+    before = np.array([*talk.history, *talk.generator.tokenizer.encode("The stone\n")])
+    answer = talk.say("The stone\n")
+    caches.append(talk.decoding.cache)
+    again = dialogue(runs, preset)
+    again.history = before[:-1].tolist()  # the last token as its turn: nothing is cached
+    again.generator.tokenizer.encode = lambda text: before[-1:]
+    assert again.say("-").tokens == answer.tokens
+    assert (caches[0] is caches[1]) == (preset == "gpt")
+
+
+def test_turn_blocks_keep_a_prefix_decoders_cache(runs):
+    talk = dialogue(runs, "prefix_lm", turn_blocks=True)
+    talk.say("The river\n")
+    cache = talk.decoding.cache
+    talk.say("The stone\n")
+    assert talk.decoding.cache is cache
+    with pytest.raises(megaarch.errors.UserError, match="turn blocks are a mask of decoders"):
+        dialogue(runs, "t5", turn_blocks=True).say("The river\n")
+
+
+def test_chat_reads_lines_until_its_input_ends(runs, capsys, monkeypatch):
+    lines = iter(["The river", "", "The stone"])
+
+    def ask():
+        return next(lines, None)
+
+    monkeypatch.setattr(generate, "ask", ask)
+    assert main(["generate", runs("gpt"), "--chat", "--max-tokens", "4", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [x["prompt"] for x in found] == ["The river", "The stone"]
+
+
+def test_ctrl_c_ends_an_answer_and_the_dialogue_goes_on(runs, capsys, monkeypatch):
+    lines, forward, calls = iter(["The river", "The stone"]), Generator.forward, []
+
+    def interrupted(self, batch, cache):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, batch, cache)
+
+    monkeypatch.setattr(generate, "ask", lambda: next(lines, None))
+    monkeypatch.setattr(Generator, "forward", interrupted)
+    assert main(["generate", runs("gpt"), "--chat", "--max-tokens", "4"]) == 0
+    assert len(calls) == 3 + 4
+    shown = capsys.readouterr()
+    assert shown.out.count("\n") >= 2 and "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "The river " * 60], "and the model knows 48: shorten it"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens: 0 is not a number from 1"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature: -1.0 is not a number from 0"),
+        (["--prompt", "a", "--top-p", "0"], "top_p: 0.0 is not a number above 0"),
+        (["--prompt", "a", "--top-k", "0"], "top_k: 0 is not a number from 1"),
+        (["--prompt", "a", "--turn-blocks"], "give --chat"),
+        (["--prompt", "a", "--tokenizer", "/gone"], "tokenizer file /gone does not exist"),
+        (["--input", "/nowhere.jsonl"], "/nowhere.jsonl: No such file"),
+        (["--prompt", "a", "--set", "parallel.pipeline_parallel=2"], "parallel.pipeline_parallel"),
+    ],
+)
+def test_a_mistake_is_one_sentence(given, sentence, runs, capsys):
+    assert main(["generate", runs("gpt"), *given]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error and error.count("megaarch:") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "line 1 is not JSON"),
+        ('{"text": "a"}', 'line 1: is not an object with a text "prompt"'),
+        ("", "has no prompts"),
+    ],
+)
+def test_a_bad_line_is_named(line, sentence, runs, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text(line)
+    assert main(["generate", runs("gpt"), "--input", str(path)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_no_run_bert_and_a_tokenizer_that_is_gone(runs, tmp_path, capsys, prepared):
+    assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
+    assert "has no complete checkpoint" in capsys.readouterr().err
+    assert main(["generate", runs("bert"), "--prompt", "a"]) == 2
+    assert "no left-to-right conditional" in capsys.readouterr().err
+    folder = tmp_path / "run"
+    shutil.copytree(runs("gpt"), folder)
+    path = prepared.tokenizer.path
+    shutil.move(path, tmp_path / "kept")
+    try:
+        assert main(["generate", str(folder), "--prompt", "a"]) == 2
+        assert "--tokenizer" in capsys.readouterr().err
+    finally:
+        shutil.move(tmp_path / "kept", path)
+
+
+def test_text_comes_in_whole_characters(prepared):
+    tokenizer = prepared.tokenizer
+    text = "The 漢字 🙂🙂 Über"
+    ids = tokenizer.encode(text).tolist()
+    assert len(ids) > len(text)  # some are spelt in bytes
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+    assert "".join(TextStream(tokenizer).push(token) for token in ids[:6]) in text
+
+
+def test_greedy_is_a_temperature_of_none_and_seeds_differ(runs):
+    generator = Generator.of_run(runs("gpt"))
+    greedy = megaarch.generate(generator, PROMPT, max_tokens=8)
+    assert greedy == megaarch.generate(generator, PROMPT, max_tokens=8, temperature=0.5, top_k=1)
+    drawn = {
+        megaarch.generate(generator, PROMPT, max_tokens=8, temperature=1.0, seed=s)
+        for s in range(3)
+    }
+    assert len(drawn) == 3
+    assert Sampling(top_k=4).heat == 1 and Sampling().heat == 0

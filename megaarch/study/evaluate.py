@@ -68,6 +68,19 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     return found, [warning for warning in warnings if warning]
 
 
+def _left_out(found: Heldout, evaluation: Evaluation) -> str | None:
+    """A sentence on the lengths of a continuation that were not scored; None where all were."""
+    lengths = [
+        str(length) for length in evaluation.lengths if str(length) not in found.continuation
+    ]
+    if not (evaluation.by_length and lengths):
+        return None
+    return (
+        f"Continuations of {', '.join(lengths)} tokens are left out: no held-out item, or no row of "
+        "the run's, is so long."
+    )
+
+
 def _settings(raw: config.Raw, overrides: Sequence[str], run: Path) -> Settings:
     raw = copy.deepcopy({k: v for k, v in raw.items() if k != "study"})
     if launch.find()[1].world_size == 1:

@@ -178,14 +178,14 @@ def test_damage_that_one_rank_sees_is_named_on_all_and_skipped(pool, raw, prepar
 
 
 def scored(run, layout, smaller):
-    whole, find_fault, read = evaluate.Evaluation, checkpoint.find_fault, []
-    evaluate.Evaluation = lambda: whole(**smaller)
+    find_fault, read = checkpoint.find_fault, []
     checkpoint.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)
     try:
         given = [f"{name}={size}" for name, size in layout.items()]
+        given += [f"study.evaluation.{name}={number}" for name, number in smaller.items()]
         return evaluate.evaluate_run(run, given)[0].as_json() | {"verified": len(read)}
     finally:
-        evaluate.Evaluation, checkpoint.find_fault = whole, find_fault
+        checkpoint.find_fault = find_fault
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_of_records_that_are_text_and_pairs_the_objective_takes_what_it_needs(
     prepared = prepare(mine.data, 512)
     rows = Rows(mine.model, mine.data, prepared, 0)
     assert prepared.supervised
-    assert rows.pairs + len(prepared.heldout_pairs) == len(RECORDS)
+    assert rows.examples + len(prepared.heldout_pairs) == len(RECORDS)
     assert set(prepared.heldout_pairs) < {(r["input"], r["target"]) for r in RECORDS}
     if field != "text":
         return

@@ -28,7 +28,6 @@ from megaarch.report.panel import (
 from megaarch.study.intervals import holm
 from megaarch.study.results import Results
 
-UNREAD = "no gain from the prefix"
 
 
 @dataclass(frozen=True)

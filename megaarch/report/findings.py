@@ -29,7 +29,6 @@ from megaarch.study.intervals import holm
 from megaarch.study.results import Results
 
 
-
 @dataclass(frozen=True)
 class Verdict:
     """The ranking by one yardstick.

@@ -1,6 +1,7 @@
 """The grid: what multiplies, what a cell is called, and what decides that it has changed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
 from megaarch.study.cells import expand
 from megaarch.study.data import held_out
+from megaarch.study.folder import identity
 
 
 @pytest.fixture
@@ -129,6 +131,23 @@ def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
     before = after | {"training.skip_limit": 3, "from.from.training.skip_limit": 3}
     assert "training.skip_limit" not in after and not changed_settings(before, after)
     assert changed_settings(after | {"from.training.clip_gradient": 3}, after)
+
+
+def test_a_change_of_what_is_scored_is_named(study, tmp_path):
+    def of(**given):
+        [cell, _] = expand(study, tmp_path)
+        return identity(cell, prepared, Evaluation(**given))
+
+    prepared = SimpleNamespace(fingerprint="text")
+    before = of(documents=8)
+    assert changed_settings(before, of(documents=8)) == []
+    assert changed_settings(before, of(documents=9)) == [
+        "study.evaluation.documents was 8 and is 9"
+    ]
+    # one that an earlier version lacked is at its default
+    del before["study.evaluation.shots"]
+    assert changed_settings(before, of(documents=8)) == []
+    assert changed_settings(before, of(documents=8, shots=2))
 
 
 def test_documents_are_apart_and_batches_in_tokens_unless_a_study_says_otherwise(study, tmp_path):

@@ -145,6 +145,11 @@ def _model(settings: Settings) -> Iterator[Conflict]:
             ("model.position_encoding", "data.objective"),
             f"relative positions have one axis and {data.objective} has {axes}: use rope",
         )
+    if model.initializer == "t5x" and model.initial_deviation != Model().initial_deviation:
+        yield (
+            ("model.initial_deviation", "model.initializer"),
+            "has no meaning under t5x, whose deviations follow from each parameter's shape: leave it out",
+        )
     width = model.hidden_size
     if "rms_norm" in model.fused_kernels and width > (16384 if width % 8 == 0 else 4096):
         yield (

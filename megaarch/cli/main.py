@@ -8,6 +8,7 @@ from megaarch.cli import (
     describe,
     dry_run,
     evaluate,
+    fit,
     generate,
     plan,
     report,
@@ -25,6 +26,7 @@ examples:
   megaarch generate runs/demo/gpt --prompt "def main"
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
+  megaarch fit --points points.csv --leave-out 5
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
 """
 
@@ -34,6 +36,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "generate": generate,
     "report": report,
+    "fit": fit,
     "describe": describe,
     "plan": plan,
     "dry-run": dry_run,

@@ -7,7 +7,7 @@ import matplotlib
 
 from megaarch.config import catalogue
 from megaarch.report import findings as report_findings
-from megaarch.report import notation, plots
+from megaarch.report import laws, notation, plots
 from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.masks import mask_panel
 from megaarch.report.panel import gain_of_length, knows_length, lengths, of_length, of_task
@@ -33,7 +33,8 @@ def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
 
 
 def sections(results: Results) -> dict[str, list[Panel]]:
-    """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling."""
+    """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling,
+    laws."""
     cells = merged_cells(results)
     look = looks(cells)
     budgets = sorted({cell.budget for cell in cells})
@@ -48,6 +49,7 @@ def sections(results: Results) -> dict[str, list[Panel]]:
                     panel.group = each if suffix else ""
                     found.setdefault(section, []).append(panel)
             found.setdefault("scaling", []).extend(scaling(group, look, number, each))
+        found["laws"] = laws.panels(results, cells, look)
     return found
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from megaarch.report import findings as report_findings
-from megaarch.report import notation
+from megaarch.report import laws, notation
 from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
@@ -135,6 +135,7 @@ def page(results: Results) -> str:
             for finding in report_findings.findings(results)
         ],
         sections={name: grouped(panels) for name, panels in sections(results).items()},
+        laws=laws.table(results, look, cells),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),
         warnings=warnings_for(results),

@@ -1,5 +1,6 @@
 """Fitted laws as a terminal shows them, and as JSON."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -40,13 +41,16 @@ def comparison(found: Comparison) -> dict[str, Any]:
     return asdict(found) | {"different": found.different, "sentence": sentence(found)}
 
 
-def sentence(found: Comparison) -> str:
-    """Says who is better where, or that it cannot be told."""
-    low, high = (f"{budget:.3g}" for budget in found.budgets)
+def sentence(found: Comparison, shown: Callable[[float], str] = "{:.3g}".format) -> str:
+    """Says who is better where, or that it cannot be told. shown: writes a number of FLOPs."""
+    low, high = map(shown, found.budgets)
     at_low, at_high = found.better
     if found.crossing is not None and found.crossing_interval is not None:
-        edges = " to ".join(f"{edge:.3g}" for edge in found.crossing_interval)
-        return f"{at_low} is better up to {found.crossing:.3g} FLOPs ({edges}), and {at_high} from there on."
+        edges = " to ".join(map(shown, found.crossing_interval))
+        return (
+            f"{at_low} is better up to {shown(found.crossing)} FLOPs ({edges}), and {at_high} from "
+            "there on."
+        )
     if at_low == at_high:
         if at_low is None:
             return f"{found.first} and {found.second} cannot be told apart at {low} nor at {high} FLOPs."

@@ -10,6 +10,7 @@ from megaarch.cli import (
     evaluate,
     generate,
     plan,
+    plan_inference,
     report,
     status,
     submit,
@@ -26,6 +27,7 @@ examples:
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
+  megaarch plan-inference configs/studies/scale.yaml --gpu h100 --batch 8
 """
 
 COMMANDS = {
@@ -36,6 +38,7 @@ COMMANDS = {
     "report": report,
     "describe": describe,
     "plan": plan,
+    "plan-inference": plan_inference,
     "dry-run": dry_run,
     "submit": submit,
     "status": status,

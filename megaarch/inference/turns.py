@@ -72,7 +72,7 @@ class Turn:
     def prefill(self) -> Call:
         """The call that runs the prompt; it gives the first token of the answer."""
         new, pairs = len(self.stream.tokens), sum(map(area, self.stream.parts))
-        keys = max(part[4] for part in self.stream.parts)
+        keys = int(max(part[4] for part in self.stream.parts))
         encoder = self.prompt.encoder if self.held == 0 else None
         return self._call(new, pairs, keys, encoder)
 

@@ -123,6 +123,7 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "report": ((".", "--text"), ("report.html",)),
         "describe": ((run,), ()),
         "plan": ((run, *cluster), ()),
+        "plan-inference": ((run, "--prompt", "8", "--answer", "4", *small), ()),
         "dry-run": ((run, *small), ()),
         "submit": (
             *(("study.yaml", "--nodes", "1", "--time", "10", "--launch", "launch", "--dry-run"),),

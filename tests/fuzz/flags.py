@@ -194,6 +194,11 @@ def _commands() -> Iterator[tuple[str, Command]]:
                 "16",
             ),
         ),
+        "inference": (
+            *("--presets", "gpt", "--families", "llama", "--batches", "1", "--turns", "2"),
+            *("--hidden-size", "32", "--layers", "1", "--heads", "2", "--feed-forward-size", "48"),
+            *("--vocabulary-size", "1024", "--length", "8", "--answer", "3"),
+        ),
         "tests": ("missing.py",),
     }
     for name, parser in _below(benchmarks.parser()).items():

@@ -1,6 +1,9 @@
 """What generation is planned to cost: times by their formula, and the command as a person sees it."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +140,11 @@ def test_any_length_is_counted_that_the_model_has_positions_for():
     for more in (0, 1):
         ((_, cost),) = costs(raw, CLUSTER, Lengths(limit - 11, 11 + more, 1))
         assert isinstance(cost, InferenceCost) is (more == 0)
+
+
+def test_the_page_shows_what_the_command_prints(capsys):
+    page = Path("docs/inference.md").read_text()
+    (command,) = re.findall(r"^    megaarch plan-inference (\S+ --cell \S+ --batch 8)", page, re.M)
+    assert main(["plan-inference", *shlex.split(command)]) == 0
+    shown = capsys.readouterr().out
+    assert re.sub("^(?=.)", "    ", shown, flags=re.M) in page

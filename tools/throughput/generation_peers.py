@@ -76,7 +76,7 @@ class Theirs:
             return_dict_in_generate=True,
             stopping_criteria=[self.marked],
         )
-        self.cache_bytes = cache_bytes(out.past_key_values)
+        self.cache_bytes = cache_bytes(out.cache if "cache" in out else out.past_key_values)
         return out.sequences[:, -self.answer :].cpu().numpy()
 
     def marked(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

@@ -28,7 +28,7 @@ from megaarch.planner.work import HALF, Work
 from megaarch.study.cells import expand
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
 
-MOST_TOKENS, MOST_TURNS = 1 << 20, 256  # of a dialogue
+MOST_TOKENS, MOST_TURNS = 1 << 20, 64  # of a dialogue
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class TurnCost:
     moved_bytes: int
     cache_bytes: int
     reused_tokens: int
+
+    def seconds(self, answer: int) -> float:
+        """Of the whole turn, with an answer of so many tokens."""
+        return self.first_token_seconds + (answer - 1) * (self.token_seconds or 0.0)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,20 @@ def test_the_command_prints_each_model_of_a_study_once(tmp_path, capsys):
     assert code == 0 and "prefix_lm" in out and "gpt" not in out and "policy" not in out
 
 
+@pytest.mark.parametrize("scale", [1, 64])
+def test_figures_of_models_of_any_size_stand_apart(scale, tmp_path, capsys):
+    raw = raw_of("gpt", "unilm", "t5")
+    raw["model"] |= {"hidden_size": 32 * scale, "heads": 2 * scale, "feed_forward_size": 48 * scale}
+    raw["model"]["head_size"] = 16
+    more = ("--prompt", "12", "--answer", "9", "--turns", "50")
+    _, out, _ = run(tmp_path, capsys, raw, *more)
+    for table, figures in zip(out.split("\n\n")[1:], (7, 2 * 4 + 2), strict=True):
+        for row in table.splitlines()[2:]:
+            shown = re.sub("^\\S+|bandwidth|recompute|, |reuse", "", row).split()
+            assert len(shown) == figures, row
+            assert all(re.fullmatch(r"[\d,]+(\.\d+)?", figure) for figure in shown)
+
+
 def test_json_holds_every_turn(tmp_path, capsys):
     more = ("--prompt", "50", "--answer", "1", "--turns", "7", "--gpu", "a100", "--json")
     code, out, _ = run(tmp_path, capsys, raw_of("t5", "bert"), *more)
@@ -120,7 +134,7 @@ def test_json_holds_every_turn(tmp_path, capsys):
     [
         (("--prompt", "0"), "--prompt 0: is not a number from 1"),
         (("--batch", "-1"), "--batch -1: is not a number from 1"),
-        (("--turns", "257"), "--turns 257: is not a number from 1 to 256"),
+        (("--turns", "65"), "--turns 65: is not a number from 1 to 64"),
         (("--prompt", "1000000"), "are more than 1,048,576 together"),
         (("--prompt", "4000"), "the 4096 positions that the model knows: give fewer, or set"),
         (("--cell", "t5*"), "--cell t5*: names no model; there are gpt"),

@@ -11,6 +11,7 @@ from megaarch.cli import (
     fit,
     generate,
     plan,
+    plan_inference,
     report,
     status,
     submit,
@@ -28,6 +29,7 @@ examples:
   megaarch report runs/demo --text
   megaarch fit --points points.csv --leave-out 5
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
+  megaarch plan-inference configs/studies/scale.yaml --gpu h100 --batch 8
 """
 
 COMMANDS = {
@@ -39,6 +41,7 @@ COMMANDS = {
     "fit": fit,
     "describe": describe,
     "plan": plan,
+    "plan-inference": plan_inference,
     "dry-run": dry_run,
     "submit": submit,
     "status": status,

@@ -207,6 +207,8 @@ class Training(Section):
     skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
     resume: bool = True
     start_from: Text | None = None  # checkpoint whose weights a new run starts from
+    # with its optimizer's state, step and totals: `steps`, `budget` and the schedule count its own too
+    start_optimizer: bool = False
 
 
 class Parallel(Section):

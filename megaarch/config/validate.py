@@ -40,6 +40,12 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             f"{training.global_batch_size} rows do not divide into micro-batches of "
             f"{training.micro_batch_size} rows on {ranks} data-parallel ranks",
         )
+    if training.start_optimizer and training.start_from is None:
+        yield (
+            ("training.start_optimizer", "training.start_from"),
+            "is the state of the run that a new one starts from: give training.start_from (in a study, "
+            "set it in a cell that has from), or leave it out",
+        )
     yield from _float8(settings)
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every
@@ -315,6 +321,12 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
             )
         if cell.budget is not None and cell.start_from is None:
             yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
+        if study.tune and flatten(cell.set).get("training.start_optimizer"):
+            yield (
+                (f"{where}.set", "study.tune"),
+                "a cell that takes its parent's optimizer along (training.start_optimizer) has its "
+                "rate too: sweep the parents in a study of their own, and give this one study.rates",
+            )
         for path in flatten(cell.set):
             if path in STUDYS_OWN:
                 yield (f"{where}.set",), f"{path} is the study's to set: leave it out"

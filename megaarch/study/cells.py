@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaarch import config
@@ -16,7 +16,8 @@ BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal token
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One run of a study. `parent` is the key of the cell whose weights it starts from."""
+    """One run of a study. `parent` is the key of the cell whose weights it starts from; `inherited`
+    the part of its training.budget that its parents have spent (training.start_optimizer)."""
 
     name: str
     size: str | None
@@ -24,6 +25,7 @@ class StudyCell:
     seed: int
     settings: Settings
     parent: str | None
+    inherited: float = 0.0
 
     @property
     def key(self) -> str:
@@ -59,13 +61,28 @@ def expand(
     study = config.resolve(raw).study
     if study is None:
         raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
-    return [
-        _resolve(raw, study, cell, size, amount, seed, directory, rates or {})
-        for size in (study.sizes or [None])
-        for amount in study.budgets
-        for seed in study.seeds
-        for cell in study.cells
-    ]
+    found: dict[str, StudyCell] = {}
+    for size in study.sizes or [None]:
+        for amount in study.budgets:
+            for seed in study.seeds:
+                for each in study.cells:
+                    cell = _resolve(raw, study, each, size, amount, seed, directory, rates or {})
+                    found[cell.key] = _after(found.get(cell.parent or ""), cell)
+    return list(found.values())
+
+
+def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:
+    """The cell, its budget counted from its parent's first step where it takes the optimizer along."""
+    training = cell.settings.training
+    if parent is None or not training.start_optimizer:
+        return cell
+    spent, own = parent.settings.training.budget, training.budget
+    assert spent is not None and own is not None, "_resolve gives every cell one"
+    budget = own.model_copy(update={"amount": spent.amount + own.amount})
+    settings = cell.settings.model_copy(
+        update={"training": training.model_copy(update={"budget": budget})}
+    )
+    return replace(cell, settings=settings, inherited=spent.amount)
 
 
 def _resolve(

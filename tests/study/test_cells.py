@@ -92,6 +92,20 @@ def test_a_child_starts_from_its_parents_weights_with_a_budget_of_its_own(study,
     assert child.settings.training.budget.amount == 5e8
 
 
+def test_a_rate_is_not_swept_for_a_cell_that_takes_its_parents_optimizer_along(study, tmp_path):
+    along = {
+        "name": "on",
+        "preset": "gpt",
+        "from": "gpt",
+        "set": {"training.start_optimizer": True},
+    }
+    study["study"] |= {"cells": [*study["study"]["cells"], along], "budgets": [1e9]}
+    assert expand(study, tmp_path)[2].settings.training.budget.amount == 2e9
+    study["study"]["tune"] = {"learning_rates": [1e-3]}
+    with pytest.raises(config.ConfigError, match="cells.2.set: a cell that takes its parent's opt"):
+        expand(study, tmp_path)
+
+
 @pytest.mark.parametrize("match", ["flops", "seen_tokens", "target_tokens", "parameters"])
 def test_every_way_to_match(study, tmp_path, match):
     study["study"]["match"] = match

@@ -21,6 +21,7 @@ from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lock, run, workers
 from megaarch.study.display import ProgressBar
+from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
@@ -106,6 +107,35 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
     assert adapted["curve"][0]["heldout"] != gpt["curve"][0]["heldout"]
     for write in (report.text, report.csv, report.latex):
         assert "adapted" in write(results)
+
+
+def test_a_cell_that_takes_the_optimizer_along_goes_on_where_its_parent_ended(study, tmp_path):
+    """Its budget is what it adds, and so are its counts; curve and losses are of its own compute."""
+    along = {"training.start_optimizer": True, "training.schedule": "wsd"}
+    study["training"]["schedule"] = "constant"
+    study["study"]["cells"] = [
+        {"name": "gpt", "preset": "gpt"},
+        {"name": "more", "preset": "gpt", "from": "gpt", "budget": 6e8, "set": along},
+        {"name": "most", "preset": "gpt", "from": "more", "budget": 6e8, "set": along},
+    ]
+    planned = [int(line.split()[1]) for line in dry_run(study, tmp_path).splitlines()[1:4]]
+    gpt, more, most = compare(study, tmp_path, QUIET)["cells"]
+    assert more["inherited_flops"] == gpt["flops"]
+    assert most["inherited_flops"] == gpt["flops"] + more["flops"]
+    assert most["inherited_tokens"] == gpt["seen_tokens"] + more["seen_tokens"]
+    before = gpt
+    for cell, steps in zip((more, most), planned[1:], strict=True):
+        assert abs(cell["flops"] / 6e8 - 1) < 0.5 / cell["steps"] + 0.01
+        assert abs(cell["steps"] - steps) <= 1
+        begin, end = cell["curve"][0], cell["curve"][-1]
+        assert begin["heldout"] == before["curve"][-1]["heldout"]
+        assert (begin["flops"], begin["seconds"]) == (0, 0)
+        assert (begin["step"], end["step"]) == (
+            before["curve"][-1]["step"],
+            before["curve"][-1]["step"] + cell["steps"],
+        )
+        assert end["flops"] == cell["losses"][-1]["flops"] == cell["flops"]
+        before = cell
 
 
 def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypatch):

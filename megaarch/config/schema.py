@@ -264,6 +264,21 @@ class Cell(Section):
     set: dict[str, object] = {}
 
 
+ADAPTED = "-adapted"  # ends the names of these children
+
+
+class Adapt(Section):
+    """What every cell of a study gets: a child that is trained on one objective, NAME-adapted.
+
+    objective: None: full_lm where no token sees later ones, else prefix_lm. `set` holds dotted
+    settings of the children, over those of their parents' cells.
+    """
+
+    budget: Annotated[float, Field(gt=0)]  # that is added, in what study.match counts
+    objective: ObjectiveName | None = None
+    set: dict[str, object] = {}
+
+
 class Tune(Section):
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
@@ -298,6 +313,7 @@ class Study(Section):
     )
     rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
+    adapt: Adapt | None = None
     evaluation: Evaluation = Evaluation()
 
 

@@ -10,6 +10,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
+from megaarch.study import adapt
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
@@ -17,7 +18,8 @@ BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal token
 @dataclass(frozen=True)
 class StudyCell:
     """One run of a study. `parent` is the key of the cell whose weights it starts from; `inherited`
-    the part of its training.budget that its parents have spent (training.start_optimizer)."""
+    the part of its training.budget that its parents have spent (training.start_optimizer);
+    `adaptation` what it adds where study.adapt has made it."""
 
     name: str
     size: str | None
@@ -26,6 +28,7 @@ class StudyCell:
     settings: Settings
     parent: str | None
     inherited: float = 0.0
+    adaptation: float | None = None
 
     @property
     def key(self) -> str:
@@ -61,14 +64,53 @@ def expand(
     study = config.resolve(raw).study
     if study is None:
         raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
-    found: dict[str, StudyCell] = {}
-    for size in study.sizes or [None]:
-        for amount in study.budgets:
-            for seed in study.seeds:
-                for each in study.cells:
-                    cell = _resolve(raw, study, each, size, amount, seed, directory, rates or {})
-                    found[cell.key] = _after(found.get(cell.parent or ""), cell)
-    return list(found.values())
+    return [
+        cell
+        for size in study.sizes or [None]
+        for amount in study.budgets
+        for seed in study.seeds
+        for cell in _one_of_each(raw, study, size, amount, seed, directory, rates or {})
+    ]
+
+
+def _one_of_each(
+    raw: config.Raw,
+    study: Study,
+    size: Size | None,
+    amount: float,
+    seed: int,
+    directory: Path,
+    rates: dict[str, float],
+) -> list[StudyCell]:
+    """All cells of one size, budget and seed; adapted ones last."""
+    found: dict[str | None, StudyCell] = {}
+    for each in study.cells:
+        cell = _resolve(raw, study, each, size, amount, seed, directory, rates)
+        found[each.name] = _after(found.get(each.start_from), cell)
+    adapted = []
+    for each in study.cells if study.adapt else ():
+        assert study.adapt is not None
+        parent = found[each.name]
+        if adapt.obstacle(parent.settings, study.adapt):
+            continue
+        child = adapt.child_of(each, parent.settings, study.adapt)
+        rate = rates.get(parent.rate_key, rates.get(parent.name))
+        known = rates if rate is None else {child.name: rate} | rates
+        cell = _after(parent, _resolve(raw, study, child, size, amount, seed, directory, known))
+        adapted.append(replace(cell, adaptation=study.adapt.budget))
+    return [*found.values(), *adapted]
+
+
+def not_adapted(cells: list[StudyCell], study: Study) -> list[str]:
+    """Says which cells of a study `study.adapt` leaves out, and why."""
+    return list(
+        dict.fromkeys(
+            f"{cell.name} is not adapted (study.adapt): {why}."
+            for cell in cells
+            if study.adapt and cell.adaptation is None
+            if (why := adapt.obstacle(cell.settings, study.adapt))
+        )
+    )
 
 
 def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:

@@ -195,6 +195,7 @@ def result(
         budget=cell.budget,
         seed=cell.seed,
         parent=cell.parent,
+        adaptation=cell.adaptation,
         parameters=trainer.parameters,
         non_embedding_parameters=non_embedding_parameter_count(
             model, catalogue.position_axes(settings.data.objective)

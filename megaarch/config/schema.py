@@ -209,6 +209,8 @@ class Training(Section):
     start_from: Text | None = None  # checkpoint whose weights a new run starts from
     # with its optimizer's state, step and totals: `steps`, `budget` and the schedule count its own too
     start_optimizer: bool = False
+    # that of an encoder-decoder which starts from a decoder: from its self-attention, or drawn anew
+    start_cross_attention: Literal["self_attention", "random"] = "self_attention"
 
 
 class Parallel(Section):

@@ -40,12 +40,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             f"{training.global_batch_size} rows do not divide into micro-batches of "
             f"{training.micro_batch_size} rows on {ranks} data-parallel ranks",
         )
-    if training.start_optimizer and training.start_from is None:
-        yield (
-            ("training.start_optimizer", "training.start_from"),
-            "is the state of the run that a new one starts from: give training.start_from (in a study, "
-            "set it in a cell that has from), or leave it out",
-        )
+    yield from _start(settings)
     yield from _float8(settings)
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every
@@ -57,6 +52,24 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         )
     if settings.study:
         yield from _study(settings.study, settings.data, settings.training)
+
+
+def _start(settings: Settings) -> Iterator[Conflict]:
+    training = settings.training
+    streams = catalogue.ARCHITECTURES[settings.model.architecture].streams
+    starts = training.start_from is not None
+    if training.start_optimizer and not starts:
+        yield (
+            ("training.start_optimizer", "training.start_from"),
+            "is the state of the run that a new one starts from: give training.start_from (in a study, "
+            "set it in a cell that has from), or leave it out",
+        )
+    if training.start_cross_attention == "random" and not (starts and len(streams) > 1):
+        yield (
+            ("training.start_cross_attention", "training.start_from", "model.architecture"),
+            "is of an encoder_decoder that starts from a decoder: give training.start_from (in a "
+            "study, set it in a cell that has from), or leave it out",
+        )
 
 
 def _float8(settings: Settings) -> Iterator[Conflict]:

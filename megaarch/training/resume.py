@@ -12,7 +12,9 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.files import fit
+from megaarch.model import transfer
 from megaarch.model.positions import position_scheme, scheme_fault
+from megaarch.model.transfer import Origins
 from megaarch.training import checkpoint
 from megaarch.training.progress import Limit, Progress, limit_change
 from megaarch.training.record import PROGRESS, SAMPLES, Record, read_record
@@ -56,13 +58,13 @@ def resume(
     if training.start_from:
         parent = _find_parent(Path(training.start_from), grid)
         saved = read_record(parent)
-        _check_parent(parent, saved, settings, tokenizer)
+        origins = _check_parent(parent, saved, settings, tokenizer)
         if training.start_optimizer:
             inherited = Progress.of(saved.progress)
-            _check_optimizer(parent, saved, training, inherited)
+            _check_optimizer(parent, saved, training, inherited, origins)
             _load_with_optimizer(parent, engine, optimizer, grid)
         else:
-            checkpoint.load(parent, engine, None, grid)
+            checkpoint.load(parent, engine, None, grid, origins)
     return inherited, inherited
 
 
@@ -124,7 +126,9 @@ def _find_parent(given: Path, grid: Grid) -> Path:
     return given
 
 
-def _check_optimizer(found: Path, saved: Record, training: Training, totals: Progress) -> None:
+def _check_optimizer(
+    found: Path, saved: Record, training: Training, totals: Progress, origins: Origins
+) -> None:
     """Raises UserError where a run under `training` cannot go on with this optimizer's state."""
     where, theirs = "training.start_optimizer", saved.settings.training.get("optimizer")
     if saved.weights_only:
@@ -134,6 +138,11 @@ def _check_optimizer(found: Path, saved: Record, training: Training, totals: Pro
             f"{where}: {found} has the state of {theirs}, and training.optimizer is "
             f"{training.optimizer}: make them equal, or leave it out"
         )
+    if moved := [name for name, origin in origins.items() if origin.name != name]:
+        raise UserError(
+            f"{where}: {found} has no state of {moved[0]}, which starts from other weights "
+            f"({len(moved)} parameters): leave it out"
+        )
     if (limit := Limit.of(training)).reached(totals):
         raise UserError(
             f"{where}: {found} has already come to {limit}, for training.steps and training.budget "
@@ -141,20 +150,25 @@ def _check_optimizer(found: Path, saved: Record, training: Training, totals: Pro
         )
 
 
-def _check_parent(found: Path, saved: Record, settings: Settings, tokenizer: str | None) -> None:
-    """Raises UserError where tokens or positions mean something else to these weights."""
+def _check_parent(found: Path, saved: Record, settings: Settings, tokenizer: str | None) -> Origins:
+    """Returns where the model's parameters come from. UserError where tokens or positions mean
+    something else to these weights, or where they cannot become the model's."""
     if saved.tokenizer.fingerprint != tokenizer:
         raise UserError(
             f"training.start_from: {found} was trained with another tokenizer: set "
             f"data.tokenizer={saved.tokenizer.path}"
         )
+    model = fit(saved.settings.model, Model, found / PROGRESS)
+    data = settings.data.model_copy(update={"objective": saved.settings.data.objective})
+    parent = settings.model_copy(update={"model": model, "data": data})
     fault = scheme_fault(
-        position_scheme(
-            fit(saved.settings.model, Model, found / PROGRESS), saved.settings.data.objective
-        ),
-        position_scheme(settings.model, settings.data.objective),
+        *(position_scheme(each.model, each.data.objective) for each in (parent, settings))
     )
     if fault:
         raise UserError(
             f"training.start_from: positions mean something else to the weights of {found}: {fault}"
         )
+    try:
+        return transfer.origins(parent, settings)
+    except UserError as error:
+        raise UserError(f"training.start_from: {found}: {error}") from None

@@ -245,7 +245,8 @@ def test_a_cell_that_cannot_be_adapted_is_left_out_with_its_reason(study, pairs,
         "bert is not adapted (study.adapt): the architecture encoder does not run prefix_lm.",
         "xlnet is not adapted (study.adapt): the architecture two_stream does not run prefix_lm.",
         "glm is not adapted (study.adapt): positions mean something else under prefix_lm: the "
-        "number of position axes is 2 there and 1 here.",
+        "number of position axes is 2 there and 1 here, and RoPE divides the frequencies of a head "
+        "among them.",
         "tuned is not adapted (study.adapt): it is finetuned on pairs of input and target.",
     ]
     wanted = adapted(study, tmp_path, objective="denoising")

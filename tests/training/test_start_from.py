@@ -1,6 +1,7 @@
 """What a run takes from the run it starts from: the optimizer's state, its step and its totals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,120 @@ def test_an_optimizer_that_cannot_be_taken_along_is_told(tiny, prepared, tmp_pat
 
 def at(record, step):
     return record | {"progress": record["progress"] | {"step": step}}
+
+
+# what an encoder-decoder takes of a decoder, and what GLM's second axis begins with
+
+
+def trained(tiny, prepared, tmp_path, preset="gpt", **given):
+    """The weights of a run in tmp_path / "run", and its trainer."""
+    trainer = Trainer(tiny(preset, **given), prepared)
+    trainer.run()
+    return weights_of(trainer), trainer
+
+
+def weights_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+LEARNED = {"model__position_encoding": "learned", "model__learned_positions": 56}
+T5GEMMA = {"rope": {}, "learned": LEARNED, "biases": {"model__bias": True, **LEARNED}}
+OF_STREAMS = ("positions", "embedding_norm")
+
+
+@pytest.mark.parametrize("form", T5GEMMA)
+@pytest.mark.parametrize("parent", ["gpt", "unilm"])
+def test_an_encoder_decoder_takes_both_stacks_of_a_decoder_and_cross_attention_of_its_own(
+    parent, form, tiny, prepared, tmp_path
+):
+    """Of T5Gemma's balanced form: every tensor, by a second writing of the layouts."""
+    given = T5GEMMA[form] | {"model__embedding_normalization": True}
+    theirs, _ = trained(tiny, prepared, tmp_path, parent, **given)
+    start = {"training__start_from": str(tmp_path / "run")}
+    child = Trainer(
+        tiny("t5", logging__directory=str(tmp_path / "child"), **given, **start), prepared
+    )
+    mine, used = weights_of(child), set()
+    heads, keys, size, layers = 4, 2, 8, 2
+    for name, value in mine.items():
+        wanted = name.replace("encoder_norm", "norm")
+        for table in OF_STREAMS:
+            wanted = wanted.replace(f"{table}.encoder", f"{table}.decoder")
+        if name.startswith("layers."):
+            _, index, rest = name.split(".", 2)
+            wanted = f"layers.{int(index) % layers}.{rest.replace('cross_', '')}"
+        rows = slice(None)
+        if wanted.split(".")[-2] in ("q", "kv"):
+            blocks = [["q"] * (heads // keys) + ["k", "v"]] * keys
+            kinds = [kind for group in blocks for kind in group for _ in range(size)]
+            part = wanted.split(".")[-2]
+            rows = [i for i, kind in enumerate(kinds) if kind in part]
+            wanted = wanted.replace(f".{part}.", ".qkv.")
+        used.add(wanted)
+        assert torch.equal(value, theirs[wanted][rows]), name
+    assert used == theirs.keys()
+
+
+def test_an_encoder_decoder_that_starts_from_a_decoder_begins_below_a_new_one(
+    tiny, prepared, tmp_path
+):
+    Trainer(tiny(training__steps=20), prepared).run()
+    losses = []
+    for number, start in enumerate(({"training__start_from": str(tmp_path / "run")}, {})):
+        given = {"logging__directory": str(tmp_path / str(number)), "training__steps": 1} | start
+        settings = tiny("t5", data__objective="prefix_lm", **given)
+        Trainer(settings, prepared).run()
+        losses.append(metrics(settings)[0][1])
+    assert losses[0] < losses[1] - 0.3
+
+
+def test_cross_attention_is_drawn_anew_on_demand(tiny, prepared, tmp_path):
+    theirs, _ = trained(tiny, prepared, tmp_path)
+    given = {"training__start_from": str(tmp_path / "run")}
+    drawn = {"training__start_cross_attention": "random", "logging__directory": str(tmp_path / "b")}
+    mine = weights_of(Trainer(tiny("t5", **given, **drawn), prepared))
+    fresh = weights_of(Trainer(tiny("t5", logging__directory=str(tmp_path / "c")), prepared))
+    crossed = [name for name in mine if ".cross_attention" in name]
+    assert len(crossed) == 2 * 4
+    assert all(torch.equal(mine[name], fresh[name]) for name in crossed)
+    assert torch.equal(
+        mine["layers.3.attention.qkv.weight"], theirs["layers.1.attention.qkv.weight"]
+    )
+    for wrong in ({}, given):
+        with pytest.raises(ConfigError, match="start_cross_attention: is of an encoder_decoder"):
+            tiny("gpt", training__start_cross_attention="random", **wrong)
+
+
+def test_glm_starts_from_gpts_table_and_computes_what_gpt_does(tiny, prepared, tmp_path):
+    theirs, parent = trained(tiny, prepared, tmp_path, **LEARNED)
+    given = LEARNED | {"training__start_from": str(tmp_path / "run")}
+    child = Trainer(tiny("glm", logging__directory=str(tmp_path / "child"), **given), prepared)
+    mine = weights_of(child)
+    assert mine.keys() - theirs.keys() == {"positions.decoder.1.weight"}
+    assert not mine["positions.decoder.1.weight"].any()
+    batch = parent.steps[0][0]
+    [stream] = batch.streams
+    one = stream.positions
+    two = replace(stream, positions=torch.cat((one, one.flip(1)), -1))
+    with torch.no_grad():
+        logits = child.model.logits(replace(batch, streams=(two,)))
+        assert torch.equal(logits, parent.model.logits(batch))
+    child.run()
+    assert child.model.get_parameter("positions.decoder.1.weight").any()
+
+
+def test_weights_that_cannot_pass_are_told(tiny, prepared, tmp_path):
+    Trainer(tiny(), prepared).run()
+    start = {
+        "training__start_from": str(tmp_path / "run"),
+        "logging__directory": str(tmp_path / "child"),
+    }
+    with pytest.raises(UserError, match="there are 2 there and 2 and 3 here: make them equal"):
+        Trainer(tiny("t5", model__decoder_layers=3, **start), prepared)
+    with pytest.raises(UserError, match="and 2 here, and RoPE divides the frequencies of a head"):
+        Trainer(tiny("glm", **start), prepared)
+    along = {"training__start_optimizer": True, "training__steps": 9}
+    with pytest.raises(
+        UserError, match="has no state of encoder_norm.weight, which starts from other"
+    ):
+        Trainer(tiny("t5", **start, **along), prepared)

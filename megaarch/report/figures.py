@@ -34,9 +34,9 @@ def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
 
 def sections(results: Results) -> dict[str, list[Panel]]:
     """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling,
-    laws."""
-    cells = merged_cells(results)
-    look = looks(cells)
+    laws. What study.adapt added is a table of the page."""
+    every = merged_cells(results)
+    look, cells = looks(every), [cell for cell in every if cell.adaptation is None]
     budgets = sorted({cell.budget for cell in cells})
     found: dict[str, list[Panel]] = {"masks": masks(cells)}
     with matplotlib.rc_context(RC):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megaarch.config.catalogue import OBJECTIVES
 from megaarch.errors import UserError
 from megaarch.files import read_text
 from megaarch.study.results import Results
@@ -65,12 +66,15 @@ def read(path: Path) -> dict[str, Points]:
 def of_study(results: Results) -> dict[str, Points]:
     """Returns the final points of a study's cells by their name: each ran its own schedule to its end, as
     points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose
-    value is a pseudo-likelihood are left out."""
+    value is a pseudo-likelihood, that study.adapt made or that were finetuned on pairs are left out."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for cell in results.cells:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
         flops = (cell.flops or 0) + (cell.inherited_flops or 0)
-        if cell.heldout.comparable and loss and size and flops:
+        objective = OBJECTIVES.get(cell.objective)
+        of_pairs = objective is not None and objective.mixture is None
+        ranked = cell.heldout.comparable and cell.adaptation is None and not of_pairs
+        if ranked and loss and size and flops:
             found.setdefault(cell.name, []).append((size, flops / (6 * size), loss))
     if not found:
         raise UserError("the study has no finished cell whose held-out value is a likelihood")

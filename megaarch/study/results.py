@@ -229,6 +229,7 @@ class Text(Record):
 class CellResult(Record):
     """One cell of results.json.
 
+    adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
     learning_rate_at_edge, trial_flops: what a sweep knows of its learning rate (`sweep.verdict`).
     settings: as a configuration has them.
@@ -243,6 +244,7 @@ class CellResult(Record):
     budget: Amount
     seed: int
     parent: str | None = None
+    adaptation: Number = None
     parameters: Number
     non_embedding_parameters: Number = None
     flops: Number

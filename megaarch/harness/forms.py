@@ -71,7 +71,7 @@ class Objective:
         """The context gives way at its left end."""
         if context[:1] == [self.prefix]:
             context = context[1:]
-        room = max(self.max_length - len(continuation), 0)
+        room = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed
         prefix = np.array(context[max(len(context) - room, 0) :], dtype=np.int64)
         scored = np.array(continuation, dtype=np.int64)
         examples = conditional.continuation(

@@ -26,6 +26,8 @@ from megaarch.inference.generate import Answer, Generator, position_limit
 
 ADDED = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
 UNSET = 10**9  # tokenizers without a limit state one above
+LENGTH = 2048  # lm_eval's, where neither the model nor its tokenizer has a limit
+SHARED = ("causal_decoder", "prefix_decoder", "encoder_decoder")  # architectures that its `hf` runs
 
 
 class TextForm(Protocol):
@@ -103,7 +105,7 @@ class Transformers:
     def __init__(self, generator: Generator, max_length: int | None = None):
         """UserError where transformers, or the folder's tokenizer, is missing."""
         self.generator, model = generator, generator.settings.model
-        if model.architecture not in ("causal_decoder", "prefix_decoder", "encoder_decoder"):
+        if model.architecture not in SHARED:
             raise UserError(
                 f"form=hf: lm_eval --model hf runs no {model.architecture}: leave it out"
             )
@@ -118,7 +120,7 @@ class Transformers:
         self.start = generator.vocabulary.bos  # of a decoder beside an encoder
         self.ends = () if self.eot is None else (self.eot,)
         told = self.tokenizer.model_max_length
-        limit = position_limit(model) or (told if told < UNSET else model.sequence_length)
+        limit = position_limit(model) or (told if told < UNSET else LENGTH)
         self.max_length = max_length or limit
         generator.text_tokens[: generator.tokenizer.base_size] = True  # all of the file's own ids
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.distributed import launch
 from megaarch.errors import UserError
-from megaarch.harness.forms import FORMS, TextForm
+from megaarch.harness.forms import FORMS, SHARED, TextForm
 from megaarch.harness.score import Score, TargetScorer
 from megaarch.inference.generate import Generator, Options, Task
 from megaarch.inference.sampling import Sampling, draw_keys
@@ -67,7 +67,7 @@ class MegaarchLM(TemplateLM):
         overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
         generator = self.generator = Generator.of_run(self.run, overrides, tokenizer)
         self.form = self._form(form, None if max_length is None else int(max_length))
-        self.separate = self.form.separate
+        log.info("%s: the form is %s (docs/tasks.md)", self.run, self.form.name)
         self.backend = "seq2seq" if self.form.separate else "causal"
         self.max_length = self.form.max_length
         self.rows = (
@@ -84,7 +84,8 @@ class MegaarchLM(TemplateLM):
 
     def _form(self, name: str | None, max_length: int | None) -> TextForm:
         if name is None:
-            name = "hf" if converted_from_elsewhere(self.run) else "objective"
+            shared = self.generator.settings.model.architecture in SHARED
+            name = "hf" if shared and converted_from_elsewhere(self.run) else "objective"
         if name not in FORMS:
             raise UserError(f"form={name}: is not one of {', '.join(FORMS)}")
         return FORMS[name](self.generator, max_length)
@@ -117,7 +118,7 @@ class MegaarchLM(TemplateLM):
         return self.form.encode(string, add_special_tokens)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self.form.name == "objective" and self.separate:
+        if self.form.name == "objective" and self.form.separate:
             continuation = continuation.lstrip() or continuation  # as targets of pairs stand
         before, after = super()._encode_pair(context, continuation)
         return before, after or self.form.encode(continuation, False)
@@ -211,7 +212,7 @@ class MegaarchLM(TemplateLM):
         super().set_cache_hook(cache_hook)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._gathered(tensor)).to(tensor.device)
+        return torch.stack(self._gathered(tensor.cpu())).to(tensor.device)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         gathered = self._gathered(obj)

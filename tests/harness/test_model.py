@@ -166,8 +166,11 @@ def test_one_token_choices_share_a_row(runs, monkeypatch):
     )
 
 
-def test_bert_is_flagged_and_does_not_generate(runs, caplog):
+def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):
+    """Converted or not: `lm_eval --model hf` runs no encoder."""
+    monkeypatch.setattr("megaarch.harness.model.converted_from_elsewhere", lambda run: True)
     lm = MegaarchLM(run=runs("bert"))
+    assert lm.form.name == "objective"
     assert "A pseudo-likelihood" in caplog.text
     with pytest.raises(UserError, match="cannot generate"):
         lm.generate_until(requests("generate_until", ("The river", {})), disable_tqdm=True)

@@ -18,6 +18,12 @@ NETWORK = (
     "datasets",
     "aiohttp",
 )
+OF_ARGUMENTS = (
+    ValueError,
+    KeyError,
+    FileNotFoundError,
+    RuntimeError,
+)  # raised by lm_eval or datasets
 MISSING = "lm-evaluation-harness is missing: pip install 'megaarch[lm-eval]'"
 
 
@@ -63,11 +69,11 @@ def _sentence(error: BaseException) -> str | None:
         room = type(chain).__module__.partition(".")[0]
         if room in NETWORK or isinstance(chain, ConnectionError):
             return (
-                f"a task's data cannot be reached ({said}): give tasks whose data lies in local files "
+                f"a task's data cannot be reached or read ({said}): give tasks whose data lies in local files "
                 "(docs/tasks.md), or fill the cache of datasets on a machine with network"
             )
         chain = chain.__cause__ or chain.__context__
-    if isinstance(error, (ValueError, KeyError, FileNotFoundError)) and _of_harness(error):
+    if isinstance(error, OF_ARGUMENTS) and _of_harness(error):
         return f"lm_eval: {said}"
     return None
 

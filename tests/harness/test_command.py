@@ -32,11 +32,14 @@ def run(raw, prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Local tasks, one of data on the hub, and a group."""
+    """Local tasks, one of data on the hub, one that loads by a script, and a group."""
     found = write_tasks(tmp_path_factory.mktemp("tasks"))
     task = yaml.safe_load((found / "local_choice.yaml").read_text())
     far = {"task": "far", "dataset_path": "nobody/nothing", "dataset_kwargs": {}}
     (found / "far.yaml").write_text(yaml.safe_dump(task | far))
+    (found / "loader.py").write_text("")
+    old = {"task": "old", "dataset_path": str(found / "loader.py"), "dataset_kwargs": {}}
+    (found / "old.yaml").write_text(yaml.safe_dump(task | old))
     group = {"group": "local_group", "task": ["local_choice", "local_word"]}
     group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": False}]
     (found / "local_group.yaml").write_text(yaml.safe_dump(group))
@@ -74,6 +77,7 @@ def test_the_command_is_lm_eval_with_our_model(run, folder, local, tmp_path, cap
     "given, told",
     [
         (["--tasks", "far"], "a task's data cannot be reached"),
+        (["--tasks", "old"], "Dataset scripts are no longer supported"),
         (["--tasks", "nonsense"], "Tasks not found: nonsense"),
         (["--tasks", "local_choice", "--model_args", "run=/nowhere"], "/nowhere is no folder"),
         (["--tasks", "local_choice", "--apply_chat_template"], "a run has no chat template"),

@@ -1,6 +1,7 @@
 """The `megaarch` command: each of its commands is a file of this folder, with `add` and `run`."""
 
 import argparse
+from typing import Any
 
 from megaarch import __version__
 from megaarch.cli import (
@@ -10,6 +11,7 @@ from megaarch.cli import (
     evaluate,
     fit,
     generate,
+    lm_eval,
     plan,
     plan_inference,
     report,
@@ -37,6 +39,7 @@ COMMANDS = {
     "compare": compare,
     "evaluate": evaluate,
     "generate": generate,
+    "lm-eval": lm_eval,
     "report": report,
     "fit": fit,
     "describe": describe,
@@ -61,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=f"{summary}. {more}")
+    def command(name: str, summary: str, more: str = "", **how: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=f"{summary}. {more}", **how)
 
     for module in COMMANDS.values():
         module.add(command)

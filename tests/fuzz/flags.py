@@ -132,6 +132,8 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "status": (("run",), ()),
     }
     for name, parser in _below(cli.parser()).items():
+        if name == "lm-eval":  # its flags are another program's
+            continue
         given, writes = sound[name]
         yield f"megaarch {name}", Command(cli.main, parser, (name, *given), writes)
     tools = {

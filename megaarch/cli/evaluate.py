@@ -126,7 +126,8 @@ def panel(heldout: "Heldout") -> str:
     for name, found in heldout.tasks.items():
         chance = "-" if found.chance is None else f"{found.chance:.3f}"
         value = _shown(found.accuracy, found.interval)
-        lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}")
+        exact = "" if found.exact_match is None else f"  exact match {found.exact_match:.4f}"
+        lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}{exact}")
     if heldout.reads_prefix is not None:
         above = (
             "above 0: it reads its prefix"

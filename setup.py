@@ -30,9 +30,12 @@ REQUIRED = [
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
 FLOAT8 = ["torchao>=0.18"]
+LM_EVAL = ["lm-eval>=0.4.9"]
 TEST = [
     *DEEPSPEED,
     *FLOAT8,
+    *LM_EVAL,
+    "accelerate",  # of lm-eval's own `hf` model, which ours is compared with
     "pytest",
     "pytest-timeout",
     "pytest-xdist",
@@ -99,6 +102,7 @@ setup(
         "dev": [*TEST, *CHECK, "pre-commit"],
         "deepspeed": DEEPSPEED,
         "float8": FLOAT8,
+        "lm-eval": LM_EVAL,
         "flash-attn": ["flash-attn>=2.6"],
         "flash-attn-4": ["flash-attn-4>=4.0.0b36"],
         "cudnn": ["nvidia-cudnn-frontend>=1.32"],

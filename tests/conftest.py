@@ -52,6 +52,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 # All but these is `make quick`: no processes, no servers, no browser, nothing that takes long.
 SLOW_FOLDERS = {
+    "harness",
     "slurm",
     "throughput",
     "distributed",

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,10 @@ from megaarch.cli.errors import is_first_process
 from megaarch.cli.options import Adder, set_argument
 
 if TYPE_CHECKING:
+    from megaarch.harness.evaluate import Found
     from megaarch.study.results import Heldout
+
+NORMAL = 1.96  # standard errors on each side of 95% of a normal distribution
 
 
 def add(command: Adder) -> None:
@@ -24,18 +29,23 @@ def add(command: Adder) -> None:
     evaluate.add_argument("run", metavar="RUN", help="a run's folder, with checkpoints in it")
     evaluate.add_argument(
         "--tasks",
-        metavar="PATH",
+        metavar="TASK",
         nargs="+",
         action="extend",
         default=[],
-        help="tasks to score as well: NAME.task.yaml, or a folder of them (docs/tasks.md)",
+        help="tasks to score as well: what is on disk is a NAME.task.yaml or a folder of them, any other "
+        "name one of lm-evaluation-harness (docs/tasks.md)",
+    )
+    evaluate.add_argument(
+        "--include-path",
+        metavar="DIR",
+        help="tasks and groups of lm-evaluation-harness beside its own",
     )
     evaluate.add_argument(
         "--num-fewshot",
         metavar="K",
         type=int,
-        default=0,
-        help="answered examples before a question",
+        help="answered examples before a question (default: 0, or as a task of the harness has it)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     set_argument(evaluate)
@@ -45,9 +55,17 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
     from megaarch.study.evaluate import evaluate_run
 
-    tasks = [f"study.evaluation.tasks={json.dumps(options.tasks)}"] if options.tasks else []
-    shots = [f"study.evaluation.shots={options.num_fewshot}"]
-    heldout, warnings = evaluate_run(Path(options.run), [*options.set, *tasks, *shots])
+    run, shots = Path(options.run), options.num_fewshot
+    paths, names = by_place(options.tasks)
+    given = [f"study.evaluation.tasks={json.dumps(paths)}"] if paths else []
+    given.append(f"study.evaluation.shots={shots or 0}")
+    tasks = None
+    if names:
+        from megaarch.harness.evaluate import Tasks
+
+        tasks = Tasks(names, options.include_path)  # said before anything is scored
+    heldout, warnings = evaluate_run(run, [*options.set, *given])
+    harness = tasks.evaluate(run, shots) if tasks else []
     launch.leave()
     if not is_first_process():
         return 0
@@ -55,10 +73,31 @@ def run(options: argparse.Namespace) -> int:
         print(f"megaarch: {warning}", file=sys.stderr)
     found = heldout.as_json()
     if options.json:
-        print(json.dumps(found | {"warnings": warnings}, indent=1))
+        more = {"harness": [asdict(each) for each in harness]} if names else {}
+        print(json.dumps(found | more | {"warnings": warnings}, indent=1))
     else:
         print(panel(heldout))
+        print(harness_panel(harness), end="")
     return 0
+
+
+def by_place(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns what is on disk, or looks like a path, and the names of lm-evaluation-harness's tasks."""
+    paths = [task for task in tasks if "/" in task or task.endswith(".yaml") or Path(task).exists()]
+    return paths, [task for task in tasks if task not in paths]
+
+
+def harness_panel(harness: "Sequence[Found]") -> str:
+    """The metrics of lm-evaluation-harness as a table, with 95% intervals; empty where there are none."""
+    if not harness:
+        return ""
+    lines = ["", f"{'lm-evaluation-harness':<28}{'metric':<22}value, 95% interval"]
+    for found in harness:
+        interval = None
+        if found.error is not None:
+            interval = [found.value + side * NORMAL * found.error for side in (-1, 1)]
+        lines.append(f"{found.task:<28}{found.metric:<22}{_shown(found.value, interval)}")
+    return "\n".join([*lines, ""])
 
 
 def panel(heldout: "Heldout") -> str:
@@ -87,7 +126,8 @@ def panel(heldout: "Heldout") -> str:
     for name, found in heldout.tasks.items():
         chance = "-" if found.chance is None else f"{found.chance:.3f}"
         value = _shown(found.accuracy, found.interval)
-        lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}")
+        exact = "" if found.exact_match is None else f"  exact match {found.exact_match:.4f}"
+        lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}{exact}")
     if heldout.reads_prefix is not None:
         above = (
             "above 0: it reads its prefix"

@@ -1,6 +1,7 @@
 """The `megaarch` command: each of its commands is a file of this folder, with `add` and `run`."""
 
 import argparse
+from typing import Any
 
 from megaarch import __version__
 from megaarch.cli import (
@@ -8,8 +9,11 @@ from megaarch.cli import (
     describe,
     dry_run,
     evaluate,
+    fit,
     generate,
+    lm_eval,
     plan,
+    plan_inference,
     report,
     status,
     submit,
@@ -25,7 +29,9 @@ examples:
   megaarch generate runs/demo/gpt --prompt "def main"
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
+  megaarch fit --points points.csv --leave-out 5
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
+  megaarch plan-inference configs/studies/scale.yaml --gpu h100 --batch 8
 """
 
 COMMANDS = {
@@ -33,9 +39,12 @@ COMMANDS = {
     "compare": compare,
     "evaluate": evaluate,
     "generate": generate,
+    "lm-eval": lm_eval,
     "report": report,
+    "fit": fit,
     "describe": describe,
     "plan": plan,
+    "plan-inference": plan_inference,
     "dry-run": dry_run,
     "submit": submit,
     "status": status,
@@ -55,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=f"{summary}. {more}")
+    def command(name: str, summary: str, more: str = "", **how: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=f"{summary}. {more}", **how)
 
     for module in COMMANDS.values():
         module.add(command)

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from megaarch.config.schema import Settings
+from megaarch.config.schema import Evaluation, Settings
 from megaarch.config.suggest import flatten
 
 # where and how fast a run happens, not what comes of it; a name with a dot at its end is a section
@@ -32,6 +32,9 @@ VOLATILE = (
     "training.skip_limit",  # it decides whether a run comes to its end, and nothing of what it gives
     "training.start_from",
 )
+SCORING = (
+    "study.evaluation."  # of these a run knows nothing, and the scores of a cell depend on them
+)
 # what a resumed run may change: how far it goes; its data are guarded by their fingerprint
 RESUMABLE = (
     "training.steps",
@@ -54,11 +57,13 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]
     """Returns the settings in which two fingerprints differ, with both values. One that an earlier
     version took for decisive does not count, nor one that it did not have at its default."""
     defaults = flatten(Settings().model_dump(mode="json", by_alias=True))
+    defaults |= {SCORING + k: v for k, v in Evaluation().model_dump(mode="json").items()}
     changed = []
     for key in sorted({**before, **after}):
         name = re.sub(r"^(from\.)+", "", key)
         new = key not in before and name in defaults and defaults[name] == after[key]
-        if before.get(key) != after.get(key) and not new and not _among(name, VOLATILE):
+        volatile = _among(name, VOLATILE) and not name.startswith(SCORING)
+        if before.get(key) != after.get(key) and not new and not volatile:
             changed.append(f"{key} was {before.get(key)!r} and is {after.get(key)!r}")
     return changed
 

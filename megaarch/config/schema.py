@@ -207,6 +207,10 @@ class Training(Section):
     skip_limit: NonNegative = 3  # steps in a row whose loss or gradient is not finite
     resume: bool = True
     start_from: Text | None = None  # checkpoint whose weights a new run starts from
+    # with its optimizer's state, step and totals: `steps`, `budget` and the schedule count its own too
+    start_optimizer: bool = False
+    # that of an encoder-decoder which starts from a decoder: from its self-attention, or drawn anew
+    start_cross_attention: Literal["self_attention", "random"] = "self_attention"
 
 
 class Parallel(Section):
@@ -262,6 +266,21 @@ class Cell(Section):
     set: dict[str, object] = {}
 
 
+ADAPTED = "-adapted"  # ends the names of these children
+
+
+class Adapt(Section):
+    """What every cell of a study gets: a child that is trained on one objective, NAME-adapted.
+
+    objective: None: full_lm where no token sees later ones, else prefix_lm. `set` holds dotted
+    settings of the children, over those of their parents' cells.
+    """
+
+    budget: Annotated[float, Field(gt=0)]  # that is added, in what study.match counts
+    objective: ObjectiveName | None = None
+    set: dict[str, object] = {}
+
+
 class Tune(Section):
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
@@ -296,6 +315,7 @@ class Study(Section):
     )
     rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
+    adapt: Adapt | None = None
     evaluation: Evaluation = Evaluation()
 
 

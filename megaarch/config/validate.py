@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megaarch.config import catalogue
 from megaarch.config.products import layer_products
-from megaarch.config.schema import Data, Model, Settings, Study, Training
+from megaarch.config.schema import ADAPTED, Data, Model, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 from megaarch.errors import UserError
 
@@ -40,6 +40,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             f"{training.global_batch_size} rows do not divide into micro-batches of "
             f"{training.micro_batch_size} rows on {ranks} data-parallel ranks",
         )
+    yield from _start(settings)
     yield from _float8(settings)
     if training.keep_every and (
         not training.save_every or training.keep_every % training.save_every
@@ -51,6 +52,24 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         )
     if settings.study:
         yield from _study(settings.study, settings.data, settings.training)
+
+
+def _start(settings: Settings) -> Iterator[Conflict]:
+    training = settings.training
+    streams = catalogue.ARCHITECTURES[settings.model.architecture].streams
+    starts = training.start_from is not None
+    if training.start_optimizer and not starts:
+        yield (
+            ("training.start_optimizer", "training.start_from"),
+            "is the state of the run that a new one starts from: give training.start_from (in a study, "
+            "set it in a cell that has from), or leave it out",
+        )
+    if training.start_cross_attention == "random" and not (starts and len(streams) > 1):
+        yield (
+            ("training.start_cross_attention", "training.start_from", "model.architecture"),
+            "is of an encoder_decoder that starts from a decoder: give training.start_from (in a "
+            "study, set it in a cell that has from), or leave it out",
+        )
 
 
 def _float8(settings: Settings) -> Iterator[Conflict]:
@@ -144,6 +163,11 @@ def _model(settings: Settings) -> Iterator[Conflict]:
         yield (
             ("model.position_encoding", "data.objective"),
             f"relative positions have one axis and {data.objective} has {axes}: use rope",
+        )
+    if model.initializer == "t5x" and model.initial_deviation != Model().initial_deviation:
+        yield (
+            ("model.initial_deviation", "model.initializer"),
+            "has no meaning under t5x, whose deviations follow from each parameter's shape: leave it out",
         )
     width = model.hidden_size
     if "rms_norm" in model.fused_kernels and width > (16384 if width % 8 == 0 else 4096):
@@ -295,7 +319,6 @@ _FOLDER = re.compile(r"\w[\w.+-]{0,99}")
 
 def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
     names: set[str] = set()
-    valid = set(setting_names())
     if not _FOLDER.fullmatch(study.name):
         yield ("study.name",), f"{study.name!r} cannot be the name of a folder"
     for i, cell in enumerate(study.cells):
@@ -315,18 +338,15 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
             )
         if cell.budget is not None and cell.start_from is None:
             yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
-        for path in flatten(cell.set):
-            if path in STUDYS_OWN:
-                yield (f"{where}.set",), f"{path} is the study's to set: leave it out"
-            elif path == "model.vocabulary_size" and data.tokenizer is None:
-                yield (
-                    (f"{where}.set",),
-                    f"{path} is the study's to set, for the tokenizer that cuts the items of "
-                    "all cells is trained to it: leave it out, or give data.tokenizer",
-                )
-            elif path not in valid or path.startswith("study"):
-                yield (f"{where}.set",), unknown_setting(path)
+        yield from _cell_settings(f"{where}.set", cell.set, study, data)
         names.add(cell.name)
+    if study.adapt:
+        yield from _cell_settings("study.adapt.set", study.adapt.set, study, data)
+        for name in sorted(name for name in names if name + ADAPTED in names):
+            yield (
+                ("study.adapt",),
+                f"makes a cell {name + ADAPTED!r}, and one of that name is there: rename it",
+            )
     sizes = [size.name for size in study.sizes]
     for i, name in enumerate(sizes):
         if not _FOLDER.fullmatch(name):
@@ -345,3 +365,28 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
     for section in ("steps", "budget"):
         if getattr(training, section) is not None:
             yield (f"training.{section}",), "a study sets it for each cell: leave it out"
+
+
+def _cell_settings(
+    where: str, given: dict[str, object], study: Study, data: Data
+) -> Iterator[Conflict]:
+    """Yields what a cell of the study cannot set."""
+    flat = flatten(given)
+    if study.tune and flat.get("training.start_optimizer"):
+        yield (
+            (where, "study.tune"),
+            "a cell that takes its parent's optimizer along (training.start_optimizer) has its "
+            "rate too: sweep the parents in a study of their own, and give this one study.rates",
+        )
+    valid = set(setting_names())
+    for path in flat:
+        if path in STUDYS_OWN:
+            yield (where,), f"{path} is the study's to set: leave it out"
+        elif path == "model.vocabulary_size" and data.tokenizer is None:
+            yield (
+                (where,),
+                f"{path} is the study's to set, for the tokenizer that cuts the items of "
+                "all cells is trained to it: leave it out, or give data.tokenizer",
+            )
+        elif path not in valid or path.startswith("study"):
+            yield (where,), unknown_setting(path)

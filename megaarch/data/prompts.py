@@ -8,7 +8,7 @@ column is what stays in the row when a token X has been generated, and what is r
     objective          encoder          decoder, read off at its last row       then
     full_lm, prefix_lm p                ^        (a decoder alone: ^ p)         .. X
     supervised         p eos            ^        (^ p eos)                      .. X
-    span_corruption    p <0> eos        ^ <0>    (^ p <0> eos <0>)              .. X
+    span_corruption    p' <k> eos       ^ (<0> .. <k>)  (^ p' <k> eos <0> ..)   .. X     p' is p with k spans
     ul2                mode_s p eos     ^        (^ mode_s p eos)               .. X
     denoising          p [MASK]         ^ p      (^ p [MASK] p)                 .. X
     blank_infilling                     p [gMASK] sop                           .. X
@@ -116,11 +116,11 @@ def _one_query(stream: ConvertedStream, context: int) -> ConvertedStream:
 
 
 def ends(names: tuple[str, ...], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Returns the ids of the catalogue's names of what ends an answer; "sentinel" is sentinel 1, which
-    begins the span behind the one that is generated."""
+    """Returns the ids of the catalogue's names of what ends an answer; "sentinel" is every one: the
+    next begins the span behind the one that is generated, and which that is depends on the prompt."""
     ids = [vocabulary.special[name] for name in names if name != "sentinel"]
-    if "sentinel" in names and vocabulary.sentinels > 1:
-        ids.append(vocabulary.sentinel(1))
+    if "sentinel" in names:
+        ids += map(vocabulary.sentinel, range(vocabulary.sentinels))
     return tuple(ids)
 
 

@@ -57,9 +57,11 @@ class Dialogue:
             self.decoding = decoding
         finally:
             given = task.answers[0].tokens
+            # one that the model ended has run whole: what ended it was read off at its last token
+            ran = len(given) if task.answers[0].finish == "end" else len(given) - 1
             self.history += given
-            self.kept = [*(self.kept if stream else []), *made.stream.tokens.tolist(), *given[:-1]]
-            self.pending = given[-1] if given else None
+            self.kept = [*(self.kept if stream else []), *made.stream.tokens.tolist(), *given[:ran]]
+            self.pending = given[-1] if ran < len(given) else None
         return answer
 
     def _rest(self, made: Prompt, new: np.ndarray) -> ConvertedStream | None:

@@ -104,11 +104,14 @@ class Generator:
         return self.layout.tensor(allowed)
 
     def answers(
-        self, texts: Sequence[str], options: Options | None = None, say: Say | None = None
+        self,
+        texts: Sequence[str | np.ndarray],
+        options: Options | None = None,
+        say: Say | None = None,
     ) -> Iterator[Answer]:
-        """Yields the answers to `texts`, in their order."""
+        """Yields the answers to `texts`, or to their token ids, in their order."""
         options = options or Options()
-        encoded = [self.tokenizer.encode(text) for text in texts]
+        encoded = [self.tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
         prompts = []
         for n, tokens in enumerate(encoded):
             try:

@@ -13,6 +13,8 @@ from megaarch.kernels.heads import Heads
 from megaarch.kernels.library import serves
 from megaarch.model.rope_scaling import attention_factor, scaled
 
+AXES = "the number of position axes"
+
 
 def position_scheme(model: Model, objective: str) -> dict[str, str | int]:
     """Maps the name of each setting that gives weights their positional meaning to its value: weights
@@ -22,7 +24,7 @@ def position_scheme(model: Model, objective: str) -> dict[str, str | int]:
     encoding = model.position_encoding
     scheme: dict[str, str | int] = {"model.position_encoding": encoding}
     if encoding in ("rope", "learned"):
-        scheme["the number of position axes"] = position_axes(objective)
+        scheme[AXES] = position_axes(objective)
     if encoding == "learned":
         scheme["model.position_offset"] = model.position_offset
     if encoding == "relative":
@@ -34,10 +36,19 @@ def position_scheme(model: Model, objective: str) -> dict[str, str | int]:
 
 
 def scheme_fault(theirs: dict[str, str | int], mine: dict[str, str | int]) -> str | None:
-    """Returns a sentence on the first difference of two schemes; None: weights of one fit the other."""
+    """Returns a sentence on the first difference of two schemes; None: weights of one fit the other.
+    Learned positions may gain axes, whose tables are new (transfer.py)."""
     for name in {**theirs, **mine}:
-        if theirs.get(name) != mine.get(name):
-            return f"{name} is {theirs.get(name)} there and {mine.get(name)} here"
+        of_them, of_me = theirs.get(name, "absent"), mine.get(name, "absent")
+        if of_them == of_me:
+            continue
+        fault = f"{name} is {of_them} there and {of_me} here"
+        if name != AXES:
+            return fault
+        if mine["model.position_encoding"] == "rope":
+            return f"{fault}, and RoPE divides the frequencies of a head among them"
+        if int(of_me) < int(of_them):
+            return fault
     return None
 
 

@@ -5,7 +5,6 @@ that the same seed gives the same weights in any layout.
 """
 
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -57,7 +56,7 @@ def build_on_meta(settings: Settings, grid: Grid) -> Transformer:
     return model
 
 
-def shard_of(parameter: nn.Parameter) -> tuple[range, ...] | None:
+def shard_of(parameter: torch.Tensor) -> tuple[range, ...] | None:
     """Returns the indices along each axis of the whole that this process holds; None: all."""
     if not isinstance(parameter, DTensor):
         return None

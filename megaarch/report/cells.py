@@ -139,6 +139,21 @@ def interpolated(
     return [form.model_construct(**dict(zip(("flops", *keys), row, strict=True))) for row in rows]
 
 
+def place(cell: CellResult) -> tuple[float, float | None]:
+    """The budget and what study.adapt added to it: cells of one place compare."""
+    return cell.budget, cell.adaptation
+
+
+def before_adaptation(cells: Sequence[MergedCell], child: MergedCell) -> MergedCell | None:
+    """The cell of `cells` that `child` starts from, whatever its seeds; None where it is not there."""
+
+    def seedless(key: str | None) -> str:
+        return (key or "").rpartition("-seed")[0]
+
+    wanted = seedless(child.parent)
+    return next((cell for cell in cells if wanted and seedless(cell.key) == wanted), None)
+
+
 def flops_spread(cells: Sequence[CellResult]) -> float:
     """How much more FLOPs the cell that spent most spent than the one that spent least, a share."""
     amounts = [cell.total_flops for cell in cells if cell.total_flops]

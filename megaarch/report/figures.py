@@ -7,7 +7,7 @@ import matplotlib
 
 from megaarch.config import catalogue
 from megaarch.report import findings as report_findings
-from megaarch.report import notation, plots
+from megaarch.report import laws, notation, plots
 from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.masks import mask_panel
 from megaarch.report.panel import gain_of_length, knows_length, lengths, of_length, of_task
@@ -33,9 +33,10 @@ def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
 
 
 def sections(results: Results) -> dict[str, list[Panel]]:
-    """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling."""
-    cells = merged_cells(results)
-    look = looks(cells)
+    """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling,
+    laws. What study.adapt added is a table of the page."""
+    every = merged_cells(results)
+    look, cells = looks(every), [cell for cell in every if cell.adaptation is None]
     budgets = sorted({cell.budget for cell in cells})
     found: dict[str, list[Panel]] = {"masks": masks(cells)}
     with matplotlib.rc_context(RC):
@@ -48,6 +49,7 @@ def sections(results: Results) -> dict[str, list[Panel]]:
                     panel.group = each if suffix else ""
                     found.setdefault(section, []).append(panel)
             found.setdefault("scaling", []).extend(scaling(group, look, number, each))
+        found["laws"] = laws.panels(results, cells, look)
     return found
 
 

@@ -9,6 +9,7 @@ from megaarch.report.cells import (
     MergedCell,
     flops_spread,
     merged_cells,
+    place,
     value_of,
 )
 from megaarch.report.notation import are, budget, count, listed
@@ -49,10 +50,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer at one budget. verdicts: of cells that are not finetuned, by continuations first, if
-    any has a value there; of_finetuned: of the others, by tasks."""
+    """The answer at one budget, or after what study.adapt added to it (`adaptation`). verdicts: of
+    cells that are not finetuned, by continuations first, if any has a value there; of_finetuned: of
+    the others, by tasks."""
 
     budget: float
+    adaptation: float | None
     cells: list[MergedCell]
     verdicts: list[Verdict]
     of_finetuned: list[Verdict]
@@ -118,17 +121,19 @@ def verdict(yardstick: Yardstick, judged: Sequence[MergedCell], number: int) -> 
 
 
 def findings(results: Results) -> list[Finding]:
-    """One finding for each budget, the largest first."""
+    """One finding for each budget, the largest first, and behind it one of its adapted cells."""
     cells = merged_cells(results)
     found = []
-    for amount in sorted({cell.budget for cell in cells}, reverse=True):
-        group = [cell for cell in cells if cell.budget == amount]
+    for amount, added in sorted({place(cell) for cell in cells}, key=lambda p: (-p[0], p[1] or 0)):
+        group = [cell for cell in cells if place(cell) == (amount, added)]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
         tuned = [cell for cell in group if finetuned(cell)]
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
         raw = [verdict(y, judged(y, group), len(ranked(group))) for y in yardsticks]
         apart = [verdict(y, tuned, len(tuned)) for y in by_tasks]
-        found.append(Finding(amount, group, *([v for v in each if v] for each in (raw, apart))))
+        found.append(
+            Finding(amount, added, group, *([v for v in each if v] for each in (raw, apart)))
+        )
     return found
 
 
@@ -174,7 +179,8 @@ def one_seed(found: Sequence[Finding]) -> bool:
 
 def at_budget(cell: MergedCell, found: Sequence[Finding], match: str, plain: bool) -> str:
     """The cell's name, with its budget where there are several."""
-    return cell.label + (f" at {budget(match, cell.budget, plain)}" if len(found) > 1 else "")
+    several = len({finding.budget for finding in found}) > 1
+    return cell.label + (f" at {budget(match, cell.budget, plain)}" if several else "")
 
 
 def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
@@ -223,6 +229,8 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
 def when(match: str, finding: Finding, plain: bool) -> str:
     """The budget as the beginning of a sentence, with what it leaves out."""
     amount = budget(match, finding.budget, plain)
+    if finding.adaptation is not None:
+        return f"After {budget(match, finding.adaptation, plain)} more of adaptation each"
     if match == "flops":
         if flops_spread(finding.cells) > FLOPS_TOLERANCE:
             return f"At a budget of {amount} each, which was not spent equally"
@@ -243,7 +251,8 @@ def disagrees(finding: Finding) -> bool:
 def answer(match: str, finding: Finding, plain: bool) -> str:
     """Who is best at one budget, in a sentence; that nobody is, where yardsticks disagree."""
     if not finding.order:
-        return f"At {budget(match, finding.budget, plain)} no comparable cell has a held-out value."
+        amount = budget(match, finding.budget, plain, finding.adaptation)
+        return f"At {amount} no comparable cell has a held-out value."
     best, *others = finding.order
     value = value_of(best)
     start = when(match, finding, plain)

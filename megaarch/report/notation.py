@@ -87,10 +87,14 @@ def are(names: Sequence[str]) -> str:
     return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def budget(match: str, amount: float, plain: bool = False) -> str:
-    """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs."""
-    amount_text = power(amount, plain=plain) if match == "flops" else count(amount)
-    return f"{amount_text} {MATCHED.get(match, match)}"
+def budget(match: str, amount: float, plain: bool = False, adaptation: float | None = None) -> str:
+    """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs. adaptation: what study.adapt added to it."""
+
+    def words(number: float) -> str:
+        return power(number, plain=plain) if match == "flops" else count(number)
+
+    phrase = f"{words(amount)} {MATCHED.get(match, match)}"
+    return phrase if adaptation is None else f"{phrase} and {words(adaptation)} of adaptation"
 
 
 def shortened(name: str, width: int, tail: int, gap: str) -> str:

@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from megaarch.report import findings as report_findings
-from megaarch.report import notation
-from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
+from megaarch.report import laws, notation
+from megaarch.report.cells import MergedCell, before_adaptation, interval_kinds, merged_cells
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
@@ -40,6 +40,12 @@ def interval_of(heldout: Heldout) -> str:
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else notation.MISSING
 
 
+FLOPS = Column(
+    "FLOPs",
+    "useful training FLOPs, with those spent on the weights it starts from",
+    lambda cell: cell.total_flops,
+    notation.power,
+)
 COLUMNS = (
     Column(
         "Bits per byte",
@@ -78,12 +84,7 @@ COLUMNS = (
         notation.percent,
     ),
     Column("Parameters", "all, with embeddings", lambda cell: cell.parameters, notation.count),
-    Column(
-        "FLOPs",
-        "useful training FLOPs, with those spent on the weights it starts from",
-        lambda cell: cell.total_flops,
-        notation.power,
-    ),
+    FLOPS,
     Column(
         "Seen",
         "tokens that passed through the model",
@@ -103,6 +104,17 @@ COLUMNS = (
 
 
 KEPT = COLUMNS[:2]  # others are left out where no cell has a value
+# of the table of adaptations: what is shown before and after, and what was spent on both
+CHANGED = (COLUMNS[0], *COLUMNS[2:6])
+SPENT = (
+    FLOPS,
+    Column(
+        "Seen",
+        "tokens that passed through the model, with those of the weights it starts from",
+        lambda cell: cell.total_tokens,
+        notation.count,
+    ),
+)
 
 
 def write_page(found: Results | dict, path: str | Path) -> Path:
@@ -124,6 +136,7 @@ def page(results: Results) -> str:
     )
     cells = merged_cells(results)
     look = looks(cells)
+    findings = report_findings.findings(results)
     columns = [c for c in COLUMNS if c in KEPT or any(c.value(cell) is not None for cell in cells)]
     return environment.get_template("page.html.j2").render(
         study=results.study,
@@ -132,9 +145,16 @@ def page(results: Results) -> str:
         columns=columns,
         tables=[
             table(results.budget.match, finding, columns, look)
-            for finding in report_findings.findings(results)
+            for finding in findings
+            if finding.adaptation is None
+        ],
+        adaptations=[
+            adaptation_table(results.budget.match, finding, cells, look)
+            for finding in findings
+            if finding.adaptation is not None
         ],
         sections={name: grouped(panels) for name, panels in sections(results).items()},
+        laws=laws.table(results, look, cells),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),
         warnings=warnings_for(results),
@@ -188,6 +208,35 @@ def table(
             if group
         ],
     }
+
+
+def adaptation_table(
+    match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
+) -> dict[str, Any]:
+    """Adapted cells, best first, each value behind that of the cell whose weights it started from."""
+    order = report_findings.ranked(finding.cells)
+    changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
+    tied = {cell.label for cell in finding.tied}
+    rows = []
+    for cell in order:
+        before = before_adaptation(cells, cell)
+        numbers = [
+            (before_after(c.shown, c.value(before) if before else None, value), value)
+            for c in changed
+            for value in [c.value(cell)]
+        ]
+        numbers += [(c.shown(c.value(cell)), c.value(cell)) for c in SPENT]
+        objectives = before_after(str, before and before.objective, cell.objective)
+        kind = f"{cell.architecture}, {objectives}".replace("_", " ")
+        found = row(cell, KEPT, look, None, cell.label in tied)
+        rows.append(found | {"parent": None, "kind": kind, "numbers": numbers})
+    amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
+    return {"title": f"{amount} each", "columns": [*changed, *SPENT], "rows": rows}
+
+
+def before_after(shown: Callable[[Any], str], before: Any, after: Any) -> str:
+    """Both values with an arrow between them."""
+    return f"{notation.MISSING if before is None else shown(before)} \u2192 {shown(after)}"
 
 
 def interval_or_value(cell: MergedCell) -> list[float]:

@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from megaarch.config.catalogue import PRESETS
+from megaarch.config.schema import ADAPTED
 from megaarch.report.cells import MergedCell
 
 # name -> (light, dark); those of presets stand in the catalogue
@@ -132,7 +133,7 @@ def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
             continue
         key = cell.preset
         if key not in drawn:
-            key = keys.setdefault(cell.name, spare[len(keys) % len(spare)])
+            key = keys.setdefault(cell.name.removesuffix(ADAPTED), spare[len(keys) % len(spare)])
         again = sum(look.key == key for look in chosen.values())
         dash = DASHES[again % len(DASHES)] if cell.heldout.comparable else "--"
         chosen[cell.label] = Look(key, PRESETS[key].marker or "o", dash)

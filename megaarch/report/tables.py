@@ -9,7 +9,17 @@ from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.warnings import unequal_flops
 from megaarch.study.results import INTERVALS, Results
 
-IDENTITY = ("name", "size", "architecture", "objective", "preset", "parent", "budget", "seeds")
+IDENTITY = (
+    "name",
+    "size",
+    "architecture",
+    "objective",
+    "preset",
+    "parent",
+    "budget",
+    "adaptation",
+    "seeds",
+)
 EXPENSE = (
     *("parameters", "non_embedding_parameters", "flops", "inherited_flops", "palm_flops"),
     *("seen_tokens", "target_tokens", "steps", "train_seconds", "tokens_per_second"),
@@ -57,7 +67,7 @@ def latex(found: Results | dict) -> str:
         r"    Cell & Architecture & Parameters & FLOPs & Bits per byte & Choice & Middle \\",
     ]
     for finding in report_findings.findings(results):
-        amount = notation.budget(results.budget.match, finding.budget, plain=True)
+        amount = notation.budget(results.budget.match, finding.budget, True, finding.adaptation)
         lines += [r"    \midrule", rf"    \multicolumn{{7}}{{l}}{{{escaped(amount)} each}} \\"]
         strong = [cell.label for cell in (*finding.order[:1], *finding.tied)]
         for cell in report_findings.ranked(finding.cells):

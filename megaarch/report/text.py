@@ -4,7 +4,7 @@ import textwrap
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
+from megaarch.report.cells import MergedCell, before_adaptation, interval_kinds, merged_cells
 from megaarch.report.findings import Finding
 from megaarch.report.panel import GAIN, TASKS, knows_length, lengths, of_length, of_task
 from megaarch.report.warnings import warnings_for
@@ -22,6 +22,8 @@ COLUMNS = (  # title, width
     ("tok/s", 7),
 )
 
+CHANGES = (("bits/byte", 15), ("gain", 14), ("choice", 14), ("FLOPs", 7), ("tokens", 6))
+
 
 def text(found: Results | dict) -> str:
     """The study in at most 80 columns: the answer, a table for each budget, and the warnings.
@@ -35,7 +37,12 @@ def text(found: Results | dict) -> str:
     blocks = [
         [f"Study {results.study}"[:WIDTH]],
         wrap(" ".join(report_findings.headline(results, plain=True))),
-        *(table(results.budget.match, finding) for finding in findings),
+        *(
+            table(results.budget.match, finding)
+            if finding.adaptation is None
+            else adaptation_table(results, finding)
+            for finding in findings
+        ),
         footnotes(results, findings),
     ]
     if warnings := warnings_for(results):
@@ -63,6 +70,38 @@ def table(match: str, finding: Finding) -> list[str]:
     if tuned := [cell for cell in finding.cells if report_findings.finetuned(cell)]:
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
     return [*lines, *by_length(report_findings.ranked(finding.cells)), *by_task(finding.cells)]
+
+
+def adaptation_table(results: Results, finding: Finding) -> list[str]:
+    """Adapted cells, best first, each value behind that of the cell whose weights it started from."""
+    match, cells = results.budget.match, merged_cells(results)
+    amount = notation.budget(match, finding.budget, True, finding.adaptation)
+    lines = wrap(f"At {amount} each (before -> after; FLOPs and tokens of both):")
+    lines += ["", "cell".ljust(NAME_WIDTH) + "".join(f" {title:>{n}}" for title, n in CHANGES)]
+    lines.append("-" * len(lines[-1]))
+    tied = {cell.label for cell in finding.tied}
+    for cell in report_findings.ranked(finding.cells):
+        before, mark = before_adaptation(cells, cell), "~" if cell.label in tied else " "
+        changes = [
+            f"{notation.fixed(before and read(before), 3, '-')} -> {notation.fixed(read(cell), 3, '-')}"
+            for read in (
+                lambda cell: cell.bits_per_byte,
+                lambda cell: cell.heldout.prefix_gain,
+                lambda cell: cell.heldout.choice_accuracy,
+            )
+        ]
+        values = (
+            changes[0] + mark,
+            *changes[1:],
+            notation.power(cell.total_flops, "-", plain=True),
+            notation.count(cell.total_tokens, "-"),
+        )
+        widths = [width for _, width in CHANGES]
+        shown = [
+            value[:width].rjust(width + 1) for value, width in zip(values, widths, strict=True)
+        ]
+        lines.append(name_of(cell) + "".join(shown))
+    return lines
 
 
 def by_length(cells: list[MergedCell]) -> list[str]:

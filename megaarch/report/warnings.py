@@ -9,7 +9,7 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
-from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread
+from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place
 from megaarch.study.results import CellResult, Results
 
 PADDING_LIMIT = 0.05
@@ -128,9 +128,11 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with its cells."""
-    for amount in sorted({cell.budget for cell in results.cells}):
-        group = [cell for cell in results.cells if cell.budget == amount]
-        yield notation.budget(results.budget.match, amount), group
+    for amount, added in sorted(
+        {place(cell) for cell in results.cells}, key=lambda p: (p[0], p[1] or 0)
+    ):
+        group = [cell for cell in results.cells if place(cell) == (amount, added)]
+        yield notation.budget(results.budget.match, amount, adaptation=added), group
 
 
 def unequal_flops(results: Results) -> Iterator[str]:
@@ -209,7 +211,7 @@ def unequal_heads(results: Results) -> Iterator[str]:
 
 def inherited_compute(cells: Cells) -> Iterator[str]:
     for cell in cells:
-        if cell.parent:
+        if cell.parent and cell.adaptation is None:
             counted = "whose compute is not known and not counted"
             if cell.inherited_flops:
                 spent = notation.power(cell.inherited_flops)

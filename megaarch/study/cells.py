@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaarch import config
@@ -10,13 +10,16 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
+from megaarch.study import adapt
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One run of a study. `parent` is the key of the cell whose weights it starts from."""
+    """One run of a study. `parent` is the key of the cell whose weights it starts from; `inherited`
+    the part of its training.budget that its parents have spent (training.start_optimizer);
+    `adaptation` what it adds where study.adapt has made it."""
 
     name: str
     size: str | None
@@ -24,6 +27,8 @@ class StudyCell:
     seed: int
     settings: Settings
     parent: str | None
+    inherited: float = 0.0
+    adaptation: float | None = None
 
     @property
     def key(self) -> str:
@@ -60,12 +65,66 @@ def expand(
     if study is None:
         raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
     return [
-        _resolve(raw, study, cell, size, amount, seed, directory, rates or {})
-        for size in (study.sizes or [None])
+        cell
+        for size in study.sizes or [None]
         for amount in study.budgets
         for seed in study.seeds
-        for cell in study.cells
+        for cell in _one_of_each(raw, study, size, amount, seed, directory, rates or {})
     ]
+
+
+def _one_of_each(
+    raw: config.Raw,
+    study: Study,
+    size: Size | None,
+    amount: float,
+    seed: int,
+    directory: Path,
+    rates: dict[str, float],
+) -> list[StudyCell]:
+    """All cells of one size, budget and seed; adapted ones last."""
+    found: dict[str | None, StudyCell] = {}
+    for each in study.cells:
+        cell = _resolve(raw, study, each, size, amount, seed, directory, rates)
+        found[each.name] = _after(found.get(each.start_from), cell)
+    adapted = []
+    for each in study.cells if study.adapt else ():
+        assert study.adapt is not None
+        parent = found[each.name]
+        if adapt.obstacle(parent.settings, study.adapt):
+            continue
+        child = adapt.child_of(each, parent.settings, study.adapt)
+        rate = rates.get(parent.rate_key, rates.get(parent.name))
+        known = rates if rate is None else {child.name: rate} | rates
+        cell = _after(parent, _resolve(raw, study, child, size, amount, seed, directory, known))
+        adapted.append(replace(cell, adaptation=study.adapt.budget))
+    return [*found.values(), *adapted]
+
+
+def not_adapted(cells: list[StudyCell], study: Study) -> list[str]:
+    """Says which cells of a study `study.adapt` leaves out, and why."""
+    return list(
+        dict.fromkeys(
+            f"{cell.name} is not adapted (study.adapt): {why}."
+            for cell in cells
+            if study.adapt and cell.adaptation is None
+            if (why := adapt.obstacle(cell.settings, study.adapt))
+        )
+    )
+
+
+def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:
+    """The cell, its budget counted from its parent's first step where it takes the optimizer along."""
+    training = cell.settings.training
+    if parent is None or not training.start_optimizer:
+        return cell
+    spent, own = parent.settings.training.budget, training.budget
+    assert spent is not None and own is not None, "_resolve gives every cell one"
+    budget = own.model_copy(update={"amount": spent.amount + own.amount})
+    settings = cell.settings.model_copy(
+        update={"training": training.model_copy(update={"budget": budget})}
+    )
+    return replace(cell, settings=settings, inherited=spent.amount)
 
 
 def _resolve(

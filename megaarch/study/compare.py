@@ -14,7 +14,7 @@ from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
 from megaarch.study import lock, preflight, sweep, workers, yardsticks
 from megaarch.study import run as runs
-from megaarch.study.cells import StudyCell, generations, title
+from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, identity
@@ -64,8 +64,10 @@ def _check(folder: StudyFolder, console: Console) -> None:
     folder.held_out()  # says what is missing before cells are looked at
     prepared = folder.text
     _show_data(prepared.manifest, console)
-    if warning := unfaithful(prepared.heldout, prepared.tokenizer):
-        console.print(warning, style="yellow", markup=False)
+    unfair = unfaithful(prepared.heldout, prepared.tokenizer)
+    for warning in (unfair, *not_adapted(folder.cells, folder.study)):
+        if warning:
+            console.print(warning, style="yellow", markup=False)
     preflight.check(folder)
     for name, own in {cell.name: folder.text_of(cell) for cell in folder.cells}.items():
         if own.manifest.key != prepared.manifest.key:
@@ -86,6 +88,8 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     study, prepared = folder.study, folder.text
     missing = [cell.key for cell in folder.cells if cell.key not in records]
     left_out = f"Not finished, so left out: {', '.join(missing)}." if missing else None
+    unfair = unfaithful(prepared.heldout, prepared.tokenizer)
+    warnings = (unfair, left_out, *not_adapted(folder.cells, study))
     results = Results(
         format=1,
         study=study.name,
@@ -102,7 +106,7 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
             entry(cell, records[cell.key], folder) for cell in folder.cells if cell.key in records
         ],
         tuning=folder.sweep.trials if folder.sweep else [],
-        warnings=[w for w in (unfaithful(prepared.heldout, prepared.tokenizer), left_out) if w],
+        warnings=[w for w in warnings if w],
     )
     write_json(folder.directory / "results.json", results.as_json())
     return results

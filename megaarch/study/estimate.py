@@ -83,7 +83,9 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
         "seen_tokens": each * row.seen_tokens_per_row,
         "target_tokens": each * row.target_tokens_per_row,
     }
-    steps = max(1, round(limit.amount / spent[limit.kind]))  # as many as Limit.reached allows
+    steps = max(
+        1, round((limit.amount - cell.inherited) / spent[limit.kind])
+    )  # as many as Limit.reached allows
     alone = processes(settings.parallel) == 1
     return Estimate(
         steps=steps,

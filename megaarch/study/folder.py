@@ -15,7 +15,7 @@ from typing import Any, Self
 import yaml
 
 from megaarch import config
-from megaarch.config.fingerprint import changed_settings, fingerprint
+from megaarch.config.fingerprint import SCORING, changed_settings, fingerprint
 from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
@@ -114,9 +114,9 @@ def identity(
 ) -> dict[str, Any]:
     """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
     decides its parent's. parent: the parent's identity; None: that with which it was run."""
-    scoring = {f"study.evaluation.{k}": v for k, v in evaluation.model_dump(mode="json").items()}
+    scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
     if evaluation.tasks:
-        scoring["study.evaluation.tasks"] = rank_classification.identity(evaluation)
+        scoring[f"{SCORING}tasks"] = rank_classification.identity(evaluation)
     about = {"data": prepared.fingerprint, "from": cell.parent}
     if cell.parent:
         record = parent_record(cell)

@@ -16,7 +16,9 @@ from megaarch.data import batch_tokens, conditional
 from megaarch.data.converters import converter_of
 from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
+from megaarch.model import transfer
 from megaarch.model.count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
@@ -83,6 +85,13 @@ def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
             f"else: {other}"
         )
     mine, theirs = (_shapes(c.settings) for c in (cell, parent))
+    try:
+        found = transfer.origins(parent.settings, cell.settings)
+    except UserError as error:
+        yield f"cannot start from the weights of {parent.name}: {error}"
+        return
+    theirs = transfer.renamed(found, theirs)
+    mine = {name: shape for name, shape in mine.items() if name in found and found[name].whole}
     names = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
     if other:  # their tables are told with the scheme
         names = [name for name in names if not name.startswith(("positions.", "relative_bias."))]

@@ -6,7 +6,6 @@ items is one over what was asked and not over how.
 """
 
 import hashlib
-from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -15,13 +14,14 @@ from megaarch.config.schema import Evaluation
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
+from megaarch.study import exact_match
+from megaarch.study.exact_match import fitted
 from megaarch.study.intervals import ratio_interval
 from megaarch.study.results import TaskScore
 from megaarch.study.score import Scorer
 
-FORM = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
-
 Pair = tuple[np.ndarray, np.ndarray]
+Answers = list[tuple[bool, bool] | None]  # by likelihood, and by that over bytes; None: not asked
 
 
 def tasks_of(evaluation: Evaluation) -> list[Task]:
@@ -44,43 +44,58 @@ def score(scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation) -> dict[
 
 
 def _score(scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluation) -> TaskScore:
-    asked = {
-        wording.name: task.questions(wording, evaluation.task_items, evaluation.shots)
-        for wording in task.wordings
-    }
-    pairs = [
-        pair
-        for questions in asked.values()
-        for question in filter(None, questions)
-        for pair in tokens(scorer, tokenizer, question)
-    ]
-    logs = iter(scorer.loglikelihoods(pairs).raw)
-    right: dict[str, list[tuple[bool, bool] | None]] = {
-        name: [question and _is_right(question, logs) for question in questions]
-        for name, questions in asked.items()
-    }
-    items = [[one for one in of_item if one] for of_item in zip_longest(*right.values())]
-    plain, normalized = (
-        [float(np.mean([one[kind] for one in of_item])) for of_item in items if of_item]
-        for kind in (0, 1)
+    ranked, free = (
+        {
+            wording.name: task.questions(wording, evaluation.task_items, evaluation.shots)
+            for wording in task.wordings
+            if (wording.choices is not None) == has_choices
+        }
+        for has_choices in (True, False)
     )
-    number = len(plain)
-    if not number:
+    asked = [question for each in ranked.values() for question in each if question]
+    pairs = [pair for question in asked for pair in tokens(scorer, tokenizer, question)]
+    logs = iter(scorer.loglikelihoods(pairs).raw if pairs else ())
+    right: dict[str, Answers] = {
+        name: [question and _is_right(question, logs) for question in questions]
+        for name, questions in ranked.items()
+    }
+    open_ended = [question for each in free.values() for question in each if question]
+    matches = iter(exact_match.right(scorer, tokenizer, open_ended, evaluation))
+    exact: dict[str, Answers] = {
+        name: [question and (hit := next(matches), hit) for question in questions]
+        for name, questions in free.items()
+    }
+    matched = _by_item(exact, 0)
+    plain = _by_item(right, 0) or matched
+    normalized = _by_item(right, 1)
+    if not plain:
         return TaskScore(accuracy=None)
-    questions = [question for each in asked.values() for question in each if question]
     return TaskScore(
         accuracy=float(np.mean(plain)),
-        interval=ratio_interval(np.array(plain), np.ones(number), np.arange(number)),
-        items=number,
-        chance=float(np.mean([1 / len(question.choices) for question in questions])),
+        interval=_interval(plain),
+        items=len(plain),
+        chance=float(np.mean([1 / len(question.choices) for question in asked])) if asked else None,
         right=list(plain),
-        normalized_accuracy=float(np.mean(normalized)),
+        normalized_accuracy=float(np.mean(normalized)) if normalized else None,
+        exact_match=float(np.mean(matched)) if matched else None,
+        exact_match_interval=_interval(matched) if matched else None,
         by_wording={
             name: float(np.mean([one[0] for one in each if one]))
-            for name, each in right.items()
+            for name, each in (right | exact).items()
             if any(each)
         },
     )
+
+
+def _by_item(answers: dict[str, Answers], kind: int) -> list[float]:
+    """Returns the share of wordings in which each item is right, of the items that some wording suits."""
+    items = [[one[kind] for one in of_item if one] for of_item in zip_longest(*answers.values())]
+    return [float(np.mean(of_item)) for of_item in items if of_item]
+
+
+def _interval(shares: list[float]) -> list[float] | None:
+    number = len(shares)
+    return ratio_interval(np.array(shares), np.ones(number), np.arange(number))
 
 
 def _is_right(question: Question, logs) -> tuple[bool, bool]:
@@ -105,8 +120,7 @@ def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> list[Pai
             answer = tokenizer.encode(choice)
         else:
             answer = _behind(tokenizer, question.input, asked, choice)
-        room = max(scorer.settings.model.sequence_length - len(answer) - FORM, 1)
-        pairs.append((asked[-room:].astype(np.int64), answer.astype(np.int64)))
+        pairs.append((fitted(scorer.settings.model, asked, len(answer)), answer.astype(np.int64)))
     return pairs
 
 
@@ -115,14 +129,3 @@ def _behind(tokenizer: Tokenizer, text: str, asked: np.ndarray, choice: str) -> 
     if len(both) > len(asked) and np.array_equal(both[: len(asked)], asked):
         return both[len(asked) :]
     return tokenizer.encode(f" {choice}")
-
-
-def problems(tasks: Sequence[Task]) -> list[str]:
-    """Names the wordings that ask for free text, which rank classification cannot score."""
-    found = []
-    for task in tasks:
-        for wording in task.wordings:
-            first = next(filter(None, map(wording.question, task.test)), None)
-            if first is not None and not first.choices:
-                found.append(f"{wording}: it has no choices to rank: give some")
-    return found

@@ -124,7 +124,8 @@ class Continuation(Record):
 
 class TaskScore(Record):
     """Held-out items of one task. right: of each item the share of wordings in which the right choice
-    wins. normalized_accuracy: by log-likelihoods over the bytes of a choice."""
+    wins. normalized_accuracy: by log-likelihoods over the bytes of a choice. exact_match: of the wordings
+    without choices, and the accuracy too where there are no others."""
 
     accuracy: Number
     interval: Interval = None
@@ -132,6 +133,8 @@ class TaskScore(Record):
     chance: Number = None
     right: list[Amount] | None = None
     normalized_accuracy: Number = None
+    exact_match: Number = None
+    exact_match_interval: Interval = None
     by_wording: dict[str, Amount] = Field(default_factory=dict)
 
 
@@ -229,6 +232,7 @@ class Text(Record):
 class CellResult(Record):
     """One cell of results.json.
 
+    adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
     learning_rate_at_edge, trial_flops: what a sweep knows of its learning rate (`sweep.verdict`).
     settings: as a configuration has them.
@@ -243,6 +247,7 @@ class CellResult(Record):
     budget: Amount
     seed: int
     parent: str | None = None
+    adaptation: Number = None
     parameters: Number
     non_embedding_parameters: Number = None
     flops: Number

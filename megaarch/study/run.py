@@ -86,8 +86,9 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
         scorer = setup.scorer(model, settings)
         value = yardsticks.curve_point(scorer, held["validation"], evaluation)
         if grid.is_main:
+            own = progress.since(trainer.inherited)
             point = CurvePoint(
-                step=progress.step, flops=progress.flops, seconds=progress.seconds, heldout=value
+                step=progress.step, flops=own.flops, seconds=own.seconds, heldout=value
             )
             with curve.open("a") as file:
                 file.write(json.dumps(point.as_json()) + "\n")
@@ -95,7 +96,7 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
     shares = tuple(np.linspace(0, 1, evaluation.points + 1))
     trainer = setup.trainer(settings, hold_out=score_curve, shares=shares)
     if grid.is_main:
-        cut_back(curve, trainer.progress.step if trainer.progress.step else -1)
+        cut_back(curve, -1 if trainer.is_new else trainer.progress.step)
     progress = trainer.run(more=True)
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine, settings)
@@ -174,7 +175,7 @@ def result(
 ) -> CellResult:
     """The cell's entry in results.json."""
     settings, model = cell.settings, cell.settings.model
-    points = list(read_points(cell.folder / "metrics.jsonl", LossPoint))
+    own, points = progress.since(trainer.inherited), losses(cell, trainer.inherited)
     last = [point.loss for point in points[-max(1, len(points) // 20) :]]
     last = [loss for loss in last if loss is not None]  # of a skipped step
     thinned = sorted(
@@ -194,23 +195,24 @@ def result(
         budget=cell.budget,
         seed=cell.seed,
         parent=cell.parent,
+        adaptation=cell.adaptation,
         parameters=trainer.parameters,
         non_embedding_parameters=non_embedding_parameter_count(
             model, catalogue.position_axes(settings.data.objective)
         ),
-        flops=progress.flops,
+        flops=own.flops,
         inherited_flops=(parent.total_flops or 0.0) if parent else 0.0,
         inherited_tokens=(parent.total_tokens or 0) if parent else 0,
-        palm_flops=progress.palm_flops,
-        seen_tokens=progress.seen_tokens,
-        target_tokens=progress.target_tokens,
-        steps=progress.step,
-        train_seconds=progress.seconds,
-        tokens_per_second=progress.seen_tokens / max(progress.seconds, 1e-9),
-        padding_share=1 - progress.seen_tokens / max(progress.slots, 1),
+        palm_flops=own.palm_flops,
+        seen_tokens=own.seen_tokens,
+        target_tokens=own.target_tokens,
+        steps=own.step,
+        train_seconds=own.seconds,
+        tokens_per_second=own.seen_tokens / max(own.seconds, 1e-9),
+        padding_share=1 - own.seen_tokens / max(own.slots, 1),
         truncated_share=rows.truncated_share,
         epochs=trainer.steps.samples(progress.step).start / rows.per_epoch,
-        skipped_steps=progress.skipped,
+        skipped_steps=own.skipped,
         final_loss=float(np.mean(last)) if last else None,
         precision=settings.training.precision,
         learning_rate=settings.training.learning_rate,
@@ -222,6 +224,15 @@ def result(
         warnings=[],
         data=Text.model_validate(counts),
     )
+
+
+def losses(cell: StudyCell, inherited: Progress) -> list[LossPoint]:
+    """The loss of each step, over the FLOPs and seconds of the cell's own run."""
+    points = list(read_points(cell.folder / "metrics.jsonl", LossPoint))
+    for point in points:
+        point.flops -= inherited.flops
+        point.seconds -= inherited.seconds
+    return points
 
 
 def masks(trainer: Trainer) -> list[Mask]:

@@ -30,6 +30,9 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
 from megaarch.files import fit, replacing, write_json
+from megaarch.model.transfer import Origin, Origins
+from megaarch.parallel import gradients
+from megaarch.parallel.parallelize import shard_of
 from megaarch.training import storage
 from megaarch.training.record import MANIFEST, PROGRESS, Record, read_manifest, read_record
 from megaarch.training.retention import ASIDE, complete, prune, sweep
@@ -272,24 +275,49 @@ def latest_settings(run: Path) -> dict[str, Any] | None:
     return None
 
 
-def load(path: Path, engine: Engine, optimizer: Optimizer | None, grid: Grid | None = None) -> None:
+def load(
+    path: Path,
+    engine: Engine,
+    optimizer: Optimizer | None,
+    grid: Grid | None = None,
+    origins: Origins | None = None,
+) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
-    grid: all its processes call this. ValueError where the checkpoint's parameters are not the
+    grid: all its processes call this. origins: where parameters come from that are not the
+    checkpoint's own; None: they are. ValueError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
     weights, state = engine.state(optimizer)
-    wanted: storage.State = {"model": weights}
+    origins = {name: Origin(name) for name in weights} if origins is None else origins
+    whole = {name: w for name, w in weights.items() if name in origins and origins[name].whole}
+    wanted: storage.State = {"model": whole}
     if optimizer:
         wanted["optimizer"] = state
     with on_main(grid):
-        index = storage.read_index(path / "state")
-        _compare(path, index, weights, partial=grid is not None and grid.size("pp") > 1)
+        index = storage.read_index(path / "state").renamed(origins)
+        _compare(path, index, whole, partial=grid is not None and grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
     group = None if grid is None else grid.host_group
     with as_os_error(f"checkpoint {path} could not be read"):
         storage.read_tensors(wanted, path / "state", index, group)
+    with on_main(grid):
+        for name in weights.keys() & (origins.keys() - whole.keys()):
+            _fill(weights[name], origins[name], path)
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
+
+
+def _fill(weight: torch.Tensor, origin: Origin, path: Path) -> None:
+    """Set this process's part of a weight to rows of a checkpoint's tensor, or to zero."""
+    own = gradients.local(weight)
+    if origin.name is None:
+        own.zero_()
+        return
+    with as_os_error(f"checkpoint {path} could not be read"):
+        [value] = storage.read_whole(path / "state", f"model.{origin.name}").values()
+    value = value[origin.rows]
+    shard = shard_of(weight) or tuple(map(range, value.shape))
+    own.copy_(value[tuple(slice(part.start, part.stop) for part in shard)])
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -44,6 +44,10 @@ class Progress:
             self.skipped + skipped,
         )
 
+    def since(self, begin: "Progress") -> "Progress":
+        """What was added to the totals `begin`."""
+        return Progress(*(getattr(self, f.name) - getattr(begin, f.name) for f in fields(self)))
+
     @classmethod
     def of(cls, saved: SavedTotals) -> "Progress":
         """Returns the totals that a checkpoint's record holds."""

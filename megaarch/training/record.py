@@ -55,9 +55,11 @@ class SavedTokenizer(_Open):
 
 class Record(_Open):
     """A checkpoint's progress.json. fingerprint: of the data. weights_only: of a converted one, which
-    has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it."""
+    has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it.
+    inherited: of `progress`, what the run began with (training.start_optimizer); None: nothing."""
 
     progress: SavedTotals
+    inherited: SavedTotals | None = None
     fingerprint: str | None
     settings: SavedSettings
     tokenizer: SavedTokenizer

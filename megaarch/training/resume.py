@@ -12,9 +12,11 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.files import fit
+from megaarch.model import transfer
 from megaarch.model.positions import position_scheme, scheme_fault
+from megaarch.model.transfer import Origins
 from megaarch.training import checkpoint
-from megaarch.training.progress import Progress, limit_change
+from megaarch.training.progress import Limit, Progress, limit_change
 from megaarch.training.record import PROGRESS, SAMPLES, Record, read_record
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,9 @@ def resume(
     engine: Engine,
     optimizer: Optimizer,
     grid: Grid,
-) -> Progress:
-    """Loads what a run begins with; returns its totals up to there. Every process calls it.
+) -> tuple[Progress, Progress]:
+    """Loads what a run begins with; returns its totals up to there and, of these, those that it has
+    inherited (`training.start_optimizer`). Every process calls it.
 
     fingerprint, tokenizer: fingerprints of the data and of its tokenizer. UserError where the run
     cannot continue, or begin, from what is there.
@@ -50,12 +53,28 @@ def resume(
         change = limit_change(before, training, progress)
         if change and grid.is_main:
             log.warning("%s: %s", path, change)
-        return progress
+        return progress, Progress.of(saved.inherited) if saved.inherited else Progress()
+    inherited = Progress()
     if training.start_from:
         parent = _find_parent(Path(training.start_from), grid)
-        _check_parent(parent, settings, tokenizer)
-        checkpoint.load(parent, engine, None, grid)
-    return Progress()
+        saved = read_record(parent)
+        origins = _check_parent(parent, saved, settings, tokenizer)
+        if training.start_optimizer:
+            inherited = Progress.of(saved.progress)
+            _check_optimizer(parent, saved, training, inherited, origins)
+            _load_with_optimizer(parent, engine, optimizer, grid)
+        else:
+            checkpoint.load(parent, engine, None, grid, origins)
+    return inherited, inherited
+
+
+def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer, grid: Grid) -> None:
+    """Loads weights and the optimizer's state; its options stay those of the settings."""
+    options = getattr(optimizer, "defaults", {})
+    own = [{name: group[name] for name in options} for group in optimizer.param_groups]
+    checkpoint.load(path, engine, optimizer, grid)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
 
 
 def _check_continued(
@@ -107,21 +126,49 @@ def _find_parent(given: Path, grid: Grid) -> Path:
     return given
 
 
-def _check_parent(found: Path, settings: Settings, tokenizer: str | None) -> None:
-    """Raises UserError where tokens or positions mean something else to these weights."""
-    saved = read_record(found)
+def _check_optimizer(
+    found: Path, saved: Record, training: Training, totals: Progress, origins: Origins
+) -> None:
+    """Raises UserError where a run under `training` cannot go on with this optimizer's state."""
+    where, theirs = "training.start_optimizer", saved.settings.training.get("optimizer")
+    if saved.weights_only:
+        raise UserError(f"{where}: {found} holds weights alone: leave it out")
+    if theirs != training.optimizer:
+        raise UserError(
+            f"{where}: {found} has the state of {theirs}, and training.optimizer is "
+            f"{training.optimizer}: make them equal, or leave it out"
+        )
+    if moved := [name for name, origin in origins.items() if origin.name != name]:
+        raise UserError(
+            f"{where}: {found} has no state of {moved[0]}, which starts from other weights "
+            f"({len(moved)} parameters): leave it out"
+        )
+    if (limit := Limit.of(training)).reached(totals):
+        raise UserError(
+            f"{where}: {found} has already come to {limit}, for training.steps and training.budget "
+            "count what the parent has spent too: raise them"
+        )
+
+
+def _check_parent(found: Path, saved: Record, settings: Settings, tokenizer: str | None) -> Origins:
+    """Returns where the model's parameters come from. UserError where tokens or positions mean
+    something else to these weights, or where they cannot become the model's."""
     if saved.tokenizer.fingerprint != tokenizer:
         raise UserError(
             f"training.start_from: {found} was trained with another tokenizer: set "
             f"data.tokenizer={saved.tokenizer.path}"
         )
+    model = fit(saved.settings.model, Model, found / PROGRESS)
+    data = settings.data.model_copy(update={"objective": saved.settings.data.objective})
+    parent = settings.model_copy(update={"model": model, "data": data})
     fault = scheme_fault(
-        position_scheme(
-            fit(saved.settings.model, Model, found / PROGRESS), saved.settings.data.objective
-        ),
-        position_scheme(settings.model, settings.data.objective),
+        *(position_scheme(each.model, each.data.objective) for each in (parent, settings))
     )
     if fault:
         raise UserError(
             f"training.start_from: positions mean something else to the weights of {found}: {fault}"
         )
+    try:
+        return transfer.origins(parent, settings)
+    except UserError as error:
+        raise UserError(f"training.start_from: {found}: {error}") from None

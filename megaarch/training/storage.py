@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, inside, parse_json, read_bytes
+from megaarch.model.transfer import Origins, renamed
 from megaarch.training import pickled_metadata
 
 INDEX, PICKLED = "metadata.json", ".metadata"
@@ -59,6 +60,15 @@ class Index(Schema):
     tensors: dict[str, Tensor]
     values: dict[str, Annotated[Place, Field(strict=False)]]
     pickled: bool = False
+
+    def renamed(self, origins: Origins) -> "Index":
+        """The index with weights by the names of those that are read from them."""
+        weights, others = {}, {}
+        for name, tensor in self.tensors.items():
+            own = name.removeprefix("model.")
+            (others if own == name else weights)[own] = tensor
+        named = {f"model.{name}": tensor for name, tensor in renamed(origins, weights).items()}
+        return self.model_copy(update={"tensors": others | named})
 
 
 class Writer(dcp.FileSystemWriter):
@@ -184,7 +194,8 @@ def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         for name, tensor in index.tensors.items()
         if name.startswith(prefix)
     }
-    dcp.load(tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner())
+    # each process for itself: those of a pipeline read different ones
+    dcp.load(tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner(), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

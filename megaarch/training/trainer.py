@@ -71,8 +71,8 @@ class Trainer:
     grid: the processes of the layout; None: this one alone. `model` is what this one holds.
     heartbeat: theirs, which the caller has started.
     watch: called after every step, on every process; on a GPU once the next one is launched.
-    hold_out: called with (engine, progress) at `shares` of the limit, on every process, not
-    counted as training time.
+    hold_out: called with (engine, progress) at `shares` of what the limit leaves to this run, on
+    every process, not counted as training time.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Trainer:
         shares: tuple[float, ...] = (),
     ):
         self.given, self.settings, self.watch = settings, settings, watch
-        self.hold_out, self.shares = hold_out, shares
+        self.hold_out = hold_out
         training = settings.training
         self.limit = Limit.of(training)
         self.grid = grid or Grid.single(device_of(settings))
@@ -116,10 +116,18 @@ class Trainer:
         self.saver = Saver(self.directory, training, self.grid)
         self.metrics: Metrics | None = None
         # totals up to the step that was read last, and that was launched last
-        self.progress = self.launched = resume(
+        self.progress, self.inherited = resume(
             self.given, self.fingerprint, used.fingerprint, self.engine, self.optimizer, self.grid
         )
-        self._saved = self.progress.step or -1
+        self.launched = self.progress
+        self._saved = -1 if self.is_new else self.progress.step
+        begin = self.limit.share(self.inherited)
+        self.shares = tuple(begin + (1 - begin) * share for share in shares)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this run has taken no step yet, whatever it has inherited."""
+        return self.progress.step == self.inherited.step
 
     def _set_up_process(self) -> None:
         """Sets what holds for the whole process. UserError where it cannot run these settings."""
@@ -162,7 +170,7 @@ class Trainer:
         last save raises Stopped too.
         """
         with self._session() as signals:
-            if self.progress.step == 0:
+            if self.is_new:
                 self._evaluate(-1.0)
             self._train(signals)
             self.save()
@@ -321,6 +329,8 @@ class Trainer:
                 "tokenizer": self.tokenizer,
                 "samples": SAMPLES,
             }
+            if self.inherited.step:
+                record["inherited"] = asdict(self.inherited)
             self.saver.save(
                 self.progress.step, self.engine, self.optimizer, Record.model_validate(record)
             )

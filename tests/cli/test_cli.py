@@ -34,6 +34,7 @@ def test_help_of_every_command(capsys):
         "report",
         "describe",
         "plan",
+        "plan-inference",
         "dry-run",
         "submit",
         "status",

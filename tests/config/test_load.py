@@ -118,6 +118,7 @@ def test_settings_of_objectives_and_biases_are_judged_in_each_cell_of_a_study():
         ),
         ({"model": {"preset": "bert"}, "data": {"objective": "full_lm"}}, "does not run on"),
         ({"model": {"heads": 4, "kv_heads": 3}}, "3 key heads do not divide 4 heads"),
+        ({"model": {"initializer": "t5x", "initial_deviation": 0.03}}, "has no meaning under t5x"),
         ({"model": {"hidden_size": 12, "heads": 4}}, "rope over 1 position axis"),
         ({"model": {"preset": "glm", "head_size": 6}}, "divisible by 4"),
         ({"model": {"preset": "glm", "position_encoding": "relative"}}, "use rope"),

@@ -13,6 +13,7 @@ meshes without their process groups, so a cache of an earlier run would answer w
 A run does several presets in one go where that saves time.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -45,6 +47,10 @@ class RankError(AssertionError):
     """A rank raised, died or did not answer; the message has its traceback."""
 
 
+class SegmentationError(RankError):
+    """A rank died of SIGSEGV; the message says where its Python threads were."""
+
+
 class Pool:
     """See the module's docstring."""
 
@@ -65,18 +71,34 @@ class Pool:
         function: importable by name. timeout: seconds, after which every rank is killed.
         environment: variables set in every rank.
         Raises RankError with the traceback of the first rank that failed.
+
+        A rank that dies of SIGSEGV is run once more, with all others, and a warning says where it died:
+        about one of a thousand runs ends in malloc, called by gloo's thread (docs/log.md).
         """
+        try:
+            return self._run(world_size, function, args, timeout, environment)
+        except SegmentationError as error:
+            warnings.warn(f"ran again: {error}", stacklevel=2)
+            return self._run(world_size, function, args, timeout, environment)
+
+    def _run(
+        self,
+        world_size: int,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        timeout: float,
+        environment: dict[str, str] | None,
+    ) -> list[Any]:
         assert 1 <= world_size <= LARGEST, world_size
         payload = pickle.dumps((function, args))
         variables = {"OMP_NUM_THREADS": "1", **(environment or {})}
         with tempfile.TemporaryDirectory() as folder, _environment(variables):
-            store = f"file://{Path(folder) / 'store'}"
             workers, pipes = [], []
             for rank in range(world_size):
                 ours, theirs = self.context.Pipe()
                 worker = self.context.Process(
                     target=_work,
-                    args=(theirs, payload, rank, world_size, store, timeout, variables),
+                    args=(theirs, payload, rank, world_size, Path(folder), timeout, variables),
                     daemon=True,
                 )
                 worker.start()
@@ -84,15 +106,15 @@ class Pool:
                 workers.append(worker)
                 pipes.append(ours)
             try:
-                return _gather(workers, pipes, timeout)
+                return _gather(workers, pipes, timeout, Path(folder))
             finally:
                 for worker in workers:
                     worker.kill()
                     worker.join()
 
 
-def _gather(workers: list, pipes: list[Connection], timeout: float) -> list[Any]:
-    waiting, results, failed = dict(enumerate(pipes)), {}, ""
+def _gather(workers: list, pipes: list[Connection], timeout: float, folder: Path) -> list[Any]:
+    waiting, results, failed, kind = dict(enumerate(pipes)), {}, "", RankError
     deadline = time.monotonic() + timeout
     while waiting and (left := deadline - time.monotonic()) > 0:
         for pipe in wait(waiting.values(), left):
@@ -102,17 +124,26 @@ def _gather(workers: list, pipes: list[Connection], timeout: float) -> list[Any]
                 fine, result = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 workers[rank].join(GRACE)
-                fine, result = False, f"died with exit code {workers[rank].exitcode}"
+                code = workers[rank].exitcode
+                fine, result = False, f"died with exit code {code}\n{_threads(folder, rank)}"
+                if code == -signal.SIGSEGV and not failed:
+                    kind = SegmentationError
             if fine:
                 results[rank] = result
             elif not failed:
                 failed = f"rank {rank} of {len(pipes)}: {result}"
                 deadline = min(deadline, time.monotonic() + GRACE)
     if failed:
-        raise RankError(failed)
+        raise kind(failed)
     if waiting:
         raise RankError(f"no answer within {timeout:g} s from ranks {sorted(waiting)}; killed all")
     return [results[rank] for rank in range(len(pipes))]
+
+
+def _threads(folder: Path, rank: int) -> str:
+    """What a rank that died of a fault wrote of its Python threads."""
+    path = folder / f"fault{rank}"
+    return path.read_text() if path.exists() else ""
 
 
 def _work(
@@ -120,11 +151,12 @@ def _work(
     payload: bytes,
     rank: int,
     world_size: int,
-    store: str,
+    folder: Path,
     timeout: float,
     variables: dict[str, str],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable((folder / f"fault{rank}").open("w"))
     place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank}  # as torchrun says it
     os.environ |= variables | {name: str(number) for name, number in place.items()}
     try:
@@ -134,7 +166,7 @@ def _work(
         torch.set_num_threads(1)
         distributed.init_process_group(
             "gloo",
-            init_method=store,
+            init_method=f"file://{folder / 'store'}",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout),

@@ -55,15 +55,11 @@ def test_a_run_continues_in_other_layouts(optimizer, layouts, pool, raw, prepare
     def given(name):
         return own | {"logging.directory": str(tmp_path / name)}
 
-    def losses(name):
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
-
     _, wanted = train_to(raw, given("whole"), 8)
     for number, (world_size, layout) in enumerate(layouts):
         ranks = pool.run(world_size, train_to, raw, given("moved") | layout, 2 * number + 2)
         assert {start for start, _ in ranks} == {2 * number}
-    assert losses("moved") == pytest.approx(losses("whole"), rel=1e-5)
+    assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
     found = {}
     for _, weights in ranks:
         for name, value in weights.items():
@@ -210,3 +206,55 @@ def test_the_yardsticks_of_a_layout_equal_those_of_one_process(
         for name, value in wanted.items():
             if name.endswith(("_per_byte", "_raw")) and value is not None:
                 assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+def started(raw, given):
+    """Runs to the end; returns the weights from before the first step."""
+    trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
+    before = runs.weights(trainer)
+    trainer.run()
+    return before
+
+
+@pytest.mark.parametrize("kv_heads, layout", [(1, TP_PP), (2, PP2_FSDP2)])
+def test_an_encoder_decoder_starts_from_a_decoder_in_any_layout(
+    kv_heads, layout, pool, raw, prepared, tmp_path
+):
+    own = {"model.kv_heads": kv_heads, "training.steps": 2}
+    decoder = own | {"logging.directory": str(tmp_path / "gpt")}
+    runs.trainer_of(runs.settings_of(raw, "gpt", decoder)).run()
+    own |= {"training.start_from": str(tmp_path / "gpt")}
+    wanted = started(raw, own | {"logging.directory": str(tmp_path / "whole")})
+    found = {}
+    given = own | layout | {"logging.directory": str(tmp_path / "split")}
+    for weights in pool.run(4, started, raw, given):
+        found |= weights
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+DEEPSPEED = {"parallel.engine": "deepspeed", "parallel.data_parallel_shard": 2}
+
+
+@pytest.mark.parametrize("layout", [FSDP2, DEEPSPEED], ids=["fsdp", "deepspeed"])
+def test_an_optimizer_is_taken_along_into_another_layout(layout, pool, raw, prepared, tmp_path):
+    def given(name, **more):
+        return {"logging.directory": str(tmp_path / name), "training.schedule": "constant"} | more
+
+    for name, steps in (("whole", 6), ("first", 3)):
+        settings = runs.settings_of(raw, "t5", given(name, **{"training.steps": steps}))
+        runs.trainer_of(settings).run()
+    along = {
+        "training.start_from": str(tmp_path / "first"),
+        "training.start_optimizer": True,
+        "training.steps": 6,
+    }
+    pool.run(2, started, raw, given("second", **along) | layout)
+    both = losses(tmp_path / "first") + losses(tmp_path / "second")
+    assert both == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def losses(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -295,6 +296,27 @@ def test_the_pool_names_the_rank_that_fails_dies_or_hangs(pool):
         pool.run(1, os._exit, 7)
     with pytest.raises(pools.RankError, match=r"no answer within 3 s from ranks \[0\]"):
         pool.run(1, subprocess.run, ["sleep", "60"], timeout=3.0)
+
+
+def fault_unless(path):
+    if not path.exists():
+        path.touch()
+        fault()
+    return "fine"
+
+
+def fault():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_the_pool_runs_again_where_a_rank_died_of_a_fault_and_warns(pool, tmp_path):
+    with pytest.warns(UserWarning, match=r"(?s)rank 0 of 1: died with exit code -11.*fault_unless"):
+        assert pool.run(1, fault_unless, tmp_path / "once") == ["fine"]
+    with (
+        pytest.warns(UserWarning, match="ran again"),
+        pytest.raises(pools.RankError, match="exit code -11"),
+    ):
+        pool.run(1, fault)
 
 
 def test_a_port_that_is_taken_is_one_sentence(monkeypatch):

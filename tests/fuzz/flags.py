@@ -123,6 +123,7 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "report": ((".", "--text"), ("report.html",)),
         "describe": ((run,), ()),
         "plan": ((run, *cluster), ()),
+        "plan-inference": ((run, "--prompt", "8", "--answer", "4", *small), ()),
         "dry-run": ((run, *small), ()),
         "submit": (
             *(("study.yaml", "--nodes", "1", "--time", "10", "--launch", "launch", "--dry-run"),),
@@ -131,6 +132,8 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "status": (("run",), ()),
     }
     for name, parser in _below(cli.parser()).items():
+        if name == "lm-eval":  # its flags are another program's
+            continue
         given, writes = sound[name]
         yield f"megaarch {name}", Command(cli.main, parser, (name, *given), writes)
     tools = {
@@ -192,6 +195,11 @@ def _commands() -> Iterator[tuple[str, Command]]:
                 "--length",
                 "16",
             ),
+        ),
+        "inference": (
+            *("--presets", "gpt", "--families", "llama", "--batches", "1", "--turns", "2"),
+            *("--hidden-size", "32", "--layers", "1", "--heads", "2", "--feed-forward-size", "48"),
+            *("--vocabulary-size", "1024", "--length", "8", "--answer", "3"),
         ),
         "tests": ("missing.py",),
     }

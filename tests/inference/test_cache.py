@@ -34,7 +34,7 @@ def made(preset, dtype=torch.float64, **options):
         "kv_heads": 2,
         "feed_forward_size": 48,
     }
-    model |= dict(sequence_length=64, vocabulary_size=VOCABULARY.size, **options)
+    model |= {"sequence_length": 64, "vocabulary_size": VOCABULARY.size} | options
     if catalogue.PRESETS[preset].architecture == "encoder_decoder":
         model["target_length"] = 64
     settings = config.resolve({"model": model})

@@ -12,7 +12,7 @@ from megaarch.cli import generate
 from megaarch.cli.main import main
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.generate import Generator, Options
-from megaarch.inference.sampling import Sampling
+from megaarch.inference.sampling import Sampler, Sampling
 from megaarch.inference.text import TextStream
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
@@ -114,6 +114,35 @@ def test_turn_blocks_keep_a_prefix_decoders_cache(runs):
     assert talk.decoding.cache is cache
     with pytest.raises(megaarch.errors.UserError, match="turn blocks are a mask of decoders"):
         dialogue(runs, "t5", turn_blocks=True).say("The river\n")
+
+
+@pytest.mark.parametrize("preset, turn_blocks", [("gpt", False), ("prefix_lm", True)])
+def test_an_answer_that_the_model_ended_stays_in_the_cache_once(
+    preset, turn_blocks, runs, monkeypatch
+):
+    """Its last token has run when the model ends it; one that its length ended has not."""
+    talk = dialogue(runs, preset, turn_blocks)
+    [end, *_] = talk.generator.prompt("The river").form.ends
+    drawn = iter([5, 6, end, 7, 8, 9, end])
+    monkeypatch.setattr(Sampler, "__call__", lambda self, logits: np.array([next(drawn)]))
+    assert talk.say("The river\n").finish == "end"
+    cache = talk.decoding.cache
+    assert cache.lengths[0] == len(talk.kept) and talk.kept[-2:] == [5, 6]
+    assert talk.say("The stone\n").finish == "length"
+    assert talk.decoding.cache is cache
+    assert cache.lengths[0] == len(talk.kept) and talk.kept[-2:] == [7, 8]
+    assert talk.say("The garden\n").finish == "end" and talk.decoding.cache is cache
+    # every token of the dialogue stands in it once, behind the start token
+    assert cache.lengths[0] == 1 + len(talk.history)
+
+
+@pytest.mark.parametrize("words", [5, 36])
+def test_a_sentinel_ends_t5s_answer_whatever_the_number_of_its_prompts_spans(words, runs):
+    generator = Generator.of_run(runs("t5"))
+    made = generator.prompt_of(np.arange(40, 40 + words))
+    last = int(made.stream.tokens[-1])  # the sentinel whose span the answer is
+    sentinels = [generator.vocabulary.sentinel(k) for k in range(generator.vocabulary.sentinels)]
+    assert last in sentinels and sentinels[sentinels.index(last) + 1] in made.form.ends
 
 
 def test_chat_reads_lines_until_its_input_ends(runs, capsys, monkeypatch):

@@ -8,7 +8,12 @@ import shutil
 import pytest
 
 from megaarch.report import write_page
-from tests.study.example_results import CELLS, example_results, scaling_results
+from tests.study.example_results import (
+    CELLS,
+    adapted_results,
+    example_results,
+    scaling_results,
+)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -78,6 +83,7 @@ def pages(tmp_path_factory):
     return {
         "demo": write_page(example_results(), directory / "demo.html"),
         "scaling": write_page(scaling_results(), directory / "scaling.html"),
+        "adapted": write_page(adapted_results(), directory / "adapted.html"),
     }
 
 
@@ -100,7 +106,7 @@ def look(browser, path, width=1280, scheme="light"):
     return tab, wrong
 
 
-@pytest.mark.parametrize("name", ["demo", "scaling"])
+@pytest.mark.parametrize("name", ["demo", "scaling", "adapted"])
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
 def test_page_loads_alone_and_fits_the_screen(browser, pages, name, width, scheme):
     tab, wrong = look(browser, pages[name], width, scheme)

@@ -10,6 +10,7 @@ from megaarch.report.page import write_page
 from megaarch.report.panel import Score, distinguished
 from megaarch.study.results import Paired, Results
 from tests.study.example_results import (
+    adapted_results,
     cell_at,
     example_results,
     panel_results,
@@ -216,3 +217,36 @@ def test_a_true_winner_among_eight_is_named():
         for seed in range(3)
     ]
     assert "every other cell is distinguishable from it" in headline(example_results(cells))[0]
+
+
+ADAPTED = ["t5-adapted", "gpt-adapted", "prefix_lm-adapted", "unilm-adapted", "bart-adapted"]
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_adapted_cells_are_ranked_among_themselves_beside_what_they_were(seeds, tmp_path):
+    results = adapted_results(seeds)
+    raw, adapted = findings.findings(Results.of(results))
+    assert (raw.adaptation, adapted.adaptation) == (None, 6e12)
+    assert [cell.label for cell in findings.ranked(adapted.cells)] == ADAPTED
+    assert not {cell.label for cell in raw.cells} & set(ADAPTED)
+    sentences = " ".join(headline(results))
+    assert "After 6.00 \u00d7 10\u00b9\u00b2 training FLOPs more of adaptation each" in sentences
+    assert "At equal compute (3.00 \u00d7 10\u00b9\u00b3 training FLOPs each)" in sentences
+    cells = {cell["name"]: cell for cell in results["cells"] if cell["seed"] == 0}
+    before, after = (cells[n]["heldout"]["continuation_bits_per_byte"] for n in ("t5", ADAPTED[0]))
+    total = cells["t5"]["flops"] + 6e12
+    [line] = [line for line in report.text(results).splitlines() if line.startswith("t5-adapted")]
+    assert f"{before:.3f} -> {after:.3f}" in line and f"{total:.2e}".replace("+", "") in line
+    tokens = (cells["t5"]["seen_tokens"] + cells[ADAPTED[0]]["seen_tokens"]) / 1e6
+    assert line.endswith(f"{tokens:.2f} M")
+    page = write_page(results, tmp_path / "report.html").read_text()
+    section = page.partition('<section id="adaptation">')[2].partition("</section>")[0]
+    assert f"{before:.3f} \u2192 {after:.3f}" in section
+    assert "span corruption \u2192 prefix lm" in section
+    drawn = [panel for panels in sections(Results.of(results)).values() for panel in panels]
+    assert drawn and not any("adapted" in name for panel in drawn for name in panel.groups)
+
+
+def test_a_report_without_adaptation_has_no_section_of_it(tmp_path):
+    page = write_page(example_results(), tmp_path / "report.html").read_text()
+    assert "adaptation" not in page

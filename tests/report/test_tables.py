@@ -9,6 +9,7 @@ import pytest
 from megaarch import report
 from tests.study.example_results import (
     CELLS,
+    adapted_results,
     cell_at,
     clean_results,
     example_results,
@@ -16,7 +17,7 @@ from tests.study.example_results import (
 )
 
 
-@pytest.mark.parametrize("make", [example_results, scaling_results, clean_results])
+@pytest.mark.parametrize("make", [example_results, scaling_results, clean_results, adapted_results])
 def test_text_stays_within_80_columns_of_ascii(make):
     results = make()
     results["cells"][0]["flops"] *= 1.4  # a warning that names a power of ten

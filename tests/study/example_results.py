@@ -268,3 +268,45 @@ def clean_results() -> dict:
     cells = [example_cell(preset, seed=seed) for preset in ("gpt", "unilm") for seed in (0, 1, 2)]
     cells = [cell | {"target_tokens": 1_000_000} for cell in cells]
     return example_results(copy.deepcopy(cells))
+
+
+def adapted_results(seeds: tuple[int, ...] = (0,)) -> dict:
+    """The panel's study with the children of study.adapt: all that have one gain 0.1, T5 0.3."""
+    added, cells = 6e12, []
+    for seed in seeds:
+        parents = []
+        for cell in panel_results()["cells"]:
+            key = f"{cell['name']}/base-3e+13-seed{seed}"
+            parents.append(copy.deepcopy(cell) | {"seed": seed, "key": key})
+        cells += parents
+        for parent in parents:
+            if parent["name"] not in ("bert", "xlnet", "glm"):
+                cells.append(adapted_child(parent, added))
+    return example_results(cells)
+
+
+def adapted_child(parent: dict, added: float) -> dict:
+    child, gain = copy.deepcopy(parent), 0.3 if parent["name"] == "t5" else 0.1
+    value = parent["heldout"]["continuation_bits_per_byte"] - gain
+    child |= {
+        "name": f"{parent['name']}-adapted",
+        "key": parent["key"].replace("/", "-adapted/"),
+        "parent": parent["key"],
+        "objective": "full_lm" if parent["name"] == "gpt" else "prefix_lm",
+        "adaptation": added,
+        "flops": added,
+        "inherited_flops": parent["flops"],
+        "seen_tokens": parent["seen_tokens"] // 5,
+        "target_tokens": parent["target_tokens"] // 5,
+        "inherited_tokens": parent["seen_tokens"],
+        "tuned": False,
+    }
+    child["heldout"] |= {
+        "continuation_bits_per_byte": value,
+        "continuation_interval": [value - 0.03, value + 0.03],
+        "middle_bits_per_byte": None,
+        "middle_interval": None,
+        "prefix_gain": 0.2,
+        "reads_prefix": True,
+    }
+    return child

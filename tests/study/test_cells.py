@@ -1,6 +1,7 @@
 """The grid: what multiplies, what a cell is called, and what decides that it has changed."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,8 +9,9 @@ from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
-from megaarch.study.cells import expand
+from megaarch.study.cells import expand, not_adapted
 from megaarch.study.data import held_out
+from megaarch.study.folder import identity
 
 
 @pytest.fixture
@@ -22,6 +24,13 @@ def study(raw):
         "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
     }
     return mine
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"input": "why?", "target": "so."}\n' * 20)
+    return str(path)
 
 
 def test_sizes_budgets_and_seeds_multiply_and_keys_stay(study, tmp_path):
@@ -92,6 +101,20 @@ def test_a_child_starts_from_its_parents_weights_with_a_budget_of_its_own(study,
     assert child.settings.training.budget.amount == 5e8
 
 
+def test_a_rate_is_not_swept_for_a_cell_that_takes_its_parents_optimizer_along(study, tmp_path):
+    along = {
+        "name": "on",
+        "preset": "gpt",
+        "from": "gpt",
+        "set": {"training.start_optimizer": True},
+    }
+    study["study"] |= {"cells": [*study["study"]["cells"], along], "budgets": [1e9]}
+    assert expand(study, tmp_path)[2].settings.training.budget.amount == 2e9
+    study["study"]["tune"] = {"learning_rates": [1e-3]}
+    with pytest.raises(config.ConfigError, match="cells.2.set: a cell that takes its parent's opt"):
+        expand(study, tmp_path)
+
+
 @pytest.mark.parametrize("match", ["flops", "seen_tokens", "target_tokens", "parameters"])
 def test_every_way_to_match(study, tmp_path, match):
     study["study"]["match"] = match
@@ -131,6 +154,23 @@ def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
     assert changed_settings(after | {"from.training.clip_gradient": 3}, after)
 
 
+def test_a_change_of_what_is_scored_is_named(study, tmp_path):
+    def of(**given):
+        [cell, _] = expand(study, tmp_path)
+        return identity(cell, prepared, Evaluation(**given))
+
+    prepared = SimpleNamespace(fingerprint="text")
+    before = of(documents=8)
+    assert changed_settings(before, of(documents=8)) == []
+    assert changed_settings(before, of(documents=9)) == [
+        "study.evaluation.documents was 8 and is 9"
+    ]
+    # one that an earlier version lacked is at its default
+    del before["study.evaluation.shots"]
+    assert changed_settings(before, of(documents=8)) == []
+    assert changed_settings(before, of(documents=8, shots=2))
+
+
 def test_documents_are_apart_and_batches_in_tokens_unless_a_study_says_otherwise(study, tmp_path):
     del study["training"]["global_batch_size"]
     study["study"]["cells"][1]["set"] = {
@@ -164,3 +204,79 @@ def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):
     study["study"]["cells"][1]["set"] = {"model.heads": 5}
     with pytest.raises(config.ConfigError, match="(?s)cell t5.*5 heads do not divide"):
         expand(study, tmp_path)
+
+
+def adapted(study, tmp_path, **given):
+    study["study"]["adapt"] = {"budget": 5e8} | given
+    return {cell.name: cell for cell in expand(study, tmp_path)}
+
+
+def test_every_cell_gets_a_child_of_the_same_budget_on_an_objective_that_it_runs(study, tmp_path):
+    study["training"]["learning_rate"] = 0.5
+    own = {"model": {"kv_heads": 4}, "data.mean_span_length": 4.0}
+    study["study"]["cells"] = [
+        {"name": "gpt", "preset": "gpt"},
+        {"name": "t5", "preset": "t5", "set": own},
+        {"name": "unilm", "preset": "unilm"},
+        {"name": "more", "preset": "gpt", "from": "gpt", "budget": 1e8},
+    ]
+    cells = adapted(study, tmp_path, set={"training": {"warmup": 0.1}})
+    assert list(cells)[4:] == ["gpt-adapted", "t5-adapted", "unilm-adapted", "more-adapted"]
+    for name, objective in zip(
+        list(cells)[:4], ("full_lm", "prefix_lm", "prefix_lm", "full_lm"), strict=True
+    ):
+        parent, child = cells[name], cells[f"{name}-adapted"]
+        before, after = parent.settings, child.settings
+        assert (child.parent, child.adaptation, parent.adaptation) == (parent.key, 5e8, None)
+        assert after.model == before.model and after.data.objective == objective
+        assert after.training.start_from == before.logging.directory
+        assert (after.training.budget.amount, after.training.warmup) == (5e8, 0.1)
+    assert cells["t5"].settings.data.mean_span_length == 4.0
+    assert cells["t5-adapted"].settings.data.mean_span_length is None, "prefix_lm has no spans"
+    study["study"]["budgets"] = [1e9, 2e9]
+    assert len(expand(study, tmp_path)) == 16
+
+
+def test_an_adapted_cell_has_its_parents_rate_unless_a_sweep_knows_its_own(study, tmp_path):
+    study["study"]["adapt"] = {"budget": 5e8}
+    rates = {"gpt": 0.1, "t5": 0.2, "t5-adapted": 0.3}
+    found = {cell.name: cell for cell in expand(study, tmp_path, rates)}
+    assert found["gpt-adapted"].settings.training.learning_rate == 0.1
+    assert found["t5-adapted"].settings.training.learning_rate == 0.3
+
+
+def test_a_cell_that_cannot_be_adapted_is_left_out_with_its_reason(study, pairs, tmp_path):
+    study["study"]["cells"] = [
+        *({"name": name, "preset": name} for name in ("bert", "xlnet", "glm", "gpt", "bart")),
+        {
+            "name": "tuned",
+            "preset": "gpt",
+            "from": "gpt",
+            "set": {"data.objective": "supervised", "data.source": pairs},
+        },
+    ]
+    cells = adapted(study, tmp_path)
+    assert [name for name, cell in cells.items() if cell.adaptation] == [
+        "gpt-adapted",
+        "bart-adapted",
+    ]
+    assert not_adapted(list(cells.values()), config.resolve(study).study) == [
+        "bert is not adapted (study.adapt): the architecture encoder does not run prefix_lm.",
+        "xlnet is not adapted (study.adapt): the architecture two_stream does not run prefix_lm.",
+        "glm is not adapted (study.adapt): positions mean something else under prefix_lm: the "
+        "number of position axes is 2 there and 1 here, and RoPE divides the frequencies of a head "
+        "among them.",
+        "tuned is not adapted (study.adapt): it is finetuned on pairs of input and target.",
+    ]
+    wanted = adapted(study, tmp_path, objective="denoising")
+    assert wanted["gpt-adapted"].settings.data.objective == "denoising"
+
+
+def test_mistakes_in_what_adapts_are_told(study, tmp_path):
+    with pytest.raises(config.ConfigError, match="study.adapt.objective: must be one of"):
+        adapted(study, tmp_path, objective="prefix")
+    with pytest.raises(config.ConfigError, match="study.adapt.set: training.seed is the study's"):
+        adapted(study, tmp_path, set={"training.seed": 3})
+    study["study"]["cells"][1]["name"] = "gpt-adapted"
+    with pytest.raises(config.ConfigError, match="makes a cell 'gpt-adapted', and one of that"):
+        adapted(study, tmp_path)

@@ -2,6 +2,7 @@
 named."""
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lock, run, workers
 from megaarch.study.display import ProgressBar
+from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
@@ -106,6 +108,57 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
     assert adapted["curve"][0]["heldout"] != gpt["curve"][0]["heldout"]
     for write in (report.text, report.csv, report.latex):
         assert "adapted" in write(results)
+
+
+def test_an_adapted_study_links_each_child_to_its_parent_and_names_what_is_not(study, tmp_path):
+    study["study"]["cells"] = [{"name": name, "preset": name} for name in ("gpt", "t5", "bert")]
+    study["study"]["adapt"] = {"budget": 6e8}
+    shown = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+    results = compare(study, tmp_path, shown)
+    left_out = "bert is not adapted (study.adapt): the architecture encoder does not run prefix_lm."
+    assert left_out in shown.export_text() and left_out in results["warnings"]
+    cells = {cell["name"]: cell for cell in results["cells"]}
+    assert set(cells) == {"gpt", "t5", "bert", "gpt-adapted", "t5-adapted"}
+    for name, objective in (("gpt", "full_lm"), ("t5", "prefix_lm")):
+        parent, child = cells[name], cells[f"{name}-adapted"]
+        assert (child["parent"], child["adaptation"]) == (parent["key"], 6e8)
+        assert (child["objective"], parent["adaptation"]) == (objective, None)
+        assert abs(child["flops"] / 6e8 - 1) < 0.5 / child["steps"] + 0.01
+        assert child["inherited_flops"] == parent["flops"]
+        assert child["inherited_tokens"] == parent["seen_tokens"]
+        before, after = (c["heldout"]["continuation_bits_per_byte"] for c in (parent, child))
+        assert f"{before:.3f} -> {after:.3f}" in report.text(results)
+    again = compare(study, tmp_path, QUIET)  # all is finished
+    assert again["cells"] == results["cells"]
+
+
+def test_a_cell_that_takes_the_optimizer_along_goes_on_where_its_parent_ended(study, tmp_path):
+    """Its budget is what it adds, and so are its counts; curve and losses are of its own compute."""
+    along = {"training.start_optimizer": True, "training.schedule": "wsd"}
+    study["training"]["schedule"] = "constant"
+    study["study"]["cells"] = [
+        {"name": "gpt", "preset": "gpt"},
+        {"name": "more", "preset": "gpt", "from": "gpt", "budget": 6e8, "set": along},
+        {"name": "most", "preset": "gpt", "from": "more", "budget": 6e8, "set": along},
+    ]
+    planned = [int(line.split()[1]) for line in dry_run(study, tmp_path).splitlines()[1:4]]
+    gpt, more, most = compare(study, tmp_path, QUIET)["cells"]
+    assert more["inherited_flops"] == gpt["flops"]
+    assert most["inherited_flops"] == gpt["flops"] + more["flops"]
+    assert most["inherited_tokens"] == gpt["seen_tokens"] + more["seen_tokens"]
+    before = gpt
+    for cell, steps in zip((more, most), planned[1:], strict=True):
+        assert abs(cell["flops"] / 6e8 - 1) < 0.5 / cell["steps"] + 0.01
+        assert abs(cell["steps"] - steps) <= 1
+        begin, end = cell["curve"][0], cell["curve"][-1]
+        assert begin["heldout"] == before["curve"][-1]["heldout"]
+        assert (begin["flops"], begin["seconds"]) == (0, 0)
+        assert (begin["step"], end["step"]) == (
+            before["curve"][-1]["step"],
+            before["curve"][-1]["step"] + cell["steps"],
+        )
+        assert end["flops"] == cell["losses"][-1]["flops"] == cell["flops"]
+        before = cell
 
 
 def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypatch):

@@ -52,7 +52,16 @@ WRONG = [
         {"preset": "gpt", "set": {"training.global_batch_tokens": 40}},
         "40 tokens are less than the",
     ),
-    ({"preset": "t5", "from": "gpt"}, "cannot start from the weights of gpt: "),
+    (
+        {"preset": "t5", "from": "gpt", "set": {"model.encoder_layers": 1}},
+        "cannot start from the weights of gpt: a decoder's layers become those of each stack of an "
+        "encoder-decoder, and there are 2 there and 1 and 2 here",
+    ),
+    (
+        {"preset": "t5", "from": "gpt", "set": {"model.kv_heads": 4}},
+        "cannot start from the weights of gpt: layers.0.attention.qkv.weight is (64, 32) there and "
+        "(96, 32) here",
+    ),
     (
         {"preset": "gpt", "from": "gpt", "set": {"model.layers": 3}},
         "layers.2.attention_norm.weight",
@@ -81,7 +90,28 @@ def test_a_cell_that_cannot_run_is_named_before_any_starts(cell, said, study, tm
 RELATIVE = {"model.position_encoding": "relative", "model.relative_buckets": 8}
 LEARNED = {"model.position_encoding": "learned", "model.position_offset": 0}
 ANOTHER_PLACE = {
-    "axes": ("gpt", {}, "glm", {}, "the number of position axes is 1 there and 2 here"),
+    "axes": (
+        "gpt",
+        {},
+        "glm",
+        {},
+        "the number of position axes is 1 there and 2 here, and RoPE divides the frequencies of a "
+        "head among them",
+    ),
+    "fewer": (
+        "glm",
+        LEARNED,
+        "prefix_lm",
+        LEARNED,
+        "the number of position axes is 2 there and 1 here",
+    ),
+    "stacks": (
+        "gpt",
+        RELATIVE,
+        "t5",
+        RELATIVE,
+        "the encoder's rule of relative buckets is absent there and bidirectional here",
+    ),
     "none": (
         "gpt",
         {},
@@ -127,6 +157,19 @@ def test_a_prefix_decoder_may_start_from_a_causal_one_with_a_relative_bias(study
         {"name": "causal", "preset": "gpt", "set": RELATIVE},
         {"name": "adapted", "preset": "prefix_lm", "from": "causal", "set": RELATIVE},
     ]
+    check(StudyFolder.open(study, Path("runs")))
+
+
+@pytest.mark.parametrize("positions", [{}, LEARNED | {"model.learned_positions": 48}])
+def test_an_encoder_decoder_may_start_from_a_decoder_and_glm_from_gpts_table(positions, study):
+    study["study"]["cells"] = [
+        {"name": "gpt", "preset": "gpt", "set": positions},
+        {"name": "t5", "preset": "t5", "from": "gpt", "set": positions},
+    ]
+    if positions:
+        study["study"]["cells"] += [
+            {"name": "glm", "preset": "glm", "from": "gpt", "set": positions}
+        ]
     check(StudyFolder.open(study, Path("runs")))
 
 

@@ -9,6 +9,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from megaarch.study import rank_classification
+from megaarch.study.exact_match import FORM
 from megaarch.study.score import Scores
 from tests.conftest import PRESETS
 from tests.study.test_yardsticks import Uniform
@@ -109,7 +110,7 @@ def test_a_long_question_gives_way_at_its_left_end(tiny, prepared):
         planted, prepared.tokenizer, Question(text, "yes", ("yes",), 0)
     )
     whole = prepared.tokenizer.encode(text)
-    assert len(asked) == settings.model.sequence_length - len(answer) - rank_classification.FORM
+    assert len(asked) == settings.model.sequence_length - len(answer) - FORM
     assert np.array_equal(asked, whole[-len(asked) :])
 
 

@@ -8,7 +8,7 @@ import torch
 
 from megaarch.attention.sdpa import SdpaKernel
 from megaarch.kernels import library
-from tools.throughput import command, fused, masks, timing, training
+from tools.throughput import command, fused, generation_peers, masks, timing, training
 
 ATTENTION = ["attention", "--lengths", "24", "--head-sizes", "8", "--tokens", "48"]
 
@@ -102,6 +102,61 @@ def test_peers_start_alike_and_learn_alike(tmp_path):
     for r in found["results"]:
         assert r["loss_difference"] < 1e-4
         assert len(r["loss_ours"]) == len(r["loss_theirs"]) == 5
+
+
+GENERATION = {
+    "hidden-size": 32,
+    "layers": 2,
+    "heads": 2,
+    "feed-forward-size": 48,
+    "vocabulary-size": 1024,
+    "length": 24,
+    "answer": 6,
+}
+
+
+def test_generation_by_turn_and_against_transformers(tmp_path):
+    sizes = [text for name, size in GENERATION.items() for text in (f"--{name}", str(size))]
+    code, found = run(tmp_path, "inference", *sizes, "--presets", "gpt", "prefix_lm")
+    assert code == 0
+    peers = [r for r in found["results"] if "family" in r]
+    presets = [r for r in found["results"] if "preset" in r]
+    assert {(r["family"], r["batch"]) for r in peers} == {
+        (family, batch) for family in ("llama", "t5") for batch in (1, 8)
+    }
+    token = 2 * 2 * 32 * 4  # bytes of keys and values in both layers
+    for r in peers:
+        assert r["first_token_ratio"] > 0 and r["decode_ratio"] > 0
+        run_in_decoder = 24 + 5 if r["family"] == "llama" else 1 + 5
+        crossed = 0 if r["family"] == "llama" else 24
+        assert r["cache_bytes_theirs"] == r["batch"] * token * (run_in_decoder + crossed)
+        assert r["cache_bytes_ours"] >= r["cache_bytes_theirs"]
+    policies = [("gpt", "reuse"), ("gpt", "recompute")]
+    policies += [("prefix_lm", "turn_blocks"), ("prefix_lm", "reuse")]
+    assert [(r["preset"], r["policy"]) for r in presets] == 2 * policies
+    for r in presets:
+        run_alone = r["policy"] == "turn_blocks" or r["label"].startswith("gpt reuse")
+        for number, turn in enumerate(r["turns"]):
+            before = number * (24 + 6)
+            assert turn["tokens_reused"] == (before if run_alone else 0)
+            new = 25 if run_alone and number else 25 + before
+            assert turn["tokens_run"] == new
+            rate = r["batch"] * new / turn["first_token"]["median_ms"] * 1e3
+            assert turn["prefill_tokens_per_second"] == pytest.approx(rate, rel=1e-3)
+            in_use = r["batch"] * (before + 30) * (token + 8)
+            assert turn["cache_bytes_in_use"] == in_use <= turn["cache_bytes"]
+
+
+def test_generation_of_other_tokens_gets_no_time(monkeypatch, tmp_path, capsys):
+    class Side:
+        def __init__(self, serve, which, *_):
+            self.told = [[3, 4 + which]], 100
+
+    monkeypatch.setattr(generation_peers, "Apart", Side)
+    arguments = ["inference", "--presets", "--families", "llama", "--output", str(tmp_path)]
+    assert command.main(arguments) == 2
+    assert "greedy tokens of the same weights differ" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_plans_are_timed_for_a_device_that_is_not_there(tmp_path):

@@ -208,7 +208,8 @@ def test_a_run_can_start_from_anothers_weights(tiny, prepared, tmp_path):
     assert started.progress.step == 0
     for name, value in trained.model.state_dict().items():
         assert torch.equal(value, started.model.state_dict()[name]), name
-    misfit = tiny("t5", training__start_from=str(tmp_path / "parent"))
+    given = {"training__start_from": str(tmp_path / "parent"), "model__hidden_size": 64}
+    misfit = tiny("prefix_lm", **given)
     with pytest.raises(ValueError, match="is of another model"):
         Trainer(misfit, prepared)
     turned = tiny("glm", training__start_from=str(tmp_path / "parent"))

@@ -9,6 +9,7 @@ import torch
 from megaarch.attention import KERNELS
 from megaarch.config import catalogue
 from tools.throughput import masks
+from tools.throughput.generation_peers import FAMILIES as GENERATING
 from tools.throughput.peers import FAMILIES
 
 MOST = 1 << 24  # of any number of the command line
@@ -23,6 +24,7 @@ SIZE = {
     "rows": 8,
     "length": 512,
 }
+INFERENCE_SIZE = {name: value for name, value in SIZE.items() if name != "rows"} | {"answer": 64}
 TESTS = ("tests/kernels/test_cuda.py", "tests/attention/test_cuda.py")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _fused_arguments(commands)
     _training_arguments(commands)
     _peers_arguments(commands)
+    _inference_arguments(commands)
     tests = _command(commands, "tests", "Tests by pytest, with the outcome and reason of each")
     tests.add_argument("paths", nargs="*", default=[*TESTS], metavar="TEST")
     return top
@@ -101,6 +104,24 @@ def _peers_arguments(commands: Any) -> None:
     command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS])
     for name, value in SIZE.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=_positive, default=value)
+
+
+def _inference_arguments(commands: Any) -> None:
+    command = _command(
+        commands, "inference", "Generation by preset and turn, and against transformers' generate"
+    )
+    presets = [name for name, preset in catalogue.PRESETS.items() if _generates(preset)]
+    command.add_argument("--presets", nargs="*", choices=presets, default=presets)
+    command.add_argument("--families", nargs="*", choices=GENERATING, default=[*GENERATING])
+    command.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
+    command.add_argument("--batches", nargs="+", type=_positive, default=[1, 8])
+    command.add_argument("--turns", type=_positive, default=3, help="of the presets' dialogues")
+    for name, value in INFERENCE_SIZE.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=_positive, default=value)
+
+
+def _generates(preset: catalogue.Preset) -> bool:
+    return catalogue.OBJECTIVES[preset.objective].comparable
 
 
 def _isolate_argument(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import torch
 from megaarch import config
 from megaarch.cli.errors import run_command
 from megaarch.errors import UserError
-from tools.throughput.arguments import DTYPES, SIZE, parser
+from tools.throughput.arguments import DTYPES, INFERENCE_SIZE, SIZE, parser
 from tools.throughput.isolate import isolated
 from tools.throughput.record import Event, Record
 
@@ -139,6 +139,21 @@ def run_peers(options: argparse.Namespace, device: torch.device) -> int:
     )
 
 
+def run_inference(options: argparse.Namespace, device: torch.device) -> int:
+    from tools.throughput import generation, generation_peers, plots
+
+    if options.answer < 2:
+        raise UserError("--answer: must be at least 2, for the first token is the prompt's")
+    size = {name: getattr(options, name) for name in INFERENCE_SIZE}
+    how = (device, options.repetitions, options.seed, _show)
+    results = generation_peers.run(
+        options.families, size, options.precisions, options.batches, *how
+    )
+    results += generation.run(options.presets, size, options.batches, options.turns, *how)
+    draw = plots.bars("label", "decode_tokens_per_second", "decode, tokens/s of a batch")
+    return _finish("inference", options, results, draw)
+
+
 def run_tests(options: argparse.Namespace, device: torch.device) -> int:
     from tools.throughput import suite
 
@@ -239,5 +254,6 @@ COMMANDS = {
     "scaling": run_train,
     "data": run_data,
     "peers": run_peers,
+    "inference": run_inference,
     "tests": run_tests,
 }

@@ -25,7 +25,7 @@ from megaarch.model import Transformer
 from megaarch.training import optimizer
 from megaarch.training.host_memory import keep_freed_memory
 from tools.throughput.isolate import processes
-from tools.throughput.timing import Clock, rounds
+from tools.throughput.timing import Clock, Times, rounds
 
 FAMILIES = ("llama", "t5", "bert")
 CURVE_STEPS = 5
@@ -147,16 +147,22 @@ class Side:
         return loss.detach()
 
 
-def pair(
-    family: str, size: dict[str, int], half: bool, seed: int, device: torch.device
-) -> tuple[Side, Side]:
-    """Ours and theirs, from the same weights."""
+def models(family: str, size: dict[str, int], seed: int) -> tuple[Transformer, torch.nn.Module]:
+    """Ours and theirs, of the same weights."""
     torch.manual_seed(seed)
     their_model = theirs(family, size)
     description = their_model.config.to_dict()
     model = interchange.settings_from(description)
     our_model = Transformer(model)
     our_model.load_state_dict(interchange.from_hf(their_model.state_dict(), model, family))
+    return our_model, their_model
+
+
+def pair(
+    family: str, size: dict[str, int], half: bool, seed: int, device: torch.device
+) -> tuple[Side, Side]:
+    """Ours and theirs, from the same weights."""
+    our_model, their_model = models(family, size, seed)
 
     def our_loss(batch: Batch) -> torch.Tensor:
         out = our_model(batch)
@@ -209,17 +215,18 @@ def curves(
 
 
 class Apart:
-    """A side in a process of its own, that steps when told to. which: 0 ours, 1 theirs."""
+    """A side in a process of its own, that steps when told to. serve: what runs there; it tells one thing
+    at first, `told`, and the seconds of each step. which: 0 ours, 1 theirs."""
 
-    def __init__(self, which: int, *problem: Any):
-        context = processes(__name__, "transformers.modeling_utils")
+    def __init__(self, serve: Callable[..., None], which: int, *problem: Any):
+        context = processes(serve.__module__, "transformers.modeling_utils")
         self.pipe, other = context.Pipe()
         threads = torch.get_num_threads()
         arguments = (other, which, threads, *problem)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         other.close()
-        self.tokens = self._answer()
+        self.told = self._answer()
 
     def step(self) -> list[float]:
         return self._answer(True)
@@ -269,14 +276,13 @@ def _time(
     repetitions: int,
     seed: int,
 ) -> dict[str, Any]:
-    sides = [Apart(which, family, size, precision == "bf16", seed, device) for which in (0, 1)]
+    problem = (family, size, precision == "bf16", seed, device)
+    sides = [Apart(_serve, which, *problem) for which in (0, 1)]
     timed = rounds([side.step for side in sides], repetitions)
     for side in sides:
         side.end()
-    tokens = sides[0].tokens
+    tokens = sides[0].told
     (mine,), (other,) = timed
-    ratios = np.array(other.seconds) / np.array(mine.seconds)  # of neighbours in time
-    lower, middle, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
     return {
         "label": f"{family} {precision}",
         "family": family,
@@ -286,7 +292,12 @@ def _time(
         "theirs": tokens / other.median,
         "step_ours": mine.record(),
         "step_theirs": other.record(),
-        "ratio": middle,
-        "ratio_lower_quartile": lower,
-        "ratio_upper_quartile": upper,
+        **ratio(mine, other),
     }
+
+
+def ratio(mine: Times, other: Times, of: str = "ratio") -> dict[str, float]:
+    """How many times faster ours is, by neighbours in time: the median, and its quartiles."""
+    ratios = np.array(other.seconds) / np.array(mine.seconds)
+    lower, middle, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return {of: middle, f"{of}_lower_quartile": lower, f"{of}_upper_quartile": upper}

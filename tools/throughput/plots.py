@@ -59,9 +59,10 @@ def bars(label: str, figure_of: str, unit: str):
         results = [r for r in found["results"] if figure_of in r]
         figure = Figure(figsize=(8, 4), layout="constrained")
         panel = figure.subplots()
-        panel.bar([r[label] for r in results], [r[figure_of] for r in results])
+        places = range(len(results))
+        panel.bar(places, [r[figure_of] for r in results])
+        panel.set_xticks(places, [r[label] for r in results], rotation=30, ha="right")
         panel.set_ylabel(unit)
-        panel.tick_params(axis="x", rotation=30)
         panel.spines[["top", "right"]].set_visible(False)
         _caption(figure, found)
         figure.savefig(path)

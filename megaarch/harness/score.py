@@ -1,0 +1,141 @@
+"""Log-likelihoods of targets and whether greedy decoding gives them, in batches of unpadded rows.
+
+A row runs as a prompt runs in generation, over a cache that is dropped, for that call of the model
+returns logits in every layout.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megaarch.data.example import Converted, ConvertedStream
+from megaarch.inference.batches import Encoded, Heads, batch, encoder_stream, new_rows
+from megaarch.inference.generate import Generator
+from megaarch.model.cache import Cache
+
+LOGITS = 1 << 26  # that exist at a time
+
+
+@dataclass(frozen=True)
+class Score:
+    """loglikelihood: in nats. is_greedy: whether each target is the most likely next token."""
+
+    loglikelihood: float
+    is_greedy: bool
+
+
+class TargetScorer:
+    """Scores the weighted targets of converted examples.
+
+    ids: bool [vocabulary_size], over which probabilities are taken. ends: ids that would end an answer,
+    and so count among the most likely next tokens. rows: of a batch.
+    """
+
+    def __init__(self, generator: Generator, ids: np.ndarray, ends: Sequence[int], rows: int):
+        self.generator, self.rows = generator, rows
+        greedy = ids.copy()
+        greedy[list(ends)] = True
+        self.ids, self.greedy = (generator.layout.tensor(~allowed) for allowed in (ids, greedy))
+        self.most_targets = max(1, LOGITS // len(ids))
+
+    def __call__(self, groups: Sequence[Sequence[Converted]]) -> list[Score]:
+        """Returns the score of each group, summed over the examples in it. Examples that differ in
+        what nothing sees, as one-token choices after a context do, run once."""
+        alike: dict[bytes, list[tuple[int, Converted]]] = defaultdict(list)
+        for number, group in enumerate(groups):
+            for converted in group:
+                alike[_row(converted)].append((number, converted))
+        sums, greedy = np.zeros(len(groups)), np.ones(len(groups), dtype=bool)
+        for together in self._batches(list(alike.values())):
+            for number, value, is_greedy in self._scores(together):
+                sums[number] += value
+                greedy[number] &= is_greedy
+        return [Score(float(a), bool(b)) for a, b in zip(sums, greedy, strict=True)]
+
+    def _batches(
+        self, found: list[list[tuple[int, Converted]]]
+    ) -> Iterator[list[list[tuple[int, Converted]]]]:
+        """Yields rows of like lengths, the longest first."""
+        found.sort(key=lambda same: -len(same[0][1].streams[-1].tokens))
+        together: list[list[tuple[int, Converted]]] = []
+        targets = 0
+        for same in found:
+            more = len(_weighted(same[0][1]))
+            if together and (len(together) == self.rows or targets + more > self.most_targets):
+                yield together
+                together, targets = [], 0
+            together.append(same)
+            targets += more
+        if together:
+            yield together
+
+    def _scores(
+        self, together: list[list[tuple[int, Converted]]]
+    ) -> Iterator[tuple[int, float, bool]]:
+        """Yields (group, log-likelihood, is greedy) of each example of a batch."""
+        examples = [same[0][1] for same in together]
+        logits_RV = self._logits(examples)
+        partition_R = logits_RV.masked_fill(self.ids, -torch.inf).logsumexp(-1)
+        best_R = logits_RV.masked_fill(self.greedy, -torch.inf).argmax(-1)
+        groups, rows, targets, first = [], [], [], 0
+        for same in together:
+            for number, converted in same:
+                weighted = _weighted(converted)
+                groups.append((number, len(weighted)))
+                rows.append(first + np.arange(len(weighted)))
+                targets.append(converted.target_tokens[weighted])
+            first += len(_weighted(same[0][1]))
+        row_K = torch.from_numpy(np.concatenate(rows)).to(logits_RV.device)
+        target_K = torch.from_numpy(np.concatenate(targets)).to(logits_RV.device)
+        found_K = (logits_RV[row_K, target_K] - partition_R[row_K]).double().cpu().numpy()
+        equal_K = (best_R[row_K] == target_K).cpu().numpy()
+        start = 0
+        for number, count in groups:
+            here = slice(start, start + count)
+            yield number, float(found_K[here].sum()), bool(equal_K[here].all())
+            start += count
+
+    def _logits(self, examples: Sequence[Converted]) -> torch.Tensor:
+        """Returns the logits [R, V] of the weighted targets of each example, one after the other."""
+        layout = self.generator.layout
+        encoder = encoded = None
+        if len(examples[0].streams) > 1:
+            encoders = [_something(example.streams[0], layout.pad) for example in examples]
+            encoder = encoder_stream(encoders, layout)
+            lengths = np.array([len(example.streams[0].tokens) for example in examples])
+            encoded = Encoded(lengths, encoder.tokens.shape[1])
+        streams = [example.streams[-1] for example in examples]
+        kept = np.array([len(stream.tokens) for stream in streams])
+        new = new_rows(streams, kept, layout)
+        cache = Cache(len(examples), layout.axes, layout.device, int(kept.max()))
+        slots = cache.begin(new.counts, new.positions)
+        weighted = [_weighted(example) for example in examples]
+        index = np.zeros((len(examples), max(map(len, weighted))), dtype=np.int64)
+        for row, example, of in zip(index, examples, weighted, strict=True):
+            row[: len(of)] = example.target_index[of]
+        rows = [b * index.shape[1] + np.arange(len(of)) for b, of in enumerate(weighted)]
+        heads = Heads(layout.tensor(index), layout.tensor(np.concatenate(rows)))
+        with torch.no_grad():
+            return self.generator.forward(batch(new, slots, heads, layout, encoder, encoded), cache)
+
+
+def _weighted(converted: Converted) -> np.ndarray:
+    return np.flatnonzero(converted.target_weights > 0)
+
+
+def _something(stream: ConvertedStream, pad: int) -> ConvertedStream:
+    """Returns an encoder's stream, one of padding in place of an empty one."""
+    if len(stream.tokens):
+        return stream
+    return ConvertedStream(np.array([pad]), np.zeros((1, stream.positions.shape[1]), int), [])
+
+
+def _row(converted: Converted) -> bytes:
+    """Returns what tells the logits of an example's targets."""
+    arrays = [converted.target_index[_weighted(converted)]]
+    for stream in converted.streams:
+        arrays += [stream.tokens, stream.positions, np.array(stream.parts)]
+    return b"|".join(str(x.shape).encode() + np.ascontiguousarray(x).tobytes() for x in arrays)

@@ -1,0 +1,98 @@
+"""Which of two architectures is better at which budget, by their laws: each at its compute-optimal size."""
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from megaarch.scaling.law import NAMES, Fit
+
+LEVEL = 0.975  # of the interval at each of the two ends, so that both hold at once in 95%
+STEPS = 512  # budgets between the ends at which a crossing is looked for
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """budgets: lowest and highest FLOPs that both have points at. differences: of the loss of `first` less
+    that of `second` at both, with their intervals. crossing: the budget from which the other one is
+    better, with its interval, where each is better at one end."""
+
+    first: str
+    second: str
+    budgets: tuple[float, float]
+    differences: tuple[float, float]
+    intervals: tuple[tuple[float, float], tuple[float, float]]
+    crossing: float | None = None
+    crossing_interval: tuple[float, float] | None = None
+
+    @property
+    def better(self) -> tuple[str | None, str | None]:
+        """Who is better at the lowest and the highest budget; None where that cannot be told."""
+        low, high = (
+            self.first if high < 0 else self.second if low > 0 else None
+            for low, high in self.intervals
+        )
+        return low, high
+
+    @property
+    def different(self) -> bool:
+        return self.better != (None, None)
+
+
+def comparisons(fits: dict[str, Fit]) -> list[Comparison]:
+    """Compares each two of these fits whose budgets overlap."""
+    pairs = (compare(fits[a], fits[b]) for a, b in combinations(fits, 2))
+    return [found for found in pairs if found is not None]
+
+
+def compare(first: Fit, second: Fit) -> Comparison | None:
+    """Returns None where no budget lies within the points of both."""
+    flops = first.points.flops, second.points.flops
+    low, high = max(map(np.min, flops)), min(map(np.max, flops))
+    if low > high:
+        return None
+    budgets = np.geomspace(low, high, STEPS)
+    found = first.law.best_loss(budgets) - second.law.best_loss(budgets)
+    resampled = _differences(first, second, budgets)
+    widened = np.sqrt(max(len(p) / (len(p) - len(NAMES)) for p in (first.points, second.points)))
+    edges = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    bounds = found + widened * (edges - found)
+    of = Comparison(
+        first.points.name,
+        second.points.name,
+        (float(low), float(high)),
+        (float(found[0]), float(found[-1])),
+        ((bounds[0, 0].item(), bounds[1, 0].item()), (bounds[0, -1].item(), bounds[1, -1].item())),
+    )
+    if None in of.better or of.better[0] == of.better[1]:
+        return of
+    crossings = _crossings(resampled, budgets)
+    edges = np.quantile(crossings, (0.025, 0.975))
+    return replace(
+        of,
+        crossing=_crossings(found[None], budgets)[0].item(),
+        crossing_interval=(edges[0].item(), edges[1].item()),
+    )
+
+
+def _differences(first: Fit, second: Fit, budgets: np.ndarray) -> np.ndarray:
+    """[R, budgets]: of as many resamples as the one with fewer has."""
+    number = min(len(first.resamples.E), len(second.resamples.E))
+    losses = [
+        type(f.resamples)(*(getattr(f.resamples, n)[:number, None] for n in NAMES)).best_loss(
+            budgets
+        )
+        for f in (first, second)
+    ]
+    return losses[0] - losses[1]
+
+
+def _crossings(differences: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    """The first budget at which the sign changes, between two of those that are looked at; those
+    resamples left out in which it does not."""
+    changes = np.sign(differences[:, 1:]) != np.sign(differences[:, :-1])
+    rows = np.flatnonzero(changes.any(axis=1))
+    place = changes[rows].argmax(axis=1)
+    before, after = differences[rows, place], differences[rows, place + 1]
+    share = before / (before - after)
+    return budgets[place] * (budgets[place + 1] / budgets[place]) ** share

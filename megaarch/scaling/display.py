@@ -1,0 +1,104 @@
+"""Fitted laws as a terminal shows them, and as JSON."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megaarch.scaling.crossing import Comparison
+from megaarch.scaling.isoflop import IsoFlop
+from megaarch.scaling.law import NAMES, Fit
+
+DIGITS = {"A": 5, "B": 5, "E": 5, "alpha": 4, "beta": 4}
+
+
+def record(fit: Fit, isoflop: IsoFlop | None) -> dict[str, Any]:
+    """One architecture's law for JSON: the five numbers, their intervals, and what follows."""
+    flops = sorted({float(fit.points.flops.min()), float(fit.points.flops.max())})
+    return {
+        **{name: getattr(fit.law, name) for name in NAMES},
+        "intervals": {name: list(interval) for name, interval in fit.intervals().items()},
+        "points": len(fit.points),
+        "huber": fit.huber,
+        "allocation": [_allocation(fit, budget) for budget in flops],
+        "isoflop": asdict(isoflop) if isoflop else None,
+    }
+
+
+def _allocation(fit: Fit, flops: float) -> dict[str, Any]:
+    values = (*fit.law.allocation(flops), fit.law.best_loss(flops))
+    again = (*fit.resamples.allocation(flops), fit.resamples.best_loss(flops))
+    found: dict[str, Any] = {"flops": flops}
+    for name, value, resampled in zip(("parameters", "tokens", "loss"), values, again, strict=True):
+        found |= {name: float(value), f"{name}_interval": list(fit.interval(value, resampled))}
+    return found
+
+
+def comparison(found: Comparison) -> dict[str, Any]:
+    """A comparison for JSON."""
+    return asdict(found) | {"different": found.different, "sentence": sentence(found)}
+
+
+def sentence(found: Comparison, shown: Callable[[float], str] = "{:.3g}".format) -> str:
+    """Says who is better where, or that it cannot be told. shown: writes a number of FLOPs."""
+    low, high = map(shown, found.budgets)
+    at_low, at_high = found.better
+    if found.crossing is not None and found.crossing_interval is not None:
+        edges = " to ".join(map(shown, found.crossing_interval))
+        return (
+            f"{at_low} is better up to {shown(found.crossing)} FLOPs ({edges}), and {at_high} from "
+            "there on."
+        )
+    if at_low == at_high:
+        if at_low is None:
+            return f"{found.first} and {found.second} cannot be told apart at {low} nor at {high} FLOPs."
+        return f"{at_low} is better at {low} and at {high} FLOPs."
+    known, where, unknown = (at_low, low, high) if at_low else (at_high, high, low)
+    return f"{known} is better at {where} FLOPs; at {unknown} it cannot be told."
+
+
+def show(fits: dict[str, Fit], isoflops: dict[str, IsoFlop | None], console: Console) -> None:
+    """Prints each law with its intervals, and where its points are."""
+    for name, fit in fits.items():
+        console.print(
+            f"{name}: L(N, D) = E + A/N^alpha + B/D^beta, {len(fit.points)} points", soft_wrap=True
+        )
+        table = Table(box=None)
+        for column in ("", "value", "95% interval"):
+            table.add_column(column, justify="left" if not column else "right")
+        for key, (low, high) in fit.intervals().items():
+            digits = DIGITS[key]
+            table.add_row(
+                key,
+                f"{getattr(fit.law, key):.{digits}g}",
+                f"{low:.{digits}g} to {high:.{digits}g}",
+            )
+        console.print(table)
+        console.print(_allocations(fit), soft_wrap=True)
+        if found := isoflops[name]:
+            console.print(_isoflop(found), soft_wrap=True)
+        console.print()
+
+
+def _allocations(fit: Fit) -> str:
+    lines = []
+    for budget in sorted({float(fit.points.flops.min()), float(fit.points.flops.max())}):
+        found = _allocation(fit, budget)
+        low, high = found["parameters_interval"]
+        lines.append(
+            f"best at {budget:.3g} FLOPs: {found['parameters']:.3g} parameters ({low:.3g} to "
+            f"{high:.3g}), {found['tokens']:.3g} tokens, loss {found['loss']:.4g}"
+        )
+    return "\n".join(lines)
+
+
+def _isoflop(found: IsoFlop) -> str:
+    inside = sum(valley.inside for valley in found.valleys)
+    text = f"isoFLOP curves: {inside} of {len(found.valleys)} have their lowest point among their sizes"
+    if found.exponent is not None:
+        text += f"; best parameters grow as FLOPs^{found.exponent:.3f}"
+        if found.interval:
+            text += " ({:.3f} to {:.3f})".format(*found.interval)
+    return text

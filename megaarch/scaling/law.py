@@ -1,0 +1,202 @@
+"""The parametric scaling law L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, approach 3).
+
+It is fitted by the sum of Huber losses of log L (delta 1e-3) from many starts; intervals are of a
+bootstrap over points. Besiroglu et al. 2024 show what a fit that stops early, or intervals that do not
+resample, get wrong.
+
+All fits of a batch, of other starts or other resamples, go on at once, each by Newton's method with a
+trust in its quadratic model that grows and shrinks (Levenberg 1944). Letters: R fits, P points, five
+parameters (log A, log B, log E, alpha, beta), where log A and log B are at the mean of log N and log D.
+"""
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from megaarch.errors import UserError
+from megaarch.scaling.points import Points
+
+DELTA = 1e-3
+FEWEST = 6  # points: one more than the law has parameters
+ITERATIONS = 300
+ROUGH, KEPT = 20, 24  # iterations after which as many of the starts go on to the end
+FINE = 1e-9  # gradient of a fit that has ended, as a share of the sum of its weights times DELTA
+NAMES = ("A", "B", "E", "alpha", "beta")
+
+
+@dataclass(frozen=True)
+class Law:
+    """Its five numbers, or [R] each: those of each resample."""
+
+    A: Any
+    B: Any
+    E: Any
+    alpha: Any
+    beta: Any
+
+    def loss(self, parameters: Any, tokens: Any) -> Any:
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+
+    def allocation(self, flops: Any) -> tuple[Any, Any]:
+        """Returns the parameters and tokens of the lowest loss, where 6 N D = flops."""
+        both, half = self.alpha + self.beta, flops / 6
+        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / both)
+        parameters = scale * half ** (self.beta / both)
+        return parameters, half / parameters
+
+    def best_loss(self, flops: Any) -> Any:
+        """Returns the loss of that allocation."""
+        return self.loss(*self.allocation(flops))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """law: of all points. resamples: of each bootstrap sample, its numbers arrays. huber: the sum of
+    Huber losses. points: those that it is fitted to."""
+
+    law: Law
+    resamples: Law
+    huber: float
+    points: Points
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Maps each parameter's name to its 95% interval."""
+        found = zip(NAMES, astuple(self.law), astuple(self.resamples), strict=True)
+        return {name: self.interval(value, resampled) for name, value, resampled in found}
+
+    def interval(
+        self, value: float, resampled: np.ndarray, level: float = 0.95, log: bool = True
+    ) -> tuple[float, float]:
+        """Returns the interval of a number that follows from the law, given of all points and of each
+        resample. The distances of quantiles are widened by sqrt(P / (P - 5)), for residuals of a fit are
+        smaller than what they estimate. log: whether its logarithm is what varies evenly."""
+        there, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+        edges = np.quantile(there(resampled), [(1 - level) / 2, (1 + level) / 2])
+        widened = np.sqrt(len(self.points) / (len(self.points) - len(NAMES)))
+        low, high = back(there(value) + widened * (edges - there(value)))
+        return float(low), float(high)
+
+
+def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
+    """Returns the law of these points. UserError where they cannot tell its parameters apart."""
+    _check(points)
+    x, z, y = (np.log(values) for values in (points.parameters, points.tokens, points.loss))
+    middle = x.mean(), z.mean()
+    data = x - middle[0], z - middle[1], y
+    starts = _starts(points.loss)
+    rough, values = _minimize(*data, np.ones((len(starts), len(y))), starts, ROUGH)
+    starts = rough[np.argsort(values)[:KEPT]]
+    found, values = _minimize(*data, np.ones((len(starts), len(y))), starts)
+    best = found[values.argmin()]
+    weights = np.random.default_rng(seed).multinomial(
+        len(y), np.full(len(y), 1 / len(y)), size=resamples
+    )
+    again, _ = _minimize(*data, weights.astype(float), np.tile(best, (resamples, 1)))
+    law = Law(*(float(x) for x in _law(best, middle)))
+    return Fit(law, Law(*_law(again.T, middle)), float(values.min()), points)
+
+
+def _check(points: Points) -> None:
+    if len(points) < FEWEST:
+        raise UserError(
+            f"{points.name}: {len(points)} points do not decide the five parameters of a law: "
+            f"give {FEWEST} or more, of several sizes and budgets"
+        )
+    for name in ("parameters", "tokens"):
+        if len(np.unique(getattr(points, name))) < 3:
+            raise UserError(
+                f"{points.name}: all points have one or two numbers of {name}, which decide no "
+                "exponent: give three or more"
+            )
+
+
+def _law(theta: np.ndarray, middle: tuple[float, float]) -> tuple[np.ndarray, ...]:
+    a, b, e, alpha, beta = theta
+    return np.exp(a + alpha * middle[0]), np.exp(b + beta * middle[1]), np.exp(e), alpha, beta
+
+
+def _starts(loss: np.ndarray) -> np.ndarray:
+    """[R, 5]: exponents, the share of the lowest loss that is E, and what of the rest is due to N."""
+    exponents = (0.1, 0.3, 0.5, 0.8, 1.2)
+    grid = np.meshgrid((0.05, 0.4, 0.7, 0.9, 0.98), (0.1, 0.5, 0.9), exponents, exponents)
+    floor, share, alpha, beta = (axis.ravel() for axis in grid)
+    floor = floor * loss.min()
+    rest = loss.mean() - floor
+    return np.stack(
+        [np.log(share * rest), np.log((1 - share) * rest), np.log(floor), alpha, beta], axis=1
+    )
+
+
+def _minimize(
+    x_P: np.ndarray,
+    z_P: np.ndarray,
+    y_P: np.ndarray,
+    weights_RP: np.ndarray,
+    start_R5: np.ndarray,
+    iterations: int = ITERATIONS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each fit ends, [R, 5], and its weighted sum of Huber losses, [R]."""
+    theta, value = start_R5.copy(), _value(x_P, z_P, y_P, weights_RP, start_R5)
+    damping = np.ones(len(theta))
+    going = np.arange(len(theta))
+    for _ in range(iterations):
+        gradient, hessian, scale = _derivatives(x_P, z_P, y_P, weights_RP[going], theta[going])
+        largest = np.abs(gradient).max(axis=1)
+        on = (largest > FINE * DELTA * len(y_P)) & (damping[going] < 1e12)
+        if not on.any():
+            break
+        going, gradient, hessian, scale = going[on], gradient[on], hessian[on], scale[on]
+        curvature, axes = np.linalg.eigh(hessian + damping[going, None, None] * scale)
+        curvature = np.maximum(np.abs(curvature), 1e-15)  # downhill along each axis
+        step = axes @ (np.swapaxes(axes, 1, 2) @ gradient[..., None] / curvature[..., None])
+        tried = theta[going] - step[..., 0]
+        found = _value(x_P, z_P, y_P, weights_RP[going], tried)
+        better = found < value[going]
+        theta[going[better]], value[going[better]] = tried[better], found[better]
+        damping[going] *= np.where(better, 0.2, 5.0)
+    return theta, value
+
+
+def _terms(x: np.ndarray, z: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """Logarithms of the law's three terms, [R, P, 3]."""
+    a, b, e, alpha, beta = (column[:, None] for column in theta.T)
+    return np.stack(np.broadcast_arrays(a - alpha * x, b - beta * z, e), axis=-1)
+
+
+def _value(x, z, y, weights, theta) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        r = np.abs(np.logaddexp.reduce(_terms(x, z, theta), axis=-1) - y)
+        huber = np.where(r < DELTA, r * r / 2, DELTA * (r - DELTA / 2))
+    found = (weights * huber).sum(axis=1)
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+def _derivatives(x, z, y, weights, theta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns gradient [R, 5], Hessian [R, 5, 5], and the curvature of the quadratic that touches each
+    Huber loss from above [R, 5, 5], which is positive."""
+    terms = _terms(x, z, theta)
+    log_loss = np.logaddexp.reduce(terms, axis=-1)
+    share = np.exp(terms - log_loss[..., None])
+    jacobian = np.concatenate(
+        [share, -share[..., :1] * x[:, None], -share[..., 1:2] * z[:, None]], -1
+    )
+    r = log_loss - y
+    slope = weights * np.clip(r, -DELTA, DELTA)
+    inside = weights * (np.abs(r) < DELTA)
+    gradient = np.einsum("rp,rpi->ri", slope, jacobian)
+    hessian = _outer(jacobian, inside - slope)
+    for k, place, by in ((0, 3, x), (1, 4, z)):
+        of_term = slope * share[..., k]
+        crossed = -(of_term * by).sum(axis=1)
+        hessian[:, k, k] += of_term.sum(axis=1)
+        hessian[:, k, place] += crossed
+        hessian[:, place, k] += crossed
+        hessian[:, place, place] += (of_term * by**2).sum(axis=1)
+    hessian[:, 2, 2] += (slope * share[..., 2]).sum(axis=1)
+    above = weights * np.minimum(1.0, DELTA / np.maximum(np.abs(r), DELTA))
+    return gradient, hessian, _outer(jacobian, above)
+
+
+def _outer(jacobian: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.swapaxes(jacobian * weights[..., None], 1, 2) @ jacobian

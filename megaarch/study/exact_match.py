@@ -1,0 +1,54 @@
+"""Exact match: whether the greedy answer to a question is its target, for wordings without choices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megaarch.config.schema import Evaluation, Model
+from megaarch.data.tokenizer import Tokenizer
+from megaarch.engine.base import Engine
+from megaarch.errors import UserError
+from megaarch.inference.generate import Generator, Options
+from megaarch.ingest.tasks.template import Question
+from megaarch.study.score import Scorer
+
+FORM = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
+END = "\n"  # of the answer of a model of text, which reads on
+
+
+def right(
+    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], evaluation: Evaluation
+) -> list[bool]:
+    """Returns whether each answer is the target, spaces around both left out. The greedy answer ends
+    where the model ends it, at a line's end, or past the longest target.
+
+    UserError under a layout that cannot generate.
+    """
+    if not questions:
+        return []
+    longest = max(len(tokenizer.encode(question.target)) for question in questions)
+    rows = scorer.settings.model
+    prompts = [fitted(rows, tokenizer.encode(q.input), longest + 1) for q in questions]
+    options = Options(longest + 1, stops=(END,), batch_size=evaluation.batch_rows)
+    model, grid = scorer.model, None
+    if isinstance(model, Engine):
+        model, grid = model.model, model.grid
+        if grid.size("pp") > 1 or grid.size("cp") > 1:
+            raise UserError(
+                "study.evaluation.tasks: pipeline and context parallelism do not generate, as wordings "
+                "without choices need: give these choices, or evaluate the run in one process"
+            )
+    training = model.training
+    answers = list(Generator(model, scorer.settings, tokenizer, grid).answers(prompts, options))
+    model.train(training)
+    return [
+        answer.text.strip() == question.target
+        for answer, question in zip(answers, questions, strict=True)
+    ]
+
+
+def fitted(model: Model, asked: np.ndarray, answer: int) -> np.ndarray:
+    """Returns a question's tokens, int64, without those at its left end for which a row beside an answer of
+    so many tokens has no room."""
+    room = max(model.sequence_length - answer - FORM, 1)
+    return asked[-room:].astype(np.int64)

@@ -1,0 +1,60 @@
+"""Scaling laws in a study's report."""
+
+import numpy as np
+
+from megaarch import report
+from megaarch.report import laws, notation
+from megaarch.report.page import page
+from megaarch.scaling.law import Law
+from megaarch.study.results import Results
+from tests.study.example_results import example_cell, example_results, scaling_results
+
+LAWS = {
+    "gpt": Law(A=60.0, B=90.0, E=1.1, alpha=0.32, beta=0.3),
+    "t5": Law(A=60.0, B=90.0, E=1.3, alpha=0.32, beta=0.3),
+}
+
+
+def planted_results() -> dict:
+    """Five sizes at four budgets of two architectures, whose losses follow LAWS but for 0.2%."""
+    cells, rng = [], np.random.default_rng(0)
+    for name, law in LAWS.items():
+        for budget in (1e13, 4e13, 1.6e14, 6.4e14):
+            for number, size in enumerate(np.geomspace(1e6, 2e7, 5)):
+                cell = example_cell(name, budget)
+                loss = float(law.loss(size, budget / 6 / size) * np.exp(0.002 * rng.normal()))
+                cell |= {"flops": budget, "parameters": size, "size": f"size{number}"}
+                cell["heldout"] |= {
+                    "continuation_bits_per_byte": loss,
+                    "continuation_interval": [loss - 0.01, loss + 0.01],
+                }
+                cells.append(cell)
+    return example_results(cells)
+
+
+def test_the_page_shows_each_law_and_says_who_is_better():
+    results = Results.of(planted_results())
+    found = laws.fits(results)
+    assert set(found) == set(LAWS)
+    for name, law in LAWS.items():
+        low, high = found[name].intervals()["E"]
+        assert low < law.E < high
+    html = page(results)
+    assert (
+        f"gpt is better at {notation.power(1e13)} and at" in html
+        and f"{found['t5'].law.E:.2f}" in html
+    )
+    assert html.count('id="laws--') == 2, "a curve of each"
+
+
+def test_a_study_of_few_points_has_no_law():
+    for results in (example_results(), scaling_results()):
+        results = Results.of({**results, "cells": results["cells"][:4]})
+        assert laws.fits(results) == {} and 'id="laws"' not in page(results)
+
+
+def test_its_figure_is_a_file_of_its_own(tmp_path):
+    results = planted_results()
+    results["cells"] = results["cells"][:10]  # two budgets of one
+    written = report.write_figures(results, tmp_path)
+    assert {"laws.pdf", "laws.svg"} <= {path.name for path in written}

@@ -33,10 +33,11 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:  # a name with a NUL
         raise UserError(f"{os.fspath(path)!r} is no name of a file") from None
+    status = os.fstat(handle)
+    if stat.S_ISDIR(status.st_mode):  # open would name it by its number
+        os.close(handle)
+        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
         if status.st_size > limit:

@@ -22,6 +22,7 @@ FEWEST = 6  # points: one more than the law has parameters
 ITERATIONS = 300
 ROUGH, KEPT = 20, 24  # iterations after which as many of the starts go on to the end
 FINE = 1e-9  # gradient of a fit that has ended, as a share of the sum of its weights times DELTA
+DECIDED = 0.95  # of the resamples have a law with positive exponents
 NAMES = ("A", "B", "E", "alpha", "beta")
 
 
@@ -79,7 +80,7 @@ class Fit:
 
 
 def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
-    """Returns the law of these points. UserError where they cannot tell its parameters apart."""
+    """Returns the law of these points. UserError where they do not decide its parameters."""
     _check(points)
     x, z, y = (np.log(values) for values in (points.parameters, points.tokens, points.loss))
     middle = x.mean(), z.mean()
@@ -93,8 +94,15 @@ def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
         len(y), np.full(len(y), 1 / len(y)), size=resamples
     )
     again, _ = _minimize(*data, weights.astype(float), np.tile(best, (resamples, 1)))
-    law = Law(*(float(x) for x in _law(best, middle)))
-    return Fit(law, Law(*_law(again.T, middle)), float(values.min()), points)
+    with np.errstate(over="ignore"):
+        law, resampled = np.array(_law(best, middle)), np.array(_law(again.T, middle))
+    known = np.isfinite(resampled).all(axis=0) & (resampled[3:] > 0).all(axis=0)
+    if not (np.isfinite(law).all() and (law[3:] > 0).all() and known.mean() >= DECIDED):
+        raise UserError(
+            f"{points.name}: {len(points)} points do not decide the exponents of a law, which come out "
+            "negative or without bound: give more sizes and budgets, or more seeds"
+        )
+    return Fit(Law(*law.tolist()), Law(*resampled[:, known]), float(values.min()), points)
 
 
 def _check(points: Points) -> None:

@@ -121,6 +121,7 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "evaluate": (("run",), ("cache",)),
         "generate": (("run", "--prompt", "The river", "--max-tokens", "4"), ()),
         "report": ((".", "--text"), ("report.html",)),
+        "fit": (("--points", "points.csv", "--resamples", "20"), ()),
         "describe": ((run,), ()),
         "plan": ((run, *cluster), ()),
         "plan-inference": ((run, "--prompt", "8", "--answer", "4", *small), ()),

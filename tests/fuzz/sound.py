@@ -49,6 +49,7 @@ def make(folder: Path) -> Path:
         _hugging_face(path)
         Path("results.json").write_text(json.dumps(example_results()))
         shutil.copyfile(ROOT / "benchmarks" / "2026-11-28-scale.json", "scale.json")
+        shutil.copyfile(ROOT / "tests" / "scaling" / "chinchilla_points.csv", "points.csv")
         (Path("launch")).mkdir()
         shutil.copyfile(ROOT / "launch" / "site.example.sh", "launch/site.sh")
         Path("loop").symlink_to("loop")

@@ -7,10 +7,21 @@ import pytest
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install '.[lm-eval]'")
 
+from accelerate.state import AcceleratorState  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import megaarch.harness.model  # noqa: E402, F401  (registers the model)
 from tests.harness.local import FAMILIES, TASKS, write_pair, write_tasks  # noqa: E402
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Whatever other tests left: accelerate, which `--model hf` asks, would join a process group."""
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -83,3 +83,12 @@ def test_what_decides_no_law_is_refused():
     one = points.of("one size", [(1e8, 1e9 * k, 3 / k) for k in range(1, 9)])
     with pytest.raises(UserError, match="one or two numbers of parameters"):
         law.fit(one)
+
+
+def test_losses_that_depend_on_neither_decide_no_exponent():
+    of = planted(noise=0.0)
+    flat = points.Points(
+        "flat", of.parameters, of.tokens, np.random.default_rng(0).uniform(2, 3, 42)
+    )
+    with pytest.raises(UserError, match="flat: 42 points do not decide the exponents"):
+        law.fit(flat, resamples=50)

@@ -97,6 +97,7 @@ def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys)
         (["nowhere"], "results.json does not exist"),
         (["--points", "nowhere.csv"], "nowhere.csv"),
         (["--points", "x.csv", "--leave-out", "-1"], "--leave-out -1"),
+        (["--points", "/"], "/: Is a directory"),
     ],
 )
 def test_a_command_that_cannot_be_run_is_one_sentence(arguments, sentence, capsys):

@@ -5,12 +5,13 @@ python -m tests.scaling.simulate --draws 500 --output benchmarks/DATE-scaling-la
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from megaarch.scaling import law
 from megaarch.scaling.crossing import compare
-from megaarch.study.environment import command, machine
+from megaarch.study.environment import machine
 from tests.scaling.planted import TRUTH, planted
 
 NOISES = (0.002, 0.01)  # deviations of log L
@@ -51,7 +52,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     found = {
-        "command": command(),
+        "command": shlex.join(["python", "-m", "tests.scaling.simulate", *sys.argv[1:]]),
         **dict(machine()),
         "runs": simulate(options.draws, options.resamples),
     }

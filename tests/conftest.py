@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,20 @@ def prepared(raw):
     """The corpus, split, with its tokenizer and its indexed tokens."""
     settings = config.resolve(copy.deepcopy(raw))
     return prepare(settings.data, settings.model.vocabulary_size)
+
+
+@pytest.fixture(scope="module")
+def runs(raw, prepared, tmp_path_factory):
+    """runs(preset) -> the folder of a run of one step."""
+    from megaarch.training.trainer import Trainer
+
+    @lru_cache
+    def run(preset):
+        mine = copy.deepcopy(raw)
+        mine["model"]["preset"] = preset
+        mine["training"]["steps"] = 1
+        mine["logging"]["directory"] = str(tmp_path_factory.mktemp(preset))
+        Trainer(config.resolve(mine), prepared).run()
+        return mine["logging"]["directory"]
+
+    return run

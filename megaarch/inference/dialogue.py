@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from megaarch.data.example import ConvertedStream
-from megaarch.data.prompts import Prompt, turn_block, window
+from megaarch.data.prompts import Prompt, turn_block
 from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
 from megaarch.inference.generate import Answer, Generator, Options, Say, Task, check_room
 from megaarch.inference.sampling import draw_keys
+from megaarch.inference.turns import rest
 
 
 class Dialogue:
@@ -74,16 +75,9 @@ class Dialogue:
                 f"turn blocks are a mask of decoders whose answers follow in the prompt's row: "
                 f"{architecture} of {self.generator.settings.data.objective} has none"
             )
-        if self.decoding is None or made.encoder is not None or form.probe is not None:
+        if self.decoding is None:
             return None
-        held = int(self.decoding.cache.lengths[0])
         if self.turn_blocks:
-            turn = self.generator.prompt_of(new).stream
+            turn, held = self.generator.prompt_of(new).stream, len(self.kept)
             return turn_block(turn, self.pending, self.decoding.positions[0], held)
-        if self.kept != made.stream.tokens[:held].tolist():
-            return None
-        try:
-            window(made.stream, 0, held)
-        except UserError:  # what is kept would see the new turn
-            return None
-        return window(made.stream, held, len(made.stream.tokens))
+        return rest(made, np.array(self.kept))

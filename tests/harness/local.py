@@ -11,6 +11,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from megaarch.interchange.convert import Conversion, convert
+from tests.tiny_transformers import build
 
 NAMES = ("river", "stone", "garden", "letter", "window", "forest", "market", "winter")
 VERBS = ("carries", "finds", "opens", "follows", "keeps", "watches")
@@ -99,33 +100,7 @@ def _tokenizer(family: str) -> Tokenizer:
 def _model(family: str, size: int) -> transformers.PreTrainedModel:
     torch.manual_seed(7)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": size}
-    if family == "gpt2":
-        config = transformers.GPT2Config(n_positions=LENGTH, n_embd=48, n_layer=2, n_head=3, **ids)
-        model = transformers.GPT2LMHeadModel(config)
-    elif family == "llama":
-        config = transformers.LlamaConfig(
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=LENGTH,
-            **ids,
-        )
-        model = transformers.LlamaForCausalLM(config)
-    else:
-        config = transformers.T5Config(
-            d_model=48,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=3,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-            **ids,
-        )
-        model = transformers.T5ForConditionalGeneration(config)
+    model = build(family, LENGTH, 0, **ids)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

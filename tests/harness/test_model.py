@@ -1,6 +1,5 @@
 """The model of lm-evaluation-harness over runs trained here, in the form of each objective."""
 
-import copy
 import math
 import os
 
@@ -14,33 +13,13 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 
-from megaarch import config  # noqa: E402
 from megaarch.errors import UserError  # noqa: E402
 from megaarch.harness.model import MegaarchLM  # noqa: E402
 from megaarch.study.score import Scorer  # noqa: E402
-from megaarch.training.trainer import Trainer  # noqa: E402
 from tests.conftest import PRESETS  # noqa: E402
 
 CONTEXTS = ("The river finds the stone near", "", "The garden")
 CONTINUATIONS = (" number 17.", "The winter keeps the light", " opens")
-
-
-@pytest.fixture(scope="module")
-def runs(raw, prepared, tmp_path_factory):
-    """runs(preset) -> the folder of a run of one step."""
-    made = {}
-
-    def run(preset):
-        if preset not in made:
-            mine = copy.deepcopy(raw)
-            mine["model"]["preset"] = preset
-            mine["training"]["steps"] = 1
-            mine["logging"]["directory"] = str(tmp_path_factory.mktemp(preset))
-            Trainer(config.resolve(mine), prepared).run()
-            made[preset] = mine["logging"]["directory"]
-        return made[preset]
-
-    return run
 
 
 def requests(kind, *arguments):

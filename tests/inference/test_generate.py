@@ -14,32 +14,9 @@ from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.generate import Generator, Options
 from megaarch.inference.sampling import Sampler, Sampling
 from megaarch.inference.text import TextStream
-from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 
 PROMPT = "The river finds the stone near"
-
-
-@pytest.fixture(scope="module")
-def runs(raw, prepared, tmp_path_factory):
-    """runs(preset) -> the folder of a run of one step."""
-    made = {}
-
-    def run(preset, **more):
-        import copy
-
-        from megaarch import config
-
-        if preset not in made:
-            mine = copy.deepcopy(raw)
-            mine["model"] |= {"preset": preset, **more}
-            mine["training"]["steps"] = 1
-            mine["logging"]["directory"] = str(tmp_path_factory.mktemp(preset))
-            Trainer(config.resolve(mine), prepared).run()
-            made[preset] = mine["logging"]["directory"]
-        return made[preset]
-
-    return run
 
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p != "bert"])

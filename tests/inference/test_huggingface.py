@@ -4,7 +4,6 @@ on the left."""
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from megaarch import interchange
 from megaarch.data.example import SPECIALS, Vocabulary
@@ -13,6 +12,7 @@ from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
 from megaarch.interchange.hf_config import family_in
 from megaarch.model import Transformer
+from tests.tiny_transformers import build
 
 V, NEW, LENGTHS = 150, 64, (9, 4, 6)
 OBJECTIVES = {"llama": "full_lm", "gpt2": "full_lm", "t5": "span_corruption", "bart": "denoising"}
@@ -22,48 +22,7 @@ SPECIAL = {name: place for place, name in enumerate(SPECIALS)}
 def theirs(name):
     torch.manual_seed(3)
     common = {"vocab_size": V, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
-    if name == "llama":
-        config = transformers.LlamaConfig(
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            **common,
-        )
-        model = transformers.LlamaForCausalLM(config)
-    elif name == "gpt2":
-        config = transformers.GPT2Config(n_positions=128, n_embd=48, n_layer=2, n_head=3, **common)
-        model = transformers.GPT2LMHeadModel(config)
-    elif name == "t5":
-        config = transformers.T5Config(
-            d_model=48,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=3,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=1,
-            **common,
-        )
-        model = transformers.T5ForConditionalGeneration(config)
-    else:
-        config = transformers.BartConfig(
-            d_model=48,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=3,
-            decoder_attention_heads=3,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=128,
-            decoder_start_token_id=1,
-            forced_eos_token_id=None,
-            **common,
-        )
-        model = transformers.BartForConditionalGeneration(config)
+    model = build(name, 128, **common)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1:  # large beside the tokens' own embeddings, or they repeat

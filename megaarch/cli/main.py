@@ -14,6 +14,7 @@ from megaarch.cli import (
     lm_eval,
     plan,
     plan_inference,
+    probe,
     report,
     status,
     submit,
@@ -30,6 +31,7 @@ examples:
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
   megaarch fit --points points.csv --leave-out 5
+  megaarch probe position runs/demo/cells/gpt/base-2.6e+12-seed0
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
   megaarch plan-inference configs/studies/scale.yaml --gpu h100 --batch 8
 """
@@ -42,6 +44,7 @@ COMMANDS = {
     "lm-eval": lm_eval,
     "report": report,
     "fit": fit,
+    "probe": probe,
     "describe": describe,
     "plan": plan,
     "plan-inference": plan_inference,

@@ -1,25 +1,20 @@
 """`megaarch evaluate`: the yardsticks of one trained run, from its newest checkpoint."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megaarch import config
-from megaarch.config.schema import Evaluation, Settings
+from megaarch.config.schema import Evaluation
 from megaarch.distributed import launch
-from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
-from megaarch.parallel.validate import join
 from megaarch.study import rank_classification, yardsticks
 from megaarch.study.items import cut, unfaithful
 from megaarch.study.results import CellRecord, Heldout
 from megaarch.study.score import Scorer
-from megaarch.training import checkpoint, fits
-from megaarch.training.record import Record
-from megaarch.training.trainer import device_of
+from megaarch.training.opened import Opened, open_run
 
 SCORING = "study.evaluation."
 SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose and divide the text
@@ -32,40 +27,24 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     model; several take the run's layout, or what overrides say of it, and return the same.
     UserError where the folder has no complete checkpoint, or its text has changed since.
     """
-    if not run.is_dir():
-        raise UserError(f"{run} is no folder: give the folder of a run")
     scoring = [text for text in overrides if text.startswith(SCORING)]
-    overrides = [text for text in overrides if text not in scoring]
-    raw = checkpoint.latest_settings(run)
-    if raw is None:
-        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
-    settings = _settings(raw, overrides, run)
-    device = device_of(settings)
-    fits.check_weights(settings, device)
-    grid = join(settings, device)
-    path = checkpoint.newest(run, grid)
-    if path is None:
-        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
-    saved = checkpoint.read_record(path)
-    settings = _settings(saved.raw_settings(), overrides, run)
-    prepared = _text(settings, saved)
-    warnings = [_may_have_seen(settings, prepared, saved, run)]
-    engine = NativeEngine(settings, grid)
-    checkpoint.load(path, engine, None, grid)
+    found = open_run(run, [text for text in overrides if text not in scoring])
+    settings, prepared = found.settings, text_of(found)
+    warnings = [_may_have_seen(found, prepared)]
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
     evaluation = _evaluation(settings.model.sequence_length, scoring)
     items = cut(prepared.heldout, prepared.tokenizer, evaluation)
     vocabulary = prepared.tokenizer.vocabulary
-    scorer = Scorer(engine, settings, vocabulary, evaluation.batch_rows)
-    found = yardsticks.evaluate(scorer, items, evaluation)
-    found.tasks = rank_classification.score(scorer, prepared.tokenizer, evaluation)
+    scorer = Scorer(found.engine, settings, vocabulary, evaluation.batch_rows)
+    heldout = yardsticks.evaluate(scorer, items, evaluation)
+    heldout.tasks = rank_classification.score(scorer, prepared.tokenizer, evaluation)
     warnings = [
         unfaithful(prepared.heldout, prepared.tokenizer),
         *warnings,
-        _left_out(found, evaluation),
+        _left_out(heldout, evaluation),
     ]
-    return found, [warning for warning in warnings if warning]
+    return heldout, [warning for warning in warnings if warning]
 
 
 def _left_out(found: Heldout, evaluation: Evaluation) -> str | None:
@@ -81,22 +60,12 @@ def _left_out(found: Heldout, evaluation: Evaluation) -> str | None:
     )
 
 
-def _settings(raw: config.Raw, overrides: Sequence[str], run: Path) -> Settings:
-    raw = copy.deepcopy({k: v for k, v in raw.items() if k != "study"})
-    if launch.find()[1].world_size == 1:
-        raw.pop("parallel", None)
-    for name in ("engine", "zero_stage", "offload", "deepspeed_config"):
-        raw.get("parallel", {}).pop(name, None)  # torch scores, whatever trained
-    for text in overrides:
-        config.set_path(raw, *config.parse_override(text))
-    return config.resolve(raw, str(run))
-
-
-def _text(settings: Settings, saved: Record) -> Prepared:
+def text_of(found: Opened) -> Prepared:
     """Returns the run's text, or other text, under the tokenizer that the run was trained with.
 
     UserError where another one is asked for.
     """
+    settings, saved = found.settings, found.record
     data, size, used = settings.data, settings.model.vocabulary_size, saved.tokenizer
     under_it = data.model_copy(update={"tokenizer": used.path})
     if data.tokenizer is None and settings.data.source != saved.raw_settings()["data"]["source"]:
@@ -113,14 +82,14 @@ def _text(settings: Settings, saved: Record) -> Prepared:
     return prepared
 
 
-def _may_have_seen(settings: Settings, prepared: Prepared, saved: Record, run: Path) -> str | None:
+def _may_have_seen(found: Opened, prepared: Prepared) -> str | None:
     """Returns a warning where the run may have trained on what is scored, as far as that is known:
     nothing is known of another source, and what was converted from elsewhere has trained on no text
     here.
 
     UserError where source and split are the run's, and the text has changed since.
     """
-    was = _settings(saved.raw_settings(), [], run).data
+    settings, saved, was = found.settings, found.record, found.as_trained().data
     same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
     if not (same["source"] and saved.fingerprint) or prepared.fingerprint == saved.fingerprint:
         return None
@@ -128,7 +97,7 @@ def _may_have_seen(settings: Settings, prepared: Prepared, saved: Record, run: P
         return (
             "The run was trained on this source, split otherwise: it may have seen what is scored."
         )
-    if _lacks_held_out(run):
+    if _lacks_held_out(found.run):
         return (
             "What its study holds out was left out of this cell's own text, so that it cannot be "
             "told whether the text has changed since."

@@ -1,0 +1,105 @@
+"""`megaarch probe`: what is measured inside trained runs."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megaarch.cli.options import Adder, set_argument
+from megaarch.errors import UserError
+
+if TYPE_CHECKING:
+    from megaarch.probes.catalogue import Probed
+
+MOST = {"rows": 100_000, "length": 1 << 20, "seed": 1 << 63}
+LEAST = {"rows": 2, "length": 4, "seed": 0}
+
+
+def add(command: Adder) -> None:
+    probe = command(
+        "probe",
+        "Look inside trained runs: rank, position, difficulty, in_context",
+        "Runs that differ in their seed alone are put together; docs/why.md says what each measures.",
+    )
+    probe.add_argument(
+        "name", metavar="NAME", help="of a probe: rank, position, difficulty, in_context"
+    )
+    probe.add_argument(
+        "runs", metavar="RUN", nargs="*", help="a run's folder, with checkpoints in it"
+    )
+    probe.add_argument(
+        "--study",
+        metavar="DIR",
+        help="all finished cells of a study; what is found goes to DIR/probes and into its report",
+    )
+    probe.add_argument("--rows", metavar="N", type=int, default=32, help="of held-out text (32)")
+    probe.add_argument(
+        "--length", metavar="N", type=int, help="tokens of a row (as the run has, 128 at most)"
+    )
+    probe.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
+    probe.add_argument("--json", action="store_true", help="print one JSON object")
+    set_argument(probe)
+
+
+def run(options: argparse.Namespace) -> int:
+    from megaarch.probes import catalogue
+
+    if options.name not in catalogue.PROBES:
+        raise UserError(
+            f"there is no probe {options.name!r}: choose among {', '.join(catalogue.PROBES)}"
+        )
+    for name, most in MOST.items():
+        value = getattr(options, name)
+        if value is not None and not LEAST[name] <= value <= most:
+            raise UserError(f"--{name} {value}: give {LEAST[name]} to {most:,}")
+    if bool(options.runs) == (options.study is not None):
+        raise UserError("give the folders of runs, or --study DIR")
+    how = catalogue.Options(options.rows, options.length, options.seed)
+    runs = [Path(run) for run in options.runs]
+    if options.study is not None:
+        runs = finished_runs(Path(options.study))
+    found = catalogue.run(
+        options.name, runs, how, options.set, lambda words: print(words, file=sys.stderr)
+    )
+    if options.study is not None:
+        print(catalogue.write(Path(options.study), found), file=sys.stderr)
+    if options.json:
+        print(json.dumps(catalogue.as_json(found), indent=1))
+    else:
+        show(found)
+    return 0
+
+
+def finished_runs(study: Path) -> list[Path]:
+    """Returns the folders of a study's finished cells. UserError where there is none."""
+    from megaarch.study.folder import StudyFolder, load_config
+
+    folder = StudyFolder.open(load_config(study), study)
+    runs = [cell.folder for cell in folder.cells if folder.finished(cell)]
+    if not runs:
+        raise UserError(f"{study} has no finished cell: run megaarch compare first")
+    return runs
+
+
+def show(found: "Probed") -> None:
+    """Prints every estimate of every cell, with its interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from megaarch.probes.catalogue import estimates
+
+    console = Console(highlight=False)
+    for name, record in found.cells.items():
+        table = Table(title=name, title_justify="left", box=None)
+        table.add_column(found.probe)
+        for column in ("value", "95% interval", "rows"):
+            table.add_column(column, justify="right")
+        for path, estimate in estimates(record):
+            if estimate.value is None:
+                continue
+            low, high = estimate.ends
+            table.add_row(
+                path, f"{estimate.value:.4g}", f"{low:.4g} to {high:.4g}", str(estimate.items)
+            )
+        console.print(table)

@@ -1,0 +1,152 @@
+"""The probes that `megaarch probe` runs, a row each, and how a probe of several runs is put together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaarch.config.registry import load
+from megaarch.files import fit, read_json, write_json
+from megaarch.probes.estimate import Estimate, merged
+from megaarch.probes.subject import Subject, open_subject
+from megaarch.study.results import Record
+
+
+@dataclass(frozen=True)
+class Options:
+    """rows: of held-out text, at most. length: tokens of a row; None: the run's own, 128 at most.
+    seed: of what a probe draws."""
+
+    rows: int = 32
+    length: int | None = None
+    seed: int = 0
+
+    def length_of(self, subject: Subject) -> int:
+        """Returns the tokens of a row for a subject. A row leaves room for marks of its form."""
+        return self.length or min(128, subject.settings.model.sequence_length * 3 // 4)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """measure: "module:function" of (Subject, Options) that returns a record of the class `record`."""
+
+    name: str
+    summary: str
+    measure: str
+    record: str
+
+
+PROBES = {
+    probe.name: probe
+    for probe in (
+        Probe(
+            "rank",
+            "numerical, stable and effective rank of attention, and how fast rows become alike",
+            "megaarch.probes.rank:measure",
+            "megaarch.probes.rank:Ranks",
+        ),
+        Probe(
+            "position",
+            "how far a token's place can be read off its hidden state, layer by layer",
+            "megaarch.probes.position:measure",
+            "megaarch.probes.position:Positions",
+        ),
+        Probe(
+            "difficulty",
+            "entropy and number of targets, loss by visible tokens, and what frozen states know",
+            "megaarch.probes.difficulty:measure",
+            "megaarch.probes.difficulty:Difficulty",
+        ),
+        Probe(
+            "in_context",
+            "whether demonstrations change attention as finetuning on them does",
+            "megaarch.probes.in_context:measure",
+            "megaarch.probes.in_context:InContext",
+        ),
+    )
+}
+
+
+class Probed(Record):
+    """What a probe found: a file of STUDY/probes/. cells: a record of the probe's class for each name,
+    whose runs differ in their seed alone."""
+
+    probe: str
+    rows: int
+    length: int | None = None
+    seed: int = 0
+    cells: dict[str, Any]
+
+
+def run(
+    name: str,
+    runs: Sequence[Path],
+    options: Options,
+    overrides: Sequence[str] = (),
+    show: Callable[[str], None] = lambda words: None,
+) -> Probed:
+    """Probes runs, and puts those together that share a name. show: is told what begins.
+
+    UserError for a run that cannot be opened, and for one that the probe cannot measure.
+    """
+    measure: Callable[[Subject, Options], Record] = load(PROBES[name].measure)
+    found: dict[str, list[Record]] = {}
+    for path in runs:
+        show(f"{name}: {path}")
+        subject = open_subject(path, overrides)
+        found.setdefault(subject.name, []).append(measure(subject, options))
+    cells = {short: merged(found[cell]) for cell, short in _short(list(found)).items()}
+    return Probed(
+        probe=name, rows=options.rows, length=options.length, seed=options.seed, cells=cells
+    )
+
+
+def _short(names: list[str]) -> dict[str, str]:
+    """Maps each name to the cell's alone where size and budget tell none from another."""
+    short = [name.partition("/")[0] for name in names]
+    return dict(zip(names, names if len(set(short)) < len(short) else short, strict=True))
+
+
+def read(folder: Path) -> dict[str, Probed]:
+    """Returns what was probed of a study in `folder`, by the probe's name, with typed records."""
+    found = {}
+    for name, probe in PROBES.items():
+        path = folder / "probes" / f"{name}.json"
+        if path.exists():
+            made = fit(read_json(path), Probed, path)
+            kind: type[Record] = load(probe.record)
+            cells = {cell: fit(value, kind, path) for cell, value in made.cells.items()}
+            found[name] = made.model_copy(update={"cells": cells})
+    return found
+
+
+def write(folder: Path, probed: Probed) -> Path:
+    """Writes what was probed of the study in `folder`; returns the file."""
+    path = folder / "probes" / f"{probed.probe}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, as_json(probed))
+    return path
+
+
+def as_json(probed: Probed) -> dict[str, Any]:
+    """Returns the content of its file."""
+    return probed.model_dump(mode="json")
+
+
+def estimates(record: Any, path: str = "") -> list[tuple[str, Estimate]]:
+    """Returns every estimate in a record with its path, e.g. ("layers.0.effective_rank", ...)."""
+    if isinstance(record, Estimate):
+        return [(path, record)]
+    if isinstance(record, Record):
+        parts: Any = [(name, getattr(record, name)) for name in type(record).model_fields]
+    elif isinstance(record, dict):
+        parts = record.items()
+    elif isinstance(record, list):
+        parts = enumerate(record)
+    else:
+        return []
+    return [
+        each
+        for key, value in parts
+        for each in estimates(value, f"{path}.{key}" if path else str(key))
+    ]

@@ -37,6 +37,14 @@ def add(command: Adder) -> None:
     probe.add_argument(
         "--length", metavar="N", type=int, help="tokens of a row (as the run has, 128 at most)"
     )
+    probe.add_argument(
+        "--tasks",
+        metavar="TASK",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="NAME.task.yaml or a folder of them, for difficulty and in_context (with --study its own)",
+    )
     probe.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn (0)")
     probe.add_argument("--json", action="store_true", help="print one JSON object")
     set_argument(probe)
@@ -55,10 +63,11 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} {value}: give {LEAST[name]} to {most:,}")
     if bool(options.runs) == (options.study is not None):
         raise UserError("give the folders of runs, or --study DIR")
-    how = catalogue.Options(options.rows, options.length, options.seed)
-    runs = [Path(run) for run in options.runs]
+    runs, tasks = [Path(run) for run in options.runs], options.tasks
     if options.study is not None:
-        runs = finished_runs(Path(options.study))
+        runs, of_study = finished_runs(Path(options.study))
+        tasks = tasks or of_study
+    how = catalogue.Options(options.rows, options.length, options.seed, tuple(tasks))
     found = catalogue.run(
         options.name, runs, how, options.set, lambda words: print(words, file=sys.stderr)
     )
@@ -71,15 +80,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def finished_runs(study: Path) -> list[Path]:
-    """Returns the folders of a study's finished cells. UserError where there is none."""
+def finished_runs(study: Path) -> tuple[list[Path], list[str]]:
+    """Returns the folders of a study's finished cells, and its tasks. UserError where no cell is finished."""
     from megaarch.study.folder import StudyFolder, load_config
 
     folder = StudyFolder.open(load_config(study), study)
     runs = [cell.folder for cell in folder.cells if folder.finished(cell)]
     if not runs:
         raise UserError(f"{study} has no finished cell: run megaarch compare first")
-    return runs
+    return runs, folder.study.evaluation.tasks
 
 
 def show(found: "Probed") -> None:

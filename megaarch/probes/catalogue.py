@@ -15,11 +15,12 @@ from megaarch.study.results import Record
 @dataclass(frozen=True)
 class Options:
     """rows: of held-out text, at most. length: tokens of a row; None: the run's own, 128 at most.
-    seed: of what a probe draws."""
+    seed: of what a probe draws. tasks: files NAME.task.yaml, or folders of them, for probes of tasks."""
 
     rows: int = 32
     length: int | None = None
     seed: int = 0
+    tasks: tuple[str, ...] = ()
 
     def length_of(self, subject: Subject) -> int:
         """Returns the tokens of a row for a subject. A row leaves room for marks of its form."""

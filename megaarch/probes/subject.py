@@ -1,6 +1,6 @@
 """What a probe looks at: a trained model in fp64, and rows of held-out text in its own form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Subject:
 
     def batch(self, rows: Rows, prefix: int) -> Batch:
         """Returns rows whose first `prefix` tokens condition the rest, in the model's own form."""
-        return batch_of(self.settings, self.vocabulary, rows, prefix)
+        return batch_of(self.settings, self.vocabulary, rows.tokens, prefix)
 
 
 def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
@@ -109,22 +109,24 @@ def windows(documents: Sequence[str], tokenizer: Tokenizer, length: int, count: 
     return Rows(np.stack(tokens), np.array(of))
 
 
-def batch_of(settings: Settings, vocabulary: Vocabulary, rows: Rows, prefix: int) -> Batch:
-    """Returns rows [N] in the form in which their tokens behind the first `prefix` are scored.
+def batch_of(
+    settings: Settings, vocabulary: Vocabulary, texts: Iterable[np.ndarray], prefix: int
+) -> Batch:
+    """Returns a row for each text, in the form in which its tokens behind the first `prefix` are scored.
 
-    Where that form takes an example for each token, it is the last one's, which holds the whole row.
+    prefix: as Python slices it. Where that form takes an example for each token, it is the last one's, which holds the whole row.
     """
     objective, architecture = settings.data.objective, settings.model.architecture
     convert = converter_of(architecture)
     converted: list[Converted] = []
-    for tokens in rows.tokens:
+    for tokens in texts:
         given, scored = tokens[:prefix], tokens[prefix:]
         examples = conditional.continuation(objective, architecture, given, scored, vocabulary)
         converted.append(convert(examples[-1], vocabulary))
     axes = catalogue.position_axes(objective)
     shape = largest([each.shape for each in converted])
     each = [[one] for one in converted]
-    return pack(each, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(rows)))
+    return pack(each, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(each)))
 
 
 def largest(shapes: Sequence[RowShape]) -> RowShape:

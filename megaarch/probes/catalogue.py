@@ -64,6 +64,12 @@ PROBES = {
             "megaarch.probes.in_context:measure",
             "megaarch.probes.in_context:InContext",
         ),
+        Probe(
+            "dialogue",
+            "FLOPs of a dialogue's turns under each policy of its cache, and the cache's bytes",
+            "megaarch.probes.dialogue:measure",
+            "megaarch.probes.dialogue:Dialogue",
+        ),
     )
 }
 

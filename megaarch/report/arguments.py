@@ -1,0 +1,222 @@
+"""The rules by which a study answers the seven arguments for decoders: docs/why.md, "Rules".
+
+Each rule is a function of scores, and was written before the study ran. A difference counts where it is more
+than chance explains, corrected for the comparisons of its argument (Holm). An argument holds here only where
+all that it claims was found, and does not where the opposite of a part of it was.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from megaarch.report.notation import fixed, listed, percent, three_digits
+from megaarch.report.panel import LEVEL, Score, difference
+from megaarch.study.intervals import holm
+
+Answer = Literal["holds here", "does not hold here", "cannot be told"]
+HOLDS: Answer = "holds here"
+FAILS: Answer = "does not hold here"
+UNKNOWN: Answer = "cannot be told"
+Scores = Mapping[str, Score]  # by the name that a reader sees
+
+FAR_BELOW = 0.5  # of chance: a place is told if the probe's distance is below this share of it
+DEARER = 1.1  # what a dialogue costs more, at least, for the cache to be an argument
+FULL_SPEED = 0.9  # of causal throughput, at least, for a mask to count as served
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """found: what was found here, one sentence."""
+
+    answer: Answer
+    found: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one score stands to others: the names that it is better than, worse than, and not told from."""
+
+    better: list[str]
+    worse: list[str]
+    tied: list[str]
+
+    @property
+    def answer(self) -> Answer:
+        if self.worse:
+            return FAILS
+        return HOLDS if self.better and not self.tied else UNKNOWN
+
+
+def standing(claimed: Score, others: Scores, higher_is_better: bool) -> Standing:
+    """Compares a score with each of the others. Those without a value are tied."""
+    differs = holm([difference(claimed, other) for other in others.values()], LEVEL)
+    found = Standing([], [], [])
+    for (name, other), apart in zip(others.items(), differs, strict=True):
+        if not apart or claimed.value is None or other.value is None:
+            found.tied.append(name)
+        elif (claimed.value > other.value) == higher_is_better:
+            found.better.append(name)
+        else:
+            found.worse.append(name)
+    return found
+
+
+def generalization(raw: Scores, decoder: str, chance: float) -> Verdict:
+    """1. "Decoders generalize better without examples": accuracy on tasks, before any finetuning.
+
+    raw: the tasks' mean accuracy of cells that see a prompt whole. decoder: the causal one among them.
+    chance: of guessing. Where no cell is above it nothing can be told.
+    """
+    others = {name: score for name, score in raw.items() if name != decoder}
+    able = {name for name, score in raw.items() if score.interval and score.interval[0] > chance}
+    mine = raw[decoder]
+    value = f"{decoder} is right in {percent(mine.value)} of the tasks' questions"
+    if not able:
+        return Verdict(UNKNOWN, f"{value}: no cell is above guessing ({percent(chance)}).")
+    found = standing(mine, others, higher_is_better=True)
+    return Verdict(found.answer, f"{value}, {_against(found, 'more', 'less', others)}.")
+
+
+def rank(causal: Score, bidirectional: Scores, swapped: Scores) -> Verdict:
+    """2. "Bidirectional attention degenerates to low rank, causal attention does not": effective rank of
+    trained attention, as a share of the row.
+
+    bidirectional: of other models. swapped: what the same weights lose in effective rank under a mask that
+    sees both ways instead of a causal one; positive where the mask by itself costs rank.
+    """
+    found = standing(causal, bidirectional, higher_is_better=True)
+    loses = [name for name, score in swapped.items() if score.interval and score.interval[0] > 0]
+    gains = [name for name, score in swapped.items() if score.interval and score.interval[1] < 0]
+    answer = found.answer
+    if gains:
+        answer = FAILS
+    elif answer == HOLDS and len(loses) < len(swapped):
+        answer = UNKNOWN
+    words = (
+        f"the effective rank of causal attention is {percent(causal.value)} of a row's length, "
+        f"{_against(found, 'more', 'less', bidirectional)}"
+    )
+    if gains:
+        words += f"; and the weights of {listed(gains)} gain rank where they see both ways"
+    elif loses:
+        words += f"; and the weights of {listed(loses)} lose rank where they see both ways"
+    return Verdict(answer, f"{words[0].upper()}{words[1:]}.")
+
+
+def difficulty(nats: Scores, states: Scores, decoder: str) -> Verdict:
+    """3. "Predicting the next token is the harder task, from which more is learned": what a target costs, and
+    how much a probe reads off frozen states. Both by cell, of which `decoder` is trained on full_lm."""
+    harder = standing(nats[decoder], _without(nats, decoder), higher_is_better=True)
+    learned = standing(states[decoder], _without(states, decoder), higher_is_better=True)
+    answers = {harder.answer, learned.answer}
+    answer = FAILS if FAILS in answers else HOLDS if answers == {HOLDS} else UNKNOWN
+    cost, know = nats[decoder], states[decoder]
+    return Verdict(
+        answer,
+        f"A target of {decoder} costs {fixed(cost.value)} nats, "
+        f"{_against(harder, 'more', 'less', _without(nats, decoder))}; a linear probe of its frozen states is right "
+        f"in {percent(know.value)} of questions, {_against(learned, 'more', 'less', _without(states, decoder))}.",
+    )
+
+
+def in_context(causal: Score, others: Scores) -> Verdict:
+    """4. "A decoder learns from examples in its context more directly": the error of in-context regression
+    behind all examples, over that of least squares."""
+    found = standing(causal, others, higher_is_better=False)
+    return Verdict(
+        found.answer,
+        f"Behind all examples a causal model's squared error is {fixed(causal.value)}, "
+        f"{_against(found, 'less', 'more', others)}.",
+    )
+
+
+def position(
+    causal: Score, bidirectional: Scores, chance: float, cost: Scores, decoder: str
+) -> Verdict:
+    """5. "Causal attention tells positions by itself": models without positions.
+
+    causal, bidirectional: mean distance of a place that a probe reads off the second layer. chance: that of
+    guessing. cost: bits per byte that a model loses without positions, by architecture; `decoder` is causal.
+    """
+    low, high = causal.interval or (causal.value, causal.value)
+    assert low is not None and high is not None and causal.value is not None
+    told = high < FAR_BELOW * chance
+    blind = [n for n, s in bidirectional.items() if s.interval and s.interval[1] >= chance]
+    cheaper = standing(cost[decoder], _without(cost, decoder), higher_is_better=False)
+    if low >= FAR_BELOW * chance or cheaper.answer == FAILS:
+        answer = FAILS
+    elif told and len(blind) == len(bidirectional) and cheaper.answer == HOLDS:
+        answer = HOLDS
+    else:
+        answer = UNKNOWN
+    words = (
+        f"Without positions, places are read off a causal model's second layer to within "
+        f"{fixed(causal.value)} on average, where guessing gives {three_digits(chance)}"
+    )
+    if blind:
+        words += f"; off {listed(blind)} no better than by guessing"
+    return Verdict(
+        answer,
+        f"{words}. Leaving positions out costs {decoder} {fixed(cost[decoder].value)} bits per byte, "
+        f"{_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
+    )
+
+
+def caches(flops: Mapping[str, float], decoder: str) -> Verdict:
+    """6. "A decoder keeps its cache over the turns of a dialogue": exact FLOPs of one, under the cheapest
+    policy that the mask of training allows."""
+    ratios = {name: cost / flops[decoder] for name, cost in flops.items() if name != decoder}
+    if not ratios:
+        return Verdict(UNKNOWN, "There is no other model that generates.")
+    least = min(ratios, key=ratios.__getitem__)
+    most = max(ratios, key=ratios.__getitem__)
+    answer = HOLDS if ratios[least] >= DEARER else FAILS if ratios[least] <= 1 else UNKNOWN
+    ends = f"{ratios[least]:.2f} times as many FLOPs for {least}"
+    if most != least:
+        ends += f" and {ratios[most]:.2f} times for {most}"
+    return Verdict(answer, f"The dialogue takes {ends} as for {decoder}.")
+
+
+def tools(ours: Mapping[str, float], others: Mapping[str, float]) -> Verdict:
+    """7. "Tools serve causal masks best": throughput of other masks over causal's at equal area.
+
+    ours: least over masks of each kernel here. others: of each other implementation at hand. It holds where all
+    others fall behind and one of ours does not: then the mask is not what costs.
+    """
+    slow = [name for name, ratio in others.items() if ratio < FULL_SPEED]
+    served = [name for name, ratio in ours.items() if ratio >= FULL_SPEED]
+    if others and not slow:
+        answer = FAILS
+    elif slow and len(slow) == len(others) and served:
+        answer = HOLDS
+    else:
+        answer = UNKNOWN
+
+    def ratios(of: Mapping[str, float]) -> str:
+        return listed([f"{name} {ratio:.2f}" for name, ratio in of.items()])
+
+    return Verdict(
+        answer,
+        f"Of causal throughput at equal area, the slowest other mask reaches {ratios(ours)} here, and "
+        f"{ratios(others)} in other tools.",
+    )
+
+
+def _without(scores: Scores, name: str) -> Scores:
+    return {other: score for other, score in scores.items() if other != name}
+
+
+def _against(found: Standing, better: str, worse: str, others: Scores) -> str:
+    """Says how a score stands, e.g. "more than a and b, and not distinguishable from c"."""
+
+    def names(of: list[str], word: str) -> str:
+        return f"{word} than {listed(of)}"
+
+    if others and len(found.better) == len(others):
+        return f"{better} than every other" if len(others) > 1 else names(found.better, better)
+    parts = [names(found.better, better)] if found.better else []
+    parts += [names(found.worse, worse)] if found.worse else []
+    if found.tied:
+        rest = "every other" if len(found.tied) == len(others) > 1 else listed(found.tied)
+        parts.append(f"not distinguishable from {rest}")
+    return ", ".join(parts) or "with nothing to compare it with"

@@ -12,6 +12,17 @@ from megaarch.errors import UserError
 if TYPE_CHECKING:
     from megaarch.probes.catalogue import Probed
 
+PROBES = """\
+probes of runs:
+  rank         numerical, stable and effective rank of attention
+  position     how far a token's place can be read off its hidden state
+  difficulty   cost and number of targets, and what frozen states know
+  in_context   whether demonstrations change attention as finetuning does
+  dialogue     FLOPs of a dialogue's turns under each policy of its cache
+probes that need no run:
+  regression   in-context linear regression by models of each mask
+  masks        attention's throughput under each mask against causal's
+"""
 MOST = {"rows": 100_000, "length": 1 << 20, "seed": 1 << 63}
 LEAST = {"rows": 2, "length": 4, "seed": 0}
 
@@ -19,12 +30,12 @@ LEAST = {"rows": 2, "length": 4, "seed": 0}
 def add(command: Adder) -> None:
     probe = command(
         "probe",
-        "Look inside trained runs: rank, position, difficulty, in_context",
+        "Look inside trained runs, for the arguments about decoders",
         "Runs that differ in their seed alone are put together; docs/why.md says what each measures.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=PROBES,
     )
-    probe.add_argument(
-        "name", metavar="NAME", help="of a probe: rank, position, difficulty, in_context"
-    )
+    probe.add_argument("name", metavar="NAME", help="of a probe, below")
     probe.add_argument(
         "runs", metavar="RUN", nargs="*", help="a run's folder, with checkpoints in it"
     )
@@ -61,11 +72,14 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and not LEAST[name] <= value <= most:
             raise UserError(f"--{name} {value}: give {LEAST[name]} to {most:,}")
-    if bool(options.runs) == (options.study is not None):
+    of_runs = catalogue.PROBES[options.name].of_runs
+    if of_runs and bool(options.runs) == (options.study is not None):
         raise UserError("give the folders of runs, or --study DIR")
+    if not of_runs and options.runs:
+        raise UserError(f"{options.name} looks at no run: give --study DIR alone, or nothing")
     runs, tasks = [Path(run) for run in options.runs], options.tasks
     if options.study is not None:
-        runs, of_study = finished_runs(Path(options.study))
+        runs, of_study = finished_runs(Path(options.study), of_runs)
         tasks = tasks or of_study
     how = catalogue.Options(options.rows, options.length, options.seed, tuple(tasks))
     found = catalogue.run(
@@ -80,13 +94,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def finished_runs(study: Path) -> tuple[list[Path], list[str]]:
-    """Returns the folders of a study's finished cells, and its tasks. UserError where no cell is finished."""
+def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
+    """Returns the folders of a study's finished cells, if a probe is of runs, and the study's tasks. UserError
+    where no cell is finished."""
     from megaarch.study.folder import StudyFolder, load_config
 
     folder = StudyFolder.open(load_config(study), study)
-    runs = [cell.folder for cell in folder.cells if folder.finished(cell)]
-    if not runs:
+    runs = [cell.folder for cell in folder.cells if of_runs and folder.finished(cell)]
+    if of_runs and not runs:
         raise UserError(f"{study} has no finished cell: run megaarch compare first")
     return runs, folder.study.evaluation.tasks
 

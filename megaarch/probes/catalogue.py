@@ -29,12 +29,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Probe:
-    """measure: "module:function" of (Subject, Options) that returns a record of the class `record`."""
+    """measure: "module:function" of (Subject, Options) that returns a record of the class `record`; of (Options)
+    alone where it looks at no run."""
 
     name: str
     summary: str
     measure: str
     record: str
+    of_runs: bool = True
 
 
 PROBES = {
@@ -70,13 +72,30 @@ PROBES = {
             "megaarch.probes.dialogue:measure",
             "megaarch.probes.dialogue:Dialogue",
         ),
+        Probe(
+            "regression",
+            "in-context linear regression: models of each mask, trained on it, against least squares",
+            "megaarch.probes.regression:measure",
+            "megaarch.probes.regression:Regressed",
+            of_runs=False,
+        ),
+        Probe(
+            "masks",
+            "throughput of attention under each mask against causal's, here and in other tools",
+            "megaarch.probes.masks:measure",
+            "megaarch.probes.masks:Throughput",
+            of_runs=False,
+        ),
     )
 }
 
 
+ALONE = "all"
+
+
 class Probed(Record):
     """What a probe found: a file of STUDY/probes/. cells: a record of the probe's class for each name,
-    whose runs differ in their seed alone."""
+    whose runs differ in their seed alone; of a probe that looks at no run, under ALONE."""
 
     probe: str
     rows: int
@@ -92,12 +111,15 @@ def run(
     overrides: Sequence[str] = (),
     show: Callable[[str], None] = lambda words: None,
 ) -> Probed:
-    """Probes runs, and puts those together that share a name. show: is told what begins.
+    """Probes runs, and puts those together that share a name. show: is told what begins. A probe that looks
+    at no run is given none.
 
     UserError for a run that cannot be opened, and for one that the probe cannot measure.
     """
-    measure: Callable[[Subject, Options], Record] = load(PROBES[name].measure)
+    measure: Callable[..., Record] = load(PROBES[name].measure)
     found: dict[str, list[Record]] = {}
+    if not PROBES[name].of_runs:
+        found[ALONE] = [measure(options)]
     for path in runs:
         show(f"{name}: {path}")
         subject = open_subject(path, overrides)

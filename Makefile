@@ -30,19 +30,22 @@ check: .venv/checks
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.distributed.fault_rounds --rounds 30
 
-# A training step of every preset on fake CUDA tensors, without a GPU; docs/account.md. It needs g++ and
-# a CUDA build of torch (5 GB), which it puts into an environment of its own.
+# A training step of every preset on fake CUDA tensors, without a GPU, and our calls of attention libraries
+# against their wheels; docs/account.md. It needs g++ and a CUDA build of torch (5 GB), which it puts into
+# an environment of its own, and the wheels of these libraries without what they need to run.
 CUDA_TORCH := 2.11.0
 CUDA_BIN := .venv-cuda/bin
+CUDA_LIBRARIES := 'flash-attn-4>=4.0.0b1' nvidia-cudnn-frontend
 
 fake-cuda: .venv-cuda/installed-$(CUDA_TORCH) build/libcuda.so.1
 	LD_PRELOAD=$(CURDIR)/build/libcuda.so.1 OMP_NUM_THREADS=1 \
-	  $(CUDA_BIN)/python -m pytest tests/fake_cuda --account build/account.json
+	  $(CUDA_BIN)/python -m pytest tests/fake_cuda tests/attention/test_signatures.py --account build/account.json
 
-.venv-cuda/installed-$(CUDA_TORCH): setup.py
+.venv-cuda/installed-$(CUDA_TORCH): setup.py Makefile
 	$(PYTHON) -m venv .venv-cuda
 	$(CUDA_BIN)/python -m pip install --quiet --upgrade pip
-	$(CUDA_BIN)/python -m pip install --quiet torch==$(CUDA_TORCH) --editable '.[float8]' pytest pytest-timeout
+	$(CUDA_BIN)/python -m pip install --quiet torch==$(CUDA_TORCH) --editable '.[float8]' pytest pytest-timeout hypothesis
+	$(CUDA_BIN)/python -m pip install --quiet --no-deps $(CUDA_LIBRARIES)
 	$(CUDA_BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None and "make fake-cuda: the package index gave torch $(CUDA_TORCH) without CUDA: use another (PIP_INDEX_URL), or another version (CUDA_TORCH=...)")'
 	touch $@
 

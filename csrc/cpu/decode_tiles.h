@@ -72,7 +72,7 @@ static void few_rows(const Team& team, int64_t rows, const float* x, DecodeParam
     for (int64_t n = first; n < last; ++n) out[m * outputs + n] += of.bias[n];
 }
 
-static INLINE void normalize(const DecodeStep& s, DecodeParameters of, const float* x, float* out) {
+static void normalize(const DecodeStep& s, DecodeParameters of, const float* x, float* out) {
   float mean = 0, squares = 0;
   if (s.layer_norm) {
 #pragma omp simd reduction(+ : mean)
@@ -145,8 +145,8 @@ static void attend(const DecodeStep& s, const float* queries, const Seen& seen, 
 }
 
 // A token's queries, turned, into q [heads, size]; its keys, turned, and values into their slot.
-static INLINE void split(const DecodeStep& s, const DecodeLayer& layer, const float* qkv, int64_t m,
-                         float* q) {
+static void split(const DecodeStep& s, const DecodeLayer& layer, const float* qkv, int64_t m,
+                  float* q) {
   const int64_t group = s.heads / s.key_heads, size = s.size;
   auto turned = [&](const float* x, float* to) {
     if (s.cos) turn(x, s.cos + m * size, s.sin + m * size, to, size, s.axes, 1.f);
@@ -161,8 +161,8 @@ static INLINE void split(const DecodeStep& s, const DecodeLayer& layer, const fl
   }
 }
 
-static INLINE void self_attention(const DecodeStep& s, const DecodeLayer& layer, int64_t m,
-                                  int64_t head, const float* q, float* scores, float* out) {
+static void self_attention(const DecodeStep& s, const DecodeLayer& layer, int64_t m, int64_t head,
+                           const float* q, float* scores, float* out) {
   const int64_t group = s.heads / s.key_heads, first = s.first[m], keys = s.end[m] - first;
   const int64_t pitch = s.key_heads * s.size;
   const int64_t place = (s.row[m] * s.slots + first) * pitch + head * s.size;
@@ -179,8 +179,8 @@ static INLINE void self_attention(const DecodeStep& s, const DecodeLayer& layer,
          });
 }
 
-static INLINE void cross_attention(const DecodeStep& s, const DecodeLayer& layer, int64_t m,
-                                   int64_t head, const float* q, float* scores, float* out) {
+static void cross_attention(const DecodeStep& s, const DecodeLayer& layer, int64_t m, int64_t head,
+                            const float* q, float* scores, float* out) {
   const int64_t place = s.row[m] * s.memory_row + head * s.memory_head;
   attend(s, q,
          {layer.memory_keys + place, layer.memory_values + place, s.memory_key, s.memory_end[m]},

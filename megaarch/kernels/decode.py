@@ -8,7 +8,9 @@ Letters of shapes: docs/shapes.md.
 import ctypes
 from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,8 +26,7 @@ class Parameters(Structure):
     @classmethod
     def of(cls, module: nn.Module) -> "Parameters":
         """Returns the addresses of a norm's or linear layer's parameters."""
-        bias = getattr(module, "bias", None)
-        return cls(module.weight.data_ptr(), None if bias is None else bias.data_ptr())
+        return cls(**{name: x.data_ptr() for name, x in module.named_parameters()})
 
 
 class Layer(Structure):
@@ -65,6 +66,19 @@ class Step(Structure):
         *((name, c_void_p) for name in _ADDRESSES.split()),
     ]
 
+    def point(self, **arrays: np.ndarray | torch.Tensor) -> list[Any]:
+        """Has addresses be those of int64 arrays and fp32 or int64 tensors; returns what must live as
+        long as these are used."""
+        alive = []
+        for name, x in arrays.items():
+            if isinstance(x, torch.Tensor):
+                alive.append(x.contiguous())
+                setattr(self, name, alive[-1].data_ptr())
+            else:
+                alive.append(np.ascontiguousarray(x, dtype=np.int64))
+                setattr(self, name, alive[-1].ctypes.data)
+        return alive
+
 
 def run(layers: Sequence[Layer], step: Step, x: torch.Tensor) -> None:
     """Runs layers on x [tokens, D], in place. What the structures point to must be alive."""
@@ -72,19 +86,23 @@ def run(layers: Sequence[Layer], step: Step, x: torch.Tensor) -> None:
     call("decode_layers", x.device, ctypes.addressof(held), len(layers), ctypes.addressof(step), x)
 
 
-def plain(*tensors: torch.Tensor | None) -> bool:
-    """Returns whether these run here: whole fp32 tensors on a CPU, in a process that neither records
-    gradients nor looks at each operation (a FLOP counter does)."""
+def may_run() -> bool:
+    """Returns whether the kernels run now: built, in a process that neither records gradients nor looks
+    at each operation (a FLOP counter does)."""
     return (
         not torch.is_grad_enabled()
-        and all(
-            x is None
-            or (type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype == torch.float32)
-            for x in tensors
-        )
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and obstacle("cpu") is None
+    )
+
+
+def plain(*tensors: torch.Tensor | None) -> bool:
+    """Returns whether these are what the kernels read: whole fp32 tensors on a CPU."""
+    return all(
+        x is None
+        or (type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype == torch.float32)
+        for x in tensors
     )
 
 

@@ -24,11 +24,26 @@ KERNELS = ("auto", "cpu")  # of attention, whose place this takes
 
 
 class FewTokens:
-    """Layers of a stack, for one cache: their parameters stay where they are while it lives."""
+    """Layers of a stack, by global index, with the parameters that they have now, for one cache: what it
+    keeps is of these."""
 
     def __init__(self, model: schema.Model, layers: dict[int, Layer], cache: Cache):
-        self.model, self.layers, self.cache = model, layers, cache
+        self.layers, self.cache = layers, cache
         self.structures = [_structure(layer) for layer in layers.values()]
+        self.alive = [p.detach() for layer in layers.values() for p in layer.parameters()]
+        self.step = kernel.Step(
+            width=model.hidden_size,
+            heads=model.heads,
+            key_heads=key_heads(model),
+            size=head_size(model),
+            feed_forward=model.feed_forward_size,
+            pre_norm=model.normalization_position == "pre",
+            layer_norm=model.normalization != "rmsnorm",
+            activation=kernel.ACTIVATIONS[model.activation],
+            reach=model.relative_max_distance,
+            epsilon=model.normalization_epsilon,
+            scale=model.attention_scale or head_size(model) ** -0.5,
+        )
         self.bias: torch.Tensor | None = None
 
     def serves(self, x_BSD: torch.Tensor, context: Context) -> bool:
@@ -36,60 +51,40 @@ class FewTokens:
         return (
             x_BSD.shape[0] * x_BSD.shape[1] <= kernel.FEW
             and context.dropout is None
+            and kernel.may_run()
             and kernel.plain(x_BSD, *(context.rotary or ()))
         )
 
     def run(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
         """As Transformer.run_layers."""
-        model, cache = self.model, self.cache
+        step, cache = self.step, self.cache
         rows, tokens = x_BSD.shape[:2]
-        axes = context.positions.shape[-1]
-        step = kernel.Step(
-            tokens=rows * tokens,
-            width=model.hidden_size,
-            heads=model.heads,
-            key_heads=key_heads(model),
-            size=head_size(model),
-            feed_forward=model.feed_forward_size,
-            axes=axes,
-            slots=cache.slots,
-            pre_norm=model.normalization_position == "pre",
-            layer_norm=model.normalization != "rmsnorm",
-            activation=kernel.ACTIVATIONS[model.activation],
-            epsilon=model.normalization_epsilon,
-            scale=head_size(model) ** -0.5 if model.attention_scale is None else model.attention_scale,
-        )
-        alive: list[Any] = []
-
-        def give(**given: np.ndarray | torch.Tensor) -> None:
-            for name, x in given.items():
-                alive.append(x := x.contiguous() if isinstance(x, torch.Tensor) else np.ascontiguousarray(x))
-                setattr(step, name, x.data_ptr() if isinstance(x, torch.Tensor) else x.ctypes.data)
-
+        step.tokens, step.axes, step.slots = rows * tokens, context.positions.shape[-1], cache.slots
         first_BS, end_BS = seen(context.parts)
-        row_BS = np.arange(rows * tokens) // tokens
-        give(row=row_BS, slot=cache.slot_BS, first=first_BS, end=end_BS)
+        row_BS = np.repeat(np.arange(rows), tokens)
+        alive = step.point(row=row_BS, slot=cache.slot_BS, first=first_BS, end=end_BS)
         if context.rotary is not None:
-            give(cos=context.rotary[0], sin=context.rotary[1])
+            cos, sin = context.rotary
+            alive += step.point(cos=cos, sin=sin)
         if context.bias is not None:
             if self.bias is None:
                 self.bias = bias_by_distance(context.bias)
-            step.reach = context.bias.max_distance
-            give(bias=self.bias, positions=context.positions, key_positions=cache.positions)
+            positions = {"positions": context.positions, "key_positions": cache.positions}
+            alive += step.point(bias=self.bias, **positions)
         if context.cross is not None:
-            give(memory_end=seen(context.cross)[1])
-        self._point(step, x_BSD)
+            alive += step.point(memory_end=seen(context.cross)[1])
+        self._point(x_BSD)
         out_BSD = x_BSD.clone(memory_format=torch.contiguous_format)
         kernel.run(self.structures, step, out_BSD)
         return out_BSD
 
-    def _point(self, step: kernel.Step, x_BSD: torch.Tensor) -> None:
-        """Has the structures point to what the cache holds now."""
+    def _point(self, x_BSD: torch.Tensor) -> None:
+        """Has the structures point to what the cache holds now, with room for the new tokens."""
+        step, cache = self.step, self.cache
         like = x_BSD.new_empty(len(x_BSD), 0, step.key_heads, step.size)
         for index, structure in zip(self.layers, self.structures, strict=True):
-            held = self.cache.layer(index)
-            held.keys = self.cache.grown(held.keys, like)
-            held.values = self.cache.grown(held.values, like)
+            held = cache.layer(index)
+            held.keys, held.values = (cache.grown(x, like) for x in (held.keys, held.values))
             structure.keys, structure.values = held.keys.data_ptr(), held.values.data_ptr()
             if held.memory is not None:
                 k, v = held.memory
@@ -104,7 +99,7 @@ def few_tokens(
     """Returns what runs a stack's layers over a cache, which keeps it; None where one of them is more than
     layers.py makes it: sharded, compiled, hooked or in another dtype."""
     if layers not in cache.kernels:
-        found = {index: modules[str(index)] for index in layers}
+        found: dict[int, Any] = {index: modules[str(index)] for index in layers}
         fine = model.attention in KERNELS and all(map(_plain, found.values()))
         cache.kernels[layers] = FewTokens(model, found, cache) if fine else None
     return cache.kernels[layers]
@@ -112,7 +107,7 @@ def few_tokens(
 
 def seen(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first of the keys that each query sees and the one past the last, int64 [B, Sq]."""
-    shape, q0, q1, k0, k1 = np.moveaxis(parts.table, 2, 0)[..., None].astype(np.int64)  # [B, P, 1]
+    shape, q0, q1, k0, k1 = parts.table.transpose(2, 0, 1)[..., None].astype(np.int64)  # [B, P, 1]
     query = np.arange(parts.queries)
     inside = (shape != UNUSED) & (q0 <= query) & (query < q1)  # of one part at most
     end = k1 - np.where(shape == CAUSAL, q1 - 1 - query, 0)
@@ -123,11 +118,17 @@ def _plain(layer: nn.Module) -> bool:
     if type(layer) is not Layer or not kernel.plain(*layer.parameters()):
         return False
     attentions = [x for x in (layer.attention, layer.cross_attention) if x is not None]
-    return all(of.attend is attend for of in attentions) and all(
-        not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
-        and (next(m.children(), None) is not None or type(m) in (Linear, RMSNorm, LayerNorm))
-        for m in layer.modules()
+    return (
+        all(p.is_contiguous() for p in layer.parameters())
+        and all(of.attend is attend for of in attentions)
+        and all(map(_as_made, layer.modules()))
     )
+
+
+def _as_made(module: nn.Module) -> bool:
+    own = next(module.children(), None) is not None or type(module) in (Linear, RMSNorm, LayerNorm)
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return own and not hooks and "forward" not in vars(module)
 
 
 def _structure(layer: Layer) -> kernel.Layer:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megaarch.kernels.decode import FEW, few_rows, plain
+from megaarch.kernels.decode import FEW, few_rows, may_run, plain
 from megaarch.kernels.library import accumulator
 
 HALF = (torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As torch.nn.functional.linear, in x's dtype, whatever that of the parameters is."""
-    if not torch.is_grad_enabled() and _are_few_rows(x, weight, bias):
+    if _are_few_rows(x, weight, bias):
         return few_rows(x, weight, bias)
     if _in_fp32_on_cpu(x, weight, dtype=x.dtype) or _has_master_weight(x, weight):
         return _Linear.apply(x, weight, bias)
@@ -60,7 +60,8 @@ class Linear(nn.Linear):
 
 
 def _are_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    return x.numel() <= FEW * weight.shape[1] and plain(x, weight, bias)
+    few = may_run() and x.numel() <= FEW * weight.shape[1]
+    return few and plain(x, weight, bias)
 
 
 def _in_fp32_on_cpu(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -119,7 +119,7 @@ struct Seen {
 // The outputs [group, size] of the queries of a key head. bias(head, scores) adds to their scores.
 template <typename Bias>
 static void attend(const DecodeStep& s, const float* queries, const Seen& seen, float* scores,
-                          float* out, Bias bias) {
+                   float* out, Bias bias) {
   const int64_t group = s.heads / s.key_heads, size = s.size, keys = seen.count;
   if (keys <= 0) {
     std::fill_n(out, group * size, 0.f);
@@ -238,7 +238,8 @@ static void decode_layer(const Team& team, const DecodeStep& s, const DecodeLaye
     const int64_t fused = s.key_heads * (group + 2) * s.size;
     few_rows(team, s.tokens, in, layer.qkv, of.wide, fused, s.width, false);
     team.meet();
-    for (int64_t m = first; m < last; ++m) split(s, layer, of.wide + m * fused, m, of.queries + m * inner);
+    for (int64_t m = first; m < last; ++m)
+      split(s, layer, of.wide + m * fused, m, of.queries + m * inner);
     team.meet();
     return each_head(self_attention);
   });

@@ -4,6 +4,8 @@ fp32 products run in oneDNN where a processor has AVX-512: MKL keeps to AVX2 on 
 makers, and is the faster of the two on one that has no more (docs/log.md). In half precision, on a processor without units for it, torch
 emulates each multiply, many times slower than fp32. So operands and result keep their 16-bit values, and
 the product in between runs in fp32: a unit for bfloat16 multiplies 16 bits and adds in 32 too.
+
+A few rows of fp32 without gradients, as generation has them, run in a kernel of our own (kernels/decode.py).
 """
 
 import torch

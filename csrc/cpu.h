@@ -67,6 +67,46 @@ int megaarch_attention_backward(const void* grad, const void* q, const void* k, 
                                 const int64_t* key_positions, int64_t reach, int dtype,
                                 void* stream);
 
+// Layers of a decoder on a few new tokens over their cache, a step of generation in one call: without
+// gradients, all in float (megaarch/model/layers.py is what they compute, megaarch/kernels/decode.py has
+// the same structures).
+
+typedef struct {
+  const float *weight, *bias;  // of a product [outputs, inputs] and [outputs], of a norm [width]; or null
+} DecodeParameters;
+
+typedef struct {
+  DecodeParameters attention_norm, qkv, output;
+  DecodeParameters cross_norm, cross_query, cross_output;  // null without cross-attention
+  DecodeParameters feed_forward_norm, up, down;            // up: gate and up, where it is gated
+  float *keys, *values;                                    // [rows, slots, key_heads, size]
+  const float *memory_keys, *memory_values;  // [rows, ?, key_heads, size] with memory's strides
+} DecodeLayer;
+
+enum Activation { RELU = 2, GELU = 3, UNGATED_GELU_TANH = 4 };  // beside Gate, whose are gated
+
+typedef struct {
+  int64_t tokens, width, heads, key_heads, size, feed_forward, axes, slots;
+  int64_t pre_norm, layer_norm, activation, reach;  // reach: as attention's
+  int64_t memory_row, memory_key, memory_head;      // strides of memory, in elements
+  double epsilon, scale;
+  // Of each token: its row, the slot that its key takes (-1: none), the slots that it sees, from first up
+  // to end, and how many of memory it sees.
+  const int64_t *row, *slot, *first, *end, *memory_end;
+  const float *cos, *sin;  // [tokens, size], as heads_forward's; or null
+  const float* bias;       // as attention's; or null
+  const int64_t *positions, *key_positions;  // [tokens, axes], [rows, slots, axes]; with a bias, axis 0
+} DecodeStep;
+
+// x [tokens, width], in place: from the input of the first layer to the output of the last.
+int megaarch_decode_layers(const DecodeLayer* layers, int64_t count, const DecodeStep* step, float* x,
+                           void* stream);
+
+// out [rows, outputs] = x [rows, inputs] times the weight [outputs, inputs], transposed, plus bias
+// [outputs] or null: for a few rows, where a product costs what it takes to read the weight.
+int megaarch_few_rows(const float* x, const float* weight, const float* bias, float* out, int64_t rows,
+                      int64_t outputs, int64_t inputs, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

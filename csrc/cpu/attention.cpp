@@ -3,14 +3,8 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
-#if __GNUC__ >= 12  // which knows the levels of x86-64
-#define X86_VERSIONS
-#include <immintrin.h>
-#endif
-#endif
-
 #include "common.h"
+#include "versions.h"
 
 constexpr double LOG2E = 1.4426950408889634;
 enum Part { UNUSED, FULL, CAUSAL };
@@ -143,7 +137,6 @@ constexpr bool UNITS = false;
 #include "attention_tiles.h"
 }  // namespace any
 
-// Not target_clones: vectors wider than the default processor's are taken apart before inlining.
 #ifdef X86_VERSIONS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -170,12 +163,6 @@ constexpr bool UNITS = true;
 #include "attention_tiles.h"
 }  // namespace avx512_bf16
 #pragma GCC pop_options
-enum Processor { ANY, AVX2, AVX512, AVX512_BF16 };
-static Processor processor() {
-  if (__builtin_cpu_supports("x86-64-v4"))
-    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : ANY;
-}
 template <typename Each>
 static auto version(const Each& x) {
   void (*attend)(const Each&, int64_t, int64_t, float*) = any::attend;

@@ -49,7 +49,7 @@ class CpuKernel(Kernel):
             return _Attention.apply(q, k, v, None, inputs.parts, inputs.scale, NO_BIAS)
         positions = (x.long().contiguous() for x in inputs.positions)
         by_distance = (*positions, inputs.bias.max_distance)
-        table = _bias_by_distance(inputs.bias)
+        table = bias_by_distance(inputs.bias)
         return _Attention.apply(q, k, v, table, inputs.parts, inputs.scale, by_distance)
 
 
@@ -69,7 +69,7 @@ def _one_query(q, k, v, scale: float) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
-def _bias_by_distance(bias: RelativeBias) -> torch.Tensor:
+def bias_by_distance(bias: RelativeBias) -> torch.Tensor:
     """Returns [H, distances], fp32: what the kernel adds where a query lies so far behind its key, from
     the farthest ahead on."""
     reach = bias.max_distance

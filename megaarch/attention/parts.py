@@ -194,7 +194,7 @@ def by_handle(handle: torch.Tensor) -> Parts:
 
 def find_fault(table: np.ndarray, queries: int, keys: int) -> str | None:
     """The first broken invariant of a [B, P, 5] table as a sentence, or None."""
-    shape, q0, q1, k0, k1 = np.moveaxis(table, 2, 0)
+    shape, q0, q1, k0, k1 = table.transpose(2, 0, 1)
     used = shape != UNUSED
     checks = (
         ((shape < UNUSED) | (shape > CAUSAL), "has a shape that is neither FULL nor CAUSAL"),
@@ -205,6 +205,8 @@ def find_fault(table: np.ndarray, queries: int, keys: int) -> str | None:
         if wrong.any():
             b, p = np.argwhere(wrong)[0]
             return f"part {p} of batch row {b} {table[b, p].tolist()} {what}"
+    if table.shape[1] == 1:
+        return None
     # Rows in at most one part: sorted by start, no range begins before the one before it ends.
     start = np.where(used, q0, np.iinfo(np.int32).max)
     order = np.argsort(start, axis=1, kind="stable")

@@ -42,6 +42,8 @@ _OF_CPU = {
     "softmax_less_target": "ppppqqi",
     "attention_forward": "pppppppqqqqqqqdpppqi",
     "attention_backward": "pppppppppppqqqqqqqdppppqi",
+    "decode_layers": "pqpp",
+    "few_rows": "ppppqqq",
 }
 
 

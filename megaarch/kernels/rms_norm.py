@@ -33,7 +33,9 @@ def rms_norm(
     fp32 at least. Not fused: torch's where the CPU's kernels do not serve."""
     weight = weight.to(x.dtype)
     if serves(x, weight):
-        return _Eager.apply(x, weight, epsilon)
+        if torch.is_grad_enabled():
+            return _Eager.apply(x, weight, epsilon)
+        return _forward(x, weight, epsilon)[0]
     if fused:
         return _operator(x, weight, epsilon)[0]
     return F.rms_norm(x, weight.shape, weight, epsilon)

@@ -9,6 +9,7 @@ Letters of shapes: docs/shapes.md. C is the number of slots.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class Cache:
         self.positions = torch.zeros(rows, self.slots, axes, dtype=torch.int64, device=device)
         self.layers: dict[int, LayerCache] = {}
         self.in_use = 0
+        self.slot_BS = np.zeros((rows, 0), dtype=np.int64)
+        self.kernels: dict[range, Any] = {}  # of model/decode.py, by layers
         self._to: torch.Tensor | None = None
         self._taken: torch.Tensor | None = None
 
@@ -69,14 +72,14 @@ class Cache:
         self.in_use = int(ends.max())
         while self.slots < self.in_use:
             self.slots *= 2
-        first = np.arange(rows) * self.slots + self.lengths
-        slot_BS = first[:, None] + np.arange(width)
+        self.slot_BS = self.lengths[:, None] + np.arange(width)
+        to_BS = self.slot_BS + np.arange(rows)[:, None] * self.slots
         self._taken = None
         if (counts != width).any():
             taken = np.arange(width) < counts[:, None]
             self._taken = self._on_device(np.flatnonzero(taken))
-            slot_BS = slot_BS[taken]
-        self._to = self._on_device(slot_BS.reshape(-1))
+            self.slot_BS, to_BS = np.where(taken, self.slot_BS, -1), to_BS[taken]
+        self._to = self._on_device(to_BS.reshape(-1))
         self.positions = self.put(self.positions, self._on_device(positions))
         return self.in_use
 
@@ -88,17 +91,22 @@ class Cache:
         """Writes a step's rows [B, S, ...] into their slots [B, C, ...], growing these to the slots there
         are; returns them."""
         assert self._to is not None, "begin comes first"
-        if held is None:  # zero, for a kernel may multiply what it masks
-            held = new_BS.new_zeros(len(new_BS), self.slots, *new_BS.shape[2:])
-        elif held.shape[1] < self.slots:
-            grown = held.new_zeros(len(held), self.slots, *held.shape[2:])
-            grown[:, : held.shape[1]] = held
-            held = grown
+        held = self.grown(held, new_BS)
         flat = new_BS.flatten(0, 1)
         if self._taken is not None:
             flat = flat.index_select(0, self._taken)
         held.flatten(0, 1).index_copy_(0, self._to, flat)
         return held
+
+    def grown(self, held: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """Returns held [B, C, ...] with the slots that there are. None: zeros like new rows [B, S, ...]."""
+        if held is not None and held.shape[1] == self.slots:
+            return held
+        # zero, for a kernel may multiply what it masks
+        grown = like.new_zeros(len(like), self.slots, *like.shape[2:])
+        if held is not None:
+            grown[:, : held.shape[1]] = held
+        return grown
 
     def select(self, rows: list[int]) -> None:
         """Keeps these rows alone, in this order."""

@@ -4,6 +4,8 @@ fp32 products run in oneDNN where a processor has AVX-512: MKL keeps to AVX2 on 
 makers, and is the faster of the two on one that has no more (docs/log.md). In half precision, on a processor without units for it, torch
 emulates each multiply, many times slower than fp32. So operands and result keep their 16-bit values, and
 the product in between runs in fp32: a unit for bfloat16 multiplies 16 bits and adds in 32 too.
+
+A few rows of fp32 without gradients, as generation has them, run in a kernel of our own (kernels/decode.py).
 """
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from megaarch.kernels.decode import FEW, few_rows, may_run, plain
 from megaarch.kernels.library import accumulator
 
 HALF = (torch.bfloat16, torch.float16)
@@ -38,6 +41,8 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As torch.nn.functional.linear, in x's dtype, whatever that of the parameters is."""
+    if _are_few_rows(x, weight, bias):
+        return few_rows(x, weight, bias)
     if _in_fp32_on_cpu(x, weight, dtype=x.dtype) or _has_master_weight(x, weight):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -54,6 +59,11 @@ class Linear(nn.Linear):
     ) -> torch.Tensor:
         """As `forward`, with other parameters than its own: a tensor rank's share of them."""
         return linear(x, weight, bias)
+
+
+def _are_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    few = may_run() and x.numel() <= FEW * weight.shape[1]
+    return few and plain(x, weight, bias)
 
 
 def _in_fp32_on_cpu(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -18,6 +18,7 @@ from megaarch.config.products import stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
 from megaarch.model.cache import Cache
+from megaarch.model.decode import few_tokens
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.layers import (
     ACTIVATIONS,
@@ -245,6 +246,10 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
     ) -> torch.Tensor:
         """Runs layers of one stack, by global index: [B, S, D] to [B, S, D]."""
+        if cache is not None and memory is None:
+            few = few_tokens(self.settings, self.layers, layers, cache)
+            if few is not None and few.serves(x_BSD, context):
+                return few.run(x_BSD, context)
         for index in layers:
             if cache is not None:
                 context = replace(context, cache=cache.layer(index))

@@ -14,6 +14,7 @@ from megaarch.kernels import library
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
 from tests.attention.test_attend import run, tensors, unread
+from tests.model.test_decode import check_steps
 
 REASON = library.obstacle("cpu")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -240,3 +241,5 @@ def test_the_version_for_any_processor(tmp_path, monkeypatch):
         found, wanted = (run(name, parts, *halves) for name in ("cpu", "reference"))
         for a, b in zip(found, wanted, strict=True):
             assert (a - b).abs().max() <= 2**-7 * b.abs().max()
+    check_steps("t5", {"position_encoding": "relative"}, monkeypatch)
+    check_steps("xlnet", {"feed_forward_size": 50}, monkeypatch)

@@ -1,0 +1,18 @@
+// Which versions of a function a library has, and which of them this processor runs. A file that is
+// included once an instruction set has vectors as wide as its own: target_clones would take those that are
+// wider than the default processor's apart before inlining.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GENERIC)
+#if __GNUC__ >= 12  // which knows the levels of x86-64
+#define X86_VERSIONS
+#include <immintrin.h>
+
+enum Processor { ANY, AVX2, AVX512, AVX512_BF16 };
+static Processor processor() {
+  if (__builtin_cpu_supports("x86-64-v4"))
+    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : ANY;
+}
+#endif
+#endif

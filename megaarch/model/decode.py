@@ -1,0 +1,149 @@
+"""Layers on a few new tokens over their cache, as one call of the compiled kernel (kernels/decode.py).
+
+It computes what layers.py says, for all that a layer can be; where it does not serve, the layers run as
+they stand. Letters of shapes: docs/shapes.md.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from megaarch.attention import attend
+from megaarch.attention.cpu import bias_by_distance
+from megaarch.attention.parts import CAUSAL, UNUSED, Parts
+from megaarch.config import schema
+from megaarch.kernels import decode as kernel
+from megaarch.kernels.rms_norm import RMSNorm
+from megaarch.model.cache import Cache
+from megaarch.model.layers import Context, Layer, LayerNorm, head_size, key_heads
+from megaarch.model.product import Linear
+
+KERNELS = ("auto", "cpu")  # of attention, whose place this takes
+
+
+class FewTokens:
+    """Layers of a stack, by global index, with the parameters that they have now, for one cache: what it
+    keeps is of these."""
+
+    def __init__(self, model: schema.Model, layers: dict[int, Layer], cache: Cache):
+        self.layers, self.cache = layers, cache
+        self.structures = [_structure(layer) for layer in layers.values()]
+        self.alive = [p.detach() for layer in layers.values() for p in layer.parameters()]
+        self.step = kernel.Step(
+            width=model.hidden_size,
+            heads=model.heads,
+            key_heads=key_heads(model),
+            size=head_size(model),
+            feed_forward=model.feed_forward_size,
+            pre_norm=model.normalization_position == "pre",
+            layer_norm=model.normalization != "rmsnorm",
+            activation=kernel.ACTIVATIONS[model.activation],
+            reach=model.relative_max_distance,
+            epsilon=model.normalization_epsilon,
+            scale=model.attention_scale or head_size(model) ** -0.5,
+        )
+        self.bias: torch.Tensor | None = None
+
+    def serves(self, x_BSD: torch.Tensor, context: Context) -> bool:
+        """Returns whether it runs these tokens."""
+        return (
+            x_BSD.shape[0] * x_BSD.shape[1] <= kernel.FEW
+            and context.dropout is None
+            and kernel.may_run()
+            and kernel.plain(x_BSD, *(context.rotary or ()))
+        )
+
+    def run(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
+        """As Transformer.run_layers."""
+        step, cache = self.step, self.cache
+        rows, tokens = x_BSD.shape[:2]
+        step.tokens, step.axes, step.slots = rows * tokens, context.positions.shape[-1], cache.slots
+        first_BS, end_BS = seen(context.parts)
+        row_BS = np.repeat(np.arange(rows), tokens)
+        alive = step.point(row=row_BS, slot=cache.slot_BS, first=first_BS, end=end_BS)
+        if context.rotary is not None:
+            cos, sin = context.rotary
+            alive += step.point(cos=cos, sin=sin)
+        if context.bias is not None:
+            if self.bias is None:
+                self.bias = bias_by_distance(context.bias)
+            positions = {"positions": context.positions, "key_positions": cache.positions}
+            alive += step.point(bias=self.bias, **positions)
+        if context.cross is not None:
+            alive += step.point(memory_end=seen(context.cross)[1])
+        self._point(x_BSD)
+        out_BSD = x_BSD.clone(memory_format=torch.contiguous_format)
+        kernel.run(self.structures, step, out_BSD)
+        return out_BSD
+
+    def _point(self, x_BSD: torch.Tensor) -> None:
+        """Has the structures point to what the cache holds now, with room for the new tokens."""
+        step, cache = self.step, self.cache
+        like = x_BSD.new_empty(len(x_BSD), 0, step.key_heads, step.size)
+        for index, structure in zip(self.layers, self.structures, strict=True):
+            held = cache.layer(index)
+            held.keys, held.values = (cache.grown(x, like) for x in (held.keys, held.values))
+            structure.keys, structure.values = held.keys.data_ptr(), held.values.data_ptr()
+            if held.memory is not None:
+                k, v = held.memory
+                assert k.stride() == v.stride() and k.stride(3) == 1
+                structure.memory_keys, structure.memory_values = k.data_ptr(), v.data_ptr()
+                step.memory_row, step.memory_key, step.memory_head = k.stride()[:3]
+
+
+def few_tokens(
+    model: schema.Model, modules: nn.ModuleDict, layers: range, cache: Cache
+) -> FewTokens | None:
+    """Returns what runs a stack's layers over a cache, which keeps it; None where one of them is more than
+    layers.py makes it: sharded, compiled, hooked or in another dtype."""
+    if layers not in cache.kernels:
+        found: dict[int, Any] = {index: modules[str(index)] for index in layers}
+        fine = model.attention in KERNELS and all(map(_plain, found.values()))
+        cache.kernels[layers] = FewTokens(model, found, cache) if fine else None
+    return cache.kernels[layers]
+
+
+def seen(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first of the keys that each query sees and the one past the last, int64 [B, Sq]."""
+    shape, q0, q1, k0, k1 = parts.table.transpose(2, 0, 1)[..., None].astype(np.int64)  # [B, P, 1]
+    query = np.arange(parts.queries)
+    inside = (shape != UNUSED) & (q0 <= query) & (query < q1)  # of one part at most
+    end = k1 - np.where(shape == CAUSAL, q1 - 1 - query, 0)
+    return (inside * k0).sum(1), (inside * end).sum(1)
+
+
+def _plain(layer: nn.Module) -> bool:
+    if type(layer) is not Layer or not kernel.plain(*layer.parameters()):
+        return False
+    attentions = [x for x in (layer.attention, layer.cross_attention) if x is not None]
+    return (
+        all(p.is_contiguous() for p in layer.parameters())
+        and all(of.attend is attend for of in attentions)
+        and all(map(_as_made, layer.modules()))
+    )
+
+
+def _as_made(module: nn.Module) -> bool:
+    own = next(module.children(), None) is not None or type(module) in (Linear, RMSNorm, LayerNorm)
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return own and not hooks and "forward" not in vars(module)
+
+
+def _structure(layer: Layer) -> kernel.Layer:
+    of = kernel.Parameters.of
+    attention, feed_forward = layer.attention, layer.feed_forward
+    up = feed_forward.gate_up if feed_forward.gated else feed_forward.up
+    made = kernel.Layer(
+        attention_norm=of(layer.attention_norm),
+        qkv=of(attention.qkv),
+        output=of(attention.output),
+        feed_forward_norm=of(layer.feed_forward_norm),
+        up=of(up),
+        down=of(feed_forward.down),
+    )
+    if cross := layer.cross_attention:
+        made.cross_norm = of(layer.cross_attention_norm)
+        made.cross_query, made.cross_output = of(cross.q), of(cross.output)
+    return made

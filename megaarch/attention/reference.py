@@ -18,22 +18,41 @@ class Reference(Kernel):
 
     def attend(self, inputs: AttentionInputs) -> torch.Tensor:
         """Returns softmax(q k' * scale + bias) v over what the parts let each query see."""
-        seen = torch.from_numpy(inputs.parts.dense()).to(inputs.device)[:, None]
-        empty = ~seen.any(3, keepdim=True)
-        # Rows that nobody sees may hold anything, NaN as well: 0 * NaN is NaN, so they become zero.
-        q = inputs.q.double().transpose(1, 2).masked_fill(empty, 0.0)
-        unseen = ~seen.any(2)[..., None]
-        k, v = (x.double().transpose(1, 2).masked_fill(unseen, 0.0) for x in (inputs.k, inputs.v))
-        group = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        seen = visible(inputs)
+        out = weights(scores(inputs, seen), seen) @ heads(inputs.v, seen, inputs.q.shape[2])
+        return out.transpose(1, 2).to(inputs.q.dtype)
 
-        scores = q @ k.transpose(2, 3) * inputs.scale
-        if inputs.bias is not None:
-            scores = scores + inputs.bias.block(*inputs.positions).double()
-        scores = scores.masked_fill(~seen, float("-inf"))
-        scores = scores.masked_fill(empty, 0.0)  # a softmax of nothing is NaN
-        weights = torch.softmax(scores, dim=3).masked_fill(~seen, 0.0)
-        return (weights @ v).masked_fill(empty, 0.0).transpose(1, 2).to(inputs.q.dtype)
+
+def visible(inputs: AttentionInputs) -> torch.Tensor:
+    """Returns which keys each query sees, bool [B, 1, Sq, Sk]."""
+    return torch.from_numpy(inputs.parts.dense()).to(inputs.device)[:, None]
+
+
+def heads(x: torch.Tensor, seen: torch.Tensor, heads: int) -> torch.Tensor:
+    """Returns keys or values [B, H, Sk, Dh] for each query head. Those that nobody sees may hold anything,
+    NaN as well: 0 * NaN is NaN, so they become zero."""
+    unseen = ~seen.any(2)[..., None]
+    x = x.double().transpose(1, 2).masked_fill(unseen, 0.0)
+    return x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def scores(inputs: AttentionInputs, seen: torch.Tensor) -> torch.Tensor:
+    """Returns q k' * scale + bias in fp64, [B, H, Sq, Sk], of unseen pairs too; zero where nobody sees
+    the key, or the query sees nothing, but for the bias."""
+    q = inputs.q.double().transpose(1, 2).masked_fill(~seen.any(3, keepdim=True), 0.0)
+    k = heads(inputs.k, seen, q.shape[1])
+    found = q @ k.transpose(2, 3) * inputs.scale
+    if inputs.bias is not None:
+        found = found + inputs.bias.block(*inputs.positions).double()
+    return found
+
+
+def weights(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Returns the softmax of scores [B, H, Sq, Sk] over the keys that each query sees; a query that sees
+    none has zeros."""
+    scores = scores.masked_fill(~seen, float("-inf"))
+    scores = scores.masked_fill(~seen.any(3, keepdim=True), 0.0)  # a softmax of nothing is NaN
+    return torch.softmax(scores, dim=3).masked_fill(~seen, 0.0)
 
 
 KERNEL = Reference("reference")

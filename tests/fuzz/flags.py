@@ -121,6 +121,7 @@ def _commands() -> Iterator[tuple[str, Command]]:
         "evaluate": (("run",), ("cache",)),
         "generate": (("run", "--prompt", "The river", "--max-tokens", "4"), ()),
         "report": ((".", "--text"), ("report.html",)),
+        "probe": (("position", "run", "--rows", "4"), ("cache",)),
         "fit": (("--points", "points.csv", "--resamples", "20"), ()),
         "describe": ((run,), ()),
         "plan": ((run, *cluster), ()),

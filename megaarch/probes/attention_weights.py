@@ -1,0 +1,104 @@
+"""The attention matrices of a model, layer by layer and head by head, under its own mask or another.
+
+Letters of shapes: docs/shapes.md.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from megaarch.attention.bias import RelativeBias
+from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
+from megaarch.attention.reference import heads, scores, visible, weights
+from megaarch.model.layers import CrossAttention, SelfAttention
+from megaarch.model.transformer import Transformer
+
+
+@dataclass
+class AttentionWeights:
+    """fp64 [B, H, Sq, Sk] by global layer index, of a forward pass. own: of self-attention; cross: of a
+    decoder's attention to its encoder."""
+
+    own: dict[int, torch.Tensor] = field(default_factory=dict)
+    cross: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def same(parts: Parts) -> Parts:
+    """Returns the mask that a model has."""
+    return parts
+
+
+def causal_mask(parts: Parts) -> Parts:
+    """Returns the causal mask of the same rows: no query sees a key that comes after it."""
+    table = parts.table.copy()
+    table[..., 0][table[..., 0] != UNUSED] = CAUSAL
+    return Parts(table, parts.queries, parts.keys)
+
+
+def full_mask(parts: Parts) -> Parts:
+    """Returns the mask under which every query of a row sees every key that one of the row's queries
+    sees. For rows of one example each."""
+    table = parts.table.copy()
+    used = table[..., 0] != UNUSED
+    table[..., 0][used] = FULL
+    table[..., 3][used] = 0
+    table[..., 4] = np.where(used, key_counts(parts)[:, None], 0)
+    return Parts(table, parts.queries, parts.keys)
+
+
+def key_counts(parts: Parts) -> np.ndarray:
+    """Returns how many slots of each row are keys, int [B]: all of an example but XLNet's query tokens."""
+    return parts.table[..., 4].max(axis=1)
+
+
+@contextmanager
+def recorded_attention(
+    model: Transformer, mask: Callable[[Parts], Parts] = same
+) -> Iterator[AttentionWeights]:
+    """Yields the weights, which a forward pass fills in. mask: of self-attention, from the model's own.
+
+    Attention is dense meanwhile.
+    """
+    found, changed = AttentionWeights(), []
+
+    def record(module: SelfAttention | CrossAttention, into: dict[int, torch.Tensor], index, of):
+        changed.append((module, module.attend))
+        module.attend = _recording(into, index, of)
+
+    for name, layer in model.layers.items():
+        record(layer.attention, found.own, int(name), mask)
+        if layer.cross_attention is not None:
+            record(layer.cross_attention, found.cross, int(name), same)
+    try:
+        yield found
+    finally:
+        for module, attend in changed:
+            module.attend = attend
+
+
+def _recording(into: dict[int, torch.Tensor], index: int, mask: Callable[[Parts], Parts]):
+    def attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        parts: Parts,
+        *,
+        scale: float | None = None,
+        bias: RelativeBias | None = None,
+        query_positions: torch.Tensor | None = None,
+        key_positions: torch.Tensor | None = None,
+        **options: object,  # of the kernel
+    ) -> torch.Tensor:
+        scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+        inputs = AttentionInputs(
+            q, k, v, mask(parts), scale, bias, query_positions, key_positions
+        )
+        seen = visible(inputs)
+        into[index] = weights(scores(inputs, seen), seen)
+        return (into[index] @ heads(v, seen, q.shape[2])).transpose(1, 2).to(q.dtype)
+
+    return attend

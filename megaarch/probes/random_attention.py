@@ -1,0 +1,55 @@
+"""Attention of random queries and keys: what a mask and a sharpness give by themselves.
+
+Letters of shapes: docs/shapes.md.
+"""
+
+import torch
+
+from megaarch.attention.reference import weights
+from megaarch.probes.matrix_rank import row_entropy
+
+HALVINGS = 30  # of the range of the logarithm of the inverse temperature
+RANGE = 12.0
+
+
+def seen(mask: str, length: int) -> torch.Tensor:
+    """Returns bool [length, length]: which keys a query sees under the mask "causal" or "full"."""
+    every = torch.ones(length, length, dtype=torch.bool)
+    return every.tril() if mask == "causal" else every
+
+
+def random_logits(
+    shape: tuple[int, ...], length: int, head_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns q k' / sqrt(Dh) of standard normal q and k, fp64 [*shape, length, length]."""
+    q, k = torch.randn(
+        2, *shape, length, head_size, generator=generator, dtype=torch.float64
+    ).unbind()
+    return q @ k.mT / head_size**0.5
+
+
+def random_attention(
+    like: torch.Tensor, head_size: int, mask: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns attention of random queries and keys under a mask, of the shape of `like` [L, H, n, n]."""
+    length = like.shape[-1]
+    logits = random_logits(tuple(like.shape[:-2]), length, head_size, generator)
+    return weights(logits, seen(mask, length).expand_as(logits))
+
+
+def matched_attention(
+    trained: torch.Tensor, head_size: int, mask: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns random attention under a mask, each matrix as sharp as the one of `trained` [L, H, n, n]: at the
+    temperature at which the mean entropy of its rows, relative to the logarithm of their keys, is the same."""
+    length = trained.shape[-1]
+    visible = seen(mask, length).expand_as(trained)
+    logits = random_logits(tuple(trained.shape[:-2]), length, head_size, generator)
+    wanted = row_entropy(trained).nanmean(-1)
+    low, high = torch.full_like(wanted, -RANGE), torch.full_like(wanted, RANGE)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        made = weights(logits * middle.exp()[..., None, None], visible)
+        blunt = row_entropy(made).nanmean(-1) > wanted
+        low, high = torch.where(blunt, middle, low), torch.where(blunt, high, middle)
+    return weights(logits * ((low + high) / 2).exp()[..., None, None], visible)

@@ -1,0 +1,293 @@
+"""The rank of trained attention, and how fast the states of a row become alike: docs/why.md, "Rank"."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+
+from megaarch.attention.parts import FULL, Parts
+from megaarch.data.batch import Batch
+from megaarch.model.layers import head_size
+from megaarch.model.transformer import Transformer
+from megaarch.probes import matrix_rank
+from megaarch.probes.attention_weights import (
+    AttentionWeights,
+    causal_mask,
+    full_mask,
+    key_counts,
+    recorded_attention,
+    same,
+)
+from megaarch.probes.catalogue import Options
+from megaarch.probes.estimate import Estimate, over_rows
+from megaarch.probes.random_attention import matched_attention, random_attention
+from megaarch.probes.states import recorded
+from megaarch.probes.subject import Rows, Subject
+from megaarch.probes.switched import switched
+from megaarch.study.results import Record
+
+BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first
+MASKS = {"causal": causal_mask, "full": full_mask}
+SWITCHES = {
+    "whole": (True, True),
+    "no_feed_forward": (True, False),
+    "no_skip": (False, True),
+    "attention_alone": (False, False),
+}
+FLOOR = 1e-24  # of smallest over largest: far below what fp64 can tell from a singular matrix
+NORMS = {
+    "frobenius": matrix_rank.frobenius_norm,
+    "composite": matrix_rank.composite_norm,
+}
+Values = dict[str, np.ndarray]  # of each measure [L, H]
+
+
+class Spectrum(Record):
+    """Ranks are shares of the lesser side, so that lengths compare. numerical_rank: by tolerance, relative to
+    the largest singular value. log10_smallest_over_largest: of singular values; that of a matrix of less than
+    full rank is rounding."""
+
+    numerical_rank: dict[str, Estimate]
+    stable_rank: Estimate
+    effective_rank: Estimate
+    log10_smallest_over_largest: Estimate
+
+
+class Attention(Record):
+    """Means over matrices. without_mean_row: of A - 1 a'. entropy: of rows, as a share of the logarithm of
+    the keys that they see."""
+
+    matrix: Spectrum
+    without_mean_row: Spectrum
+    entropy: Estimate
+
+
+class Block(Record):
+    """queries, keys: of the first row. trained: over all layers and heads; layers: over heads; heads: of each
+    layer. masks: the same weights, the network being run under another mask. random: Gaussian q and k under
+    either mask; matched: the same, each as sharp as a trained matrix. lost_by_seeing_ahead: effective rank of
+    the same weights under the causal mask less that under the full one."""
+
+    queries: int
+    keys: int
+    trained: Attention
+    layers: list[Attention]
+    heads: list[list[Attention]]
+    masks: dict[str, Attention]
+    random: dict[str, Attention] = {}  # noqa: RUF012  # pydantic copies it
+    matched: dict[str, Attention] = {}  # noqa: RUF012
+    lost_by_seeing_ahead: Estimate | None = None
+
+
+class Ranks(Record):
+    """blocks: attention by stream, e.g. "decoder": its keys are all tokens but XLNet's queries; of one that has
+    a prefix also "decoder.prefix" and "decoder.rest", its two square blocks, the latter's rows divided by their
+    sums; of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
+    by stream, what is switched off, and norm: of the embedding and behind each layer of the stack."""
+
+    blocks: dict[str, Block]
+    residual: dict[str, dict[str, dict[str, list[Estimate]]]]
+
+
+def measure(subject: Subject, options: Options) -> Ranks:
+    """Measures attention and hidden states on rows of held-out text, half of each the prefix."""
+    length = options.length_of(subject)
+    rows = subject.rows(length, options.rows)
+    generator = torch.Generator().manual_seed(options.seed)
+    found: dict[tuple[str, str], list[Values]] = {}
+    residual: dict[tuple[str, str, str], list[torch.Tensor]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for first in range(0, len(rows), BATCH):
+        some = slice(first, first + BATCH)
+        batch = subject.batch(Rows(rows.tokens[some], rows.documents[some]), length // 2)
+        for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
+            found.setdefault((kind, name), []).append(measured(matrices))
+            sizes.setdefault(name, tuple(matrices.shape[-2:]))
+        for key, of_layers in residuals(subject.model, batch).items():
+            residual.setdefault(key, []).append(of_layers)
+    documents = rows.documents
+    made: dict[str, dict[str, dict[str, list[Estimate]]]] = {}
+    for (stream, switch, norm), of_batches in residual.items():
+        layers = torch.cat(of_batches, dim=1).numpy()
+        made.setdefault(stream, {}).setdefault(switch, {})[norm] = [
+            over_rows(values, documents) for values in layers
+        ]
+    blocks = {name: _block(name, size, found, documents) for name, size in sizes.items()}
+    return Ranks(blocks=blocks, residual=made)
+
+
+def _matrices(
+    model: Transformer, batch: Batch, control: bool, generator: torch.Generator
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yields matrices [L, H, n, m] of each row with their kind and block: "trained", "masks.causal", ... Those
+    of a kind and block come in the order of the rows."""
+    trained = blocks(model, batch, _run(model, batch, same))
+    for name, rows in trained.items():
+        for matrices in rows:
+            yield "trained", name, matrices
+    for mask, changed in MASKS.items():
+        streams = batch.streams
+        if all(np.array_equal(changed(s.parts).dense(), s.parts.dense()) for s in streams):
+            under = trained
+        else:
+            under = blocks(model, batch, _run(model, batch, changed))
+        for name, rows in under.items():
+            for matrices in rows:
+                yield f"masks.{mask}", name, matrices
+    if not control:
+        return
+    size = head_size(model.settings)
+    for name in [stack.stream for stack in model.stacks]:
+        for matrices in trained[name]:
+            for mask in MASKS:
+                drawn = random_attention(matrices[:1], size, mask, generator)
+                yield f"random.{mask}", name, drawn
+                yield f"matched.{mask}", name, matched_attention(matrices, size, mask, generator)
+
+
+def _run(model: Transformer, batch: Batch, mask: Callable[[Parts], Parts]) -> AttentionWeights:
+    with torch.no_grad(), recorded_attention(model, mask) as weights:
+        model.run(batch)
+    return weights
+
+
+def blocks(
+    model: Transformer, batch: Batch, weights: AttentionWeights
+) -> dict[str, list[torch.Tensor]]:
+    """Returns the matrices [L, H, n, m] of each row, by block (see Ranks)."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for stack, stream in zip(model.stacks, batch.streams, strict=True):
+        own = torch.stack([weights.own[index] for index in stack.layers])
+        for row, n in enumerate(key_counts(stream.parts)):
+            matrices = own[:, row, :, :n, :n]
+            found.setdefault(stack.stream, []).append(matrices)
+            if prefix := prefix_length(stream.parts, row, n):
+                rest = matrices[..., prefix:, prefix:]
+                rest = rest / rest.sum(-1, keepdim=True)
+                square = matrices[..., :prefix, :prefix]
+                found.setdefault(f"{stack.stream}.prefix", []).append(square)
+                found.setdefault(f"{stack.stream}.rest", []).append(rest)
+        if stream.cross is not None:
+            cross = torch.stack([weights.cross[index] for index in stack.layers])
+            ends = stream.cross.table[..., [2, 4]].max(axis=1)
+            found[f"{stack.stream}.cross"] = [
+                cross[:, row, :, :queries, :keys] for row, (queries, keys) in enumerate(ends)
+            ]
+    return found
+
+
+def prefix_length(parts: Parts, row: int, keys: int) -> int:
+    """Returns how many tokens of a row see each other and not the others; 0 where there are no others."""
+    ends = [end for shape, _, end, _, _ in parts.row(row) if shape == FULL and end < keys]
+    return max(ends, default=0)
+
+
+def measured(matrices: torch.Tensor) -> Values:
+    """Returns every measure of matrices [L, H, n, m] by its path in Attention, [L, H] each."""
+    least = min(matrices.shape[-2:])
+    found = {"entropy": matrix_rank.row_entropy(matrices).nanmean(-1)}
+    for kind, each in (
+        ("matrix", matrices),
+        ("without_mean_row", matrix_rank.without_mean_row(matrices)),
+    ):
+        values = torch.linalg.svdvals(each)
+        for tolerance in matrix_rank.TOLERANCES:
+            found[f"{kind}.{tolerance:g}"] = matrix_rank.numerical_rank(values, tolerance) / least
+        found[f"{kind}.stable_rank"] = matrix_rank.stable_rank(values) / least
+        found[f"{kind}.effective_rank"] = matrix_rank.effective_rank(values) / least
+        ratio = matrix_rank.smallest_over_largest(values)
+        found[f"{kind}.ratio"] = ratio.clamp(min=FLOOR).log10()
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _block(
+    name: str,
+    size: tuple[int, int],
+    found: Mapping[tuple[str, str], list[Values]],
+    documents: np.ndarray,
+) -> Block:
+    def joined(kind: str) -> Values:  # [N, L, H]
+        each = found[kind, name]
+        return {measure: np.stack([values[measure] for values in each]) for measure in each[0]}
+
+    def group(above: str) -> dict[str, Attention]:
+        kinds = {mask: f"{above}.{mask}" for mask in MASKS}
+        return {
+            mask: estimated(joined(kind), documents)
+            for mask, kind in kinds.items()
+            if (kind, name) in found
+        }
+
+    trained = joined("trained")
+    layers, heads = trained["entropy"].shape[1:]
+    causal, full = (joined(f"masks.{mask}")["matrix.effective_rank"] for mask in MASKS)
+    own = "." not in name
+    return Block(
+        queries=size[0],
+        keys=size[1],
+        trained=estimated(trained, documents),
+        layers=[estimated(trained, documents, np.s_[:, i]) for i in range(layers)],
+        heads=[
+            [estimated(trained, documents, np.s_[:, i, j]) for j in range(heads)]
+            for i in range(layers)
+        ],
+        masks=group("masks"),
+        random=group("random"),
+        matched=group("matched"),
+        lost_by_seeing_ahead=over_rows((causal - full).mean((1, 2)), documents) if own else None,
+    )
+
+
+def estimated(values: Values, documents: np.ndarray, of=np.s_[:]) -> Attention:
+    """Returns the means of measures [N, L, H] over the matrices `of` each row, with intervals over rows."""
+
+    def estimate(name: str) -> Estimate:
+        each = values[name][of].reshape(len(values[name]), -1)
+        known = ~np.isnan(each)
+        total = np.where(known, each, 0.0).sum(1)
+        mean = np.where(known.any(1), total / np.maximum(known.sum(1), 1), np.nan)
+        return over_rows(mean, documents[: len(mean)])
+
+    def spectrum(kind: str) -> Spectrum:
+        return Spectrum(
+            numerical_rank={
+                f"{tolerance:g}": estimate(f"{kind}.{tolerance:g}")
+                for tolerance in matrix_rank.TOLERANCES
+            },
+            stable_rank=estimate(f"{kind}.stable_rank"),
+            effective_rank=estimate(f"{kind}.effective_rank"),
+            log10_smallest_over_largest=estimate(f"{kind}.ratio"),
+        )
+
+    return Attention(
+        matrix=spectrum("matrix"),
+        without_mean_row=spectrum("without_mean_row"),
+        entropy=estimate("entropy"),
+    )
+
+
+def residuals(model: Transformer, batch: Batch) -> dict[tuple[str, str, str], torch.Tensor]:
+    """Returns the residual to rank one [1 + L, B] of each stream, switch and norm: of the embedding and behind
+    each layer."""
+    found = {}
+    for switch, (skip, feed_forward) in SWITCHES.items():
+        on = switched(model, skip=skip, feed_forward=feed_forward)
+        with torch.no_grad(), on, recorded(model) as states:
+            model.run(batch)
+        for index, stack in enumerate(model.stacks):
+            lengths = key_counts(batch.streams[index].parts)
+            with torch.no_grad():
+                layers = [model.embed(index, batch), *(states[layer] for layer in stack.layers)]
+            for name, norm in NORMS.items():
+                found[stack.stream, switch, name] = torch.stack(
+                    [
+                        torch.stack(
+                            [
+                                matrix_rank.residual_to_rank_one(x[:n], norm)
+                                for x, n in zip(layer, lengths, strict=True)
+                            ]
+                        )
+                        for layer in layers
+                    ]
+                )
+    return found

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from megaarch.attention.parts import Parts, causal, full
+from megaarch.probes.attention_weights import causal_mask, full_mask, recorded_attention
+from megaarch.probes.states import recorded
+from megaarch.probes.switched import switched
+from tests.conftest import PRESETS
+
+
+def of_subject(subject, rows=2, length=20):
+    return subject.batch(subject.rows(length, rows), length // 2)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("encoding", [None, "relative", "none"])
+def test_recorded_weights_times_values_are_the_layers_output(preset, encoding, subject):
+    """With grouped keys, biases and cross-attention; the output is that of the kernel that runs by itself."""
+    if preset == "glm" and encoding == "relative":
+        pytest.skip("two axes have no relative bias")
+    given = {"model__position_encoding": encoding} if encoding else {}
+    subject = subject(preset, **given)
+    batch = of_subject(subject)
+    calls = {}
+
+    def watched(module, name):
+        attend = module.attend
+
+        def call(q, k, v, *args, **options):
+            calls[name] = v, attend(q, k, v, *args, **options)
+            return calls[name][1]
+
+        return call
+
+    names = {}
+    for index, layer in subject.model.layers.items():
+        names["own", int(index)] = layer.attention
+        if layer.cross_attention is not None:
+            names["cross", int(index)] = layer.cross_attention
+    for name, module in names.items():
+        module.attend = watched(module, name)
+    wanted = subject.model.run(batch)[-1]
+    with recorded_attention(subject.model) as weights:
+        assert calls.keys() == names.keys()
+        made = subject.model.run(batch)[-1]
+    for (kind, index), (v, out) in calls.items():
+        matrices = getattr(weights, kind)[index]
+        heads = matrices.shape[1] // v.shape[2]
+        values = v.repeat_interleave(heads, dim=2)
+        mine = torch.einsum("bhqk,bkhd->bqhd", matrices, values)
+        assert float((mine - out).abs().max()) < 1e-10
+    assert float((made - wanted).abs().max()) < 1e-10
+    calls.clear()
+    subject.model.run(batch)
+    assert calls.keys() == names.keys(), "the model has its own attention again"
+
+
+@pytest.mark.parametrize(
+    ("row", "under_causal", "under_full"),
+    [
+        ([causal(0, 5, 0, 5)], np.tril(np.ones((5, 5))), np.ones((5, 5))),
+        ([full(0, 5, 0, 5)], np.tril(np.ones((5, 5))), np.ones((5, 5))),
+        ([full(0, 2, 0, 2), causal(2, 5, 0, 5)], np.tril(np.ones((5, 5))), np.ones((5, 5))),
+    ],
+)
+def test_other_masks(row, under_causal, under_full):
+    """Of a row of five tokens, and one that is shorter by padding."""
+    parts = Parts.of([row, [full(0, 3, 0, 3)]], 5, 5)
+    assert (causal_mask(parts).dense()[0] == under_causal).all()
+    assert (full_mask(parts).dense()[0] == under_full).all()
+    assert not full_mask(parts).dense()[1, 3:].any()
+    assert not full_mask(parts).dense()[1, :, 3:].any()
+
+
+def test_query_tokens_of_two_streams_stay_no_keys():
+    parts = Parts.of([[full(0, 2, 0, 2), causal(2, 4, 0, 4), causal(4, 6, 0, 3)]], 6, 6)
+    assert full_mask(parts).dense()[0, :, :4].all()
+    assert not full_mask(parts).dense()[0, :, 4:].any()
+
+
+def test_weights_under_another_mask(subject):
+    """A causal model's weights, run under the full mask, are those of an encoder."""
+    decoder = subject("gpt", model__position_encoding="none")
+    batch = of_subject(decoder)
+    with recorded_attention(decoder.model, full_mask) as weights:
+        decoder.model.run(batch)
+    for matrices in weights.own.values():
+        assert (matrices > 0).all()
+    with recorded_attention(decoder.model, causal_mask) as weights:
+        decoder.model.run(batch)
+    for matrices in weights.own.values():
+        assert (matrices.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_switched_off(preset, position, subject):
+    """With all on it is the model; without skip connections a layer is its branches alone."""
+    subject = subject(preset, model__normalization_position=position)
+    model, batch = subject.model, of_subject(subject)
+    wanted = model.run(batch)[-1]
+    with switched(model):
+        torch.testing.assert_close(model.run(batch)[-1], wanted, rtol=0, atol=0)
+    with switched(model, skip=False, feed_forward=False), recorded(model) as states:
+        model.run(batch)
+    first = model.layers["0"]
+    x, context = model.embed(0, batch), model.context(0, batch)
+    alone = (
+        first.attention(first.attention_norm(x), context)
+        if position == "pre"
+        else first.attention_norm(first.attention(x, context))
+    )
+    torch.testing.assert_close(states[0], alone)
+    torch.testing.assert_close(model.run(batch)[-1], wanted, rtol=0, atol=0)

@@ -35,7 +35,8 @@ TEST_ROWS = 256  # that a model predicts at a time
 class Regression(schema.Section):
     """What is trained and measured.
 
-    examples: of a row at most; each training step draws how many it has. noise: deviation of y.
+    examples: of a row at most, and `fewest` at least; each training step draws how many its rows have.
+    noise: deviation of y.
     layers: of a decoder; an encoder-decoder has the stacks that come nearest to its parameters.
     queries: of a row, each a target. counts: of examples at which errors are measured. problems: rows
     that they are measured on, the same for all. every: causal decoders are trained behind every number
@@ -44,6 +45,7 @@ class Regression(schema.Section):
 
     dimensions: schema.Width = 20
     examples: schema.Number = 40
+    fewest: schema.Number = 1
     noise: schema.Rate = 1.0
     architectures: tuple[Architecture, ...] = (
         "causal_decoder",
@@ -141,14 +143,14 @@ def best_size(settings: Regression, examples: int) -> float:
 def model_of(settings: Regression, architecture: Architecture, seed: int) -> Regressor:
     """Returns an untrained model. Decoders are alike but for their masks."""
     linear = settings.attention == "linear"
-    stacks = {}
+    encoder, decoder = None, None
     if architecture == "encoder_decoder":
         encoder, decoder = stack_layers(settings.layers, settings.attention)
-        stacks = {"encoder_layers": encoder, "decoder_layers": decoder}
     model = schema.Model(
         architecture=architecture,
         layers=settings.layers,
-        **stacks,
+        encoder_layers=encoder,
+        decoder_layers=decoder,
         hidden_size=settings.hidden_size,
         heads=settings.heads,
         feed_forward_size=4 * settings.hidden_size,
@@ -189,7 +191,9 @@ def train(
         lambda step: min((step + 1) / warmup, (1 + math.cos(math.pi * step / settings.steps)) / 2),
     )
     for step in range(settings.steps):
-        number = int(torch.randint(1, settings.examples + 1, (1,), generator=generator))
+        number = int(
+            torch.randint(settings.fewest, settings.examples + 1, (1,), generator=generator)
+        )
         x, y, queries, truth = draw(settings, settings.rows, number, generator)
         loss = ((model(x, y, queries, every) - truth) ** 2).mean() / settings.dimensions
         optimizer.zero_grad()
@@ -210,7 +214,11 @@ def measure(
 
     UserError for numbers of examples that no model is trained on.
     """
-    if not all(1 <= count <= settings.examples for count in settings.counts):
+    if settings.fewest > settings.examples:
+        raise UserError(
+            f"fewest: rows of {settings.examples} examples at most have not {settings.fewest}"
+        )
+    if not all(count <= settings.examples for count in settings.counts):
         raise UserError(
             f"counts: errors are measured at 1 to {settings.examples} examples, which rows of training "
             f"have, not at {', '.join(map(str, settings.counts))}"

@@ -126,7 +126,7 @@ def _attention_alone(layer: nn.Module, divisor: int) -> None:
     assert isinstance(layer, Layer)
     layer.attention.attend = partial(linear_attention, divisor=divisor)
     layer.attention_norm = layer.feed_forward_norm = nn.Identity()
-    layer.feed_forward = NoBranch()
+    layer.add_module("feed_forward", NoBranch())
     if layer.cross_attention is not None:
         layer.cross_attention.attend = partial(linear_attention, divisor=divisor)
         layer.cross_attention_norm = nn.Identity()

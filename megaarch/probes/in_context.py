@@ -37,7 +37,7 @@ from megaarch.errors import UserError
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.model.fused import projections
-from megaarch.model.layers import CrossAttention, SelfAttention
+from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
@@ -218,7 +218,8 @@ def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float
         rows = kinds.of_rows(range(parameter.shape[0]))
         wanted = [kind in ("key", "value") for kind in kinds.names]
         if any(wanted):
-            moving.append((parameter.requires_grad_(), torch.tensor(wanted)[rows]))
+            parameter.requires_grad_()
+            moving.append((parameter, torch.tensor(wanted)[rows]))
     for batch in batches:
         batch = batch.to(moving[0][0].device)
         with torch.enable_grad():
@@ -311,8 +312,8 @@ def recorded(model: Transformer) -> Iterator[list[tuple[torch.Tensor, AttentionI
     undo: list[Callable[[], None]] = []
     for index in model.stacks[-1].layers:
         layer = model.layers[str(index)]
-        attention = layer.cross_attention or layer.attention
-        undo.append(_record(attention, found))
+        assert isinstance(layer, Layer)
+        undo.append(_record(layer.cross_attention or layer.attention, found))
     try:
         yield found
     finally:

@@ -47,11 +47,7 @@ class Regression(schema.Section):
     examples: schema.Number = 40
     fewest: schema.Number = 1
     noise: schema.Rate = 1.0
-    architectures: tuple[Architecture, ...] = (
-        "causal_decoder",
-        "prefix_decoder",
-        "encoder_decoder",
-    )
+    architectures: Annotated[tuple[Architecture, ...], Field(strict=False)] = ARCHITECTURES
     attention: Attention = "linear"
     every: bool = False
     layers: schema.Layers = 4

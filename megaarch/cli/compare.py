@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     from megaarch import report
     from megaarch.distributed import launch
+    from megaarch.probes import catalogue
     from megaarch.study import compare, task
     from megaarch.study.estimate import dry_run
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         print(dry_run(raw, directory))
         return 0
     results = compare.compare(raw, directory, Console(stderr=True))
-    report.write_page(results, directory / "report.html")
+    report.write_page(results, directory / "report.html", catalogue.read(directory))
     print(report.text(results))
     print(f"\n{directory / 'report.html'}\n{directory / 'results.json'}")
     return 0

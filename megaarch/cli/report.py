@@ -28,6 +28,7 @@ def add(command: Adder) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from megaarch import report
+    from megaarch.probes import catalogue
     from megaarch.study import compare
     from megaarch.study.folder import load_config
     from megaarch.study.results import Results
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         for written in report.write_figures(results, Path(options.figures)):
             print(written)
     else:
-        report.write_page(results, path.with_name("report.html"))
+        probed = catalogue.read(path.parent)
+        report.write_page(results, path.with_name("report.html"), probed)
         print(path.with_name("report.html"))
     return 0

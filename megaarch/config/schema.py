@@ -299,7 +299,12 @@ class Evaluation(Section):
     batch_rows: Rows = 32
     tasks: list[Text] = []  # files NAME.task.yaml, or folders of them
     task_items: Number = 100  # held-out items of a task
-    shots: Count = 0  # answered examples before a question
+    # answered examples before a question; several numbers make a curve, whose first one ranks
+    shots: Count | Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = 0
+
+    @property
+    def numbers_of_shots(self) -> tuple[int, ...]:
+        return self.shots if isinstance(self.shots, tuple) else (self.shots,)
 
 
 class Study(Section):

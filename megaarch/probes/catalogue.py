@@ -103,6 +103,10 @@ class Probed(Record):
     seed: int = 0
     cells: dict[str, Any]
 
+    def of_cell(self, name: str, key: str | None) -> Any:
+        """Returns the record of a study's cell, by its name or its key; None where it was not probed."""
+        return self.cells.get(name) or self.cells.get((key or "").rpartition("-seed")[0])
+
 
 def run(
     name: str,

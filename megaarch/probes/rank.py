@@ -1,11 +1,12 @@
 """The rank of trained attention, and how fast the states of a row become alike: docs/why.md, "Rank"."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from megaarch.attention.parts import FULL, Parts
+from megaarch.attention.parts import CAUSAL, FULL, Parts
 from megaarch.data.batch import Batch
 from megaarch.model.layers import head_size
 from megaarch.model.transformer import Transformer
@@ -80,9 +81,9 @@ class Block(Record):
 
 
 class Ranks(Record):
-    """blocks: attention by stream, e.g. "decoder": its keys are all tokens but XLNet's queries; of one that has
-    a prefix also "decoder.prefix" and "decoder.rest", its two square blocks, the latter's rows divided by their
-    sums; of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
+    """blocks: attention by stream, e.g. "decoder": its keys are all tokens but XLNet's queries; of a decoder
+    also "decoder.prefix" and "decoder.rest", its two square blocks (of a causal one its halves), the latter's rows
+    divided by their sums; of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
     by stream, what is switched off, and norm: of the embedding and behind each layer of the stack."""
 
     blocks: dict[str, Block]
@@ -102,7 +103,7 @@ def measure(subject: Subject, options: Options) -> Ranks:
         batch = subject.batch(Rows(rows.tokens[some], rows.documents[some]), length // 2)
         for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
             found.setdefault((kind, name), []).append(measured(matrices))
-            sizes.setdefault(name, tuple(matrices.shape[-2:]))
+            sizes.setdefault(name, (matrices.shape[-2], matrices.shape[-1]))
         for key, of_layers in residuals(subject.model, batch).items():
             residual.setdefault(key, []).append(of_layers)
     documents = rows.documents
@@ -161,7 +162,8 @@ def blocks(
         for row, n in enumerate(key_counts(stream.parts)):
             matrices = own[:, row, :, :n, :n]
             found.setdefault(stack.stream, []).append(matrices)
-            if prefix := prefix_length(stream.parts, row, n):
+            prefix = prefix_length(stream.parts, row, n) if stream.cross is None else 0
+            if prefix:
                 rest = matrices[..., prefix:, prefix:]
                 rest = rest / rest.sum(-1, keepdim=True)
                 square = matrices[..., :prefix, :prefix]
@@ -177,9 +179,12 @@ def blocks(
 
 
 def prefix_length(parts: Parts, row: int, keys: int) -> int:
-    """Returns how many tokens of a row see each other and not the others; 0 where there are no others."""
-    ends = [end for shape, _, end, _, _ in parts.row(row) if shape == FULL and end < keys]
-    return max(ends, default=0)
+    """Returns how many tokens of a decoder's row condition the others: those that see each other and not the
+    others, of a causal row the first half; 0 where every token sees every other."""
+    of_row = parts.row(row)
+    ends = [end for shape, _, end, _, _ in of_row if shape == FULL and end < keys]
+    causal = all(shape == CAUSAL for shape, *_ in of_row)
+    return max(ends, default=keys // 2 if causal else 0)
 
 
 def measured(matrices: torch.Tensor) -> Values:
@@ -238,7 +243,7 @@ def _block(
     )
 
 
-def estimated(values: Values, documents: np.ndarray, of=np.s_[:]) -> Attention:
+def estimated(values: Values, documents: np.ndarray, of: Any = np.s_[:]) -> Attention:
     """Returns the means of measures [N, L, H] over the matrices `of` each row, with intervals over rows."""
 
     def estimate(name: str) -> Estimate:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megaarch.report.notation import fixed, listed, percent, three_digits
+from megaarch.report.notation import fixed, listed, percent
 from megaarch.report.panel import LEVEL, Score, difference
 from megaarch.study.intervals import holm
 
@@ -19,7 +19,7 @@ FAILS: Answer = "does not hold here"
 UNKNOWN: Answer = "cannot be told"
 Scores = Mapping[str, Score]  # by the name that a reader sees
 
-FAR_BELOW = 0.5  # of chance: a place is told if the probe's distance is below this share of it
+FAR_BELOW = 0.5  # of chance: a place is told if a probe misses it by less
 DEARER = 1.1  # what a dialogue costs more, at least, for the cache to be an argument
 FULL_SPEED = 0.9  # of causal throughput, at least, for a mask to count as served
 
@@ -77,14 +77,21 @@ def generalization(raw: Scores, decoder: str, chance: float) -> Verdict:
     return Verdict(found.answer, f"{value}, {_against(found, 'more', 'less', others)}.")
 
 
-def rank(causal: Score, bidirectional: Scores, swapped: Scores) -> Verdict:
+def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
     """2. "Bidirectional attention degenerates to low rank, causal attention does not": effective rank of
     trained attention, as a share of the row.
 
-    bidirectional: of other models. swapped: what the same weights lose in effective rank under a mask that
-    sees both ways instead of a causal one; positive where the mask by itself costs rank.
+    pairs: by bidirectional model, the rank of causal attention over as many tokens, and its own. swapped: what
+    the same weights lose in effective rank under a mask that sees both ways instead of a causal one; positive
+    where the mask by itself costs rank.
     """
-    found = standing(causal, bidirectional, higher_is_better=True)
+    differs = holm([difference(causal, other) for causal, other in pairs.values()], LEVEL)
+    found = Standing([], [], [])
+    for (name, (causal, other)), apart in zip(pairs.items(), differs, strict=True):
+        if not apart or causal.value is None or other.value is None:
+            found.tied.append(name)
+        else:
+            (found.better if causal.value > other.value else found.worse).append(name)
     loses = [name for name, score in swapped.items() if score.interval and score.interval[0] > 0]
     gains = [name for name, score in swapped.items() if score.interval and score.interval[1] < 0]
     answer = found.answer
@@ -92,14 +99,12 @@ def rank(causal: Score, bidirectional: Scores, swapped: Scores) -> Verdict:
         answer = FAILS
     elif answer == HOLDS and len(loses) < len(swapped):
         answer = UNKNOWN
-    words = (
-        f"the effective rank of causal attention is {percent(causal.value)} of a row's length, "
-        f"{_against(found, 'more', 'less', bidirectional)}"
-    )
+    ranks = [f"{percent(c.value)} against {percent(o.value)} of {n}" for n, (c, o) in pairs.items()]
+    words = f"causal attention has an effective rank, in shares of a row, of {listed(ranks)}"
     if gains:
-        words += f"; and the weights of {listed(gains)} gain rank where they see both ways"
-    elif loses:
-        words += f"; and the weights of {listed(loses)} lose rank where they see both ways"
+        words += f"; the weights of {listed(gains)} gain rank where they see both ways"
+    if loses:
+        words += f"; the weights of {listed(loses)} lose rank where they see both ways"
     return Verdict(answer, f"{words[0].upper()}{words[1:]}.")
 
 
@@ -130,35 +135,29 @@ def in_context(causal: Score, others: Scores) -> Verdict:
     )
 
 
-def position(
-    causal: Score, bidirectional: Scores, chance: float, cost: Scores, decoder: str
-) -> Verdict:
+def position(causal: Score, bidirectional: Scores, cost: Scores, decoder: str) -> Verdict:
     """5. "Causal attention tells positions by itself": models without positions.
 
-    causal, bidirectional: mean distance of a place that a probe reads off the second layer. chance: that of
-    guessing. cost: bits per byte that a model loses without positions, by architecture; `decoder` is causal.
+    causal, bidirectional: the distance between a token's place and what a probe reads off the second layer, as
+    a share of what telling nothing gives. cost: bits per byte that a model loses without positions, by
+    architecture; `decoder` is the causal one.
     """
     low, high = causal.interval or (causal.value, causal.value)
-    assert low is not None and high is not None and causal.value is not None
-    told = high < FAR_BELOW * chance
-    blind = [n for n, s in bidirectional.items() if s.interval and s.interval[1] >= chance]
+    assert low is not None and high is not None
+    blind = [n for n, s in bidirectional.items() if s.interval and s.interval[1] >= 1]
     cheaper = standing(cost[decoder], _without(cost, decoder), higher_is_better=False)
-    if low >= FAR_BELOW * chance or cheaper.answer == FAILS:
+    if low >= FAR_BELOW or cheaper.answer == FAILS:
         answer = FAILS
-    elif told and len(blind) == len(bidirectional) and cheaper.answer == HOLDS:
+    elif high < FAR_BELOW and len(blind) == len(bidirectional) and cheaper.answer == HOLDS:
         answer = HOLDS
     else:
         answer = UNKNOWN
-    words = (
-        f"Without positions, places are read off a causal model's second layer to within "
-        f"{fixed(causal.value)} on average, where guessing gives {three_digits(chance)}"
-    )
-    if blind:
-        words += f"; off {listed(blind)} no better than by guessing"
+    rest = [f"{percent(s.value)} of {n}" for n, s in bidirectional.items()]
     return Verdict(
         answer,
-        f"{words}. Leaving positions out costs {decoder} {fixed(cost[decoder].value)} bits per byte, "
-        f"{_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
+        f"Without positions, a probe of a causal model's second layer misses a token's place by "
+        f"{percent(causal.value)} of what guessing does, and by {listed(rest)}. Leaving positions out costs {decoder} "
+        f"{fixed(cost[decoder].value)} bits per byte, {_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
     )
 
 

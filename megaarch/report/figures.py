@@ -9,8 +9,17 @@ from megaarch.config import catalogue
 from megaarch.report import findings as report_findings
 from megaarch.report import laws, notation, plots
 from megaarch.report.cells import MergedCell, merged_cells
+from megaarch.report.lines import Point, lines
 from megaarch.report.masks import mask_panel
-from megaarch.report.panel import gain_of_length, knows_length, lengths, of_length, of_task
+from megaarch.report.panel import (
+    gain_of_length,
+    knows_length,
+    lengths,
+    of_length,
+    of_shots,
+    of_task,
+    shots,
+)
 from megaarch.report.plots import Entry, Looks
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
@@ -129,7 +138,22 @@ def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator
 def tasks(
     results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
 ) -> Iterator[Panel]:
-    """Accuracy on each task, of every cell that was scored on it."""
+    """Mean accuracy by the number of answered examples, and accuracy on each task, of every cell that was
+    scored on it."""
+    if numbers := shots([held for cell in cells for held in cell.heldout.each]):
+        curves = {
+            cell.label: [
+                Point(int(n), score.value, *(score.interval or [score.value] * 2))
+                for n in numbers
+                if (score := cell.heldout.score(of_shots(n))).value is not None
+            ]
+            for cell in cells
+        }
+        curves = {label: points for label, points in curves.items() if points}
+        title = "Mean of the tasks by examples"
+        yield lines(
+            f"shots{suffix}", title, curves, look, "answered examples before a question", "accuracy"
+        )
     names = dict.fromkeys(name for cell in cells for name in cell.heldout.tasks)
     for name in names:
         yardstick = of_task(name)

@@ -1,22 +1,25 @@
 """The report page: one self-contained HTML file, no network, readable without scripts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
-from megaarch.report import laws, notation
+from megaarch.report import inference, laws, notation
 from megaarch.report.cells import MergedCell, before_adaptation, interval_kinds, merged_cells
+from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
 from megaarch.report.panel import TASKS
-from megaarch.report.style import Look, Panel, looks, palette, svg
+from megaarch.report.style import RC, Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.study.results import Heldout, Results, Text
 
@@ -117,16 +120,22 @@ SPENT = (
 )
 
 
-def write_page(found: Results | dict, path: str | Path) -> Path:
-    """Writes the report of `found` (what results.json holds) to `path`. Returns the path."""
+def write_page(
+    found: Results | dict, path: str | Path, probed: Mapping[str, Probed] | None = None
+) -> Path:
+    """Writes the report of `found` (what results.json holds) to `path`. Returns the path.
+
+    probed: of the study's probes (probes.catalogue.read); with some, the page begins with the arguments.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(Results.of(found)), encoding="utf-8", errors="replace")
+    path.write_text(page(Results.of(found), probed), encoding="utf-8", errors="replace")
     return path
 
 
-def page(results: Results) -> str:
+def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     """The whole page as HTML."""
+    probed = probed or {}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -138,9 +147,13 @@ def page(results: Results) -> str:
     look = looks(cells)
     findings = report_findings.findings(results)
     columns = [c for c in COLUMNS if c in KEPT or any(c.value(cell) is not None for cell in cells)]
+    drawn = sections(results)
+    with matplotlib.rc_context(RC):
+        drawn["inference"] = inference.panels(probed, cells, look)
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
+        arguments=[argued(argument) for argument in _evidence(results, probed)],
         headline=report_findings.headline(results),
         columns=columns,
         tables=[
@@ -153,7 +166,8 @@ def page(results: Results) -> str:
             for finding in findings
             if finding.adaptation is not None
         ],
-        sections={name: grouped(panels) for name, panels in sections(results).items()},
+        sections={name: grouped(panels) for name, panels in drawn.items()},
+        inference=inference.table(probed, cells, look),
         laws=laws.table(results, look, cells),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),
@@ -167,6 +181,28 @@ def page(results: Results) -> str:
         facts=list(facts(results, cells)),
         palette=palette(),
     )
+
+
+def _evidence(results: Results, probed: Mapping[str, Probed]) -> list[Argument]:
+    with matplotlib.rc_context(RC):
+        return evidence(results, probed)
+
+
+def argued(argument: Argument) -> dict[str, Any]:
+    """An argument as the page shows it."""
+    verdict, panel = argument.verdict, argument.panel
+    missing = f"Not measured: {argument.probe}."
+    return {
+        "number": argument.number,
+        "title": argument.title,
+        "claim": argument.claim,
+        "answer": verdict.answer if verdict else "not measured",
+        "kind": verdict.answer.split()[0] if verdict else "none",
+        "found": verdict.found if verdict else missing,
+        "caption": panel.caption if panel else "",
+        "figure": panel.title if panel else "",
+        "svg": Markup(svg(panel, inline=True)) if panel else "",
+    }
 
 
 def day(created: str) -> str:

@@ -168,9 +168,13 @@ def of_task(name: str) -> Yardstick:
 
 
 def _mean_of_tasks(held: Heldout) -> Score:
+    return _mean(list(held.tasks.values()))
+
+
+def _mean(scored: Sequence[TaskScore]) -> Score:
     """Every task counts alike, however many items it has."""
-    tasks = [task for task in held.tasks.values() if task.right]
-    if not tasks or len(tasks) < len(held.tasks):
+    tasks = [task for task in scored if task.right]
+    if not tasks or len(tasks) < len(scored):
         return Score(None)
     shares = np.concatenate([np.full(len(task.right or ()), 1.0 / task.items) for task in tasks])
     right = np.concatenate([task.right or () for task in tasks]) * shares
@@ -179,6 +183,30 @@ def _mean_of_tasks(held: Heldout) -> Score:
         documents=items.astype(float).tolist(), sizes=shares.tolist(), amounts=right.tolist()
     )
     return Score(float(right.sum() / shares.sum()), ratio_interval(right, shares, items), paired)
+
+
+def of_shots(number: str) -> Yardstick:
+    """The mean of the tasks behind so many answered examples."""
+
+    def read(held: Heldout) -> Score:
+        return _mean(
+            [t.by_shots.get(number, TaskScore(accuracy=None)) for t in held.tasks.values()]
+        )
+
+    return Yardstick(
+        f"shots {number}",
+        f"{number} shots",
+        f"{number} shots",
+        read,
+        higher_is_better=True,
+        most=1.0,
+    )
+
+
+def shots(helds: Sequence[Heldout]) -> list[str]:
+    """Numbers of answered examples that tasks were asked behind, where they are several; the least first."""
+    found = {n for held in helds for task in held.tasks.values() for n in task.by_shots}
+    return sorted(found, key=int)
 
 
 TASKS = Yardstick(

@@ -4,7 +4,7 @@ Each function draws one panel. Curves carry their names at their ends; there are
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -370,25 +370,38 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def sizes(name: str, title: str, series: Mapping[str, list[MergedCell]], look: Looks) -> Panel:
-    """Held-out bits per byte against parameters, one curve a name, at one budget."""
+def parameters(cell: MergedCell) -> float:
+    return cell.parameters or 0.0
+
+
+def sizes(
+    name: str,
+    title: str,
+    series: Mapping[str, list[MergedCell]],
+    look: Looks,
+    size: Callable[[MergedCell], float] = parameters,
+    says: str = "parameters",
+    written: Callable[[float], str] = notation.count,
+) -> Panel:
+    """Held-out bits per byte against a size of each cell, one curve a name, at one budget. says, written: the
+    axis and its numbers."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
     ax = axes(panel, 44, margin(list(series)) + 8)
     ends, of_series, places = {}, {}, set()
     for label, cells in series.items():
-        cells = sorted(cells, key=lambda cell: cell.parameters or 0)
-        xs, ys = [cell.parameters or 0 for cell in cells], list(map(value_of, cells))
+        cells = sorted(cells, key=size)
+        xs, ys = [size(cell) for cell in cells], list(map(value_of, cells))
         style = of_series[label] = look[cells[0].label]
-        says = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
+        shows = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
         ax.errorbar(xs, ys, half_intervals(cells), fmt="none", ecolor=style.colour, alpha=0.45)
-        ax.plot(xs, ys, color=style.colour, marker=style.marker, gid=panel.gid(label, says))
+        ax.plot(xs, ys, color=style.colour, marker=style.marker, gid=panel.gid(label, shows))
         ends[label] = xs[-1], ys[-1]
         places.update(xs)
     ax.set_xscale("log")
-    ax.set(xlabel="parameters", ylabel="held-out bits per byte")
+    ax.set(xlabel=says, ylabel="held-out bits per byte")
     ax.xaxis.set_major_locator(FixedLocator(thinned(sorted(places))))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: notation.count(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
     name_ends(ax, ends, of_series)
     return panel
 

@@ -39,14 +39,24 @@ def identity(evaluation: Evaluation) -> dict[str, str]:
 
 
 def score(scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation) -> dict[str, TaskScore]:
-    """Returns the score of each task by its name."""
-    return {task.name: _score(scorer, tokenizer, task, evaluation) for task in tasks_of(evaluation)}
+    """Returns the score of each task by its name, behind the first number of examples; by each number where
+    there are several."""
+    found = {}
+    for task in tasks_of(evaluation):
+        numbers = evaluation.numbers_of_shots
+        by_shots = {str(n): _score(scorer, tokenizer, task, evaluation, n) for n in numbers}
+        found[task.name] = by_shots[str(numbers[0])].model_copy()
+        if len(numbers) > 1:
+            found[task.name].by_shots = by_shots
+    return found
 
 
-def _score(scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluation) -> TaskScore:
+def _score(
+    scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluation, shots: int
+) -> TaskScore:
     ranked, free = (
         {
-            wording.name: task.questions(wording, evaluation.task_items, evaluation.shots)
+            wording.name: task.questions(wording, evaluation.task_items, shots)
             for wording in task.wordings
             if (wording.choices is not None) == has_choices
         }

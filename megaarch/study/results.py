@@ -125,7 +125,8 @@ class Continuation(Record):
 class TaskScore(Record):
     """Held-out items of one task. right: of each item the share of wordings in which the right choice
     wins. normalized_accuracy: by log-likelihoods over the bytes of a choice. exact_match: of the wordings
-    without choices, and the accuracy too where there are no others."""
+    without choices, and the accuracy too where there are no others. by_shots: the same behind each number of
+    answered examples, where a study asks for several; the rest is of the first of them."""
 
     accuracy: Number
     interval: Interval = None
@@ -136,6 +137,7 @@ class TaskScore(Record):
     exact_match: Number = None
     exact_match_interval: Interval = None
     by_wording: dict[str, Amount] = Field(default_factory=dict)
+    by_shots: dict[str, "TaskScore"] = Field(default_factory=dict)
 
 
 class Heldout(Record):

@@ -18,11 +18,10 @@ def test_a_probe_of_each_preset(preset, subject):
     """All blocks that the preset's mask has, finite, with ranks between 0 and 1."""
     found = rank.measure(subject(preset), OPTIONS)
     blocks = {
-        "gpt": {"decoder"},
         "bert": {"encoder"},
         "prefix_lm": {"decoder", "decoder.prefix", "decoder.rest"},
     }
-    for name in ("unilm", "glm", "xlnet"):
+    for name in ("gpt", "unilm", "glm", "xlnet"):
         blocks[name] = blocks["prefix_lm"]
     assert found.blocks.keys() == blocks.get(preset, {"encoder", "decoder", "decoder.cross"})
     for name, block in found.blocks.items():
@@ -64,15 +63,15 @@ def test_blocks_are_cut_from_the_whole_matrix(subject):
     subject = subject("prefix_lm")
     batch = subject.batch(subject.rows(20, 2), 8)
     found = rank.blocks(subject.model, batch, rank._run(subject.model, batch, rank.same))
-    whole, prefix, rest = (
-        found[name][0] for name in ("decoder", "decoder.prefix", "decoder.rest")
-    )
+    whole, prefix, rest = (found[name][0] for name in ("decoder", "decoder.prefix", "decoder.rest"))
     assert (whole.shape, prefix.shape) == ((2, 4, 20, 20), (2, 4, 9, 9))  # with the start token
     assert (prefix > 0).all()
     torch.testing.assert_close(prefix, whole[..., :9, :9])
     assert (rest.triu(1) == 0).all()
     torch.testing.assert_close(rest.sum(-1), torch.ones(2, 4, 11, dtype=torch.float64))
-    torch.testing.assert_close(rest[..., 3, 2] / rest[..., 3, 0], whole[..., 12, 11] / whole[..., 12, 9])
+    torch.testing.assert_close(
+        rest[..., 3, 2] / rest[..., 3, 0], whole[..., 12, 11] / whole[..., 12, 9]
+    )
 
 
 def test_content_alone_counts_in_two_streams(subject):
@@ -92,11 +91,10 @@ def test_attention_alone_collapses_as_fast_as_the_bound(subject):
     )
     model = subject.model
     batch = subject.batch(subject.rows(20, 3), 10)
-    for name, module in model.named_modules():
+    for name, _ in list(model.named_modules()):
         if name.startswith("layers.") and name.endswith("_norm"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
-    print_ = []
     with switched(model, skip=False, feed_forward=False), recorded(model) as states:
         model.run(batch)
     layers = [model.embed(0, batch), *(states[i] for i in range(2))]

@@ -44,7 +44,8 @@ def test_generalization(raw, answer):
     ],
 )
 def test_rank(others, swapped, answer):
-    found = arguments.rank(score(0.5), scores(**others), scores(**swapped))
+    pairs = {name: (score(0.5), score(value)) for name, value in others.items()}
+    found = arguments.rank(pairs, scores(**swapped))
     assert found.answer == answer
 
 
@@ -76,16 +77,16 @@ def test_in_context(others, answer):
 @pytest.mark.parametrize(
     ("causal", "blind", "cost", "answer"),
     [
-        (5.0, 42.0, {"gpt": 0.1, "prefix": 0.3}, HOLDS),
-        (30.0, 42.0, {"gpt": 0.1, "prefix": 0.3}, FAILS),  # the place is not read off
-        (5.0, 42.0, {"gpt": 0.3, "prefix": 0.1}, FAILS),
-        (5.0, 20.0, {"gpt": 0.1, "prefix": 0.3}, UNKNOWN),  # read off a bidirectional one as well
-        (5.0, 42.0, {"gpt": 0.1, "prefix": 0.1}, UNKNOWN),
+        (0.1, 1.0, {"gpt": 0.1, "prefix": 0.3}, HOLDS),
+        (0.7, 1.0, {"gpt": 0.1, "prefix": 0.3}, FAILS),  # the place is not read off
+        (0.1, 1.0, {"gpt": 0.3, "prefix": 0.1}, FAILS),
+        (0.1, 0.5, {"gpt": 0.1, "prefix": 0.3}, UNKNOWN),  # read off a bidirectional one as well
+        (0.1, 1.0, {"gpt": 0.1, "prefix": 0.1}, UNKNOWN),
     ],
 )
 def test_position(causal, blind, cost, answer):
-    bidirectional = {"bert": score(blind, 1.0)}
-    found = arguments.position(score(causal, 1.0), bidirectional, 42.0, scores(**cost), "gpt")
+    bidirectional = {"bert": score(blind)}
+    found = arguments.position(score(causal), bidirectional, scores(**cost), "gpt")
     assert found.answer == answer
 
 

@@ -118,3 +118,28 @@ def test_figures_are_written_as_pdf_and_svg_and_twice_the_same(tmp_path):
     assert [p.read_bytes() for p in again] == [
         (tmp_path / "figures" / p.name).read_bytes() for p in again
     ]
+
+
+def test_a_curve_of_examples_is_the_mean_of_the_tasks(tmp_path):
+    """Over tasks, each of which counts alike, and over seeds."""
+    results = example_results()
+    for cell in results["cells"]:
+        right = {"0": [0.0, 1.0], "4": [1.0, 1.0]}
+        cell["heldout"]["tasks"] = {
+            name: {
+                "accuracy": 0.5,
+                "items": 2,
+                "right": right["0"],
+                "by_shots": {
+                    n: {"accuracy": sum(each) / 2, "items": 2, "right": each}
+                    for n, each in right.items()
+                },
+            }
+            for name in ("a", "b")
+        }
+    [panel] = [
+        p for p in figures.sections(Results.of(results))["tasks"] if p.name.startswith("shots")
+    ]
+    said = list(panel.groups.values())
+    assert len(said) == len({cell["name"] for cell in results["cells"]})
+    assert all("1 at the end" in words for words in said)

@@ -95,3 +95,26 @@ def test_tasks_are_scored_of_one_run(run, tmp_path, capsys):
         evaluate.evaluate_run(
             folder, [f"study.evaluation.tasks=[{tmp_path}]", "study.evaluation.shots=1"]
         )
+
+
+def test_numbers_of_shots_are_a_curve_whose_first_one_ranks(run, tmp_path):
+    folder, _ = run
+    items = "".join(f'{{"n": {n}, "answer": "{"ab"[n % 2]}"}}\n' for n in range(12))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(items)
+    wording = {"name": "w", "prompt": "{{ n }} is ||| {{ answer }}", "choices": "a ||| b"}
+    data = {"train": "train.jsonl", "test": "test.jsonl"}
+    said = {"summary": "s", "data": data, "wordings": [wording]}
+    (tmp_path / "letters.task.yaml").write_text(json.dumps(said))
+
+    def letters(shots):
+        given = [f"study.evaluation.tasks=[{tmp_path}]", f"study.evaluation.shots={shots}"]
+        return evaluate.evaluate_run(folder, given)[0].tasks["letters"]
+
+    curve = letters([2, 0])
+    assert list(curve.by_shots) == ["2", "0"]
+    assert (curve.accuracy, curve.right) == (letters(2).accuracy, letters(2).right)
+    for number in (0, 2):
+        alone = letters(number)
+        assert alone.by_shots == {}
+        assert curve.by_shots[str(number)] == alone

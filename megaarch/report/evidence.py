@@ -1,0 +1,371 @@
+"""What a study and its probes say on each argument: the scores that its rule is given, and a figure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megaarch.probes import catalogue
+from megaarch.probes.catalogue import Probed
+from megaarch.probes.difficulty import Difficulty
+from megaarch.probes.estimate import Estimate
+from megaarch.probes.masks import Throughput
+from megaarch.probes.position import Positions, Stream
+from megaarch.probes.rank import Ranks
+from megaarch.probes.regression import Regressed
+from megaarch.report import arguments, plots
+from megaarch.report.arguments import Verdict
+from megaarch.report.cells import MergedCell, merged_cells
+from megaarch.report.findings import finetuned
+from megaarch.report.inference import cheapest, dialogues
+from megaarch.report.lines import Point, lines
+from megaarch.report.panel import CONTINUATION, TASKS, Score, known
+from megaarch.report.plots import Entry, Looks
+from megaarch.report.style import Look, Panel, looks
+from megaarch.study.intervals import paired_error, seed_error, widened
+from megaarch.study.results import Results
+
+SECOND = 2  # the layer whose states tell places, counted from the embedding (0)
+NORMAL = 1.959964
+# of models that are no cells: the preset whose colour they have
+DRAWN_AS = {"causal_decoder": "gpt", "prefix_decoder": "prefix_lm", "encoder_decoder": "t5"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument as the report shows it. verdict, panel: None where it was not measured."""
+
+    number: int
+    title: str
+    claim: str
+    probe: str
+    verdict: Verdict | None = None
+    panel: Panel | None = None
+
+
+ARGUMENTS = (
+    Argument(1, "Generalization", "Decoders generalize better without examples.", "compare"),
+    Argument(2, "Rank", "Bidirectional attention degenerates to low rank.", "rank"),
+    Argument(
+        3, "Difficulty", "Predicting the next token is harder, and teaches more.", "difficulty"
+    ),
+    Argument(4, "Context", "Decoders learn more directly from examples in context.", "regression"),
+    Argument(5, "Position", "Causal attention tells positions by itself.", "position"),
+    Argument(6, "Caches", "A decoder keeps its cache over the turns of a dialogue.", "dialogue"),
+    Argument(7, "Tools", "Tools serve causal masks best.", "masks"),
+)
+
+
+def evidence(results: Results, probed: Mapping[str, Probed]) -> list[Argument]:
+    """Returns the seven arguments, each with its verdict and figure where the study has what its rule asks for.
+
+    Cells are those of the largest budget and size. None where no probe has run.
+    """
+    if not probed:
+        return []
+    study = _Study.of(results)
+    if study is None:
+        return list(ARGUMENTS)
+    found = []
+    for argument, make in zip(ARGUMENTS, MAKERS, strict=True):
+        made = make(study, probed)
+        found.append(replace(argument, verdict=made[0], panel=made[1]) if made else argument)
+    return found
+
+
+Made = tuple[Verdict, Panel] | None
+
+
+@dataclass(frozen=True)
+class _Study:
+    """raw: cells with positions, before finetuning. without: those without positions. decoder: the causal
+    one of full_lm among raw."""
+
+    cells: list[MergedCell]
+    look: Looks
+    raw: list[MergedCell]
+    without: list[MergedCell]
+    decoder: MergedCell
+
+    @classmethod
+    def of(cls, results: Results) -> "_Study | None":
+        every = merged_cells(results)
+        cells = [cell for cell in every if cell.adaptation is None]
+        largest = max((cell.budget for cell in cells), default=0)
+        most = max((cell.parameters or 0 for cell in cells if not _two_stacks(cell)), default=0)
+        cells = [
+            c
+            for c in cells
+            if c.budget == largest
+            and (len({d.size for d in cells}) == 1 or (c.parameters or 0) >= most)
+        ]
+        text = [cell for cell in cells if not finetuned(cell)]
+        raw = [cell for cell in text if not _blind(cell)]
+        decoders = [
+            c for c in raw if (c.architecture, c.objective) == ("causal_decoder", "full_lm")
+        ]
+        if not decoders:
+            return None
+        without = [cell for cell in text if _blind(cell)]
+        return cls(cells, looks(every), raw, without, decoders[0])
+
+    def probed(self, found: Probed, cells: Sequence[MergedCell]) -> dict[str, Any]:
+        """Maps the label of each cell that was probed to its record."""
+        pairs = ((c.label, found.of_cell(c.name, c.key)) for c in cells)
+        return {label: record for label, record in pairs if record is not None}
+
+    def pair(self, cell: MergedCell) -> MergedCell | None:
+        """The cell with positions that one without them is held against."""
+        same = (cell.architecture, cell.objective)
+        return next((c for c in self.raw if (c.architecture, c.objective) == same), None)
+
+
+def _two_stacks(cell: MergedCell) -> bool:
+    return cell.architecture == "encoder_decoder"
+
+
+def _blind(cell: MergedCell) -> bool:
+    return cell.settings.get("model", {}).get("position_encoding") == "none"
+
+
+def as_score(estimate: Estimate) -> Score:
+    """An estimate as the panel's statistics take it."""
+    return Score(estimate.value, estimate.interval, None, list(estimate.seeds))
+
+
+def entries(scores: Mapping[str, Score], descending: bool = True) -> list[Entry]:
+    """Rows of dots, the largest first."""
+    rows = [Entry(n, s.value, s.interval, "") for n, s in scores.items() if s.value is not None]
+    return sorted(rows, key=lambda row: -row.value if descending else row.value)
+
+
+def points(estimates: Sequence[Estimate], places: Sequence[float]) -> list[Point]:
+    """Points of a line, of what has a value."""
+    return [
+        Point(x, e.value, *e.ends)
+        for x, e in zip(places, estimates, strict=True)
+        if e.value is not None
+    ]
+
+
+def _generalization(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    every = {c.label: c.heldout.score(TASKS) for c in study.cells if c not in study.without}
+    every = {label: score for label, score in every.items() if score.value is not None}
+    raw = {
+        c.label: every[c.label]
+        for c in study.raw
+        if c.label in every and (c.heldout.comparable or c is study.decoder)
+    }
+    raw = {n: s for n, s in raw.items() if n == study.decoder.label or not _is_causal(study, n)}
+    chances = [t.chance for t in study.decoder.heldout.tasks.values() if t.chance is not None]
+    if study.decoder.label not in raw or not chances:
+        return None
+    chance = sum(chances) / len(chances)
+    verdict = arguments.generalization(raw, study.decoder.label, chance)
+    panel = plots.dots(
+        "argument-generalization",
+        "Tasks, before and after finetuning",
+        entries(every),
+        study.look,
+        "mean accuracy of the tasks",
+        ("chance", chance),
+        always=True,
+    )
+    return verdict, panel
+
+
+def _is_causal(study: _Study, label: str) -> bool:
+    return any(c.label == label and c.architecture == "causal_decoder" for c in study.cells)
+
+
+def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    if "rank" not in probed:
+        return None
+    ranks: dict[str, Ranks] = study.probed(probed["rank"], study.raw)
+    mine = ranks.pop(study.decoder.label, None)
+    if mine is None:
+        return None
+    causal = mine.blocks["decoder"]
+    pairs, drawn = {}, {study.decoder.label: causal}
+    for label, record in ranks.items():
+        name = next((n for n in ("encoder", "decoder.prefix") if n in record.blocks), None)
+        if name is None:
+            continue
+        block = record.blocks[name]
+        alike = causal if block.queries == causal.queries else mine.blocks["decoder.prefix"]
+        effective = [b.trained.matrix.effective_rank for b in (alike, block)]
+        pairs[label] = (as_score(effective[0]), as_score(effective[1]))
+        drawn[label] = block
+    every = {study.decoder.label: mine} | ranks
+    swapped = {
+        label: as_score(block.lost_by_seeing_ahead)
+        for label, record in every.items()
+        for name, block in record.blocks.items()
+        if block.lost_by_seeing_ahead is not None
+        and name in ("encoder", "decoder")
+        and label in drawn
+        and (name == "encoder" or "encoder" not in record.blocks)
+    }
+    if not pairs:
+        return None
+    panel = lines(
+        "argument-rank",
+        "Effective rank of attention, by layer",
+        {
+            label: points(
+                [layer.matrix.effective_rank for layer in block.layers],
+                range(1, len(block.layers) + 1),
+            )
+            for label, block in drawn.items()
+        },
+        study.look,
+        "layer",
+        "effective rank, share of the row",
+    )
+    panel.caption = "Means over heads and held-out rows. Of a prefix decoder its prefix, of an encoder-decoder its encoder."
+    return arguments.rank(pairs, swapped), panel
+
+
+def _difficulty(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    if "difficulty" not in probed:
+        return None
+    records: dict[str, Difficulty] = study.probed(probed["difficulty"], study.raw)
+    whole = {n: r for n, r in records.items() if r.nats_per_target and r.linear}
+    if study.decoder.label not in whole or len(whole) < 2:
+        return None
+    nats = {n: as_score(r.nats_per_target) for n, r in whole.items() if r.nats_per_target}
+    states = {n: as_score(r.linear) for n, r in whole.items() if r.linear}
+    chances = [r.chance for r in whole[study.decoder.label].representation.values()]
+    panel = plots.dots(
+        "argument-difficulty",
+        "What a linear probe reads off frozen states",
+        entries(states),
+        study.look,
+        "mean accuracy of the tasks",
+        ("chance", sum(chances) / len(chances)),
+        always=True,
+    )
+    return arguments.difficulty(nats, states, study.decoder.label), panel
+
+
+def _in_context(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    if "regression" not in probed:
+        return None
+    found: Regressed = probed["regression"].cells[catalogue.ALONE]
+    errors = {name: learner.error for name, learner in found.learners.items()}
+    if "causal_decoder" not in errors:
+        return None
+    last = max(errors["causal_decoder"], key=int)
+    scores = {name: as_score(error[last]) for name, error in errors.items() if name in DRAWN_AS}
+    causal = scores.pop("causal_decoder")
+    words = {name: name.replace("_", " ") for name in errors}
+    look = {
+        words[name]: Look(DRAWN_AS.get(name, "muted"), "o", "-" if name in DRAWN_AS else ":")
+        for name in errors
+    }
+    panel = lines(
+        "argument-context",
+        "In-context linear regression",
+        {
+            words[name]: points(list(error.values()), [int(n) for n in error])
+            for name, error in errors.items()
+        },
+        look,
+        "examples in the context",
+        "squared error, 1 without examples",
+    )
+    others = {words[name]: score for name, score in scores.items()}
+    return arguments.in_context(causal, others), panel
+
+
+def _position(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    if "position" not in probed:
+        return None
+    records: dict[str, Positions] = study.probed(probed["position"], study.without)
+    streams: dict[str, Stream] = {n: next(iter(r.streams.values())) for n, r in records.items()}
+    cost = {c.label: _loss_without(study, c) for c in study.without if c.heldout.comparable}
+    known_cost = {label: score for label, score in cost.items() if score is not None}
+    mine = next((c.label for c in study.without if study.pair(c) is study.decoder), None)
+    if mine not in streams or mine not in known_cost or len(known_cost) < 2:
+        return None
+    second = {label: as_score(s.layers[SECOND].of_chance) for label, s in streams.items()}
+    both_ways = {n: s for n, s in second.items() if not _is_causal(study, n)}
+    panel = lines(
+        "argument-position",
+        "Places read off states, without positions",
+        {
+            label: points([layer.of_chance for layer in s.layers], range(len(s.layers)))
+            for label, s in streams.items()
+        },
+        study.look,
+        "layer (0: the embedding)",
+        "distance missed, share of guessing",
+        ("guessing", 1.0),
+    )
+    panel.caption = "Of an encoder-decoder its encoder."
+    return arguments.position(second[mine], both_ways, known_cost, mine), panel
+
+
+def _loss_without(study: _Study, cell: MergedCell) -> Score | None:
+    """Bits per byte that a cell loses against its pair with positions."""
+    pair = study.pair(cell)
+    if pair is None:
+        return None
+    a, b = cell.heldout.score(CONTINUATION), pair.heldout.score(CONTINUATION)
+    if a.value is None or b.value is None or a.paired is None or b.paired is None:
+        return None
+    value = a.value - b.value
+    seeds = known([x - y for x, y in zip(a.by_seed, b.by_seed, strict=False)])
+    error = paired_error(a.paired, b.paired)
+    half = NORMAL * error.deviation if error else math.inf
+    interval = widened([value - half, value + half], value, seed_error([seeds]))
+    return Score(value, interval, None, seeds)
+
+
+def _caches(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    able = dialogues(probed, study.raw)
+    one = {}
+    for label in able:  # one cell of each architecture, and the decoder for its own
+        architecture = next(c.architecture for c in study.cells if c.label == label)
+        one.setdefault(architecture, label)
+    one["causal_decoder"] = study.decoder.label
+    if study.decoder.label not in able:
+        return None
+    turns = {label: cheapest(able[label]) for label in one.values()}
+    series = {}
+    for label, flops in turns.items():
+        series[label] = [Point(i, f / 1e9, f / 1e9, f / 1e9) for i, f in enumerate(flops, 1)]
+    panel = lines(
+        "argument-caches", "What a turn of a dialogue costs", series, study.look, "turn", "GFLOPs"
+    )
+    return arguments.caches(
+        {label: sum(flops) for label, flops in turns.items()}, study.decoder.label
+    ), panel
+
+
+def _tools(study: _Study, probed: Mapping[str, Probed]) -> Made:
+    if "masks" not in probed:
+        return None
+    found: Throughput = probed["masks"].cells[catalogue.ALONE]
+    look = {
+        name: Look("prefix_lm" if name in found.ours else "muted", "o", "-")
+        for name in found.of_kernels
+    }
+    rows = {
+        f"{name}: {mask}": as_score(estimate)
+        for name, ratios in found.of_kernels.items()
+        for mask, estimate in ratios.items()
+    }
+    panel = plots.dots(
+        "argument-tools",
+        "Throughput of other masks over causal's",
+        [Entry(n, s.value, s.interval, "") for n, s in rows.items() if s.value is not None],
+        {row: look[row.partition(": ")[0]] for row in rows},
+        "ratio at equal area",
+        ("causal", 1.0),
+        always=True,
+    )
+    return arguments.tools(found.least(ours=True), found.least(ours=False)), panel
+
+
+MAKERS = (_generalization, _rank, _difficulty, _in_context, _position, _caches, _tools)

@@ -1,0 +1,76 @@
+"""What dialogues cost the cells of a study, and quality against it: the second axis of RedLLM 2025."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megaarch.probes.catalogue import Probed
+from megaarch.probes.dialogue import TURNS, Dialogue
+from megaarch.report import notation, plots
+from megaarch.report.cells import MergedCell
+from megaarch.report.findings import ranked
+from megaarch.report.plots import Looks
+from megaarch.report.style import Panel
+
+TRAINED = ("recompute", "reuse")  # policies whose mask the model was trained under
+SHOWN = (*TRAINED, "turn_blocks")
+
+
+def dialogues(probed: Mapping[str, Probed], cells: Sequence[MergedCell]) -> dict[str, Dialogue]:
+    """Maps the label of each cell that can generate to what a dialogue costs it."""
+    if "dialogue" not in probed:
+        return {}
+    found = {c.label: probed["dialogue"].of_cell(c.name, c.key) for c in cells}
+    return {label: record for label, record in found.items() if record and record.flops}
+
+
+def cheapest(dialogue: Dialogue) -> list[int]:
+    """Returns the FLOPs of each turn under the cheapest policy that the mask of training allows."""
+    return min((dialogue.flops[policy] for policy in TRAINED), key=sum)
+
+
+def panels(probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Looks) -> list[Panel]:
+    """Held-out bits per byte against the FLOPs of a dialogue; sizes of a cell share a line."""
+    found = dialogues(probed, cells)
+    series: dict[str, list[MergedCell]] = {}
+    for cell in ranked(cells):
+        if cell.label in found and cell.bits_per_byte is not None:
+            series.setdefault(cell.name, []).append(cell)
+    if not series:
+        return []
+
+    def flops(cell: MergedCell) -> float:
+        return float(sum(cheapest(found[cell.label])))
+
+    title = "Quality against the cost of a dialogue"
+    says = f"FLOPs of {TURNS} turns"
+    panel = plots.sizes("inference-quality", title, series, look, flops, says, notation.power)
+    panel.caption = "Under the cheapest policy that the mask of training allows."
+    return [panel]
+
+
+def table(
+    probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Looks
+) -> dict[str, Any] | None:
+    """Rows of what a dialogue costs each cell, and what its cache keeps; None where nothing was counted."""
+    found = dialogues(probed, cells)
+    if not found:
+        return None
+    rows = [
+        {
+            "name": label,
+            "colour": look[label].variable,
+            "numbers": [
+                *(
+                    notation.power(sum(one.flops[policy]))
+                    if policy in one.flops
+                    else notation.MISSING
+                    for policy in SHOWN
+                ),
+                notation.whole(one.prompt_bytes_per_token),
+                notation.whole(one.answer_bytes_per_token),
+            ],
+        }
+        for label, one in found.items()
+    ]
+    first = next(iter(found.values()))
+    return {"rows": rows, "turns": TURNS, "tokens": first.tokens}

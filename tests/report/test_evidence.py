@@ -1,0 +1,97 @@
+"""What the rules are given: the right cells of a study, and the right numbers of its probes."""
+
+import pytest
+
+from megaarch.probes import catalogue
+from megaarch.report.arguments import FAILS, HOLDS, UNKNOWN
+from megaarch.report.evidence import evidence
+from megaarch.report.page import page
+from megaarch.study.results import Results
+from tests.report.example_probes import estimate, probed, results
+
+
+def answers(found, probes) -> dict[int, str | None]:
+    made = evidence(Results.of(found), probes)
+    return {a.number: a.verdict and a.verdict.answer for a in made}
+
+
+def test_a_study_in_which_every_argument_holds():
+    assert answers(results(), probed()) == dict.fromkeys(range(1, 8), HOLDS)
+
+
+def test_without_probes_there_are_no_arguments():
+    assert evidence(Results.of(results()), {}) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "probe"),
+    [
+        (2, "rank"),
+        (3, "difficulty"),
+        (4, "regression"),
+        (5, "position"),
+        (6, "dialogue"),
+        (7, "masks"),
+    ],
+)
+def test_what_was_not_probed_has_no_verdict(number, probe):
+    probes = probed()
+    del probes[probe]
+    assert answers(results(), probes) == dict.fromkeys(range(1, 8), HOLDS) | {number: None}
+
+
+def test_ranks_are_compared_over_as_many_tokens():
+    """A prefix of 32 tokens is held against the causal decoder's 32, an encoder's 64 against its 64."""
+    probes = probed()
+    blocks = probes["rank"].cells["gpt"].blocks
+    blocks["decoder.prefix"].trained.matrix.effective_rank = estimate(0.3)
+    assert answers(results(), probes)[2] == FAILS  # of the prefix, 0.4
+
+
+def test_positions_are_read_off_the_second_layer():
+    probes = probed()
+    layers = probes["position"].cells["gpt-blind"].streams["decoder"].layers
+    layers[2].of_chance = estimate(0.9)
+    assert answers(results(), probes)[5] == FAILS
+    layers[2].of_chance, layers[1].of_chance = estimate(0.1), estimate(0.9)
+    assert answers(results(), probes)[5] == HOLDS
+
+
+def test_a_dialogue_is_counted_under_masks_of_training():
+    """Turn blocks would cost a prefix decoder as little as reuse costs gpt."""
+    probes = probed()
+    prefix = probes["dialogue"].cells["prefix"]
+    prefix.flops["reuse"] = prefix.flops["turn_blocks"]
+    assert answers(results(), probes)[6] == FAILS
+
+
+def test_causal_cells_of_other_objectives_are_no_counterexample():
+    found = results()
+    another = dict(found["cells"][0]) | {"name": "causal-prefix", "objective": "prefix_lm"}
+    another["heldout"] = dict(another["heldout"])
+    found["cells"].append(another)
+    assert answers(found, probed())[1] == HOLDS
+
+
+def test_guessing_decides_nothing():
+    found = results()
+    for cell in found["cells"]:
+        [task] = cell["heldout"]["tasks"].values()
+        task["chance"] = 0.95
+    assert answers(found, probed())[1] == UNKNOWN
+
+
+def test_the_page_begins_with_the_question():
+    with_arguments = page(Results.of(results()), probed())
+    assert "<h1>Why decoder-only?</h1>" in with_arguments
+    assert with_arguments.count('<b class="verdict holds">holds here</b>') == 7
+    assert 'id="inference"' in with_arguments
+    assert "<h1>Which architecture gives more?</h1>" in page(Results.of(results()))
+
+
+def test_probes_are_written_and_read(tmp_path):
+    for each in probed().values():
+        catalogue.write(tmp_path, each)
+    read = catalogue.read(tmp_path)
+    assert answers(results(), read) == dict.fromkeys(range(1, 8), HOLDS)
+    assert page(Results.of(results()), read) == page(Results.of(results()), probed())

@@ -18,7 +18,7 @@ from megaarch import config
 from megaarch.cli.errors import run_command
 from megaarch.errors import UserError
 from megaarch.files import write_json
-from megaarch.probes.regression import Regression, measure
+from megaarch.probes.regression import Regression, compare
 from megaarch.study.environment import environment
 
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         raise UserError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
     torch.set_num_threads(1)
     started = time.perf_counter()
-    found = measure(settings)
+    found = compare(settings)
     record = {
         "command": shlex.join(["python", "-m", "tools.regression", *given]),
         **environment(),

@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
-import megaarch
 from megaarch.attention.kernel import AttentionInputs
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
@@ -45,7 +43,6 @@ from megaarch.probes.subject import Subject, largest
 from megaarch.study.exact_match import FORM
 from megaarch.study.results import Record
 
-TASKS = Path(megaarch.__file__).parents[1] / "configs" / "tasks"
 SHOTS = 4
 LEARNING_RATE = 1e-2  # of a demonstration's step
 Tokens = np.ndarray
@@ -96,16 +93,17 @@ class Reading:
 
 
 def measure(subject: Subject, options: Options) -> InContext:
-    """Compares the three settings on the tasks of configs/tasks, with `options.rows` queries of all."""
-    if not TASKS.is_dir():
-        raise UserError(
-            f"{TASKS} does not exist: run megaarch from a checkout of its repository, or call "
-            "megaarch.probes.in_context.similarities with tasks"
-        )
-    tasks = find(str(TASKS))
-    queries = max(options.rows // len(tasks), 2)
+    """Compares the three settings, with `options.rows` queries of all tasks together."""
+    tasks = [task for path in options.tasks for task in find(path)]
+    if not tasks:
+        raise UserError("in_context asks tasks: give some with --tasks, e.g. configs/tasks")
     return similarities(
-        subject.model, subject.settings, subject.tokenizer, tasks, queries, seed=options.seed
+        subject.model,
+        subject.settings,
+        subject.tokenizer,
+        tasks,
+        max(options.rows // len(tasks), 2),
+        seed=options.seed,
     )
 
 

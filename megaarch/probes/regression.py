@@ -22,6 +22,7 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
+from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds
 from megaarch.probes.regressor import Architecture, Attention, Regressor
 from megaarch.study.intervals import ratio_interval
@@ -202,7 +203,13 @@ def train(
     return model
 
 
-def measure(
+def measure(options: Options) -> Regressed:
+    """Runs the settings' defaults. No option of `megaarch probe` changes them: tools/regression.py has them
+    all."""
+    return compare(Regression())
+
+
+def compare(
     settings: Regression, show: Callable[[str], None] = lambda words: print(words, file=sys.stderr)
 ) -> Regressed:
     """Trains every architecture with every seed, and measures all on the same problems. show: is told

@@ -12,7 +12,9 @@ from megaarch.ingest.tasks.task import Task
 from megaarch.model.initialize import initialize
 from megaarch.model.transformer import Transformer
 from megaarch.probes import in_context
+from megaarch.probes.catalogue import Options
 from megaarch.probes.in_context import InContext
+from megaarch.probes.subject import Subject
 
 PRESETS = ["gpt", "prefix_lm", "t5", "ul2", "glm"]
 
@@ -235,3 +237,12 @@ def test_rows_without_room_for_a_demonstration_are_refused(made, task):
     model, settings, tokenizer, _ = made("gpt", model__sequence_length=16)
     with pytest.raises(UserError, match=r"model\.sequence_length: no task"):
         in_context.similarities(model, settings, tokenizer, [task])
+
+
+def test_the_probe_asks_the_tasks_that_it_is_given(made, task):
+    model, settings, tokenizer, _ = made("gpt")
+    subject = Subject("gpt", model, settings, tokenizer, documents=[])
+    found = in_context.measure(subject, Options(rows=4, tasks=(str(task.path),)))
+    assert found == in_context.similarities(model, settings, tokenizer, [task], queries=4)
+    with pytest.raises(UserError, match="--tasks"):
+        in_context.measure(subject, Options())

@@ -169,7 +169,7 @@ def test_models_of_a_seed_begin_alike_and_see_the_same_rows():
 
 def test_numbers_of_examples_that_no_row_has_are_refused():
     with pytest.raises(UserError, match="1 to 8 examples"):
-        regression.measure(Regression(examples=8, counts=(4, 9)))
+        regression.compare(Regression(examples=8, counts=(4, 9)))
 
 
 SMALL = Regression(
@@ -188,7 +188,7 @@ SMALL = Regression(
 
 
 def test_trained_prefix_decoders_reach_least_squares_and_causal_ones_do_less():
-    found = regression.measure(SMALL, show=lambda words: None)
+    found = regression.compare(SMALL, show=lambda words: None)
     holds_the_claim(found, "32")
     again = Regressed.model_validate_json(found.model_dump_json())
     assert again == found

@@ -74,7 +74,7 @@ SLOW_FILES = {
     *("training/test_malloc.py", "training/test_float8.py", "training/test_recompiles.py"),
     *("training/test_ahead.py", "training/test_saving.py", "study/test_lock.py"),
     *("study/test_compare.py", "study/test_preflight.py", "study/test_yardsticks.py"),
-    "study/test_copy_task.py",
+    *("study/test_copy_task.py", "probes/test_regression.py"),
     *("interchange/test_folders.py", "interchange/test_huggingface.py", "data/test_tokenizer.py"),
     *("kernels/test_library.py", "kernels/test_training.py", "attention/test_kernels.py"),
     *("inference/test_generate.py", "inference/test_huggingface.py"),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from matplotlib.ticker import MaxNLocator
+
 from megaarch.report.plots import (
     HEIGHT,
     WIDTH,
@@ -60,7 +62,7 @@ def lines(
         ends[label] = last.x, last.value
     ticks(ax.yaxis, 6)
     ax.set(xlabel=x, ylabel=y)
-    ticks(ax.xaxis, 8)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if reference:
         draw_reference(ax, reference, "horizontal")
     name_ends(ax, ends, look)

@@ -87,7 +87,7 @@ def test_attention_alone_collapses_as_fast_as_the_bound(subject):
     behind a layer is at most 4 sum_h ||W_QK,h||_1 ||W_h||_{1,inf} / sqrt(d) times the cube of the one before,
     where the scores are small."""
     subject = subject(
-        "bert", model__position_encoding="none", model__layers=2, model__initial_deviation=0.3
+        "bert", model__position_encoding="none", model__layers=2, model__initial_deviation=0.045
     )
     model = subject.model
     batch = subject.batch(subject.rows(20, 3), 10)
@@ -98,21 +98,17 @@ def test_attention_alone_collapses_as_fast_as_the_bound(subject):
     with switched(model, skip=False, feed_forward=False), recorded(model) as states:
         model.run(batch)
     layers = [model.embed(0, batch), *(states[i] for i in range(2))]
+    shares = []
     for index in range(2):
         left, right = (
             matrix_rank.composite_norm(matrix_rank.without_mean_row(x))
             for x in layers[index : index + 2]
         )
         bound = factor(model.layers[str(index)].attention) * left**3
-        print(index, left, right, bound, left.max())
+        assert (bound < left).all(), "weights for which the bound says something"
         assert (right <= bound).all()
-        assert (right < left).all()
-    ratios = [
-        matrix_rank.residual_to_rank_one(layers[i + 1], matrix_rank.composite_norm)
-        / matrix_rank.residual_to_rank_one(layers[i], matrix_rank.composite_norm)
-        for i in range(3)
-    ]
-    assert (ratios[2] < ratios[1]).all() and (ratios[1] < ratios[0]).all(), "faster and faster"
+        shares.append(right / left)
+    assert (shares[1] < shares[0]).all(), "faster and faster"
 
 
 def factor(attention) -> float:

@@ -14,9 +14,9 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, Namespace, Undefined
+from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import pass_context
+from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 from megaarch.errors import UserError
@@ -58,7 +58,7 @@ class _Counted(NodeTransformer):
         return _filtered(node, "counted") if node.ctx == "load" else node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.iter = _filtered(node.iter, "counted turns")
         return node
 
@@ -66,7 +66,7 @@ class _Counted(NodeTransformer):
         raise jinja2.TemplateSyntaxError("blocks are not for templates", node.lineno)
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -159,7 +159,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Counted().visit(super()._parse(source, name, filename))
 
-    def call_binop(self, context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         both_numbers = all(isinstance(x, int | float) for x in (left, right))
         if operator == "**" or (operator == "*" and not both_numbers):
             raise SecurityError(f"the operator {operator} is not for templates")

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     curves = {name: isoflop(of, options.resamples, options.seed) for name, of in kept.items()}
     pairs = comparisons(fits)
     if not options.json:
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         display.show(fits, curves, console)
         for pair in pairs:
             console.print(display.sentence(pair), soft_wrap=True)

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from megaarch.errors import UserError
 
@@ -24,6 +25,7 @@ OF_ARGUMENTS = (
     FileNotFoundError,
     RuntimeError,
 )  # raised by lm_eval or datasets
+CONFIRMED = "--confirm_run_unsafe_code"
 MISSING = "lm-evaluation-harness is missing: pip install 'megaarch[lm-eval]'"
 
 
@@ -34,7 +36,8 @@ def run_lm_eval(arguments: Sequence[str]) -> int:
         register()
         from lm_eval.__main__ import cli_evaluate
 
-        cli_evaluate()
+        with restricted(confirmed=CONFIRMED in arguments):
+            cli_evaluate()
     return 0
 
 
@@ -45,6 +48,34 @@ def register() -> None:
     except ImportError:
         raise UserError(MISSING) from None
     import megaarch.harness.model  # noqa: F401
+
+
+@contextmanager
+def restricted(confirmed: bool = False) -> Iterator[None]:
+    """Has tasks run no Python of files outside lm_eval's package, unless that is confirmed, and templates
+    reach no attribute that jinja's sandbox keeps from them. UserError for a task that would."""
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval.tasks import _yaml_loader
+
+    load, environment = _yaml_loader._import_func_in_yml, lm_eval.utils.env
+    package = Path(lm_eval.__file__).resolve().parent
+
+    def imported(name: str, folder: Path) -> Any:
+        if not confirmed and not folder.resolve().is_relative_to(package):
+            raise UserError(
+                f"a task in {folder} runs the function {name}: read its code, and give {CONFIRMED} to "
+                "megaarch lm-eval to run it"
+            )
+        return load(name, folder)
+
+    sandbox = SandboxedEnvironment(undefined=environment.undefined, keep_trailing_newline=True)
+    sandbox.filters = environment.filters
+    _yaml_loader._import_func_in_yml, lm_eval.utils.env = imported, sandbox
+    try:
+        yield
+    finally:
+        _yaml_loader._import_func_in_yml, lm_eval.utils.env = load, environment
 
 
 @contextmanager
@@ -72,6 +103,8 @@ def _sentence(error: BaseException) -> str | None:
                 f"a task's data cannot be reached or read ({said}): give tasks whose data lies in local files "
                 "(docs/tasks.md), or fill the cache of datasets on a machine with network"
             )
+        if room == "jinja2":
+            return f"lm_eval: a task's template cannot be rendered: {said}"
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, OF_ARGUMENTS) and _of_harness(error):
         return f"lm_eval: {said}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.errors import UserError
-from megaarch.harness.command import register, told
+from megaarch.harness.command import register, restricted, told
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tasks:
         shots: answered examples before a question; None: as each task has it. UserError for data out of
         reach.
         """
-        with told():
+        with told(), restricted():
             import lm_eval
 
             evaluate: Any = lm_eval.simple_evaluate  # a decorator hides its arguments

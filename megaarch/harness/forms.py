@@ -195,7 +195,11 @@ def _tokenizer_of(folder: Path):
             "give form=objective"
         ) from None
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # None asks at the terminal
+        )
     except Exception as error:  # of many kinds
         raise UserError(
             f"form=hf: transformers finds no tokenizer in {folder} ({str(error).splitlines()[0][:120]}): "

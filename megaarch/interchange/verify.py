@@ -111,6 +111,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
             folder,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
             chunk_size_feed_forward=0,  # any other has to divide the length

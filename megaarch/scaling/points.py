@@ -40,7 +40,16 @@ class Points:
 def read(path: Path) -> dict[str, Points]:
     """Returns the points of a CSV file by architecture: columns `parameters`, `loss`, `tokens` or
     `training_flops`, and perhaps `architecture`. UserError for a file that holds something else."""
-    rows = csv.DictReader(io.StringIO(read_text(path)))
+    text = io.StringIO(
+        read_text(path).removeprefix("\ufeff"), newline=None
+    )  # the mark of spreadsheets
+    try:
+        return _points(csv.DictReader(text), path)
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV file: {error}") from None
+
+
+def _points(rows: csv.DictReader, path: Path) -> dict[str, Points]:
     columns = [name.strip() for name in rows.fieldnames or ()]
     rows.fieldnames = columns
     counted = "tokens" if "tokens" in columns else "training_flops"

@@ -12,6 +12,7 @@ import numpy as np
 
 from megaarch.config.schema import Evaluation
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
 from megaarch.study import exact_match
@@ -33,7 +34,7 @@ def identity(evaluation: Evaluation) -> dict[str, str]:
     """Maps each task's name to a digest of all that its items come from."""
     found = {}
     for task in tasks_of(evaluation):
-        content = b"\0".join(path.read_bytes() for path in task.inputs)
+        content = b"\0".join(read_bytes(path) for path in task.inputs)
         found[task.name] = hashlib.blake2b(content, digest_size=8).hexdigest()
     return found
 

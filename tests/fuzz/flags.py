@@ -75,6 +75,7 @@ FILES = (
         "d",
         "d.idx",
     ),
+    *("points.csv", "prompts.jsonl", "tasks", "tasks/pairs.task.yaml", "tasks/templates.yaml"),
     *("run", "run/checkpoints", "hf", "made", "scale.json", "model.safetensors", ".", "..", "pipe"),
     *(
         "missing",

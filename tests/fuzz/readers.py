@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch import cli, config
-from megaarch.cli import report
+from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
 from megaarch.data.indexed import IndexedDataset
 from megaarch.data.tokenizer import Tokenizer
+from megaarch.engine import deepspeed_config
+from megaarch.ingest.tasks.task import Task
 from megaarch.interchange import files
+from megaarch.interchange.convert import Conversion, convert
+from megaarch.scaling import points
 from megaarch.training import checkpoint, pickled_metadata, record, storage
 from megaarch.training.metrics import read_lines
 from tests.fuzz import mutate
@@ -41,6 +45,18 @@ def _report(folder: Path) -> object:
 
 def _progress(folder: Path) -> object:
     return record.read_record(folder / "step-00000003")
+
+
+def _task(folder: Path) -> object:
+    found = Task(folder / "tasks" / "pairs.task.yaml")
+    asked = [found.questions(wording, 2, shots=1) for wording in found.wordings]
+    return asked, list(found.pairs())
+
+
+def _converted(folder: Path) -> object:
+    job = Conversion(folder / "llama", folder.with_name("converted"), "checkpoint", verify=False)
+    shutil.rmtree(job.output, ignore_errors=True)
+    return convert(job, say=lambda text: None)
 
 
 READERS = {
@@ -81,6 +97,20 @@ READERS = {
         lambda folder: files.read_hf(folder / "hf"),
         structured=True,
     ),
+    "deepspeed": Reader(
+        "deepspeed.json",
+        lambda folder: deepspeed_config.read(f"{folder}/deepspeed.json"),
+        structured=True,
+    ),
+    "config.json": Reader("llama/config.json", _converted, structured=True),
+    "task": Reader("tasks/pairs.task.yaml", _task),
+    "task values": Reader("tasks/pairs.task.yaml", _task, structured=True),
+    "promptsource": Reader("tasks/templates.yaml", _task),
+    "items": Reader("tasks/items.jsonl", _task),
+    "prompts": Reader(
+        "prompts.jsonl", lambda folder: generate.read_prompts(f"{folder}/prompts.jsonl")
+    ),
+    "points": Reader("points.csv", lambda folder: points.read(folder / "points.csv")),
 }
 
 

@@ -50,6 +50,11 @@ def make(folder: Path) -> Path:
         Path("results.json").write_text(json.dumps(example_results()))
         shutil.copyfile(ROOT / "benchmarks" / "2026-11-28-scale.json", "scale.json")
         shutil.copyfile(ROOT / "tests" / "scaling" / "chinchilla_points.csv", "points.csv")
+        _tasks(Path("tasks"))
+        Path("deepspeed.json").write_text(
+            '{"optimizer": {"params": {}}, "zero_optimization": {"stage": 1}}'
+        )
+        Path("prompts.jsonl").write_text('{"prompt": "The river"}\n{"prompt": "A stone", "n": 1}\n')
         (Path("launch")).mkdir()
         shutil.copyfile(ROOT / "launch" / "site.example.sh", "launch/site.sh")
         Path("loop").symlink_to("loop")
@@ -74,6 +79,27 @@ def _trained() -> Trainer:
     }
     Path("study.yaml").write_text(yaml.safe_dump(raw))
     return trainer
+
+
+def _tasks(folder: Path) -> None:
+    """A task with a wording of its own and one of promptsource."""
+    folder.mkdir()
+    items = ({"text": f"{n} stones", "label": n % 2, "names": ["odd", "even"]} for n in range(4))
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    prompt = "{% for name in names %}{{ name | upper }}, {% endfor %}{{ text }}? ||| {{ answer_choices[label] }}"
+    task = {
+        "summary": "Odd or even?",
+        "data": {"train": "items.jsonl", "test": "items.jsonl"},
+        "wordings": [{"name": "own", "prompt": prompt, "choices": "{{ names | join(' ||| ') }}"}],
+        "promptsource": "templates.yaml",
+    }
+    (folder / "pairs.task.yaml").write_text(yaml.safe_dump(task))
+    lines = (
+        *("templates:", "  a: !Template", "    answer_choices: null"),
+        *("    jinja: '{{ text }}? ||| {{ names[label] }}'", "    metadata: !TemplateMetadata {}"),
+        "    name: theirs",
+    )
+    (folder / "templates.yaml").write_text("\n".join(lines) + "\n")
 
 
 def _hugging_face(path: Path) -> None:

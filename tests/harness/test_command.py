@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 from megaarch import config
 from megaarch.cli.main import main
+from megaarch.errors import UserError
 from megaarch.training.trainer import Trainer
 from tests.harness.local import write_tasks
 
@@ -88,6 +90,59 @@ def test_what_goes_wrong_is_one_sentence(given, told, run, folder, local, capsys
     assert lm_eval(run, folder, *given) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megaarch: ")]
     assert len(said) == 1 and told in said[0]
+
+
+@pytest.fixture
+def planted(folder, tmp_path):
+    """A folder with a task whose function, and one whose template, make the file `witness`."""
+    task = yaml.safe_load((folder / "local_word.yaml").read_text())
+    (tmp_path / "planted.py").write_text("open('witness', 'w')\ndef text(item): return 'x'\n")
+    called = yaml.safe_dump(task | {"task": "called"}) + "doc_to_text: !function planted.text\n"
+    (tmp_path / "called.yaml").write_text(called.replace("doc_to_text: '{{question}}'\n", ""))
+    opened = "{{ cycler.__init__.__globals__.os.system('touch witness') }}"
+    (tmp_path / "opened.yaml").write_text(
+        yaml.safe_dump(task | {"task": "opened"} | {"doc_to_text": opened})
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["lm-eval", "evaluate"])
+@pytest.mark.parametrize(
+    "task, said", [("called", "runs the function planted.text"), ("opened", "is unsafe")]
+)
+def test_a_task_of_a_folder_executes_nothing(
+    command, task, said, planted, run, local, monkeypatch, capsys
+):
+    monkeypatch.chdir(planted)
+    if command == "lm-eval":
+        code = lm_eval(run, planted, "--tasks", task)
+    else:
+        code = main(["evaluate", run, "--tasks", task, "--include-path", str(planted)])
+    assert code == 2 and not (planted / "witness").exists()
+    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("megaarch: ")]
+    assert len(lines) == 1 and said in lines[0]
+
+
+def test_a_function_of_a_task_runs_where_that_is_confirmed(planted, run, local, monkeypatch):
+    monkeypatch.chdir(planted)
+    assert lm_eval(run, planted, "--tasks", "called", "--confirm_run_unsafe_code") == 0
+    assert (planted / "witness").exists()
+
+
+@pytest.mark.parametrize("answer", ["y\n", ""])
+def test_a_tokenizer_with_code_of_its_own_is_not_run(answer, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from megaarch.harness.forms import _tokenizer_of
+
+    there = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "tokenizer_class": "Mine"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(there))
+    (tmp_path / "mine.py").write_text(
+        f"open({str(tmp_path / 'witness')!r}, 'w')\nclass Mine: pass\n"
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    with pytest.raises(UserError, match="custom code"):
+        _tokenizer_of(tmp_path)
+    assert not (tmp_path / "witness").exists()
 
 
 @pytest.mark.parametrize(

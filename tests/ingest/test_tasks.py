@@ -97,6 +97,101 @@ def test_what_a_wording_may_not_say_is_one_sentence(prompt, choices, said):
         wording(prompt, choices).question(ITEM)
 
 
+DOUBLINGS = (
+    "x ~ x",
+    "x + x",
+    "x ~ 'b' ~ x",
+    "[x, x]",
+    "[x, x] | join",
+    "x | replace('a', 'aa' ~ x)",
+)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in [1] | map('string') %}{% for j in zip(range(99999)) %}{% for k in zip(range(999)) %}"
+        "{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro a(n) %}{% if n %}{{ a(n - 1) }}{{ a(n - 1) }}{% endif %}{% endmacro %}{{ a(40) }}",
+        *("{% set x = 'a' %}" + ("{% set x = " + how + " %}") * 60 for how in DOUBLINGS),
+        "{% set x = 'a' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60,
+        "{% set n = namespace(x='a') %}" + "{% set n.x = n.x ~ n.x %}" * 60,
+        "{% set x = [1] %}" + "{% set x = x + x %}" * 60,
+        "{% set x = 9 %}" + "{% set x = x * x %}" * 60,
+        *(
+            "{{ " + call + " }}"
+            for call in (
+                "'x' | center(5000000000)",
+                "['x'] | map('center', 5000000000) | list",
+                "'x'.ljust(5000000000)",
+                "('x' | attr('zfill'))(5000000000)",
+                "(5).to_bytes(5000000000, 'big')",
+                "[1] | batch(5000000000, 'x') | list",
+                "[1] | slice(5000000000) | list",
+                "premise | indent(5000000000)",
+                "'\t'.expandtabs(5000000000)",
+            )
+        ),
+    ],
+    ids=lambda prompt: prompt[:90],
+)
+def test_work_without_an_end_is_refused(prompt):
+    with pytest.raises(UserError, match="it takes too much work"):
+        wording(prompt + " ||| x").question(ITEM)
+
+
+@pytest.mark.parametrize(
+    "text", ["'%5000000000d' % 1", "'%*d' | format(5000000000, 1)", "'{:{}}'.format(1, 5000000000)"]
+)
+def test_a_width_without_bound_is_refused(text):
+    with pytest.raises(UserError, match="such a width is not for templates"):
+        wording("{{ " + text + " }} ||| x").question(ITEM)
+
+
+@pytest.mark.parametrize(
+    "prompt, said",
+    [
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nested too deeply"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("{{ " + "1 + " * 20000 + "1 }}", "nested too deeply"),
+        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "nested too deeply"),
+        ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "too many statically nested blocks"),
+        ("{{ [1] | dictsort }}", "no attribute 'items'"),
+        ("{{ premise | truncate(-5) }}", "expected length"),
+        ("{% macro f(a, a) %}{% endmacro %}", "duplicate argument"),
+        ("{% block a %}{{ self.a() }}{% endblock %}", "blocks are not for templates"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
+        ("{{ '{0.__class__}'.format(premise) }}", "access to attribute"),
+        ("{{ premise | attr('__class__') }}", "access to attribute"),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_what_a_template_may_raise_is_one_sentence(prompt, said):
+    with pytest.raises(UserError, match=said):
+        wording(prompt + " ||| x").question(ITEM)
+
+
+def test_what_templates_of_promptsource_do_is_not_refused():
+    item = {"text": "one two\n" * 3000, "pairs": [[n, "b"] for n in range(200)], "big": 331002651}
+    prompts = {
+        "{{ text | replace('one', 'another number') | truncate(1000, true) | length }}": "1000",
+        "{% set n = namespace(found=0) %}{% for a, b in pairs %}{% set n.found = n.found + a %}"
+        "{% if loop.last %}{{ loop.length }}{% endif %}{% endfor %} {{ n.found }}": "200 19900",
+        "{{ '{:,} of {}'.format(big, pairs | length) }} {{ '%s' | format(big) }}": (
+            "331,002,651 of 200 331002651"
+        ),
+        "{{ pairs | map(attribute=0) | select('odd') | list | length }}": "100",
+        "{% macro say(x) %}<{{ x }}>{% endmacro %}{{ say(big) }}": "<331002651>",
+        "{% if nothing is defined %}a{% endif %}{{ nothing | default('b') }}": "b",
+        "{{ text.split()[:2] | join(' ') }} {{ dict(zip('ab', [1, 2])).items() | list }}": (
+            "one two [('a', 1), ('b', 2)]"
+        ),
+    }
+    for prompt, wanted in prompts.items():
+        assert wording(prompt + "||| x").question(item).input == wanted
+
+
 def test_promptsource_is_read_as_it_is(tmp_path):
     path = tmp_path / "templates.yaml"
     path.write_text(COPA)
@@ -156,6 +251,13 @@ def test_a_bad_record_is_named_by_its_line(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"a": 1}\n{"a"\n')
     with pytest.raises(UserError, match="test.jsonl, line 2: it is no JSON"):
         Task(path).test  # noqa: B018
+
+
+def test_a_record_may_hold_what_unicode_calls_a_line_s_end(tmp_path):
+    path = task(tmp_path)
+    record = json.dumps(ITEM | {"premise": "a\u2028b\x85c"}, ensure_ascii=False)
+    (tmp_path / "test.jsonl").write_text(record + "\r\n")
+    assert [item["premise"] for item in Task(path).test] == ["a\u2028b\x85c"]
 
 
 def test_tasks_are_a_source_of_pairs(tmp_path):

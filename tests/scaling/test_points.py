@@ -43,6 +43,7 @@ def test_the_points_of_the_fewest_tokens_a_parameter_are_left_out():
         ("parameters,tokens,loss\n1,2,3\n-1,2,3\n", "line 3: parameters is '-1'"),
         ("parameters,tokens,loss\n1,2\n", "line 2: loss is None"),
         ("parameters,tokens,loss\n1,inf,3\n", "tokens is 'inf'"),
+        ("parameters,tokens,loss\n1,2," + "3" * 200_000, "is no CSV file: field larger than"),
     ],
 )
 def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, text, sentence):
@@ -50,6 +51,20 @@ def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, text, senten
     path.write_text(text)
     with pytest.raises(UserError, match=sentence):
         points.read(path)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_a_file_of_a_spreadsheet_is_read(tmp_path, end):
+    path = tmp_path / "points.csv"
+    path.write_bytes(end.join(["\ufeffparameters,tokens,loss", "1,2,3", ""]).encode())
+    assert points.read(path)["points"].loss.tolist() == [3]
+
+
+def test_a_name_is_printed_as_it_is(tmp_path, capsys):
+    columns = "parameters,training_flops,loss,architecture"
+    path = write(tmp_path / "a.csv", planted(0.01), columns, ",[/bold]x[red]")
+    assert main(["fit", "--points", str(path), "--resamples", "5"]) == 0
+    assert "[/bold]x[red]: L(N, D)" in capsys.readouterr().out
 
 
 def test_points_of_a_study_are_its_comparable_cells_that_read_text():

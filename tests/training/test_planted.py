@@ -2,6 +2,7 @@
 command executes it, each says one sentence; and those of version 0.1 are still read."""
 
 import copy
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from megaarch import cli, config
 from megaarch.training import checkpoint, pickled_metadata, storage
 from megaarch.training.trainer import Trainer
+from tests.harness.local import write_tasks
 from tests.tools.run import tool
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -68,6 +70,15 @@ def seal(step):
     (step / "manifest.json").write_text(json.dumps(manifest))
 
 
+def _task(folder):
+    """The path of a task of two items."""
+    (folder / "items.jsonl").write_text('{"text": "stones", "label": "no"}\n' * 2)
+    wording = {"name": "own", "prompt": "{{ text }}? ||| {{ label }}", "choices": "no ||| yes"}
+    said = {"summary": "?", "data": {"test": "items.jsonl"}, "wordings": [wording]}
+    (folder / "own.task.yaml").write_text(json.dumps(said))
+    return str(folder / "own.task.yaml")
+
+
 def commands(given, tmp_path):
     """Every command that reads a checkpoint's state, by name, as calls."""
     resumed, started = copy.deepcopy(given), copy.deepcopy(given)
@@ -79,16 +90,23 @@ def commands(given, tmp_path):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(mine))
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     convert = tool("convert")
+    model, tasks = f"run={run}", str(tmp_path / "tasks")
+    of_model = ["--model", "megaarch", "--model_args", model, "--include_path", tasks]
     return {
         "train": lambda: cli.main(["train", str(tmp_path / "resumed.yaml")]),
         "start_from": lambda: cli.main(["train", str(tmp_path / "started.yaml")]),
         "evaluate": lambda: cli.main(["evaluate", run]),
+        "tasks": lambda: cli.main(["evaluate", run, "--tasks", _task(tmp_path)]),
+        "generate": lambda: cli.main(
+            ["generate", run, "--prompt", "The river", "--max-tokens", "2"]
+        ),
+        "lm-eval": lambda: cli.main(["lm-eval", *of_model, "--tasks", "local_word"]),
         "convert": lambda: convert([run, out, "--to", "safetensors"]),
         "verify": lambda: convert([run, out, "--to", "checkpoint", "--verify"]),
     }
 
 
-COMMANDS = ("train", "start_from", "evaluate", "convert", "verify")
+COMMANDS = ("train", "start_from", "evaluate", "tasks", "generate", "convert", "verify")
 
 
 class Call:
@@ -186,6 +204,23 @@ def test_a_planted_pickle_never_runs(command, kind, given, pickled, tmp_path, ca
     file.write_bytes(planted(kind, tmp_path / "witness", file.read_bytes()))
     seal(pickled)
     refused(command, given, tmp_path, capsys, f"{file} is not the metadata of a checkpoint")
+
+
+@pytest.mark.parametrize("kind", ["reduce", "true metadata follows", "nested"])
+def test_a_planted_pickle_never_runs_in_lm_eval(
+    kind, given, pickled, tmp_path, capsys, monkeypatch
+):
+    tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is missing")
+    few = functools.partialmethod(tasks.TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(tasks.TaskManager, "__init__", few)
+    write_tasks(tmp_path / "tasks")
+    file = pickled / "state" / ".metadata"
+    file.write_bytes(planted(kind, tmp_path / "witness", file.read_bytes()))
+    seal(pickled)
+    assert commands(given, tmp_path)["lm-eval"]() == 2
+    assert not (tmp_path / "witness").exists()
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megaarch: ")]
+    assert len(said) == 1 and f"{file} is not the metadata of a checkpoint" in said[0]
 
 
 def refused(command, given, tmp_path, capsys, sentence):

@@ -135,7 +135,7 @@ class Task:
     def _records(self, name: str) -> Sequence[Fields]:
         path = inside(self.path.parent, name)
         records: list[dict[str, Any]] = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):  # text may hold U+2028
             try:
                 record = json.loads(line) if line.strip() else None
             except (ValueError, RecursionError) as error:

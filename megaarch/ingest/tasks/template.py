@@ -4,42 +4,21 @@
     choices:  "{{ first }} ||| {{ second }}"                                     or None
 
 This is the notation of promptsource (Bach et al. 2022), whose templates can be read as they are
-(promptsource.py). Templates are jinja in a sandbox: they reach no attribute, module or file.
+(promptsource.py). Templates are jinja in a sandbox (sandbox.py).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import jinja2
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from megaarch.errors import UserError
+from megaarch.ingest.tasks.sandbox import render
 
 BAR = "|||"
 LARGEST = 1 << 20  # characters of a question
 BETWEEN = "\n\n"  # examples of a prompt
 
 Fields = Mapping[str, Any]
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """No operator that makes a text or number of any size out of a short template."""
-
-    intercepted_binops = frozenset(["**", "*"])
-
-    def call_binop(self, context, operator: str, left: Any, right: Any) -> Any:
-        both_numbers = all(isinstance(x, int | float) for x in (left, right))
-        if operator == "**" or not both_numbers:
-            raise SecurityError(f"the operator {operator} is not for templates")
-        return super().call_binop(context, operator, left, right)
-
-
-ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-ENVIRONMENT.globals["zip"] = zip
-ENVIRONMENT.filters["choice"] = lambda values: values[0]  # promptsource draws one
 
 
 @dataclass(frozen=True)
@@ -92,28 +71,12 @@ class Wording:
 
     def _render(self, source: str, fields: Fields) -> str:
         try:
-            text = "".join(self._pieces(source, fields))
-        except jinja2.TemplateError as error:
-            raise UserError(f"{self}: {error.message}") from None
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise UserError(f"{self}: {error} in {source[:60]!r}") from None
-        return text
-
-    def _pieces(self, source: str, fields: Fields):
-        size = 0
-        for piece in parsed(source).generate(fields):
-            size += len(piece)
-            if size > LARGEST:
-                raise jinja2.TemplateError(f"it makes more than {LARGEST:,} characters")
-            yield piece
+            return render(source, fields, LARGEST)
+        except UserError as error:
+            raise UserError(f"{self}: {error}") from None
 
     def __str__(self) -> str:
         return f"task {self.task}, wording {self.name}"
-
-
-@lru_cache(maxsize=1024)
-def parsed(source: str) -> jinja2.Template:
-    return ENVIRONMENT.from_string(source)
 
 
 def with_shots(question: Question, shots: Sequence[Question]) -> Question:

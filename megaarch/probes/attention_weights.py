@@ -6,6 +6,7 @@ Letters of shapes: docs/shapes.md.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
-from megaarch.model.layers import CrossAttention, SelfAttention
+from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
 
 
@@ -69,7 +70,7 @@ def recorded_attention(
         changed.append((module, module.attend))
         module.attend = _recording(into, index, of)
 
-    for name, layer in model.layers.items():
+    for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
         record(layer.attention, found.own, int(name), mask)
         if layer.cross_attention is not None:
             record(layer.cross_attention, found.cross, int(name), same)
@@ -94,9 +95,7 @@ def _recording(into: dict[int, torch.Tensor], index: int, mask: Callable[[Parts]
         **options: object,  # of the kernel
     ) -> torch.Tensor:
         scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-        inputs = AttentionInputs(
-            q, k, v, mask(parts), scale, bias, query_positions, key_positions
-        )
+        inputs = AttentionInputs(q, k, v, mask(parts), scale, bias, query_positions, key_positions)
         seen = visible(inputs)
         into[index] = weights(scores(inputs, seen), seen)
         return (into[index] @ heads(v, seen, q.shape[2])).transpose(1, 2).to(q.dtype)

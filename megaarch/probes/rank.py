@@ -1,6 +1,7 @@
 """The rank of trained attention, and how fast the states of a row become alike: docs/why.md, "Rank"."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def measure(subject: Subject, options: Options) -> Ranks:
         batch = subject.batch(Rows(rows.tokens[some], rows.documents[some]), length // 2)
         for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
             found.setdefault((kind, name), []).append(measured(matrices))
-            sizes.setdefault(name, tuple(matrices.shape[-2:]))
+            sizes.setdefault(name, (matrices.shape[-2], matrices.shape[-1]))
         for key, of_layers in residuals(subject.model, batch).items():
             residual.setdefault(key, []).append(of_layers)
     documents = rows.documents
@@ -238,7 +239,7 @@ def _block(
     )
 
 
-def estimated(values: Values, documents: np.ndarray, of=np.s_[:]) -> Attention:
+def estimated(values: Values, documents: np.ndarray, of: Any = np.s_[:]) -> Attention:
     """Returns the means of measures [N, L, H] over the matrices `of` each row, with intervals over rows."""
 
     def estimate(name: str) -> Estimate:

@@ -32,7 +32,9 @@ def test_a_probe_of_each_preset(preset, subject, monkeypatch):
 
 def test_chance_is_the_mean_distance_of_two_places():
     """(n^2 - 1) / (3n), of n places in a row; with a gap it is counted out."""
-    states = position.States(torch.zeros(1, 20, 3), np.tile(np.arange(10), 2), np.repeat([0, 1], 10))
+    states = position.States(
+        torch.zeros(1, 20, 3), np.tile(np.arange(10), 2), np.repeat([0, 1], 10)
+    )
     found = position._stream(states, np.array([0, 1]), np.array([False, True]), 0)
     assert (found.places, found.chance) == (10, pytest.approx(99 / 30))
     guess = found.layers[0]

@@ -20,6 +20,8 @@ class Reference(Kernel):
         """Returns softmax(q k' * scale + bias) v over what the parts let each query see."""
         seen = visible(inputs)
         out = weights(scores(inputs, seen), seen) @ heads(inputs.v, seen, inputs.q.shape[2])
+        # so that the gradient of a row that sees nothing, which may be NaN, reaches nothing
+        out = out.masked_fill(~seen.any(3, keepdim=True), 0.0)
         return out.transpose(1, 2).to(inputs.q.dtype)
 
 

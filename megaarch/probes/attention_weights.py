@@ -6,7 +6,7 @@ Letters of shapes: docs/shapes.md.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
+from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
 
 
@@ -65,11 +66,11 @@ def recorded_attention(
     """
     found, changed = AttentionWeights(), []
 
-    def record(module: Any, into: dict[int, torch.Tensor], index, of):
+    def record(module: SelfAttention | CrossAttention, into: dict[int, torch.Tensor], index, of):
         changed.append((module, module.attend))
         module.attend = _recording(into, index, of)
 
-    for name, layer in model.layers.items():
+    for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
         record(layer.attention, found.own, int(name), mask)
         if layer.cross_attention is not None:
             record(layer.cross_attention, found.cross, int(name), same)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -17,7 +17,7 @@ def switched(
 ) -> Iterator[Transformer]:
     """Yields the model, whose branches are not added to their inputs without `skip`, and which leaves out
     feed-forward layers with their norms without `feed_forward`. In evaluation, of one process."""
-    layers: list[Any] = list(model.layers.values())
+    layers = cast(list[Layer], list(model.layers.values()))
     for layer in layers:
         layer.forward = partial(_forward, layer, skip, feed_forward)
     try:

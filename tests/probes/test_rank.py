@@ -82,33 +82,51 @@ def test_content_alone_counts_in_two_streams(subject):
     assert batch.streams[0].tokens.shape[1] == 28  # eight queries
 
 
-def test_attention_alone_collapses_as_fast_as_the_bound(subject):
-    """Dong et al. 2021, theorem 2.2, layer by layer: in the composite norm of 1 and infinity the residual
-    behind a layer is at most 4 sum_h ||W_QK,h||_1 ||W_h||_{1,inf} / sqrt(d) times the cube of the one before,
-    where the scores are small."""
+def attention_alone(subject, deviation: float):
+    """A bidirectional model of two layers without norms, and rows of text."""
     subject = subject(
-        "bert", model__position_encoding="none", model__layers=2, model__initial_deviation=0.045
+        "bert",
+        model__position_encoding="none",
+        model__layers=2,
+        model__initial_deviation=deviation,
     )
     model = subject.model
-    batch = subject.batch(subject.rows(20, 3), 10)
     for name, _ in list(model.named_modules()):
         if name.startswith("layers.") and name.endswith("_norm"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
+    return model, subject.batch(subject.rows(20, 3), 10)
+
+
+def test_attention_alone_collapses_as_fast_as_the_bound(subject):
+    """Dong et al. 2021, theorem 2.2, layer by layer: in the composite norm of 1 and infinity the residual
+    behind a layer is at most 4 sum_h ||W_QK,h||_1 ||W_h||_{1,inf} / sqrt(d) times the cube of the one before,
+    where scores are small."""
+    model, batch = attention_alone(subject, 0.045)
+    residuals = of_depth(model, batch)
+    for depth in range(2):
+        bound = factor(model.layers[str(depth)].attention) * residuals[depth] ** 3
+        assert (bound < residuals[depth]).all(), "weights for which the bound says something"
+        assert (residuals[depth + 1] <= bound).all()
+
+
+def test_half_the_residual_is_a_512th_of_it_behind_two_layers(subject):
+    """The rate of that bound, 3^L, at weights for which rounding is far."""
+    model, batch = attention_alone(subject, 0.3)
+    model.embedding.weight.mul_(0.5)
+    whole = of_depth(model, batch)
+    model.embedding.weight.mul_(0.5)
+    half = of_depth(model, batch)
+    for depth in range(3):
+        assert (torch.log2(whole[depth] / half[depth]) > 3**depth - 0.5).all()
+
+
+def of_depth(model, batch) -> list[torch.Tensor]:
+    """Residuals [B] of the embedding and behind each layer of attention alone."""
     with switched(model, skip=False, feed_forward=False), recorded(model) as states:
         model.run(batch)
-    layers = [model.embed(0, batch), *(states[i] for i in range(2))]
-    shares = []
-    for index in range(2):
-        left, right = (
-            matrix_rank.composite_norm(matrix_rank.without_mean_row(x))
-            for x in layers[index : index + 2]
-        )
-        bound = factor(model.layers[str(index)].attention) * left**3
-        assert (bound < left).all(), "weights for which the bound says something"
-        assert (right <= bound).all()
-        shares.append(right / left)
-    assert (shares[1] < shares[0]).all(), "faster and faster"
+    layers = [model.embed(0, batch), *(states[i] for i in sorted(states))]
+    return [matrix_rank.composite_norm(matrix_rank.without_mean_row(x)) for x in layers]
 
 
 def factor(attention) -> float:

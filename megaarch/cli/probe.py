@@ -23,6 +23,7 @@ probes that need no run:
   regression   in-context linear regression by models of each mask
   masks        attention's throughput under each mask against causal's
 """
+MANY = 60  # estimates of a cell
 MOST = {"rows": 100_000, "length": 1 << 20, "seed": 1 << 63}
 LEAST = {"rows": 2, "length": 4, "seed": 0}
 
@@ -107,23 +108,19 @@ def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
 
 
 def show(found: "Probed") -> None:
-    """Prints every estimate of every cell, with its interval."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Prints the estimates of every cell with their intervals; of many, those that are not of a single layer
+    or head."""
     from megaarch.probes.catalogue import estimates
 
-    console = Console(highlight=False)
     for name, record in found.cells.items():
-        table = Table(title=name, title_justify="left", box=None)
-        table.add_column(found.probe)
-        for column in ("value", "95% interval", "rows"):
-            table.add_column(column, justify="right")
-        for path, estimate in estimates(record):
-            if estimate.value is None:
-                continue
+        known = [(path, e) for path, e in estimates(record) if e.value is not None]
+        rows = [row for row in known if len(known) <= MANY or "[" not in row[0]]
+        wide = max((len(path) for path, _ in rows), default=0)
+        print(f"{name}\n{found.probe:<{wide}}  {'value':>9}  {'95% interval':<22}  rows")
+        for path, estimate in rows:
             low, high = estimate.ends
-            table.add_row(
-                path, f"{estimate.value:.4g}", f"{low:.4g} to {high:.4g}", str(estimate.items)
-            )
-        console.print(table)
+            interval = f"{low:.4g} to {high:.4g}"
+            print(f"{path:<{wide}}  {estimate.value:>9.4g}  {interval:<22}  {estimate.items:>4}")
+        if len(rows) < len(known):
+            print(f"{len(known) - len(rows)} more, by layer and head, with --json")
+        print()

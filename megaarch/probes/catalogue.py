@@ -167,19 +167,17 @@ def as_json(probed: Probed) -> dict[str, Any]:
 
 
 def estimates(record: Any, path: str = "") -> list[tuple[str, Estimate]]:
-    """Returns every estimate in a record with its path, e.g. ("layers.0.effective_rank", ...)."""
+    """Returns every estimate in a record with its path, e.g. ("layers[0].effective_rank", ...)."""
     if isinstance(record, Estimate):
         return [(path, record)]
+    dot = "." if path else ""
     if isinstance(record, Record):
-        parts: Any = [(name, getattr(record, name)) for name in type(record).model_fields]
+        fields = type(record).model_fields
+        parts = [(f"{path}{dot}{name}", getattr(record, name)) for name in fields]
     elif isinstance(record, dict):
-        parts = record.items()
+        parts = [(f"{path}{dot}{key}", value) for key, value in record.items()]
     elif isinstance(record, list):
-        parts = enumerate(record)
+        parts = [(f"{path}[{i}]", value) for i, value in enumerate(record)]
     else:
         return []
-    return [
-        each
-        for key, value in parts
-        for each in estimates(value, f"{path}.{key}" if path else str(key))
-    ]
+    return [each for where, value in parts for each in estimates(value, where)]

@@ -5,13 +5,12 @@ Letters of shapes: docs/shapes.md.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs
 from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
@@ -82,22 +81,28 @@ def recorded_attention(
 
 
 def _recording(into: dict[int, torch.Tensor], index: int, mask: Callable[[Parts], Parts]):
-    def attend(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        parts: Parts,
-        *,
-        scale: float | None = None,
-        bias: RelativeBias | None = None,
-        query_positions: torch.Tensor | None = None,
-        key_positions: torch.Tensor | None = None,
-        **options: object,  # of the kernel
-    ) -> torch.Tensor:
-        scale = float(q.shape[-1] ** -0.5) if scale is None else scale
-        inputs = AttentionInputs(q, k, v, mask(parts), scale, bias, query_positions, key_positions)
+    def attend(*given: Any, **options: Any) -> torch.Tensor:
+        inputs = inputs_of(*given, **options)
+        inputs = replace(inputs, parts=mask(inputs.parts))
         seen = visible(inputs)
         into[index] = weights(scores(inputs, seen), seen)
-        return (into[index] @ heads(v, seen, q.shape[2])).transpose(1, 2).to(q.dtype)
+        out = into[index] @ heads(inputs.v, seen, inputs.q.shape[2])
+        return out.transpose(1, 2).to(inputs.q.dtype)
 
     return attend
+
+
+def inputs_of(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    parts: Parts,
+    *,
+    scale: float | None = None,
+    kernel: str = "auto",
+    **options: Any,
+) -> AttentionInputs:
+    """Returns the inputs that `attend` makes of its arguments."""
+    return AttentionInputs(
+        q, k, v, parts, q.shape[-1] ** -0.5 if scale is None else scale, **options
+    )

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.model.fused import projections
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
+from megaarch.probes.attention_weights import inputs_of
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.subject import Subject, largest
@@ -322,13 +324,9 @@ def recorded(model: Transformer) -> Iterator[list[tuple[torch.Tensor, AttentionI
 def _record(attention: SelfAttention | CrossAttention, found: list) -> Callable[[], None]:
     attend, calls = attention.attend, []
 
-    def keep(
-        q, k, v, parts, *, scale=None, bias=None, query_positions=None, key_positions=None, **more
-    ):
-        size = q.shape[-1] ** -0.5 if scale is None else scale
-        calls.append(AttentionInputs(q, k, v, parts, size, bias, query_positions, key_positions))
-        positions = {"query_positions": query_positions, "key_positions": key_positions}
-        return attend(q, k, v, parts, scale=scale, bias=bias, **positions, **more)
+    def keep(*given: Any, **options: Any) -> torch.Tensor:
+        calls.append(inputs_of(*given, **options))
+        return attend(*given, **options)
 
     def after(module, arguments, output):
         found.append((output, calls.pop()))

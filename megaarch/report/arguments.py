@@ -49,9 +49,14 @@ class Standing:
 
 def standing(claimed: Score, others: Scores, higher_is_better: bool) -> Standing:
     """Compares a score with each of the others. Those without a value are tied."""
-    differs = holm([difference(claimed, other) for other in others.values()], LEVEL)
+    return of_pairs({name: (claimed, other) for name, other in others.items()}, higher_is_better)
+
+
+def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -> Standing:
+    """The same of pairs, each of the claimed score at its own conditions and the other one."""
+    differs = holm([difference(claimed, other) for claimed, other in pairs.values()], LEVEL)
     found = Standing([], [], [])
-    for (name, other), apart in zip(others.items(), differs, strict=True):
+    for (name, (claimed, other)), apart in zip(pairs.items(), differs, strict=True):
         if not apart or claimed.value is None or other.value is None:
             found.tied.append(name)
         elif (claimed.value > other.value) == higher_is_better:
@@ -85,13 +90,7 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
     the same weights lose in effective rank under a mask that sees both ways instead of a causal one; positive
     where the mask by itself costs rank.
     """
-    differs = holm([difference(causal, other) for causal, other in pairs.values()], LEVEL)
-    found = Standing([], [], [])
-    for (name, (causal, other)), apart in zip(pairs.items(), differs, strict=True):
-        if not apart or causal.value is None or other.value is None:
-            found.tied.append(name)
-        else:
-            (found.better if causal.value > other.value else found.worse).append(name)
+    found = of_pairs(pairs, higher_is_better=True)
     loses = [name for name, score in swapped.items() if score.interval and score.interval[0] > 0]
     gains = [name for name, score in swapped.items() if score.interval and score.interval[1] < 0]
     answer = found.answer

@@ -9,7 +9,7 @@ from megaarch.config.registry import load
 from megaarch.files import fit, read_json, write_json
 from megaarch.probes.estimate import Estimate, merged
 from megaarch.probes.subject import Subject, open_subject
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from megaarch.model.memory_traffic import cache_bytes
 from megaarch.probes.catalogue import Options
 from megaarch.probes.subject import Subject
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 TURNS = 8
 SENTINELS = 100  # enough for a prompt of 2,000 tokens in T5's form; the model may have fewer

@@ -20,7 +20,7 @@ from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.representation import Representation
 from megaarch.probes.subject import Rows, Subject, largest
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 PARTS = (
     2,

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from megaarch.study.intervals import Error, ratio_interval, seed_error, widened
-from megaarch.study.results import Interval, Number, Record
+from megaarch.study.record import Interval, Number, Record
 
 
 class Estimate(Record):

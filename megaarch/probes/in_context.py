@@ -43,7 +43,7 @@ from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.subject import Subject, largest
 from megaarch.study.exact_match import FORM
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 SHOTS = 4
 LEARNING_RATE = 1e-2  # of a demonstration's step

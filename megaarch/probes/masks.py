@@ -18,7 +18,7 @@ from megaarch.attention.parts import causal, full
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.study.environment import machine
-from megaarch.study.results import Machine, Record
+from megaarch.study.record import Machine, Record
 
 ROWS, HEADS, HEAD_SIZE = 2, 4, 64
 LENGTH = 1024  # tokens of a row, where no other is asked for

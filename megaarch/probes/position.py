@@ -19,7 +19,7 @@ from megaarch.probes.estimate import Estimate
 from megaarch.probes.states import recorded, used_slots
 from megaarch.probes.subject import Rows, Subject
 from megaarch.study.intervals import ratio_interval
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 TURNS = 8  # of each window
 BATCH = 32  # rows of a forward pass

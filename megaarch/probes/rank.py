@@ -25,7 +25,7 @@ from megaarch.probes.random_attention import matched_attention, random_attention
 from megaarch.probes.states import recorded
 from megaarch.probes.subject import Rows, Subject
 from megaarch.probes.switched import switched
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first
 MASKS = {"causal": causal_mask, "full": full_mask}

@@ -26,7 +26,7 @@ from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds
 from megaarch.probes.regressor import Architecture, Attention, Regressor
 from megaarch.study.intervals import ratio_interval
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 REFERENCES = ("least_squares", "ridge", "gradient_step")
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)

@@ -21,7 +21,7 @@ from megaarch.probes import states
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.subject import Subject, batch_of
-from megaarch.study.results import Record
+from megaarch.study.record import Record
 
 ITEMS = (
     5  # for each held-out row that a probe reads, items to train on; of held-out items half of that

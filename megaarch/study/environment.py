@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import megaarch
-from megaarch.study.results import Hardware, Machine
+from megaarch.study.record import Hardware, Machine
 
 
 def machine() -> Machine:

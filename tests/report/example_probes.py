@@ -9,7 +9,7 @@ from megaarch.probes.position import Layer, Positions, Stream
 from megaarch.probes.rank import Attention, Block, Ranks, Spectrum
 from megaarch.probes.regression import Learner, Regressed, Regression
 from megaarch.probes.representation import Representation
-from megaarch.study.results import Machine
+from megaarch.study.record import Machine
 from tests.study.example_results import example_results
 
 CELLS = {  # name: (architecture, objective, positions)

@@ -15,12 +15,12 @@ from megaarch.probes.rank import Ranks
 from megaarch.probes.regression import Regressed
 from megaarch.report import arguments, plots
 from megaarch.report.arguments import Verdict
+from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.findings import finetuned
 from megaarch.report.inference import cheapest, dialogues
-from megaarch.report.lines import Point, lines
 from megaarch.report.panel import CONTINUATION, TASKS, Score, known
-from megaarch.report.plots import Entry, Looks
+from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import Look, Panel, looks
 from megaarch.study.intervals import paired_error, seed_error, widened
 from megaarch.study.results import Results

@@ -8,8 +8,8 @@ import matplotlib
 from megaarch.config import catalogue
 from megaarch.report import findings as report_findings
 from megaarch.report import laws, notation, plots
+from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, merged_cells
-from megaarch.report.lines import Point, lines
 from megaarch.report.masks import mask_panel
 from megaarch.report.panel import (
     gain_of_length,
@@ -20,7 +20,7 @@ from megaarch.report.panel import (
     of_task,
     shots,
 )
-from megaarch.report.plots import Entry, Looks
+from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
 

@@ -6,9 +6,9 @@ from typing import Any
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import TURNS, Dialogue
 from megaarch.report import notation, plots
+from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell
 from megaarch.report.findings import ranked
-from megaarch.report.plots import Looks
 from megaarch.report.style import Panel
 
 TRAINED = ("recompute", "reuse")  # policies whose mask the model was trained under

@@ -1,10 +1,10 @@
 """The report page: one self-contained HTML file, no network, readable without scripts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,111 +13,14 @@ from markupsafe import Markup
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
-from megaarch.report.cells import MergedCell, before_adaptation, interval_kinds, merged_cells
+from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
-from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
-from megaarch.report.panel import TASKS
+from megaarch.report.ranking import COLUMNS, KEPT, adaptation_table, table
 from megaarch.report.style import RC, Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
-from megaarch.study.results import Heldout, Results, Text
-
-PSEUDO = (
-    "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."
-)
-TUNED = "Finetuned on pairs of input and target: ranked by tasks, and never by raw text."
-
-
-class Column(NamedTuple):
-    """A column of the table. says: what the pointer shows. value: to sort by."""
-
-    title: str
-    says: str
-    value: Callable[[MergedCell], float | None]
-    shown: Callable[[float | None], str]
-
-
-def interval_of(heldout: Heldout) -> str:
-    interval = heldout.interval()
-    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else notation.MISSING
-
-
-FLOPS = Column(
-    "FLOPs",
-    "useful training FLOPs, with those spent on the weights it starts from",
-    lambda cell: cell.total_flops,
-    notation.power,
-)
-COLUMNS = (
-    Column(
-        "Bits per byte",
-        "held-out continuation given its prefix; lower is better",
-        lambda cell: cell.bits_per_byte,
-        notation.fixed,
-    ),
-    Column(
-        "95% interval",
-        "over documents, and over seeds where there are several",
-        lambda cell: (cell.heldout.interval() or [None])[0],
-        notation.fixed,  # `row` shows both ends
-    ),
-    Column(
-        "Prefix gain",
-        "bits per byte that the right prefix saves against that of another document",
-        lambda cell: cell.heldout.prefix_gain,
-        notation.fixed,
-    ),
-    Column(
-        "Choice",
-        "accuracy of the four-way choice of the true continuation",
-        lambda cell: cell.heldout.choice_accuracy,
-        notation.percent,
-    ),
-    Column(
-        "Middle",
-        "bits per byte of a middle given both its sides, whose length some are told",
-        lambda cell: cell.heldout.middle_bits_per_byte,
-        notation.fixed,
-    ),
-    Column(
-        "Tasks",
-        "mean accuracy over the tasks, each by rank classification",
-        lambda cell: cell.heldout.score(TASKS).value,
-        notation.percent,
-    ),
-    Column("Parameters", "all, with embeddings", lambda cell: cell.parameters, notation.count),
-    FLOPS,
-    Column(
-        "Seen",
-        "tokens that passed through the model",
-        lambda cell: cell.seen_tokens,
-        notation.count,
-    ),
-    Column("Targets", "tokens that carried loss", lambda cell: cell.target_tokens, notation.count),
-    Column("Steps", "optimizer steps", lambda cell: cell.steps, lambda n: notation.fixed(n, 0)),
-    Column(
-        "Tokens/s",
-        "seen tokens per second of training",
-        lambda cell: cell.tokens_per_second,
-        notation.whole,
-    ),
-    Column("Time", "training time", lambda cell: cell.train_seconds, notation.duration),
-)
-
-
-KEPT = COLUMNS[:2]  # others are left out where no cell has a value
-# of the table of adaptations: what is shown before and after, and what was spent on both
-CHANGED = (COLUMNS[0], *COLUMNS[2:6])
-SPENT = (
-    FLOPS,
-    Column(
-        "Seen",
-        "tokens that passed through the model, with those of the weights it starts from",
-        lambda cell: cell.total_tokens,
-        notation.count,
-    ),
-)
+from megaarch.study.results import Results, Text
 
 
 def write_page(
@@ -225,94 +128,6 @@ def grouped(panels: Sequence[Panel]) -> list[tuple[str, list[dict[str, str]]]]:
         )
         for name, group in groupby(panels, lambda panel: panel.group)
     ]
-
-
-def table(
-    match: str, finding: Finding, columns: Sequence[Column], look: dict[str, Look]
-) -> dict[str, Any]:
-    ranked = report_findings.ranked(finding.cells)
-    ends = [end for cell in ranked for end in interval_or_value(cell)]
-    span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
-    tied = {cell.label for cell in finding.tied}
-    tuned = [cell for cell in finding.cells if report_findings.finetuned(cell)]
-    return {
-        "title": f"{notation.budget(match, finding.budget)} each",
-        "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
-        "groups": [
-            (words, [row(cell, columns, look, None, False) for cell in group])
-            for words, group in ((PSEUDO, report_findings.apart(finding.cells)), (TUNED, tuned))
-            if group
-        ],
-    }
-
-
-def adaptation_table(
-    match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
-) -> dict[str, Any]:
-    """Adapted cells, best first, each value behind that of the cell whose weights it started from."""
-    order = report_findings.ranked(finding.cells)
-    changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
-    tied = {cell.label for cell in finding.tied}
-    rows = []
-    for cell in order:
-        before = before_adaptation(cells, cell)
-        numbers = [
-            (before_after(c.shown, c.value(before) if before else None, value), value)
-            for c in changed
-            for value in [c.value(cell)]
-        ]
-        numbers += [(c.shown(c.value(cell)), c.value(cell)) for c in SPENT]
-        objectives = before_after(str, before and before.objective, cell.objective)
-        kind = f"{cell.architecture}, {objectives}".replace("_", " ")
-        found = row(cell, KEPT, look, None, cell.label in tied)
-        rows.append(found | {"parent": None, "kind": kind, "numbers": numbers})
-    amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
-    return {"title": f"{amount} each", "columns": [*changed, *SPENT], "rows": rows}
-
-
-def before_after(shown: Callable[[Any], str], before: Any, after: Any) -> str:
-    """Both values with an arrow between them."""
-    return f"{notation.MISSING if before is None else shown(before)} \u2192 {shown(after)}"
-
-
-def interval_or_value(cell: MergedCell) -> list[float]:
-    """The cell's value and the ends of its interval, as far as they are known, in order."""
-    known = [*(cell.heldout.interval() or []), cell.bits_per_byte]
-    return sorted(end for end in known if end is not None)
-
-
-def row(
-    cell: MergedCell,
-    columns: Sequence[Column],
-    look: dict[str, Look],
-    span: tuple[float, float] | None,
-    tied: bool,
-) -> dict[str, Any]:
-    """A table row: columns as (text, value to sort by)."""
-    values = [column.value(cell) for column in columns]
-    texts = [column.shown(value) for column, value in zip(columns, values, strict=True)]
-    texts[1] = interval_of(cell.heldout)
-    return {
-        "label": cell.label,
-        "kind": f"{cell.architecture}, {cell.objective}".replace("_", " "),
-        "seeds": cell.seeds,
-        "parent": cell.parent,
-        "tied": tied,
-        "unread": cell.heldout.reads_prefix is False,
-        "colour": look[cell.label].variable,
-        "numbers": [(t, "" if v is None else v) for t, v in zip(texts, values, strict=True)],
-        "strip": strip(cell, span),
-    }
-
-
-def strip(cell: MergedCell, span: tuple[float, float] | None) -> dict[str, float] | None:
-    """Where the interval stands in the column's span, in percent."""
-    value = cell.bits_per_byte
-    if span is None or value is None:
-        return None
-    low, high = cell.heldout.interval() or (value, value)
-    places = [round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2) for x in (low, value, high)]
-    return dict(zip(("low", "middle", "high"), places, strict=True))
 
 
 def flat(settings: dict[str, Any], path: str = "") -> dict[str, str]:

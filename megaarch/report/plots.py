@@ -1,31 +1,40 @@
-"""The kinds of plot a report has: curves, dots with intervals, bars, losses, sizes.
+"""The kinds of plot a report has: curves, dots with intervals, bars, losses, sizes, lines.
 
 Each function draws one panel. Curves carry their names at their ends; there are no legends.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from megaarch.report import notation
+from megaarch.report.axes import (
+    HEIGHT,
+    LETTER,
+    OFFSET,
+    SMALL_HEIGHT,
+    SMALL_WIDTH,
+    WIDTH,
+    Looks,
+    Reference,
+    axes,
+    draw_reference,
+    flops_scale,
+    margin,
+    name_ends,
+    name_rows,
+    seconds_scale,
+    shown,
+    thinned,
+    ticks,
+)
 from megaarch.report.cells import MergedCell, value_of
 from megaarch.report.panel import Score
-from megaarch.report.style import LIGHT, Look, Panel, canvas, drawable
+from megaarch.report.style import LIGHT, Panel, canvas
 
-WIDTH, HEIGHT = 390, 270  # points
-SMALL_WIDTH, SMALL_HEIGHT = 230, 165
-LETTER = 5.3  # points, about the width of one letter
-LINE_GAP = 12.0  # points between names at the ends of curves
 FEW_POINTS = 4  # a curve of no more points is shown whole
-TICK_STEPS = [1, 2, 2.5, 5, 10]
-OFFSET: dict[str, Any] = {"textcoords": "offset points"}
-
-Looks = Mapping[str, Look]
 Points = list[tuple[float, float]]
-Reference = tuple[str, float] | None  # name, value
 
 
 class Entry(NamedTuple):
@@ -35,41 +44,6 @@ class Entry(NamedTuple):
     value: float
     interval: list[float] | None
     mark: str
-
-
-def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float = 10) -> Axes:
-    """Axes with margins in points."""
-    width, height = panel.figure.get_size_inches() * 72
-    inner = (width - left - right) / width, (height - bottom - top) / height
-    return panel.figure.add_axes((left / width, bottom / height, *inner))
-
-
-def ticks(axis: Any, most: int) -> None:
-    """At most so many intervals between ticks."""
-    axis.set_major_locator(MaxNLocator(most, steps=TICK_STEPS))
-
-
-def shown(label: str) -> str:
-    """A label that fits a margin."""
-    return drawable(notation.shortened(label, 26, 11, "…"))
-
-
-def margin(labels: Sequence[str]) -> float:
-    return LETTER * max(len(shown(label)) for label in labels) + 14
-
-
-def flops_scale(largest: float) -> tuple[float, str]:
-    """(divisor, unit) for an axis of FLOPs."""
-    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
-    return 10.0**exponent, f"{notation.ten(exponent)} FLOPs"
-
-
-def seconds_scale(largest: float) -> tuple[float, str]:
-    """(divisor, unit) for an axis of time."""
-    for seconds, unit in ((2 * 3600, "hours"), (120, "minutes")):
-        if largest >= seconds:
-            return seconds / 2, unit
-    return 1.0, "seconds"
 
 
 def points_of(cell: MergedCell, curve: str, x: str, y: str) -> Points:
@@ -146,65 +120,9 @@ def vertical_range(
     return low - space, high + space, start
 
 
-def draw_reference(ax: Axes, reference: tuple[str, float], direction: str) -> None:
-    """A dotted line across the axes, with its name and value at its end."""
-    name, value = reference
-    style = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": (0, (1, 2))}
-    text = {"text": f"{name} {value:.2f}", "fontsize": 8.5, "color": LIGHT["muted"], **OFFSET}
-    if direction == "horizontal":
-        ax.axhline(value, **style)
-        place = {"xy": (1, value), "xycoords": ("axes fraction", "data")}
-        ax.annotate(**text, **place, xytext=(-2, 3), ha="right")
-    else:
-        ax.axvline(value, **style)
-        place = {"xy": (value, 1), "xycoords": ("data", "axes fraction")}
-        ax.annotate(**text, **place, xytext=(0, 4), ha="center")
-
-
 def ends_of(series: Mapping[str, Points], divisor: float) -> dict[str, tuple[float, float]]:
     """Where each curve ends."""
     return {label: (points[-1][0] / divisor, points[-1][1]) for label, points in series.items()}
-
-
-def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) -> None:
-    """The names of the curves in the right margin, none on another, tied to their ends."""
-    points = ax.bbox.height / ax.figure.dpi * 72
-    low, high = ax.get_ylim()
-    labels = sorted(ends, key=lambda label: ends[label][1])
-    wanted = [(ends[label][1] - low) / (high - low) * points for label in labels]
-    for label, place in zip(labels, spread(wanted, LINE_GAP), strict=True):
-        colour = look[label].colour
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}
-        ax.annotate(
-            shown(label),
-            ends[label],
-            (1.045, place / points),
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            arrowprops={**line, "shrinkA": 1, "shrinkB": 3},
-        )
-
-
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the order of `wanted` (ascending), near what is wanted.
-
-    Clusters that overlap are joined and centred on their mean (pool adjacent violators).
-    """
-    clusters: list[list[float]] = []
-    for place in wanted:
-        clusters.append([place])
-        while len(clusters) > 1:
-            upper, lower = clusters[-1], clusters[-2]
-            distance = sum(upper) / len(upper) - sum(lower) / len(lower)
-            if distance >= gap * (len(upper) + len(lower)) / 2:
-                break
-            clusters[-2:] = [lower + upper]
-    return [
-        sum(cluster) / len(cluster) + gap * (i - (len(cluster) - 1) / 2)
-        for cluster in clusters
-        for i in range(len(cluster))
-    ]
 
 
 def dots(
@@ -298,16 +216,6 @@ def reference_in_view(rows: Sequence[Entry], value: float) -> bool:
     ends = [end for row in rows for end in (row.interval or (row.value,))]
     low, high = min(ends), max(ends)
     return max(high, value) - min(low, value) <= 2.5 * max(high - low, 1e-9)
-
-
-def name_rows(ax: Axes, labels: Sequence[str], look: Looks, marks: Sequence[str]) -> None:
-    names = [f"{shown(label)} {mark}".rstrip() for label, mark in zip(labels, marks, strict=True)]
-    ax.set_yticks(range(len(labels)), names)
-    ax.set_ylim(len(labels) - 0.4, -0.6)
-    ax.grid(False, axis="y")
-    ax.spines["left"].set_visible(False)
-    for tick, label in zip(ax.get_yticklabels(), labels, strict=True):
-        tick.set_color(look[label].colour)
 
 
 def bars(
@@ -406,15 +314,6 @@ def sizes(
     return panel
 
 
-def thinned(ticks: Sequence[float]) -> list[float]:
-    """Ticks at least a factor of 1.35 apart, so that their labels do not touch."""
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or tick > 1.35 * kept[-1]:
-            kept.append(tick)
-    return kept
-
-
 def half_intervals(cells: Sequence[MergedCell]) -> tuple[list[float], list[float]]:
     """How far the intervals reach below and above each value."""
     values = list(map(value_of, cells))
@@ -422,3 +321,53 @@ def half_intervals(cells: Sequence[MergedCell]) -> tuple[list[float], list[float
     low = [max(0.0, value - end[0]) for value, end in zip(values, ends, strict=True)]
     high = [max(0.0, end[1] - value) for value, end in zip(values, ends, strict=True)]
     return low, high
+
+
+class Point(NamedTuple):
+    x: float
+    value: float
+    low: float
+    high: float
+
+
+def lines(
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    look: Looks,
+    x: str,
+    y: str,
+    reference: Reference = None,
+) -> Panel:
+    """A line with its interval for each name. x, y: what the axes say."""
+    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    ax = axes(panel, 50, margin(list(series)) + 8)
+    ends = {}
+    for label, points in series.items():
+        style = look[label]
+        places = [p.x for p in points]
+        ax.fill_between(
+            places,
+            [p.low for p in points],
+            [p.high for p in points],
+            color=style.colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+        last = points[-1]
+        ax.plot(
+            places,
+            [p.value for p in points],
+            color=style.colour,
+            linestyle=style.dash,
+            marker=style.marker,
+            gid=panel.gid(label, f"{label}: {last.value:.3g} at the end"),
+        )
+        ends[label] = last.x, last.value
+    ticks(ax.yaxis, 6)
+    ax.set(xlabel=x, ylabel=y)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if reference:
+        draw_reference(ax, reference, "horizontal")
+    name_ends(ax, ends, look)
+    return panel

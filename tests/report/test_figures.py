@@ -6,7 +6,7 @@ import pytest
 
 from megaarch import report
 from megaarch.attention.parts import area
-from megaarch.report import figures, masks, plots
+from megaarch.report import axes, figures, masks
 from megaarch.report.cells import merged_cells
 from megaarch.report.style import write
 from megaarch.study.results import CellResult, Results
@@ -98,10 +98,10 @@ def test_sizes_draw_iso_budget_curves_and_one_size_draws_none():
 
 def test_names_at_curve_ends_do_not_touch_and_keep_their_order():
     wanted = [0, 1, 2, 50, 51, 200]
-    places = plots.spread(wanted, 12)
+    places = axes.spread(wanted, 12)
     gaps = [b - a for a, b in pairwise(places)]
     assert min(gaps) >= 12 - 1e-9
-    assert plots.spread([0, 100], 12) == [0, 100]
+    assert axes.spread([0, 100], 12) == [0, 100]
 
 
 def test_figures_are_written_as_pdf_and_svg_and_twice_the_same(tmp_path):

@@ -29,7 +29,7 @@ def choose(
 
 
 def choose_for(kernel: str, inputs: AttentionInputs) -> tuple[str, str]:
-    """The same of inputs."""
+    """Returns the kernel for these inputs, and the reason where another was passed over, as `choose`."""
     if kernel != "auto":
         if kernel not in KERNELS:
             known = ", ".join(("auto", *KERNELS))

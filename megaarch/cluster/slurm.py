@@ -114,7 +114,7 @@ def job_variables() -> list[str]:
 
 
 def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
-    """Of each task that is queued or runs, "12_3": its state and the reason why it waits. None
+    """Returns the state of each task ("12_3") that is queued or runs, and the reason why it waits. None
     where there is no squeue, or it does not answer."""
     if not jobs or not shutil.which("squeue"):
         return None
@@ -141,7 +141,7 @@ def accounts(jobs: list[int]) -> dict[str, str]:
 
 
 def seconds(time: str, flag: str = "--time") -> int:
-    """Of a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds,
+    """Returns the seconds of a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds,
     days-hours, days-hours:minutes, days-hours:minutes:seconds. ValueError, of the option `flag`, for
     anything else."""
     found = TIME.fullmatch(time)

@@ -261,5 +261,5 @@ def _words(state: State) -> str:
 
 
 def as_json(states: list[State]) -> dict[str, Any]:
-    """The same for programs."""
+    """Returns what `table` prints, for programs."""
     return {"states": [asdict(state) for state in states]}

@@ -91,7 +91,7 @@ class Generator:
         return self.prompt_of(self.tokenizer.encode(text))
 
     def prompt_of(self, tokens: np.ndarray) -> Prompt:
-        """The same of token ids."""
+        """Returns the prompt of these token ids, in the model's own conditional form."""
         settings = self.settings
         made = prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
         check_room(made, settings.model)

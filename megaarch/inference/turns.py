@@ -99,7 +99,7 @@ class Turn:
 
     @property
     def counts(self) -> Counts:
-        """Of all that the turn runs."""
+        """The counts of all that the turn runs."""
         return self.prefill.counts + self.decode if self.steps else self.prefill.counts
 
     @property

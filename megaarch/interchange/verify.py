@@ -54,7 +54,8 @@ def cannot_run(weights: Weights) -> str | None:
 
 
 def _free_bytes() -> float:
-    """Of the machine's memory and of this process's control group; infinite where neither is told."""
+    """Returns the free bytes of the machine and of this process's control group, the lesser; infinite where
+    neither is told."""
     free = [float("inf")]
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -133,7 +134,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
 def _inputs(
     model: schema.Model, tokens: torch.Tensor, targets: torch.Tensor
 ) -> tuple[Batch, dict[str, torch.Tensor]]:
-    """The same tokens as our batch, and as arguments of their model."""
+    """Returns the tokens as our batch, and as arguments of their model."""
     if model.architecture == "encoder_decoder":
         m, n = targets.shape[1], tokens.shape[1]
         cross = Parts.of([[parts.full(0, m, 0, n)]] * ROWS, m, n)

@@ -54,7 +54,7 @@ def fitted(
 
 
 def _sources(tokenizer: Tokenizer, old: int, ids: dict[str, int | None]) -> dict[int, int | None]:
-    """Of every special and sentinel, the old row that it starts from, or None."""
+    """Maps every special token and sentinel to the old row that it starts from, or None."""
     words = tokenizer.vocabulary
     found: dict[int, int | None] = {}
     for name, row in words.special.items():

@@ -33,7 +33,7 @@ MOST_TOKENS, MOST_TURNS = 1 << 20, 64  # of a dialogue
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of each dialogue in a batch: tokens of a turn and of its answer."""
+    """The tokens of each turn of a dialogue and of its answer."""
 
     prompt: int = 512
     answer: int = 128
@@ -71,13 +71,13 @@ class TurnCost:
     reused_tokens: int
 
     def seconds(self, answer: int) -> float:
-        """Of the whole turn, with an answer of so many tokens."""
+        """Returns the time of the whole turn, with an answer of so many tokens."""
         return self.first_token_seconds + (answer - 1) * (self.token_seconds or 0.0)
 
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """Of one model. cache_bytes_per_*: what the cache holds of a first turn, for each of its tokens, and what
+    """What inference costs one model. cache_bytes_per_*: what the cache holds of a first turn, for each of its tokens, and what
     a token of an answer adds. dialogues: the turns under each policy."""
 
     name: str

@@ -50,18 +50,18 @@ class Memory:
 
 
 def step_memory(settings: Settings) -> Memory:
-    """Of a rank of the fullest pipeline stage, in a layout that fits (validate.check)."""
+    """Returns what a rank of the fullest pipeline stage holds, in a layout that fits (validate.check)."""
     return max(memory_by_rank(settings), key=lambda memory: memory.total)
 
 
 def memory_by_rank(settings: Settings) -> list[Memory]:
-    """Of a rank of each pipeline stage."""
+    """Returns what a rank of each pipeline stage holds."""
     stages, parallel = Stages.of(settings), settings.parallel
     return [_memory(settings, stages, rank) for rank in range(parallel.pipeline_parallel)]
 
 
 def micro_batches(settings: Settings) -> int:
-    """Of a step, on one data-parallel rank."""
+    """Returns the number of micro-batches of a step on one data-parallel rank."""
     parallel, training = settings.parallel, settings.training
     ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
     return training.global_batch_size // (training.micro_batch_size * ranks)
@@ -189,7 +189,7 @@ def _received(settings: Settings, stages: Stages, rank: int) -> float:
 
 
 def _head(settings: Settings) -> float:
-    """Of the output layer: gathered hidden states, rows of targets, logits kept and at work, and
+    """Returns the bytes of the output layer: gathered hidden states, rows of targets, logits kept and at work, and
     the gradient of the table."""
     model, tensor = settings.model, settings.parallel.tensor_parallel
     counter = Layers(settings)
@@ -212,8 +212,8 @@ class Kept:
         self.calls = _calls(model, data, training.micro_batch_size, several)
 
     def layer(self, stream: int) -> dict[str, float]:
-        """Of one layer of a stack, by `parallel.recompute`; and, `pending`, the gradients that wait
-        for the second half of a split backward pass."""
+        """Returns what one layer of a stack keeps, by `parallel.recompute`; and, `pending`, the gradients that
+        wait for the second half of a split backward pass."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         d, n = model.hidden_size, self.work.tokens(stream)
         f = model.feed_forward_size / tensor
@@ -244,7 +244,7 @@ class Kept:
         }
 
     def gradients(self) -> float:
-        """Of activations, in the layer at work: those of its widest product, there and back."""
+        """Returns the gradients of activations in the layer at work: those of its widest product's inputs and outputs."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         n = max(self.work.tokens(s) for s in range(len(self.work.row.slots)))
         width = model.feed_forward_size / tensor * (1 + (model.activation in GATED))
@@ -274,9 +274,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Calls:
-    """Of a micro-batch's attention, summed over calls. q, k: rows that are copied for a call. out:
-    rows of results. pairs: of queries and keys. masked: of these, under a mask that is stored.
-    whole: share of micro-batches in which one call's result is the output."""
+    """A micro-batch's attention, summed over calls. q, k: rows that are copied for a call. out: rows of
+    results. pairs: of queries and keys. masked: those pairs under a mask that is stored. whole: share of micro-batches in which one call's result is the output."""
 
     q: float
     k: float
@@ -290,7 +289,7 @@ class Calls:
 def _calls(
     model: Model, data: str, rows: int, several: bool
 ) -> tuple[tuple[Calls, Calls | None], ...]:
-    """Of each stream: its self-attention, and attention to the stream before. several: the mean of
+    """Returns each stream's self-attention, and its attention to the stream before. several: the mean of
     micro-batches that are in flight together, else the largest of some."""
     training = Training(micro_batch_size=rows, global_batch_size=rows)
     settings = Settings(model=model, data=Data.model_validate_json(data), training=training)

@@ -61,7 +61,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one rank."""
+    """How fast one rank computes, moves and sends."""
 
     cluster: Cluster
     parallel: Parallel

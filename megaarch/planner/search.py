@@ -45,7 +45,7 @@ class PlannedLayout:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of the whole run."""
+        """GPU-hours of the whole run."""
         return None if self.hours is None else self.hours * self.gpus
 
     @property

@@ -48,7 +48,7 @@ class Matmul(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Of a micro-batch. products: of a forward pass. attention: (FLOPs over visible pairs, tokens of
+    """The work of a micro-batch. products: of a forward pass. attention: (FLOPs over visible pairs, tokens of
     the row), forward. moved: bytes through the GPU's memory besides the products', launches: kernels,
     in each direction. sent: bytes that a rank sends to its tensor-parallel peers beside no product,
     exchanged: to its context-parallel ones, forward."""
@@ -123,12 +123,12 @@ class Layers:
         object.__setattr__(self, "row", row(self.settings))
 
     def tokens(self, stream: int) -> int:
-        """Of a micro-batch, between products gathered over tensor ranks."""
+        """Returns the tokens of a micro-batch on one context-parallel rank; tensor ranks gather all of them."""
         training, parallel = self.settings.training, self.settings.parallel
         return training.micro_batch_size * self.row.slots[stream] // parallel.context_parallel
 
     def products(self, stream: int) -> list[tuple[Product, int, int, int]]:
-        """Of a layer of this stream's stack: each product with its m, n and k on one tensor rank."""
+        """Returns each product of a layer of this stream's stack with its m, n and k on one tensor rank."""
         tensor = self.settings.parallel.tensor_parallel
         found = []
         for product in layer_products(self.settings.model, stream).values():
@@ -161,7 +161,7 @@ class Layers:
         )
 
     def _message_bytes(self, gathers: bool) -> int:
-        """Of a number that tensor ranks send."""
+        """Returns the bytes of a number that tensor ranks send."""
         return 1 if gathers and self.software.float8_messages else HALF
 
     def _elementwise(self, stream: int, products: list[tuple[Product, int, int, int]]) -> Bytes:
@@ -203,7 +203,7 @@ class Layers:
         return found
 
     def _attention(self, stream: int, keys: int, pairs: float) -> Work:
-        """Of one layer, over rows of `keys` keys and `pairs` visible pairs."""
+        """Returns the attention of one layer, over rows of `keys` keys and `pairs` visible pairs."""
         model, parallel = self.settings.model, self.settings.parallel
         rows = self.settings.training.micro_batch_size
         heads = rows * model.heads / (parallel.tensor_parallel * parallel.context_parallel)
@@ -237,8 +237,8 @@ class Layers:
         return Work(moved=Bytes(6 * n * d, 12 * n * d), sent=n * d * HALF * (tensor - 1) / tensor)
 
     def contents(self, layers: range) -> tuple[tuple[tuple[int, bool], ...], bool]:
-        """Of a pipeline stage: for each stack how many layers it has and whether it begins there;
-        and whether the head is its."""
+        """Returns what a pipeline stage of these layers holds: for each stack how many layers, and whether the
+        stack begins there; and whether it holds the head."""
         model = stacks(self.settings.model)
         mine = tuple(
             (len(overlap(stack.layers, layers)), stack.layers.start in layers) for stack in model

@@ -53,7 +53,7 @@ def standing(claimed: Score, others: Scores, higher_is_better: bool) -> Standing
 
 
 def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -> Standing:
-    """The same of pairs, each of the claimed score at its own conditions and the other one."""
+    """Compares by pairs, each of the claimed score at the conditions of the other, and the other."""
     differs = holm([difference(claimed, other) for claimed, other in pairs.values()], LEVEL)
     found = Standing([], [], [])
     for (name, (claimed, other)), apart in zip(pairs.items(), differs, strict=True):

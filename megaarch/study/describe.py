@@ -120,7 +120,7 @@ def _samples(shape: RowShape) -> int:
 
 
 def first_rows(rows: Rows) -> tuple[list[list[Converted]], RowShape, float]:
-    """The same as `made_up_rows`, from a run's own data."""
+    """Returns what `made_up_rows` does, from a run's own data."""
     first = [rows[i] for i in range(_samples(rows.shape))]
     tokens = sum(len(s.tokens) for row in first for example in row for s in example.streams)
     return first, rows.shape, tokens / len(first)

@@ -34,7 +34,7 @@ def machine() -> Machine:
 
 
 def environment() -> dict[str, Any]:
-    """The same as JSON, for the records of benchmarks."""
+    """Returns `machine()` as JSON, for the records of benchmarks."""
     return machine().as_json()
 
 

@@ -53,7 +53,7 @@ class StudyFolder:
         return folder.with_rates(Sweep.read(study.rates)) if study.rates else folder
 
     def with_rates(self, sweep: Sweep) -> Self:
-        """The same study with the rates that a sweep chose."""
+        """Returns the study with the rates that a sweep chose."""
         return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, sweep.best))
 
     def text_of(self, cell: StudyCell) -> Prepared:

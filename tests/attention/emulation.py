@@ -189,7 +189,7 @@ def torch_varlen_2_11(
     scale=None,
     window_size=(-1, -1),
 ):
-    """The same in torch 2.11, which takes groups without being told."""
+    """torch 2.11's signature, which takes groups without being told."""
     options = {"scale": scale, "window_size": window_size, "enable_gqa": True}
     return torch_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options)
 

@@ -225,7 +225,7 @@ def glm_figures(text: np.ndarray, rows: int) -> list[Figure]:
 
 
 def xlnet_figures(rows: int) -> list[Figure]:
-    """Of published rows: two halves of 256 tokens, without the memory."""
+    """Returns the counts of published rows: two halves of 256 tokens, without the memory."""
     rng, begins = np.random.default_rng(0), np.ones(512, dtype=bool)
     theirs = [sum(xlnet_spans(begins.tolist(), 6, 85, rng)) for _ in range(rows)]
     ours = [PermutationLM().spans(begins, generator(0, k)).sum() for k in range(rows)]

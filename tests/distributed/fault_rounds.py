@@ -202,7 +202,7 @@ def _changed(path: Path) -> int:
 
 
 def newest_step(run: Path) -> int:
-    """Of the newest complete checkpoint; 0 where there is none."""
+    """Returns the step of the newest complete checkpoint; 0 where there is none."""
     path = checkpoint.newest(run)
     return 0 if path is None else int(path.name.removeprefix("step-"))
 

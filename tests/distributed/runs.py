@@ -84,7 +84,7 @@ def _run(settings: Settings) -> Found:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Of this rank's part of the model, each whole."""
+    """Returns the weights of this rank's part of the model, each whole."""
     return {n: whole(p.detach()) for n, p in trainer.model.named_parameters()}
 
 
@@ -124,7 +124,7 @@ class Differences:
 
 
 def differences(found: Found, wanted: Found) -> tuple[Differences, dict[str, str]]:
-    """Of a run from one process, and where each is the largest."""
+    """Returns how far a run is from one process, and where each difference is the largest."""
     assert found.gradients.keys() == wanted.gradients.keys()
     assert found.counts == wanted.counts, "the runs count their work differently"
     largest, where = Differences(), {}

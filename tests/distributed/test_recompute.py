@@ -134,7 +134,7 @@ def run_compiled(given, batch, mode):
 
 
 def saved_bytes(output, besides):
-    """Of the distinct storages that the graph of `output` holds through compiled functions."""
+    """Returns the bytes of the distinct storages that the graph of `output` holds through compiled functions."""
     known = {x.untyped_storage()._cdata for x in besides}
     sizes, seen, ahead = {}, set(), [output.grad_fn]
     while ahead:

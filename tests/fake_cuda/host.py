@@ -69,7 +69,7 @@ def answered(recorder: Any = None) -> Iterator[None]:
 
 
 def item(x: torch.Tensor):
-    """Of a host tensor with values (the handle of an operator's parts, its ticket): no wait."""
+    """Reads a host tensor with values (the handle of an operator's parts, its ticket) without a wait."""
     if type(x) is not torch.Tensor:
         return _item(x)
     with _disable_current_modes():

@@ -51,7 +51,7 @@ def test_huge_numbers_are_told_or_counted_soon(given, files, tmp_path):
 
 
 def test_every_flag_and_command_is_tried():
-    """Of the command lines of some seeds: each flag of each command."""
+    """The command lines of some seeds hold each flag of each command."""
     for name, command in flags.COMMANDS.items():
         wanted = {
             action.option_strings[0]

@@ -229,7 +229,7 @@ def row(m, layers, n, pairs):
 
 
 def cross(m, n, memory):
-    """Of a decoder's cross-attention: n tokens to an encoder's new output."""
+    """Returns the FLOPs of a decoder's cross-attention: n tokens to an encoder's new output."""
     size = m.hidden_size // m.heads
     queries, keys = m.hidden_size * m.heads * size, m.hidden_size * m.kv_heads * size
     return m.layers * (

@@ -31,7 +31,7 @@ def batch(*streams):
 
 
 def inputs_and_call(theirs):
-    """The same tokens as our batch, and as keyword arguments of their model."""
+    """Returns the tokens as our batch, and as keyword arguments of their model."""
     tokens, targets = torch.randint(3, V, (B, N)), torch.randint(3, V, (B, M))
     if theirs.config.is_encoder_decoder:
         cross = Parts.of([[parts.full(0, M, 0, N)]] * B, M, N)

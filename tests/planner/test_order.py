@@ -28,7 +28,7 @@ def pipeline(schedule, ranks, each):
 
 
 def share(schedule, ranks, each, batches, costs=EVEN):
-    """Of the time that a rank works."""
+    """Returns the bubble as a share of the time that a rank works."""
     return bubble(pipeline(schedule, ranks, each), batches, costs) / batches / sum(costs)
 
 

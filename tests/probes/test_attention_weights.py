@@ -65,7 +65,7 @@ def test_recorded_weights_times_values_are_the_layers_output(preset, encoding, s
     ],
 )
 def test_other_masks(row, under_causal, under_full):
-    """Of a row of five tokens, and one that is shorter by padding."""
+    """A row of five tokens, and one that is shorter by padding."""
     parts = Parts.of([row, [full(0, 3, 0, 3)]], 5, 5)
     assert (causal_mask(parts).dense()[0] == under_causal).all()
     assert (full_mask(parts).dense()[0] == under_full).all()

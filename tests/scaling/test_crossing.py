@@ -43,7 +43,7 @@ def test_one_that_is_better_throughout_is_named():
 
 
 def test_two_equal_laws_are_rarely_called_different():
-    """Of 12 draws; 500 are python -m tests.scaling.simulate."""
+    """12 draws; 500 are python -m tests.scaling.simulate."""
     called = 0
     for seed in range(12):
         pair = [

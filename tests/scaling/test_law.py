@@ -57,7 +57,7 @@ def test_points_without_noise_give_their_law_back():
 
 
 def test_intervals_hold_the_planted_law():
-    """Of 25 draws; 500 are python -m tests.scaling.simulate."""
+    """25 draws; 500 are python -m tests.scaling.simulate."""
     hits = dict.fromkeys(law.NAMES, 0)
     for seed in range(25):
         fit = law.fit(planted(noise=0.01, seed=seed), resamples=150, seed=seed)

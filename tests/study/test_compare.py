@@ -176,7 +176,7 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
 
 
 def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path):
-    """Of parent, child and grandchild, as they would stand in the folder when finished."""
+    """Parent, child and grandchild stand as they would in the folder when finished."""
     chain = [("gpt", None), ("adapted", "gpt"), ("again", "adapted")]
     study["study"]["cells"] = [
         {"name": name, "preset": "gpt"} | ({"from": origin} if origin else {})

@@ -9,7 +9,7 @@ SHARED = "A paragraph which stands in several documents, and so is no test of an
 
 
 def document(seed):
-    """Of several paragraphs, some of them in other documents too; not all of it ASCII."""
+    """Returns a text of several paragraphs, some of them in other documents too; not all of it ASCII."""
     rng = random.Random(seed)
     text = made_up_text(seed, rng.randint(1, 30)) + f"\n\nÜber № {seed}.\n\n\n"
     return text + (SHARED if seed % 3 == 0 else "") * rng.randint(1, 2)

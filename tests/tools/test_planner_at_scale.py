@@ -18,7 +18,7 @@ STUDY = str(ROOT / "configs" / "studies" / "scale.yaml")
 
 @pytest.fixture(scope="module")
 def layouts():
-    """Of each cell of the study: its settings in the recorded layout."""
+    """Maps each cell of the study to its settings in the recorded layout."""
     return at_scale.layouts(RECORD, STUDY)
 
 

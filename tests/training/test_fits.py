@@ -49,7 +49,7 @@ def test_sizes_in_words():
 
 
 def test_the_inputs_of_the_layers_count(tiny, monkeypatch):
-    """Of a micro-batch: rows of 48 tokens of 32 numbers, ahead of each of two layers."""
+    """A micro-batch keeps rows of 48 tokens of 32 numbers before each of two layers."""
     rows = {"training__micro_batch_size": 4096, "training__global_batch_size": 4096}
     settings = tiny(**rows)
     assert fits.activation_bytes(settings) == 4096 * 48 * 32 * 2 * 4

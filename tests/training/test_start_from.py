@@ -180,7 +180,7 @@ OF_STREAMS = ("positions", "embedding_norm")
 def test_an_encoder_decoder_takes_both_stacks_of_a_decoder_and_cross_attention_of_its_own(
     parent, form, tiny, prepared, tmp_path
 ):
-    """Of T5Gemma's balanced form: every tensor, by a second writing of the layouts."""
+    """Every tensor of T5Gemma's balanced form, by a second writing of the layouts."""
     given = T5GEMMA[form] | {"model__embedding_normalization": True}
     theirs, _ = trained(tiny, prepared, tmp_path, parent, **given)
     start = {"training__start_from": str(tmp_path / "run")}

@@ -108,7 +108,7 @@ def make(path: Path, study: str, cluster: list[str], sizes: list[str]) -> Record
 
 
 def layouts(record: Record, study: str) -> dict[str, Settings]:
-    """Of each cell of the study: its settings in the recorded layout."""
+    """Maps each cell of the study to its settings in the recorded layout."""
     chosen = {found["name"]: found["settings"] for found in record["plans"]}
     found = {}
     for name, settings in cells(config.read_yaml(study)):

@@ -72,7 +72,7 @@ class Row:
 
     @property
     def software(self) -> Software:
-        """Of the software that ran it."""
+        """The practices of the software that ran it."""
         given = _read()["practices"][self.values["practice"]]
         return replace(Software(), **given | {"traffic": TRAFFIC[given["traffic"]]})
 
@@ -146,8 +146,8 @@ SHARES = tuple(n / 100 for n in range(80, 101))  # of the product rate, that are
 
 @lru_cache
 def left_out() -> dict[str, tuple[float, float]]:
-    """Of each table: the share of the product rate that fits all the others best (least squares of what
-    is not `beyond`), and how far off its own row that is most so then is."""
+    """Maps each table to the share of the product rate that fits all the others best (least squares of what
+    is not `beyond`), and to the largest error among its own rows at that share."""
     errors: dict[str, dict[float, list[float]]] = {}
     for name, table in tables().items():
         rows = [row for row in table.rows if row.name not in table.beyond]

@@ -56,7 +56,7 @@ class Ours:
 
 
 class Theirs:
-    """The same of theirs, by its `generate`."""
+    """Generation by the other library's `generate`."""
 
     def __init__(self, model: torch.nn.Module, tokens: np.ndarray, answer: int, clock: Clock):
         self.model, self.answer, self.clock = model, answer, clock

@@ -111,7 +111,7 @@ def example(family: str, size: dict[str, int], rng: np.random.Generator) -> Conv
 def batches(
     family: str, size: dict[str, int], count: int, seed: int, device: torch.device
 ) -> list[tuple[Batch, dict[str, torch.Tensor]]]:
-    """The same examples as our batches and as keyword arguments of their model."""
+    """Returns the examples as our batches and as keyword arguments of their model."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(count):
         rows = [[example(family, size, rng)] for _ in range(size["rows"])]

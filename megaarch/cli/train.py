@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     settings = config.resolve(read(options), options.config)
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
-    Limit.of(settings.training)  # or says what lacks, ahead of the data
+    Limit.of(settings.training)  # or says what lacks, before the data
     device = device_of(settings)
     fits.check(settings, device)
     grid = join(settings, device)

@@ -86,7 +86,7 @@ class Model(Section):
     relative_buckets: Width = 32
     relative_max_distance: Distance = 128
     learned_positions: Length | None = None  # rows of the table; None: sequence_length
-    position_offset: Count = 0  # BART keeps two unused rows ahead of the table
+    position_offset: Count = 0  # BART keeps two unused rows before the table
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
     bias: bool = False
     attention_scale: Annotated[float, Field(gt=0)] | None = None  # None: 1/sqrt(head_size)

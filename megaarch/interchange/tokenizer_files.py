@@ -1,6 +1,6 @@
 """The tokenizer files of a Hugging Face folder: they encode a text as training did.
 
-Training ignores a file's template (tokens ahead of a text and behind it), its truncation and its
+Training ignores a file's template (tokens before a text and behind it), its truncation and its
 padding, and takes the names of its special tokens in a text for text. `tokenizer.json` has none of
 these, and megaarch's specials behind the pieces, under names that no text has. The file that was
 trained with stands beside it, as it was, for the way back.

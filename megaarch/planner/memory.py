@@ -68,7 +68,7 @@ def micro_batches(settings: Settings) -> int:
 
 
 def parameters_by_rank(settings: Settings) -> list[float]:
-    """Parameters of each pipeline rank, ahead of sharding over data ranks."""
+    """Parameters of each pipeline rank, before sharding over data ranks."""
     stages, parallel = Stages.of(settings), settings.parallel
     return [
         sum(_held(settings, stages, rank).values()) for rank in range(parallel.pipeline_parallel)

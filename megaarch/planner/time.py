@@ -178,7 +178,7 @@ def _data(
 ) -> float:
     """Seconds of gathering parameters and reducing gradients that computation does not hide.
 
-    parameters: of one rank's part of the model, ahead of sharding, in so many units that are gathered
+    parameters: of one rank's part of the model, before sharding, in so many units that are gathered
     one by one. busy: seconds of the step without them. backward: of the last micro-batch.
     """
     parallel, software, cluster = rates.parallel, rates.software, rates.cluster

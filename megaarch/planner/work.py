@@ -180,7 +180,7 @@ class Layers:
             turned = (model.heads + key_heads(model)) * head_size(model)
             parts.append((n * turned / tensor, traffic.rope))
         if recipe := self.software.float8:
-            shares = tensor if self.software.float8_messages else 1  # cast ahead of a gather
+            shares = tensor if self.software.float8_messages else 1  # cast before a gather
             turn = FLOAT8_TURN[recipe]
             for product, rows, outputs, inputs in products:
                 taken, given = (shares, 1) if product.column else (1, shares)
@@ -192,7 +192,7 @@ class Layers:
         return total(*(total(each, count=elements) for elements, each in parts))
 
     def _exchanged(self, stream: int) -> float:
-        """Numbers that context ranks pass on, ahead of tensor parallelism: queries, keys, values and
+        """Numbers that context ranks pass on, before tensor parallelism: queries, keys, values and
         outputs of an all-to-all, or keys and values of a ring."""
         model, n = self.settings.model, self.tokens(stream)
         queries, keys = (h * head_size(model) for h in (model.heads, key_heads(model)))

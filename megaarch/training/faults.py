@@ -1,6 +1,6 @@
 """Being told to stop: the step is finished, the run saved, and only then it ends.
 
-SIGTERM and SIGUSR1 (what SLURM sends ahead of a time limit or a preemption) end a run with the exit
+SIGTERM and SIGUSR1 (what SLURM sends before a time limit or a preemption) end a run with the exit
 code REQUEUE; they may come twice, for a launcher passes on what its ranks have got as well. SIGINT
 (Ctrl-C) ends it with that of an interrupted command, and a second one at once.
 """

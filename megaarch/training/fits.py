@@ -1,4 +1,4 @@
-"""Whether a model can be held at all, told ahead of building it."""
+"""Whether a model can be held at all, told before building it."""
 
 import os
 

@@ -6,7 +6,7 @@ split), gradients clipped, one optimizer step, one line of metrics. Every proces
 the same trainer; the main one alone writes.
 
 On a GPU a step is launched before the host has read the metrics of the step before it, so that the
-device never waits for the host. What a save or an evaluation needs is read ahead of it.
+device never waits for the host. What a save or an evaluation needs is read before it.
 """
 
 import logging

@@ -52,7 +52,7 @@ TRIES = 6  # kills until one has cut off a save; starts until a run ends
 class Kill:
     """One SIGKILL. step: the last one in metrics.jsonl then. trained: whether this start of the job
     had come to its training. cut: the step whose save it cut off. codes: exit codes in rank order;
-    None where a rank had to be ended from outside, which may be so only ahead of training."""
+    None where a rank had to be ended from outside, which may be so only before training."""
 
     rank: int
     seconds: float

@@ -27,7 +27,7 @@ from tests.distributed.pool import PRELOAD
 
 
 class Job:
-    """One start of a run. before: called with `argument` in every process, ahead of the command."""
+    """One start of a run. before: called with `argument` in every process, before the command."""
 
     def __init__(
         self,

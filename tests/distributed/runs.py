@@ -20,7 +20,7 @@ PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
 
 @dataclass
 class Found:
-    """losses: of the steps of a run. norm: of the first step's gradients, ahead of clipping.
+    """losses: of the steps of a run. norm: of the first step's gradients, before clipping.
     gradients, weights: whole, by global name; of the first step, and after the run."""
 
     losses: list[float]

@@ -1,4 +1,4 @@
-"""Steps launched ahead of the figures of the one before, on several ranks: these act alike."""
+"""Steps launched before the figures of the one before, on several ranks: these act alike."""
 
 import json
 import os

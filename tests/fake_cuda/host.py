@@ -85,7 +85,7 @@ def tolist(x: torch.Tensor) -> list:
 
 
 class Event:
-    """torch.cuda's, of which the host waits for what was recorded ahead of it."""
+    """torch.cuda's, of which the host waits for what was recorded before it."""
 
     def __init__(self, recorder: Any):
         self.recorder = recorder

@@ -19,7 +19,7 @@ from torch import fx
 from tests.fake_cuda import device
 from tests.fake_cuda.record import Recorder
 
-# Nothing of another run is taken, constants are not computed on the device ahead of the code, and
+# Nothing of another run is taken, constants are not computed on the device before the code, and
 # Triton keeps what it compiles.
 CONFIGURATION = {
     "fx_graph_cache": False,

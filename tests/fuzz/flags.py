@@ -342,7 +342,7 @@ def outcome_of(command: Command, given: list[str], sound: Path, folder: Path) ->
 
 
 def _asked(name: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a file is one of these, or below one. What lies ahead of a suffix counts."""
+    """Whether a file is one of these, or below one. What lies before a suffix counts."""
     return any(
         known
         and (Path(name).is_relative_to(os.path.normpath(known)) or name.startswith(known + "."))

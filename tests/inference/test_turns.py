@@ -52,7 +52,7 @@ def pairs(leave_out=()):
 
 def run(model, settings, policy, before=lambda: None):
     """Runs a dialogue; yields each turn as counted, and its decoding once it has run. before: called
-    ahead of each turn."""
+    before each turn."""
     texts, answers = tokens(TEXTS), tokens(ANSWERS)
     layout = Layout(torch.device("cpu"), catalogue.position_axes(settings.data.objective), 0)
     forward = lambda batch, cache: model(batch, None, None, (), cache)  # noqa: E731

@@ -112,7 +112,7 @@ def test_what_was_told_to_stop_goes_back_to_the_queue_alone_of_its_array(job):
 
 
 def test_a_start_that_outlasts_the_time_limit_each_time_ends(job):
-    """SIGUSR1 ahead of the limit, before the first step, kills the ranks: code 138."""
+    """SIGUSR1 before the limit, before the first step, kills the ranks: code 138."""
     for before in range(3):
         said, ended, asked = job(138, before=before)
         assert (ended, asked) == (138, "requeue 7_2\n")

@@ -1,4 +1,4 @@
-"""Steps that are launched ahead of the figures of the one before, as on a GPU: what a run writes,
+"""Steps that are launched before the figures of the one before, as on a GPU: what a run writes,
 saves and ends with is what it is without."""
 
 import json
@@ -85,7 +85,7 @@ def test_a_step_is_read_once_the_next_one_is_launched(ahead, tiny, prepared, mon
     monkeypatch.setattr(Readback, "read", lambda self: events.append("read") or read(self))
     trainer.run()
     half = ["launch", "launch", "read", "launch", "read", "read", "save"]
-    assert events == 2 * half  # six steps; all of them read ahead of a save
+    assert events == 2 * half  # six steps; all of them read before a save
 
 
 def test_no_checkpoint_holds_what_the_guard_has_not_seen(ahead, tiny, prepared, tmp_path):
@@ -138,7 +138,7 @@ class Device:
 
 
 def test_seconds_are_those_of_the_steps(ahead, tiny, prepared, monkeypatch, tmp_path):
-    """And of nothing between them, though a step begins before the one ahead of it has ended."""
+    """And of nothing between them, though a step begins before the one before it has ended."""
     device = Device()
     monkeypatch.setattr(trainer_module, "time", device)
     ahead()

@@ -1,4 +1,4 @@
-"""The memory that a model needs at least, told ahead of building it."""
+"""The memory that a model needs at least, told before building it."""
 
 import math
 

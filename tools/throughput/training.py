@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# Imported ahead of any trainer. An import in the midst of its constructor, where torch does it by
+# Imported before any trainer. An import in the midst of its constructor, where torch does it by
 # itself, leaves cycles that hold the frames of all callers, the trainer and its model with them.
 import torch._dynamo
 

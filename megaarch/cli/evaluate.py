@@ -54,6 +54,7 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
     from megaarch.study.evaluate import evaluate_run
+    from megaarch.study.tasks import by_place
 
     run, shots = Path(options.run), options.num_fewshot
     paths, names = by_place(options.tasks)
@@ -79,12 +80,6 @@ def run(options: argparse.Namespace) -> int:
         print(panel(heldout))
         print(harness_panel(harness), end="")
     return 0
-
-
-def by_place(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns what is on disk, or looks like a path, and the names of lm-evaluation-harness's tasks."""
-    paths = [task for task in tasks if "/" in task or task.endswith(".yaml") or Path(task).exists()]
-    return paths, [task for task in tasks if task not in paths]
 
 
 def harness_panel(harness: "Sequence[Found]") -> str:

@@ -297,7 +297,9 @@ class Evaluation(Section):
     lengths: Annotated[tuple[Number, ...], Field(strict=False)] = (1, 2, 4, 8, 16, 32)
     by_length: Count = 64  # items whose first `lengths` tokens are scored, after two prefixes each
     batch_rows: Rows = 32
-    tasks: list[Text] = []  # files NAME.task.yaml, or folders of them
+    # files NAME.task.yaml, folders of them, and names of lm-evaluation-harness's tasks
+    tasks: list[Text] = []
+    include_path: Text | None = None  # a folder with tasks of the harness beside its own
     task_items: Number = 100  # held-out items of a task
     # answered examples before a question; several numbers make a curve, whose first one ranks
     shots: Count | Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = 0

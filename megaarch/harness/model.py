@@ -33,62 +33,31 @@ ROWS = 8
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 
 
-@register_model("megaarch")
-class MegaarchLM(TemplateLM):
-    """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
-    together.
+class GeneratorLM(TemplateLM):
+    """A generator, whose processes hold the model together: each answers all requests.
 
-    run: its folder. form: "objective" or "hf" (forms.py); None: hf for a checkpoint that was converted from
-    Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no longer
-    where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
-    or else a GPU where there is one.
+    form: its name (forms.py). max_length: tokens of a row; None: the model's. rows: of a batch.
     """
 
     def __init__(
         self,
-        run: str | None = None,
-        form: str | None = None,
-        tokenizer: str | None = None,
+        generator: Generator,
+        form: str = "objective",
         max_length: int | None = None,
-        tensor_parallel: int = 1,
-        batch_size: int | str = ROWS,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **unknown: Any,
+        rows: int = ROWS,
+        quiet: bool = False,
     ):
         super().__init__()
-        if unknown or run is None:
-            raise UserError(
-                "--model_args: give run=RUN, and none but form, tokenizer, max_length and "
-                f"tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
-            )
-        self.run = Path(run)
-        overrides = [*layout(int(tensor_parallel))]
-        overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
-        generator = self.generator = Generator.of_run(self.run, overrides, tokenizer)
-        self.form = self._form(form, None if max_length is None else int(max_length))
-        log.info("%s: the form is %s (docs/tasks.md)", self.run, self.form.name)
+        if form not in FORMS:
+            raise UserError(f"form={form}: is not one of {', '.join(FORMS)}")
+        self.generator, self.rows, self.quiet = generator, rows, quiet
+        self.form: TextForm = FORMS[form](generator, max_length)
         self.backend = "seq2seq" if self.form.separate else "causal"
         self.max_length = self.form.max_length
-        self.rows = (
-            (max_batch_size or ROWS) if str(batch_size).startswith("auto") else int(batch_size)
-        )
         ids = np.arange(generator.settings.model.vocabulary_size) < generator.tokenizer.base_size
-        self.scorer = TargetScorer(generator, ids, self.form.ends, self.rows)
-        self.group = generator.grid.group("dp_replicate")
-        self._rank = generator.grid.rank("dp_replicate")
-        self._world_size = generator.grid.size("dp_replicate")
+        self.scorer = TargetScorer(generator, ids, self.form.ends, rows)
+        self.group = None
         self._device = generator.grid.device
-        if not OBJECTIVES[generator.settings.data.objective].comparable:
-            log.warning("A pseudo-likelihood: its scores compare with no other objective's.")
-
-    def _form(self, name: str | None, max_length: int | None) -> TextForm:
-        if name is None:
-            shared = self.generator.settings.model.architecture in SHARED
-            name = "hf" if shared and converted_from_elsewhere(self.run) else "objective"
-        if name not in FORMS:
-            raise UserError(f"form={name}: is not one of {', '.join(FORMS)}")
-        return FORMS[name](self.generator, max_length)
 
     @property
     def eot_token_id(self) -> int:
@@ -228,8 +197,53 @@ class MegaarchLM(TemplateLM):
         self.generator.grid.barrier()
 
     def _progress(self, name: str, total: int, disable: bool) -> tqdm:
-        main = self.generator.grid.is_main
-        return tqdm(total=total, desc=f"Running {name} requests", disable=disable or not main)
+        hidden = disable or self.quiet or not self.generator.grid.is_main
+        return tqdm(total=total, desc=f"Running {name} requests", disable=hidden)
+
+
+@register_model("megaarch")
+class MegaarchLM(GeneratorLM):
+    """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
+    together.
+
+    run: its folder. form: "objective" or "hf" (forms.py); None: hf for a checkpoint that was converted from
+    Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no longer
+    where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
+    or else a GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        run: str | None = None,
+        form: str | None = None,
+        tokenizer: str | None = None,
+        max_length: int | None = None,
+        tensor_parallel: int = 1,
+        batch_size: int | str = ROWS,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ):
+        if unknown or run is None:
+            raise UserError(
+                "--model_args: give run=RUN, and none but form, tokenizer, max_length and "
+                f"tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
+            )
+        folder, overrides = Path(run), [*layout(int(tensor_parallel))]
+        overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
+        generator = Generator.of_run(folder, overrides, tokenizer)
+        if form is None:
+            shared = generator.settings.model.architecture in SHARED
+            form = "hf" if shared and converted_from_elsewhere(folder) else "objective"
+        automatic = str(batch_size).startswith("auto")
+        rows = (max_batch_size or ROWS) if automatic else int(batch_size)
+        super().__init__(generator, form, None if max_length is None else int(max_length), rows)
+        log.info("%s: the form is %s (docs/tasks.md)", folder, form)
+        self.group = generator.grid.group("dp_replicate")
+        self._rank = generator.grid.rank("dp_replicate")
+        self._world_size = generator.grid.size("dp_replicate")
+        if not OBJECTIVES[generator.settings.data.objective].comparable:
+            log.warning("A pseudo-likelihood: its scores compare with no other objective's.")
 
 
 def layout(tensor_parallel: int) -> list[str]:

@@ -10,7 +10,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
-from megaarch.study import rank_classification, yardsticks
+from megaarch.study import tasks, yardsticks
 from megaarch.study.items import cut, unfaithful
 from megaarch.study.results import CellRecord, Heldout
 from megaarch.study.score import Scorer
@@ -38,7 +38,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     vocabulary = prepared.tokenizer.vocabulary
     scorer = Scorer(found.engine, settings, vocabulary, evaluation.batch_rows)
     heldout = yardsticks.evaluate(scorer, items, evaluation)
-    heldout.tasks = rank_classification.score(scorer, prepared.tokenizer, evaluation)
+    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation)
     warnings = [
         unfaithful(prepared.heldout, prepared.tokenizer),
         *warnings,

@@ -1,6 +1,7 @@
 """Exact match: whether the greedy answer to a question is its target, for wordings without choices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -30,6 +31,18 @@ def right(
     rows = scorer.settings.model
     prompts = [fitted(rows, tokenizer.encode(q.input), longest + 1) for q in questions]
     options = Options(longest + 1, stops=(END,), batch_size=evaluation.batch_rows)
+    with generator_of(scorer, tokenizer) as generator:
+        answers = list(generator.answers(prompts, options))
+    return [
+        answer.text.strip() == question.target
+        for answer, question in zip(answers, questions, strict=True)
+    ]
+
+
+@contextmanager
+def generator_of(scorer: Scorer, tokenizer: Tokenizer) -> Iterator[Generator]:
+    """Yields a scorer's model as one that generates; after it, the model trains on as before. UserError under a
+    layout that cannot generate."""
     model, grid = scorer.model, None
     if isinstance(model, Engine):
         model, grid = model.model, model.grid
@@ -39,12 +52,10 @@ def right(
                 "without choices need: give these choices, or evaluate the run in one process"
             )
     training = model.training
-    answers = list(Generator(model, scorer.settings, tokenizer, grid).answers(prompts, options))
-    model.train(training)
-    return [
-        answer.text.strip() == question.target
-        for answer, question in zip(answers, questions, strict=True)
-    ]
+    try:
+        yield Generator(model, scorer.settings, tokenizer, grid)
+    finally:
+        model.train(training)
 
 
 def fitted(model: Model, asked: np.ndarray, answer: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import data, rank_classification
+from megaarch.study import data, tasks
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.items import Item
 from megaarch.study.results import CellRecord, Sweep, Trial
@@ -116,7 +116,7 @@ def identity(
     decides its parent's. parent: the parent's identity; None: that with which it was run."""
     scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
     if evaluation.tasks:
-        scoring[f"{SCORING}tasks"] = rank_classification.identity(evaluation)
+        scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
     about = {"data": prepared.fingerprint, "from": cell.parent}
     if cell.parent:
         record = parent_record(cell)

@@ -44,6 +44,12 @@ class Error(NamedTuple):
     freedom: float
 
 
+def share_interval(shares: Sequence[float]) -> list[float] | None:
+    """The 95% interval of the mean over items, each a document of its own."""
+    number = len(shares)
+    return ratio_interval(np.array(shares), np.ones(number), np.arange(number))
+
+
 def paired_error(a: Paired, b: Paired) -> Error | None:
     """Error of a's value less b's over the choice of documents, by the variance of a ratio over whole
     documents. None where the items differ, and where there is but one document.

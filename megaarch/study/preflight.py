@@ -22,7 +22,7 @@ from megaarch.model import transfer
 from megaarch.model.count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
-from megaarch.study import yardsticks
+from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
 from megaarch.study.folder import StudyFolder
 from megaarch.study.score import row_limit
@@ -64,6 +64,7 @@ def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
         )
     )
     yield from _said(lambda: _check_items(settings, prepared, folder))
+    yield from _said(lambda: tasks.check(folder.study.evaluation, settings))
 
 
 def _said(action: Callable[[], object]) -> Iterator[str]:
@@ -123,8 +124,8 @@ def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) ->
     items = [item for part in held.values() for item in part]
     vocabulary, architecture = prepared.tokenizer.vocabulary, model.architecture
 
-    def longest(tasks: list[Task]) -> Task:
-        return max(tasks, key=lambda task: sum(map(len, task)))
+    def longest(items: list[Task]) -> Task:
+        return max(items, key=lambda item: sum(map(len, item)))
 
     left, span = longest([(item.left, item.span) for item in items])
     examples = conditional.continuation(objective, architecture, left, span, vocabulary)

@@ -6,6 +6,7 @@ items is one over what was asked and not over how.
 """
 
 import hashlib
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -17,7 +18,7 @@ from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
 from megaarch.study import exact_match
 from megaarch.study.exact_match import fitted
-from megaarch.study.intervals import ratio_interval
+from megaarch.study.intervals import share_interval
 from megaarch.study.results import TaskScore
 from megaarch.study.score import Scorer
 
@@ -25,31 +26,24 @@ Pair = tuple[np.ndarray, np.ndarray]
 Answers = list[tuple[bool, bool] | None]  # by likelihood, and by that over bytes; None: not asked
 
 
-def tasks_of(evaluation: Evaluation) -> list[Task]:
-    """The tasks of a study. UserError for a file that is none."""
-    return [task for path in evaluation.tasks for task in find(path)]
-
-
-def identity(evaluation: Evaluation) -> dict[str, str]:
-    """Maps each task's name to a digest of all that its items come from."""
+def identity(paths: Sequence[str]) -> dict[str, str]:
+    """Maps each task's name to a digest of all that its items come from. UserError for a file that is none."""
     found = {}
-    for task in tasks_of(evaluation):
+    for task in _tasks(paths):
         content = b"\0".join(read_bytes(path) for path in task.inputs)
         found[task.name] = hashlib.blake2b(content, digest_size=8).hexdigest()
     return found
 
 
-def score(scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation) -> dict[str, TaskScore]:
-    """Returns the score of each task by its name, behind the first number of examples; by each number where
-    there are several."""
-    found = {}
-    for task in tasks_of(evaluation):
-        numbers = evaluation.numbers_of_shots
-        by_shots = {str(n): _score(scorer, tokenizer, task, evaluation, n) for n in numbers}
-        found[task.name] = by_shots[str(numbers[0])].model_copy()
-        if len(numbers) > 1:
-            found[task.name].by_shots = by_shots
-    return found
+def score(
+    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, paths: Sequence[str], shots: int
+) -> dict[str, TaskScore]:
+    """Returns the score of each task by its name, behind so many answered examples."""
+    return {task.name: _score(scorer, tokenizer, task, evaluation, shots) for task in _tasks(paths)}
+
+
+def _tasks(paths: Sequence[str]) -> list[Task]:
+    return [task for path in paths for task in find(path)]
 
 
 def _score(
@@ -83,13 +77,13 @@ def _score(
         return TaskScore(accuracy=None)
     return TaskScore(
         accuracy=float(np.mean(plain)),
-        interval=_interval(plain),
+        interval=share_interval(plain),
         items=len(plain),
         chance=float(np.mean([1 / len(question.choices) for question in asked])) if asked else None,
         right=list(plain),
         normalized_accuracy=float(np.mean(normalized)) if normalized else None,
         exact_match=float(np.mean(matched)) if matched else None,
-        exact_match_interval=_interval(matched) if matched else None,
+        exact_match_interval=share_interval(matched) if matched else None,
         by_wording={
             name: float(np.mean([one[0] for one in each if one]))
             for name, each in (right | exact).items()
@@ -102,11 +96,6 @@ def _by_item(answers: dict[str, Answers], kind: int) -> list[float]:
     """Returns the share of wordings in which each item is right, of the items that some wording suits."""
     items = [[one[kind] for one in of_item if one] for of_item in zip_longest(*answers.values())]
     return [float(np.mean(of_item)) for of_item in items if of_item]
-
-
-def _interval(shares: list[float]) -> list[float] | None:
-    number = len(shares)
-    return ratio_interval(np.array(shares), np.ones(number), np.arange(number))
 
 
 def _is_right(question: Question, logs) -> tuple[bool, bool]:

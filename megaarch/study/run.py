@@ -15,7 +15,7 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
-from megaarch.study import rank_classification, yardsticks
+from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
 from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
@@ -101,7 +101,7 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine, settings)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
-    heldout.tasks = rank_classification.score(scorer, prepared.tokenizer, evaluation)
+    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation)
     if not grid.is_main:
         return None
     found = result(cell, trainer, progress, heldout, prepared)

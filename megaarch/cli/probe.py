@@ -96,13 +96,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
-    """Returns the folders of a study's finished cells, if a probe is of runs, and the study's tasks. UserError
-    where no cell is finished."""
+    """Returns the folders of a study's finished cells, if a probe is of runs, and the study's tasks. Finetuned
+    cells are left out: text is not what they read, and no argument asks for what is inside them. UserError where no
+    cell is finished."""
+    from megaarch.config.catalogue import OBJECTIVES
+    from megaarch.study import sweep
     from megaarch.study.folder import StudyFolder, load_config
 
     folder = StudyFolder.open(load_config(study), study)
-    runs = [cell.folder for cell in folder.cells if of_runs and folder.finished(cell)]
-    if of_runs and not runs:
+    if not of_runs:
+        return [], folder.study.evaluation.tasks
+    folder = sweep.chosen(folder)
+    done = [cell for cell in folder.cells if folder.finished(cell)]
+    of_text = [c for c in done if OBJECTIVES[c.settings.data.objective].mixture is not None]
+    left = dict.fromkeys(cell.name for cell in done if cell not in of_text)
+    if left:
+        print(f"Finetuned, so left out: {', '.join(left)}", file=sys.stderr)
+    runs = [cell.folder for cell in of_text]
+    if not runs:
         raise UserError(f"{study} has no finished cell: run megaarch compare first")
     return runs, folder.study.evaluation.tasks
 

@@ -1,6 +1,6 @@
 """The rules by which a study answers the seven arguments for decoders: docs/why.md, "Rules".
 
-Each rule is a function of scores, and was written before the study ran. A difference counts where it is more
+Each rule is a function of scores, and was written before any cell of the committed study was finished. A difference counts where it is more
 than chance explains, corrected for the comparisons of its argument (Holm). An argument holds here only where
 all that it claims was found, and does not where the opposite of a part of it was.
 """
@@ -127,19 +127,22 @@ def in_context(causal: Score, others: Scores) -> Verdict:
     """4. "A decoder learns from examples in its context more directly": the error of in-context regression
     behind all examples, over that of least squares."""
     found = standing(causal, others, higher_is_better=False)
+    seeds = f" ({listed([fixed(s) for s in causal.by_seed])} by seed)" if causal.by_seed else ""
     return Verdict(
         found.answer,
-        f"Behind all examples a causal model's squared error is {fixed(causal.value)}, "
+        f"Behind all examples a causal model's squared error is {fixed(causal.value)}{seeds}, "
         f"{_against(found, 'less', 'more', others)}.",
     )
 
 
-def position(causal: Score, bidirectional: Scores, cost: Scores, decoder: str) -> Verdict:
+def position(
+    causal: Score, bidirectional: Scores, cost: Scores, decoder: str, last: Score | None = None
+) -> Verdict:
     """5. "Causal attention tells positions by itself": models without positions.
 
     causal, bidirectional: the distance between a token's place and what a probe reads off the second layer, as
     a share of what telling nothing gives. cost: bits per byte that a model loses without positions, by
-    architecture; `decoder` is the causal one.
+    architecture; `decoder` is the causal one. last: as `causal`, of its last layer, which is said and decides nothing.
     """
     low, high = causal.interval or (causal.value, causal.value)
     assert low is not None and high is not None
@@ -151,11 +154,12 @@ def position(causal: Score, bidirectional: Scores, cost: Scores, decoder: str) -
         answer = HOLDS
     else:
         answer = UNKNOWN
-    rest = [f"{percent(s.value)} of {n}" for n, s in bidirectional.items()]
+    rest = [f"{n} {percent(s.value)}" for n, s in bidirectional.items()]
+    deepest = f", of its last layer {percent(last.value)}" if last else ""
     return Verdict(
         answer,
-        f"Without positions, a probe of a causal model's second layer misses a token's place by "
-        f"{percent(causal.value)} of what guessing does, and by {listed(rest)}. Leaving positions out costs {decoder} "
+        f"Without positions, how far a probe of the second layer misses a token's place is, of what guessing misses, "
+        f"{decoder} {percent(causal.value)}{deepest}; {listed(rest)}. Leaving positions out costs {decoder} "
         f"{fixed(cost[decoder].value)} bits per byte, {_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
     )
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import Field
 
+from megaarch.config import catalogue
 from megaarch.report.panel import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
 from megaarch.study.results import (
     INTERVALS,
@@ -25,6 +26,7 @@ FIELDS = {
     "prefix_gain": GAIN,
 }
 AnyPoint = TypeVar("AnyPoint", bound=Point)
+Cell = TypeVar("Cell", bound=CellResult)
 OVER_SEEDS = "bootstrap over documents and Student's t over seeds"
 
 
@@ -154,10 +156,26 @@ def before_adaptation(cells: Sequence[MergedCell], child: MergedCell) -> MergedC
     return next((cell for cell in cells if wanted and seedless(cell.key) == wanted), None)
 
 
+def finetuned(cell: CellResult) -> bool:
+    """Whether the cell was trained on pairs of input and target: text without a question is not what
+    it does, and ranks it with no other."""
+    row = catalogue.OBJECTIVES.get(cell.objective)
+    return row is not None and row.mixture is None
+
+
+def ranked_together(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of one budget in two groups, those that were finetuned apart."""
+    return [[cell for cell in cells if finetuned(cell) is kind] for kind in (False, True)]
+
+
 def flops_spread(cells: Sequence[CellResult]) -> float:
-    """How much more FLOPs the cell that spent most spent than the one that spent least, a share."""
-    amounts = [cell.total_flops for cell in cells if cell.total_flops]
-    return max(amounts) / min(amounts) - 1 if amounts else 0.0
+    """How much more FLOPs the cell that spent most spent than the one that spent least of those that are
+    ranked together, a share."""
+    spreads = [0.0]
+    for group in ranked_together(cells):
+        amounts = [cell.total_flops for cell in group if cell.total_flops]
+        spreads += [max(amounts) / min(amounts) - 1] if amounts else []
+    return max(spreads)
 
 
 def value_of(cell: CellResult) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from megaarch.probes import catalogue
 from megaarch.probes.catalogue import Probed
+from megaarch.probes.dialogue import TURNS
 from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
 from megaarch.probes.masks import Throughput
@@ -16,9 +17,9 @@ from megaarch.probes.regression import Regressed
 from megaarch.report import arguments, plots
 from megaarch.report.arguments import Verdict
 from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell, merged_cells
-from megaarch.report.findings import finetuned
+from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.inference import cheapest, dialogues
+from megaarch.report.notation import percent
 from megaarch.report.panel import CONTINUATION, TASKS, Score, known
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import Look, Panel, looks
@@ -27,6 +28,7 @@ from megaarch.study.results import Results
 
 SECOND = 2  # the layer whose states tell places, counted from the embedding (0)
 NORMAL = 1.959964
+MARK = "*"
 # of models that are no cells: the preset whose colour they have
 DRAWN_AS = {"causal_decoder": "gpt", "prefix_decoder": "prefix_lm", "encoder_decoder": "t5"}
 
@@ -133,10 +135,14 @@ def as_score(estimate: Estimate) -> Score:
     return Score(estimate.value, estimate.interval, None, list(estimate.seeds))
 
 
-def entries(scores: Mapping[str, Score], descending: bool = True) -> list[Entry]:
-    """Rows of dots, the largest first."""
-    rows = [Entry(n, s.value, s.interval, "") for n, s in scores.items() if s.value is not None]
-    return sorted(rows, key=lambda row: -row.value if descending else row.value)
+def entries(scores: Mapping[str, Score], marked: Sequence[str] = ()) -> list[Entry]:
+    """Rows of dots, the largest first. marked: names with a mark behind them."""
+    rows = [
+        Entry(n, s.value, s.interval, MARK if n in marked else "")
+        for n, s in scores.items()
+        if s.value is not None
+    ]
+    return sorted(rows, key=lambda row: -row.value)
 
 
 def points(estimates: Sequence[Estimate], places: Sequence[float]) -> list[Point]:
@@ -165,12 +171,19 @@ def _generalization(study: _Study, probed: Mapping[str, Probed]) -> Made:
     panel = plots.dots(
         "argument-generalization",
         "Tasks, before and after finetuning",
-        entries(every),
+        entries(every, [c.label for c in study.cells if not c.heldout.comparable]),
         study.look,
         "mean accuracy of the tasks",
         ("chance", chance),
         always=True,
     )
+    panel.caption = "By rank classification. Finetuned cells trained on other items of the same tasks, with more compute."
+    ranked = [t for t in study.decoder.heldout.tasks.values() if t.chance is not None]
+    priors = [t.prior for t in ranked if t.prior is not None]
+    if len(priors) == len(ranked):
+        panel.caption += f" Always giving a task's commonest answer is right in {percent(sum(priors) / len(priors))}."
+    if any(c.label in every and not c.heldout.comparable for c in study.cells):
+        panel.caption += f" {MARK} By a pseudo-likelihood: not compared."
     return verdict, panel
 
 
@@ -186,13 +199,14 @@ def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
     if mine is None:
         return None
     causal = mine.blocks["decoder"]
-    pairs, drawn = {}, {study.decoder.label: causal}
+    pairs, drawn = {}, {}
     for label, record in ranks.items():
         name = next((n for n in ("encoder", "decoder.prefix") if n in record.blocks), None)
-        if name is None:
+        if name is None or _is_causal(study, label):
             continue
         block = record.blocks[name]
         alike = causal if block.queries == causal.queries else mine.blocks["decoder.prefix"]
+        drawn.setdefault(study.decoder.label, alike)
         effective = [b.trained.matrix.effective_rank for b in (alike, block)]
         pairs[label] = (as_score(effective[0]), as_score(effective[1]))
         drawn[label] = block
@@ -222,7 +236,19 @@ def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
         "layer",
         "effective rank, share of the row",
     )
-    panel.caption = "Means over heads and held-out rows. Of a prefix decoder its prefix, of an encoder-decoder its encoder."
+    panel.caption = (
+        "How many directions a matrix of attention uses (exp of the entropy of its singular values), as a share of "
+        "its tokens; means over heads and held-out rows. Of the causal decoder as many tokens as are seen both "
+        "ways, of a prefix decoder its prefix, of an encoder-decoder its encoder."
+    )
+    if causal.matched:
+        random = [
+            percent(causal.matched[m].matrix.effective_rank.value) for m in ("causal", "full")
+        ]
+        panel.caption += (
+            f" Random attention as sharp as the causal decoder's has {random[0]} under a causal mask and "
+            f"{random[1]} seeing both ways, over whole rows."
+        )
     return arguments.rank(pairs, swapped), panel
 
 
@@ -245,6 +271,7 @@ def _difficulty(study: _Study, probed: Mapping[str, Probed]) -> Made:
         ("chance", sum(chances) / len(chances)),
         always=True,
     )
+    panel.caption = "A probe is trained on the mean state of a text in one layer, and the model is not; held-out items."
     return arguments.difficulty(nats, states, study.decoder.label), panel
 
 
@@ -273,7 +300,11 @@ def _in_context(study: _Study, probed: Mapping[str, Probed]) -> Made:
         look,
         "examples in the context",
         "squared error, 1 without examples",
+        logarithmic=True,
     )
+    number = len(causal.by_seed)
+    if number > 1:
+        panel.caption = f"Means over {number} seeds; intervals over problems and seeds."
     others = {words[name]: score for name, score in scores.items()}
     return arguments.in_context(causal, others), panel
 
@@ -303,7 +334,8 @@ def _position(study: _Study, probed: Mapping[str, Probed]) -> Made:
         ("guessing", 1.0),
     )
     panel.caption = "Of an encoder-decoder its encoder."
-    return arguments.position(second[mine], both_ways, known_cost, mine), panel
+    last = as_score(streams[mine].layers[-1].of_chance)
+    return arguments.position(second[mine], both_ways, known_cost, mine, last), panel
 
 
 def _loss_without(study: _Study, cell: MergedCell) -> Score | None:
@@ -338,6 +370,13 @@ def _caches(study: _Study, probed: Mapping[str, Probed]) -> Made:
     panel = lines(
         "argument-caches", "What a turn of a dialogue costs", series, study.look, "turn", "GFLOPs"
     )
+    length = study.decoder.settings.get("model", {}).get("sequence_length", 0)
+    said = able[study.decoder.label].tokens
+    if 2 * TURNS * said > length > 0:
+        panel.caption = (
+            f"Counted, not measured. Turns and answers of {said} tokens: the whole is longer than the rows of "
+            f"{length} that the models were trained on."
+        )
     return arguments.caches(
         {label: sum(flops) for label, flops in turns.items()}, study.decoder.label
     ), panel
@@ -365,6 +404,11 @@ def _tools(study: _Study, probed: Mapping[str, Probed]) -> Made:
         ("causal", 1.0),
         always=True,
     )
+    if found.device == "cpu":
+        panel.caption = (
+            "On a CPU, where torch's causal flag skips little of what is masked, so that its other masks lose "
+            "little by comparison: a GPU may differ."
+        )
     return arguments.tools(found.least(ours=True), found.least(ours=False)), panel
 
 

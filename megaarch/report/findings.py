@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megaarch.config import catalogue
 from megaarch.report.cells import (
     FLOPS_TOLERANCE,
     MergedCell,
+    finetuned,
     flops_spread,
     merged_cells,
     place,
@@ -72,13 +72,6 @@ class Finding:
     @property
     def tied(self) -> list[MergedCell]:
         return self.main.tied if self.main else []
-
-
-def finetuned(cell: MergedCell) -> bool:
-    """Whether the cell was trained on pairs of input and target: text without a question is not what
-    it does, and ranks it with no other."""
-    row = catalogue.OBJECTIVES.get(cell.objective)
-    return row is not None and row.mixture is None
 
 
 def ranked(cells: Sequence[MergedCell]) -> list[MergedCell]:

@@ -56,6 +56,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
+        unread=report_findings.unread(findings, results.budget.match, False),
         arguments=[argued(argument) for argument in _evidence(results, probed)],
         headline=report_findings.headline(results),
         columns=columns,

@@ -338,8 +338,10 @@ def lines(
     x: str,
     y: str,
     reference: Reference = None,
+    logarithmic: bool = False,
 ) -> Panel:
-    """A line with its interval for each name. x, y: what the axes say."""
+    """A line with its interval for each name. x, y: what the axes say. logarithmic: the y axis, within the
+    values; intervals end at the frame."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
     ax = axes(panel, 50, margin(list(series)) + 8)
     ends = {}
@@ -364,7 +366,13 @@ def lines(
             gid=panel.gid(label, f"{label}: {last.value:.3g} at the end"),
         )
         ends[label] = last.x, last.value
-    ticks(ax.yaxis, 6)
+    if logarithmic:
+        values = [p.value for points in series.values() for p in points]
+        ax.set_yscale("log")
+        ax.set_ylim(min(values) / 1.5, max(values) * 1.5)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        ticks(ax.yaxis, 6)
     ax.set(xlabel=x, ylabel=y)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if reference:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, before_adaptation
+from megaarch.report.cells import MergedCell, before_adaptation, finetuned
 from megaarch.report.findings import Finding
 from megaarch.report.panel import TASKS
 from megaarch.report.style import Look
@@ -113,7 +113,7 @@ def table(
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
     tied = {cell.label for cell in finding.tied}
-    tuned = [cell for cell in finding.cells if report_findings.finetuned(cell)]
+    tuned = [cell for cell in finding.cells if finetuned(cell)]
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
         "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],

@@ -4,7 +4,13 @@ import textwrap
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, before_adaptation, interval_kinds, merged_cells
+from megaarch.report.cells import (
+    MergedCell,
+    before_adaptation,
+    finetuned,
+    interval_kinds,
+    merged_cells,
+)
 from megaarch.report.findings import Finding
 from megaarch.report.panel import GAIN, TASKS, knows_length, lengths, of_length, of_task
 from megaarch.report.warnings import warnings_for
@@ -67,7 +73,7 @@ def table(match: str, finding: Finding) -> list[str]:
     ]
     if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
-    if tuned := [cell for cell in finding.cells if report_findings.finetuned(cell)]:
+    if tuned := [cell for cell in finding.cells if finetuned(cell)]:
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
     return [*lines, *by_length(report_findings.ranked(finding.cells)), *by_task(finding.cells)]
 

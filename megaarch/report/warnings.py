@@ -9,7 +9,7 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
-from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place
+from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together
 from megaarch.study.results import CellResult, Results
 
 PADDING_LIMIT = 0.05
@@ -139,7 +139,8 @@ def unequal_flops(results: Results) -> Iterator[str]:
     """Cells of one budget whose training FLOPs, with inherited ones, differ by more than 2%."""
     match = results.budget.match
     why = "" if match == "flops" else f", as matching {notation.MATCHED.get(match)} allows"
-    for budget, group in by_budget(results):
+    groups = [(b, g) for b, cells in by_budget(results) for g in ranked_together(cells)]
+    for budget, group in groups:
         spread = flops_spread(group)
         if spread > FLOPS_TOLERANCE:
             amounts = [(cell.total_flops, label(cell)) for cell in group if cell.total_flops]

@@ -48,9 +48,7 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
 def gather(raw: config.Raw, directory: Path) -> Results:
     """`results.json` of the cells that are finished, where each ran as a job of its own (task.py);
     its warnings name the others. UserError where none is."""
-    folder = StudyFolder.open(raw, directory)
-    if folder.study.tune:
-        folder = sweep.choose(folder, sweep.finished(folder, folder.cells))
+    folder = sweep.chosen(StudyFolder.open(raw, directory))
     found = {cell.key: folder.finished(cell) for cell in folder.cells}
     records = {key: record for key, record in found.items() if record}
     if not records:

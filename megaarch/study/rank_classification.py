@@ -6,7 +6,8 @@ items is one over what was asked and not over how.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -22,6 +23,7 @@ from megaarch.study.intervals import share_interval
 from megaarch.study.results import TaskScore
 from megaarch.study.score import Scorer
 
+COUNTED = 1000  # items whose answers say which is commonest
 Pair = tuple[np.ndarray, np.ndarray]
 Answers = list[tuple[bool, bool] | None]  # by likelihood, and by that over bytes; None: not asked
 
@@ -80,6 +82,7 @@ def _score(
         interval=share_interval(plain),
         items=len(plain),
         chance=float(np.mean([1 / len(question.choices) for question in asked])) if asked else None,
+        prior=_prior(task, ranked),
         right=list(plain),
         normalized_accuracy=float(np.mean(normalized)) if normalized else None,
         exact_match=float(np.mean(matched)) if matched else None,
@@ -90,6 +93,19 @@ def _score(
             if any(each)
         },
     )
+
+
+def _prior(task: Task, ranked: Mapping[str, Sequence[Question | None]]) -> float | None:
+    """Returns how often the choice is right that is right most often among the items to train on; None without
+    such items."""
+    hits = []
+    for wording in task.wordings:
+        answers = Counter(q.target for q in map(wording.question, task.train[:COUNTED]) if q)
+        for question in ranked.get(wording.name, ()):
+            if question and answers:
+                given = max(question.choices, key=lambda choice: answers[choice])
+                hits.append(given == question.choices[question.answer or 0])
+    return float(np.mean(hits)) if hits else None
 
 
 def _by_item(answers: dict[str, Answers], kind: int) -> list[float]:

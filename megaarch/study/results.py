@@ -75,13 +75,15 @@ class Continuation(Record):
 class TaskScore(Record):
     """Held-out items of one task. right: of each item the share of wordings in which the right choice
     wins. normalized_accuracy: by log-likelihoods over the bytes of a choice. exact_match: of the wordings
-    without choices, and the accuracy too where there are no others. by_shots: the same behind each number of
+    without choices, and the accuracy too where there are no others. prior: the accuracy of always giving the
+    answer that is commonest among the items to train on. by_shots: the same behind each number of
     answered examples, where a study asks for several; the rest is of the first of them."""
 
     accuracy: Number
     interval: Interval = None
     items: Count = 0
     chance: Number = None
+    prior: Number = None
     right: list[Amount] | None = None
     normalized_accuracy: Number = None
     exact_match: Number = None

@@ -87,6 +87,11 @@ def choose(folder: StudyFolder, trials: list[Trial]) -> StudyFolder:
     return folder.with_rates(found)
 
 
+def chosen(folder: StudyFolder) -> StudyFolder:
+    """Returns a study that has run, with the rates that its finished trials chose."""
+    return choose(folder, finished(folder, folder.cells)) if folder.study.tune else folder
+
+
 def shared_settings(cell: StudyCell) -> dict[str, Any]:
     """The settings that a trial and the cell that takes its rate must share."""
     return {k: v for k, v in fingerprint(cell.settings).items() if not k.startswith(FREE)}

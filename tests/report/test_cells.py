@@ -82,6 +82,18 @@ def test_headline_claims_equal_compute_only_where_it_was_spent():
     assert "equal compute" not in headline(example_results(cells, "seen_tokens"))[0]
 
 
+def test_finetuned_cells_spend_more_than_those_that_they_are_not_ranked_with():
+    raw = [cell_at(name, 2.0, 1.9, 2.1, flops=3e13) for name in ("a", "b")]
+    tuned = [cell_at(f"{c['name']}-tuned", 2.0, 1.9, 2.1, flops=4e13) for c in raw]
+    tuned = [cell | {"objective": "supervised"} for cell in tuned]
+    results = example_results([*raw, *tuned])
+    assert headline(results)[0].startswith("At equal compute")
+    assert not any("Unequal compute" in w for w in warnings_for(Results.of(results)))
+    tuned[0]["flops"] = 5e13
+    said = [w for w in warnings_for(Results.of(results)) if "Unequal compute" in w]
+    assert len(said) == 1 and "a-tuned spent 25.0% more FLOPs than b-tuned" in said[0]
+
+
 def test_a_child_does_not_win_at_equal_compute_on_its_parents():
     """Twice the compute: its own budget, and that of the weights it starts from."""
     parent = cell_at("gpt", 2.5, 2.4, 2.6, flops=3e13, key="gpt/base", inherited_flops=0.0)

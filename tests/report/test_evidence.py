@@ -70,7 +70,13 @@ def test_causal_cells_of_other_objectives_are_no_counterexample():
     another = dict(found["cells"][0]) | {"name": "causal-prefix", "objective": "prefix_lm"}
     another["heldout"] = dict(another["heldout"])
     found["cells"].append(another)
-    assert answers(found, probed())[1] == HOLDS
+    probes = probed()
+    better = probes["rank"].cells["gpt"].model_copy(deep=True)
+    better.blocks["decoder.prefix"].trained.matrix.effective_rank = estimate(0.9)
+    better.blocks["decoder"].lost_by_seeing_ahead = estimate(-0.5)
+    probes["rank"].cells["causal-prefix"] = better
+    given = answers(found, probes)
+    assert (given[1], given[2]) == (HOLDS, HOLDS)
 
 
 def test_guessing_decides_nothing():
@@ -87,6 +93,26 @@ def test_the_page_begins_with_the_question():
     assert with_arguments.count('<b class="verdict holds">holds here</b>') == 7
     assert 'id="inference"' in with_arguments
     assert "<h1>Which architecture gives more?</h1>" in page(Results.of(results()))
+
+
+def test_a_study_of_models_that_do_not_read_says_so_before_its_arguments():
+    found = results()
+    found["cells"][2]["heldout"]["reads_prefix"] = False
+    made = page(Results.of(found), probed())
+    before = made[: made.index('<ol class="arguments">')]
+    assert "encdec does not show that its input is read" in before
+    assert "does not show" not in page(Results.of(results()), probed())
+
+
+def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
+    """A model that diverges, and least squares with as many examples as unknowns, flatten any other."""
+    probes = probed()
+    learners = probes["regression"].cells["all"].learners
+    learners["causal_decoder"].error["40"] = estimate(900.0)
+    [context] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
+    [axes] = context.panel.figure.axes
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log" and 0 < low < 0.1 and 900 < high < 2000
 
 
 def test_probes_are_written_and_read(tmp_path):

@@ -9,7 +9,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
-from megaarch.study import exact_match, rank_classification
+from megaarch.study import exact_match, tasks
 from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def test_a_model_that_has_learned_its_answers_gives_them(preset, task, tiny, pre
     evaluation = Evaluation(tasks=[str(task)])
 
     def score():
-        [found] = rank_classification.score(scorer, prepared.tokenizer, evaluation).values()
+        [found] = tasks.score(scorer, prepared.tokenizer, evaluation).values()
         return found
 
     before = score()
@@ -70,7 +70,7 @@ def test_a_task_without_choices_has_its_matches_as_accuracy(task, tiny, prepared
     given = [True, False, True, True]
     monkeypatch.setattr(exact_match, "right", lambda scorer, tokenizer, asked, evaluation: given)
     evaluation = Evaluation(tasks=[str(task)])
-    [found] = rank_classification.score(None, prepared.tokenizer, evaluation).values()
+    [found] = tasks.score(None, prepared.tokenizer, evaluation).values()
     assert found.right == [1.0, 0.0, 1.0, 1.0] and found.chance is None
     assert found.accuracy == found.exact_match == 0.75
     low, high = found.exact_match_interval
@@ -90,4 +90,4 @@ def test_a_layout_that_cannot_generate_says_so(task, tiny, prepared, monkeypatch
     monkeypatch.setattr(Grid, "size", lambda self, axis: 2 if axis == "pp" else 1)
     evaluation = Evaluation(tasks=[str(task)])
     with pytest.raises(UserError, match="pipeline and context parallelism do not generate"):
-        rank_classification.score(scorer, prepared.tokenizer, evaluation)
+        tasks.score(scorer, prepared.tokenizer, evaluation)

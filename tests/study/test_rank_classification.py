@@ -8,7 +8,7 @@ import pytest
 from megaarch.config.schema import Evaluation
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
-from megaarch.study import rank_classification
+from megaarch.study import rank_classification, tasks
 from megaarch.study.exact_match import FORM
 from megaarch.study.score import Scores
 from tests.conftest import PRESETS
@@ -53,7 +53,7 @@ def task(tmp_path):
 def scored(task, settings, tokenizer, rule, **more):
     evaluation = Evaluation(tasks=[str(task)], **more)
     planted = Planted(settings, tokenizer, rule)
-    [found] = rank_classification.score(planted, tokenizer, evaluation).values()
+    [found] = tasks.score(planted, tokenizer, evaluation).values()
     return found, planted
 
 
@@ -98,7 +98,7 @@ def test_every_preset_ranks_choices_in_its_own_form(preset, task, tiny, prepared
     settings = tiny(preset)
     scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, 4)
     evaluation = Evaluation(tasks=[str(task)], task_items=4)
-    [found] = rank_classification.score(scorer, prepared.tokenizer, evaluation).values()
+    [found] = tasks.score(scorer, prepared.tokenizer, evaluation).values()
     assert found.right == [1.0, 0.0, 1.0, 0.0]
 
 
@@ -123,6 +123,19 @@ def test_a_choice_is_read_behind_its_question(tiny, prepared):
 
 def test_another_item_is_another_study(task):
     evaluation = Evaluation(tasks=[str(task)])
-    before = rank_classification.identity(evaluation)
+    before = tasks.identity(evaluation)
     (task.parent / "test.jsonl").write_text('{"i": 1, "label": 1}\n')
-    assert rank_classification.identity(evaluation) != before
+    assert tasks.identity(evaluation) != before
+
+
+def test_the_commonest_answer_is_told_apart_from_guessing(task, tiny, prepared):
+    """Two of three items to train on are odd, and half of those held out."""
+    assert scored(task, tiny("gpt"), prepared.tokenizer, lambda *_: 0.0)[0].prior is None
+    train = "\n".join(json.dumps({"i": i, "label": int(i % 3 > 0)}) for i in range(30))
+    (task.parent / "train.jsonl").write_text(train)
+    said = json.loads(task.read_text())
+    said["data"]["train"] = "train.jsonl"
+    said["wordings"] = said["wordings"][:1]
+    task.write_text(json.dumps(said))
+    found, _ = scored(task, tiny("gpt"), prepared.tokenizer, lambda *_: 0.0, task_items=7)
+    assert found.prior == pytest.approx(3 / 7)  # 1, 3 and 5

@@ -9,6 +9,7 @@ import pytest
 from megaarch import config
 from megaarch.study import sweep
 from megaarch.study.cells import expand
+from megaarch.study.folder import StudyFolder
 from megaarch.study.results import Sweep, Trial
 
 RATES = [1e-3, 2e-3, 4e-3]
@@ -60,6 +61,18 @@ def test_every_size_of_a_sweep_is_tuned_and_one_of_other_settings_is_not(study, 
     study["training"]["clip_gradient"] = 0.5
     for cell in expand(study, tmp_path, found.best):
         assert not sweep.verdict(cell, cell.settings.training.learning_rate, found)["tuned"]
+
+
+def test_a_study_that_has_run_has_the_rates_that_its_trials_chose(study, tmp_path, monkeypatch):
+    folder = StudyFolder.open(study, tmp_path)
+    wanted = {"small": 4e-3, "large": 2e-3}
+    made = trials(folder.cells, lambda cell, rate: 2 + abs(rate - wanted[cell.size]))
+    monkeypatch.setattr(sweep, "finished", lambda *_: made)
+    for cell in sweep.chosen(folder).cells:
+        assert cell.settings.training.learning_rate == wanted[cell.size]
+    del study["study"]["tune"]
+    plain = StudyFolder.open(study, tmp_path)
+    assert sweep.chosen(plain) is plain
 
 
 def test_a_file_that_knows_names_alone_serves_too(study, tmp_path):

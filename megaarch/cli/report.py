@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     elif options.latex:
         print(report.latex(results))
     elif options.figures:
-        for written in report.write_figures(results, Path(options.figures)):
+        probed = catalogue.read(path.parent)
+        for written in report.write_figures(results, Path(options.figures), probed):
             print(written)
     else:
         probed = catalogue.read(path.parent)

@@ -98,8 +98,8 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
         answer = FAILS
     elif answer == HOLDS and len(loses) < len(swapped):
         answer = UNKNOWN
-    ranks = [f"{percent(c.value)} against {percent(o.value)} of {n}" for n, (c, o) in pairs.items()]
-    words = f"causal attention has an effective rank, in shares of a row, of {listed(ranks)}"
+    ranks = [f"{n} {percent(c.value)} to {percent(o.value)}" for n, (c, o) in pairs.items()]
+    words = f"effective rank, causal attention's to each, as shares of the tokens: {listed(ranks)}"
     if gains:
         words += f"; the weights of {listed(gains)} gain rank where they see both ways"
     if loses:
@@ -154,12 +154,12 @@ def position(
         answer = HOLDS
     else:
         answer = UNKNOWN
-    rest = [f"{n} {percent(s.value)}" for n, s in bidirectional.items()]
-    deepest = f", of its last layer {percent(last.value)}" if last else ""
+    rest = [f"{percent(s.value)} in {n}" for n, s in bidirectional.items()]
+    deepest = f" ({percent(last.value)} in its last layer)" if last else ""
     return Verdict(
         answer,
-        f"Without positions, how far a probe of the second layer misses a token's place is, of what guessing misses, "
-        f"{decoder} {percent(causal.value)}{deepest}; {listed(rest)}. Leaving positions out costs {decoder} "
+        f"Without positions, a probe of the second layer misses a token's place by {percent(causal.value)} of what "
+        f"guessing does in {decoder}{deepest}, and by {listed(rest)}. Leaving positions out costs {decoder} "
         f"{fixed(cost[decoder].value)} bits per byte, {_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
     )
 
@@ -219,6 +219,6 @@ def _against(found: Standing, better: str, worse: str, others: Scores) -> str:
     parts = [names(found.better, better)] if found.better else []
     parts += [names(found.worse, worse)] if found.worse else []
     if found.tied:
-        rest = "every other" if len(found.tied) == len(others) > 1 else listed(found.tied)
+        rest = "any other" if len(found.tied) == len(others) > 1 else listed(found.tied)
         parts.append(f"not distinguishable from {rest}")
     return ", ".join(parts) or "with nothing to compare it with"

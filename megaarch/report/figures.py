@@ -1,15 +1,17 @@
 """The figures of a study, each a panel of its own: PDF and SVG files, or drawings in the page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 
 from megaarch.config import catalogue
+from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import laws, notation, plots
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, merged_cells
+from megaarch.report.evidence import evidence
 from megaarch.report.masks import mask_panel
 from megaarch.report.panel import (
     gain_of_length,
@@ -32,12 +34,16 @@ NOTES = {
 }
 
 
-def write_figures(found: Results | dict, directory: str | Path) -> list[Path]:
-    """Writes every figure of `found` (what results.json holds) as PDF and SVG in `directory`, made
-    where it is missing. Returns the paths."""
-    directory = Path(directory)
+def write_figures(
+    found: Results | dict, directory: str | Path, probed: Mapping[str, Probed] | None = None
+) -> list[Path]:
+    """Writes every figure of `found` (what results.json holds) and of the study's probes as PDF and SVG in
+    `directory`, made where it is missing. Returns the paths."""
+    directory, results = Path(directory), Results.of(found)
     directory.mkdir(parents=True, exist_ok=True)
-    panels = [panel for section in sections(Results.of(found)).values() for panel in section]
+    panels = [panel for section in sections(results).values() for panel in section]
+    with matplotlib.rc_context(RC):
+        panels += [each.panel for each in evidence(results, probed or {}) if each.panel]
     return [path for panel in panels for path in write(panel, directory)]
 
 

@@ -5,6 +5,7 @@ import pytest
 from megaarch.probes import catalogue
 from megaarch.report.arguments import FAILS, HOLDS, UNKNOWN
 from megaarch.report.evidence import evidence
+from megaarch.report.figures import write_figures
 from megaarch.report.page import page
 from megaarch.study.results import Results
 from tests.report.example_probes import estimate, probed, results
@@ -113,6 +114,13 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
     [axes] = context.panel.figure.axes
     low, high = axes.get_ylim()
     assert axes.get_yscale() == "log" and 0 < low < 0.1 and 900 < high < 2000
+
+
+def test_figures_of_the_arguments_are_written(tmp_path):
+    written = {path.name for path in write_figures(results(), tmp_path, probed())}
+    for each in evidence(Results.of(results()), probed()):
+        assert {f"{each.panel.name}.svg", f"{each.panel.name}.pdf"} <= written
+    assert not any("argument" in path.name for path in write_figures(results(), tmp_path))
 
 
 def test_probes_are_written_and_read(tmp_path):

@@ -75,9 +75,9 @@ def draw_reference(ax: Axes, reference: tuple[str, float], direction: str) -> No
 def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) -> None:
     """The names of the curves in the right margin, none on another, tied to their ends."""
     points = ax.bbox.height / ax.figure.dpi * 72
-    low, high = ax.get_ylim()
     labels = sorted(ends, key=lambda label: ends[label][1])
-    wanted = [(ends[label][1] - low) / (high - low) * points for label in labels]
+    to_axes = ax.transScale + ax.transLimits
+    wanted = [to_axes.transform(ends[label])[1] * points for label in labels]
     for label, place in zip(labels, spread(wanted, LINE_GAP), strict=True):
         colour = look[label].colour
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}

@@ -114,6 +114,8 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
     [axes] = context.panel.figure.axes
     low, high = axes.get_ylim()
     assert axes.get_yscale() == "log" and 0 < low < 0.1 and 900 < high < 2000
+    names = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert names["causal decoder"] > 0.8 > 0.2 > names["least squares"]
 
 
 def test_figures_of_the_arguments_are_written(tmp_path):

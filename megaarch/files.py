@@ -1,22 +1,28 @@
 """Files that others wrote, read within bounds: regular files alone, up to a size, and JSON of the form
 that is asked for. What does not fit is one sentence (ValueError)."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megaarch.errors import UserError
 
+log = logging.getLogger(__name__)
 MIB = 1 << 20
 LARGEST_TEXT = 64 * MIB  # of configurations, records and results
 LARGEST = 1024 * MIB  # of tokenizers, held-out documents and the index of a checkpoint
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that keep none
 Form = TypeVar("Form", bound=BaseModel)
 
 
@@ -92,6 +98,29 @@ def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
         raise UserError(f"{os.fspath(where)} is damaged: {entry}: {fault['msg']}") from None
     except RecursionError:
         raise UserError(f"{os.fspath(where)} is damaged: it is nested too deeply") from None
+
+
+def size_and_checksum(path: Path) -> tuple[int, int]:
+    """Returns the bytes of a file and the CRC-32 of its content."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return path.stat().st_size, value
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Locks an open file for this process alone; whether it is ours. A file system that keeps no locks gives
+    it to everyone, with a warning."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s: this file system keeps no locks; start nothing twice", file.name)
+    return True
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 JSON of another form. Each command says one sentence, soon, and writes nothing."""
 
 import copy
+import errno
 import json
 import os
 
@@ -186,7 +187,9 @@ def test_a_damaged_record_of_a_shard_is_made_anew(tmp_path):
     job = shards.Job(tmp_path, None)
     for end in shards.SUFFIXES:
         (tmp_path / f"00000000{end}").write_bytes(b"ab")
-    marks = {end: shards._mark(tmp_path / f"00000000{end}") for end in shards.SUFFIXES}
+    marks = {
+        end: list(files.size_and_checksum(tmp_path / f"00000000{end}")) for end in shards.SUFFIXES
+    }
     counts = dict.fromkeys(("documents", "bytes", "tokens", "duplicates", "lines"), 1)
     sound = {"summary": counts | {"malformed": [[3, "no text"]]}, "files": marks}
     record = tmp_path / "00000000.json"
@@ -289,3 +292,22 @@ def test_a_replaced_file_is_whole_or_as_it_was(tmp_path):
     files.write_json(path, {"steps": 2})
     assert files.read_json(path) == {"steps": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_file_system_without_locks_gives_the_lock_with_a_warning(tmp_path, monkeypatch, caplog):
+    """`megaarch compare` and preprocess.py run there; nothing else that goes wrong is taken for it."""
+    with (tmp_path / "lock").open("w") as mine, (tmp_path / "lock").open("w") as other:
+        assert files.take_lock(mine) and not files.take_lock(other)
+    for number, caught in ((errno.ENOLCK, False), (errno.EIO, True)):
+
+        def flock(*_, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+        with (tmp_path / "lock").open("w") as file:
+            if caught:
+                with pytest.raises(OSError, match="Input/output"):
+                    files.take_lock(file)
+            else:
+                assert files.take_lock(file)
+                assert "keeps no locks" in caplog.text

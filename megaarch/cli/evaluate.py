@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from megaarch.harness.evaluate import Found
     from megaarch.study.results import Heldout
 
-NORMAL = 1.96  # standard errors on each side of 95% of a normal distribution
-
 
 def add(command: Adder) -> None:
     evaluate = command(
@@ -86,11 +84,13 @@ def harness_panel(harness: "Sequence[Found]") -> str:
     """The metrics of lm-evaluation-harness as a table, with 95% intervals; empty where there are none."""
     if not harness:
         return ""
+    from megaarch.study.intervals import NORMAL_95
+
     lines = ["", f"{'lm-evaluation-harness':<28}{'metric':<22}value, 95% interval"]
     for found in harness:
         interval = None
         if found.error is not None:
-            interval = [found.value + side * NORMAL * found.error for side in (-1, 1)]
+            interval = [found.value + side * NORMAL_95 * found.error for side in (-1, 1)]
         lines.append(f"{found.task:<28}{found.metric:<22}{_shown(found.value, interval)}")
     return "\n".join([*lines, ""])
 

@@ -230,6 +230,11 @@ class Parallel(Section):
     stages_per_rank: Degree = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V
 
     @property
+    def data_ranks(self) -> int:
+        """Ranks among which the rows of a step are divided."""
+        return self.data_parallel_shard * self.data_parallel_replicate
+
+    @property
     def gathers_again(self) -> bool:
         """Whether a layer's parameters are given back after its forward pass and gathered again for
         its backward pass. Without data-parallel shards they stay, whatever the setting says."""

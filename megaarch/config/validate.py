@@ -26,7 +26,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             ("training.steps", "training.budget"),
             "cannot be given together with training.budget: a budget sets the number of steps",
         )
-    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    ranks = parallel.data_ranks
     if training.global_batch_tokens is not None:
         if training.global_batch_size != Training().global_batch_size:
             yield (
@@ -94,7 +94,7 @@ def _float8(settings: Settings) -> Iterator[Conflict]:
             "of both: use another schedule",
         )
     keys, tensor = settings.model.kv_heads or settings.model.heads, parallel.tensor_parallel
-    sharded = parallel.data_parallel_shard * parallel.data_parallel_replicate > 1
+    sharded = parallel.data_ranks > 1
     if (
         training.float8 == "tensorwise"
         and keys < tensor

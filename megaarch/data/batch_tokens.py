@@ -61,7 +61,7 @@ def in_rows(settings: Settings, wanted: Fraction) -> Settings:
     training, parallel = settings.training, settings.parallel
     if training.global_batch_tokens is None:
         return settings
-    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    ranks = parallel.data_ranks
     most = math.ceil(wanted)
     count = -(-most // (training.micro_batch_size * ranks))
     deep = parallel.pipeline_parallel  # schedules want as many micro-batches as ranks, or multiples

@@ -8,7 +8,6 @@ The dataset is what `ingest/prepare.py` makes of the same text with the same tok
     PREFIX.manifest.json    what it was made of, and counts
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -19,7 +18,7 @@ from pathlib import Path
 from megaarch.data.indexed import IndexedDataset, prefix_of
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, read_json
+from megaarch.files import LARGEST, read_json, take_lock
 from megaarch.ingest import corpus, manifest, shards, sources
 from megaarch.ingest.manifest import DatasetManifest, Plan
 from megaarch.ingest.pipeline import Pipeline, Progress
@@ -133,10 +132,8 @@ def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
                 )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another process is at work in it") from None
+        if not take_lock(lock):
+            raise UserError(f"{folder}: another process is at work in it")
         asked = plan.model_dump()
         try:
             before = read_json(file, LARGEST) if file.exists() else asked

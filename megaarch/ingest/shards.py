@@ -11,7 +11,6 @@ the job's folder as
 
 import json
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pydantic import Field
 from megaarch.data.indexed import mapped, token_dtype
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
-from megaarch.files import Schema, fit, read_json
+from megaarch.files import Schema, fit, read_json, size_and_checksum
 from megaarch.ingest import corpus, lines, sources, split
 from megaarch.ingest.lines import RecordError, Shard
 
@@ -154,7 +153,7 @@ def make(number: int, shard: Shard, job: Job) -> Summary:
         lines=malformed.lines(),
         malformed=malformed.found,
     )
-    files = {suffix: _mark(job.file(number, suffix)) for suffix in SUFFIXES}
+    files = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
     record = _Record(summary=summary, files=files)
     job.file(number, ".json").write_text(json.dumps(record.model_dump()))
     return summary
@@ -165,7 +164,7 @@ def finished(number: int, job: Job) -> Summary | None:
     file = job.file(number, ".json")
     try:
         record = fit(read_json(file), _Record, file)
-        found = {suffix: _mark(job.file(number, suffix)) for suffix in SUFFIXES}
+        found = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
     except (OSError, ValueError):
         return None
     return record.summary if record.files == found else None
@@ -308,12 +307,3 @@ class _Malformed:
                 at += len(block)
                 count += block.count(b"\n")
         return count
-
-
-def _mark(path: Path) -> list[int]:
-    """Returns the size and the checksum of a file."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return [path.stat().st_size, value]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,7 +22,7 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
 from megaarch.training import checkpoint, fits
-from megaarch.training.record import read_record
+from megaarch.training.record import PROGRESS, read_record
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -47,6 +47,10 @@ class _Record(BaseModel):
     tokenizer: _Tokenizer
 
 
+class _Described(BaseModel):
+    record: _Record
+
+
 class _Index(Schema):
     weight_map: dict[str, str]
 
@@ -66,7 +70,7 @@ def read_checkpoint(path: Path) -> Saved:
         found = path
     elif (found := checkpoint.newest(path)) is None:
         raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
-    record = _checked(read_record(found).raw(), found / "progress.json")
+    record = _checked(read_record(found).raw(), f"{found / PROGRESS}: the megaarch record")
     _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)
 
@@ -85,21 +89,15 @@ def read_safetensors(file: Path) -> Saved:
                 f"{file} has no megaarch record in its metadata: if it is Hugging Face's, give the "
                 "folder that it lies in, with its config.json"
             )
-        record = _checked(parse_json(metadata[KEY], f"{file}: the megaarch record"), file)
+        where = f"{file}: the megaarch record"
+        record = _checked(parse_json(metadata[KEY], where), where)
         _check_memory(file, _count(tensors, tensors.keys()))
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
 
 
-def _checked(record: Any, file: Path) -> dict[str, Any]:
-    """The record. ValueError where it lacks what a conversion needs, or has it of another type."""
-    try:
-        _Record.model_validate(record)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, ("record", *fault["loc"])))
-        raise UserError(
-            f"{file}: the megaarch record is damaged: {where}: {fault['msg']}"
-        ) from None
+def _checked(record: Any, where: str) -> dict[str, Any]:
+    """Returns the record. UserError where it lacks what a conversion needs, or has it of another type."""
+    fit({"record": record}, _Described, where)
     return record
 
 

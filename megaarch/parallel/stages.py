@@ -110,7 +110,7 @@ def _schedule_problems(settings: Settings) -> Iterator[str]:
     if training.global_batch_tokens is not None:
         return
     ranks, schedule = parallel.pipeline_parallel, parallel.schedule
-    data_ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    data_ranks = parallel.data_ranks
     batches = training.global_batch_size // (training.micro_batch_size * data_ranks)
     if schedule == "1f1b" and batches < ranks:
         yield (

@@ -7,7 +7,6 @@ That a step comes to its end shows that shapes and collectives fit; the trace sh
     place on meta (fake process group) -> to_empty (fake tensors) -> forward, backward, clip, step
 """
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megaarch.attention import sdpa, sdpa_plan
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
-from megaarch.distributed.mesh import AXES, Grid
+from megaarch.distributed.mesh import AXES, Grid, processes
 from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.model import loss
@@ -67,7 +66,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     No process group may exist; none is left.
     """
     parallel, training = settings.parallel, settings.training
-    world_size = _world(settings)
+    world_size = processes(settings.parallel)
     check(settings, world_size)
     eager = training.model_copy(update={"compile": False, "float8": None})
     settings = settings.model_copy(update={"training": eager})
@@ -91,26 +90,24 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
 
 def fullest(settings: Settings) -> int:
     """A rank of the pipeline stage that the planner finds fullest."""
-    check(settings, _world(settings))
+    check(settings, processes(settings.parallel))
     totals = [memory.total for memory in memory_by_rank(settings)]
-    return totals.index(max(totals)) * (_world(settings) // len(totals))
+    return totals.index(max(totals)) * (processes(settings.parallel) // len(totals))
 
 
 def planned(settings: Settings, rank: int) -> float:
     """Bytes that the planner expects `rank` to hold in the step that a dry run makes."""
     parallel, training = settings.parallel, settings.training
-    check(settings, _world(settings))
-    if not 0 <= rank < _world(settings):
-        raise UserError(f"--rank {rank}: the layout has ranks 0 to {_world(settings) - 1}")
-    data = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    check(settings, processes(settings.parallel))
+    if not 0 <= rank < processes(settings.parallel):
+        raise UserError(
+            f"--rank {rank}: the layout has ranks 0 to {processes(settings.parallel) - 1}"
+        )
+    data = parallel.data_ranks
     rows = _enough(settings) * training.micro_batch_size * data
     made = training.model_copy(update={"global_batch_size": rows})
     by_rank = memory_by_rank(settings.model_copy(update={"training": made}))
-    return by_rank[rank // (_world(settings) // len(by_rank))].total
-
-
-def _world(settings: Settings) -> int:
-    return math.prod(getattr(settings.parallel, setting) for setting in AXES.values())
+    return by_rank[rank // (processes(settings.parallel) // len(by_rank))].total
 
 
 def _enough(settings: Settings) -> int:

@@ -63,7 +63,7 @@ def memory_by_rank(settings: Settings) -> list[Memory]:
 def micro_batches(settings: Settings) -> int:
     """Returns the number of micro-batches of a step on one data-parallel rank."""
     parallel, training = settings.parallel, settings.training
-    ranks = parallel.data_parallel_shard * parallel.data_parallel_replicate
+    ranks = parallel.data_ranks
     return training.global_batch_size // (training.micro_batch_size * ranks)
 
 

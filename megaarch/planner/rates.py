@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from megaarch.config.schema import Parallel
+from megaarch.distributed.mesh import processes
 from megaarch.planner.hardware import Constants, Gpu, hardware
 from megaarch.planner.software import Software
 from megaarch.planner.work import HALF, Work
@@ -71,10 +72,7 @@ class Rates:
     def slowest(self) -> float:
         """How much longer than the mean GPU the slowest one takes, for which all wait: speeds are taken
         to be normal, and the largest of N such numbers lies sqrt(2 ln N) deviations out."""
-        p = self.parallel
-        ranks = p.tensor_parallel * p.context_parallel * p.pipeline_parallel
-        ranks *= p.data_parallel_shard * p.data_parallel_replicate
-        return 1 + self.cluster.constants.spread * math.sqrt(2 * math.log(ranks))
+        return 1 + self.cluster.constants.spread * math.sqrt(2 * math.log(processes(self.parallel)))
 
     def products(self, work: Work, *, body: bool) -> list[Timed]:
         """body: of layers, which may compute in float8; the head does not."""

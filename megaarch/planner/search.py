@@ -120,7 +120,7 @@ def candidates(
     if settings.training.global_batch_tokens is not None:
         wanted = rows_a_step(settings)
     for parallel in _layouts(settings, gpus, cluster):
-        data = parallel.data_parallel_shard * parallel.data_parallel_replicate
+        data = parallel.data_ranks
         if wanted is None and settings.training.global_batch_size % data:
             refused[
                 f"training.global_batch_size: {settings.training.global_batch_size} rows do not "

@@ -84,7 +84,7 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     layers, parallel = Layers(settings, rates.software), settings.parallel
     stages = Stages.of(settings)
     span = parallel.tensor_parallel * parallel.context_parallel
-    span *= parallel.data_parallel_shard * parallel.data_parallel_replicate
+    span *= parallel.data_ranks
     known: dict[tuple, Seconds] = {}  # many stages are alike
 
     def stage(mine: range) -> Seconds:

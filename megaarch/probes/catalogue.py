@@ -33,7 +33,6 @@ class Probe:
     alone where it looks at no run."""
 
     name: str
-    summary: str
     measure: str
     record: str
     of_runs: bool = True
@@ -44,44 +43,37 @@ PROBES = {
     for probe in (
         Probe(
             "rank",
-            "numerical, stable and effective rank of attention, and how fast rows become alike",
             "megaarch.probes.rank:measure",
             "megaarch.probes.rank:Ranks",
         ),
         Probe(
             "position",
-            "how far a token's place can be read off its hidden state, layer by layer",
             "megaarch.probes.position:measure",
             "megaarch.probes.position:Positions",
         ),
         Probe(
             "difficulty",
-            "entropy and number of targets, loss by visible tokens, and what frozen states know",
             "megaarch.probes.difficulty:measure",
             "megaarch.probes.difficulty:Difficulty",
         ),
         Probe(
             "in_context",
-            "whether demonstrations change attention as finetuning on them does",
             "megaarch.probes.in_context:measure",
             "megaarch.probes.in_context:InContext",
         ),
         Probe(
             "dialogue",
-            "FLOPs of a dialogue's turns under each policy of its cache, and the cache's bytes",
             "megaarch.probes.dialogue:measure",
             "megaarch.probes.dialogue:Dialogue",
         ),
         Probe(
             "regression",
-            "in-context linear regression: models of each mask, trained on it, against least squares",
             "megaarch.probes.regression:measure",
             "megaarch.probes.regression:Regressed",
             of_runs=False,
         ),
         Probe(
             "masks",
-            "throughput of attention under each mask against causal's, here and in other tools",
             "megaarch.probes.masks:measure",
             "megaarch.probes.masks:Throughput",
             of_runs=False,

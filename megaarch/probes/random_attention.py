@@ -1,4 +1,4 @@
-"""Attention of random queries and keys: what a mask and a sharpness give by themselves.
+"""Attention of random queries and keys, and of none: what a mask and a sharpness give by themselves.
 
 Letters of shapes: docs/shapes.md.
 """
@@ -35,6 +35,12 @@ def random_attention(
     length = like.shape[-1]
     logits = random_logits(tuple(like.shape[:-2]), length, head_size, generator)
     return weights(logits, seen(mask, length).expand_as(logits))
+
+
+def uniform_attention(mask: str, length: int) -> torch.Tensor:
+    """Returns attention to all that a mask shows alike, fp64 [1, 1, length, length]."""
+    visible = seen(mask, length).double()
+    return (visible / visible.sum(-1, keepdim=True))[None, None]
 
 
 def matched_attention(

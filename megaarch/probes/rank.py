@@ -21,7 +21,7 @@ from megaarch.probes.attention_weights import (
 )
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.random_attention import matched_attention, random_attention
+from megaarch.probes.random_attention import matched_attention, random_attention, uniform_attention
 from megaarch.probes.states import recorded
 from megaarch.probes.subject import Rows, Subject
 from megaarch.probes.switched import switched
@@ -66,7 +66,7 @@ class Attention(Record):
 class Block(Record):
     """queries, keys: of the first row. trained: over all layers and heads; layers: over heads; heads: of each
     layer. masks: the same weights, the network being run under another mask. random: Gaussian q and k under
-    either mask; matched: the same, each as sharp as a trained matrix. lost_by_seeing_ahead: effective rank of
+    either mask; matched: the same, each as sharp as a trained matrix; uniform: all that the mask shows alike. lost_by_seeing_ahead: effective rank of
     the same weights under the causal mask less that under the full one."""
 
     queries: int
@@ -77,6 +77,7 @@ class Block(Record):
     masks: dict[str, Attention]
     random: dict[str, Attention] = {}  # noqa: RUF012  # pydantic copies it
     matched: dict[str, Attention] = {}  # noqa: RUF012
+    uniform: dict[str, Attention] = {}  # noqa: RUF012
     lost_by_seeing_ahead: Estimate | None = None
 
 
@@ -137,6 +138,10 @@ def _matrices(
                 yield f"masks.{mask}", name, matrices
     if not control:
         return
+    for name, (matrices, *_) in trained.items():
+        queries, keys = matrices.shape[-2:]
+        for mask in MASKS if queries == keys else ():
+            yield f"uniform.{mask}", name, uniform_attention(mask, keys)
     size = head_size(model.settings)
     for name in [stack.stream for stack in model.stacks]:
         for matrices in trained[name]:
@@ -239,6 +244,7 @@ def _block(
         masks=group("masks"),
         random=group("random"),
         matched=group("matched"),
+        uniform=group("uniform"),
         lost_by_seeing_ahead=over_rows((causal - full).mean((1, 2)), documents) if own else None,
     )
 

@@ -98,8 +98,16 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
         answer = FAILS
     elif answer == HOLDS and len(loses) < len(swapped):
         answer = UNKNOWN
-    ranks = [f"{n} {percent(c.value)} to {percent(o.value)}" for n, (c, o) in pairs.items()]
-    words = f"effective rank, causal attention's to each, as shares of the tokens: {listed(ranks)}"
+    named = {n: f"{n} ({percent(c.value)} to {percent(o.value)})" for n, (c, o) in pairs.items()}
+    parts = {
+        "more than": found.better,
+        "less than": found.worse,
+        "not distinguishable from": found.tied,
+    }
+    said = [
+        f"{words} {listed([named[n] for n in names])}" for words, names in parts.items() if names
+    ]
+    words = f"causal attention's effective rank, as a share of the tokens, is {', '.join(said)}"
     if gains:
         words += f"; the weights of {listed(gains)} gain rank where they see both ways"
     if loses:
@@ -195,12 +203,12 @@ def tools(ours: Mapping[str, float], others: Mapping[str, float]) -> Verdict:
         answer = UNKNOWN
 
     def ratios(of: Mapping[str, float]) -> str:
-        return listed([f"{name} {ratio:.2f}" for name, ratio in of.items()])
+        return listed([f"{ratio:.2f} with {name}" for name, ratio in of.items()])
 
     return Verdict(
         answer,
-        f"Of causal throughput at equal area, the slowest other mask reaches {ratios(ours)} here, and "
-        f"{ratios(others)} in other tools.",
+        f"Over causal at equal area, the slowest other mask runs at {ratios(ours)}, and among other tools at "
+        f"{ratios(others)}.",
     )
 
 

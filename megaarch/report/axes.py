@@ -76,9 +76,15 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) ->
     """The names of the curves in the right margin, none on another, tied to their ends."""
     points = ax.bbox.height / ax.figure.dpi * 72
     labels = sorted(ends, key=lambda label: ends[label][1])
+    ax.autoscale_view()  # which is put off until something asks for the limits
     to_axes = ax.transScale + ax.transLimits
     wanted = [to_axes.transform(ends[label])[1] * points for label in labels]
-    for label, place in zip(labels, spread(wanted, LINE_GAP), strict=True):
+    above = range(len(labels) - 1, -1, -1)  # how many names stand above each, within the frame
+    places = [
+        min(place, points - LINE_GAP * n)
+        for place, n in zip(spread(wanted, LINE_GAP), above, strict=True)
+    ]
+    for label, place in zip(labels, places, strict=True):
         colour = look[label].colour
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}
         ax.annotate(

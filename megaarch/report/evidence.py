@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+import matplotlib
 
 from megaarch.probes import catalogue
 from megaarch.probes.catalogue import Probed
@@ -16,33 +17,38 @@ from megaarch.probes.rank import Ranks
 from megaarch.probes.regression import Regressed
 from megaarch.report import arguments, plots
 from megaarch.report.arguments import Verdict
-from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell, finetuned, merged_cells
+from megaarch.report.cells import MergedCell
+from megaarch.report.compared import Compared
 from megaarch.report.inference import cheapest, dialogues
 from megaarch.report.notation import percent
 from megaarch.report.panel import CONTINUATION, TASKS, Score, known
 from megaarch.report.plots import Entry, Point, lines
-from megaarch.report.style import Look, Panel, looks
-from megaarch.study.intervals import paired_error, seed_error, widened
+from megaarch.report.style import RC, Look, Panel
+from megaarch.study.intervals import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 
 SECOND = 2  # the layer whose states tell places, counted from the embedding (0)
-NORMAL = 1.959964
 MARK = "*"
+SHORT = {  # masks as labels of rows
+    "prefix of a quarter": "prefix \u00bc",
+    "prefix of a half": "prefix \u00bd",
+    "prefix of three quarters": "prefix \u00be",
+    "bidirectional": "both ways",
+}
 # of models that are no cells: the preset whose colour they have
 DRAWN_AS = {"causal_decoder": "gpt", "prefix_decoder": "prefix_lm", "encoder_decoder": "t5"}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument as the report shows it. verdict, panel: None where it was not measured."""
+    """An argument as the report shows it. verdict: None, with no panels, where it was not measured."""
 
     number: int
     title: str
     claim: str
     probe: str
     verdict: Verdict | None = None
-    panel: Panel | None = None
+    panels: tuple[Panel, ...] = ()
 
 
 ARGUMENTS = (
@@ -61,73 +67,23 @@ ARGUMENTS = (
 def evidence(results: Results, probed: Mapping[str, Probed]) -> list[Argument]:
     """Returns the seven arguments, each with its verdict and figure where the study has what its rule asks for.
 
-    Cells are those of the largest budget and size. None where no probe has run.
+    None where no probe has run.
     """
     if not probed:
         return []
-    study = _Study.of(results)
+    study = Compared.of(results)
     if study is None:
         return list(ARGUMENTS)
     found = []
-    for argument, make in zip(ARGUMENTS, MAKERS, strict=True):
-        made = make(study, probed)
-        found.append(replace(argument, verdict=made[0], panel=made[1]) if made else argument)
+    with matplotlib.rc_context(RC):
+        for argument, make in zip(ARGUMENTS, MAKERS, strict=True):
+            made = make(study, probed)
+            verdict, *panels = made or (None,)
+            found.append(replace(argument, verdict=verdict, panels=tuple(panels)))
     return found
 
 
-Made = tuple[Verdict, Panel] | None
-
-
-@dataclass(frozen=True)
-class _Study:
-    """raw: cells with positions, before finetuning. without: those without positions. decoder: the causal
-    one of full_lm among raw."""
-
-    cells: list[MergedCell]
-    look: Looks
-    raw: list[MergedCell]
-    without: list[MergedCell]
-    decoder: MergedCell
-
-    @classmethod
-    def of(cls, results: Results) -> "_Study | None":
-        every = merged_cells(results)
-        cells = [cell for cell in every if cell.adaptation is None]
-        largest = max((cell.budget for cell in cells), default=0)
-        most = max((cell.parameters or 0 for cell in cells if not _two_stacks(cell)), default=0)
-        cells = [
-            c
-            for c in cells
-            if c.budget == largest
-            and (len({d.size for d in cells}) == 1 or (c.parameters or 0) >= most)
-        ]
-        text = [cell for cell in cells if not finetuned(cell)]
-        raw = [cell for cell in text if not _blind(cell)]
-        decoders = [
-            c for c in raw if (c.architecture, c.objective) == ("causal_decoder", "full_lm")
-        ]
-        if not decoders:
-            return None
-        without = [cell for cell in text if _blind(cell)]
-        return cls(cells, looks(every), raw, without, decoders[0])
-
-    def probed(self, found: Probed, cells: Sequence[MergedCell]) -> dict[str, Any]:
-        """Maps the label of each cell that was probed to its record."""
-        pairs = ((c.label, found.of_cell(c.name, c.key)) for c in cells)
-        return {label: record for label, record in pairs if record is not None}
-
-    def pair(self, cell: MergedCell) -> MergedCell | None:
-        """The cell with positions that one without them is held against."""
-        same = (cell.architecture, cell.objective)
-        return next((c for c in self.raw if (c.architecture, c.objective) == same), None)
-
-
-def _two_stacks(cell: MergedCell) -> bool:
-    return cell.architecture == "encoder_decoder"
-
-
-def _blind(cell: MergedCell) -> bool:
-    return cell.settings.get("model", {}).get("position_encoding") == "none"
+Made = tuple[Verdict, Panel] | tuple[Verdict, Panel, Panel] | None
 
 
 def as_score(estimate: Estimate) -> Score:
@@ -145,16 +101,18 @@ def entries(scores: Mapping[str, Score], marked: Sequence[str] = ()) -> list[Ent
     return sorted(rows, key=lambda row: -row.value)
 
 
-def points(estimates: Sequence[Estimate], places: Sequence[float]) -> list[Point]:
-    """Points of a line, of what has a value."""
+def points(
+    estimates: Sequence[Estimate], places: Sequence[float], most: float = math.inf
+) -> list[Point]:
+    """Points of a line, of what has a value, in intervals that end at 0 and `most`."""
     return [
-        Point(x, e.value, *e.ends)
+        Point(x, e.value, max(e.ends[0], 0.0), min(e.ends[1], most))
         for x, e in zip(places, estimates, strict=True)
         if e.value is not None
     ]
 
 
-def _generalization(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
     every = {c.label: c.heldout.score(TASKS) for c in study.cells if c not in study.without}
     every = {label: score for label, score in every.items() if score.value is not None}
     raw = {
@@ -162,7 +120,7 @@ def _generalization(study: _Study, probed: Mapping[str, Probed]) -> Made:
         for c in study.raw
         if c.label in every and (c.heldout.comparable or c is study.decoder)
     }
-    raw = {n: s for n, s in raw.items() if n == study.decoder.label or not _is_causal(study, n)}
+    raw = {n: s for n, s in raw.items() if n == study.decoder.label or not study.causal(n)}
     chances = [t.chance for t in study.decoder.heldout.tasks.values() if t.chance is not None]
     if study.decoder.label not in raw or not chances:
         return None
@@ -187,11 +145,7 @@ def _generalization(study: _Study, probed: Mapping[str, Probed]) -> Made:
     return verdict, panel
 
 
-def _is_causal(study: _Study, label: str) -> bool:
-    return any(c.label == label and c.architecture == "causal_decoder" for c in study.cells)
-
-
-def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "rank" not in probed:
         return None
     ranks: dict[str, Ranks] = study.probed(probed["rank"], study.raw)
@@ -202,7 +156,7 @@ def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
     pairs, drawn = {}, {}
     for label, record in ranks.items():
         name = next((n for n in ("encoder", "decoder.prefix") if n in record.blocks), None)
-        if name is None or _is_causal(study, label):
+        if name is None or study.causal(label):
             continue
         block = record.blocks[name]
         alike = causal if block.queries == causal.queries else mine.blocks["decoder.prefix"]
@@ -229,6 +183,7 @@ def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
             label: points(
                 [layer.matrix.effective_rank for layer in block.layers],
                 range(1, len(block.layers) + 1),
+                most=1.0,
             )
             for label, block in drawn.items()
         },
@@ -249,10 +204,17 @@ def _rank(study: _Study, probed: Mapping[str, Probed]) -> Made:
             f" Random attention as sharp as the causal decoder's has {random[0]} under a causal mask and "
             f"{random[1]} seeing both ways, over whole rows."
         )
+    alike = mine.blocks.get("decoder.prefix", causal)
+    if alike.uniform:
+        same = [percent(alike.uniform[m].matrix.effective_rank.value) for m in ("causal", "full")]
+        panel.caption += (
+            f" Attention to all that is seen alike has {same[0]} under a causal mask and {same[1]} seeing both ways, "
+            f"over {alike.queries} tokens."
+        )
     return arguments.rank(pairs, swapped), panel
 
 
-def _difficulty(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "difficulty" not in probed:
         return None
     records: dict[str, Difficulty] = study.probed(probed["difficulty"], study.raw)
@@ -272,10 +234,21 @@ def _difficulty(study: _Study, probed: Mapping[str, Probed]) -> Made:
         always=True,
     )
     panel.caption = "A probe is trained on the mean state of a text in one layer, and the model is not; held-out items."
-    return arguments.difficulty(nats, states, study.decoder.label), panel
+    cost = plots.dots(
+        "argument-difficulty-cost",
+        "What a target costs",
+        entries(nats),
+        study.look,
+        "nats a target",
+        None,
+    )
+    cost.caption = (
+        "Each on its own training task, of which cells have seen unequal numbers of targets."
+    )
+    return arguments.difficulty(nats, states, study.decoder.label), cost, panel
 
 
-def _in_context(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "regression" not in probed:
         return None
     found: Regressed = probed["regression"].cells[catalogue.ALONE]
@@ -301,15 +274,26 @@ def _in_context(study: _Study, probed: Mapping[str, Probed]) -> Made:
         "examples in the context",
         "squared error, 1 without examples",
         logarithmic=True,
+        thin={words["causal_decoder"]: _by_seed(errors["causal_decoder"])},
     )
     number = len(causal.by_seed)
     if number > 1:
-        panel.caption = f"Means over {number} seeds; intervals over problems and seeds."
+        panel.caption = (
+            f"Means over {number} seeds; thin, each seed of the causal decoder. Least squares peaks where examples are as "
+            f"many as dimensions ({found.settings.dimensions})."
+        )
     others = {words[name]: score for name, score in scores.items()}
     return arguments.in_context(causal, others), panel
 
 
-def _position(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _by_seed(error: Mapping[str, Estimate]) -> list[list[tuple[float, float]]]:
+    """Returns a curve of each seed; none where there is one."""
+    places = [int(n) for n in error]
+    seeds = zip(*(estimate.seeds for estimate in error.values()), strict=True)
+    return [list(zip(places, values, strict=True)) for values in seeds]
+
+
+def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "position" not in probed:
         return None
     records: dict[str, Positions] = study.probed(probed["position"], study.without)
@@ -320,7 +304,7 @@ def _position(study: _Study, probed: Mapping[str, Probed]) -> Made:
     if mine not in streams or mine not in known_cost or len(known_cost) < 2:
         return None
     second = {label: as_score(s.layers[SECOND].of_chance) for label, s in streams.items()}
-    both_ways = {n: s for n, s in second.items() if not _is_causal(study, n)}
+    both_ways = {n: s for n, s in second.items() if not study.causal(n)}
     panel = lines(
         "argument-position",
         "Places read off states, without positions",
@@ -330,15 +314,14 @@ def _position(study: _Study, probed: Mapping[str, Probed]) -> Made:
         },
         study.look,
         "layer (0: the embedding)",
-        "distance missed, share of guessing",
-        ("guessing", 1.0),
+        "error in a token's place, share of guessing's",
     )
     panel.caption = "Of an encoder-decoder its encoder."
     last = as_score(streams[mine].layers[-1].of_chance)
     return arguments.position(second[mine], both_ways, known_cost, mine, last), panel
 
 
-def _loss_without(study: _Study, cell: MergedCell) -> Score | None:
+def _loss_without(study: Compared, cell: MergedCell) -> Score | None:
     """Bits per byte that a cell loses against its pair with positions."""
     pair = study.pair(cell)
     if pair is None:
@@ -349,12 +332,12 @@ def _loss_without(study: _Study, cell: MergedCell) -> Score | None:
     value = a.value - b.value
     seeds = known([x - y for x, y in zip(a.by_seed, b.by_seed, strict=False)])
     error = paired_error(a.paired, b.paired)
-    half = NORMAL * error.deviation if error else math.inf
+    half = NORMAL_95 * error.deviation if error else math.inf
     interval = widened([value - half, value + half], value, seed_error([seeds]))
     return Score(value, interval, None, seeds)
 
 
-def _caches(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:
     able = dialogues(probed, study.raw)
     one = {}
     for label in able:  # one cell of each architecture, and the decoder for its own
@@ -382,7 +365,7 @@ def _caches(study: _Study, probed: Mapping[str, Probed]) -> Made:
     ), panel
 
 
-def _tools(study: _Study, probed: Mapping[str, Probed]) -> Made:
+def _tools(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "masks" not in probed:
         return None
     found: Throughput = probed["masks"].cells[catalogue.ALONE]
@@ -391,7 +374,7 @@ def _tools(study: _Study, probed: Mapping[str, Probed]) -> Made:
         for name in found.of_kernels
     }
     rows = {
-        f"{name}: {mask}": as_score(estimate)
+        f"{name}: {SHORT.get(mask, mask)}": as_score(estimate)
         for name, ratios in found.of_kernels.items()
         for mask, estimate in ratios.items()
     }
@@ -406,8 +389,8 @@ def _tools(study: _Study, probed: Mapping[str, Probed]) -> Made:
     )
     if found.device == "cpu":
         panel.caption = (
-            "On a CPU, where torch's causal flag skips little of what is masked, so that its other masks lose "
-            "little by comparison: a GPU may differ."
+            f"Rows of {found.length:,} tokens on a CPU, where how much torch's causal flag skips depends on the row: a GPU "
+            "may differ."
         )
     return arguments.tools(found.least(ours=True), found.least(ours=False)), panel
 

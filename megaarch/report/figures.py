@@ -42,8 +42,7 @@ def write_figures(
     directory, results = Path(directory), Results.of(found)
     directory.mkdir(parents=True, exist_ok=True)
     panels = [panel for section in sections(results).values() for panel in section]
-    with matplotlib.rc_context(RC):
-        panels += [each.panel for each in evidence(results, probed or {}) if each.panel]
+    panels += [panel for each in evidence(results, probed or {}) for panel in each.panels]
     return [path for panel in panels for path in write(panel, directory)]
 
 

@@ -10,6 +10,7 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from megaarch.config.suggest import flatten
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
@@ -57,7 +58,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         study=results.study,
         created=day(results.created or ""),
         unread=report_findings.unread(findings, results.budget.match, False),
-        arguments=[argued(argument) for argument in _evidence(results, probed)],
+        arguments=[argued(argument) for argument in evidence(results, probed)],
         headline=report_findings.headline(results),
         columns=columns,
         tables=[
@@ -87,14 +88,9 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     )
 
 
-def _evidence(results: Results, probed: Mapping[str, Probed]) -> list[Argument]:
-    with matplotlib.rc_context(RC):
-        return evidence(results, probed)
-
-
 def argued(argument: Argument) -> dict[str, Any]:
     """An argument as the page shows it."""
-    verdict, panel = argument.verdict, argument.panel
+    verdict = argument.verdict
     missing = f"Not measured: {argument.probe}."
     return {
         "number": argument.number,
@@ -103,9 +99,7 @@ def argued(argument: Argument) -> dict[str, Any]:
         "answer": verdict.answer if verdict else "not measured",
         "kind": verdict.answer.split()[0] if verdict else "none",
         "found": verdict.found if verdict else missing,
-        "caption": panel.caption if panel else "",
-        "figure": panel.title if panel else "",
-        "svg": Markup(svg(panel, inline=True)) if panel else "",
+        "panels": [drawing(panel) for panel in argument.panels],
     }
 
 
@@ -117,35 +111,34 @@ def day(created: str) -> str:
         return created
 
 
+def drawing(panel: Panel) -> dict[str, str]:
+    return {
+        "title": panel.title,
+        "caption": panel.caption,
+        "svg": Markup(svg(panel, inline=True)),
+    }
+
+
 def grouped(panels: Sequence[Panel]) -> list[tuple[str, list[dict[str, str]]]]:
     """(budget, drawings) in the order of the panels; one group where there is one budget."""
     return [
         (
             name,
-            [
-                {"title": p.title, "caption": p.caption, "svg": Markup(svg(p, inline=True))}
-                for p in group
-            ],
+            [drawing(panel) for panel in group],
         )
         for name, group in groupby(panels, lambda panel: panel.group)
     ]
 
 
-def flat(settings: dict[str, Any], path: str = "") -> dict[str, str]:
-    """Nested settings as dotted names; what is None is left at its default, and said so."""
-    found = {}
-    for key, value in settings.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, dict) and value:
-            found |= flat(value, name)
-        else:
-            found[name] = "default" if value is None else str(value)
-    return found
+def shown_settings(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings by their dotted names; what is None is left at its default, and said so."""
+    named = flatten(settings).items()
+    return {name: "default" if value is None else str(value) for name, value in named}
 
 
 def differing_settings(cells: Sequence[MergedCell]) -> dict[str, Any]:
     """Settings that are not the same in every cell: names, labels, and a value for each."""
-    settings = [flat(cell.settings) for cell in cells]
+    settings = [shown_settings(cell.settings) for cell in cells]
     # Where a cell writes its files is its own and changes nothing.
     names = dict.fromkeys(n for each in settings for n in each if not n.startswith("logging."))
     rows = [(name, [each.get(name, notation.MISSING) for each in settings]) for name in names]
@@ -173,7 +166,7 @@ def details(cell: MergedCell, look: Look) -> dict[str, Any]:
         "label": cell.label,
         "colour": look.variable,
         "measured": measured,
-        "settings": flat(cell.settings),
+        "settings": shown_settings(cell.settings),
         "warnings": warnings_of(cell),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 from megaarch.config import catalogue
 from megaarch.report.notation import listed
 from megaarch.study.intervals import (
+    NORMAL_95,
     Error,
     holm,
     p_value,
@@ -21,7 +22,6 @@ from megaarch.study.intervals import (
 )
 from megaarch.study.results import Continuation, Heldout, Paired, TaskScore
 
-NORMAL_95 = 1.959964
 MANY = 1e9  # degrees of freedom of an error that is taken as known
 MAIN = "continuation"
 LEVEL = 0.05

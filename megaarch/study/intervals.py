@@ -15,6 +15,7 @@ from scipy import stats
 from megaarch.study.results import Paired
 
 RESAMPLES = 1000
+NORMAL_95 = 1.959964  # deviations of a normal distribution on each side of its 95%
 
 
 def ratio_interval(

@@ -1,6 +1,5 @@
 """A folder serves one process at a time: an advisory lock on the file `lock` in it."""
 
-import errno
 import fcntl
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import IO
 
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
+from megaarch.files import take_lock
 from megaarch.training.checkpoint import on_main
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ PATIENCE = 1.0  # seconds; a look at a lock (`is_held`) takes it for a moment
 LEASE = 150.0
 NAMES = 1 << 10  # bytes of a host's name and a process's number
 PID = re.compile(r"[0-9]{1,9}")
-NOT_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # by file systems without locks
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 def _wait(file: IO[str], folder: Path, what: str) -> None:
     """Until the lock is ours. Waits longer where its holder is elsewhere, or is no more."""
     began, waits = time.monotonic(), False
-    while not _taken(file):
+    while not take_lock(file):
         waited = time.monotonic() - began
         if waited > (PATIENCE if _lives(file) else LEASE):
             raise UserError(
@@ -110,15 +109,3 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NOT_KEPT:
-            raise
-        log.warning("%s: this file system keeps no locks; start nothing twice", file.name)
-    return True

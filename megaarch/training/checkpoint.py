@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch.optim import Optimizer
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
-from megaarch.files import fit, replacing, write_json
+from megaarch.files import fit, replacing, size_and_checksum, write_json
 from megaarch.model.transfer import Origin, Origins
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import shard_of
@@ -110,7 +109,7 @@ def seal(aside: Path, grid: Grid | None = None) -> Manifest:
     """Bring the files of a written state that this process wrote to the disk, and read them back.
     No other process is needed for it. OSError where they do not read as written."""
     files = [file for file in _files(aside) if _writer(file) == _rank(grid)]
-    manifest = {str(file.relative_to(aside)): _entry(file) for file in files}
+    manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
     for file in files:
         _flush(file)
     if fault := _first_fault(aside, manifest.items()):
@@ -139,7 +138,7 @@ def put(
 def _bind(aside: Path, manifest: Manifest, record: Record) -> None:
     """Adds the record and the manifest to a state whose files are sealed."""
     write_json(aside / PROGRESS, record.raw())
-    manifest = dict(sorted((manifest | {PROGRESS: _entry(aside / PROGRESS)}).items()))
+    manifest = dict(sorted((manifest | {PROGRESS: size_and_checksum(aside / PROGRESS)}).items()))
     write_json(aside / MANIFEST, manifest)
     for written in (aside / "state", aside):
         _flush(written)
@@ -255,7 +254,7 @@ def _first_fault(
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if read and _checksum(file) != checksum:
+        if read and size_and_checksum(file)[1] != checksum:
             return f"{name} has a wrong checksum"
     return None
 
@@ -368,18 +367,6 @@ def _writer(file: Path) -> int:
     process writes the rest."""
     found = re.match(r"__(\d+)_\d+\.distcp$", file.name)
     return int(found[1]) if found else 0
-
-
-def _entry(file: Path) -> tuple[int, int]:
-    return file.stat().st_size, _checksum(file)
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 def _flush(path: Path) -> None:

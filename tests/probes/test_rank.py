@@ -151,3 +151,16 @@ def test_more_rows_than_a_pass_keep_their_documents(subject):
     assert few.blocks["decoder"].trained.entropy.items == rank.BATCH
     assert many.blocks["decoder"].trained.entropy.items == rank.BATCH + 3
     assert many.blocks["decoder"].random == few.blocks["decoder"].random
+
+
+def test_attention_to_all_alike_is_the_control_of_a_mask_s_shape(subject):
+    block = rank.measure(subject("prefix_lm"), OPTIONS).blocks["decoder.prefix"]
+    n = block.queries
+    triangle = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
+    values = np.linalg.svd(triangle, compute_uv=False)
+    share = values / values.sum()
+    causal, whole = (block.uniform[mask] for mask in ("causal", "full"))
+    wanted = np.exp(-(share * np.log(share)).sum()) / n
+    assert causal.matrix.effective_rank.value == pytest.approx(wanted)
+    assert whole.matrix.effective_rank.value == pytest.approx(1 / n)
+    assert causal.entropy.value == pytest.approx(1) == whole.entropy.value

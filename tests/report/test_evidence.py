@@ -111,7 +111,7 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
     learners = probes["regression"].cells["all"].learners
     learners["causal_decoder"].error["40"] = estimate(900.0)
     [context] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
-    [axes] = context.panel.figure.axes
+    [axes] = context.panels[0].figure.axes
     low, high = axes.get_ylim()
     assert axes.get_yscale() == "log" and 0 < low < 0.1 and 900 < high < 2000
     names = {text.get_text(): text.xyann[1] for text in axes.texts}
@@ -121,7 +121,7 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
 def test_figures_of_the_arguments_are_written(tmp_path):
     written = {path.name for path in write_figures(results(), tmp_path, probed())}
     for each in evidence(Results.of(results()), probed()):
-        assert {f"{each.panel.name}.svg", f"{each.panel.name}.pdf"} <= written
+        assert {f"{p.name}.{kind}" for p in each.panels for kind in ("svg", "pdf")} <= written
     assert not any("argument" in path.name for path in write_figures(results(), tmp_path))
 
 

@@ -108,7 +108,7 @@ def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
         return [], folder.study.evaluation.tasks
     folder = sweep.chosen(folder)
     done = [cell for cell in folder.cells if folder.finished(cell)]
-    of_text = [c for c in done if OBJECTIVES[c.settings.data.objective].mixture is not None]
+    of_text = [c for c in done if not OBJECTIVES[c.settings.data.objective].of_pairs]
     left = dict.fromkeys(cell.name for cell in done if cell not in of_text)
     if left:
         print(f"Finetuned, so left out: {', '.join(left)}", file=sys.stderr)

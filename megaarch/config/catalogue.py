@@ -68,12 +68,17 @@ class Objective:
     architectures: tuple[str, ...] = ()
     ends: tuple[str, ...] = ("eos",)
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether its examples are pairs of the data, as those of finetuning are."""
+        return self.mixture is None
+
     def components(self, **given: Any) -> tuple[tuple[float, Any], ...]:
         """Returns the weighted components under these settings of NOISE, which go to every
         component that has them, or to the function that makes the mixture; None and False leave the
         objective's own. UserError for a setting that it does not accept, for a value that a component
         refuses, and for pairs."""
-        if self.mixture is None:
+        if self.of_pairs:
             raise UserError(f"{self.name} examples are pairs of the data: they have no noise")
         given = {
             name: value for name, value in given.items() if value is not None and value is not False

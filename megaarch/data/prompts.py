@@ -100,7 +100,7 @@ def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabu
         probe=probe,
         sees_itself=not example.permuted,
         ends=ends(row.ends, vocabulary),
-        follows=row.mixture is not None,
+        follows=not row.of_pairs,
     )
     return Prompt(form, stream, *before)
 

@@ -59,7 +59,7 @@ class Targets:
 def measure(subject: Subject, options: Options) -> Difficulty:
     """Measures the task of a run and the states that it has led to."""
     found = Difficulty()
-    if OBJECTIVES[subject.settings.data.objective].mixture is not None:
+    if not OBJECTIVES[subject.settings.data.objective].of_pairs:
         rows = subject.rows(options.length_of(subject), options.rows)
         found = of_task(subject, rows, options.seed)
     tasks = representation.measure(subject, options)

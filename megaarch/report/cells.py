@@ -160,7 +160,7 @@ def finetuned(cell: CellResult) -> bool:
     """Whether the cell was trained on pairs of input and target: text without a question is not what
     it does, and ranks it with no other."""
     row = catalogue.OBJECTIVES.get(cell.objective)
-    return row is not None and row.mixture is None
+    return row is not None and row.of_pairs
 
 
 def ranked_together(cells: Sequence[Cell]) -> list[list[Cell]]:

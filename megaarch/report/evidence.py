@@ -13,7 +13,7 @@ from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
 from megaarch.probes.masks import Throughput
 from megaarch.probes.position import Positions, Stream
-from megaarch.probes.rank import Ranks
+from megaarch.probes.rank import Block, Ranks
 from megaarch.probes.regression import Regressed
 from megaarch.report import arguments, plots
 from megaarch.report.arguments import Verdict
@@ -191,27 +191,29 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
         "layer",
         "effective rank, share of the row",
     )
-    panel.caption = (
+    panel.caption = _rank_caption(causal, mine.blocks.get("decoder.prefix", causal))
+    return arguments.rank(pairs, swapped), panel
+
+
+def _rank_caption(causal: Block, half: Block) -> str:
+    """Says what is drawn, and what the controls give. half: the causal block over as many tokens as a prefix has."""
+    caption = (
         "How many directions a matrix of attention uses (exp of the entropy of its singular values), as a share of "
         "its tokens; means over heads and held-out rows. Of the causal decoder as many tokens as are seen both "
         "ways, of a prefix decoder its prefix, of an encoder-decoder its encoder."
     )
-    if causal.matched:
-        random = [
-            percent(causal.matched[m].matrix.effective_rank.value) for m in ("causal", "full")
-        ]
-        panel.caption += (
-            f" Random attention as sharp as the causal decoder's has {random[0]} under a causal mask and "
-            f"{random[1]} seeing both ways, over whole rows."
-        )
-    alike = mine.blocks.get("decoder.prefix", causal)
-    if alike.uniform:
-        same = [percent(alike.uniform[m].matrix.effective_rank.value) for m in ("causal", "full")]
-        panel.caption += (
-            f" Attention to all that is seen alike has {same[0]} under a causal mask and {same[1]} seeing both ways, "
-            f"over {alike.queries} tokens."
-        )
-    return arguments.rank(pairs, swapped), panel
+    for kind, control, over in (
+        ("Random attention as sharp as the causal decoder's", causal.matched, "whole rows"),
+        ("Attention to all that is seen alike", half.uniform, f"{half.queries} tokens"),
+    ):
+        if control:
+            one, both = (
+                percent(control[m].matrix.effective_rank.value) for m in ("causal", "full")
+            )
+            caption += (
+                f" {kind} has {one} under a causal mask and {both} seeing both ways, over {over}."
+            )
+    return caption
 
 
 def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:

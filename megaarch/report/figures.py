@@ -84,7 +84,7 @@ def masks(cells: Sequence[MergedCell]) -> list[Panel]:
 
 def is_mixture(objective: str) -> bool:
     row = catalogue.OBJECTIVES.get(objective)
-    return row is not None and row.mixture is not None and len(row.components()) > 1
+    return row is not None and not row.of_pairs and len(row.components()) > 1
 
 
 def heldout(

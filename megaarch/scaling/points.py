@@ -81,7 +81,7 @@ def of_study(results: Results) -> dict[str, Points]:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
         flops = (cell.flops or 0) + (cell.inherited_flops or 0)
         objective = OBJECTIVES.get(cell.objective)
-        of_pairs = objective is not None and objective.mixture is None
+        of_pairs = objective is not None and objective.of_pairs
         ranked = cell.heldout.comparable and cell.adaptation is None and not of_pairs
         if ranked and loss and size and flops:
             found.setdefault(cell.name, []).append((size, flops / (6 * size), loss))

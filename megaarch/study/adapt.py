@@ -33,7 +33,7 @@ def obstacle(settings: Settings, adapt: Adapt) -> str | None:
     """Returns why a cell of these settings is not adapted; None: it is."""
     architecture, objective = settings.model.architecture, settings.data.objective
     new = objective_for(settings, adapt)
-    if catalogue.OBJECTIVES[objective].mixture is None:
+    if catalogue.OBJECTIVES[objective].of_pairs:
         return "it is finetuned on pairs of input and target"
     if new not in catalogue.objectives_of(architecture):
         return f"the architecture {architecture} does not run {new}"

@@ -10,8 +10,9 @@
 
 enum Processor { ANY, AVX2, AVX512, AVX512_BF16 };
 static Processor processor() {
+  // Intel's multiply pairs of bfloat16 no faster than floats, which need no pairing (docs/log.md).
   if (__builtin_cpu_supports("x86-64-v4"))
-    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
+    return __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel") ? AVX512_BF16 : AVX512;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : ANY;
 }
 #endif

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from megaarch.attention.bias import RelativeBias, relative_bucket
 from megaarch.attention.kernel import AttentionInputs, Kernel
 from megaarch.attention.parts import UNUSED, Parts
-from megaarch.attention.sdpa import compute_dtype
 from megaarch.kernels import library
 
 HEAD_SIZES = (256, 8)  # largest and divisor
@@ -30,8 +29,6 @@ class CpuKernel(Kernel):
             return f"it runs on CPUs, not {q.device.type}"
         if reason := library.obstacle("cpu"):
             return reason
-        if compute_dtype(q) != torch.float32:
-            return f"it computes in fp32, not {str(compute_dtype(q)).removeprefix('torch.')}"
         if q.dtype not in DTYPES:
             return f"it takes fp32 and bf16, not {str(q.dtype).removeprefix('torch.')}"
         if not library.serves(q, inputs.k, *(() if bias is None else (bias.table,))):

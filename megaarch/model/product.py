@@ -1,9 +1,9 @@
 """Matrix products; on a CPU by what is fastest there.
 
-fp32 products run in oneDNN where a processor has AVX-512: MKL keeps to AVX2 on processors of other
-makers, and is the faster of the two on one that has no more (docs/log.md). In half precision, on a processor without units for it, torch
-emulates each multiply, many times slower than fp32. So operands and result keep their 16-bit values, and
-the product in between runs in fp32: a unit for bfloat16 multiplies 16 bits and adds in 32 too.
+fp32 products run in oneDNN where a processor that is not Intel's has AVX-512: MKL keeps to AVX2 there,
+and is the faster of the two elsewhere (docs/log.md). In half precision, on a processor without units for
+it, torch emulates each multiply, many times slower than fp32. So operands and result keep their 16-bit
+values, and the product in between runs in fp32: a unit for bfloat16 multiplies 16 bits and adds in 32 too.
 
 A few rows of fp32 without gradients, as generation has them, run in a kernel of our own (kernels/decode.py).
 """
@@ -13,16 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from megaarch.kernels import processor
 from megaarch.kernels.decode import FEW, few_rows, may_run, plain
 from megaarch.kernels.library import accumulator
 
 HALF = (torch.bfloat16, torch.float16)
-CPU_HAS_UNITS = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-ONEDNN_IS_FASTER = (
-    torch.backends.mkl.is_available()
-    and torch.backends.mkldnn.is_available()
-    and torch.cpu._is_avx512_supported()
-)
+CPU_HAS_UNITS = processor.has_units_for_half()
+ONEDNN_IS_FASTER = processor.multiplies_faster_by_onednn()
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import megaarch
+from megaarch.kernels import processor
 from megaarch.study.record import Hardware, Machine
 
 
@@ -19,7 +20,7 @@ def machine() -> Machine:
     has_affinity = hasattr(os, "sched_getaffinity")
     return Machine(
         hardware=Hardware(
-            cpu=_cpu_name(),
+            cpu=processor.name(),
             cores=len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             memory_gib=round(_memory() / 2**30, 1),
@@ -57,16 +58,6 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory() -> int:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.attention import Parts, attend, causal, choose, full
+from megaarch.attention.bias import RelativeBias
 from megaarch.kernels import library
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
@@ -19,11 +20,6 @@ from tests.model.test_decode import check_steps
 REASON = library.obstacle("cpu")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 SINGLE = {"dtype": torch.float32}
-
-
-def skip_unless_it_runs(parts, q, k):
-    if choose("auto", q, k, parts)[0] != "cpu":
-        pytest.skip("this processor has units for 16-bit products, which sdpa uses")
 
 
 def assert_same(parts, q, k, v, grad, table=None, tolerance=3e-6, **options):
@@ -141,7 +137,6 @@ def test_shards_of_heads(heads, dtype):
     """Two ranks of tp or cp hold half of the heads each; a key head of both is read by both."""
     parts = Parts.of([prefix(p, 150) for p in (0, 50, 150)], 150, 150)
     q, k, v, grad = tensors(parts, *heads, size=16, dtype=dtype)
-    skip_unless_it_runs(parts, q, k)
     expected = run("cpu", parts, q, k, v, grad)
     found = [torch.zeros_like(x) for x in expected]
     for rank in range(2):
@@ -160,7 +155,6 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     parts, threads = Parts.of([prefix(p, 200) for p in (0, 50, 150)], 200, 200), 3
     arguments = (*tensors(parts, heads=4, key_heads=2, size=32, dtype=dtype), torch.randn(8, 4))
     options = {"positions": 2 * (torch.arange(200).expand(3, 200),)}
-    skip_unless_it_runs(parts, *arguments[:2])
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -184,7 +178,6 @@ def test_half_precision(name, size, biased):
     if biased:
         options["positions"] = 2 * (torch.arange(300)[None],)
         arguments = (*arguments, torch.randn(8, 4, generator=torch.Generator().manual_seed(1)))
-    skip_unless_it_runs(parts, *arguments[:2])
     found = run("cpu", parts, *arguments, **options)
     assert all(x.dtype == torch.bfloat16 for x in found[:4])
     wanted = run("reference", parts, *(x.double() for x in arguments), **options)
@@ -214,13 +207,36 @@ def test_auto_takes_it_where_it_runs():
     q, k, v, _ = tensors(parts, **SINGLE)
     assert choose("auto", q, k, parts) == ("cpu", "the fastest that runs, by measured speeds")
     for arguments, reason in (
-        ((q.double(), k.double(), parts), "it computes in fp32, not float64"),
+        ((q.double(), k.double(), parts), "it takes fp32 and bf16, not float64"),
         ((q[..., :4], k[..., :4], parts), "it takes head sizes that are multiples of 8, up to 256"),
     ):
         name, why = choose("auto", *arguments)
         assert name == "sdpa" and f"cpu: {reason}" in why
-    with pytest.raises(ValueError, match="cpu cannot run here: it computes in fp32"):
+    with pytest.raises(ValueError, match="cpu cannot run here: it takes fp32 and bf16"):
         attend(q.double(), k.double(), v.double(), parts, kernel="cpu")
+
+
+@pytest.mark.parametrize(
+    "size, of_causal, of_half_a_prefix", [(64, "cpu", "cpu"), (128, "cpu", "sdpa")]
+)
+def test_matrix_units_of_the_processor_decide_by_mask(
+    size, of_causal, of_half_a_prefix, monkeypatch
+):
+    """torch's kernel has them for 16 bits, and takes as long for what a causal part hides."""
+    wanted = {"causal": of_causal, "half a prefix": of_half_a_prefix, "full": "sdpa"}
+    rows = {"causal": [causal(0, 300, 0, 300)], "half a prefix": prefix(150, 300)}
+    rows["full"] = [full(0, 300, 0, 300)]
+    for units in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda units=units: units)
+        for name, row in rows.items():
+            parts = Parts.of([row], 300, 300)
+            q, k, _, _ = tensors(parts, size=size, dtype=torch.bfloat16)
+            found, why = choose("auto", q, k, parts)
+            assert found == (wanted[name] if units else "cpu"), (name, why)
+            assert ("matrix units" in why) == (found == "sdpa")
+            table = torch.zeros(8, q.shape[2])
+            assert choose("auto", q, k, parts, RelativeBias(table, True, 128))[0] == "cpu"
+            assert choose("auto", q.float(), k.float(), parts)[0] == "cpu"
 
 
 def test_the_version_for_any_processor(tmp_path, monkeypatch):

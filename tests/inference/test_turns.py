@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megaarch.attention import Parts
+from megaarch.attention import Parts, causal
 from megaarch.attention.parts import CAUSAL
 from megaarch.config import catalogue
-from megaarch.data.example import SPECIALS
+from megaarch.data.example import SPECIALS, Converted, ConvertedStream
+from megaarch.data.packing import pack
 from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
@@ -199,6 +200,42 @@ class Ids:
 
     def decode(self, ids):
         return " ".join(map(str, ids))
+
+
+def test_turn_blocks_are_one_row_under_their_dense_mask():
+    """Each answer's logits over the cache are those of the whole dialogue in one forward pass, where a token
+    sees what came before it and a person's token all of its turn."""
+    model, settings = made("prefix_lm", torch.float64, vocabulary_size=VOCABULARY.size)
+    talk = Dialogue(Generator(model, settings, Ids()), Options(max_tokens=4), turn_blocks=True)
+    cached = []
+    hook = model.register_forward_hook(lambda module, given, logits: cached.append(logits[0]))
+    row, turns = [talk.generator.prompt_of(np.array([TEXT])).stream.tokens[0]], [0]
+    for turn, text in enumerate(tokens(TEXTS)):
+        answer = talk.say(" ".join(map(str, text)))
+        row += [*text, *answer.tokens]
+        turns += [turn] * len(text) + [-1] * len(answer.tokens)  # -1: of no block
+    hook.remove()
+    place, of = torch.arange(len(row)), torch.tensor(turns)
+    seen = (place <= place[:, None]) | ((of == of[:, None]) & (of >= 0))
+
+    def dense(q, k, v, parts, scale=None, **_):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT / q.shape[-1] ** 0.5
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
+
+    stream = ConvertedStream(
+        np.array(row), place.numpy()[:, None], [causal(0, len(row), 0, len(row))]
+    )
+    converted = Converted((stream,), *(np.zeros(1, dtype) for dtype in (int, int, np.float32)))
+    batch = pack([[converted]], converted.shape, pad=0, axes=1, sample_index=[0])
+    for module in attentions(model):
+        module.attend = dense
+    with torch.no_grad():
+        whole = model.logits(batch)[0]
+    asked = [i - 1 for i in range(1, len(row)) if turns[i] < 0]  # before each token of an answer
+    assert len(cached) == len(asked) == 3 * 4
+    torch.testing.assert_close(torch.stack(cached), whole[asked], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("preset", "policy"), pairs(leave_out=["recompute"]))

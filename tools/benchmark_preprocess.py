@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, shards
@@ -20,7 +21,7 @@ MOST_PAIRS = 1000
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="benchmark_preprocess.py",
         description="Bytes of text a second of the tokenizer library alone and of tokenizing a "
         "shard (reading, parsing, hashing, writing), in one process each, in alternating pairs.",

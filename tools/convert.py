@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
+from megaarch.config.schema import MOST_SENTINELS
 from megaarch.errors import UserError
 
 EPILOG = """\
@@ -23,7 +25,7 @@ converted, so what comes out is for training.start_from and not for continuing a
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="convert.py",
         description="Convert a model between a megaarch checkpoint, one safetensors file and a "
         "Hugging Face folder (GPT-2, Llama, T5, BERT, BART).",
@@ -83,8 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     from megaarch.interchange.convert import Conversion, convert
 
-    if options.sentinels is not None and options.sentinels < 0:
-        raise UserError(f"--sentinels must be at least 0, not {options.sentinels}")
+    if options.sentinels is not None and not 0 <= options.sentinels <= MOST_SENTINELS:
+        raise UserError(
+            f"--sentinels must be from 0 to {MOST_SENTINELS:,}, not {options.sentinels:,}"
+        )
     job = vars(options)
     job.pop("debug")
     convert(Conversion(**job), say=print)

@@ -5,6 +5,7 @@ import sys
 import time
 
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 from megaarch.ingest.manifest import DatasetManifest
 from megaarch.ingest.preprocess import Request, preprocess
 from megaarch.ingest.shards import SHARD_BYTES
@@ -21,7 +22,7 @@ The files do not depend on how many processes made them.
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="preprocess.py",
         description="Tokenize text into OUTPUT.bin and OUTPUT.idx, which data.source reads, and "
         "hold documents out into OUTPUT.heldout.jsonl: the same documents and tokens that megaarch "

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from megaarch import config
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 from megaarch.errors import UserError
 from megaarch.files import write_json
 from megaarch.probes.regression import Regression, compare
@@ -23,7 +24,7 @@ from megaarch.study.environment import environment
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Trains models on in-context linear regression and writes what they learned."
     )
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")

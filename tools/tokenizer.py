@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.errors import UserError
 from megaarch.ingest.sample import sample
@@ -22,7 +23,7 @@ tokenizer serves every preset. The same documents give the same file.
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tokenizer.py",
         description="Train a SentencePiece BPE tokenizer (identity normalization, bytes for what "
         "has no piece, newlines kept), for data.tokenizer and tools/preprocess.py.",

@@ -21,6 +21,7 @@ from megaarch.cli import (
     train,
 )
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 
 EPILOG = """\
 examples:
@@ -56,7 +57,7 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """All commands, with the help that a newcomer reads."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="megaarch",
         description="Pretrain every transformer architecture with one stack, and compare them at "
         "equal compute.",

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and the configuration that they give."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,18 @@ SET_HELP = (
     "settings that replace those of the file, e.g. --set model.layers=4 training.seed=1; the value "
     "is read as YAML, and the flag can be given more than once"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, and `--name=--` is a mistake: in Python 3.11 that gives an empty list for a value."""
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        for given in sys.argv[1:] if args is None else args:
+            name, equals, value = given.partition("=")
+            if name.startswith("-") and equals and value == "--":
+                self.error(f"argument {name}: expected a value, not --")
+        return super().parse_known_args(args, namespace)
+
 
 Adder = Callable[..., argparse.ArgumentParser]  # of a command: name, summary, more
 

@@ -19,7 +19,8 @@ Width = Annotated[int, Field(gt=0, le=1 << 20)]
 Length = Annotated[int, Field(gt=0, le=1 << 24)]  # tokens of a row
 Distance = Annotated[int, Field(gt=0, le=1 << 20)]  # tokens between a query and a key
 Rows = Annotated[int, Field(gt=0, le=1 << 16)]  # that a process holds at a time
-Count = Annotated[int, Field(ge=0, le=1 << 20)]  # of sentinels, segments or unused rows
+MOST_SENTINELS = 1 << 20
+Count = Annotated[int, Field(ge=0, le=MOST_SENTINELS)]  # of sentinels, segments or unused rows
 Number = Annotated[int, Field(gt=0, le=1 << 24)]  # of rows, pieces or items
 Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from megaarch.config.schema import MOST_SENTINELS
 from megaarch.data.example import SPECIALS, Vocabulary
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes, replacing
@@ -43,7 +44,9 @@ class Tokenizer:
         self, path: str | os.PathLike, sentinels: int = 100, vocabulary_size: int | None = None
     ):
         """ValueError where the file is missing, unreadable, of neither kind, or too large for
-        `vocabulary_size`."""
+        `vocabulary_size`, and where there are more sentinels than a configuration may have."""
+        if not 0 <= sentinels <= MOST_SENTINELS:
+            raise UserError(f"a tokenizer has 0 to {MOST_SENTINELS:,} sentinels, not {sentinels:,}")
         self.path = os.fspath(path)
         self._made = (self.path, sentinels, vocabulary_size)
         content = _read(self.path)

@@ -49,6 +49,10 @@ class Request:
             raise UserError(
                 f"--held-out is 0, or a share from {LEAST_HELD_OUT} to below 1, not {self.held_out}"
             )
+        if self.prefix.rpartition("/")[2] in ("", ".", ".."):
+            raise UserError(
+                f"--output {self.output!r} names no files: end it with a name for them, as data/corpus"
+            )
         if self.shard_bytes < LEAST_SHARD_BYTES:
             raise UserError(
                 f"--shard-bytes must be at least {LEAST_SHARD_BYTES}, not {self.shard_bytes}"

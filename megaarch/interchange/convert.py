@@ -17,7 +17,7 @@ import yaml
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.config.schema import Model, Settings
+from megaarch.config.schema import MOST_SENTINELS, Model, Settings
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.interchange import files, verify
@@ -195,8 +195,10 @@ def _own(theirs: dict[str, Any], file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: {OWN}.preset {preset!r} is none of {', '.join(catalogue.PRESETS)}"
         )
-    if type(sentinels) is not int or sentinels < 0:
-        raise UserError(f"{file}: {OWN}.sentinels has to be a number from 0, not {sentinels!r}")
+    if type(sentinels) is not int or not 0 <= sentinels <= MOST_SENTINELS:
+        raise UserError(
+            f"{file}: {OWN}.sentinels has to be a number from 0 to {MOST_SENTINELS:,}, not {sentinels!r}"
+        )
     return own
 
 

@@ -14,6 +14,7 @@ from megaarch.cli import describe, main
 from megaarch.errors import StorageError, UserError
 from megaarch.study import lock
 from tests.conftest import made_up_text
+from tests.tools.run import tool
 
 
 @pytest.fixture
@@ -24,6 +25,16 @@ def file(raw, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(mine))
     return path
+
+
+@pytest.mark.parametrize(
+    "command", [["megaarch", "report", "x", "--figures=--"], ["preprocess", "--output=--"]]
+)
+def test_two_dashes_are_no_value(command, capsys):
+    program, *arguments = command
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments) if program == "megaarch" else tool(program)(arguments)
+    assert f"argument {arguments[-1][:-3]}: expected a value, not --" in capsys.readouterr().err
 
 
 def test_help_of_every_command(capsys):

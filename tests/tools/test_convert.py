@@ -241,6 +241,7 @@ def test_damaged_and_missing_files_are_named(words, tmp_path, capsys):
         ({"megaarch": ["gpt"]}, "megaarch has to be an object"),
         ({"megaarch": {"preset": "gtp"}}, "megaarch.preset 'gtp' is none of gpt,"),
         ({"megaarch": {"sentinels": "4"}}, "megaarch.sentinels has to be a number"),
+        ({"megaarch": {"sentinels": 2**63}}, "a number from 0 to 1,048,576, not 9223"),
     ):
         (folder / "config.json").write_text(json.dumps(given | changes))
         assert str(folder) in told(said)
@@ -276,7 +277,11 @@ def test_other_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys):
         ((folder, tmp_path / "empty"), "empty exists"),
         ((tmp_path / "foreign.safetensors", tmp_path / "x"), "no megaarch record"),
         ((tmp_path / "empty", tmp_path / "x", "--from", "hf"), "it has no config.json"),
-        ((folder, tmp_path / "x", "--sentinels", "-1"), "--sentinels must be at least 0"),
+        ((folder, tmp_path / "x", "--sentinels", "-1"), "--sentinels must be from 0 to"),
+        (
+            (folder, tmp_path / "x", "--sentinels", "2000000"),
+            "--sentinels must be from 0 to 1,048,576",
+        ),
     ):
         assert convert(*arguments) == 2
         error = capsys.readouterr().err

@@ -56,6 +56,10 @@ def test_a_malformed_record_ends_the_job_by_default(
         (["--workers", "0"], "--workers must be from 1 to 1024, not 0"),
         (["--workers", "1000000"], "--workers must be from 1 to 1024"),
         (["--shard-bytes", "1"], "--shard-bytes must be at least 256"),
+        *(
+            (["--output", name], f"--output {name!r} names no files")
+            for name in ("", "a/", "a/.bin", "..")
+        ),
         (["--held-out", "1"], "--held-out is 0, or a share from"),
         (["--held-out", "1e-9"], "--held-out is 0, or a share from"),
         (["--held-out", "nan"], "--held-out is 0, or a share from"),

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from megaarch import config
 from megaarch.cli.errors import run_command
+from megaarch.cli.options import Parser
 from megaarch.config.schema import Settings
 from megaarch.errors import UserError
 from megaarch.files import Schema, fit, parse_json, read_json
@@ -196,7 +197,7 @@ def dry_runs(record: Record) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="at_scale", description=__doc__.splitlines()[0])
+    top = Parser(prog="at_scale", description=__doc__.splitlines()[0])
     top.add_argument("record", type=Path)
     top.add_argument("--study", help="make the record of this study")
     top.add_argument("--gpus", type=int, default=1024)

@@ -1,13 +1,13 @@
 """The planner against published throughput: `python -m tools.planning.published` prints the tables
 of docs/planning.md."""
 
-import argparse
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from megaarch import config
+from megaarch.cli.options import Parser
 from megaarch.config.schema import Settings
 from megaarch.planner.hardware import Constants, gpu, hardware
 from megaarch.planner.software import TRAFFIC, Software
@@ -202,5 +202,5 @@ def report() -> str:
 
 if __name__ == "__main__":
     about = "Prints published throughput beside what the planner says, as Markdown."
-    argparse.ArgumentParser("python -m tools.planning.published", description=about).parse_args()
+    Parser("python -m tools.planning.published", description=about).parse_args()
     print(report())

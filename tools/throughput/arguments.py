@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from megaarch.attention import KERNELS
+from megaarch.cli.options import Parser
 from megaarch.config import catalogue
 from tools.throughput import masks
 from tools.throughput.generation_peers import FAMILIES as GENERATING
@@ -31,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def parser() -> argparse.ArgumentParser:
     """All benchmarks, with their help."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="benchmark",
         description="Throughput, each figure a median of alternating repetitions with its "
         "quartiles, checked in the same run. Writes JSON and a plot into --output. Exit code 0: all "

@@ -23,7 +23,7 @@ from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes, replacing
 from megaarch.parallel.validate import check
-from megaarch.study import sweep
+from megaarch.study import choices, sweep
 from megaarch.study.cells import StudyCell, expand, generations
 from megaarch.study.folder import save_config
 from megaarch.study.results import CellRecord
@@ -35,8 +35,8 @@ FOR_GPUS = ("SBATCH_CONSTRAINT", "SBATCH_QOS")  # of site.sh; the CPU partition 
 class SlurmJob:
     """One job of the chain. id: SLURM's, 0 before it is submitted.
 
-    kind: prepare, trial, cell or report. tasks: of an array, the key of each cell (and the rate
-    of each trial) by its number. needs: names of the jobs that must succeed before it; behind:
+    kind: prepare, trial, cell or report. tasks: of an array, the key of each cell (and what a
+    trial tries) by its number. needs: names of the jobs that must succeed before it; behind:
     of those that must have ended, so that there are nodes for it.
     """
 
@@ -73,7 +73,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     study, grid = config.resolve(raw).study, expand(raw, directory)
     _check(grid, directory, site, request)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
-    trials = sweep.trials(grid, study)
+    trials = sweep.trials(raw, directory, grid)
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
         return [SlurmJob("report", "report")]
@@ -85,8 +85,8 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
         tried = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
         for layout, group in _by_layout(tried if study.tune else []):
             tasks = {
-                i: f"{cell.key} {rate:.3g}"
-                for i, (cell, rate) in enumerate(trials)
+                i: f"{cell.key} {choices.label(choice)}"
+                for i, (cell, choice) in enumerate(trials)
                 if cell.key in {c.key for c in group}
             }
             jobs.append(_array(f"trials-{g}-{layout}", group, tasks, home, site))

@@ -362,6 +362,13 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
             ("study.tune", "study.rates"),
             "cannot be given together with study.rates: a sweep chooses its own rates",
         )
+    starts = study.adapt or any(cell.start_from for cell in study.cells)
+    if study.tune and study.tune.encoder_shares and starts:
+        yield (
+            ("study.tune.encoder_shares",),
+            "cannot be tried where cells start from others (from, study.adapt), whose layers are then "
+            "given: sweep the parents in a study of their own, and give this one study.rates",
+        )
     for section in ("steps", "budget"):
         if getattr(training, section) is not None:
             yield (f"training.{section}",), "a study sets it for each cell: leave it out"

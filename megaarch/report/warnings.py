@@ -10,6 +10,7 @@ from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
 from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together
+from megaarch.study.choices import AXES
 from megaarch.study.results import CellResult, Results
 
 PADDING_LIMIT = 0.05
@@ -52,6 +53,10 @@ def warnings_of(cell: CellResult) -> list[str]:
     return list(dict.fromkeys([*own, *cell.warnings]))
 
 
+def _axes(cell: CellResult) -> str:
+    return " and ".join(AXES[axis] for axis in cell.more_at_edge)
+
+
 def _trial_ratio(cell: CellResult) -> float | None:
     """FLOPs of the trials that chose the learning rate over the cell's own."""
     return cell.trial_flops / cell.flops if cell.trial_flops and cell.flops else None
@@ -78,6 +83,12 @@ CAUSES = (
         lambda cell: cell.learning_rate_at_edge,
         lambda cell: f"its best learning rate ({cell.learning_rate}) lies at the edge of its grid",
         "Best learning rate at the edge of its grid for {names}: the optimum may lie beyond.",
+    ),
+    Cause(
+        lambda cell: cell.more_at_edge,
+        lambda cell: f"its best {_axes(cell)} lies at the edge of its grid",
+        "Best choice at the edge of its grid: {names}. The optimum may lie beyond.",
+        lambda cell: _axes(cell),
     ),
     Cause(
         lambda cell: (ratio := _trial_ratio(cell)) and not 1 / TRIAL_LIMIT <= ratio <= TRIAL_LIMIT,

@@ -1,7 +1,7 @@
 """The cells of a study: cells × sizes × budgets × seeds, each resolved to settings of its own."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.count import parameter_count
 from megaarch.study import adapt
+from megaarch.study.choices import BATCH, SHARE, Choice
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
@@ -37,7 +38,7 @@ class StudyCell:
 
     @property
     def rate_key(self) -> str:
-        """Names what a sweep chooses a rate for: the cell whatever its seed."""
+        """Names what a sweep chooses for: the cell whatever its seed."""
         return _rate_key(self.name, self.size, self.budget)
 
     @property
@@ -54,12 +55,12 @@ def _key(name: str, size: str | None, budget: float, seed: int) -> str:
 
 
 def expand(
-    raw: config.Raw, directory: Path, rates: dict[str, float] | None = None
+    raw: config.Raw, directory: Path, chosen: Mapping[str, Choice] | None = None
 ) -> list[StudyCell]:
     """All cells of a study's raw configuration, parents before their children.
 
-    directory: of the study; cells log below it. rates: learning rate by `rate_key` or by cell
-    name, where a sweep chose it. ConfigError names the cell at fault.
+    directory: of the study; cells log below it. chosen: what a sweep chose, by `rate_key` or by cell
+    name. ConfigError names the cell at fault.
     """
     study = config.resolve(raw).study
     if study is None:
@@ -69,7 +70,7 @@ def expand(
         for size in study.sizes or [None]
         for amount in study.budgets
         for seed in study.seeds
-        for cell in _one_of_each(raw, study, size, amount, seed, directory, rates or {})
+        for cell in _one_of_each(raw, study, size, amount, seed, directory, chosen or {})
     ]
 
 
@@ -80,12 +81,12 @@ def _one_of_each(
     amount: float,
     seed: int,
     directory: Path,
-    rates: dict[str, float],
+    chosen: Mapping[str, Choice],
 ) -> list[StudyCell]:
     """All cells of one size, budget and seed; adapted ones last."""
     found: dict[str | None, StudyCell] = {}
     for each in study.cells:
-        cell = _resolve(raw, study, each, size, amount, seed, directory, rates)
+        cell = _resolve(raw, study, each, size, amount, seed, directory, chosen)
         found[each.name] = _after(found.get(each.start_from), cell)
     adapted = []
     for each in study.cells if study.adapt else ():
@@ -94,8 +95,8 @@ def _one_of_each(
         if adapt.obstacle(parent.settings, study.adapt):
             continue
         child = adapt.child_of(each, parent.settings, study.adapt)
-        rate = rates.get(parent.rate_key, rates.get(parent.name))
-        known = rates if rate is None else {child.name: rate} | rates
+        choice = chosen.get(parent.rate_key, chosen.get(parent.name))
+        known = chosen if choice is None else {child.name: choice, **chosen}
         cell = _after(parent, _resolve(raw, study, child, size, amount, seed, directory, known))
         adapted.append(replace(cell, adaptation=study.adapt.budget))
     return [*found.values(), *adapted]
@@ -135,7 +136,7 @@ def _resolve(
     amount: float,
     seed: int,
     directory: Path,
-    rates: dict[str, float],
+    chosen: Mapping[str, Choice],
 ) -> StudyCell:
     own = copy.deepcopy({k: v for k, v in raw.items() if k != "study" and v is not None})
     model = own.setdefault("model", {})
@@ -147,9 +148,12 @@ def _resolve(
         model["preset"] = cell.preset
     size_name = size.name if size else None
     folder = directory / "cells"
-    rate = rates.get(_rate_key(cell.name, size_name, amount), rates.get(cell.name))
-    if rate is not None:
-        config.set_path(own, "training.learning_rate", rate)
+    choice = chosen.get(_rate_key(cell.name, size_name, amount), chosen.get(cell.name, {}))
+    if BATCH in choice:
+        own.get("training", {}).pop("global_batch_size", None)
+    for path, value in choice.items():
+        if path != SHARE:
+            config.set_path(own, path, value)
     for path, value in cell.set.items():
         config.set_path(own, path, copy.deepcopy(value))
     _fill_defaults(own, raw)
@@ -165,7 +169,9 @@ def _resolve(
         config.set_path(own, "training.start_from", str(folder / parent))
     settings = config.resolve(own, f"cell {cell.name}")
     if study.encoder_decoder_size == "parameters" or study.match == "parameters":
-        settings = _match_parameters(settings)
+        settings = _match_parameters(settings, choice.get(SHARE))
+    elif SHARE in choice:
+        settings = _divide_layers(settings, choice[SHARE])
     return StudyCell(cell.name, size_name, amount, seed, settings, parent)
 
 
@@ -213,35 +219,51 @@ def title(cell: StudyCell, study: Study) -> str:
     return cell.key if several else cell.name
 
 
-def _match_parameters(settings: Settings) -> Settings:
-    """Gives an encoder-decoder the stacks whose parameters come nearest to one stack of `layers`.
-    Where the depth of a stack is given, nothing changes."""
+def _divide_layers(settings: Settings, share: float) -> Settings:
+    """Gives the encoder its share of the layers that both stacks have together, one each at least."""
+    model = settings.model
+    both = (model.encoder_layers or model.layers) + (model.decoder_layers or model.layers)
+    return settings.model_copy(update={"model": _with_stacks(model, *_divided(both, share))})
+
+
+def _divided(layers: int, share: float) -> tuple[int, int]:
+    encoder = min(max(round(share * layers), 1), layers - 1)
+    return encoder, layers - encoder
+
+
+def _with_stacks(model: Model, encoder: int, decoder: int) -> Model:
+    return model.model_copy(update={"encoder_layers": encoder, "decoder_layers": decoder})
+
+
+def _match_parameters(settings: Settings, share: float | None = None) -> Settings:
+    """Gives an encoder-decoder the stacks whose parameters come nearest to one stack of `layers`, of
+    about the same depth or of the encoder's share. Where the depth of a stack is given, and no share,
+    nothing changes."""
     model = settings.model
     given = model.encoder_layers or model.decoder_layers
-    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or given:
+    if len(catalogue.ARCHITECTURES[model.architecture].streams) == 1 or (given and share is None):
         return settings
     single = model.model_copy(update={"architecture": "causal_decoder"})
     wanted = parameter_count(single)
-
-    def with_stacks(encoder: int, decoder: int) -> Model:
-        return model.model_copy(update={"encoder_layers": encoder, "decoder_layers": decoder})
-
     # every layer of a stack adds the same
     least, more, most = (
-        parameter_count(with_stacks(*stacks)) for stacks in ((1, 1), (2, 1), (1, 2))
+        parameter_count(_with_stacks(model, *stacks)) for stacks in ((1, 1), (2, 1), (1, 2))
     )
     of_encoder, of_decoder = more - least, most - least
-    candidates = [
-        (encoder, decoder)
-        for encoder in range(1, model.layers + 1)
-        for decoder in (encoder - 1, encoder, encoder + 1)
-        if decoder > 0
-    ]
+    if share is None:
+        candidates = [
+            (encoder, decoder)
+            for encoder in range(1, model.layers + 1)
+            for decoder in (encoder - 1, encoder, encoder + 1)
+            if decoder > 0
+        ]
+    else:
+        candidates = [_divided(layers, share) for layers in range(2, 2 * model.layers + 1)]
 
     def distance(stacks: tuple[int, int]) -> int:
         encoder, decoder = stacks
         found = least + (encoder - 1) * of_encoder + (decoder - 1) * of_decoder
         return abs(found - wanted)
 
-    best = with_stacks(*min(candidates, key=distance))
+    best = _with_stacks(model, *min(candidates, key=distance))
     return settings.model_copy(update={"model": best})

@@ -16,7 +16,7 @@ from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import parameter_shapes
 from megaarch.model.fused import projections
-from megaarch.study import preflight
+from megaarch.study import choices, preflight
 from megaarch.study.cells import StudyCell
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
@@ -46,11 +46,14 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
     folder.held_out()  # a fault of the study's own text shows once, and not for each cell
     preflight.check(folder)
     lines = [f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"]
-    total, several = 0.0, 0
+    total, swept, several = 0.0, 0.0, 0
     for cell in folder.cells:
         found = estimate(cell, folder.text_of(cell))
         total += found.hours or 0.0
         several += found.hours is None
+        if study.tune and cell.seed == study.seeds[0]:
+            grid = choices.of_architecture(study.tune, cell.settings.model.architecture)
+            swept += (found.hours or 0.0) * study.tune.budget * len(grid)
         lines.append(
             f"{cell.key:<26.25}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
             f"{found.disk / 2**20:>10.1f}{'-' if found.hours is None else f'{found.hours:.3f}':>9}"
@@ -59,9 +62,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
         what = "cells of one process" if several else "all cells"
         lines.append(f"{f'{what}, training alone':<63}{total:>9.3f}")
         if study.tune:
-            seed = total / len(study.seeds)  # a sweep is of the first one
-            swept = seed * study.tune.budget * len(study.tune.learning_rates)
-            lines.append(f"{'their sweep of learning rates before that':<63}{swept:>9.3f}")
+            lines.append(f"{'their sweep before that':<63}{swept:>9.3f}")
     if several:
         lines.append(
             "-: its layout is of several processes, and this is one. For the hours of such cells: "

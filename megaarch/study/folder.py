@@ -5,7 +5,7 @@ rates.json, results.json        what a sweep chose; all finished cells
 cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
                                 heldout.jsonl  the held-out value along the run
                                 metrics.jsonl, checkpoints/, tensorboard/
-                                tune/          the trials of learning rates on it
+                                tune/          the trials of a sweep on it
 """
 
 from dataclasses import dataclass, replace
@@ -20,8 +20,9 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import data, tasks
+from megaarch.study import choices, data, tasks
 from megaarch.study.cells import StudyCell, expand
+from megaarch.study.choices import Choice
 from megaarch.study.items import Item
 from megaarch.study.results import CellRecord, Sweep, Trial
 
@@ -50,11 +51,11 @@ class StudyFolder:
         study, size = settings.study, settings.model.vocabulary_size
         assert study is not None, "expand refuses what is no study"
         folder = cls(raw, directory, study, settings.data, size, cells, None)
-        return folder.with_rates(Sweep.read(study.rates)) if study.rates else folder
+        return folder.with_choices(Sweep.read(study.rates)) if study.rates else folder
 
-    def with_rates(self, sweep: Sweep) -> Self:
-        """Returns the study with the rates that a sweep chose."""
-        return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, sweep.best))
+    def with_choices(self, sweep: Sweep) -> Self:
+        """Returns the study with what a sweep chose."""
+        return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, sweep.chosen))
 
     def text_of(self, cell: StudyCell) -> Prepared:
         """Returns what a cell trains on."""
@@ -72,7 +73,7 @@ class StudyFolder:
 
     @property
     def tune(self) -> Tune:
-        """How learning rates are swept, where they are."""
+        """What is swept, where anything is."""
         assert self.study.tune is not None
         return self.study.tune
 
@@ -157,15 +158,18 @@ def finished(
     return record if record.result else None
 
 
-def trial_cell(cell: StudyCell, rate: float, share: float) -> StudyCell:
-    """The cell with a rate to try and a share of its budget, in a folder of its own."""
+def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
+    """The cell, which has what is tried (sweep.trials), with a share of its budget and a folder of its
+    own."""
     training, logging = cell.settings.training, cell.settings.logging
-    folder = cell.folder / "tune" / f"rate-{rate:.3g}-share-{share:.3g}"
+    folder = cell.folder / "tune" / f"{choices.folder_name(choice)}-share-{share:.3g}"
     assert training.budget is not None, "expand gives every cell one"
     budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
     settings = cell.settings.model_copy(
         update={
-            "training": training.model_copy(update={"learning_rate": rate, "budget": budget}),
+            "training": training.model_copy(
+                update={"learning_rate": choice[choices.RATE], "budget": budget}
+            ),
             "logging": logging.model_copy(update={"directory": str(folder)}),
         }
     )

@@ -1,7 +1,7 @@
 """The records of a study, as their JSON files hold them: one model each.
 
 cell.json     CellRecord   what decided a cell's result, and the result or what a trial found
-rates.json    Sweep        the trials of a sweep of learning rates and the rates they chose
+rates.json    Sweep        the trials of a sweep and what they chose
 results.json  Results      all finished cells: what the report is a function of
 *.jsonl       CurvePoint, LossPoint   a line of heldout.jsonl and of metrics.jsonl
 
@@ -24,6 +24,7 @@ from pydantic import (
 from megaarch.config import Raw
 from megaarch.errors import UserError
 from megaarch.files import fit, read_json, write_json
+from megaarch.study.choices import RATE, Choice
 from megaarch.study.record import Amount, Count, Interval, Machine, Number, Record
 from megaarch.training.metrics import read_lines
 
@@ -188,7 +189,7 @@ class CellResult(Record):
 
     adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
-    learning_rate_at_edge, trial_flops: what a sweep knows of its learning rate (`sweep.verdict`).
+    learning_rate_at_edge, more_at_edge, trial_flops: what a sweep knows of it (`sweep.verdict`).
     settings: as a configuration has them.
     """
 
@@ -229,6 +230,7 @@ class CellResult(Record):
     data: Text | None = None
     tuned: bool = False
     learning_rate_at_edge: bool = False
+    more_at_edge: list[str] = Field(default_factory=list)
     trial_flops: Number = None
     environment: Environment = Environment()
 
@@ -249,12 +251,14 @@ class CellResult(Record):
 
 
 class Trial(Record):
-    """The finding of a trial of a learning rate. heldout: bits per byte, None where it diverged."""
+    """The finding of a trial. more: what else than the rate was tried (study/choices.py). heldout: bits
+    per byte, None where it diverged."""
 
     cell: str
     key: str | None = None
     rate_key: str | None = None
     learning_rate: Amount
+    more: dict[str, int | float] = Field(default_factory=dict)
     heldout: Number
     flops: Amount
 
@@ -291,15 +295,21 @@ class CellRecord(Record):
 
 
 class Sweep(Machine):
-    """rates.json. best: the rate of each cell by its rate key, and by its name. settings: those that
-    a cell must share with the trials to take their rate."""
+    """rates.json. best: the rate of each cell by its rate key, and by its name. more: what else was
+    chosen for it. settings: those that a cell must share with the trials to take their choice."""
 
     grid: Annotated[list[float], Field(min_length=1)]
     trial_budget_share: Number = None
     command: str | None = None
     best: dict[str, float]
+    more: dict[str, dict[str, int | float]] = Field(default_factory=dict)
     trials: list[Trial]
     settings: dict[str, dict[str, Any]]
+
+    @property
+    def chosen(self) -> dict[str, Choice]:
+        """Each cell's choice, by its rate key and by its name."""
+        return {name: {RATE: rate, **self.more.get(name, {})} for name, rate in self.best.items()}
 
     @classmethod
     def read(cls, path: str) -> Self:

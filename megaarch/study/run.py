@@ -1,5 +1,5 @@
 """Runs one cell of a study: trains it to its budget, scores it and keeps its record; or one trial of
-a learning rate on it."""
+a sweep on it."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from megaarch.ingest.prepare import Prepared
 from megaarch.model.count import non_embedding_parameter_count
 from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
+from megaarch.study.choices import RATE, Choice
 from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
 from megaarch.study.folder import finished_trial, identity, parent_record, trial_cell
@@ -130,13 +131,14 @@ def summary(result: CellResult) -> str:
     )
 
 
-def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> CellRecord:
-    """One trial of a learning rate: the validation value after `share` of the cell's budget.
+def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRecord:
+    """One trial of a sweep: the validation value after `share` of the cell's budget. cell: with the settings
+    that are tried.
 
     One that was interrupted continues; what other settings left there is removed. All processes of
     the cell's layout call this.
     """
-    tried, grid, evaluation = trial_cell(cell, rate, share), setup.grid, setup.evaluation
+    tried, grid, evaluation = trial_cell(cell, choice, share), setup.grid, setup.evaluation
     mark = identity(tried, setup.prepared, evaluation)
     if found := finished_trial(tried, setup.prepared, evaluation):
         return CellRecord(signature=mark, trial=found)
@@ -159,7 +161,8 @@ def trial(cell: StudyCell, rate: float, share: float, setup: Setup) -> CellRecor
         cell=cell.name,
         key=cell.key,
         rate_key=cell.rate_key,
-        learning_rate=rate,
+        learning_rate=choice[RATE],
+        more={axis: value for axis, value in choice.items() if axis != RATE},
         heldout=value,
         flops=trainer.progress.flops,
     )

@@ -1,15 +1,19 @@
-"""Learning rates by sweep: the same rates and trial budget for every cell, counted apart."""
+"""Learning rates by sweep, and with them batches and depths: the same grid and trial budget for every cell
+of an architecture, counted apart."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
-from megaarch.config.schema import Study, Tune
+from megaarch.config.schema import Tune
 from megaarch.files import write_json
-from megaarch.study import workers
-from megaarch.study.cells import StudyCell
+from megaarch.study import choices, workers
+from megaarch.study.cells import StudyCell, expand
+from megaarch.study.choices import BATCH, DECIDES, RATE, Choice
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, finished_trial, trial_cell
@@ -19,58 +23,81 @@ FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a 
 Entry = TypeVar("Entry")
 
 
-def trials(cells: list[StudyCell], study: Study) -> list[tuple[StudyCell, float]]:
-    """The sweep's trials: each cell of the first seed at each rate; none where nothing is swept."""
+def trials(
+    raw: config.Raw, directory: Path, cells: list[StudyCell]
+) -> list[tuple[StudyCell, Choice]]:
+    """Returns the sweep's trials: each cell of the first seed with each choice, whose settings it has; none
+    where nothing is swept. ConfigError names a cell that cannot have a choice."""
+    study = config.resolve(raw).study
+    assert study is not None, "cells are of a study"
     if study.tune is None:
         return []
     first = [cell for cell in cells if cell.seed == study.seeds[0]]
-    return [(cell, rate) for cell in first for rate in study.tune.learning_rates]
+    keys = {cell.rate_key for cell in first}
+    tried = {
+        (choices.label(choice), cell.key): cell
+        for choice in choices.largest_grid(study.tune)
+        for cell in expand(raw, directory, dict.fromkeys(keys, choice))
+    }
+    return [
+        (tried[choices.label(choice), cell.key], choice)
+        for cell in first
+        for choice in choices.of_architecture(study.tune, cell.settings.model.architecture)
+    ]
 
 
 def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
     """Returns what the finished trials of these cells found."""
     share, evaluation = folder.tune.budget, folder.study.evaluation
     found = [
-        finished_trial(trial_cell(cell, rate, share), folder.text_of(cell), evaluation)
-        for cell, rate in trials(cells, folder.study)
+        finished_trial(trial_cell(cell, choice, share), folder.text_of(cell), evaluation)
+        for cell, choice in trials(folder.raw, folder.directory, cells)
     ]
     return [trial for trial in found if trial]
 
 
 def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -> list[Trial]:
     """Runs the trials of these cells."""
-    todo = [workers.Job(folder, cell, rate) for cell, rate in trials(cells, folder.study)]
+    tried = trials(folder.raw, folder.directory, cells)
+    todo = [workers.Job(folder, cell, choice) for cell, choice in tried]
     ended = workers.run(todo, folder.study.lanes, display)
-    found = {(job.cell.key, job.rate): record.trial for job, record in ended if record.trial}
-    return [found[job.cell.key, job.rate] for job in todo]
+    found = {job.name: record.trial for job, record in ended if record.trial}
+    return [found[job.name] for job in todo]
 
 
-def best(trials: list[Trial]) -> dict[str, float]:
-    """The rate of the lowest held-out value: of each cell by its `rate_key`, and by its name
+def best(trials: list[Trial]) -> dict[str, Choice]:
+    """The choice of the lowest held-out value: of each cell by its `rate_key`, and by its name
     alone, as a mean over sizes and budgets, for cells that the sweep did not hold. A cell whose every
-    rate diverged has none: the configuration's stays."""
-    chosen = {}
+    trial diverged has none: the configuration's settings stay."""
+    chosen: dict[str, Choice] = {}
     for field in ("cell", "rate_key"):
-        values: dict[str, dict[float, list[float]]] = {}
+        values: dict[str, dict[tuple, list[float]]] = {}
         for trial in trials:
             value = np.inf if trial.heldout is None else trial.heldout
             of_name = values.setdefault(getattr(trial, field), {})
-            of_name.setdefault(trial.learning_rate, []).append(value)
+            of_name.setdefault(tuple(_choice(trial).items()), []).append(value)
         for name, of_name in values.items():
-            means = {rate: float(np.mean(found)) for rate, found in of_name.items()}
-            lowest = min(means, key=lambda rate: means[rate])
+            means = {choice: float(np.mean(found)) for choice, found in of_name.items()}
+            lowest = min(means, key=lambda choice: means[choice])
             if np.isfinite(means[lowest]):
-                chosen[name] = lowest
+                chosen[name] = dict(lowest)
     return chosen
+
+
+def _choice(trial: Trial) -> Choice:
+    return {RATE: trial.learning_rate, **trial.more}
 
 
 def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
     """The record of a sweep, for `study.rates` of other configurations."""
+    chosen = best(trials)
+    more = {name: {k: v for k, v in of.items() if k != RATE} for name, of in chosen.items()}
     return Sweep(
         grid=sorted(tune.learning_rates),
         trial_budget_share=tune.budget,
         command=command(),
-        best=best(trials),
+        best={name: choice[RATE] for name, choice in chosen.items()},
+        more={name: of for name, of in more.items() if of},
         trials=trials,
         settings={
             key: shared_settings(cell) for cell in cells for key in (cell.name, cell.rate_key)
@@ -80,42 +107,55 @@ def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
 
 
 def choose(folder: StudyFolder, trials: list[Trial]) -> StudyFolder:
-    """Writes rates.json and returns the study with the rates that these trials chose."""
+    """Writes rates.json and returns the study with what these trials chose."""
     found = record(trials, folder.cells, folder.tune)
     folder.directory.mkdir(parents=True, exist_ok=True)
     write_json(folder.directory / "rates.json", found.as_json())
-    return folder.with_rates(found)
+    return folder.with_choices(found)
 
 
 def chosen(folder: StudyFolder) -> StudyFolder:
-    """Returns a study that has run, with the rates that its finished trials chose."""
+    """Returns a study that has run, with what its finished trials chose."""
     return choose(folder, finished(folder, folder.cells)) if folder.study.tune else folder
 
 
 def shared_settings(cell: StudyCell) -> dict[str, Any]:
-    """The settings that a trial and the cell that takes its rate must share."""
+    """The settings that a trial and the cell that takes its choice must share."""
     return {k: v for k, v in fingerprint(cell.settings).items() if not k.startswith(FREE)}
 
 
 def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[str, Any]:
-    """Whether `rate` is a sweep's choice for this cell, lies at the edge of its grid, and the FLOPs
-    of the trials that chose it: three fields of a CellResult."""
+    """Whether `rate` is a sweep's choice for this cell, which of its choices lie at the edge of their
+    grids, and the FLOPs of the trials that chose: fields of a CellResult."""
     if sweep is None:
         return {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
     def of_cell(table: Mapping[Any, Entry]) -> Entry | None:
         return table.get(cell.rate_key, table.get(cell.name))
 
-    swept = of_cell(sweep.settings)
-    alike = swept is not None and not changed_settings(swept, shared_settings(cell))
-    tuned = alike and of_cell(sweep.best) == rate
-    flops: dict[str | None, list[float]] = {}
+    swept, choice = of_cell(sweep.settings), of_cell(sweep.chosen) or {}
+    free = {path for axis in choice for path in DECIDES[axis]}
+    own = shared_settings(cell)
+    alike = swept is not None and not changed_settings(
+        *({k: v for k, v in of.items() if k not in free} for of in (swept, own))
+    )
+    batch = choice.get(BATCH, cell.settings.training.global_batch_tokens)
+    has_it = rate == choice.get(RATE) and batch == cell.settings.training.global_batch_tokens
+    tuned = alike and has_it
+    tried: dict[str | None, list[Trial]] = {}
     for trial in sweep.trials:
         for name in (trial.rate_key, trial.cell):
-            flops.setdefault(name, []).append(trial.flops)
-    spent = of_cell(flops)
-    return {
+            tried.setdefault(name, []).append(trial)
+    mine = of_cell(tried) or []
+    edges = [axis for axis in choice if axis != RATE and tuned and _at_edge(axis, choice, mine)]
+    found = {
         "tuned": tuned,
         "learning_rate_at_edge": tuned and rate in (sweep.grid[0], sweep.grid[-1]),
-        "trial_flops": float(np.median(spent)) if tuned and spent else None,
+        "trial_flops": float(np.median([t.flops for t in mine])) if tuned and mine else None,
     }
+    return found | ({"more_at_edge": edges} if edges else {})
+
+
+def _at_edge(axis: str, choice: Choice, trials: list[Trial]) -> bool:
+    tried = [trial.more[axis] for trial in trials if axis in trial.more]
+    return len(set(tried)) > 1 and choice[axis] in (min(tried), max(tried))

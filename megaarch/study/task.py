@@ -1,4 +1,4 @@
-"""One cell of a study, or one trial of a learning rate, in the layout of its own settings.
+"""One cell of a study, or one trial of a sweep, in the layout of its own settings.
 
     srun megaarch compare STUDY --cell NAME      (torchrun and mpirun likewise)
 
@@ -44,7 +44,7 @@ def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
     """Runs trial `number` of the study's sweep (sweep.trials); returns what it found. ConfigError as
     `run_cell`."""
     folder = StudyFolder.open(raw, directory)
-    trials = sweep.trials(folder.cells, folder.study)
+    trials = sweep.trials(raw, directory, folder.cells)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
     record = _run(workers.Job(folder, *trials[number]))
@@ -72,7 +72,7 @@ def _run(job: workers.Job) -> CellRecord | None:
     with Heartbeat(grid, cell.settings.training) as heartbeat:
         launch.first(enter)
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
-            if job.rate is None:
+            if job.choice is None:
                 job = _tuned(job) if folder.study.tune else job
                 if record := job.folder.finished(job.cell):
                     display.show(job.name, 1.0, f"done before  {runs.summary(record.get_result())}")
@@ -81,10 +81,11 @@ def _run(job: workers.Job) -> CellRecord | None:
 
 
 def _tuned(job: workers.Job) -> workers.Job:
-    """The cell at the rate that its trials chose. UserError where one of them is not finished."""
+    """The cell with what its trials chose. UserError where one of them is not finished."""
     folder, cell = job.folder, job.cell
     alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
-    found, wanted = sweep.finished(folder, alike), len(sweep.trials(alike, folder.study))
+    found = sweep.finished(folder, alike)
+    wanted = len(sweep.trials(folder.raw, folder.directory, alike))
     if len(found) < wanted:
         raise UserError(
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "

@@ -26,9 +26,10 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import lock
+from megaarch.study import choices, lock
 from megaarch.study import run as runs
 from megaarch.study.cells import StudyCell, title
+from megaarch.study.choices import Choice
 from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellRecord
@@ -40,22 +41,24 @@ _queue: Any = None  # of a worker process: leads to the display
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to run, or, with `rate`, a trial of a learning rate on it."""
+    """A cell to run, or, with `choice`, a trial of a sweep, whose cell has its settings."""
 
     folder: StudyFolder
     cell: StudyCell
-    rate: float | None = None
+    choice: Choice | None = None
 
     @property
     def name(self) -> str:
         name = title(self.cell, self.folder.study)
-        return name if self.rate is None else f"{name} {self.rate:.3g}"
+        return name if self.choice is None else f"{name} {choices.label(self.choice)}"
 
     @property
     def locked(self) -> Path:
-        """The folder that no other process may use meanwhile: a cell's folder, or that of all trials at a rate."""
+        """The folder that no other process may use meanwhile: a cell's, or that of all trials of a choice."""
         folder = self.cell.folder
-        return folder if self.rate is None else folder / "tune" / "locks" / f"rate-{self.rate:.3g}"
+        if self.choice is None:
+            return folder
+        return folder / "tune" / "locks" / choices.folder_name(self.choice)
 
 
 def perform(
@@ -84,9 +87,9 @@ def perform(
         prepared = launch.first(enter)
         held = folder.held_out(cell.settings.model.vocabulary_size)
         setup = runs.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
-        if job.rate is None:
+        if job.choice is None:
             return runs.run(cell, setup)
-        return runs.trial(cell, job.rate, folder.tune.budget, setup)
+        return runs.trial(cell, job.choice, folder.tune.budget, setup)
 
 
 def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord:

@@ -10,6 +10,7 @@ from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
 from megaarch.model.count import parameter_count
 from megaarch.study.cells import expand, not_adapted
+from megaarch.study.choices import RATE
 from megaarch.study.data import held_out
 from megaarch.study.folder import identity
 
@@ -50,7 +51,7 @@ def test_sizes_budgets_and_seeds_multiply_and_keys_stay(study, tmp_path):
 
 def test_a_cell_resolves_to_settings_of_its_own(study, tmp_path):
     study["study"]["cells"][0]["set"] = {"model.kv_heads": 4, "training.learning_rate": 0.5}
-    gpt, t5 = expand(study, tmp_path, rates={"gpt": 0.1, "t5": 0.2})
+    gpt, t5 = expand(study, tmp_path, {"gpt": {RATE: 0.1}, "t5": {RATE: 0.2}})
     assert (gpt.settings.model.architecture, t5.settings.model.architecture) == (
         "causal_decoder",
         "encoder_decoder",
@@ -240,7 +241,8 @@ def test_every_cell_gets_a_child_of_the_same_budget_on_an_objective_that_it_runs
 def test_an_adapted_cell_has_its_parents_rate_unless_a_sweep_knows_its_own(study, tmp_path):
     study["study"]["adapt"] = {"budget": 5e8}
     rates = {"gpt": 0.1, "t5": 0.2, "t5-adapted": 0.3}
-    found = {cell.name: cell for cell in expand(study, tmp_path, rates)}
+    chosen = {name: {RATE: rate} for name, rate in rates.items()}
+    found = {cell.name: cell for cell in expand(study, tmp_path, chosen)}
     assert found["gpt-adapted"].settings.training.learning_rate == 0.1
     assert found["t5-adapted"].settings.training.learning_rate == 0.3
 

@@ -21,6 +21,7 @@ from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lock, run, workers
+from megaarch.study.choices import BATCH, RATE, SHARE
 from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
@@ -273,6 +274,32 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
         compare(study, tmp_path / "x", QUIET)
 
 
+def test_a_sweep_chooses_batches_and_depths_too(study, tmp_path):
+    study["study"]["cells"] = [{"name": "t5", "preset": "t5"}]
+    study["study"]["tune"] = {
+        "learning_rates": [1e-3],
+        "budget": 0.5,
+        "encoder_shares": [0.25, 0.75],
+    }
+    study["study"]["tune"]["global_batch_tokens"] = [512, 1024]
+    results = compare(study, tmp_path / "sweep", QUIET)
+    assert len(results["tuning"]) == 4
+    best = min(results["tuning"], key=lambda trial: trial["heldout"])["more"]
+    for again in (False, True):
+        [cell] = results["cells"]
+        assert cell["tuned"] and sorted(cell["more_at_edge"]) == sorted([BATCH, SHARE])
+        training, model = cell["settings"]["training"], cell["settings"]["model"]
+        assert training["global_batch_tokens"] == best[BATCH]
+        assert (model["encoder_layers"] > model["decoder_layers"]) == (best[SHARE] > 0.5)
+        if not again:  # its file serves another study, and its report says where the best ones lie
+            assert "Best choice at the edge of its grid" in " ".join(
+                warnings_for(Results.model_validate(results))
+            )
+            del study["study"]["tune"]
+            study["study"]["rates"] = str(tmp_path / "sweep" / "rates.json")
+            results = compare(study, tmp_path / "again", QUIET)
+
+
 def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     raw = copy.deepcopy(study)
     raw["study"]["cells"] = raw["study"]["cells"][:1]
@@ -286,7 +313,7 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
     setup = run.Setup(opened.text_of(cell), held, evaluation, bar, grid)
-    assert run.trial(cell, 1e-3, 0.5, setup).trial.heldout == 2.5
+    assert run.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
 

@@ -179,6 +179,31 @@ def test_a_missing_device_is_one_sentence(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("benchmark", ["peers", "inference"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--heads", "10"], "--hidden-size 256 has to be a multiple of twice --heads 10"),
+        (["--hidden-size", "4"], "--hidden-size 4 has to be a multiple of twice --heads 4"),
+        (["--length", "3"], "--length must be at least 4"),
+        (["--vocabulary-size", "3"], "--vocabulary-size must be at least 4"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_sentence(benchmark, given, said, tmp_path, capsys):
+    assert command.main([benchmark, *given, "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "flag", ["--threads=1000000", "--threads=0", "--seed=-1", f"--seed={10**20}"]
+)
+def test_threads_and_seeds_are_bounded(flag, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["peers", flag, "--output", str(tmp_path)])
+    assert "is not a number from" in capsys.readouterr().err
+
+
 def test_times_alternate():
     order = []
 

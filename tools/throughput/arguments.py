@@ -14,6 +14,7 @@ from tools.throughput.generation_peers import FAMILIES as GENERATING
 from tools.throughput.peers import FAMILIES
 
 MOST = 1 << 24  # of any number of the command line
+MOST_THREADS, MOST_SEED = 1024, (1 << 63) - 1
 PRECISIONS = ("fp32", "bf16")
 # of the peers' models: 6.8 M parameters as a decoder
 SIZE = {
@@ -138,8 +139,8 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, default=Path("benchmarks"), metavar="DIR")
     command.add_argument("--repetitions", type=_positive, default=9)
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    command.add_argument("--threads", type=_positive, default=None, help="of the CPU")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--threads", type=_threads, default=None, help="of the CPU")
+    command.add_argument("--seed", type=_seed, default=0)
     command.add_argument(
         "--time-limit",
         type=_positive,
@@ -152,8 +153,20 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     return command
 
 
-def _positive(text: str) -> int:
+def _number(text: str, least: int, most: int) -> int:
     value = int(text)
-    if not 1 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MOST:,}")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from {least} to {most:,}")
     return value
+
+
+def _positive(text: str) -> int:
+    return _number(text, 1, MOST)
+
+
+def _threads(text: str) -> int:
+    return _number(text, 1, MOST_THREADS)
+
+
+def _seed(text: str) -> int:
+    return _number(text, 0, MOST_SEED)

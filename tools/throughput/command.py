@@ -131,6 +131,7 @@ def run_peers(options: argparse.Namespace, device: torch.device) -> int:
     from tools.throughput import peers, plots
 
     size = {name: getattr(options, name) for name in SIZE}
+    peers.check_size(size)
     results = peers.run(
         options.families, size, options.precisions, device, options.repetitions, options.seed, _show
     )
@@ -140,11 +141,12 @@ def run_peers(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def run_inference(options: argparse.Namespace, device: torch.device) -> int:
-    from tools.throughput import generation, generation_peers, plots
+    from tools.throughput import generation, generation_peers, peers, plots
 
     if options.answer < 2:
         raise UserError("--answer: must be at least 2, for the first token is the prompt's")
     size = {name: getattr(options, name) for name in INFERENCE_SIZE}
+    peers.check_size(size)
     how = (device, options.repetitions, options.seed, _show)
     results = generation_peers.run(
         options.families, size, options.precisions, options.batches, *how

@@ -31,6 +31,22 @@ FAMILIES = ("llama", "t5", "bert")
 CURVE_STEPS = 5
 CURVE_TOLERANCE = 2e-3  # relative, of the loss after that many steps in fp32
 IGNORE = -100
+LEAST = 4  # tokens of a row and of a vocabulary: one is predicted of each row, and three ids are special
+
+
+def check_size(size: dict[str, int]) -> None:
+    """UserError for a model that cannot be built, or whose rows leave nothing to predict."""
+    width, heads = size["hidden_size"], size["heads"]
+    if width % (2 * heads):
+        raise UserError(
+            f"--hidden-size {width} has to be a multiple of twice --heads {heads}: positions turn pairs "
+            "of a head's channels"
+        )
+    for name in ("length", "vocabulary_size"):
+        if size[name] < LEAST:
+            raise UserError(
+                f"--{name.replace('_', '-')} must be at least {LEAST}, not {size[name]}"
+            )
 
 
 def theirs(family: str, size: dict[str, int]) -> torch.nn.Module:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch import report
     from megaarch.distributed import launch
     from megaarch.probes import catalogue
-    from megaarch.study import compare, task
+    from megaarch.study import cell_job, compare
     from megaarch.study.estimate import dry_run
 
     raw, directory = read_study(options)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             "cell of it in several with --cell"
         )
     if options.prepare:
-        task.prepare(raw, directory)
+        cell_job.prepare(raw, directory)
         return 0
     if options.dry_run:
         print(dry_run(raw, directory))
@@ -68,11 +68,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:
     from megaarch.distributed import launch
-    from megaarch.study import task
+    from megaarch.study import cell_job
 
     if options.trial is not None:
-        task.run_trial(raw, directory, options.trial)
+        cell_job.run_trial(raw, directory, options.trial)
     else:
-        task.run_cell(raw, directory, options.cell)
+        cell_job.run_cell(raw, directory, options.cell)
     launch.leave()
     return 0

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.parallel.validate import join
     from megaarch.study import lock
     from megaarch.study.display import ProgressBar, ProgressDisplay
-    from megaarch.training import fits
+    from megaarch.training import memory
     from megaarch.training.progress import Limit
     from megaarch.training.trainer import Trainer, device_of
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     Limit.of(settings.training)  # or says what lacks, before the data
     device = device_of(settings)
-    fits.check(settings, device)
+    memory.check(settings, device)
     grid = join(settings, device)
     directory = Path(settings.logging.directory)
     for folder in (directory, directory / "checkpoints"):

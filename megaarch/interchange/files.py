@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
-from megaarch.training import checkpoint, fits
+from megaarch.training import checkpoint, memory
 from megaarch.training.record import PROGRESS, read_record
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
@@ -149,11 +149,11 @@ def _count(tensors: Any, names: Iterable[str]) -> int:
 
 def _check_memory(source: Path, numbers: int) -> None:
     """UserError where so many weights in fp32, which every conversion holds, exceed the memory."""
-    need, there = 4 * numbers, fits.memory_of(torch.device("cpu"))
+    need, there = 4 * numbers, memory.memory_of(torch.device("cpu"))
     if need > there:
         raise UserError(
-            f"{source} holds {fits.in_words(need)} of weights in fp32 and this machine has "
-            f"{fits.in_words(there)} of memory: convert it on a machine with more"
+            f"{source} holds {memory.in_words(need)} of weights in fp32 and this machine has "
+            f"{memory.in_words(there)} of memory: convert it on a machine with more"
         )
 
 

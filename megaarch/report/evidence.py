@@ -15,8 +15,7 @@ from megaarch.probes.masks import Throughput
 from megaarch.probes.position import Positions, Stream
 from megaarch.probes.rank import Block, Ranks
 from megaarch.probes.regression import Regressed
-from megaarch.report import arguments, plots
-from megaarch.report.arguments import Verdict
+from megaarch.report import plots, verdicts
 from megaarch.report.cells import MergedCell
 from megaarch.report.compared import Compared
 from megaarch.report.inference import cheapest, dialogues
@@ -24,6 +23,7 @@ from megaarch.report.notation import percent
 from megaarch.report.panel import CONTINUATION, TASKS, Score, known
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
+from megaarch.report.verdicts import Verdict
 from megaarch.study.intervals import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 
@@ -125,7 +125,7 @@ def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if study.decoder.label not in raw or not chances:
         return None
     chance = sum(chances) / len(chances)
-    verdict = arguments.generalization(raw, study.decoder.label, chance)
+    verdict = verdicts.generalization(raw, study.decoder.label, chance)
     panel = plots.dots(
         "argument-generalization",
         "Tasks, before and after finetuning",
@@ -192,7 +192,7 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
         "effective rank, share of the row",
     )
     panel.caption = _rank_caption(causal, mine.blocks.get("decoder.prefix", causal))
-    return arguments.rank(pairs, swapped), panel
+    return verdicts.rank(pairs, swapped), panel
 
 
 def _rank_caption(causal: Block, half: Block) -> str:
@@ -247,7 +247,7 @@ def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:
     cost.caption = (
         "Each on its own training task, of which cells have seen unequal numbers of targets."
     )
-    return arguments.difficulty(nats, states, study.decoder.label), cost, panel
+    return verdicts.difficulty(nats, states, study.decoder.label), cost, panel
 
 
 def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
@@ -285,7 +285,7 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
             f"many as dimensions ({found.settings.dimensions})."
         )
     others = {words[name]: score for name, score in scores.items()}
-    return arguments.in_context(causal, others), panel
+    return verdicts.in_context(causal, others), panel
 
 
 def _by_seed(error: Mapping[str, Estimate]) -> list[list[tuple[float, float]]]:
@@ -320,7 +320,7 @@ def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     )
     panel.caption = "Of an encoder-decoder its encoder."
     last = as_score(streams[mine].layers[-1].of_chance)
-    return arguments.position(second[mine], both_ways, known_cost, mine, last), panel
+    return verdicts.position(second[mine], both_ways, known_cost, mine, last), panel
 
 
 def _loss_without(study: Compared, cell: MergedCell) -> Score | None:
@@ -362,7 +362,7 @@ def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:
             f"Counted, not measured. Turns and answers of {said} tokens: the whole is longer than the rows of "
             f"{length} that the models were trained on."
         )
-    return arguments.caches(
+    return verdicts.caches(
         {label: sum(flops) for label, flops in turns.items()}, study.decoder.label
     ), panel
 
@@ -394,7 +394,7 @@ def _tools(study: Compared, probed: Mapping[str, Probed]) -> Made:
             f"Rows of {found.length:,} tokens on a CPU, where how much torch's causal flag skips depends on the row: a GPU "
             "may differ."
         )
-    return arguments.tools(found.least(ours=True), found.least(ours=False)), panel
+    return verdicts.tools(found.least(ours=True), found.least(ours=False)), panel
 
 
 MAKERS = (_generalization, _rank, _difficulty, _in_context, _position, _caches, _tools)

@@ -13,7 +13,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
-from megaarch.training import checkpoint, fits
+from megaarch.training import checkpoint, memory
 from megaarch.training.record import Record
 from megaarch.training.trainer import device_of
 
@@ -57,7 +57,7 @@ def open_run(
     settings = _settings(raw, overrides, run, training or {})
     check(settings)
     device = device_of(settings)
-    fits.check_weights(settings, device)
+    memory.check_weights(settings, device)
     grid = join(settings, device)
     path = checkpoint.newest(run, grid)
     if path is None:

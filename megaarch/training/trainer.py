@@ -36,7 +36,7 @@ from megaarch.parallel import float8
 from megaarch.parallel.parallelize import build_model
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
-from megaarch.training import fits, optimizer
+from megaarch.training import memory, optimizer
 from megaarch.training.agreement import Agreement
 from megaarch.training.faults import Stopped, Watch
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
@@ -137,7 +137,7 @@ class Trainer:
         if training.deterministic:
             torch.use_deterministic_algorithms(True)
         check(settings, self.grid.world_size)
-        fits.check(settings, self.device)
+        memory.check(settings, self.device)
         float8.check(training, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from megaarch import cli
 from megaarch.config.schema import Settings
 from megaarch.study import display
-from megaarch.training import fits
+from megaarch.training import memory
 from tests.fuzz.isolated import isolated
 from tests.tools.run import module
 from tools.planning import at_scale
@@ -393,11 +393,11 @@ def _begun(main: Callable[[list[str]], int], given: list[str]) -> int:
 
     def checked(settings: Settings, there: float, holder: str) -> None:
         check(settings, there, holder)
-        need = fits.least_bytes(settings) + fits.activation_bytes(settings)
+        need = memory.least_bytes(settings) + memory.activation_bytes(settings)
         if need > LARGE or settings.model.layers > DEEP:
             raise _Begun
 
-    check, fits.check_training = fits.check_training, checked
+    check, memory.check_training = memory.check_training, checked
     display.ProgressBar.update = peers.Apart.__init__ = suite.run = (
         stop  # the latter start processes
     )

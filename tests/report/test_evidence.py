@@ -3,10 +3,10 @@
 import pytest
 
 from megaarch.probes import catalogue
-from megaarch.report.arguments import FAILS, HOLDS, UNKNOWN
 from megaarch.report.evidence import evidence
 from megaarch.report.figures import write_figures
 from megaarch.report.page import page
+from megaarch.report.verdicts import FAILS, HOLDS, UNKNOWN
 from megaarch.study.results import Results
 from tests.report.example_probes import estimate, probed, results
 

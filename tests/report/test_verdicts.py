@@ -2,9 +2,9 @@
 
 import pytest
 
-from megaarch.report import arguments
-from megaarch.report.arguments import FAILS, HOLDS, UNKNOWN
+from megaarch.report import verdicts
 from megaarch.report.panel import Score
+from megaarch.report.verdicts import FAILS, HOLDS, UNKNOWN
 
 
 def score(value: float, half: float = 0.01) -> Score:
@@ -28,7 +28,7 @@ def scores(**values: float) -> dict[str, Score]:
     ],
 )
 def test_generalization(raw, answer):
-    found = arguments.generalization(scores(**raw), "gpt", chance=0.25)
+    found = verdicts.generalization(scores(**raw), "gpt", chance=0.25)
     assert found.answer == answer
     assert found.found.startswith("gpt is right in")
 
@@ -45,7 +45,7 @@ def test_generalization(raw, answer):
 )
 def test_rank(others, swapped, answer):
     pairs = {name: (score(0.5), score(value)) for name, value in others.items()}
-    found = arguments.rank(pairs, scores(**swapped))
+    found = verdicts.rank(pairs, scores(**swapped))
     assert found.answer == answer
 
 
@@ -59,7 +59,7 @@ def test_rank(others, swapped, answer):
     ],
 )
 def test_difficulty(nats, states, answer):
-    assert arguments.difficulty(scores(**nats), scores(**states), "gpt").answer == answer
+    assert verdicts.difficulty(scores(**nats), scores(**states), "gpt").answer == answer
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_difficulty(nats, states, answer):
     ],
 )
 def test_in_context(others, answer):
-    assert arguments.in_context(score(0.5), scores(**others)).answer == answer
+    assert verdicts.in_context(score(0.5), scores(**others)).answer == answer
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_in_context(others, answer):
 )
 def test_position(causal, blind, cost, answer):
     bidirectional = {"bert": score(blind)}
-    found = arguments.position(score(causal), bidirectional, scores(**cost), "gpt")
+    found = verdicts.position(score(causal), bidirectional, scores(**cost), "gpt")
     assert found.answer == answer
 
 
@@ -100,7 +100,7 @@ def test_position(causal, blind, cost, answer):
     ],
 )
 def test_caches(flops, answer):
-    assert arguments.caches(flops, "gpt").answer == answer
+    assert verdicts.caches(flops, "gpt").answer == answer
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_caches(flops, answer):
     ],
 )
 def test_tools(ours, others, answer):
-    assert arguments.tools(ours, others).answer == answer
+    assert verdicts.tools(ours, others).answer == answer
 
 
 def test_a_score_without_a_value_decides_nothing():
-    found = arguments.in_context(score(0.5), {"prefix": Score(None), "encdec": score(0.9)})
+    found = verdicts.in_context(score(0.5), {"prefix": Score(None), "encdec": score(0.9)})
     assert found.answer == UNKNOWN
     assert "not distinguishable from prefix" in found.found

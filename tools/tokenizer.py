@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megaarch.cli.errors import run_command
 from megaarch.cli.options import Parser
+from megaarch.config.schema import MOST, MOST_SENTINELS
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.errors import UserError
 from megaarch.ingest.sample import sample
@@ -81,9 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name, least in (("sentinels", 0), ("sample", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    bounds = {
+        "sentinels": (0, MOST_SENTINELS),
+        "vocabulary_size": (1, MOST),
+        "sample": (1, 1 << 40),
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(options, name) <= most:
+            flag, given = name.replace("_", "-"), getattr(options, name)
+            raise UserError(f"--{flag} must be from {least} to {most:,}, not {given:,}")
     output = Path(options.output)
     if output.exists():
         raise UserError(f"{output} exists: give another --output, or delete it")

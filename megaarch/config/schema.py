@@ -21,7 +21,8 @@ Distance = Annotated[int, Field(gt=0, le=1 << 20)]  # tokens between a query and
 Rows = Annotated[int, Field(gt=0, le=1 << 16)]  # that a process holds at a time
 MOST_SENTINELS = 1 << 20
 Count = Annotated[int, Field(ge=0, le=MOST_SENTINELS)]  # of sentinels, segments or unused rows
-Number = Annotated[int, Field(gt=0, le=1 << 24)]  # of rows, pieces or items
+MOST = 1 << 24
+Number = Annotated[int, Field(gt=0, le=MOST)]  # of rows, pieces or items
 Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]

@@ -81,8 +81,10 @@ def test_the_sample_is_by_hash_without_copies_and_without_what_is_held_out(tmp_p
     [
         (["--input", "/nowhere.jsonl"], "/nowhere.jsonl does not exist"),
         (["--vocabulary-size", "200"], "vocabulary too small for the sentinels"),
-        (["--sentinels", "-1"], "--sentinels must be at least 0, not -1"),
-        (["--sample", "0"], "--sample must be at least 1, not 0"),
+        (["--sentinels", "-1"], "--sentinels must be from 0 to 1,048,576, not -1"),
+        (["--sentinels", "9999999"], "--sentinels must be from 0 to 1,048,576, not 9,999,999"),
+        (["--vocabulary-size", str(2**63)], "--vocabulary-size must be from 1 to 16,777,216"),
+        (["--sample", "0"], "--sample must be from 1 to"),
         (["--held-out", "0.5"], "--held-out is a share from 0 to below 0.5"),
         (["--text-field", "body"], "no field 'body'"),
     ],

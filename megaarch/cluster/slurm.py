@@ -20,7 +20,8 @@ WARNING_SECONDS = 300
 WARNING_MOST = 65535  # that sbatch --signal takes
 # variables that do not come from a job around this process, but say where SLURM is
 REACHES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+MOST_DIGITS = 9  # of a number that a person or SLURM gives; int() refuses more than 4,300
+TIME = re.compile(r"(?:(N)-)?(N)(?::(N))?(?::(N))?".replace("N", rf"\d{{1,{MOST_DIGITS}}}"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Site:
         values = dict(zip(NUMBERS, lines, strict=False))
         values["WARNING_SECONDS"] = values["WARNING_SECONDS"] or str(WARNING_SECONDS)
         for name, least in NUMBERS.items():
-            if not values[name].isdecimal() or int(values[name]) < least:
+            is_number = values[name].isdecimal() and len(values[name]) <= MOST_DIGITS
+            if not is_number or int(values[name]) < least:
                 raise UserError(
                     f"{path}: {name} must be a number from {least}, not {values[name]!r}"
                 )

@@ -35,6 +35,7 @@ PREPARATION = timedelta(days=2)  # of what the main process does first
 # A SLURM job's port follows from its number. It lies below those that systems give to connections
 # (from 32768 on Linux, from 16000 in some sandboxes), which any program may hold.
 FIRST_PORT, PORTS = 10000, 6000
+MOST_DIGITS = 9  # of a number in the environment
 
 
 class Process(NamedTuple):
@@ -74,7 +75,7 @@ def find(environment: Mapping[str, str] = os.environ) -> tuple[str, Process]:
 
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
     text = environment.get(name, str(default))
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
         raise UserError(f"{name} must be a whole number from 0, not {text!r}: unset it, or mend it")
     return int(text)
 

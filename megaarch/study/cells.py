@@ -200,8 +200,9 @@ def generations(cells: list[StudyCell]) -> Iterator[list[StudyCell]]:
 def find(cells: list[StudyCell], which: str) -> StudyCell:
     """The cell that `which` names: its number, its key, or a name that only one cell has.
     UserError where it names none or several."""
-    if which.isdecimal() and int(which) < len(cells):
-        return cells[int(which)]
+    numbered = {str(i): cell for i, cell in enumerate(cells)}
+    if which in numbered:
+        return numbered[which]
     found = [cell for cell in cells if which == cell.key]
     found = found or [cell for cell in cells if which == cell.name]
     if len(found) == 1:

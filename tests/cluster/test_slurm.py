@@ -4,6 +4,7 @@ import pytest
 
 from megaarch.cluster import slurm
 from megaarch.cluster.slurm import Site
+from megaarch.errors import UserError
 
 
 def test_a_site_that_is_not_there_or_incomplete_is_named(site_folder, tmp_path):
@@ -18,6 +19,7 @@ def test_a_site_that_is_not_there_or_incomplete_is_named(site_folder, tmp_path):
     assert (read.warning_seconds, read.cpu_partition, read.cpu_options) == (300, "", ())
     for wrong, sentence in (
         ("soon", "must be a number from 1"),
+        ("9" * 5000, "must be a number from 1"),  # int() takes 4,300 digits at most
         ("70000", "must be 65535 at most"),
     ):
         (site_folder / "site.sh").write_text(f"{numbers}WARNING_SECONDS={wrong}\n")
@@ -80,3 +82,11 @@ def test_the_number_of_a_job_is_found_among_what_a_sites_sbatch_says(
 )
 def test_time_limits_as_sbatch_reads_them(text, seconds):
     assert slurm.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:", "-1", "9" * 5000, f"1-{'9' * 5000}", "1:0:0:0"])
+def test_a_time_limit_that_is_none_is_one_sentence(text):
+    with pytest.raises(
+        UserError, match=r"^--time .*: give it as hours:minutes:seconds or days-hours"
+    ):
+        slurm.seconds(text)

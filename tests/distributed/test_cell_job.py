@@ -118,6 +118,8 @@ def test_what_is_not_finished_is_named(study, tmp_path):
 def test_a_cell_that_is_not_there_or_a_layout_that_is_not_is_one_sentence(study, tmp_path):
     with pytest.raises(ValueError, match="--cell bert: no such cell; give a number from 0 to 2"):
         cell_job.run_cell(study, tmp_path, "bert")
+    with pytest.raises(ValueError, match="--cell 9+: no such cell; give a number from 0 to 2"):
+        cell_job.run_cell(study, tmp_path, "9" * 5000)
     with pytest.raises(ValueError, match="--trial 0: the study has 0 trials"):
         cell_job.run_trial(study, tmp_path, 0)
     with pytest.raises(config.ConfigError, match="needs 2 processes and 1 process was started"):

@@ -122,6 +122,7 @@ WRONG = [
     ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number from 0, not ''"),
     ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "a"}, "LOCAL_RANK must be a whole number"),
     ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE is 2, and ranks count from 0"),
+    ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "RANK must be a whole number from 0, not '9"),
     (task("x", 2, 0), "SLURM_PROCID must be a whole number from 0, not 'x'"),
     (task(0, 2, 0, MASTER_PORT="x"), "MASTER_PORT must be a whole number from 0, not 'x'"),
     (task(0, 2, 0, MASTER_PORT=70000), "MASTER_PORT must be from 1 to 65535, not 70000"),

@@ -323,7 +323,11 @@ def outcome_of(command: Command, given: list[str], sound: Path, folder: Path) ->
     changed = {name for name, what in _look(folder).items() if before.get(name) != what}
     allowed = (
         *command.writes,
-        *(part for word in given for part in (word, word.rpartition("=")[2])),
+        *(
+            part
+            for word in given
+            for part in (word, word.partition("=")[2], word.rpartition("=")[2])
+        ),
     )
     outside = [
         n

@@ -65,6 +65,12 @@ def check_regular(path: str | os.PathLike) -> None:
         raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
 
 
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a regular file to read its bytes. ValueError, OSError: as check_regular."""
+    check_regular(path)
+    return Path(path).open("rb")
+
+
 def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
     """The UTF-8 text of a regular file. ValueError, OSError: as read_bytes."""
     try:
@@ -103,7 +109,7 @@ def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
 def size_and_checksum(path: Path) -> tuple[int, int]:
     """Returns the bytes of a file and the CRC-32 of its content."""
     value = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return path.stat().st_size, value

@@ -11,10 +11,13 @@ import yaml
 
 from megaarch import config, files
 from megaarch.cli import main
-from megaarch.ingest import shards
+from megaarch.cluster import status
+from megaarch.ingest import corpus, shards
+from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import DatasetManifest
 from megaarch.study import lock
 from megaarch.study.results import CellRecord, Sweep
+from megaarch.training import metrics
 from tests.conftest import made_up_text
 from tests.fuzz.isolated import isolated
 from tests.tools.run import tool
@@ -46,6 +49,31 @@ def refused(call, capsys, *words):
     assert "Traceback" not in error and error.count("\n") == 1
     for word in words:
         assert word in error
+
+
+READERS = {
+    "bytes": files.read_bytes,
+    "checksum": files.size_and_checksum,
+    "metrics": lambda path: list(metrics.read_lines(path)),
+    "last lines": status._last_lines,
+    "records": lambda path: list(corpus.read(Shard(path.rename(path.with_name("a.jsonl"))))),
+    "text": lambda path: list(corpus.read(Shard(path.rename(path.with_name("a.txt"))))),
+    "compressed": lambda path: list(corpus.read(Shard(path.rename(path.with_name("a.jsonl.gz"))))),
+    "parquet": lambda path: list(corpus.read(Shard(path.rename(path.with_name("a.parquet"))))),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_waits_for_a_pipe(reader, pipe):
+    """In a fork of this process, as below."""
+
+    def call():
+        with pytest.raises(ValueError, match="is a pipe or a device: give a regular file"):
+            READERS[reader](pipe)
+        return 0
+
+    found = isolated(call, pipe.parent, 10, 30)
+    assert found.code == 0, found
 
 
 @pytest.mark.parametrize("endless", ["pipe", "/dev/zero", "/dev/stdin"])

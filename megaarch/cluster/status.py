@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from megaarch.cluster import slurm, submit
 from megaarch.distributed.heartbeat import LOST
 from megaarch.errors import UserError
-from megaarch.files import Schema
+from megaarch.files import Schema, open_regular
 from megaarch.study import lock
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.display import clock
@@ -218,7 +218,7 @@ def _progress(lines: list[_Line], state: str, share: float | None) -> dict[str, 
 def _last_lines(path: Path) -> list[_Line]:
     """The last steps in metrics.jsonl; a line that is being written or damaged is left out."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL))
             text = file.read().decode(errors="replace")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.errors import UserError
+from megaarch.files import check_regular
 from megaarch.ingest import embedded
 from megaarch.ingest.lines import Location, OnError, RecordError, Shard, read_lines
 from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
@@ -140,6 +141,7 @@ def _parquet_records(
     import pyarrow.parquet
 
     file = shard.file
+    check_regular(file)
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             read = [name for name in columns if name in table.schema_arrow.names]

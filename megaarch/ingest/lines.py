@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 from megaarch.errors import UserError
+from megaarch.files import open_regular
 from megaarch.ingest.sources import compression_of
 
 BLOCK = 1 << 20
@@ -92,7 +93,7 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
     """Yields the decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
     compression = compression_of(shard.file)
     try:
-        with shard.file.open("rb") as stream:
+        with open_regular(shard.file) as stream:
             if compression:
                 yield from _frames(stream, DECOMPRESSORS[compression])
             else:

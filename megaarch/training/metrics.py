@@ -5,10 +5,12 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from megaarch.config.schema import Logging
+from megaarch.files import open_regular
 from megaarch.training.boards import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     one that is damaged (a crash of the machine may leave NULs), which is told."""
     if not path.exists():
         return
-    with path.open(errors="replace") as file:
+    with TextIOWrapper(open_regular(path), errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
                 if (found := parse_line(line)) is not None:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, Schema, fit, inside, parse_json, read_bytes
+from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
 from megaarch.model.transfer import Origins, renamed
 from megaarch.training import pickled_metadata
 
@@ -201,7 +201,7 @@ def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 def _value(folder: Path, name: str, index: Index) -> Any:
     file, start, length = index.values[name]
-    with (folder / file).open("rb") as stream:
+    with open_regular(folder / file) as stream:
         stream.seek(start)
         content = stream.read(length)
     try:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -65,7 +65,7 @@ def check_regular(path: str | os.PathLike) -> None:
         raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
 
 
-def open_regular(path: str | os.PathLike) -> IO[bytes]:
+def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a regular file to read its bytes. ValueError, OSError: as check_regular."""
     check_regular(path)
     return Path(path).open("rb")

@@ -59,7 +59,7 @@ class Dialogue:
         finally:
             given = task.answers[0].tokens
             # one that the model ended has run whole: what ended it was read off at its last token
-            ran = len(given) if task.answers[0].finish == "end" else len(given) - 1
+            ran = len(given) if task.answers[0].finish == "end" else max(0, len(given) - 1)
             self.history += given
             self.kept = [*(self.kept if stream else []), *made.stream.tokens.tolist(), *given[:ran]]
             self.pending = given[-1] if ran < len(given) else None

@@ -238,6 +238,25 @@ def test_turn_blocks_are_one_row_under_their_dense_mask():
     torch.testing.assert_close(torch.stack(cached), whole[asked], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("turn_blocks", [False, True])
+def test_a_dialogue_goes_on_where_a_prompt_was_interrupted(turn_blocks):
+    """Before the first token of its answer, the likeliest moment for a person's Ctrl-C."""
+    model, settings = model_of("prefix_lm")
+    talk = Dialogue(Generator(model, settings, Ids()), Options(max_tokens=3), turn_blocks)
+    first, second, third = (" ".join(map(str, text)) for text in tokens(TEXTS))
+    talk.say(first)
+
+    def interrupt(module, given):
+        raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        talk.say(second)
+    hook.remove()
+    assert len(talk.say(third).tokens) == 3
+    assert len(talk.history) == sum(TEXTS) + 2 * 3
+
+
 @pytest.mark.parametrize(("preset", "policy"), pairs(leave_out=["recompute"]))
 def test_a_dialogue_runs_what_is_counted(preset, policy):
     model, settings = model_of(preset)

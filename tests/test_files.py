@@ -51,7 +51,15 @@ def refused(call, capsys, *words):
         assert word in error
 
 
+def _locked(path):
+    path.rename(path.with_name("lock"))
+    with lock.alone(path.parent, "study"):
+        pass
+
+
 READERS = {
+    "lock": _locked,
+    "held lock": lambda path: lock.is_held(path.rename(path.with_name("lock")).parent),
     "bytes": files.read_bytes,
     "checksum": files.size_and_checksum,
     "metrics": lambda path: list(metrics.read_lines(path)),

@@ -12,6 +12,7 @@ from typing import Any
 
 import megaarch
 from megaarch.errors import UserError
+from megaarch.files import check_regular
 
 SCRIPTS = Path(megaarch.__file__).parents[1] / "launch"
 # of site.sh, with their least; WARNING_SECONDS may lack
@@ -20,6 +21,8 @@ WARNING_SECONDS = 300
 WARNING_MOST = 65535  # that sbatch --signal takes
 # variables that do not come from a job around this process, but say where SLURM is
 REACHES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+END = "end of site.sh"  # behind what it says
+PATIENCE = 60  # seconds that it may take
 MOST_DIGITS = 9  # of a number that a person or SLURM gives; int() refuses more than 4,300
 TIME = re.compile(r"(?:(N)-)?(N)(?::(N))?(?::(N))?".replace("N", rf"\d{{1,{MOST_DIGITS}}}"))
 
@@ -49,16 +52,23 @@ class Site:
             raise UserError(
                 f"{path} does not exist: copy {folder / 'site.example.sh'} there and fill it in"
             )
+        check_regular(path)
         names = " ".join(f'"${{{name}:-}}"' for name in (*NUMBERS, "CPU_PARTITION"))
-        printed = f'printf "%s\\0" {names} "${{CPU_SBATCH_OPTIONS[@]}}"'
-        done = _run(["bash", "-c", f'source "$0" >&2 && {printed}', str(path)])
-        if done.returncode or not done.stdout:
+        printed = f'printf "%s\\0" {names} "${{CPU_SBATCH_OPTIONS[@]}}" "{END}"'
+        try:
+            done = _run(
+                ["bash", "-c", f'source "$0" >&2 && {printed}', str(path)], timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{path} does not come to its end within {PATIENCE} s") from None
+        lines = done.stdout.split("\0")
+        if done.returncode or END not in lines:
             told = done.stderr.strip()[-300:]
             raise UserError(
                 f"{path} fails (code {done.returncode}): it must come to its end, without exit or "
                 f"exec, and its last command must succeed{f': {told}' if told else ''}"
             )
-        lines = done.stdout.split("\0")
+        lines = lines[: lines.index(END)]  # a trap of its own may print behind it
         values = dict(zip(NUMBERS, lines, strict=False))
         values["WARNING_SECONDS"] = values["WARNING_SECONDS"] or str(WARNING_SECONDS)
         for name, least in NUMBERS.items():

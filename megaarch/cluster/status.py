@@ -219,16 +219,22 @@ def _last_lines(path: Path) -> list[_Line]:
     """The last steps in metrics.jsonl; a line that is being written or damaged is left out."""
     try:
         with open_regular(path) as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL))
-            text = file.read().decode(errors="replace")
+            size, tail = file.seek(0, 2), TAIL
+            while True:
+                begin = max(0, size - tail)
+                file.seek(begin)
+                found = _steps(file.read().decode(errors="replace"), whole=begin == 0)
+                if len(found) > RECENT or begin == 0:
+                    return found[-RECENT - 1 :]
+                tail *= 8  # what is damaged may be long
     except FileNotFoundError:
         return []
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    if size > TAIL:
-        complete = complete[1:]
+
+
+def _steps(text: str, whole: bool) -> list[_Line]:
+    """The sound lines of a text. whole: whether it begins with a line's begin."""
     found = []
-    for line in complete[-RECENT - 1 :]:
+    for line in text[: text.rfind("\n") + 1].splitlines()[0 if whole else 1 :]:
         with suppress(ValidationError):
             found.append(_Line.model_validate(parse_line(line)))
     return found

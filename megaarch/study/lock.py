@@ -13,7 +13,7 @@ from typing import IO
 
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
-from megaarch.files import take_lock
+from megaarch.files import check_regular, open_regular, take_lock
 from megaarch.training.checkpoint import on_main
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     new = not path.exists()
+    if not new:
+        check_regular(path)
     with path.open("a+") as file:
         _wait(file, folder, what)
         file.truncate(0)
@@ -102,7 +104,7 @@ def _lives(file: IO[str]) -> bool:
 def is_held(folder: Path) -> bool:
     """Whether a process holds the folder's lock."""
     try:
-        with (folder / "lock").open() as file:
+        with open_regular(folder / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

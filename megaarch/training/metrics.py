@@ -31,9 +31,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
-    """A step's object, None where the line is damaged."""
+    """A step's object, None where the line is damaged. What a crash left before it, as NULs, does not count."""
     try:
-        found = json.loads(line)
+        found = json.loads(line.lstrip("\0"))
         return found if type(found["step"]) is int else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

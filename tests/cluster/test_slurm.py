@@ -1,5 +1,7 @@
 """What site.sh, sbatch and a time limit say: read, or refused in one sentence."""
 
+import os
+
 import pytest
 
 from megaarch.cluster import slurm
@@ -36,6 +38,7 @@ def test_a_site_that_is_not_there_or_incomplete_is_named(site_folder, tmp_path):
         ("exit", 0),
         ("exit 0", 0),
         ("exit 3", 3),
+        ('trap "echo bye" EXIT; exit 0', 0),
         ("exec true", 0),
         ("exec bash", 0),  # which would read from the terminal
         ("return 4", 4),
@@ -52,6 +55,24 @@ def test_a_site_that_ends_its_shell_is_one_sentence(end, code, site_folder):
     file.write_text(file.read_text().replace(end, "echo loaded; return 0"))
     read = Site.read(site_folder)
     assert (read.gpus_per_node, read.cpu_partition) == (2, "cpu")
+
+
+def test_what_a_sites_trap_prints_is_no_option(site_folder):
+    file = site_folder / "site.sh"
+    wanted = Site.read(site_folder)
+    file.write_text(f"{file.read_text()}trap 'echo bye' EXIT\n")
+    assert Site.read(site_folder) == wanted
+
+
+def test_a_site_that_waits_or_never_ends_is_one_sentence(site_folder, monkeypatch):
+    monkeypatch.setattr(slurm, "PATIENCE", 1)
+    (site_folder / "site.sh").write_text("while true; do :; done\n")
+    with pytest.raises(UserError, match=r"site\.sh does not come to its end within 1 s"):
+        Site.read(site_folder)
+    (site_folder / "site.sh").unlink()
+    os.mkfifo(site_folder / "site.sh")
+    with pytest.raises(UserError, match=r"site\.sh is a pipe or a device"):
+        Site.read(site_folder)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from megaarch.study import compare, lock
 from megaarch.study.folder import save_config
 from megaarch.training.faults import Stopped
 from megaarch.training.trainer import Trainer
-from tests.distributed.test_task import EVALUATION
+from tests.distributed.test_cell_job import EVALUATION
 from tests.study.example_results import example_cell
 
 GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm", "adapted"))
@@ -174,7 +174,12 @@ def test_a_damaged_line_of_metrics_is_left_out(damage, run, tmp_path):
     *sound, _ = path.read_text().splitlines()
     if damage.startswith('"'):  # of a line that is sound otherwise
         damage = json.dumps(json.loads(sound[-1]) | {"step": 5} | json.loads(f"{{{damage}}}"))
-    for lines in ([*sound, damage], [damage, *sound]):
+    for lines in (
+        [*sound, damage],
+        [damage, *sound],
+        [*sound, damage * 200_000],
+        [*sound, *[damage] * 99],
+    ):
         path.write_text("\n".join(lines) + "\n")
         (alone,) = status(path.parent)
         for state in (by_name(status(run))[T5], alone):

@@ -21,6 +21,13 @@ def test_a_damaged_line_leaves_the_rest(damage, tmp_path, caplog):
     assert path.read_text() == "\n".join(sound[:2]) + "\n"
 
 
+def test_nuls_before_a_sound_line_are_no_part_of_it(tmp_path):
+    """As a crash and then an append leave them."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + "\0" * 100 + '{"step": 2}\n')
+    assert [line["step"] for line in read_lines(path)] == [1, 2]
+
+
 def test_a_run_whose_metrics_hold_nuls_goes_on(tiny, prepared, tmp_path):
     Trainer(tiny(training__steps=3), prepared).run()
     path = tmp_path / "run" / "metrics.jsonl"

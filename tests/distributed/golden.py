@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from megaarch.kernels.processor import description
 from megaarch.training import storage
 from tests import conftest
 from tests.distributed import runs
@@ -42,11 +43,9 @@ def place() -> dict[str, str]:
 
 def processor() -> str:
     """The vendor, family and model of the processor, where the system tells them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
+    found = description()
+    if not found:
         return platform.processor()
-    pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-    found = {name.strip(): value.strip() for name, value in pairs}
     return "/".join(found.get(name, "?") for name in ("vendor_id", "cpu family", "model"))
 
 

@@ -48,7 +48,7 @@ class RankError(AssertionError):
 
 
 class SegmentationError(RankError):
-    """A rank died of SIGSEGV; the message says where its Python threads were."""
+    """A rank died of SIGSEGV, or of SIGABRT where malloc saw it first; the message says where its Python threads were."""
 
 
 class Pool:
@@ -72,7 +72,7 @@ class Pool:
         environment: variables set in every rank.
         Raises RankError with the traceback of the first rank that failed.
 
-        A rank that dies of SIGSEGV is run once more, with all others, and a warning says where it died:
+        A rank that dies of these is run once more, with all others, and a warning says where it died:
         about one of a thousand runs ends in malloc, called by gloo's thread (docs/log.md).
         """
         try:
@@ -126,7 +126,7 @@ def _gather(workers: list, pipes: list[Connection], timeout: float, folder: Path
                 workers[rank].join(GRACE)
                 code = workers[rank].exitcode
                 fine, result = False, f"died with exit code {code}\n{_threads(folder, rank)}"
-                if code == -signal.SIGSEGV and not failed:
+                if code in (-signal.SIGSEGV, -signal.SIGABRT) and not failed:
                     kind = SegmentationError
             if fine:
                 results[rank] = result

@@ -184,6 +184,17 @@ def pair_lengths(
     return np.stack([np.minimum(inputs, row - targets), targets], axis=1), (row,)
 
 
+def check_kind(data: Data, supervised: bool) -> None:
+    """UserError where the objective does not train on what the sources hold. supervised: pairs."""
+    if supervised != (data.objective == "supervised"):
+        what = "{input, target} pairs" if supervised else "text"
+        raise UserError(
+            f"data.objective: {data.objective} cannot train on {what}, which data.source "
+            f"{data.source} holds: "
+            + ("use supervised" if supervised else "give pairs, or another objective")
+        )
+
+
 class Rows:
     """All rows of a run: a blend of tasks, one fixed shape.
 
@@ -194,13 +205,7 @@ class Rows:
     """
 
     def __init__(self, model: Model, data: Data, prepared, seed: int):
-        if prepared.supervised != (data.objective == "supervised"):
-            what = "{input, target} pairs" if prepared.supervised else "text"
-            raise UserError(
-                f"data.objective: {data.objective} cannot train on {what}, which data.source "
-                f"{data.source} holds: "
-                + ("use supervised" if prepared.supervised else "give pairs, or another objective")
-            )
+        check_kind(data, prepared.supervised)
         converter = converter_of(model.architecture)
         vocabulary = prepared.tokenizer.vocabulary
         self.vocabulary, self.seed = vocabulary, seed

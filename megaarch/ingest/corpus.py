@@ -41,8 +41,8 @@ def read(
     """Yields the documents of a shard, each the texts of its fields: one, or those of PAIR.
 
     Documents of one field that are blank are left out. JSON lines and parquet hold a document a
-    record, a task the pairs that it trains on. A plain text file is one document, unless form feeds or lines `<|endoftext|>` divide
-    it. Lines of a part of a JSON lines file count from its start.
+    record, a task the pairs that it trains on. A plain text file is one document, unless form feeds or
+    lines `<|endoftext|>` divide it. Lines of a part of a JSON lines file count from its start.
     ValueError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
     are asked of plain text.
     """
@@ -70,7 +70,8 @@ def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str
     """Returns what a source holds, by its names and its first sound record: "text", "supervised"
     or "indexed".
 
-    prefer_pairs: whether records with `input`, `target` and `text_field` are supervised.
+    prefer_pairs: whether records with `input`, `target` and `text_field` are supervised, and so
+    are those with none of them, of which a reader then says what they lack.
     """
     if indexed_prefix(path) is not None:
         return "indexed"
@@ -81,7 +82,9 @@ def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str
             continue
         for _, record in _records(Shard(file), lambda error: None):
             paired = record.keys() >= set(PAIR)
-            return "supervised" if paired and (prefer_pairs or text_field not in record) else "text"
+            if text_field in record:
+                return "supervised" if paired and prefer_pairs else "text"
+            return "supervised" if paired or prefer_pairs else "text"
     return "text"
 
 
@@ -189,7 +192,10 @@ def _field(record: dict[str, Any], name: str, location: Location) -> str:
 
 
 def _missing(name: str, names: Any) -> str:
-    hint = "" if name in PAIR else "; set data.text_field, or --text-field of a tool"
+    if name in PAIR:
+        hint = "; a supervised record has the texts input and target"
+    else:
+        hint = "; set data.text_field, or --text-field of a tool"
     there = [str(other) for other in names]
     there[NAMED:] = ["..."] if len(there) > NAMED else []
     return f"no field {name!r} (there are: {', '.join(there) or 'none'}){hint}"

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from megaarch.config.schema import Data, Source
 from megaarch.data.indexed import IndexedDataset, IndexedDocuments
+from megaarch.data.rows import check_kind
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.distributed import launch
 from megaarch.errors import UserError
@@ -322,7 +323,8 @@ class _HeldOut(Schema):
 
 def kind_of(data: Data) -> str:
     """Returns what the sources hold: "text", "supervised" or "indexed". Records that are both text
-    and pairs count as what the objective takes. ValueError where they are not of one kind."""
+    and pairs count as what the objective takes. UserError where they are not of one kind, and where
+    the objective wants pairs and they are text."""
     paths, wants_pairs = _paths(data), data.objective == "supervised"
     if not paths:
         raise UserError("data.source is an empty list: give at least one source")
@@ -337,6 +339,8 @@ def kind_of(data: Data) -> str:
             f"data source {paths[0]} is tokenized already: set data.tokenizer to the file that it "
             "was tokenized with"
         )
+    if wants_pairs:  # before a later record is told that it lacks text
+        check_kind(data, kinds[0] == "supervised")
     return kinds[0]
 
 

@@ -102,6 +102,8 @@ def test_supervised_pairs_and_kinds(tmp_path):
     assert corpus.kind(str(file)) == "supervised"
     assert corpus.kind(str(file), text_field="input") == "text"
     assert corpus.kind(str(text)) == corpus.kind("embedded") == "text"
+    assert corpus.kind(str(text), "body") == "text"
+    assert corpus.kind(str(text), "body", prefer_pairs=True) == "supervised"
     with pytest.raises(ValueError, match="line 1: no field 'input'"):
         list(corpus.read(lines.Shard(text), corpus.PAIR))
 

@@ -381,8 +381,27 @@ def test_other_mistakes_are_one_sentence(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="data.cache .* cannot be written"):
         prepare.prepare(settings.model_copy(update={"cache": str(tmp_path / "file" / "x")}), 512)
-    data = settings.model_copy(update={"kind": "supervised"})
+    data = settings.model_copy(update={"kind": "supervised", "objective": "supervised"})
     with pytest.raises(ValueError, match="line 1: no field 'input'"):
+        prepare.prepare(data, 512)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (['{"inputs": "a", "targets": "b"}'], "line 1: no field 'input' .*texts input and target"),
+        (['{"input": "a"}'], "line 1: no field 'target'"),
+        (['{"input": "a", "target": "b"}', '{"text": "c"}'], "line 2: no field 'input'"),
+        (['{"text": "c"}', '{"input": "a", "target": "b"}'], "supervised cannot train on text"),
+    ],
+)
+def test_records_that_supervised_cannot_take_are_told_of_input_and_target(
+    settings, tmp_path, records, said
+):
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("\n".join(records * 20) + "\n")
+    data = settings.model_copy(update={"source": str(source), "objective": "supervised"})
+    with pytest.raises(ValueError, match=said):
         prepare.prepare(data, 512)
 
 

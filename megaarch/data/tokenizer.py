@@ -18,6 +18,7 @@ import numpy as np
 
 from megaarch.config.schema import MOST_SENTINELS
 from megaarch.data.example import SPECIALS, Vocabulary
+from megaarch.data.tokenizer_growth import check_growth
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes, replacing
 
@@ -174,6 +175,8 @@ class _HuggingFace:
 def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
     """Returns the spelling of every id. Schemes: byte-level, WordPiece, words, metaspace."""
     file = parse_json(text, "the file")
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        check_growth(file.get(name))
     model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
     added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
     kinds = set(re.findall(r'"type": *"(\w+)"', json.dumps(steps)))

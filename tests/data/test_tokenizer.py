@@ -1,6 +1,7 @@
 import itertools
 import json
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from megaarch.data.example import SPECIALS
 from megaarch.data.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
+from megaarch.data.tokenizer_growth import charsmap_growth
 from megaarch.ingest import embedded
 
 PROSE = [
@@ -331,6 +333,30 @@ def test_a_normalizer_whose_pattern_explodes_is_told(pattern, tmp_path):
     path.write_text(json.dumps({"version": "1.0", "model": model, "normalizer": step}))
     with pytest.raises(ValueError, match="cannot encode 'aaa"):
         Tokenizer(path).encode("a" * 40 + "!")
+
+
+@pytest.mark.parametrize("place", ["normalizer", "decoder"])
+@pytest.mark.parametrize("pattern", [{"String": "a"}, {"Regex": "a"}, {"Regex": ""}])
+def test_steps_that_multiply_a_text_are_refused_before_one_is_encoded(place, pattern, tmp_path):
+    """The library aborts the process where such a text takes all memory."""
+    path = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    step = {"type": "Replace", "pattern": pattern, "content": "aa"}
+    for count, refused in ((3, False), (40, True)):
+        nested = {"type": "Sequence", f"{place}s": [step] * (count - 1)}
+        steps = {"type": "Sequence", f"{place}s": [step, nested]}
+        path.write_text(json.dumps({"version": "1.0", "model": model, place: steps}))
+        if refused:
+            with pytest.raises(ValueError, match=r"may make a text \de\+\d\d times as long"):
+                Tokenizer(path)
+        else:
+            assert Tokenizer(path).encode("a").tolist() == [0]
+
+
+def test_a_charsmap_grows_a_text_by_its_longest_entry():
+    charsmap = struct.pack("<I", 8) + bytes(8) + b"one\0" + "five\u2581".encode() + b"\0"
+    assert charsmap_growth(charsmap) == 7
+    assert charsmap_growth(b"") == 1
 
 
 def test_a_process_that_is_sent_a_tokenizer_twice_reads_its_file_once(tmp_path):

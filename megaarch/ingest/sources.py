@@ -1,12 +1,13 @@
 """The files of a data source: a file, a folder or a glob, and what is left out of it.
 
-A folder is searched through links too, each folder once. Hidden files, editors' copies and what
-megaarch writes are skipped there, and `notes` says so.
+A folder is searched through links too, each folder once. Hidden files, copies by editors and file
+managers and what megaarch writes are skipped there, and `notes` says so.
 """
 
 import glob
 import os
 import platform
+import re
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -33,12 +34,14 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstandard", ".
 MANIFEST, HELD_OUT, PARTS = ".manifest.json", ".heldout.jsonl", ".parts"  # of preprocess.py
 SYSTEM = ("lost+found", "__MACOSX")  # folders
 COPIES = ("*~", "~$*", "#*#", "*.bak", "*.orig", "*.swp", "*.swo", "*.tmp")  # of editors
+# What file managers write into the name of a copy, beside its original.
+DUPLICATES = re.compile(r"^copy of |( -)? copy( \d+)?(?=\.)| \((another )?(copy|\d+)\)(?=\.)", re.I)
 NAMED = 3  # skipped files that a note names of each sort
 
 HIDDEN, EMPTY, COPY, MADE, UNKNOWN, IRREGULAR = (
     "hidden",
     "empty",
-    "copies by an editor",
+    "copies by an editor or file manager",
     "written by megaarch",
     "of no known format",
     "broken links, pipes or devices",
@@ -223,9 +226,20 @@ def _reason(path: Path) -> str | None:
     marked = [name, "".join(suffixes[-1:]).lower()]
     if any(fnmatchcase(text, pattern) for text in marked for pattern in COPIES):
         return COPY
+    original = path.with_name(DUPLICATES.sub("", name) or name)
+    if original != path and (size := _size(original)) is not None and size == _size(path):
+        return COPY
     if name.endswith((MANIFEST, HELD_OUT)):
         return MADE
     return UNKNOWN if format_of(path) is None else None
+
+
+def _size(path: Path) -> int | None:
+    """Returns the bytes of a file, None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _fault(path: Path) -> str | None:

@@ -146,11 +146,26 @@ def test_hidden_files_copies_and_what_is_no_text_are_skipped_and_told(tmp_path):
     (note,) = sources.notes([str(tmp_path), "embedded"])
     assert note.startswith(f"data source {tmp_path}: skipped 8 hidden (.#a.txt, .")
     assert " 2 empty (b.txt, c.jsonl.gz), " in note
-    assert "9 copies by an editor (#a.txt#, a.bak.jsonl, a.jsonl.bak, ...)" in note
+    assert "9 copies by an editor or file manager (#a.txt#, a.bak.jsonl, a.jsonl.bak, ...)" in note
     assert "4 written by megaarch (cached, old.heldout.jsonl, old.manifest.json, ...)" in note
     assert "3 of no known format (LICENSE, a.parquet.gz, table.csv)" in note
     assert note.endswith("2 broken links, pipes or devices (gone.txt, pipe.txt)")
     assert "\n" not in note
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a copy.txt", "a (copy).txt", "a (1).txt", "a - Copy.txt", "Copy of a.txt", "a copy 2.txt"],
+)
+def test_a_copy_by_a_file_manager_is_skipped_where_it_is_as_long_as_its_original(tmp_path, name):
+    write(tmp_path / "a.txt", "original")
+    write(tmp_path / name, "original")
+    assert read(tmp_path) == ["original"]
+    write(tmp_path / name, "another text")
+    assert sorted(read(tmp_path)) == ["another text", "original"]
+    write(tmp_path / name, "original")
+    (tmp_path / "a.txt").unlink()
+    assert read(tmp_path) == ["original"]
 
 
 def test_a_folder_of_nothing_but_skipped_files_says_so(tmp_path):

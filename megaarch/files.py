@@ -150,6 +150,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.filename == os.fspath(aside):  # a reader knows the file by its own name
+            error.filename = os.fspath(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -330,6 +330,13 @@ def test_a_replaced_file_is_whole_or_as_it_was(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_a_file_that_cannot_be_replaced_is_told_by_its_own_name(tmp_path):
+    path = tmp_path / "nowhere" / "a.json"
+    with pytest.raises(FileNotFoundError) as told:
+        files.write_json(path, {})
+    assert told.value.filename == str(path)
+
+
 def test_a_file_system_without_locks_gives_the_lock_with_a_warning(tmp_path, monkeypatch, caplog):
     """`megaarch compare` and preprocess.py run there; nothing else that goes wrong is taken for it."""
     with (tmp_path / "lock").open("w") as mine, (tmp_path / "lock").open("w") as other:

@@ -11,14 +11,14 @@ The dataset is what `ingest/prepare.py` makes of the same text with the same tok
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch.data.indexed import IndexedDataset, prefix_of
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, read_json, take_lock
+from megaarch.files import LARGEST, check_regular, read_json, take_lock
 from megaarch.ingest import corpus, manifest, shards, sources
 from megaarch.ingest.manifest import DatasetManifest, Plan
 from megaarch.ingest.pipeline import Pipeline, Progress
@@ -53,6 +53,8 @@ class Request:
             raise UserError(
                 f"--output {self.output!r} names no files: end it with a name for them, as data/corpus"
             )
+        with suppress(FileNotFoundError):
+            check_regular(self.output)
         if self.shard_bytes < LEAST_SHARD_BYTES:
             raise UserError(
                 f"--shard-bytes must be at least {LEAST_SHARD_BYTES}, not {self.shard_bytes}"

@@ -55,6 +55,7 @@ def test_a_malformed_record_ends_the_job_by_default(
         (["--tokenizer", "/nowhere.model"], "/nowhere.model does not exist"),
         (["--workers", "0"], "--workers must be from 1 to 1024, not 0"),
         (["--workers", "1000000"], "--workers must be from 1 to 1024"),
+        (["--output", "/dev/null"], "/dev/null is a pipe or a device"),
         (["--shard-bytes", "1"], "--shard-bytes must be at least 256"),
         *(
             (["--output", name], f"--output {name!r} names no files")

@@ -14,13 +14,16 @@ SET_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, and `--name=--` is a mistake: in Python 3.11 that gives an empty list for a value."""
+    """argparse's, and an option's empty value is a mistake, which would mean the default or the folder one
+    is in; so is `--name=--`, which gives an empty list in Python 3.11."""
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        before = ""
         for given in sys.argv[1:] if args is None else args:
-            name, equals, value = given.partition("=")
-            if name.startswith("-") and equals and value == "--":
-                self.error(f"argument {name}: expected a value, not --")
+            name, equals, value = given.partition("=") if given else (before, "=", "")
+            if name.startswith("--") and equals and value in ("", "--"):
+                self.error(f"argument {name}: expected a value, not {value!r}")
+            before = given
         return super().parse_known_args(args, namespace)
 
 

@@ -27,14 +27,22 @@ def file(raw, tmp_path):
     return path
 
 
+@pytest.mark.parametrize(("value", "joined"), [("--", True), ("", True), ("", False)])
 @pytest.mark.parametrize(
-    "command", [["megaarch", "report", "x", "--figures=--"], ["preprocess", "--output=--"]]
+    "command",
+    [
+        ["megaarch", "report", "x", "--figures"],
+        ["megaarch", "fit", "--points"],
+        ["preprocess", "--output"],
+        ["benchmark", "plans", "--output"],
+    ],
 )
-def test_two_dashes_are_no_value(command, capsys):
-    program, *arguments = command
+def test_an_empty_value_and_two_dashes_are_no_value(command, value, joined, capsys):
+    program, *arguments, option = command
+    arguments += [f"{option}={value}"] if joined else [option, value]
     with pytest.raises(SystemExit, match="2"):
         main(arguments) if program == "megaarch" else tool(program)(arguments)
-    assert f"argument {arguments[-1][:-3]}: expected a value, not --" in capsys.readouterr().err
+    assert f"argument {option}: expected a value, not {value!r}" in capsys.readouterr().err
 
 
 def test_help_of_every_command(capsys):

@@ -18,7 +18,7 @@ from megaarch.ingest.tasks.task import Task
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
 from megaarch.scaling import points
-from megaarch.training import checkpoint, pickled_metadata, record, storage
+from megaarch.training import checkpoint, pickled_metadata, record
 from megaarch.training.metrics import read_lines
 from tests.fuzz import mutate
 
@@ -70,7 +70,7 @@ READERS = {
     ),
     "metadata.json": Reader(
         "step-00000003/state/metadata.json",
-        lambda folder: storage.read_whole(folder / "step-00000003" / "state", "model."),
+        lambda folder: checkpoint.read_weights(folder / "step-00000003"),
         structured=True,
     ),
     "pickled metadata": Reader(

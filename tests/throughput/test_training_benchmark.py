@@ -134,12 +134,23 @@ def test_settings_of_two_stacks_are_for_encoder_decoders_alone(raw):
     assert (two.encoder_layers, two.decoder_layers) == (1, 3)
 
 
-def test_mistakes_are_told_before_anything_runs(raw, tmp_path, capsys):
+@pytest.mark.parametrize("benchmark", ["train", "data"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("model.attention=nonsense", "model.attention"),
+        ("training=[1, [2, {a: 3}]]", "training"),
+        ("model=3", "model is a value and has no settings below it"),
+        ("__class__=[1]", "__class__"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(benchmark, given, said, raw, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(raw))
-    arguments = ["train", str(path), "--presets", "gpt", "--set", "model.attention=nonsense"]
+    arguments = [benchmark, str(path), "--presets", "gpt", "--set", given]
     assert command.main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    assert "model.attention" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
 from tools.throughput.record import PEAKS
 from tools.throughput.timing import Times
+from tools.throughput.training import of_preset
 
 UTILIZATION = 0.5
 # 1.04 B parameters without embedding as a causal decoder with a gated feed-forward
@@ -39,9 +40,7 @@ def run(
     """One record a preset. Rounds go over all presets, so that noise hits them alike."""
     sources = {}
     for preset in presets:
-        mine = {name: dict(section) for name, section in raw.items() if name != "study"}
-        mine.setdefault("model", {})["preset"] = preset
-        settings = config.resolve(mine)
+        settings = config.resolve(of_preset(raw, preset))
         prepared = prepare(settings.data, settings.model.vocabulary_size)
         rows = Rows(settings.model, settings.data, prepared, settings.training.seed)
         size = settings.training.micro_batch_size

@@ -5,6 +5,7 @@ Alone (`train`, each preset in a process of its own, as its users run it) or on 
 layout (`scaling`), where it also says what share of a step each rank spends in communication.
 """
 
+import copy
 import resource
 import time
 from collections import Counter
@@ -38,13 +39,20 @@ COLLECTIVES = ("nccl", "gloo", "c10d", "all_reduce", "all_gather", "reduce_scatt
 TWO_STACKS = ("encoder_layers", "decoder_layers", "target_length")
 
 
+def of_preset(raw: config.Raw, preset: str) -> config.Raw:
+    """Returns a copy for one preset, without a study."""
+    mine = copy.deepcopy({name: section for name, section in raw.items() if name != "study"})
+    config.set_path(mine, "model.preset", preset)
+    return mine
+
+
 def resolve(raw: config.Raw, preset: str) -> Settings:
     """The settings of a preset. What `raw` says of two stacks (model.encoder_layers, ...) holds for
     the encoder-decoders alone. ConfigError for what a person has got wrong."""
-    mine = {name: dict(section) for name, section in raw.items() if name != "study"}
-    mine.setdefault("model", {})["preset"] = preset
+    mine = of_preset(raw, preset)
     # a budget decides how long a run is, and a benchmark decides that itself
-    mine["training"] = mine.get("training", {}) | {"steps": 1 << 30, "schedule": "constant"}
+    config.set_path(mine, "training.steps", 1 << 30)
+    config.set_path(mine, "training.schedule", "constant")
     mine["training"].pop("budget", None)
     architecture = catalogue.ARCHITECTURES[catalogue.PRESETS[preset].architecture]
     if len(architecture.streams) == 1:

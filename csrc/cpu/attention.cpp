@@ -163,15 +163,25 @@ constexpr bool UNITS = true;
 #include "attention_tiles.h"
 }  // namespace avx512_bf16
 #pragma GCC pop_options
-template <typename Each>
-static auto version(const Each& x) {
-  void (*attend)(const Each&, int64_t, int64_t, float*) = any::attend;
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16,amx-tile,amx-bf16")
+#define MATRIX_UNITS
+namespace amx {
+constexpr int LANES = 16;
+constexpr bool UNITS = true;
+#include "attention_tiles.h"
+}  // namespace amx
+#pragma GCC pop_options
+template <template <typename> class Each, typename T>
+static auto version(const Each<T>& x) {
+  void (*attend)(const Each<T>&, int64_t, int64_t, float*) = any::attend;
   const Processor found = processor();
   if (found >= AVX2) attend = avx2::attend;
   if (found >= AVX512 && x.size % 16 == 0) attend = avx512::attend;
-  if (found >= AVX512_BF16 && x.size % 16 == 0 && !std::is_same<Each, Forward<float>>::value &&
-      !std::is_same<Each, Backward<float>>::value)
-    attend = avx512_bf16::attend;
+  if constexpr (std::is_same<T, bfloat16>::value) {
+    if (found >= AVX512_BF16 && x.size % 16 == 0) attend = avx512_bf16::attend;
+    if (has_matrix_units() && x.size % 32 == 0) attend = amx::attend;
+  }
   return attend;
 }
 #else

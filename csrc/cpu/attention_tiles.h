@@ -7,9 +7,13 @@
 //     S' = K Q'    O = S V    dS' = V dO'    dQ = dS K    dV = S' dO    dK = dS' Q
 //
 // A product runs over words of four bytes: floats or, where there are UNITS for it, pairs of bfloat16
-// that lie one behind the other along what it sums over. Scores are always floats first.
+// that lie one behind the other along what it sums over. Scores are always floats first. Matrix units take
+// scores as the right operand alone: O' = V' S, dQ' = K' dS (attention_matrices.h).
 
 #include "attention_words.h"
+#ifdef MATRIX_UNITS
+#include "attention_matrices.h"
+#endif
 
 constexpr int ROWS = 6;  // of a tile: twelve sums, in registers
 
@@ -50,6 +54,9 @@ static INLINE void tile(const float* a, int64_t row, int64_t column, const float
 template <int terms, typename Range, typename Store>
 static INLINE void product(int64_t rows, int64_t size, const float* a, int64_t row, int64_t column,
                            const float* b, int64_t pitch, Range range, Store store) {
+#ifdef MATRIX_UNITS
+  if constexpr (terms == 2) return product_of_tiles(rows, size, a, row, b, pitch, range, store);
+#endif
   auto tiles = [&](int64_t r, auto height) __attribute__((always_inline)) {
     const auto [from_term, to_term] = range(r, r + height - 1);
     const int64_t first = from_term / terms, end = (to_term + terms - 1) / terms;
@@ -122,20 +129,26 @@ struct PanelBias {
 };
 
 // A panel's scores of some keys [keys, pitch] as words of two keys each, [keys / 2, pitch]; may be in
-// place. To an odd last key zeros are added.
+// place. Zeros fill the last word, or the last tile.
 static INLINE void zip_scores(const float* scores, int64_t pitch, int64_t keys, float* to) {
-  for (int64_t m = 0; m < keys; m += 2, to += pitch)
+  int64_t m = 0;
+  for (; m < keys; m += 2, to += pitch)
     for (int u = 0; u < PANEL; u += LANES) {
       const Vector odd = m + 1 < keys ? at(scores + (m + 1) * pitch + u) : Vector{};
       at(to + u) = zipped(at(scores + m * pitch + u), odd);
     }
+  for (; m < filled(keys); m += 2, to += pitch) std::fill_n(to, PANEL, 0.f);
 }
 // A panel's scores of some keys, from query i on, as words of two queries each, from word i / 2 on.
 static INLINE void pair_scores(float* scores, int64_t i, int64_t keys) {
   for (int64_t m = 0; m < keys; ++m, scores += Backward<bfloat16>::ACROSS) {
     const Vector even = at(scores + i), odd = at(scores + i + LANES);
+#ifdef MATRIX_UNITS
+    at(scores + i / 2) = (Vector)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+#else
     narrow(even, (bfloat16*)(scores + i / 2));
     narrow(odd, (bfloat16*)(scores + i / 2) + LANES);
+#endif
   }
 }
 
@@ -169,8 +182,23 @@ static INLINE void soften(float* scores, int64_t keys, float* highest, float* su
   for (int u = 0; u < 2; ++u) at(sums + u * LANES) = sum[u];
 }
 
+// Sums of a block's queries, each times its factor, as rows of T.
+template <typename T>
+static INLINE void write_rows(const float* from, int64_t rows, int64_t size, const float* factors,
+                              T* to, int64_t stride) {
+#ifdef MATRIX_UNITS
+  return write_turned(from, rows, size, factors, to, stride);
+#endif
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t d = 0; d < size; d += LANES)
+      narrow(at(from + i * size + d) * factors[i], to + i * stride + d);
+}
+
 template <typename T>
 static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+#ifdef MATRIX_UNITS
+  const MatrixUnits units;
+#endif
   constexpr int terms = TERMS<T>;
   constexpr int64_t queries = Forward<T>::QUERIES, keys = Forward<T>::KEYS;
   const int64_t size = x.size, pitch = x.pitch();
@@ -188,7 +216,8 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
       const int64_t held = std::min(keys, block.seen(rows - 1) - j);
       copy<terms>(x.k.at(row, block.key + j, key_head), x.k.stride, held, size, k, pitch);
       const T* values = x.v.at(row, block.key + j, key_head);
-      if (terms == 2) zip(values, x.v.stride, held, size, v, pitch);
+      if constexpr (TURNED) zip_turned(values, x.v.stride, held, size, v);
+      else if (terms == 2) zip(values, x.v.stride, held, size, v, pitch);
       else copy<1>(values, x.v.stride, held, size, v, pitch);
       for (int64_t i = 0; i < rows; i += PANEL) {
         const int64_t high = std::min<int64_t>(PANEL, rows - i);
@@ -206,6 +235,15 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
         soften(scores, n, highest + i, sums + i, decay);
         if (terms == 2) zip_scores(scores, PANEL, n, scores);
         float* to = out + i * size;
+        if constexpr (TURNED) {
+          product<terms>(size, PANEL, v, KEY_WORDS, 1, scores, PANEL,
+                         [&](int64_t, int64_t) { return std::pair(int64_t(0), n); },
+                         [&](int64_t d, int64_t l, Vector c) {
+                           Vector& o = at(to + d * PANEL + l);
+                           o = j ? o * at(decay + l) + c : c;
+                         });
+          continue;
+        }
         product<terms>(high, size, scores, 1, PANEL, v, pitch,
                        [&](int64_t, int64_t last) {
                          return std::pair(int64_t(0), std::min(n, block.seen(i + last) - j));
@@ -217,16 +255,19 @@ static void attend(const Forward<T>& x, int64_t row, int64_t key_head, float* sc
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      T* to = x.out + x.place(row, block.start + i, head);
-      const float share = 1 / sums[i];
-      for (int64_t d = 0; d < size; d += LANES) narrow(at(out + i * size + d) * share, to + d);
       lse[i] = float((highest[i] + std::log2(sums[i])) / LOG2E);
+      sums[i] = 1 / sums[i];
     }
+    T* to = x.out + x.place(row, block.start, head);
+    write_rows(out, rows, size, sums, to, x.heads * size);
   });
 }
 
 template <typename T>
 static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* scratch) {
+#ifdef MATRIX_UNITS
+  const MatrixUnits units;
+#endif
   constexpr int terms = TERMS<T>;
   constexpr int64_t queries = Backward<T>::QUERIES, keys = Backward<T>::KEYS;
   constexpr int64_t across = Backward<T>::ACROSS;
@@ -239,7 +280,8 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
   float *partition = ds + keys * across, *delta = partition + queries;
   // What words of two need beside: keys and dS', two rows in one.
   float *k_zipped = terms == 1 ? k : delta + queries;
-  float *ds_zipped = terms == 1 ? ds : k_zipped + keys / 2 * pitch;
+  const int64_t zipped = TURNED ? size * KEY_WORDS : keys / 2 * pitch;
+  float *ds_zipped = terms == 1 ? ds : k_zipped + zipped;
   x.each_block(row, key_head, queries, [&](const Block& block, int64_t head) {
     const int64_t rows = block.rows;
     const T *asks = x.q.at(row, block.start, head), *given = x.grad.at(row, block.start, head);
@@ -270,7 +312,8 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
       float *to_k = grad_k + (block.key + j) * size, *to_v = grad_v + (block.key + j) * size;
       copy<terms>(read, x.k.stride, held, size, k, pitch);
       copy<terms>(x.v.at(row, block.key + j, key_head), x.v.stride, held, size, v, pitch);
-      if (terms == 2) zip(read, x.k.stride, held, size, k_zipped, pitch);
+      if constexpr (TURNED) zip_turned(read, x.k.stride, held, size, k_zipped);
+      else if (terms == 2) zip(read, x.k.stride, held, size, k_zipped, pitch);
       for (int64_t i = 0; i < rows; i += PANEL) {
         const int64_t last = std::min<int64_t>(rows, i + PANEL) - 1;
         const int64_t n = std::max<int64_t>(0, std::min(held, block.seen(last) - j));
@@ -293,18 +336,26 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
         if (x.bias.figures)
           panel_bias(x, row, head, block, i, j).sum(ds + i, n, across, row, x.heads);
         // A tile below reaches as far beyond what its first or last row needs.
-        const int64_t filled = std::min(held, n + ROWS);
-        for (int64_t m = n; m < filled; ++m) {
+        const int64_t reached = TURNED ? filled(n) : std::min(held, n + ROWS);
+        for (int64_t m = n; m < reached; ++m) {
           std::fill_n(p + m * across + i, PANEL, 0.f);
           std::fill_n(ds + m * across + i, PANEL, 0.f);
         }
         if (terms == 2) {
-          zip_scores(ds + i, across, filled, ds_zipped + i);
-          pair_scores(p, i, filled);
-          pair_scores(ds, i, filled);
+          zip_scores(ds + i, across, reached, ds_zipped + i);
+          pair_scores(p, i, reached);
+          pair_scores(ds, i, reached);
         }
+        if constexpr (TURNED)
+          product<terms>(size, PANEL, k_zipped, KEY_WORDS, 1, ds_zipped + i, across,
+                         [&](int64_t, int64_t) { return std::pair(int64_t(0), n); },
+                         [&](int64_t d, int64_t l, Vector c) {
+                           Vector& o = at(grad_q + i * size + d * PANEL + l);
+                           o = j ? o + c : c;
+                         });
       }
-      product<terms>(rows, size, ds_zipped, 1, across, k_zipped, pitch,
+      if constexpr (!TURNED)
+        product<terms>(rows, size, ds_zipped, 1, across, k_zipped, pitch,
                      [&](int64_t, int64_t last) {
                        return std::pair(int64_t(0), std::min(held, block.seen(last) - j));
                      },
@@ -318,10 +369,8 @@ static void attend(const Backward<T>& x, int64_t row, int64_t key_head, float* s
       product<terms>(held, size, ds, across, 1, q, pitch, looking,
                      [&](int64_t m, int64_t d, Vector c) { at(to_k + m * size + d) += c; });
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      T* to = x.grad_q + x.place(row, block.start + i, head);
-      for (int64_t d = 0; d < size; d += LANES)
-        narrow(at(grad_q + i * size + d) * float(x.scale), to + d);
-    }
+    std::fill_n(partition, queries, float(x.scale));
+    T* to = x.grad_q + x.place(row, block.start, head);
+    write_rows(grad_q, rows, size, partition, to, x.heads * size);
   });
 }

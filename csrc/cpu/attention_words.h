@@ -2,6 +2,14 @@
 // are UNITS for it, pairs of bfloat16. attention_tiles.h includes it once an instruction set.
 
 constexpr int PANEL = 2 * LANES;  // queries that lie across the lanes
+#ifdef MATRIX_UNITS
+constexpr bool TURNED = true;  // scores are a product's right operand, keys and values the left one
+#else
+constexpr bool TURNED = false;
+#endif
+constexpr int64_t KEY_WORDS = 64 + 16;  // pitch of what is turned, with 128 keys: an odd number of lines
+// Terms that a product reads where there are so many: whole tiles of matrix units.
+static INLINE int64_t filled(int64_t terms) { return TURNED ? (terms + 31) / 32 * 32 : terms; }
 static_assert(PANEL <= BIAS_PADDING, "a panel's bias is read in one piece");
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -47,7 +55,14 @@ constexpr int TERMS = UNITS && std::is_same<T, bfloat16>::value ? 2 : 1;
 
 // Two rows of floats as one of words: theirs side by side.
 static INLINE Vector zipped(Vector even, Vector odd) {
+#ifdef MATRIX_UNITS
+  Bits places;
+  for (int l = 0; l < LANES; ++l) places[l] = l | (l + LANES) << 16;
+  const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  return (Vector)_mm512_permutexvar_epi16((__m512i)places, halves);
+#else
   return (Vector)((rounded(even) >> 16) | (rounded(odd) & 0xffff0000u));
+#endif
 }
 
 static INLINE float word(const bfloat16* p) {
@@ -68,16 +83,19 @@ static void copy(const T* from, int64_t stride, int64_t rows, int64_t size, floa
     }
 }
 
-// Rows as words of two rows each [rows / 2, size]. To an odd last row zeros are added.
+// Elements of two rows as words, of `left` rows that there are; the others are zeros.
+static INLINE Vector pair(const bfloat16* from, int64_t stride, int64_t left) {
+  Bits even = {}, odd = {};
+  if (left > 0) even = __builtin_convertvector(*(const Halves*)from, Bits);
+  if (left > 1) odd = __builtin_convertvector(*(const Halves*)(from + stride), Bits);
+  return (Vector)(even | odd << 16);
+}
+
+// Rows as words of two rows each [rows / 2, size]. Zeros fill the last word, or the last tile.
 static INLINE void zip(const bfloat16* from, int64_t stride, int64_t rows, int64_t size, float* to,
                        int64_t pitch) {
-  for (int64_t r = 0; r < rows; r += 2, from += 2 * stride, to += pitch)
-    for (int64_t d = 0; d < size; d += LANES) {
-      const Bits even = __builtin_convertvector(*(const Halves*)(from + d), Bits);
-      Bits odd = {};
-      if (r + 1 < rows) odd = __builtin_convertvector(*(const Halves*)(from + stride + d), Bits);
-      at(to + d) = (Vector)(even | odd << 16);
-    }
+  for (int64_t r = 0; r < filled(rows); r += 2, from += 2 * stride, to += pitch)
+    for (int64_t d = 0; d < size; d += LANES) at(to + d) = pair(from + d, stride, rows - r);
 }
 static INLINE void zip(const float*, int64_t, int64_t, int64_t, float*, int64_t) {}
 

@@ -5,13 +5,11 @@ an `IntervalKernel` (intervals.py) of a library of that kind, and its entry in t
 says what it must promise. A kernel of another package registers itself there (config/registry.py).
 """
 
-import numpy as np
 import torch
 
-from megaarch.attention import sdpa
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.kernel import HALF, AttentionInputs, Kernel
-from megaarch.attention.parts import UNUSED, Parts
+from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.parts import Parts
 from megaarch.config.catalogue import KERNELS
 from megaarch.errors import UserError
 
@@ -19,7 +17,6 @@ from megaarch.errors import UserError
 RANKED = ("cudnn", "flash3", "flash2", "torch_varlen")
 FALLBACK = "sdpa"  # runs everything
 UNSTEADY = "it builds a plan for each shape of a call, and these change from batch to batch"
-MATRIX_UNITS = "torch's has the processor's matrix units, and is the faster on these parts"
 CALL_PAIRS = 1 << 20  # what one more call costs, in (query, key) pairs
 BACKWARD = 2.5  # of the forward's FLOPs
 
@@ -48,8 +45,6 @@ def choose_for(kernel: str, inputs: AttentionInputs) -> tuple[str, str]:
     ranked = ranking(inputs.parts, inputs.device.type)
     left_out = RANKED if on_cuda else ()
     reasons = [f"{name}: {UNSTEADY}" for name in left_out if name not in ranked]
-    if not on_cuda and _matrix_units_win(inputs):
-        ranked, reasons = (), [*(f"{name}: {MATRIX_UNITS}" for name in ranked)]
     for name in (*ranked, FALLBACK):
         if reason := KERNELS[name].cannot_run(inputs):
             reasons.append(f"{name}: {reason}")
@@ -73,22 +68,6 @@ def ranking(parts: Parts, device_type: str) -> tuple[str, ...]:
         return tuple(sorted(steady, key=lambda name: estimate(KERNELS[name], parts)))
 
     return parts.plan("ranking", rank)
-
-
-def _matrix_units_win(inputs: AttentionInputs) -> bool:
-    """Whether torch's kernel, on a CPU with units for matrices of 16 bits, is faster than our own: it
-    takes about the time of the parts' rectangles, ours of what they see (docs/kernels.md)."""
-    if inputs.bias is not None or sdpa.compute_dtype(inputs.q) not in HALF:
-        return False
-    both_take_as_long = 0.9 if inputs.q.shape[-1] <= 64 else 0.6
-    return inputs.parts.plan("seen share", _seen_share) > both_take_as_long
-
-
-def _seen_share(parts: Parts) -> float:
-    """Returns the share of the parts' rectangles that is seen: 1 where all are full."""
-    used = parts.table[parts.table[:, :, 0] != UNUSED].astype(np.int64)
-    rectangles = int(((used[:, 2] - used[:, 1]) * (used[:, 4] - used[:, 3])).sum())
-    return parts.area() / rectangles if rectangles else 0.0
 
 
 def estimate(kernel: Kernel, parts: Parts) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from megaarch.data.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character, or not one yet
-MOST_BYTES = 4  # of a character
 
 
 class TextStream:
@@ -24,16 +23,17 @@ class TextStream:
         """Takes a token; returns the text that is now certain."""
         self.ids.append(int(token))
         text = self.tokenizer.decode(self.ids)
-        open_bytes = len(text) - len(text.rstrip(UNFINISHED))
-        end = max(len(text) - min(open_bytes, MOST_BYTES - 1), self.sent)
+        end = max(len(text.rstrip(UNFINISHED)), self.sent)
         new, self.sent = text[self.sent : end], end
-        if not open_bytes:  # the window moves on: text that is certain and what came last
+        if not text.endswith(
+            UNFINISHED
+        ):  # the window moves on: text that is certain and what came last
             self.ids, last = self.ids[self.fresh :], len(self.ids) - self.fresh
             self.fresh, self.sent = last, len(self.tokenizer.decode(self.ids))
         return self._up_to_stop(new)
 
     def finish(self) -> str:
-        """Returns what is left at the end; a character that lacks bytes is left out."""
+        """Returns what is left at the end; bytes there that make no character are left out."""
         held, self.held = self.held, ""
         return held
 

@@ -214,6 +214,20 @@ def test_text_comes_in_whole_characters(prepared):
     assert "".join(TextStream(tokenizer).push(token) for token in ids[:6]) in text
 
 
+@pytest.mark.parametrize("lead", ["", "漢"])
+def test_an_answer_never_ends_in_half_a_character(lead, prepared):
+    """Neither in bytes that are none: a model may write any number of them."""
+    tokenizer = prepared.tokenizer
+    han = tokenizer.encode("漢字").tolist()[-6:]  # six bytes
+    assert tokenizer.decode(han) == "漢字"
+    for broken in (han[:1], han[:2], han[1:3] * 3, han[:2] * 3, [*han[1:3] * 2, *han[:2]]):
+        stream = TextStream(tokenizer)
+        ids = [*tokenizer.encode(lead).tolist(), *broken]
+        assert "".join([*map(stream.push, ids), stream.finish()]) == lead
+        rest = tokenizer.encode("a").tolist()[-1]  # what comes behind them shows where they stood
+        assert "".join(map(stream.push, [rest])).strip("\ufffd") == "a"
+
+
 def test_greedy_is_a_temperature_of_none_and_seeds_differ(runs):
     generator = Generator.of_run(runs("gpt"))
     greedy = megaarch.generate(generator, PROMPT, max_tokens=8)

@@ -109,5 +109,5 @@ setup(
         "mpi": ["mpi4py>=4"],
         "wandb": ["wandb"],
     },
-    entry_points={"console_scripts": ["megaarch = megaarch.cli:main"]},
+    entry_points={"console_scripts": ["megaarch = megaarch.__main__:main"]},
 )

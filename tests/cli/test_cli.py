@@ -4,6 +4,8 @@ import copy
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,21 @@ def test_dry_run_prints_what_a_study_takes_and_trains_nothing(raw, tmp_path, cap
     out = capsys.readouterr().out
     assert "gpt/base-1e+10-seed0" in out and "hours" in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["pydantic", "torch"])  # of all commands, and of their work
+@pytest.mark.parametrize(
+    "start", [["-m", "megaarch"], ["-c", "import megaarch.__main__ as m, sys; sys.exit(m.main())"]]
+)
+def test_ctrl_c_while_modules_load_ends_the_command(module, start, tmp_path):
+    """Extension modules turn a KeyboardInterrupt into another error, or swallow it."""
+    stub = "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\nexcept: raise ImportError"
+    (tmp_path / f"{module}.py").write_text(stub)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    found = subprocess.run(
+        [sys.executable, *start, "generate", "/nowhere", "--prompt", "a"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stderr) == (130, "megaarch: interrupted\n")

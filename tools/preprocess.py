@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return run_command("preprocess.py", lambda: run(options), options.debug)
+    return run_command("preprocess.py", lambda: run(options), options.debug, continues=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -36,6 +36,11 @@ def add(command: Adder) -> None:
     )
 
 
+def trains(options: argparse.Namespace) -> bool:
+    """Whether cells are run, which continue after an interruption."""
+    return not (options.dry_run or options.prepare)
+
+
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 

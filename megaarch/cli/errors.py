@@ -19,12 +19,15 @@ MACHINE = {
 }
 
 
-def run_command(program: str, command: Callable[[], int], debug: bool = False) -> int:
+def run_command(
+    program: str, command: Callable[[], int], debug: bool = False, continues: bool = False
+) -> int:
     """Runs a command and returns its exit code.
 
     What a user can mend is one sentence and code 2; what stopped a run, code 130 or REQUEUE; a bug
     shows its traceback and has code 1. program: the name before the sentence. debug: raise every
-    error.
+    error. continues: whether the same command goes on where it was interrupted; a KeyboardInterrupt with
+    words says them.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megaarch").setLevel(logging.INFO)
@@ -37,8 +40,9 @@ def run_command(program: str, command: Callable[[], int], debug: bool = False) -
         if is_first_process():
             print(f"{program}: {stop}", file=sys.stderr)
         return 130 if stop.number == signal.SIGINT else REQUEUE
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        more = str(stop) or ("run the same command again to continue" if continues else "")
+        print("; ".join(filter(None, (f"{program}: interrupted", more))), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

@@ -97,9 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if options.chat:
         chat(generator, how, options.turn_blocks, options.json)
     elif records is not None:
-        prompts = [record["prompt"] for record in records]
-        for record, answer in zip(records, generator.answers(prompts, how), strict=True):
-            show(record | as_json(answer))
+        answer_all(generator, records, how)
     else:
         stream = None if options.json else streamed()
         (answer,) = generator.answers([options.prompt], how, stream)
@@ -122,6 +120,17 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     if not records:
         raise UserError(f"{path} has no prompts: give a JSON object with a prompt on each line")
     return records
+
+
+def answer_all(generator: "Generator", records: list[dict[str, Any]], how: "Options") -> None:
+    """Prints each batch's answers as soon as they are there. A KeyboardInterrupt says how many these were."""
+    answers, done = generator.answers([record["prompt"] for record in records], how), 0
+    try:
+        for record, answer in zip(records, answers, strict=True):
+            show(record | as_json(answer))
+            done += 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{done} of {len(records)} prompts were answered") from None
 
 
 def as_json(answer: "Answer") -> dict[str, Any]:

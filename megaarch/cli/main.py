@@ -79,4 +79,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit code: 2 for a user's mistake, told in one sentence."""
     options = parser().parse_args(arguments)
-    return run_command("megaarch", lambda: COMMANDS[options.command].run(options), options.debug)
+    module = COMMANDS[options.command]
+    continues = module is train or (module is compare and compare.trains(options))
+    return run_command("megaarch", lambda: module.run(options), options.debug, continues)

@@ -236,6 +236,34 @@ def test_what_a_user_can_mend_is_one_sentence(error, sentence, file, capsys, mon
     assert line.startswith("megaarch: ") and sentence in line
 
 
+@pytest.mark.parametrize(
+    ("command", "continues"),
+    [
+        (["train", "x"], True),
+        (["compare", "x"], True),
+        (["compare", "x", "--cell", "a"], True),
+        (["compare", "x", "--dry-run"], False),
+        (["compare", "x", "--prepare"], False),
+        (["describe", "x"], False),
+        (["plan", "x", "--gpus", "1"], False),
+        (["report", "x"], False),
+        (["evaluate", "x"], False),
+        (["generate", "x", "--prompt", "a"], False),
+    ],
+    ids=str,
+)
+def test_only_a_command_that_continues_says_so_when_interrupted(
+    command, continues, capsys, monkeypatch
+):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["megaarch.cli.main"].COMMANDS[command[0]], "run", interrupted)
+    assert main(command) == 130
+    more = "; run the same command again to continue" if continues else ""
+    assert capsys.readouterr().err == f"megaarch: interrupted{more}\n"
+
+
 def test_two_runs_in_one_directory_are_refused(file, raw, capsys):
     directory = Path(yaml.safe_load(file.read_text())["logging"]["directory"])
     with lock.alone(directory, "run"):

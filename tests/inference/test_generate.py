@@ -151,6 +151,26 @@ def test_ctrl_c_ends_an_answer_and_the_dialogue_goes_on(runs, capsys, monkeypatc
     assert shown.out.count("\n") >= 2 and "Traceback" not in shown.err
 
 
+def test_ctrl_c_says_how_many_prompts_were_answered(runs, tmp_path, capsys, monkeypatch):
+    forward, calls = Generator.forward, []
+
+    def interrupted(self, batch, cache):
+        calls.append(1)
+        if len(calls) == 2 * 4 + 1:  # in the third batch
+            assert len(capsys.readouterr().out.splitlines()) == 2  # the second
+            raise KeyboardInterrupt
+        if len(calls) == 4 + 1:
+            assert len(capsys.readouterr().out.splitlines()) == 2
+        return forward(self, batch, cache)
+
+    path = tmp_path / "in.jsonl"
+    path.write_text((json.dumps({"prompt": PROMPT}) + "\n") * 5)
+    monkeypatch.setattr(Generator, "forward", interrupted)
+    given = ["--input", str(path), "--max-tokens", "4", "--batch-size", "2"]
+    assert main(["generate", runs("gpt"), *given]) == 130
+    assert capsys.readouterr().err.endswith("megaarch: interrupted; 4 of 5 prompts were answered\n")
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -209,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return run_command("at_scale", lambda: run(options))
+    return run_command("at_scale", lambda: run(options), continues=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,12 +14,12 @@ from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
 from megaarch.inference.generate import Answer, Generator, Options, Say, Task, check_room
 from megaarch.inference.sampling import draw_keys
-from megaarch.inference.turns import rest
+from megaarch.inference.turns import has_turn_blocks, rest
 
 
 class Dialogue:
     """turn_blocks: of a prefix decoder, whose cache then serves all turns; a mask that it was not
-    trained on. UserError for models that have no such mask."""
+    trained on. UserError for a model that cannot generate, and for turn blocks where it has no such mask."""
 
     def __init__(
         self, generator: Generator, options: Options | None = None, turn_blocks: bool = False
@@ -30,6 +30,15 @@ class Dialogue:
         self.decoding: Decoding | None = None
         self.kept: list[int] = []  # the tokens that the cache holds
         self.pending: int | None = None  # the last token of an answer, which has not run yet
+        made, settings = (
+            generator.prompt_of(np.flatnonzero(generator.text_tokens)[:1]),
+            generator.settings,
+        )
+        if turn_blocks and not has_turn_blocks(made):
+            raise UserError(
+                f"turn blocks are a mask of decoders whose answers follow in the prompt's row: "
+                f"{settings.model.architecture} of {settings.data.objective} has none"
+            )
 
     def say(self, text: str, say: Say | None = None) -> Answer:
         """Returns the answer to the next turn; `say` is told its pieces. UserError for an empty turn, and
@@ -67,14 +76,6 @@ class Dialogue:
 
     def _rest(self, made: Prompt, new: np.ndarray) -> ConvertedStream | None:
         """Returns what is to be run behind the cache; None: all, from the start."""
-        form, architecture = made.form, self.generator.settings.model.architecture
-        if self.turn_blocks and (
-            made.encoder is not None or form.probe is not None or form.advance != (1,)
-        ):
-            raise UserError(
-                f"turn blocks are a mask of decoders whose answers follow in the prompt's row: "
-                f"{architecture} of {self.generator.settings.data.objective} has none"
-            )
         if self.decoding is None:
             return None
         if self.turn_blocks:

@@ -169,11 +169,16 @@ def rest(made: Prompt, kept: Tokens) -> ConvertedStream | None:
     return window(made.stream, held, len(made.stream.tokens))
 
 
+def has_turn_blocks(made: Prompt) -> bool:
+    """Whether the mask of turn blocks is one of the model's, by any prompt of it."""
+    return made.encoder is None and made.form.probe is None and made.form.advance == (1,)
+
+
 def policies(prompt_of: PromptOf, text: Tokens) -> tuple[str, ...]:
     """Returns the policies that differ for a model: turn blocks are for decoders whose answers follow in the
     prompt's row and whose cache would not serve on by itself."""
     made = prompt_of(text)
-    if made.encoder is not None or made.form.probe is not None or made.form.advance != (1,):
+    if not has_turn_blocks(made):
         return POLICIES[:2]
     serves = rest(prompt_of(np.append(text, text)), made.stream.tokens) is not None
     return POLICIES[:2] if serves else POLICIES

@@ -89,8 +89,6 @@ def test_turn_blocks_keep_a_prefix_decoders_cache(runs):
     cache = talk.decoding.cache
     talk.say("The stone\n")
     assert talk.decoding.cache is cache
-    with pytest.raises(megaarch.errors.UserError, match="turn blocks are a mask of decoders"):
-        dialogue(runs, "t5", turn_blocks=True).say("The river\n")
 
 
 @pytest.mark.parametrize("preset, turn_blocks", [("gpt", False), ("prefix_lm", True)])
@@ -132,6 +130,25 @@ def test_chat_reads_lines_until_its_input_ends(runs, capsys, monkeypatch):
     assert main(["generate", runs("gpt"), "--chat", "--max-tokens", "4", "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [x["prompt"] for x in found] == ["The river", "The stone"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "more", "sentence"),
+    [
+        ("bert", [], "it has no left-to-right conditional"),
+        *(
+            (preset, ["--turn-blocks"], "turn blocks are a mask of decoders")
+            for preset in ("t5", "glm", "xlnet", "unilm")
+        ),
+    ],
+)
+def test_what_cannot_be_a_dialogue_is_refused_before_its_first_turn(
+    preset, more, sentence, runs, capsys, monkeypatch
+):
+    monkeypatch.setattr(generate, "ask", lambda: pytest.fail("a turn was asked for"))
+    assert main(["generate", runs(preset), "--chat", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
 
 
 def test_ctrl_c_ends_an_answer_and_the_dialogue_goes_on(runs, capsys, monkeypatch):

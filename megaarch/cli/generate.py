@@ -151,13 +151,11 @@ def streamed() -> "Say | None":
 
 
 def chat(generator: "Generator", how: "Options", turn_blocks: bool, as_lines: bool) -> None:
-    """A dialogue until the input ends. Ctrl-C ends an answer, and between answers the dialogue."""
+    """A dialogue until the input ends. Ctrl-C ends an answer, and between answers the dialogue. A turn that
+    cannot be answered is no part of it."""
     from megaarch.inference.dialogue import Dialogue
 
-    def begin() -> Dialogue:
-        return Dialogue(generator, how, turn_blocks)
-
-    dialogue = begin()
+    dialogue = Dialogue(generator, how, turn_blocks)
     while (text := generator.grid.share(ask() if generator.grid.is_main else None)) is not None:
         if not text.strip():
             continue
@@ -167,10 +165,8 @@ def chat(generator: "Generator", how: "Options", turn_blocks: bool, as_lines: bo
         except KeyboardInterrupt:
             show(None)
         except UserError as error:
-            if not dialogue.history:
-                raise
-            print(f"megaarch: {error}; the dialogue starts anew", file=sys.stderr)
-            dialogue = begin()
+            if is_first_process():
+                print(f"megaarch: {error}", file=sys.stderr)
 
 
 def ask() -> str | None:

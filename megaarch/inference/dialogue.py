@@ -3,7 +3,11 @@
 A causal decoder's cache serves on: a new turn's tokens see what is there. In every other model the turns
 so far are inputs that see the new turn, or pass through an encoder that does, so they run anew; unless a
 prefix decoder is asked for turn blocks, in which a turn sees itself and what came before it.
+
+Where the model's positions end the oldest turns leave, whole, and the rest runs anew.
 """
+
+import logging
 
 import numpy as np
 import torch
@@ -12,9 +16,20 @@ from megaarch.data.example import ConvertedStream
 from megaarch.data.prompts import Prompt, turn_block
 from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
-from megaarch.inference.generate import Answer, Generator, Options, Say, Task, check_room
+from megaarch.inference.generate import (
+    Answer,
+    Generator,
+    Options,
+    Say,
+    Task,
+    check_room,
+    position_limit,
+    room,
+)
 from megaarch.inference.sampling import draw_keys
 from megaarch.inference.turns import has_turn_blocks, rest
+
+log = logging.getLogger("megaarch")
 
 
 class Dialogue:
@@ -26,7 +41,7 @@ class Dialogue:
     ):
         self.generator, self.options = generator, options or Options()
         self.turn_blocks = turn_blocks
-        self.history: list[int] = []
+        self.turns: list[list[int]] = []  # the tokens of each with its answer's
         self.decoding: Decoding | None = None
         self.kept: list[int] = []  # the tokens that the cache holds
         self.pending: int | None = None  # the last token of an answer, which has not run yet
@@ -40,22 +55,26 @@ class Dialogue:
                 f"{settings.model.architecture} of {settings.data.objective} has none"
             )
 
+    @property
+    def history(self) -> list[int]:
+        return [token for turn in self.turns for token in turn]
+
     def say(self, text: str, say: Say | None = None) -> Answer:
-        """Returns the answer to the next turn; `say` is told its pieces. UserError for an empty turn, and
-        where the dialogue has reached the model's last position."""
+        """Returns the answer to the next turn; `say` is told its pieces. UserError for a turn that is empty,
+        or has no room by itself: the dialogue stays as it was."""
         new = self.generator.tokenizer.encode(text)
         if not len(new):
             raise UserError("the turn is empty: give text to answer")
+        made = self._make_room(new)
         tokens = np.array([*self.history, *new])
-        made = self.generator.prompt_of(tokens)
         stream = self._rest(made, new)
         if stream is not None:
             made = Prompt(made.form, stream)
-            check_room(made, self.generator.settings.model)
         keys = draw_keys([tokens], self.options.sampling.seed)
         task = Task(self.generator, [made], [tokens], keys, self.options, say)
         decoding, self.decoding = self.decoding, None  # lost where a step is interrupted
-        self.history = tokens.tolist()
+        turn = new.tolist()
+        self.turns.append(turn)
         try:
             with torch.no_grad():
                 if stream is None or decoding is None:
@@ -65,14 +84,35 @@ class Dialogue:
                     logits = decoding.go_on([stream])
                 (answer,) = task.run(decoding, logits)
             self.decoding = decoding
+        except UserError:
+            self.turns.pop()
+            raise
         finally:
             given = task.answers[0].tokens
             # one that the model ended has run whole: what ended it was read off at its last token
             ran = len(given) if task.answers[0].finish == "end" else max(0, len(given) - 1)
-            self.history += given
+            turn += given
             self.kept = [*(self.kept if stream else []), *made.stream.tokens.tolist(), *given[:ran]]
             self.pending = given[-1] if ran < len(given) else None
         return answer
+
+    def _make_room(self, new: np.ndarray) -> Prompt:
+        """Returns the prompt of the dialogue with a new turn. The oldest turns leave until it has room for
+        max_tokens or half of the model's positions, whichever is less."""
+        of, model = self.generator, self.generator.settings.model
+        check_room(of.unbounded(new), model, "turn")
+        limit = position_limit(model)
+        wanted = min(self.options.max_tokens, (limit or 0) // 2)
+        made, before = of.unbounded(np.array([*self.history, *new])), len(self.turns)
+        while self.turns and room(made, model) < wanted:
+            del self.turns[0]
+            made = of.unbounded(np.array([*self.history, *new]))
+        if len(self.turns) < before:
+            self.decoding = None
+            log.warning(
+                "megaarch: the dialogue's oldest turns left it: the model knows %d positions", limit
+            )
+        return made
 
     def _rest(self, made: Prompt, new: np.ndarray) -> ConvertedStream | None:
         """Returns what is to be run behind the cache; None: all, from the start."""

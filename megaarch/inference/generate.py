@@ -92,10 +92,14 @@ class Generator:
 
     def prompt_of(self, tokens: np.ndarray) -> Prompt:
         """Returns the prompt of these token ids, in the model's own conditional form."""
-        settings = self.settings
-        made = prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
-        check_room(made, settings.model)
+        made = self.unbounded(tokens)
+        check_room(made, self.settings.model)
         return made
+
+    def unbounded(self, tokens: np.ndarray) -> Prompt:
+        """Returns the same of any number of token ids, whether or not the model has positions for it."""
+        settings = self.settings
+        return prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
 
     def allowed(self, made: Prompt) -> torch.Tensor:
         """Returns bool [vocabulary_size]: tokens of text, and what ends an answer."""
@@ -213,26 +217,30 @@ def position_limit(model: Model) -> int | None:
 
 
 def room(made: Prompt, model: Model) -> int:
-    """Returns the number of tokens for which there are positions behind a prompt."""
+    """Returns the number of tokens for which there are positions behind a prompt; 0 where it has too many
+    itself."""
     limit = position_limit(model)
     if limit is None:
         return 1 << 40
+    if longest(made) > limit:
+        return 0
     advance = np.array(made.form.advance)
     left = (limit - made.next_position)[advance > 0]
     return int(left.min()) + (made.form.probe is None)
 
 
-def check_room(made: Prompt, model: Model) -> None:
-    """UserError where a prompt, or its encoder's, leaves no position for a new token."""
-    limit = position_limit(model)
-    if limit is None:
-        return
+def longest(made: Prompt) -> int:
+    """Returns the positions that a prompt, or its encoder's, takes."""
     streams = [made.stream] if made.encoder is None else [made.encoder, made.stream]
-    longest = max(int(s.positions.max()) + 1 for s in streams)
-    if longest > limit or room(made, model) < 1:
+    return max(int(s.positions.max()) + 1 for s in streams)
+
+
+def check_room(made: Prompt, model: Model, what: str = "prompt") -> None:
+    """UserError where a prompt leaves no position for a new token. what: its name in the sentence."""
+    if room(made, model) < 1:
         raise UserError(
-            f"the prompt takes {longest} positions, with what stands beside it, and the model knows "
-            f"{limit}: shorten it"
+            f"the {what} takes {longest(made)} positions, with what stands beside it, and the model knows "
+            f"{position_limit(model)}: shorten it"
         )
 
 

@@ -17,7 +17,7 @@ from megaarch import config
 from megaarch.config.schema import Model, Parallel, Settings
 from megaarch.data.prompts import Prompt, prompt
 from megaarch.errors import UserError
-from megaarch.inference.generate import check_room, position_limit, room
+from megaarch.inference.generate import position_limit, room
 from megaarch.inference.turns import Call, Turn, dialogue, policies
 from megaarch.model import flops
 from megaarch.model.count import parameter_count
@@ -149,12 +149,7 @@ def cost(name: str, settings: Settings, cluster: Cluster, lengths: Lengths) -> I
 
 def _check_positions(whole: Prompt, model: Model, lengths: Lengths) -> None:
     """UserError where the last turn and its answer take more positions than the model knows."""
-    try:
-        check_room(whole, model)
-        enough = room(whole, model) >= lengths.answer
-    except UserError:
-        enough = False
-    if not enough:
+    if room(whole, model) < lengths.answer:
         raise UserError(
             f"{lengths.turns} turn(s) of {lengths.prompt} tokens with answers of {lengths.answer} take more "
             f"than the {position_limit(model)} positions that the model knows: give fewer, or set "

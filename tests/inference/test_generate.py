@@ -11,10 +11,10 @@ import megaarch.errors
 from megaarch.cli import generate
 from megaarch.cli.main import main
 from megaarch.inference.dialogue import Dialogue
-from megaarch.inference.generate import Generator, Options
+from megaarch.inference.generate import Generator, Options, room
 from megaarch.inference.sampling import Sampler, Sampling
 from megaarch.inference.text import TextStream
-from tests.conftest import PRESETS
+from tests.conftest import PRESETS, WORDS
 
 PROMPT = "The river finds the stone near"
 
@@ -77,10 +77,67 @@ def test_a_dialogue_answers_as_its_whole_text_would(preset, runs):
     answer = talk.say("The stone\n")
     caches.append(talk.decoding.cache)
     again = dialogue(runs, preset)
-    again.history = before[:-1].tolist()  # the last token as its turn: nothing is cached
+    again.turns = [before[:-1].tolist()]  # the last token as its turn: nothing is cached
     again.generator.tokenizer.encode = lambda text: before[-1:]
     assert again.say("-").tokens == answer.tokens
     assert (caches[0] is caches[1]) == (preset == "gpt")
+
+
+@pytest.mark.parametrize(
+    ("preset", "turn_blocks"),
+    [
+        *((preset, False) for preset in ("gpt", "prefix_lm", "bart", "glm", "xlnet", "unilm")),
+        ("prefix_lm", True),
+    ],
+)
+def test_a_dialogues_oldest_turns_leave_it_where_the_positions_end(
+    preset, turn_blocks, runs, caplog
+):
+    """What is left is answered as if the rest had never been there."""
+    talk = dialogue(runs, preset, turn_blocks)
+    texts = [f"The {word} opens the garden near\n" for word in WORDS[:12]]
+    left = 0
+    for text in texts:
+        caplog.clear()
+        before, cache = talk.turns[:], talk.decoding and talk.decoding.cache
+        answer = talk.say(text)
+        assert answer.finish in ("length", "end")  # there was room for all of it
+        gone = len(before) + 1 - len(talk.turns)
+        assert talk.turns[:-1] == before[gone:] and (gone > 0) == bool(caplog.messages)
+        if gone:
+            assert caplog.messages == [
+                "megaarch: the dialogue's oldest turns left it: the model knows 48 positions"
+            ]
+            assert talk.decoding.cache is not cache
+            again = dialogue(runs, preset, turn_blocks)
+            again.turns = before[gone:]
+            assert again.say(text).tokens == answer.tokens
+            # one turn more would have left too little room
+            again.turns = before[gone - 1 :]
+            tokens = np.array([*again.history, *talk.generator.tokenizer.encode(text)])
+            made = talk.generator.unbounded(tokens)
+            assert room(made, talk.generator.settings.model) < 3
+        left += gone
+    assert left and len(talk.turns) > 1
+
+
+def test_an_answer_has_room_for_half_of_the_positions_at_most(runs):
+    talk = dialogue(runs, "gpt")
+    talk.options = Options(max_tokens=1000)
+    for word in WORDS[:4]:
+        answer = talk.say(f"The {word} opens\n")
+        assert answer.finish == "end" or len(answer.tokens) >= 24
+
+
+def test_a_turn_that_has_no_room_by_itself_is_no_part_of_the_dialogue(runs, capsys, monkeypatch):
+    lines = iter(["The river", "The river " * 60, "The stone"])
+    monkeypatch.setattr(generate, "ask", lambda: next(lines, None))
+    assert main(["generate", runs("gpt"), "--chat", "--max-tokens", "4", "--json"]) == 0
+    shown = capsys.readouterr()
+    found = [json.loads(line) for line in shown.out.splitlines()]
+    assert [x["prompt"] for x in found] == ["The river", "The stone"]
+    (line,) = shown.err.splitlines()
+    assert line.startswith("megaarch: the turn takes ") and line.endswith("knows 48: shorten it")
 
 
 def test_turn_blocks_keep_a_prefix_decoders_cache(runs):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaarch.cli.errors import is_first_process
-from megaarch.cli.options import Adder, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, set_argument
 
 if TYPE_CHECKING:
     from megaarch.harness.evaluate import Found
@@ -24,7 +24,7 @@ def add(command: Adder) -> None:
         "four-way choice; with --tasks accuracy by rank classification. docs/yardsticks.md says what each "
         "measures.",
     )
-    evaluate.add_argument("run", metavar="RUN", help="a run's folder, with checkpoints in it")
+    evaluate.add_argument("run", metavar="RUN", help=RUN_HELP)
     evaluate.add_argument(
         "--tasks",
         metavar="TASK",

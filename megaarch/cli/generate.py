@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from megaarch.cli.errors import is_first_process
-from megaarch.cli.options import Adder, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, set_argument
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_text
 
@@ -20,7 +20,7 @@ def add(command: Adder) -> None:
         "Continue text with a trained run",
         "Each model continues in the conditional form of its objective; docs/inference.md.",
     )
-    generate.add_argument("run", metavar="RUN", help="a run's folder, with checkpoints in it")
+    generate.add_argument("run", metavar="RUN", help=RUN_HELP)
     given = generate.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     given.add_argument(

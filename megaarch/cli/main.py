@@ -28,11 +28,11 @@ examples:
   megaarch compare configs/demo.yaml                 eight architectures, equal compute, one report
   megaarch compare configs/demo.yaml --data my.jsonl --set study.budgets=[1e13]
   megaarch train configs/tiny.yaml --set model.preset=t5 training.steps=50
-  megaarch generate runs/demo/cells/gpt/base-2.6e+12-seed0 --prompt "def main"
+  megaarch generate runs/demo/gpt --prompt "def main"
   megaarch describe configs/studies/wang2022.yaml --json
   megaarch report runs/demo --text
   megaarch fit --points points.csv --leave-out 5
-  megaarch probe position runs/demo/cells/gpt/base-2.6e+12-seed0
+  megaarch probe position runs/demo/gpt
   megaarch plan configs/studies/scale.yaml --gpus 1024 --gpu h100
   megaarch plan-inference configs/studies/scale.yaml --gpu h100 --batch 8
 """

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaarch.cli.options import Adder, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, set_argument
 from megaarch.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def add(command: Adder) -> None:
         epilog=PROBES,
     )
     probe.add_argument("name", metavar="NAME", help="of a probe, below")
-    probe.add_argument(
-        "runs", metavar="RUN", nargs="*", help="a run's folder, with checkpoints in it"
-    )
+    probe.add_argument("runs", metavar="RUN", nargs="*", help=RUN_HELP)
     probe.add_argument(
         "--study",
         metavar="DIR",

@@ -25,6 +25,7 @@ from megaarch.harness.score import Score, TargetScorer
 from megaarch.inference.generate import Generator, Options, Task
 from megaarch.inference.sampling import Sampling, draw_keys
 from megaarch.interchange.files import TRAINED
+from megaarch.training.opened import run_folder
 from megaarch.training.record import read_record
 from megaarch.training.retention import complete
 
@@ -206,7 +207,7 @@ class MegaarchLM(GeneratorLM):
     """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
     together.
 
-    run: its folder. form: "objective" or "hf" (forms.py); None: hf for a checkpoint that was converted from
+    run: its folder, or STUDY/CELL. form: "objective" or "hf" (forms.py); None: hf for a checkpoint that was converted from
     Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no longer
     where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
     or else a GPU where there is one.
@@ -229,7 +230,7 @@ class MegaarchLM(GeneratorLM):
                 "--model_args: give run=RUN, and none but form, tokenizer, max_length and "
                 f"tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
             )
-        folder, overrides = Path(run), [*layout(int(tensor_parallel))]
+        folder, overrides = run_folder(Path(run)), [*layout(int(tensor_parallel))]
         overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
         generator = Generator.of_run(folder, overrides, tokenizer)
         if form is None:

@@ -78,7 +78,7 @@ def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
     model = found.engine.model.double().eval()
     model.compute_dtype = None
     model.requires_grad_(False)
-    return Subject(_name(run), model, found.settings, prepared.tokenizer, prepared.heldout)
+    return Subject(_name(found.run), model, found.settings, prepared.tokenizer, prepared.heldout)
 
 
 def _name(run: Path) -> str:

@@ -15,6 +15,7 @@ from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.training import checkpoint, memory
 from megaarch.training.record import Record
+from megaarch.training.retention import complete
 from megaarch.training.trainer import device_of
 
 DEEPSPEED = ("engine", "zero_stage", "offload", "deepspeed_config")
@@ -41,13 +42,14 @@ def open_run(
     training: Mapping[str, Any] | None = None,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Opened:
-    """Opens the run in folder `run`. One process holds the whole model; several take the run's layout,
+    """Opens the run that `run` names (`run_folder`). One process holds the whole model; several take the run's layout,
     or what overrides say of it. torch runs it, whatever engine trained it.
 
     overrides: `--set` settings. training: settings of that section in place of the run's.
     check: raises a UserError for a layout that the caller does not serve, before anything is built.
     UserError where the folder has no complete checkpoint, or its model does not fit the memory.
     """
+    run = run_folder(run)
     if not run.is_dir():
         raise UserError(f"{run} is no folder: give the folder of a run")
     lacking = f"{run} has no complete checkpoint: give the folder of a trained run"
@@ -67,6 +69,30 @@ def open_run(
     engine = NativeEngine(settings, grid)
     checkpoint.load(path, engine, None, grid)
     return Opened(run, engine, settings, saved, grid)
+
+
+def run_folder(given: Path) -> Path:
+    """Returns the folder of a run: the given one, or of STUDY/NAME the run that lies in
+    STUDY/cells/NAME/SIZE-BUDGET-seedN. UserError where a path in a study names no run, or several."""
+    if complete(given / "checkpoints"):
+        return given
+    above = [given, *given.parents][:4]
+    study = next((folder for folder in above if (folder / "study.yaml").is_file()), None)
+    if study is None:
+        return given
+    cells, named = study / "cells", given.relative_to(study).parts
+    named = named[1:] if named[:1] == ("cells",) else named
+    runs = sorted(p.parent for p in cells.glob("*/*/checkpoints") if complete(p))
+    if not runs:
+        raise UserError(f"{study} is a study without a trained cell: run megaarch compare first")
+    found = [run for run in runs if run.relative_to(cells).parts[: len(named)] == named]
+    if len(found) == 1 and named:
+        return found[0]
+    what = "is a study"
+    if named:
+        what = f"names {len(found) or 'no'} trained cells of the study {study}"
+    listed = "".join(f"\n  {run.parent.name}: {run}" for run in found or runs)
+    raise UserError(f"{given} {what}: give the run of one cell:{listed}")
 
 
 def _settings(

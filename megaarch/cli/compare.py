@@ -1,11 +1,16 @@
 """`megaarch compare`: a study, or one cell or trial of it."""
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megaarch import config
 from megaarch.cli.options import Adder, read_study, study_arguments
 from megaarch.errors import UserError
+
+if TYPE_CHECKING:
+    from megaarch.study.results import Results
 
 
 def add(command: Adder) -> None:
@@ -68,7 +73,20 @@ def run(options: argparse.Namespace) -> int:
     report.write_page(results, directory / "report.html", catalogue.read(directory))
     print(report.text(results))
     print(f"\n{directory / 'report.html'}\n{directory / 'results.json'}")
+    if (run := generating(results, directory)) is not None:
+        print(f'\nmegaarch generate {shlex.quote(str(run))} --prompt "The"')
     return 0
+
+
+def generating(results: "Results", directory: Path) -> Path | None:
+    """Returns STUDY/CELL of a study's first cell that can generate; None where none can."""
+    from megaarch.config.catalogue import OBJECTIVES
+
+    cell = next((c for c in results.cells if OBJECTIVES[c.objective].comparable), None)
+    if cell is None:
+        return None
+    alone = sum(other.name == cell.name for other in results.cells) == 1
+    return directory / (cell.name if alone else cell.key or cell.name)
 
 
 def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:

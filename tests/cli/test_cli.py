@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,35 @@ def test_a_results_json_that_is_none_is_one_sentence(written, tmp_path, capsys):
         error = capsys.readouterr().err
         assert "results.json is not" in error and "Traceback" not in error
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("presets", "seeds", "cell"),
+    [
+        (["bert", "gpt"], [0], "gpt"),
+        (["gpt"], [0, 1], "gpt/base-1e+07-seed0"),
+        (["bert"], [0], None),
+    ],
+)
+def test_compare_ends_with_a_command_that_generates(
+    presets, seeds, cell, raw, prepared, tmp_path, capsys
+):
+    mine = copy.deepcopy(raw)
+    del mine["training"]["steps"]
+    cells = [{"name": preset, "preset": preset} for preset in presets]
+    mine["study"] = {"name": "s", "budgets": [1e7], "seeds": seeds, "cells": cells}
+    mine["study"]["evaluation"] = {"prefix_tokens": 12, "continuation_tokens": 6}
+    path, folder = tmp_path / "study.yaml", tmp_path / "a folder"
+    path.write_text(yaml.safe_dump(mine))
+    assert main(["compare", str(path), "--output", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if cell is None:
+        assert lines[-1] == str(folder / "results.json")
+        return
+    assert lines[-4:-1] == [str(folder / "report.html"), str(folder / "results.json"), ""]
+    assert lines[-1] == f"""megaarch generate '{folder / cell}' --prompt "The\""""
+    program, *arguments = shlex.split(lines[-1])
+    assert program == "megaarch" and main(arguments) == 0
 
 
 def test_dry_run_prints_what_a_study_takes_and_trains_nothing(raw, tmp_path, capsys):

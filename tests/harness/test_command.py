@@ -5,6 +5,8 @@ import functools
 import io
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -187,6 +189,18 @@ def test_evaluate_takes_paths_and_names(run, folder, local, tmp_path, capsys):
     assert main(given) == 0
     printed = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["local_choice", "acc_norm"] for line in printed)
+
+
+def test_the_pages_own_task_runs_as_it_stands(run, local, tmp_path, monkeypatch, capsys):
+    page = Path("docs/tasks.md").read_text().partition("### A task of your own")[2]
+    lines = re.findall(r"^    (.*)$", page.partition("\n### ")[0], re.MULTILINE)
+    first = next(n for n, line in enumerate(lines) if line.startswith("megaarch "))
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-e"], input="\n".join(lines[:first]), text=True, check=True)
+    assert len(lines) - first == 2
+    for line in lines[first:]:
+        assert main(line.replace("runs/demo/gpt", run).split()[1:]) == 0
+        assert re.search(r"colours.*\bacc\b", capsys.readouterr().out)
 
 
 def test_evaluate_says_which_name_is_unknown(run, folder, local, capsys):

@@ -129,49 +129,11 @@ struct Backward : Call {
   }
 };
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to nothing outside of this file
-
-namespace any {
-constexpr int LANES = 4;
-constexpr bool UNITS = false;
-#include "attention_tiles.h"
-}  // namespace any
+#define TILES "attention_tiles.h"
+#define HALVES
+#include "each_version.h"
 
 #ifdef X86_VERSIONS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-constexpr int LANES = 8;
-constexpr bool UNITS = false;
-#include "attention_tiles.h"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-namespace avx512 {
-constexpr int LANES = 16;
-constexpr bool UNITS = false;
-#include "attention_tiles.h"
-}  // namespace avx512
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,avx512bf16")
-#define BFLOAT16_UNITS
-namespace avx512_bf16 {
-constexpr int LANES = 16;
-constexpr bool UNITS = true;
-#include "attention_tiles.h"
-}  // namespace avx512_bf16
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,avx512bf16,amx-tile,amx-bf16")
-#define MATRIX_UNITS
-namespace amx {
-constexpr int LANES = 16;
-constexpr bool UNITS = true;
-#include "attention_tiles.h"
-}  // namespace amx
-#pragma GCC pop_options
 template <template <typename> class Each, typename T>
 static auto version(const Each<T>& x) {
   void (*attend)(const Each<T>&, int64_t, int64_t, float*) = any::attend;

@@ -1,5 +1,5 @@
 // Vectors of LANES floats, and the words of four bytes that a product runs over: floats or, where there
-// are UNITS for it, pairs of bfloat16. attention_tiles.h includes it once an instruction set.
+// are UNITS for it, pairs of bfloat16. attention_tiles.h includes it.
 
 constexpr int PANEL = 2 * LANES;  // queries that lie across the lanes
 #ifdef MATRIX_UNITS

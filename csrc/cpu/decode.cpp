@@ -34,31 +34,10 @@ struct Scratch {
 
 typedef int32_t Integers4 __attribute__((vector_size(16)));
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to nothing outside of this file
-
-namespace any {
-constexpr int LANES = 4;
-constexpr bool UNITS = false;
-#include "decode_tiles.h"
-}  // namespace any
+#define TILES "decode_tiles.h"
+#include "each_version.h"
 
 #ifdef X86_VERSIONS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-constexpr int LANES = 8;
-constexpr bool UNITS = false;
-#include "decode_tiles.h"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-namespace avx512 {
-constexpr int LANES = 16;
-constexpr bool UNITS = false;
-#include "decode_tiles.h"
-}  // namespace avx512
-#pragma GCC pop_options
 #define VERSION(name) \
   (processor() >= AVX512 ? avx512::name : processor() >= AVX2 ? avx2::name : any::name)
 #else

@@ -135,7 +135,7 @@ def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
         ("chance", chance),
         always=True,
     )
-    panel.caption = "By rank classification. Finetuned cells trained on other items of the same tasks, with more compute."
+    panel.caption = "By rank classification. Finetuned cells trained on other items of tasks, with more compute."
     ranked = [t for t in study.decoder.heldout.tasks.values() if t.chance is not None]
     priors = [t.prior for t in ranked if t.prior is not None]
     if len(priors) == len(ranked):

@@ -21,6 +21,7 @@ from megaarch.report.panel import (
     of_shots,
     of_task,
     shots,
+    unseen,
 )
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Panel, looks, slug, write
@@ -160,6 +161,7 @@ def tasks(
             f"shots{suffix}", title, curves, look, "answered examples before a question", "accuracy"
         )
     names = dict.fromkeys(name for cell in cells for name in cell.heldout.tasks)
+    whole = unseen([held for cell in cells for held in cell.heldout.each])
     for name in names:
         yardstick = of_task(name)
         scores = [(cell.label, cell.heldout.score(yardstick)) for cell in cells]
@@ -168,7 +170,13 @@ def tasks(
         chance = next((t.chance for c in cells if (t := c.heldout.tasks.get(name))), None)
         reference = None if chance is None else ("chance", chance)
         yield plots.dots(
-            f"task-{slug(name)}{suffix}", name, rows, look, "accuracy", reference, always=True
+            f"task-{slug(name)}{suffix}",
+            f"{name} (held out whole)" if name in whole else name,
+            rows,
+            look,
+            "accuracy",
+            reference,
+            always=True,
         )
 
 

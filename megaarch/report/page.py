@@ -18,7 +18,7 @@ from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
 from megaarch.report.masks import kinds
-from megaarch.report.ranking import COLUMNS, KEPT, adaptation_table, table
+from megaarch.report.ranking import adaptation_table, columns_of, table
 from megaarch.report.style import RC, Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.study.results import Results, Text
@@ -50,7 +50,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     cells = merged_cells(results)
     look = looks(cells)
     findings = report_findings.findings(results)
-    columns = [c for c in COLUMNS if c in KEPT or any(c.value(cell) is not None for cell in cells)]
+    columns = columns_of(cells)
     drawn = sections(results)
     with matplotlib.rc_context(RC):
         drawn["inference"] = inference.panels(probed, cells, look)

@@ -214,6 +214,29 @@ TASKS = Yardstick(
 )
 
 
+def unseen(helds: Sequence[Heldout]) -> list[str]:
+    """Names of the tasks that none was trained on, where any was trained on others."""
+    asked = dict.fromkeys(name for held in helds for name in held.tasks)
+    trained = {name for held in helds for name, task in held.tasks.items() if task.trained_on}
+    return [name for name in asked if name not in trained] if trained else []
+
+
+def of_unseen(names: Sequence[str]) -> Yardstick:
+    """The mean of tasks that were held out whole (as Sanh et al. 2022 do)."""
+
+    def read(held: Heldout) -> Score:
+        return _mean([held.tasks.get(name, TaskScore(accuracy=None)) for name in names])
+
+    return Yardstick(
+        "tasks unseen",
+        "Unseen tasks",
+        f"the mean of {len(names)} tasks that none was trained on",
+        read,
+        higher_is_better=True,
+        most=1.0,
+    )
+
+
 def lengths(helds: Sequence[Heldout]) -> list[str]:
     """Lengths of continuations that were scored, the shortest first."""
     return sorted({length for held in helds for length in held.continuation}, key=int)
@@ -228,6 +251,7 @@ def panel(helds: Sequence[Heldout]) -> list[Yardstick]:
         CHOICE,
         MIDDLE,
         TASKS,
+        *([of_unseen(names)] if (names := unseen(helds)) else []),
         *map(of_task, tasks),
     ]
     return [y for y in every if any(y.read(held).value is not None for held in helds)]

@@ -7,7 +7,7 @@ from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, before_adaptation, finetuned
 from megaarch.report.findings import Finding
-from megaarch.report.panel import TASKS
+from megaarch.report.panel import TASKS, of_unseen, unseen
 from megaarch.report.style import Look
 from megaarch.study.results import Heldout
 
@@ -104,6 +104,22 @@ SPENT = (
         notation.count,
     ),
 )
+
+
+def columns_of(cells: Sequence[MergedCell]) -> list[Column]:
+    """Returns the columns in which a cell has a value, and behind the tasks those that none was trained on."""
+    names = unseen([held for cell in cells for held in cell.heldout.each])
+    yardstick = of_unseen(names)
+    whole = Column(
+        yardstick.title,
+        f"mean accuracy over tasks that none was trained on: {', '.join(names)}",
+        lambda cell: cell.heldout.score(yardstick).value,
+        notation.percent,
+    )
+    every = [
+        c for column in COLUMNS for c in (column, *([whole] if column.title == "Tasks" else ()))
+    ]
+    return [c for c in every if c in KEPT or any(c.value(cell) is not None for cell in cells)]
 
 
 def table(

@@ -12,7 +12,17 @@ from megaarch.report.cells import (
     merged_cells,
 )
 from megaarch.report.findings import Finding
-from megaarch.report.panel import GAIN, TASKS, knows_length, lengths, of_length, of_task
+from megaarch.report.panel import (
+    GAIN,
+    TASKS,
+    Score,
+    knows_length,
+    lengths,
+    of_length,
+    of_task,
+    of_unseen,
+    unseen,
+)
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import Results
 
@@ -147,15 +157,28 @@ def by_task(cells: list[MergedCell]) -> list[str]:
         f"mean accuracy of {len(tasks)} tasks (chance {chance}); 'above': how many of them",
     ]
     lines += ["lie above chance with their whole interval:", ""]
-    lines.append("cell".ljust(NAME_WIDTH) + "   mean  95% interval  above")
+    whole = of_unseen(unseen([held for cell in cells for held in cell.heldout.each]))
+    values = {cell.label: cell.heldout.score(whole) for cell, _ in scored}
+    known = any(value.value is not None for value in values.values())
+    header = "   mean  95% interval  above" + ("  unseen  95% interval" if known else "")
+    lines.append("cell".ljust(NAME_WIDTH) + header)
     lines.append("-" * len(lines[-1]))
     for cell, score in sorted(scored, key=lambda pair: -(pair[1].value or 0.0)):
-        low, high = score.interval or (None, None)
         each = [(cell.heldout.score(of_task(name)).interval, t.chance) for name, t in tasks.items()]
         above = sum(bool(ends and ends[0] > (chance or 0.0)) for ends, chance in each)
-        ends = f"{notation.fixed(low)}-{notation.fixed(high)}"
-        lines.append(f"{name_of(cell)} {notation.fixed(score.value):>6} {ends:>13} {above:>6}")
+        lines.append(f"{name_of(cell)} {accuracy(score)} {above:>6}")
+        if known:
+            lines[-1] += f"  {accuracy(values[cell.label])}"
+    if known:
+        lines += ["", f"unseen: {whole.phrase}"]
     return lines
+
+
+def accuracy(score: Score) -> str:
+    """A value and its interval, in two columns."""
+    low, high = score.interval or (None, None)
+    ends = f"{notation.fixed(low)}-{notation.fixed(high)}"
+    return f"{notation.fixed(score.value):>6} {ends:>13}"
 
 
 def name_of(cell: MergedCell) -> str:

@@ -38,7 +38,8 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     vocabulary = prepared.tokenizer.vocabulary
     scorer = Scorer(found.engine, settings, vocabulary, evaluation.batch_rows)
     heldout = yardsticks.evaluate(scorer, items, evaluation)
-    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation)
+    trained = tasks.trained_on(found.settings.data)
+    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     warnings = [
         unfaithful(prepared.heldout, prepared.tokenizer),
         *warnings,

@@ -78,7 +78,8 @@ class TaskScore(Record):
     wins. normalized_accuracy: by log-likelihoods over the bytes of a choice. exact_match: of the wordings
     without choices, and the accuracy too where there are no others. prior: the accuracy of always giving the
     answer that is commonest among the items to train on. by_shots: the same behind each number of
-    answered examples, where a study asks for several; the rest is of the first of them."""
+    answered examples, where a study asks for several; the rest is of the first of them. trained_on: whether the
+    cell, or one whose weights it starts from, was trained on other items of the task."""
 
     accuracy: Number
     interval: Interval = None
@@ -89,6 +90,7 @@ class TaskScore(Record):
     normalized_accuracy: Number = None
     exact_match: Number = None
     exact_match_interval: Interval = None
+    trained_on: bool = False
     by_wording: dict[str, Amount] = Field(default_factory=dict)
     by_shots: dict[str, "TaskScore"] = Field(default_factory=dict)
 

@@ -102,7 +102,10 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine, settings)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
-    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation)
+    trained = tasks.trained_on(settings.data)
+    if (before := parent_record(cell)) and before.result:
+        trained |= {name for name, task in before.result.heldout.tasks.items() if task.trained_on}
+    heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     if not grid.is_main:
         return None
     found = result(cell, trainer, progress, heldout, prepared)

@@ -1,6 +1,6 @@
 """The tasks of a study: its own, by files, and lm-evaluation-harness's, by names."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megaarch.config import catalogue
-from megaarch.config.schema import Evaluation, Settings
+from megaarch.config.schema import Data, Evaluation, Settings
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
+from megaarch.ingest import sources
+from megaarch.ingest.tasks.task import Task
 from megaarch.study import rank_classification
 from megaarch.study.exact_match import generator_of
 from megaarch.study.intervals import share_interval
@@ -68,9 +70,20 @@ def check(evaluation: Evaluation, settings: Settings) -> None:
         )
 
 
-def score(scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation) -> dict[str, TaskScore]:
+def trained_on(data: Data) -> set[str]:
+    """Returns the names of the tasks among the sources of pairs that a run trains on."""
+    if data.objective != "supervised":
+        return set()
+    paths = [data.source] if isinstance(data.source, str) else [s.path for s in data.source]
+    files = [file for path in paths for file in sources.files(path)]
+    return {Task(file).name for file in files if sources.format_of(file) == "task"}
+
+
+def score(
+    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, trained: Collection[str] = ()
+) -> dict[str, TaskScore]:
     """Returns the score of each task by its name, behind the first number of examples; by each number where
-    there are several."""
+    there are several. trained: names of the tasks that the model was trained on."""
     paths, _ = by_place(evaluation.tasks)
     numbers = evaluation.numbers_of_shots
     by_shots = [
@@ -82,6 +95,8 @@ def score(scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation) -> dict[
     if len(numbers) > 1:
         for name, score in found.items():
             score.by_shots = {str(n): each[name] for n, each in zip(numbers, by_shots, strict=True)}
+    for name, score in found.items():
+        score.trained_on = name in trained
     return found
 
 

@@ -158,6 +158,27 @@ def test_the_mean_of_tasks_is_a_yardstick_and_a_column(tmp_path):
     assert ">Tasks</th>" not in write_page(example_results(), tmp_path / "none.html").read_text()
 
 
+def test_tasks_held_out_whole_have_a_yardstick_and_a_column_of_their_own(tmp_path):
+    """Of a finetuned cell and of the one it came from, by the same tasks."""
+    shares = {"raw": {"a": 0.9, "b": 0.2, "c": 0.4}, "tuned": {"a": 0.9, "b": 0.9, "c": 0.5}}
+    raw = with_tasks(plain("raw", 2.0), shares["raw"])
+    tuned = with_tasks(cell_at("tuned", 2.0, 1.9, 2.1, objective="supervised"), shares["tuned"])
+    other = with_tasks(cell_at("other", 2.0, 1.9, 2.1, objective="supervised"), shares["raw"])
+    for cell in (tuned, other):
+        cell["heldout"]["tasks"]["a"]["trained_on"] = True
+    results = example_results([raw, tuned, other])
+    assert "the mean of 2 tasks that none was trained on" in " ".join(headline(results))
+    [finding] = findings.findings(Results.of(results))
+    found = {v.yardstick.key: v for v in finding.of_finetuned}
+    assert [cell.label for cell in found["tasks unseen"].top] == ["tuned"]
+    titles = [panel.title for panel in sections(Results.of(results))["tasks"]]
+    assert titles == ["a", "b (held out whole)", "c (held out whole)"]
+    page = write_page(results, tmp_path / "whole.html").read_text()
+    assert ">Unseen tasks</th>" in page and ">70%</td>" in page and ">30%</td>" in page
+    rows = [line.split() for line in report.text(results).splitlines() if line.startswith("raw")]
+    assert ["raw", "0.500", "0.300"] in [[row[0], row[1], row[4]] for row in rows if len(row) == 6]
+
+
 def test_many_tasks_are_counted_in_the_headline():
     shares = {f"t{i}": 0.3 for i in range(6)}
     cells = [with_tasks(plain(name, 2.0 + i), shares) for i, name in enumerate("ab")]

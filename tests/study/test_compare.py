@@ -356,6 +356,34 @@ def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path, prepared):
     assert sizes[0] == sizes[1]
 
 
+def test_tasks_that_a_cell_or_its_parent_trained_on_are_marked(study, tmp_path):
+    items = "".join(f'{{"i": {i}, "label": {i % 2}}}\n' for i in range(200))
+    for name in ("seen", "unseen"):
+        for part in ("train", "test"):
+            (tmp_path / f"{name}.{part}.jsonl").write_text(items)
+        wording = {"name": "w", "prompt": "is {{ i }} odd? ||| {{ answer_choices[label] }}"}
+        said = {
+            "summary": "odd?",
+            "data": {part: f"{name}.{part}.jsonl" for part in ("train", "test")},
+            "wordings": [wording | {"choices": "no ||| yes"}],
+        }
+        (tmp_path / f"{name}.task.yaml").write_text(json.dumps(said))
+    study["study"]["evaluation"] |= {"tasks": [str(tmp_path)], "task_items": 4}
+    pairs = {"data.objective": "supervised", "data.source": str(tmp_path / "seen.task.yaml")}
+    study["study"]["cells"] = [
+        {"name": "raw", "preset": "gpt"},
+        {"name": "tuned", "preset": "gpt", "from": "raw", "budget": 1e8, "set": pairs},
+        {"name": "again", "preset": "gpt", "from": "tuned", "budget": 1e8},
+    ]
+    found = {cell["name"]: cell for cell in compare(study, tmp_path / "s", QUIET)["cells"]}
+    marks = {
+        name: {task: score["trained_on"] for task, score in cell["heldout"]["tasks"].items()}
+        for name, cell in found.items()
+    }
+    assert marks["raw"] == {"seen": False, "unseen": False}
+    assert marks["tuned"] == marks["again"] == {"seen": True, "unseen": False}
+
+
 def test_lanes_give_what_one_after_another_gives(study, tmp_path):
     before = torch.get_num_threads()
     try:

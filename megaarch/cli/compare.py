@@ -10,7 +10,7 @@ from megaarch.cli.options import Adder, read_study, study_arguments
 from megaarch.errors import UserError
 
 if TYPE_CHECKING:
-    from megaarch.study.results import Results
+    from megaarch.study.results import CellResult, Results
 
 
 def add(command: Adder) -> None:
@@ -74,17 +74,25 @@ def run(options: argparse.Namespace) -> int:
     print(report.text(results))
     print(f"\n{directory / 'report.html'}\n{directory / 'results.json'}")
     if (run := generating(results, directory)) is not None:
-        print(f'\nmegaarch generate {shlex.quote(str(run))} --prompt "The"')
+        print(f'\nmegaarch generate {shlex.quote(str(run))} --prompt "The" --max-tokens 32')
     return 0
 
 
 def generating(results: "Results", directory: Path) -> Path | None:
-    """Returns STUDY/CELL of a study's first cell that can generate; None where none can."""
+    """Returns STUDY/CELL of the cell that continues text best, those that read their prefix first; None
+    where none can generate."""
     from megaarch.config.catalogue import OBJECTIVES
 
-    cell = next((c for c in results.cells if OBJECTIVES[c.objective].comparable), None)
-    if cell is None:
+    def order(cell: "CellResult") -> tuple[bool, bool, float]:
+        held = cell.heldout
+        bits = held.continuation_bits_per_byte
+        tuned = OBJECTIVES[cell.objective].of_pairs
+        return tuned, held.reads_prefix is False, float("inf") if bits is None else bits
+
+    cells = [cell for cell in results.cells if OBJECTIVES[cell.objective].comparable]
+    if not cells:
         return None
+    cell = min(cells, key=order)
     alone = sum(other.name == cell.name for other in results.cells) == 1
     return directory / (cell.name if alone else cell.key or cell.name)
 

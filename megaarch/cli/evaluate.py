@@ -42,11 +42,17 @@ def add(command: Adder) -> None:
     evaluate.add_argument(
         "--num-fewshot",
         metavar="K",
-        type=int,
+        type=number_of_shots,
         help="answered examples before a question (default: 0, or as a task of the harness has it)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     set_argument(evaluate)
+
+
+def number_of_shots(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 7):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of examples, from 0")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`megaarch generate`: text from a trained run."""
 
 import argparse
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 def read_prompts(path: str) -> list[dict[str, Any]]:
     """Returns the objects of a file of JSON lines. UserError where one has no prompt."""
     records = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -139,14 +140,22 @@ def as_json(answer: "Answer") -> dict[str, Any]:
 
 def show(record: dict[str, Any] | None) -> None:
     """Prints a line: an object, or the end of what was streamed."""
-    if is_first_process():
-        print("" if record is None else json.dumps(record, ensure_ascii=False), flush=True)
+    if not is_first_process():
+        return
+    line = "" if record is None else json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, or a terminal without such letters
+        line = json.dumps(record)
+    print(line, flush=True)
 
 
 def streamed() -> "Say | None":
     """Returns what prints pieces of an answer as they come; None in processes that do not print."""
     if not is_first_process():
         return None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what the terminal has no letters for
     return lambda number, piece: print(piece, end="", flush=True)
 
 
@@ -155,6 +164,8 @@ def chat(generator: "Generator", how: "Options", turn_blocks: bool, as_lines: bo
     cannot be answered is no part of it."""
     from megaarch.inference.dialogue import Dialogue
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a turn that is not UTF-8 is refused alone
     dialogue = Dialogue(generator, how, turn_blocks)
     while (text := generator.grid.share(ask() if generator.grid.is_main else None)) is not None:
         if not text.strip():

@@ -16,13 +16,13 @@ SET_HELP = (
 
 class Parser(argparse.ArgumentParser):
     """argparse's, and an option's empty value is a mistake, which would mean the default or the folder one
-    is in; so is `--name=--`, which gives an empty list in Python 3.11."""
+    is in; so is `--name=--`, which gives an empty list in Python 3.11. A prompt is what its command takes it for."""
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         before = ""
         for given in sys.argv[1:] if args is None else args:
             name, equals, value = given.partition("=") if given else (before, "=", "")
-            if name.startswith("--") and equals and value in ("", "--"):
+            if name.startswith("--") and equals and value in ("", "--") and name != "--prompt":
                 self.error(f"argument {name}: expected a value, not {value!r}")
             before = given
         return super().parse_known_args(args, namespace)

@@ -146,6 +146,10 @@ class Converted:
         )
 
 
+class TooManySpans(UserError):
+    """A row or a prompt with more spans than there are sentinels."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Token ids that objectives and converters need beside the text.
@@ -174,9 +178,9 @@ class Vocabulary:
         raise AttributeError(name)
 
     def sentinel(self, k: int) -> int:
-        """Returns the id of sentinel k. ValueError where the vocabulary has no such sentinel."""
+        """Returns the id of sentinel k. TooManySpans where the vocabulary has no such sentinel."""
         if not 0 <= k < self.sentinels:
-            raise UserError(
+            raise TooManySpans(
                 f"sentinel {k} asked for, but the vocabulary has {self.sentinels}: "
                 "raise data.sentinels or shorten the rows"
             )

@@ -24,7 +24,7 @@ from megaarch.attention.parts import CAUSAL, FULL, causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional
 from megaarch.data.converters import Part, converter_of
-from megaarch.data.example import ConvertedStream, Tokens, Vocabulary
+from megaarch.data.example import ConvertedStream, Tokens, TooManySpans, Vocabulary
 from megaarch.errors import UserError
 
 
@@ -72,7 +72,8 @@ class Prompt:
 def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabulary) -> Prompt:
     """Returns `prefix` as the objective's form has it, with an open end.
 
-    UserError for an empty prefix, and for an objective or a pair that cannot generate.
+    UserError for an empty prefix, and for an objective or a pair that cannot generate; TooManySpans for a
+    prefix with more spans than there are sentinels.
     """
     row = OBJECTIVES[objective]
     if not row.comparable:
@@ -83,7 +84,15 @@ def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabu
     if len(prefix) == 0:
         raise UserError("the prompt is empty: give text to continue")
     unknown = np.full(2, vocabulary.pad)
-    example = conditional.continuation(objective, architecture, prefix, unknown, vocabulary)[0]
+    try:
+        [example, *_] = conditional.continuation(
+            objective, architecture, prefix, unknown, vocabulary
+        )
+    except TooManySpans:
+        raise TooManySpans(
+            f"the prompt has {len(prefix)} tokens, which {objective} masks in more spans than the "
+            f"{vocabulary.sentinels} sentinels that the model knows: shorten it"
+        ) from None
     *before, stream = (converted := converter_of(architecture)(example, vocabulary)).streams
     advance = np.ones(stream.positions.shape[1], dtype=np.int64)
     probe = None

@@ -60,7 +60,8 @@ class Tasks:
                 if not (known := self.manager.match_tasks([name])):
                     raise UserError(
                         f"tasks: {name} is neither a file or folder of tasks nor the name of a task of "
-                        f"lm-evaluation-harness {__version__}"
+                        f"lm-evaluation-harness {__version__}; a task of that in a file of yours goes by "
+                        "its name, with the folder as the include path"
                     )
                 self.names += known
 
@@ -137,6 +138,8 @@ def _manager(include_path: str | None) -> Any:
     """Returns the harness's index of tasks, which takes seconds to make."""
     from lm_eval.tasks import TaskManager
 
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"include path {include_path} is no folder: give one with tasks in it")
     return TaskManager(include_path=include_path)
 
 

@@ -62,15 +62,25 @@ class Objective:
         self.separate = self.objective == "supervised"
         self.prefix, self.eot = words.bos, words.eos
         self.ends = ends(OBJECTIVES[self.objective].ends, words)
-        self.max_length = (max_length or settings.model.sequence_length) - ADDED
+        row, limit = max_length or settings.model.sequence_length, position_limit(settings.model)
+        if limit is not None and row > limit:
+            raise UserError(
+                f"max_length: {row} is more than the {limit} positions that the model knows"
+            )
+        self.max_length = row - ADDED
         if self.max_length < 2:
-            raise UserError(f"max_length: {max_length} leaves no room beside the form's own tokens")
+            raise UserError(f"max_length: {row} leaves no room beside the form's own tokens")
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return self.generator.tokenizer.encode(text).tolist()
 
     def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
-        """The context gives way at its left end."""
+        """The context gives way at its left end. UserError for a continuation that is too long by itself."""
+        if len(continuation) > self.max_length:
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens has no room in the model's row of "
+                f"{self.max_length + ADDED}, with the form's own tokens: leave the task out"
+            )
         if context[:1] == [self.prefix]:
             context = context[1:]
         room = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed

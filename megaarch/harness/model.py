@@ -145,6 +145,12 @@ class GeneratorLM(TemplateLM):
             for kwargs, places in alike.items():
                 options = _options(json.loads(kwargs), self.rows)
                 contexts = {i: self.tok_encode(requests[i].args[0]) for i in places}
+                if empty := [i for i, tokens in contexts.items() if not tokens]:
+                    request = requests[empty[0]]
+                    raise UserError(
+                        f"item {request.doc_id} of the task {request.task_name} has an empty context, and an "
+                        "answer needs one: leave the item or the task out"
+                    )
                 places.sort(key=lambda i: -len(contexts[i]))
                 keys = draw_keys([np.array(contexts[i]) for i in places], options.sampling.seed)
                 for some in _chunks(list(zip(places, keys, strict=True)), self.rows):
@@ -230,21 +236,36 @@ class MegaarchLM(GeneratorLM):
                 "--model_args: give run=RUN, and none but form, tokenizer, max_length and "
                 f"tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
             )
-        folder, overrides = run_folder(Path(run)), [*layout(int(tensor_parallel))]
+        given = {
+            "max_length": max_length,
+            "tensor_parallel": tensor_parallel,
+            "batch_size": batch_size,
+        }
+        sizes = {name: _whole(name, value) for name, value in given.items()}
+        folder, overrides = run_folder(Path(run)), [*layout(sizes["tensor_parallel"] or 1)]
         overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
         generator = Generator.of_run(folder, overrides, tokenizer)
         if form is None:
             shared = generator.settings.model.architecture in SHARED
             form = "hf" if shared and converted_from_elsewhere(folder) else "objective"
-        automatic = str(batch_size).startswith("auto")
-        rows = (max_batch_size or ROWS) if automatic else int(batch_size)
-        super().__init__(generator, form, None if max_length is None else int(max_length), rows)
+        rows = sizes["batch_size"] or _whole("max_batch_size", max_batch_size) or ROWS
+        super().__init__(generator, form, sizes["max_length"], rows)
         log.info("%s: the form is %s (docs/tasks.md)", folder, form)
         self.group = generator.grid.group("dp_replicate")
         self._rank = generator.grid.rank("dp_replicate")
         self._world_size = generator.grid.size("dp_replicate")
         if not OBJECTIVES[generator.settings.data.objective].comparable:
             log.warning("A pseudo-likelihood: its scores compare with no other objective's.")
+
+
+def _whole(name: str, value: int | str | None) -> int | None:
+    """Returns a number from 1 that was given as text; None for none and for auto. UserError for another."""
+    text = str(value)
+    if value is None or (name == "batch_size" and text.startswith("auto")):
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise UserError(f"{name}={text}: is not a whole number from 1")
+    return int(text)
 
 
 def layout(tensor_parallel: int) -> list[str]:

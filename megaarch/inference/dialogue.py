@@ -8,11 +8,12 @@ Where the model's positions end the oldest turns leave, whole, and the rest runs
 """
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 import torch
 
-from megaarch.data.example import ConvertedStream
+from megaarch.data.example import ConvertedStream, TooManySpans
 from megaarch.data.prompts import Prompt, turn_block
 from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
@@ -27,7 +28,7 @@ from megaarch.inference.generate import (
     room,
 )
 from megaarch.inference.sampling import draw_keys
-from megaarch.inference.turns import has_turn_blocks, rest
+from megaarch.inference.turns import TURN_BLOCKS, policies, rest
 
 log = logging.getLogger("megaarch")
 
@@ -45,14 +46,15 @@ class Dialogue:
         self.decoding: Decoding | None = None
         self.kept: list[int] = []  # the tokens that the cache holds
         self.pending: int | None = None  # the last token of an answer, which has not run yet
-        made, settings = (
-            generator.prompt_of(np.flatnonzero(generator.text_tokens)[:1]),
-            generator.settings,
-        )
-        if turn_blocks and not has_turn_blocks(made):
+        self.told = False  # that turns left
+        made = generator.example()
+        if turn_blocks and TURN_BLOCKS not in policies(
+            generator.unbounded, made.stream.tokens[-1:]
+        ):
+            model, objective = generator.settings.model, generator.settings.data.objective
             raise UserError(
-                f"turn blocks are a mask of decoders whose answers follow in the prompt's row: "
-                f"{settings.model.architecture} of {settings.data.objective} has none"
+                "turn blocks serve a prefix decoder whose answers follow in the prompt's row, and not "
+                f"{model.architecture} of {objective}: leave out --turn-blocks"
             )
 
     @property
@@ -100,18 +102,25 @@ class Dialogue:
         """Returns the prompt of the dialogue with a new turn. The oldest turns leave until it has room for
         max_tokens or half of the model's positions, whichever is less."""
         of, model = self.generator, self.generator.settings.model
-        check_room(of.unbounded(new), model, "turn")
-        limit = position_limit(model)
-        wanted = min(self.options.max_tokens, (limit or 0) // 2)
-        made, before = of.unbounded(np.array([*self.history, *new])), len(self.turns)
-        while self.turns and room(made, model) < wanted:
+        alone = of.unbounded(new)
+        check_room(alone, model, "turn")
+        wanted = min(self.options.max_tokens, (position_limit(model) or 0) // 2)
+        before = len(self.turns)
+        while self.turns:
+            with suppress(TooManySpans):
+                made = of.unbounded(np.array([*self.history, *new]))
+                if room(made, model) >= wanted:
+                    break
             del self.turns[0]
-            made = of.unbounded(np.array([*self.history, *new]))
+        else:
+            made = alone
         if len(self.turns) < before:
             self.decoding = None
-            log.warning(
-                "megaarch: the dialogue's oldest turns left it: the model knows %d positions", limit
-            )
+            if not self.told:
+                log.warning(
+                    "megaarch: from here on the dialogue's oldest turns leave it to make room"
+                )
+            self.told = True
         return made
 
     def _rest(self, made: Prompt, new: np.ndarray) -> ConvertedStream | None:

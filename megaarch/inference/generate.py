@@ -101,6 +101,10 @@ class Generator:
         settings = self.settings
         return prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
 
+    def example(self) -> Prompt:
+        """Returns a prompt of one token. UserError for a model that cannot generate."""
+        return self.unbounded(np.flatnonzero(self.text_tokens)[:1])
+
     def allowed(self, made: Prompt) -> torch.Tensor:
         """Returns bool [vocabulary_size]: tokens of text, and what ends an answer."""
         allowed = self.text_tokens.copy()
@@ -115,6 +119,7 @@ class Generator:
     ) -> Iterator[Answer]:
         """Yields the answers to `texts`, or to their token ids, in their order."""
         options = options or Options()
+        self.example()  # a model that cannot generate is no fault of the first prompt
         encoded = [self.tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
         prompts = []
         for n, tokens in enumerate(encoded):

@@ -22,7 +22,7 @@ def open_run(
     overrides, tokenizer and errors: as `Generator.of_run`.
     """
     found = opened.open_run(run, overrides, OF_TRAINING, _check_layout)
-    words = tokenizer_of(found.record, found.settings, tokenizer)
+    words = tokenizer_of(found.record, found.settings, tokenizer, run)
     model = found.engine.model
     if found.grid.mesh is None and model.compute_dtype is not None:
         model.to(model.compute_dtype)  # once, and not at every step
@@ -38,16 +38,17 @@ def _check_layout(settings: Settings) -> None:
             )
 
 
-def tokenizer_of(saved: Record, settings: Settings, given: str | None) -> Tokenizer:
-    """Returns the tokenizer of a run, from the file `given` where the run's own has moved. UserError where
-    the file is gone or is another one."""
+def tokenizer_of(saved: Record, settings: Settings, given: str | None, run: Path) -> Tokenizer:
+    """Returns the tokenizer of a run, from the file `given` where the run's own has moved. A relative path
+    is one from where the run was started, a folder above it. UserError where the file is gone or is another
+    one."""
     used = saved.tokenizer
+    places = [Path(used.path), *(folder / used.path for folder in run.absolute().parents)]
+    path = next((str(place) for place in places if place.is_file()), used.path)
     try:
-        found = Tokenizer(
-            given or used.path, settings.data.sentinels, settings.model.vocabulary_size
-        )
+        found = Tokenizer(given or path, settings.data.sentinels, settings.model.vocabulary_size)
     except UserError as error:
-        if given or Path(used.path).exists():
+        if given or Path(path).exists():
             raise
         raise UserError(
             f"{error}: give the file that the run was trained with (--tokenizer)"

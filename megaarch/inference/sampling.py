@@ -17,7 +17,7 @@ DRAWS = 64  # uniform numbers that a prompt's generator makes at a time
 class Sampling:
     """How tokens are chosen.
 
-    temperature: logits are divided by it; 0 is greedy, None is 1 where top_k or top_p are given and
+    temperature: logits are divided by it, from 1e-6 to 1e6; 0 is greedy, None is 1 where top_k or top_p are given and
     else 0. top_k: the most likely tokens that remain; None: all. top_p: the least set of them that holds
     this probability remains (Holtzman et al. 2020). repetition_penalty: divides positive logits, and
     multiplies negative ones, of the tokens of prompt and answer (Keskar et al. 2019, 4.1). seed: together
@@ -32,7 +32,7 @@ class Sampling:
 
     def __post_init__(self):
         for name, fine, want in (
-            ("temperature", self.temperature is None or 0 <= self.temperature < np.inf, "from 0"),
+            ("temperature", self.heat == 0 or 1e-6 <= self.heat <= 1e6, "from 1e-6 to 1e6, or 0"),
             ("top_k", self.top_k is None or self.top_k >= 1, "from 1"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and up to 1"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),

@@ -21,7 +21,8 @@ from megaarch.data.prompts import Prompt, turn_block, window
 from megaarch.errors import UserError
 from megaarch.model.memory_traffic import MemoryTraffic, cache_bytes, memory_traffic
 
-POLICIES = ("recompute", "reuse", "turn_blocks")
+TURN_BLOCKS = "turn_blocks"
+POLICIES = ("recompute", "reuse", TURN_BLOCKS)
 PromptOf = Callable[[Tokens], Prompt]  # of a text, in the model's form
 
 
@@ -169,16 +170,11 @@ def rest(made: Prompt, kept: Tokens) -> ConvertedStream | None:
     return window(made.stream, held, len(made.stream.tokens))
 
 
-def has_turn_blocks(made: Prompt) -> bool:
-    """Whether the mask of turn blocks is one of the model's, by any prompt of it."""
-    return made.encoder is None and made.form.probe is None and made.form.advance == (1,)
-
-
 def policies(prompt_of: PromptOf, text: Tokens) -> tuple[str, ...]:
     """Returns the policies that differ for a model: turn blocks are for decoders whose answers follow in the
     prompt's row and whose cache would not serve on by itself."""
     made = prompt_of(text)
-    if not has_turn_blocks(made):
+    if made.encoder is not None or made.form.probe is not None or made.form.advance != (1,):
         return POLICIES[:2]
     serves = rest(prompt_of(np.append(text, text)), made.stream.tokens) is not None
     return POLICIES[:2] if serves else POLICIES

@@ -34,7 +34,7 @@ def tables(found: Found, gpu: str, cluster: Cluster, lengths: Lengths) -> str:
     """Both tables for a terminal."""
     usable = cluster.gpu.memory * cluster.constants.usable
     costs = [cost for _, cost in found if isinstance(cost, InferenceCost)]
-    width = max(len(cost.name) for cost in costs) + 2
+    width = max(7, *(len(cost.name) + 2 for cost in costs))  # of "model" at least
     lines = [
         f"one {gpu}, bf16, {usable:.0f} GB for tensors; batch of {lengths.batch}, turns of "
         f"{lengths.prompt} tokens, answers of {lengths.answer}",

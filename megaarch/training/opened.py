@@ -1,6 +1,7 @@
 """A trained run, opened: the model of its newest checkpoint, in the layout of the processes at hand."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,26 +74,34 @@ def open_run(
 
 def run_folder(given: Path) -> Path:
     """Returns the folder of a run: the given one, or of STUDY/NAME the run that lies in
-    STUDY/cells/NAME/SIZE-BUDGET-seedN. UserError where a path in a study names no run, or several."""
+    STUDY/cells/NAME/SIZE-BUDGET-seedN. UserError where a path in a study names no run, several, or one that
+    has no complete checkpoint."""
     if complete(given / "checkpoints"):
         return given
-    above = [given, *given.parents][:4]
-    study = next((folder for folder in above if (folder / "study.yaml").is_file()), None)
+    path = given.resolve()
+
+    def shown(run: Path) -> Path:
+        return run if given.is_absolute() else Path(os.path.relpath(run))
+
+    studies = (p for p in [path, *path.parents][:4] if (p / "cells").is_dir())
+    study = next((p for p in studies if (p / "study.yaml").is_file()), None)
     if study is None:
         return given
-    cells, named = study / "cells", given.relative_to(study).parts
+    cells, named = study / "cells", path.relative_to(study).parts
     named = named[1:] if named[:1] == ("cells",) else named
-    runs = sorted(p.parent for p in cells.glob("*/*/checkpoints") if complete(p))
-    if not runs:
-        raise UserError(f"{study} is a study without a trained cell: run megaarch compare first")
-    found = [run for run in runs if run.relative_to(cells).parts[: len(named)] == named]
+    runs = sorted(p for p in cells.glob("*/*") if p.is_dir())
+    found = [p for p in runs if p.relative_to(cells).parts[: len(named)] == named]
     if len(found) == 1 and named:
-        return found[0]
-    what = "is a study"
-    if named:
-        what = f"names {len(found) or 'no'} trained cells of the study {study}"
-    listed = "".join(f"\n  {run.parent.name}: {run}" for run in found or runs)
-    raise UserError(f"{given} {what}: give the run of one cell:{listed}")
+        if complete(found[0] / "checkpoints"):
+            return shown(found[0])
+        raise UserError(
+            f"{shown(found[0])} has no complete checkpoint yet: megaarch status tells how far it is"
+        )
+    what = f"names {len(found) or 'no'} runs of the study {shown(study)}" if named else "is a study"
+    listed = [f"\n  {shown(p)}" for p in found or runs if complete(p / "checkpoints")]
+    if not listed:
+        raise UserError(f"{given} {what}, and none has a complete checkpoint yet")
+    raise UserError(f"{given} {what}: give one of them:{''.join(listed)}")
 
 
 def _settings(

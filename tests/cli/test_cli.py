@@ -7,16 +7,19 @@ import os
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 
 from megaarch import __version__, config
-from megaarch.cli import describe, main
+from megaarch.cli import compare, describe, main
 from megaarch.errors import StorageError, UserError
 from megaarch.study import lock
+from megaarch.study.results import Results
 from tests.conftest import made_up_text
+from tests.study.example_results import cell_at, example_results
 from tests.tools.run import tool
 
 
@@ -289,7 +292,7 @@ def test_a_results_json_that_is_none_is_one_sentence(written, tmp_path, capsys):
     ("presets", "seeds", "cell"),
     [
         (["bert", "gpt"], [0], "gpt"),
-        (["gpt"], [0, 1], "gpt/base-1e+07-seed0"),
+        (["gpt"], [0, 1], "gpt/base-1e+07-seed?"),  # the better one
         (["bert"], [0], None),
     ],
 )
@@ -309,9 +312,21 @@ def test_compare_ends_with_a_command_that_generates(
         assert lines[-1] == str(folder / "results.json")
         return
     assert lines[-4:-1] == [str(folder / "report.html"), str(folder / "results.json"), ""]
-    assert lines[-1] == f"""megaarch generate '{folder / cell}' --prompt "The\""""
-    program, *arguments = shlex.split(lines[-1])
-    assert program == "megaarch" and main(arguments) == 0
+    program, command, run, *arguments = shlex.split(lines[-1])
+    assert (program, command, arguments) == (
+        "megaarch",
+        "generate",
+        ["--prompt", "The", "--max-tokens", "32"],
+    )
+    assert fnmatch(run, str(folder / cell)) and main([command, run, *arguments]) == 0
+
+
+def test_the_command_at_the_end_of_a_study_takes_a_cell_that_reads_its_prefix():
+    cells = [cell_at(name, bits, bits, bits) for name, bits in (("a", 2.0), ("b", 2.2), ("c", 2.5))]
+    cells[0]["heldout"]["reads_prefix"] = False
+    tuned = cell_at("tuned", 1.0, 1.0, 1.0, objective="supervised")
+    results = Results.of(example_results([tuned, *reversed(cells)]))
+    assert compare.generating(results, Path("runs/s")) == Path("runs/s/b")
 
 
 def test_dry_run_prints_what_a_study_takes_and_trains_nothing(raw, tmp_path, capsys):

@@ -162,6 +162,12 @@ def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):
         ({"colour": 3}, "not colour"),
         ({"tensor_parallel": 2}, "1 started processes do not divide"),
         ({"max_length": 9}, "max_length: 9 leaves no room"),
+        ({"max_length": 4096}, "max_length: 4096 is more than the 48 positions"),
+        *(
+            ({name: value}, f"{name}={value}: is not a whole number from 1")
+            for name in ("batch_size", "max_length", "tensor_parallel")
+            for value in ("0", "-1", "1.5", "x")
+        ),
         ({"form": "hf"}, "finds no tokenizer"),
     ],
 )
@@ -169,6 +175,26 @@ def test_bad_arguments_are_told_in_a_sentence(given, told, runs):
     with pytest.raises(UserError, match=told) as caught:
         MegaarchLM(run=runs("gpt"), **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+def test_a_continuation_that_no_row_holds_is_refused(preset, runs):
+    lm = MegaarchLM(run=runs(preset))
+    given = requests("loglikelihood", ("The river", " stone" * 200))
+    with pytest.raises(
+        UserError, match="a continuation of .* tokens has no room in the model's row of 48"
+    ):
+        lm.loglikelihood(given, disable_tqdm=True)
+
+
+def test_an_empty_context_is_named_before_anything_is_generated(runs, monkeypatch):
+    lm = MegaarchLM(run=runs("gpt"))
+    monkeypatch.setattr(lm, "_answers", lambda *given: pytest.fail("it was answered"))
+    given = requests("generate_until", ("The river", {"until": []}), ("", {"until": []}))
+    given[1].metadata = ("colours", 7, 1)
+    given[1].__post_init__()
+    with pytest.raises(UserError, match="item 7 of the task colours has an empty context"):
+        lm.generate_until(given, disable_tqdm=True)
 
 
 @pytest.mark.parametrize(

@@ -47,24 +47,45 @@ def test_a_path_in_a_study_is_the_run_of_a_cell(given, run, study, monkeypatch):
     [
         (".", "is a study", (GPT, LARGE, SMALL)),
         ("cells", "is a study", (GPT, LARGE, SMALL)),
-        ("t5", "names 2 trained cells", (LARGE, SMALL)),
-        ("bert", "names no trained cells", (GPT, LARGE, SMALL)),
-        ("gtp", "names no trained cells", (GPT, LARGE, SMALL)),
+        ("t5", "names 2 runs of the study", (LARGE, SMALL)),
+        ("gtp", "names no runs of the study", (GPT, LARGE, SMALL)),
+        ("cells/t5/../gtp", "names no runs of the study", (GPT, LARGE, SMALL)),
     ],
 )
 def test_a_path_that_names_no_one_run_lists_them(given, what, listed, study):
     with pytest.raises(UserError, match=what) as caught:
         run_folder(study / given)
     lines = str(caught.value).splitlines()[1:]
-    assert lines == [f"  {run.split('/')[1]}: {study / run}" for run in listed]
+    assert lines == [f"  {study / run}" for run in listed]
 
 
 def test_a_study_that_has_not_begun_and_what_lies_in_none(study, tmp_path_factory):
     (other := tmp_path_factory.mktemp("other") / "study").mkdir()
     assert run_folder(other) == other and run_folder(other / "gone") == other / "gone"
     (other / "study.yaml").touch()
-    with pytest.raises(UserError, match="run megaarch compare first"):
-        run_folder(other / "gpt")
+    assert run_folder(other / "gone") == other / "gone"  # a configuration of that name
+    (other / "cells").mkdir()
+    with pytest.raises(UserError, match="none has a complete checkpoint yet"):
+        run_folder(other)
+
+
+def test_a_cell_that_is_still_training_says_so(study):
+    with pytest.raises(UserError, match="bert.* has no complete checkpoint yet: megaarch status"):
+        run_folder(study / "bert")
+
+
+def test_a_seed_is_not_taken_for_the_others_that_still_train(study):
+    (study / GPT.replace("seed0", "seed1")).mkdir()
+    with pytest.raises(UserError, match="names 2 runs of the study"):
+        run_folder(study / "gpt")
+
+
+def test_a_link_and_a_folder_within_a_study_name_its_cell(study, tmp_path_factory, monkeypatch):
+    link = tmp_path_factory.mktemp("links") / "mine"
+    link.symlink_to(study / "cells" / "gpt")
+    assert run_folder(link) == study / GPT
+    monkeypatch.chdir(study / "cells")
+    assert run_folder(Path("gpt")) == Path("gpt") / Path(GPT).name
 
 
 @pytest.mark.parametrize(
@@ -74,4 +95,4 @@ def test_a_study_that_has_not_begun_and_what_lies_in_none(study, tmp_path_factor
 )
 def test_every_command_that_opens_a_run_lists_a_studys_cells(command, study, capsys):
     assert main([*command, str(study)]) == 2
-    assert f"\n  gpt: {study / GPT}\n" in capsys.readouterr().err
+    assert f"\n  {study / GPT}\n" in capsys.readouterr().err

@@ -154,5 +154,8 @@ def find(path: str) -> list[Task]:
     root = Path(path)
     files = sorted(root.glob(f"*{ENDING}")) if root.is_dir() else [root]
     if not files or not all(file.is_file() and file.name.endswith(ENDING) for file in files):
-        raise UserError(f"{path} is no task and no folder of tasks: their files end in {ENDING}")
+        raise UserError(
+            f"{path} is no task and no folder of tasks, whose files end in {ENDING}: a task of "
+            "lm-evaluation-harness goes by its name, with its folder as the include path"
+        )
     return [Task(file) for file in files]

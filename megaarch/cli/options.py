@@ -15,14 +15,15 @@ SET_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, and an option's empty value is a mistake, which would mean the default or the folder one
-    is in; so is `--name=--`, which gives an empty list in Python 3.11. A prompt is what its command takes it for."""
+    """argparse's, but an option's empty value is a mistake, for it would mean the default or the current
+    folder; of an empty prompt the command says more. So is `--name=--`, an empty list in Python 3.11."""
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         before = ""
         for given in sys.argv[1:] if args is None else args:
             name, equals, value = given.partition("=") if given else (before, "=", "")
-            if name.startswith("--") and equals and value in ("", "--") and name != "--prompt":
+            missing = value == "--" or (not value and name != "--prompt")
+            if name.startswith("-") and equals and missing:
                 self.error(f"argument {name}: expected a value, not {value!r}")
             before = given
         return super().parse_known_args(args, namespace)

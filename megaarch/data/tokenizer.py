@@ -82,12 +82,10 @@ class Tokenizer:
         except BaseException as error:  # tokenizers raises bare exceptions, and panics as Rust does
             if not _of_library(error):
                 raise
-            if (
-                bad := next((n for n, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-            ) is not None:
+            if bad := re.search("[\ud800-\udfff]", text):
                 raise UserError(
-                    f"character {bad + 1} of the text {text[:40]!r} is half a surrogate pair, or a byte that "
-                    "is not UTF-8: give UTF-8 text"
+                    f"character {bad.start() + 1} of the text {text[:40]!r} is half a surrogate pair, or a byte "
+                    "that is not UTF-8: give UTF-8 text"
                 ) from error
             raise UserError(
                 f"tokenizer file {self.path} cannot encode {text[:40]!r}: "

@@ -10,9 +10,8 @@ from typing import Any
 
 from megaarch.errors import UserError
 
-MOST_GROWTH = (
-    4096  # bytes for each byte; a charsmap of NFKC may give 33, a step that replaces runs 2
-)
+# Bytes for each byte. A charsmap of NFKC may give 33, a step that replaces runs 2.
+MOST_GROWTH = 4096
 
 
 def check_growth(steps: Any) -> None:

@@ -25,9 +25,8 @@ class TextStream:
         text = self.tokenizer.decode(self.ids)
         end = max(len(text.rstrip(UNFINISHED)), self.sent)
         new, self.sent = text[self.sent : end], end
-        if not text.endswith(
-            UNFINISHED
-        ):  # the window moves on: text that is certain and what came last
+        if not text.endswith(UNFINISHED):
+            # the window moves on: text that is certain and what came last
             self.ids, last = self.ids[self.fresh :], len(self.ids) - self.fresh
             self.fresh, self.sent = last, len(self.tokenizer.decode(self.ids))
         return self._up_to_stop(new)

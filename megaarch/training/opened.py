@@ -43,8 +43,8 @@ def open_run(
     training: Mapping[str, Any] | None = None,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Opened:
-    """Opens the run that `run` names (`run_folder`). One process holds the whole model; several take the run's layout,
-    or what overrides say of it. torch runs it, whatever engine trained it.
+    """Opens the run that `run` names (`run_folder`). One process holds the whole model; several take the
+    run's layout, or what overrides say of it. torch runs it, whatever engine trained it.
 
     overrides: `--set` settings. training: settings of that section in place of the run's.
     check: raises a UserError for a layout that the caller does not serve, before anything is built.

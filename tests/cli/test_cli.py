@@ -41,6 +41,7 @@ def file(raw, tmp_path):
         ["megaarch", "fit", "--points"],
         ["preprocess", "--output"],
         ["benchmark", "plans", "--output"],
+        ["megaarch", "generate", "x", "--stop"],
     ],
 )
 def test_an_empty_value_and_two_dashes_are_no_value(command, value, joined, capsys):
@@ -49,6 +50,12 @@ def test_an_empty_value_and_two_dashes_are_no_value(command, value, joined, caps
     with pytest.raises(SystemExit, match="2"):
         main(arguments) if program == "megaarch" else tool(program)(arguments)
     assert f"argument {option}: expected a value, not {value!r}" in capsys.readouterr().err
+
+
+def test_two_dashes_are_no_prompt(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "x", "--prompt=--"])
+    assert "argument --prompt: expected a value, not '--'" in capsys.readouterr().err
 
 
 def test_help_of_every_command(capsys):

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from megaarch.report import notation
 from megaarch.report.style import LIGHT, Look, Panel, drawable
 
-WIDTH, HEIGHT = 390, 270  # points
+WIDTH, HEIGHT = 370, 260  # points
 SMALL_WIDTH, SMALL_HEIGHT = 230, 165
 LETTER = 5.3  # points, about the width of one letter
 LINE_GAP = 12.0  # points between names at the ends of curves
@@ -81,8 +81,8 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) ->
     wanted = [to_axes.transform(ends[label])[1] * points for label in labels]
     above = range(len(labels) - 1, -1, -1)  # how many names stand above each, within the frame
     places = [
-        min(place, points - LINE_GAP * n)
-        for place, n in zip(spread(wanted, LINE_GAP), above, strict=True)
+        min(max(place, LINE_GAP * below), points - LINE_GAP * n)
+        for below, (place, n) in enumerate(zip(spread(wanted, LINE_GAP), above, strict=True))
     ]
     for label, place in zip(labels, places, strict=True):
         colour = look[label].colour

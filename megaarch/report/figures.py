@@ -10,7 +10,7 @@ from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import laws, notation, plots
 from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell, merged_cells
+from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.evidence import evidence
 from megaarch.report.masks import mask_panel
 from megaarch.report.panel import (
@@ -181,7 +181,7 @@ def tasks(
 
 
 def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
-    """Rows of the cells that have the value, lowest first.
+    """Rows of the cells that have the value and are not finetuned, lowest first.
 
     Bits per byte of a continuation: comparable cells alone. Of the choice a pseudo-likelihood stands
     among the rest, and is marked. A middle is a likelihood for every cell that has one (the chain
@@ -190,7 +190,11 @@ def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
     rows = []
     for cell in cells:
         value, comparable = getattr(cell.heldout, measure), cell.heldout.comparable
-        if value is None or not (comparable or measure != "continuation_bits_per_byte"):
+        if (
+            value is None
+            or finetuned(cell)
+            or not (comparable or measure != "continuation_bits_per_byte")
+        ):
             continue
         mark = "" if comparable else PSEUDO
         if measure == "middle_bits_per_byte":

@@ -49,6 +49,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """Yardsticks by which the same cells come first. names: their labels, the best first and then those not
+    distinguishable from it; none where no cell can be told from the best."""
+
+    yardsticks: list[Yardstick]
+    names: list[str]
+
+
+@dataclass(frozen=True)
 class Finding:
     """The answer at one budget, or after what study.adapt added to it (`adaptation`). verdicts: of
     cells that are not finetuned, by continuations first, if any has a value there; of_finetuned: of
@@ -137,14 +146,16 @@ def unigram(results: Results) -> Score | None:
     return None if value is None else Score(value, [value, value], results.unigram_paired)
 
 
-def headline(results: Results, plain: bool = False) -> list[str]:
+def headline(results: Results, plain: bool = False, leads: bool = True) -> list[str]:
     """The answer: who does not read its prefix; for each budget who is best, by how much and who
-    ties, or who is best at what; then what bounds it."""
+    ties; then what bounds it. leads: with who is best by which other yardstick."""
     found, match = findings(results), results.budget.match
     sentences = unread(found, match, plain)
     for finding in found:
-        sentences += [answer(match, finding, plain), *by_yardstick(finding.verdicts)]
-        sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
+        sentences.append(answer(match, finding, plain))
+        if leads:
+            sentences += by_yardstick(finding.verdicts)
+            sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
     if found and one_seed(found):
         sentences.append("Seeds were not varied: another run may rank otherwise.")
     sentences += against_unigram(results, found, plain)
@@ -269,10 +280,11 @@ def answer(match: str, finding: Finding, plain: bool) -> str:
     return f"{sentence}; {rest}."
 
 
-def by_yardstick(verdicts: Sequence[Verdict], whom: str = "") -> list[str]:
-    """Who is at the top of each other yardstick; yardsticks with the same top share a clause."""
+def leads(verdicts: Sequence[Verdict]) -> list[Lead]:
+    """Who is at the top of each yardstick but the main one; yardsticks with the same top share a row, and those
+    by which no cell differs from the best come last."""
     groups: dict[tuple[str, ...], list[Yardstick]] = {}
-    level = []  # yardsticks by which no cell differs from the best
+    level = []
     for v in verdicts:
         if v.yardstick.key == MAIN or len(v.order) < 2:
             continue
@@ -280,14 +292,23 @@ def by_yardstick(verdicts: Sequence[Verdict], whom: str = "") -> list[str]:
             level.append(v.yardstick)
         else:
             groups.setdefault(tuple(cell.label for cell in v.top), []).append(v.yardstick)
-    clauses = [
-        f"on {phrases(yardsticks)} {names[0]} leads"
-        + (f", not distinguishable from {listed(names[1:])}" if len(names) > 1 else "")
-        for names, yardsticks in groups.items()
-    ]
-    if level:
-        clauses.append(f"on {phrases(level)} no cell can be told from the best")
+    found = [Lead(yardsticks, list(names)) for names, yardsticks in groups.items()]
+    return found + ([Lead(level, [])] if level else [])
+
+
+def by_yardstick(verdicts: Sequence[Verdict], whom: str = "") -> list[str]:
+    """The leads as a sentence; none without a lead."""
+    clauses = [clause(lead) for lead in leads(verdicts)]
     if not clauses:
         return []
     text = whom + "; ".join(clauses)
     return [f"{text[0].upper()}{text[1:]}."]
+
+
+def clause(lead: Lead) -> str:
+    """A lead as a part of a sentence."""
+    start = f"on {phrases(lead.yardsticks)}"
+    if not lead.names:
+        return f"{start} no cell can be told from the best"
+    best, *ties = lead.names
+    return f"{start} {best} leads" + (f", not distinguishable from {listed(ties)}" if ties else "")

@@ -17,7 +17,9 @@ from megaarch.report import inference, laws, notation
 from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
+from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
+from megaarch.report.panel import phrases
 from megaarch.report.ranking import adaptation_table, columns_of, table
 from megaarch.report.style import RC, Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
@@ -59,7 +61,8 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         created=day(results.created or ""),
         unread=report_findings.unread(findings, results.budget.match, False),
         arguments=[argued(argument) for argument in evidence(results, probed)],
-        headline=report_findings.headline(results),
+        headline=report_findings.headline(results, leads=False),
+        leads=leads(results.budget.match, findings),
         columns=columns,
         tables=[
             table(results.budget.match, finding, columns, look)
@@ -74,6 +77,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         sections={name: grouped(panels) for name, panels in drawn.items()},
         inference=inference.table(probed, cells, look),
         laws=laws.table(results, look, cells),
+        shared_losses=len({cell.objective for cell in cells}) < len({cell.name for cell in cells}),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),
         warnings=warnings_for(results),
@@ -86,6 +90,27 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         facts=list(facts(results, cells)),
         palette=palette(),
     )
+
+
+def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Who is best by which yardstick: (which cells, rows), where there are rows."""
+    several = len(findings) > 1
+    found = []
+    for finding in findings:
+        amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
+        each = f"At {amount} each" if several else ""
+        for verdicts, whom in ((finding.verdicts, each), (finding.of_finetuned, "finetuned cells")):
+            whom = f"{each}, {whom}" if several and whom != each else whom
+            rows = [
+                {
+                    "yardsticks": phrases(lead.yardsticks),
+                    "best": lead.names[0] if lead.names else "",
+                    "ties": notation.listed(lead.names[1:]),
+                }
+                for lead in report_findings.leads(verdicts)
+            ]
+            found += [(whom[:1].upper() + whom[1:], rows)] if rows else []
+    return found
 
 
 def argued(argument: Argument) -> dict[str, Any]:

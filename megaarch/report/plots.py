@@ -81,10 +81,9 @@ def curves(
         ax.plot(
             [a / divisor for a, _ in points],
             [b for _, b in points],
-            color=style.colour,
             linestyle=style.dash,
             gid=panel.gid(label, says),
-            marker=style.marker,
+            **style.marks,
         )
     low, high, start = vertical_range(list(series.values()), reference)
     ax.set(xlabel=x_label, ylabel="held-out bits per byte")
@@ -146,13 +145,12 @@ def dots(
         ax.plot(
             [low, value, high],
             [place] * 3,
-            color=style.colour,
             linewidth=2,
             solid_capstyle="round",
-            marker=style.marker,
             markevery=[1],
             markersize=6,
             gid=panel.gid(label, says),
+            **style.marks,
         )
         where: dict[str, Any] = {
             "xycoords": ("axes fraction", "data"),
@@ -190,10 +188,9 @@ def lengths(
         ax.plot(
             xs,
             ys,
-            color=style.colour,
             linestyle=style.dash,
-            marker=style.marker,
             gid=panel.gid(label, says),
+            **style.marks,
         )
         ends[label] = xs[-1], ys[-1]
         places.update(n for n, *_ in known)
@@ -243,8 +240,9 @@ def bars(
 
 def losses(name: str, title: str, cells: Sequence[MergedCell], look: Looks) -> Panel:
     """Training loss of the cells of one objective, with its running mean."""
-    panel = Panel(name, title, canvas(SMALL_WIDTH, SMALL_HEIGHT))
-    right = 12 if len(cells) == 1 else margin([cell.label for cell in cells]) + 4
+    alone = len(cells) == 1
+    panel = Panel(name, title, canvas(*((SMALL_WIDTH, SMALL_HEIGHT) if alone else (WIDTH, HEIGHT))))
+    right = 12 if alone else margin([cell.label for cell in cells]) + 8
     ax = axes(panel, 32, right, bottom=34, top=6)
     series, largest = series_of(cells, "losses", "flops", "loss")
     divisor, unit = flops_scale(largest)
@@ -302,7 +300,7 @@ def sizes(
         style = of_series[label] = look[cells[0].label]
         shows = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
         ax.errorbar(xs, ys, half_intervals(cells), fmt="none", ecolor=style.colour, alpha=0.45)
-        ax.plot(xs, ys, color=style.colour, marker=style.marker, gid=panel.gid(label, shows))
+        ax.plot(xs, ys, gid=panel.gid(label, shows), **style.marks)
         ends[label] = xs[-1], ys[-1]
         places.update(xs)
     ax.set_xscale("log")
@@ -361,10 +359,9 @@ def lines(
         ax.plot(
             places,
             [p.value for p in points],
-            color=style.colour,
             linestyle=style.dash,
-            marker=style.marker,
             gid=panel.gid(label, f"{label}: {last.value:.3g} at the end"),
+            **style.marks,
         )
         ends[label] = last.x, last.value
     more = [(label, curve) for label, curves in (thin or {}).items() for curve in curves]

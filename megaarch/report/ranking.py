@@ -191,7 +191,7 @@ def row(
         "label": cell.label,
         "kind": f"{cell.architecture}, {cell.objective}".replace("_", " "),
         "seeds": cell.seeds,
-        "parent": cell.parent,
+        "parent": (cell.parent or "").partition("/")[0],
         "tied": tied,
         "unread": cell.heldout.reads_prefix is False,
         "colour": look[cell.label].variable,

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,7 +17,6 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from megaarch.config.catalogue import PRESETS
-from megaarch.config.schema import ADAPTED
 from megaarch.report.cells import MergedCell
 
 # name -> (light, dark); those of presets stand in the catalogue
@@ -64,15 +64,22 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one cell is drawn everywhere."""
+    """How one cell is drawn everywhere. hollow: its markers are not filled, for it starts from another cell."""
 
     key: str
     marker: str
     dash: Any
+    hollow: bool = False
 
     @property
     def colour(self) -> str:
         return palette()[self.key][0]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """How matplotlib draws its lines and markers."""
+        fill = LIGHT["page"] if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "markerfacecolor": fill}
 
     @property
     def variable(self) -> str:
@@ -122,21 +129,25 @@ def variable(name: str) -> str:
 
 
 def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
-    """Label -> look. A cell of no preset takes the colour of one that the study does not use."""
+    """Label -> look. A cell of no preset takes the colour of one that the study does not use; one that starts
+    from another takes that one's, with hollow markers."""
     used = {cell.preset for cell in cells}
     drawn = [preset.name for preset in PRESETS.values() if preset.colour]
     spare = [name for name in drawn if name not in used] or drawn
+    colours = cycle(spare)
     chosen: dict[str, Look] = {}
     keys: dict[str, str] = {}
     for cell in cells:
         if cell.label in chosen:
             continue
-        key = cell.preset
+        key, parent = cell.preset, (cell.parent or "").partition("/")[0]
         if key not in drawn:
-            key = keys.setdefault(cell.name.removesuffix(ADAPTED), spare[len(keys) % len(spare)])
+            key = keys.get(cell.name) or keys.get(parent) or next(colours)
+        keys[cell.name] = key
         again = sum(look.key == key for look in chosen.values())
         dash = DASHES[again % len(DASHES)] if cell.heldout.comparable else "--"
-        chosen[cell.label] = Look(key, PRESETS[key].marker or "o", dash)
+        hollow = parent in keys
+        chosen[cell.label] = Look(key, PRESETS[key].marker or "o", dash, hollow)
     return chosen
 
 

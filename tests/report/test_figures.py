@@ -8,7 +8,7 @@ from megaarch import report
 from megaarch.attention.parts import area
 from megaarch.report import axes, figures, masks
 from megaarch.report.cells import merged_cells
-from megaarch.report.style import write
+from megaarch.report.style import LIGHT, looks, write
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     cell_at,
@@ -102,6 +102,19 @@ def test_names_at_curve_ends_do_not_touch_and_keep_their_order():
     gaps = [b - a for a, b in pairwise(places)]
     assert min(gaps) >= 12 - 1e-9
     assert axes.spread([0, 100], 12) == [0, 100]
+
+
+def test_a_cell_that_starts_from_another_is_drawn_in_its_colour_with_hollow_markers():
+    cells = [
+        cell_at("b", 2, 1, 3),
+        cell_at("a", 2, 1, 3),
+        cell_at("a-tuned", 2, 1, 3, parent="a/base-3e+13-seed0"),
+    ]
+    look = looks(merged_cells(Results.of(example_results(cells))))
+    assert look["a-tuned"].key == look["a"].key != look["b"].key
+    assert look["a-tuned"].dash != look["a"].dash
+    assert look["a"].marks["markerfacecolor"] == look["a"].colour
+    assert look["a-tuned"].marks["markerfacecolor"] == LIGHT["page"]
 
 
 def test_figures_are_written_as_pdf_and_svg_and_twice_the_same(tmp_path):

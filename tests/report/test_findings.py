@@ -1,5 +1,7 @@
 """The panel: who wins on what, who does not read, and that a study of equals names no winner."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -118,7 +120,7 @@ def with_tasks(cell: dict, shares: dict[str, float]) -> dict:
     return cell
 
 
-def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text():
+def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text(tmp_path):
     raw = with_tasks(cell_at("raw", 2.0, 1.9, 2.1), {"copa": 0.5})
     names = {"tuned": (1.0, 0.95), "mistuned": (0.5, 0.3)}
     tuned = [
@@ -137,8 +139,14 @@ def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text():
     apart = lines.index("finetuned: ranked by tasks alone")
     assert [line.split()[0] for line in lines[apart + 1 : apart + 3]] == ["tuned", "mistuned"]
     assert verdicts(results)["continuation"] == ["raw"] == verdicts(results)["tasks"]
-    [panel] = sections(Results.of(results))["tasks"]
-    assert panel.name == "task-copa"
+    drawn = sections(Results.of(results))
+    of_text = [set(panel.groups.values()) for panel in (*drawn["heldout"], *drawn["choice"])]
+    assert of_text and not any("tuned: " in says for each in of_text for says in each)
+    assert [panel.name for panel in drawn["tasks"]] == ["task-copa"]
+    page = write_page(results, tmp_path / "report.html").read_text()
+    table = page.partition('<table class="leads">')[2].partition("</table>")[0]
+    words = " ".join(re.sub("<[^>]*>", " ", table).split())
+    assert words.endswith("Finetuned cells the mean of the tasks and the task copa tuned")
 
 
 def test_the_mean_of_tasks_is_a_yardstick_and_a_column(tmp_path):

@@ -32,19 +32,21 @@ def cluster_arguments(command: argparse.ArgumentParser, *, required: bool) -> No
 
 def run(options: argparse.Namespace) -> int:
     from megaarch.planner import display
-    from megaarch.planner.cells import plans
+    from megaarch.planner.cells import cells, plans
 
-    found = plans(read(options), cluster_of(options), options.gpus, options.top)
+    raw = read(options)
+    found = plans(raw, cluster_of(options), options.gpus, options.top)
     if options.json:
         print(json.dumps({"plans": [display.record(name, plan) for name, plan in found]}, indent=1))
         return 0
+    width = max((len(name) for name, _ in cells(raw)), default=0)
     best = None
     for name, plan in found:  # a large study takes minutes: each line as it is found
         if best is None:
             best = plan
-            print(display.heading(named=bool(name)), flush=True)
-        print(display.line(name, plan), flush=True)
-    if best and not name:
+            print(display.heading(width), flush=True)
+        print(display.line(name, plan, width), flush=True)
+    if best and not width:
         print(f"\nthe best one\n{display.details(best)}")
     return 0
 

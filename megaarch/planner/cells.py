@@ -32,9 +32,11 @@ def plans(
 
 
 def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
-    """Name and settings of each cell of a study, seeds left out. Budgets tell apart cells that would
-    else have one name."""
+    """Name and settings of each cell of a study, seeds left out; none without a study. Budgets tell apart cells
+    that would else have one name."""
     study = config.resolve(raw).study
+    if study is None:
+        return
     for cell in expand(raw, Path("runs") / study.name):
         if cell.seed == study.seeds[0]:
             name = f"{cell.name}/{cell.size}" if cell.size else cell.name

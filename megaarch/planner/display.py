@@ -44,17 +44,17 @@ def overrides(plan: PlannedLayout) -> dict[str, Any]:
     return chosen | {"training.micro_batch_size": training.micro_batch_size}
 
 
-def heading(*, named: bool) -> str:
-    """Above the lines of plans. named: of the cells of a study."""
+def heading(width: int) -> str:
+    """Above the lines of plans. width: of the longest name of a cell, 0 without names."""
     return (
-        (f"{'cell':<15}" if named else "")
+        (f"{'cell':<{width + 2}}" if width else "")
         + f"{'layout':<21}{'schedule':<13}{'rows':>5} {'recompute':<10}{'GB':>5}{'s/step':>8}"
         + f"{'MFU':>6}{'GPU-h':>9}{'days':>8}  limit"
     )
 
 
-def line(name: str, plan: PlannedLayout) -> str:
-    """A plan, within 110 columns."""
+def line(name: str, plan: PlannedLayout, width: int) -> str:
+    """A plan, within 95 columns behind the name."""
     parallel = plan.settings.parallel
     schedule = {"interleaved_1f1b": "interleaved", "zero_bubble": "zero bubble"}.get(
         parallel.schedule, parallel.schedule
@@ -63,7 +63,7 @@ def line(name: str, plan: PlannedLayout) -> str:
     cost = "-" if hours is None else f"{hours:.3g}" if hours < 1e6 else f"{hours:.2e}"
     days = "-" if plan.hours is None else f"{plan.hours / 24:.3g}"
     return (
-        (f"{name:<15.14}" if name else "")
+        (f"{name:<{width + 2}}" if width else "")
         + f"{layout(plan.settings):<21}"
         + f"{schedule if parallel.pipeline_parallel > 1 else '-':<13}"
         + f"{plan.settings.training.micro_batch_size:>5} {parallel.recompute:<10}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy import stats
 
 from megaarch.scaling.law import NAMES, Fit
 
@@ -54,7 +55,7 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
     budgets = np.geomspace(low, high, STEPS)
     found = first.law.best_loss(budgets) - second.law.best_loss(budgets)
     resampled = _differences(first, second, budgets)
-    widened = np.sqrt(max(len(p) / (len(p) - len(NAMES)) for p in (first.points, second.points)))
+    widened = _widened(min(len(first.points), len(second.points)))
     edges = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     bounds = found + widened * (edges - found)
     of = Comparison(
@@ -73,6 +74,14 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
         crossing=_crossings(found[None], budgets)[0].item(),
         crossing_interval=(edges[0].item(), edges[1].item()),
     )
+
+
+def _widened(points: int) -> float:
+    """By how much quantiles of resamples of so many points are widened: residuals of a fit are smaller than
+    what they estimate, and their size is itself an estimate (Student's t over the normal quantile)."""
+    free = points - len(NAMES)
+    tail = (1 + LEVEL) / 2
+    return float(np.sqrt(points / free) * stats.t.ppf(tail, free) / stats.norm.ppf(tail))
 
 
 def _differences(first: Fit, second: Fit, budgets: np.ndarray) -> np.ndarray:

@@ -67,9 +67,7 @@ def _check(folder: StudyFolder, console: Console) -> None:
         if warning:
             console.print(warning, style="yellow", markup=False)
     preflight.check(folder)
-    for name, own in {cell.name: folder.text_of(cell) for cell in folder.cells}.items():
-        if own.manifest.key != prepared.manifest.key:
-            _show_own_data(name, own.manifest, console)
+    _show_own_data(folder, console)
     identities: dict[str | None, dict[str, Any]] = {}
     for cell in folder.cells:
         known = None
@@ -179,9 +177,18 @@ def _show_data(manifest: PreparedManifest, console: Console) -> None:
     )
 
 
-def _show_own_data(name: str, manifest: PreparedManifest, console: Console) -> None:
-    console.print(
-        f"  {name} trains on {manifest.source}: {manifest.train_tokens:,} tokens; left out "
-        f"because the study holds them out: {manifest.excluded_documents} documents, "
-        f"{manifest.excluded_paragraphs} paragraphs"
-    )
+def _show_own_data(folder: StudyFolder, console: Console) -> None:
+    """A line for each text that is not the study's, with the cells that train on it."""
+    texts = {cell.name: folder.text_of(cell).manifest for cell in folder.cells}
+    for key in dict.fromkeys(text.key for text in texts.values()):
+        names = [name for name, text in texts.items() if text.key == key]
+        text = texts[names[0]]
+        if key == folder.text.manifest.key:
+            continue
+        more = len(text.sources) - 1
+        source = f"{text.source.partition(', ')[0]} and {more} more" if more else text.source
+        console.print(
+            f"  {', '.join(names)} train{'s' * (len(names) == 1)} on {source}: "
+            f"{text.train_tokens:,} tokens; left out because the study holds them out: "
+            f"{text.excluded_documents} documents, {text.excluded_paragraphs} paragraphs"
+        )

@@ -140,13 +140,14 @@ def test_a_study_has_one_layout_a_cell(planned, tmp_path, capsys):
     del planned["training"]["steps"]
     planned["study"] = {
         "budgets": [1e15],
-        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
+        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5-of-a-long-name", "preset": "t5"}],
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(planned))
     assert main(["plan", str(path), "--gpus", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["cell", "gpt", "t5"]
+    assert [line.split()[0] for line in lines] == ["cell", "gpt", "t5-of-a-long-name"]
+    assert len({line.index(word) for line, word in zip(lines, ("layout", "dp8", "dp8"))}) == 1
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,11 @@ def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path, prepared):
             },
         },
     ]
-    parent, child = compare(study, tmp_path / "s", QUIET)["cells"]
+    study["study"]["cells"].append(study["study"]["cells"][1] | {"name": "again"})
+    console = Console(file=io.StringIO(), width=500)
+    parent, child, _ = compare(study, tmp_path / "s", console)["cells"]
+    [said] = [line for line in console.file.getvalue().splitlines() if "left out" in line]
+    assert said.startswith(f"  finetuned, again train on {pairs}: ")
     assert child["objective"] == "supervised" and child["parent"] == parent["key"]
     assert child["data"]["excluded_documents"] > 5 and child["data"]["source"] == str(pairs)
     assert parent["data"]["excluded_documents"] == 0

@@ -70,6 +70,17 @@ def test_adafactor_equals_one_process(ranks, given, size, pool, raw, single):
         runs.compare(found[preset], wanted[preset], f"{preset} {given}", 1e-5)
 
 
+@pytest.mark.parametrize("name", ["tp2", "pp2", "cp2"])
+def test_middles_equal_one_process(name, pool, raw, single):
+    """fill_in_middle, which no preset has by itself: rows of three kinds, of which two are blocks of a prefix."""
+    ranks, given, deeper = LAYOUTS[name]
+    settings = deeper | BRIEFER["tp2"] | {"data.objective": "fill_in_middle"}
+    found = runs.merge(pool.run(ranks, runs.run, raw, ["gpt", "prefix_lm"], settings | given))
+    wanted = single(("gpt", "prefix_lm"), settings)
+    for preset in ("gpt", "prefix_lm"):
+        runs.compare(found[preset], wanted[preset], f"{preset} {name}", 1e-5)
+
+
 def test_stages_hand_on_what_one_process_keeps_in_bf16(pool, raw, single):
     """The residual stream is bf16, between stages too."""
     settings = DEEPER | {"training.precision": "bf16", "training.steps": 2}

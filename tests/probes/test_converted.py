@@ -1,0 +1,78 @@
+"""Probes of models that were converted from Hugging Face: their attention is transformers' own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from megaarch.probes import catalogue
+from megaarch.probes.attention_weights import recorded_attention
+from megaarch.probes.subject import open_subject
+from tests.harness.local import FAMILIES, write_pair
+
+ROWS, LENGTH, PREFIX = 3, 24, 12
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    return write_pair(request.param, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Documents, of which some are held out."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    words = ("river", "stone", "garden", "letter", "window", "forest", "market", "winter")
+    rng = np.random.default_rng(0)
+    documents = (" ".join(rng.choice(words, 60)) for _ in range(40))
+    file.write_text("\n<|endoftext|>\n".join(documents))
+    return file
+
+
+@pytest.fixture
+def given(text, tmp_path):
+    return [f"data.source={text}", "data.held_out=0.4", f"data.cache={tmp_path}"]
+
+
+def theirs(folder, streams):
+    """Attention of transformers' model in fp64, [(encoder,) decoder, (cross)], each [L, B, H, n, m]."""
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").double()
+    streams = [tokens.clamp(max=model.config.vocab_size - 1) for tokens in streams]  # our padding
+    named = {"input_ids": streams[0]}
+    if len(streams) > 1:
+        named["decoder_input_ids"] = streams[1]
+    with torch.no_grad():
+        found = model.eval()(**named, output_attentions=True)
+    if len(streams) == 1:
+        return [torch.stack(found.attentions)]
+    kinds = (found.encoder_attentions, found.decoder_attentions, found.cross_attentions)
+    return [torch.stack(kind) for kind in kinds]
+
+
+def test_attention_of_a_converted_model_is_transformers_own(pair, given):
+    folder, run = pair
+    subject = open_subject(run, given)
+    batch = subject.batch(subject.rows(LENGTH, ROWS), PREFIX)
+    with torch.no_grad(), recorded_attention(subject.model) as weights:
+        subject.model.run(batch)
+    streams = [stream.tokens for stream in batch.streams]
+    layers = [weights.own[i] for i in sorted(weights.own)]
+    depth = len(layers) // len(streams)
+    ours = [torch.stack(layers[s * depth : (s + 1) * depth]) for s in range(len(streams))]
+    if weights.cross:
+        ours.append(torch.stack([weights.cross[i] for i in sorted(weights.cross)]))
+    for mine, wanted in zip(ours, theirs(folder, streams), strict=True):
+        rows = mine.sum(-1) > 0  # our queries of padding see nothing
+        assert rows.any()
+        torch.testing.assert_close(mine[rows], wanted[rows], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("probe", ["rank", "position", "difficulty", "dialogue"])
+def test_every_probe_measures_a_converted_model(probe, pair, given):
+    _, run = pair
+    found = catalogue.run(probe, [run], catalogue.Options(rows=8, length=LENGTH), given)
+    [record] = found.cells.values()
+    values = [e.value for _, e in catalogue.estimates(record) if e.value is not None]
+    assert values and all(map(math.isfinite, values))

@@ -42,11 +42,13 @@ class MergedHeldout(Heldout):
 class MergedCell(CellResult):
     """A cell of a study with the mean over its seeds in place of each value.
 
-    label: its name, with its size where the study has several. seeds: how many.
+    label: its name, with its size where the study has several. seeds: how many. heir: it began with
+    another cell's weights, and has with what these cost more than the cells that it would rank with.
     """
 
     label: str
     seeds: int
+    heir: bool = False
     heldout: MergedHeldout  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
 
 
@@ -60,7 +62,35 @@ def merged_cells(results: Results) -> list[MergedCell]:
         sizes = {other.size for other in cells if other.name == cell.name}
         if len(sizes) > 1 and cell.size:
             cell.label = f"{cell.name} {cell.size}"
+    mark_heirs(cells, results.budget.match)
     return cells
+
+
+def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:
+    """Marks the heirs of each place: cells with more ancestors than others that rank there, and with more than
+    any of these in all, in FLOPs or, where tokens are matched, in tokens."""
+    by_key = {seedless(cell.key): cell for cell in cells}
+    ancestors = [_ancestors(cell, by_key) for cell in cells]
+    groups: dict[tuple, list[tuple[int, float, MergedCell]]] = {}
+    for cell, number in zip(cells, ancestors, strict=True):
+        amount = cell.total_tokens if match.endswith("tokens") else cell.total_flops
+        groups.setdefault((place(cell), finetuned(cell)), []).append((number, amount or 0.0, cell))
+    for group in groups.values():
+        fewest = min(number for number, _, _ in group)
+        most = max(amount for number, amount, _ in group if number == fewest)
+        for number, amount, cell in group:
+            cell.heir = number > fewest and amount > (1 + FLOPS_TOLERANCE) * most
+
+
+def _ancestors(cell: MergedCell, by_key: dict[str, MergedCell]) -> int:
+    """How many cells of the study its weights have been."""
+    parent = by_key.get(seedless(cell.parent)) if cell.parent else None
+    return 0 if parent is None else 1 + _ancestors(parent, by_key)
+
+
+def seedless(key: str | None) -> str:
+    """A cell's key without its seed."""
+    return (key or "").partition("-seed")[0]
 
 
 def merge(cells: Sequence[CellResult]) -> MergedCell:
@@ -148,10 +178,6 @@ def place(cell: CellResult) -> tuple[float, float | None]:
 
 def before_adaptation(cells: Sequence[MergedCell], child: MergedCell) -> MergedCell | None:
     """The cell of `cells` that `child` starts from, whatever its seeds; None where it is not there."""
-
-    def seedless(key: str | None) -> str:
-        return (key or "").rpartition("-seed")[0]
-
     wanted = seedless(child.parent)
     return next((cell for cell in cells if wanted and seedless(cell.key) == wanted), None)
 

@@ -28,6 +28,7 @@ from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
+LONGER = "Hollow: from another cell's weights, and so trained longer."
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
 NOTES = {
     PSEUDO: BOTH_SIDES,
@@ -103,7 +104,7 @@ def heldout(
     def has_curve(cell: MergedCell) -> bool:
         return any(point.heldout is not None for point in cell.curve)
 
-    if order := list(filter(has_curve, report_findings.ranked(cells))):
+    if order := list(filter(has_curve, report_findings.comparable(cells))):
         inherits = any(cell.inherited_flops for cell in order)
         starts = "A cell that starts from another begins at what that one spent."
         own = "Each cell's own time, without that of the one it starts from."
@@ -115,8 +116,11 @@ def heldout(
             yield panel
     if rows := entries(cells, "continuation_bits_per_byte"):
         title = "At the end, with 95% intervals"
-        yield plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
-    yield from by_length(report_findings.ranked(cells), look, suffix)
+        panel = plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
+        if report_findings.heirs(cells):
+            panel.caption = LONGER
+        yield panel
+    yield from by_length(report_findings.comparable(cells), look, suffix)
     if others := list(filter(has_curve, report_findings.apart(cells))):
         title = "Pseudo-likelihood, apart"
         panel = plots.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)

@@ -12,7 +12,7 @@ from megaarch.report.cells import (
     place,
     value_of,
 )
-from megaarch.report.notation import are, budget, count, listed
+from megaarch.report.notation import are, budget, count, listed, power
 from megaarch.report.panel import (
     CONTINUATION,
     LEVEL,
@@ -83,10 +83,21 @@ class Finding:
         return self.main.tied if self.main else []
 
 
+def comparable(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Cells whose bits per byte are a likelihood of what they were trained for, the lowest first; those
+    without a value last."""
+    found = [cell for cell in cells if cell.heldout.comparable and not finetuned(cell)]
+    return sorted(found, key=lambda c: (c.bits_per_byte is None, c.bits_per_byte or 0.0))
+
+
 def ranked(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Comparable cells with the lowest bits per byte first; cells without a value last."""
-    comparable = [cell for cell in cells if cell.heldout.comparable and not finetuned(cell)]
-    return sorted(comparable, key=lambda c: (c.bits_per_byte is None, c.bits_per_byte or 0.0))
+    """Comparable cells that have trained for the budget, heirs left out."""
+    return [cell for cell in comparable(cells) if not cell.heir]
+
+
+def heirs(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Comparable cells that have trained longer, from another cell's weights, and rank with no other."""
+    return [cell for cell in comparable(cells) if cell.heir]
 
 
 def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
@@ -97,14 +108,15 @@ def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 
-    Continuations and the choice: comparable cells that are not finetuned. A middle is a likelihood
+    No heirs. Continuations and the choice: comparable cells that are not finetuned. A middle is a likelihood
     for every cell that has one (the chain rule, from left to right), but not an equal task for those
     that are told its length. Tasks: those that are not finetuned.
     """
+    text = [cell for cell in cells if not finetuned(cell) and not cell.heir]
     if yardstick is MIDDLE:
-        return [c for c in cells if not knows_length(c.objective) and not finetuned(c)]
+        return [cell for cell in text if not knows_length(cell.objective)]
     if yardstick.key.startswith("task"):
-        return [cell for cell in cells if not finetuned(cell)]
+        return text
     return ranked(cells)
 
 
@@ -153,6 +165,7 @@ def headline(results: Results, plain: bool = False, leads: bool = True) -> list[
     sentences = unread(found, match, plain)
     for finding in found:
         sentences.append(answer(match, finding, plain))
+        sentences += longer(match, finding)
         if leads:
             sentences += by_yardstick(finding.verdicts)
             sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
@@ -236,14 +249,22 @@ def when(match: str, finding: Finding, plain: bool) -> str:
     if finding.adaptation is not None:
         return f"After {budget(match, finding.adaptation, plain)} more of adaptation each"
     if match == "flops":
-        if flops_spread(finding.cells) > FLOPS_TOLERANCE:
+        if flops_spread([cell for cell in finding.cells if not cell.heir]) > FLOPS_TOLERANCE:
             return f"At a budget of {amount} each, which was not spent equally"
         return f"At equal compute ({amount} each)"
-    heirs = [cell for cell in finding.cells if cell.inherited_tokens]
-    if match == "seen_tokens" and heirs:
-        sums = listed([f"{cell.label} {count(cell.total_tokens)}" for cell in heirs])
-        return f"At {amount} each, and with those of the weights that it starts from {sums}"
     return f"At {amount} each"
+
+
+def longer(match: str, finding: Finding) -> list[str]:
+    """Says which cells have trained longer than the others, from another's weights."""
+    if not (found := heirs(finding.cells)):
+        return []
+    if match.endswith("tokens"):
+        sums = [f"{cell.label} ({count(cell.total_tokens)} tokens in all)" for cell in found]
+    else:
+        sums = [f"{cell.label} ({power(cell.total_flops)} FLOPs in all)" for cell in found]
+    verb = "is" if len(found) == 1 else "are"
+    return [f"{listed(sums)} started from another cell's weights, and {verb} ranked with no other."]
 
 
 def disagrees(finding: Finding) -> bool:

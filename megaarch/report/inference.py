@@ -8,7 +8,7 @@ from megaarch.probes.dialogue import TURNS, Dialogue
 from megaarch.report import notation, plots
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell
-from megaarch.report.findings import ranked
+from megaarch.report.findings import comparable
 from megaarch.report.style import Panel
 
 TRAINED = ("recompute", "reuse")  # policies whose mask the model was trained under
@@ -32,7 +32,7 @@ def panels(probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Look
     """Held-out bits per byte against the FLOPs of a dialogue; sizes of a cell share a line."""
     found = dialogues(probed, cells)
     series: dict[str, list[MergedCell]] = {}
-    for cell in ranked(cells):
+    for cell in comparable(cells):
         if cell.label in found and cell.bits_per_byte is not None:
             series.setdefault(cell.name, []).append(cell)
     if not series:

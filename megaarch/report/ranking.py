@@ -14,6 +14,7 @@ from megaarch.study.results import Heldout
 PSEUDO = (
     "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."
 )
+LONGER = "Trained longer, from another cell's weights: ranked with no other."
 TUNED = "Finetuned on pairs of input and target: ranked by tasks, and never by raw text."
 
 
@@ -135,7 +136,11 @@ def table(
         "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
         "groups": [
             (words, [row(cell, columns, look, None, False) for cell in group])
-            for words, group in ((PSEUDO, report_findings.apart(finding.cells)), (TUNED, tuned))
+            for words, group in (
+                (LONGER, report_findings.heirs(finding.cells)),
+                (PSEUDO, report_findings.apart(finding.cells)),
+                (TUNED, tuned),
+            )
             if group
         ],
     }

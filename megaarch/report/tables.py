@@ -72,7 +72,8 @@ def latex(found: Results | dict) -> str:
         strong = [cell.label for cell in (*finding.order[:1], *finding.tied)]
         for cell in report_findings.ranked(finding.cells):
             lines.append(latex_row(cell, cell.label in strong))
-        lines += [latex_row(cell, False) for cell in report_findings.apart(finding.cells)]
+        for others in (report_findings.heirs(finding.cells), report_findings.apart(finding.cells)):
+            lines += [latex_row(cell, False) for cell in others]
     caption = (
         "Held-out bits per byte of a continuation (with its 95\\% interval), accuracy of a "
         f"four-way choice (chance {results.chance}) and bits per byte of a middle. "

@@ -81,11 +81,13 @@ def table(match: str, finding: Finding) -> list[str]:
     lines += [
         row(c, "~" if c.label in tied else " ") for c in report_findings.ranked(finding.cells)
     ]
+    if longer := report_findings.heirs(finding.cells):
+        lines += ["", "trained longer, from another's weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
     if tuned := [cell for cell in finding.cells if finetuned(cell)]:
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
-    return [*lines, *by_length(report_findings.ranked(finding.cells)), *by_task(finding.cells)]
+    return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 
 
 def adaptation_table(results: Results, finding: Finding) -> list[str]:

@@ -9,7 +9,7 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
-from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together
+from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together, seedless
 from megaarch.study.choices import AXES
 from megaarch.study.results import CellResult, Results
 
@@ -222,13 +222,17 @@ def unequal_heads(results: Results) -> Iterator[str]:
 
 
 def inherited_compute(cells: Cells) -> Iterator[str]:
-    for cell in cells:
-        if cell.parent and cell.adaptation is None:
-            counted = "whose compute is not known and not counted"
-            if cell.inherited_flops:
-                spent = notation.power(cell.inherited_flops)
-                counted = f"so {spent} FLOPs spent before count as its own"
-            yield f"{label(cell)} starts from the weights of {cell.parent}, {counted}."
+    """Cells that start from others; a sentence for all seeds."""
+    heirs = [cell for cell in cells if cell.parent and cell.adaptation is None]
+    first: dict[tuple[str, str], CellResult] = {}
+    for cell in heirs:
+        first.setdefault((label(cell), seedless(cell.parent)), cell)
+    for cell in first.values():
+        counted = "whose compute is not known and not counted"
+        if cell.inherited_flops:
+            spent = notation.power(cell.inherited_flops)
+            counted = f"so {spent} FLOPs spent before count as its own"
+        yield f"{label(cell)} starts from the weights of {seedless(cell.parent)}, {counted}."
 
 
 def few_seeds(cells: Cells) -> Iterator[str]:

@@ -34,7 +34,7 @@ def obstacle(settings: Settings, adapt: Adapt) -> str | None:
     architecture, objective = settings.model.architecture, settings.data.objective
     new = objective_for(settings, adapt)
     if catalogue.OBJECTIVES[objective].of_pairs:
-        return "it is finetuned on pairs of input and target"
+        return "what is finetuned on pairs of input and target is left out"
     if new not in catalogue.objectives_of(architecture):
         return f"the architecture {architecture} does not run {new}"
     other = scheme_fault(*(position_scheme(settings.model, o) for o in (objective, new)))

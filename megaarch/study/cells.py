@@ -104,14 +104,15 @@ def _one_of_each(
 
 def not_adapted(cells: list[StudyCell], study: Study) -> list[str]:
     """Says which cells of a study `study.adapt` leaves out, and why."""
-    return list(
-        dict.fromkeys(
-            f"{cell.name} is not adapted (study.adapt): {why}."
-            for cell in cells
-            if study.adapt and cell.adaptation is None
-            if (why := adapt.obstacle(cell.settings, study.adapt))
-        )
-    )
+    left_out: dict[str, dict[str, None]] = {}  # reason -> names, in their order
+    for cell in cells:
+        why = study.adapt and adapt.obstacle(cell.settings, study.adapt)
+        if why and cell.adaptation is None:
+            left_out.setdefault(why, {})[cell.name] = None
+    return [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not adapted (study.adapt): {why}."
+        for why, names in left_out.items()
+    ]
 
 
 def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:

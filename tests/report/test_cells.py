@@ -99,7 +99,10 @@ def test_a_child_does_not_win_at_equal_compute_on_its_parents():
     parent = cell_at("gpt", 2.5, 2.4, 2.6, flops=3e13, key="gpt/base", inherited_flops=0.0)
     child = cell_at("adapted", 2.0, 1.9, 2.1, flops=3e13, parent="gpt/base", inherited_flops=3e13)
     results = example_results([parent, child])
-    assert "equal compute" not in headline(results)[0]
+    assert "gpt predicts held-out text best" in headline(results)[0]
+    assert "no other comparable cell" in headline(results)[0]
+    said = "adapted (6.00 \u00d7 10\u00b9\u00b3 FLOPs in all) started from another cell's weights, "
+    assert said + "and is ranked with no other." in headline(results)
     found = warnings_for(Results.of(results))
     assert any("adapted spent 100.0% more FLOPs than gpt" in w for w in found)
     assert any("starts from the weights of gpt/base, so 3.00" in w for w in found)
@@ -113,6 +116,7 @@ def test_a_child_does_not_win_at_equal_compute_on_its_parents():
     assert points_of(child, "curve", "seconds", "heldout")[0][0] == 0
     child |= {"flops": 1e13, "inherited_flops": 2e13}
     assert headline(results)[0].startswith("At equal compute")
+    assert "adapted predicts held-out text best" in headline(results)[0]
 
 
 def test_a_pseudo_likelihood_never_wins():

@@ -195,12 +195,34 @@ def test_many_tasks_are_counted_in_the_headline():
     )
 
 
-def test_seen_tokens_of_a_parent_count_in_the_sentence():
-    parent = cell_at("base", 2.5, 2.4, 2.6, budget=8e5, key="base")
+def test_a_cell_that_trained_longer_from_another_s_weights_is_ranked_with_no_other(tmp_path):
+    """On its parent's tokens and on its own; one that has what its parent left of the budget is ranked."""
+    parent = cell_at("base", 2.5, 2.4, 2.6, budget=8e5, key="base", seen_tokens=8e5)
     child = cell_at("child", 2.0, 1.9, 2.1, budget=8e5, parent="base", seen_tokens=8e5)
     child["inherited_tokens"] = 2e5
-    found = headline(example_results([parent, child], "seen_tokens"))[0]
-    assert "800 k seen tokens each" in found and "child 1.00 M" in found
+    results = example_results([parent, child], "seen_tokens")
+    found = headline(results)
+    assert "800 k seen tokens each, base predicts held-out text best" in found[0]
+    said = "child (1.00 M tokens in all) started from another cell's weights"
+    assert f"{said}, and is ranked with no other." in found
+    [finding] = findings.findings(Results.of(results))
+    assert all(cell.label != "child" for v in finding.verdicts for cell in v.order)
+    lines = report.text(results).splitlines()
+    assert lines[lines.index("trained longer, from another's weights") + 1].startswith("child ")
+    page = write_page(results, tmp_path / "report.html").read_text()
+    assert "Trained longer, from another cell&#39;s weights" in page
+    child["seen_tokens"] = 6e5
+    assert "800 k seen tokens each, child predicts" in headline(results)[0]
+
+
+def test_one_that_starts_from_an_adapted_cell_counts_all_that_its_weights_have_had():
+    results = adapted_results((0,))
+    again = dict(next(c for c in results["cells"] if c["name"] == "gpt-adapted"))
+    again |= {"name": "gpt-again", "parent": again["key"], "key": "gpt-again/base"}
+    again["inherited_flops"] = 2 * again["inherited_flops"]
+    results["cells"].append(again)
+    _, adapted = findings.findings(Results.of(results))
+    assert [cell.label for cell in findings.heirs(adapted.cells)] == ["gpt-again"]
 
 
 def test_one_seed_that_tells_cells_apart_says_so():

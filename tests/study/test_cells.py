@@ -257,6 +257,7 @@ def test_a_cell_that_cannot_be_adapted_is_left_out_with_its_reason(study, pairs,
             "set": {"data.objective": "supervised", "data.source": pairs},
         },
     ]
+    study["study"]["cells"].append(study["study"]["cells"][-1] | {"name": "again"})
     cells = adapted(study, tmp_path)
     assert [name for name, cell in cells.items() if cell.adaptation] == [
         "gpt-adapted",
@@ -268,7 +269,8 @@ def test_a_cell_that_cannot_be_adapted_is_left_out_with_its_reason(study, pairs,
         "glm is not adapted (study.adapt): positions mean something else under prefix_lm: the "
         "number of position axes is 2 there and 1 here, and RoPE divides the frequencies of a head "
         "among them.",
-        "tuned is not adapted (study.adapt): it is finetuned on pairs of input and target.",
+        "tuned, again are not adapted (study.adapt): what is finetuned on pairs of input and target "
+        "is left out.",
     ]
     wanted = adapted(study, tmp_path, objective="denoising")
     assert wanted["gpt-adapted"].settings.data.objective == "denoising"

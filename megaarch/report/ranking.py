@@ -149,8 +149,9 @@ def table(
 def adaptation_table(
     match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
 ) -> dict[str, Any]:
-    """Adapted cells, best first, each value behind that of the cell whose weights it started from."""
-    order = report_findings.ranked(finding.cells)
+    """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
+    started from."""
+    order = [*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)]
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
     tied = {cell.label for cell in finding.tied}
     rows = []

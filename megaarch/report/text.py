@@ -91,14 +91,14 @@ def table(match: str, finding: Finding) -> list[str]:
 
 
 def adaptation_table(results: Results, finding: Finding) -> list[str]:
-    """Adapted cells, best first, each value behind that of the cell whose weights it started from."""
+    """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it started from."""
     match, cells = results.budget.match, merged_cells(results)
     amount = notation.budget(match, finding.budget, True, finding.adaptation)
     lines = wrap(f"At {amount} each (before -> after; FLOPs and tokens of both):")
     lines += ["", "cell".ljust(NAME_WIDTH) + "".join(f" {title:>{n}}" for title, n in CHANGES)]
     lines.append("-" * len(lines[-1]))
     tied = {cell.label for cell in finding.tied}
-    for cell in report_findings.ranked(finding.cells):
+    for cell in (*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)):
         before, mark = before_adaptation(cells, cell), "~" if cell.label in tied else " "
         changes = [
             f"{notation.fixed(before and read(before), 3, '-')} -> {notation.fixed(read(cell), 3, '-')}"

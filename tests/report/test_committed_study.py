@@ -1,4 +1,4 @@
-"""The study whose record is committed: docs/findings.md says what its page says."""
+"""The studies whose records are committed: docs/findings.md and docs/wang2022.md say what they say."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,22 @@ from pathlib import Path
 import pytest
 
 from megaarch.probes import catalogue
+from megaarch.report.cells import merged_cells
 from megaarch.report.evidence import evidence
+from megaarch.report.findings import findings
+from megaarch.report.panel import TASKS
 from megaarch.study.results import Results
 
 RECORD = Path("benchmarks/2026-11-29-why-decoder-only")
+WANG = Path("benchmarks/2026-11-29-wang2022-small/results.json")
+WANG_CELLS = (
+    "causal-full_lm",
+    "prefix-prefix_lm",
+    "encdec-prefix_lm",
+    "causal-span",
+    "encdec-span",
+    "prefix-span",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +38,38 @@ def test_the_committed_page_says_the_same(arguments):
     page = (RECORD / "report.html").read_text()
     for argument in arguments:
         assert argument.verdict.found.replace("'", "&#39;") in page
+
+
+@pytest.fixture(scope="module")
+def wang():
+    return Results.read(WANG)
+
+
+def test_the_table_of_the_small_grid_is_its_record_s(wang):
+    cells = {cell.label: cell for cell in merged_cells(wang)}
+    wanted = []
+    for name in WANG_CELLS:
+        held, tuned, adapted = (cells[n].heldout for n in (name, f"{name}-mtf", f"{name}-adapted"))
+        shares = (held.choice_accuracy, held.score(TASKS).value, tuned.score(TASKS).value)
+        values = (f"{held.continuation_bits_per_byte:.3f}", f"{held.prefix_gain:.3f}")
+        wanted.append((*values, *(f"{share:.0%}" for share in shares)))
+        wanted[-1] += (f"{adapted.continuation_bits_per_byte:.3f}",)
+    page = Path("docs/wang2022.md").read_text().partition("## What the small grid gave")[2]
+    rows = [line.strip("| ").split(" | ")[1:] for line in page.splitlines() if line[:2] == "| "]
+    assert [tuple(row) for row in rows[1:]] == wanted
+
+
+def test_what_the_small_grid_is_said_to_have_told_apart(wang):
+    raw, adapted = findings(wang)
+    assert raw.main is not None and adapted.main is not None
+    assert [cell.label for cell in raw.main.top] == list(WANG_CELLS[:2])
+    assert all(cell.heldout.reads_prefix for cell in merged_cells(wang))
+    assert [c.label for c in adapted.main.top] == [
+        f"{name}-adapted" for name in ("causal-span", "causal-full_lm", "prefix-prefix_lm")
+    ]
+    tasks = {v.yardstick.key: v for v in (*raw.verdicts, *raw.of_finetuned)}
+    assert len(raw.of_finetuned) > 10 and all(len(v.top) == 6 for v in raw.of_finetuned)
+    assert tasks["tasks"].order[0].label == "encdec-span-mtf"
+    tops = {v.yardstick.key: [c.label for c in v.top] for v in adapted.verdicts}
+    names = ("encdec-span", "encdec-prefix_lm", "prefix-prefix_lm")
+    assert tops["tasks"] == [f"{name}-adapted" for name in names]

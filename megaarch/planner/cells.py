@@ -10,7 +10,7 @@ from megaarch.data import batch_tokens
 from megaarch.errors import UserError
 from megaarch.planner.search import PlannedLayout, counted, rows_a_step, search
 from megaarch.planner.time import Cluster
-from megaarch.study.cells import expand
+from megaarch.study.cells import expand, study_of
 
 
 def plans(
@@ -34,7 +34,7 @@ def plans(
 def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
     """Name and settings of each cell of a study, seeds left out. Budgets tell apart cells that would
     else have one name."""
-    study = config.resolve(raw).study
+    study = study_of(raw)
     for cell in expand(raw, Path("runs") / study.name):
         if cell.seed == study.seeds[0]:
             name = f"{cell.name}/{cell.size}" if cell.size else cell.name

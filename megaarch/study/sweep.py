@@ -12,7 +12,7 @@ from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Tune
 from megaarch.files import write_json
 from megaarch.study import choices, workers
-from megaarch.study.cells import StudyCell, expand
+from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.choices import BATCH, DECIDES, RATE, Choice
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
@@ -28,8 +28,7 @@ def trials(
 ) -> list[tuple[StudyCell, Choice]]:
     """Returns the sweep's trials: each cell of the first seed with each choice, whose settings it has; none
     where nothing is swept. ConfigError names a cell that cannot have a choice."""
-    study = config.resolve(raw).study
-    assert study is not None, "cells are of a study"
+    study = study_of(raw)
     if study.tune is None:
         return []
     first = [cell for cell in cells if cell.seed == study.seeds[0]]

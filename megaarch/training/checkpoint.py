@@ -99,7 +99,7 @@ def begin(path: Path, grid: Grid | None) -> Path:
     return aside
 
 
-def state_of(engine: Engine, optimizer: Optimizer) -> dict[str, Any]:
+def state_of(engine: Engine, optimizer: Optimizer) -> storage.State:
     """What a checkpoint's state/ holds: this process's shards."""
     weights, state = engine.state(optimizer)
     return {"model": weights, "optimizer": state}
@@ -332,7 +332,9 @@ def count_weights(path: Path) -> int:
         return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
 
 
-def _compare(path: Path, index: storage.Index, weights: dict[str, Any], partial: bool) -> None:
+def _compare(
+    path: Path, index: storage.Index, weights: dict[str, torch.Tensor], partial: bool
+) -> None:
     there = {
         name.removeprefix("model."): tuple(tensor.size)
         for name, tensor in index.tensors.items()

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ def save(
 
 
 def save_weights(
-    run: Path, step: int, weights: dict[str, torch.Tensor], record: dict[str, Any]
+    run: Path, step: int, weights: dict[str, torch.Tensor], record: Mapping[str, object]
 ) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
-    checked = fit(record | {"weights_only": True}, Record, path / PROGRESS)
+    checked = fit({**record, "weights_only": True}, Record, path / PROGRESS)
     aside = begin(path, None)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")

@@ -72,8 +72,8 @@ def read(options: argparse.Namespace) -> config.Raw:
 
 def read_study(options: argparse.Namespace) -> tuple[config.Raw, Path]:
     """The raw configuration of a study, and its folder."""
+    from megaarch.study.cells import study_of
+
     raw = read(options)
-    study = config.resolve(raw, options.config).study
-    if study is None:
-        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
-    return raw, Path(options.output or Path("runs") / study.name)
+    name = study_of(raw, options.config).name
+    return raw, Path(options.output or Path("runs") / name)

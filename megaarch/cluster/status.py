@@ -5,7 +5,7 @@ which jobs wait or run. Without SLURM the cells' locks say what runs on this mac
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,17 +80,19 @@ def status(directory: Path) -> list[State]:
     jobs = submit.read(directory)
     ids = [job.id for job in jobs]
     queued, ended = slurm.queue(ids), slurm.accounts(ids)
-    tasks: dict[str, tuple[submit.SlurmJob, str]] = {}
-    for job in jobs:
-        for number, name in (job.tasks or {0: job.name}).items():
-            tasks[name] = job, f"{job.id}_{number}"
+    tasks = {
+        name: _Task(directory / "jobs", job.name, f"{job.id}_{number}")
+        for job in jobs
+        for number, name in (job.tasks or {0: job.name}).items()
+    }
     states = []
     for cell in grid:
-        job, task = tasks.pop(cell.key, (None, None))
-        states.append(_cell(cell, _task(directory, job, task, queued, ended)))
-    for name, (job, task) in tasks.items():
-        state, why = _task(directory, job, task, queued, ended)[:2]
-        states.append(State(name, state or "stopped", why, task))
+        task = tasks.pop(cell.key, None)
+        known = _known(task, queued, ended) if task else ("", "")
+        states.append(_cell(cell, *known, task and task.id))
+    for name, task in tasks.items():
+        state, why = _known(task, queued, ended)
+        states.append(State(name, state or "stopped", why, task.id))
     return states
 
 
@@ -108,7 +110,7 @@ def _run(folder: Path) -> State:
         state = "running"
     elif share and _is_reached(share, step) and checkpoint.place(folder, step).exists():
         state = "done"
-    return State(str(folder), state, **_progress(lines, state, share))
+    return _measured(State(str(folder), state), lines, share)
 
 
 def _is_reached(share: float, step: int) -> bool:
@@ -116,43 +118,61 @@ def _is_reached(share: float, step: int) -> bool:
     return 1 - share < 0.5 * share / step
 
 
-def _task(
-    directory: Path,
-    job: submit.SlurmJob | None,
-    task: str | None,
-    queued: dict[str, tuple[str, str]] | None,
-    ended: dict[str, str],
-) -> tuple[str, str, str | None]:
+@dataclass(frozen=True)
+class _Task:
+    """A task that was submitted. folder: of the study's jobs. id: "12_3", SLURM's."""
+
+    folder: Path
+    job: str
+    id: str
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.job}-{self.id}.log"
+
+    def code(self) -> int | None:
+        """The exit code that the job noted; None where it has not ended."""
+        try:
+            return int((self.folder / f"{self.id}.code").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def last_words(self) -> str:
+        """The sentence with which the job ended."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        told = [line for line in lines if line.startswith("megaarch: ")]
+        if told:
+            return told[-1].removeprefix("megaarch: ")
+        if any("DUE TO TIME LIMIT" in line for line in lines):  # so slurmstepd says
+            return "its time limit was too short: submit again with a longer one"
+        return f"see {self.log}"
+
+
+def _known(
+    task: _Task, queued: dict[str, tuple[str, str]] | None, ended: dict[str, str]
+) -> tuple[str, str]:
     """What SLURM and the job's own note say of a task: its state ("" for nothing known), why."""
-    if job is None:
-        return "", "", None
-    if queued is None and ended.get(task) in (*QUEUED, *ALIVE):
-        queued = {task: (ended[task], "")}
-    if queued is not None and task in queued:
-        state, reason = queued[task]
+    last = ended.get(task.id)
+    if queued is None and last in (*QUEUED, *ALIVE):
+        queued = {task.id: (last, "")}
+    if queued is not None and task.id in queued:
+        state, reason = queued[task.id]
         if state in QUEUED:
-            again = _log(directory, job, task).exists()
-            return "waiting", "to continue" if again else reason, task
-        return "running", "" if state == "RUNNING" else _in_words(state), task
-    code = _code(directory, task)
-    if code == 0 or (code is None and ended.get(task) == "COMPLETED"):
-        return "done", "", task
+            return "waiting", "to continue" if task.log.exists() else reason
+        return "running", "" if state == "RUNNING" else _in_words(state)
+    code = task.code()
+    if code == 0 or (code is None and last == "COMPLETED"):
+        return "done", ""
     if code not in (None, REQUEUE) and not (queued is None and _goes_back(code)):
-        return "failed", _told(directory, job, task) or f"exit code {code}", task
-    if task in ended and ended[task] not in (*QUEUED, *ALIVE):
-        return "failed", _in_words(ended[task]), task
+        return "failed", task.last_words() or f"exit code {code}"
+    if last is not None and last not in (*QUEUED, *ALIVE):
+        return "failed", _in_words(last)
     if queued is None:
-        return "", "squeue does not answer", task
-    began = _log(directory, job, task).exists()
-    return ("", "", task) if began else ("not run", "a job before it failed, or scancel", task)
-
-
-def _code(directory: Path, task: str) -> int | None:
-    """The exit code that the job noted; None where it has not ended."""
-    try:
-        return int((directory / "jobs" / f"{task}.code").read_text())
-    except (OSError, ValueError):
-        return None
+        return "", "squeue does not answer"
+    return ("", "") if task.log.exists() else ("not run", "a job before it failed, or scancel")
 
 
 def _goes_back(code: int) -> bool:
@@ -164,26 +184,8 @@ def _in_words(state: str) -> str:
     return state.lower().replace("_", " ")
 
 
-def _log(directory: Path, job: submit.SlurmJob, task: str) -> Path:
-    return directory / "jobs" / f"{job.name}-{task}.log"
-
-
-def _told(directory: Path, job: submit.SlurmJob, task: str) -> str:
-    """The sentence with which a job ended."""
-    try:
-        lines = _log(directory, job, task).read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    told = [line for line in lines if line.startswith("megaarch: ")]
-    if told:
-        return told[-1].removeprefix("megaarch: ")
-    if any("DUE TO TIME LIMIT" in line for line in lines):  # so slurmstepd says
-        return "its time limit was too short: submit again with a longer one"
-    return f"see {_log(directory, job, task)}"
-
-
-def _cell(cell: StudyCell, known: tuple[str, str, str | None]) -> State:
-    state, why, task = known
+def _cell(cell: StudyCell, state: str, why: str, task: str | None) -> State:
+    """state, why: of its task, as `_known` says."""
     folder = Path(cell.settings.logging.directory)
     record = CellRecord.read(folder)
     lines = _last_lines(folder / "metrics.jsonl")
@@ -195,24 +197,26 @@ def _cell(cell: StudyCell, known: tuple[str, str, str | None]) -> State:
     limit = Limit.of(cell.settings.training)
     spent = getattr(lines[-1], limit.kind) if lines else None
     share = None if spent is None else min(spent / limit.amount, 1.0)
-    return State(cell.key, state, why, task, **_progress(lines, state, share))
+    return _measured(State(cell.key, state, why, task), lines, share)
 
 
-def _progress(lines: list[_Line], state: str, share: float | None) -> dict[str, Any]:
+def _measured(state: State, lines: list[_Line], share: float | None) -> State:
+    """The state with what the last lines of metrics.jsonl say. share: of the limit, so far."""
     if not lines:
-        return {}
+        return state
     first, last = lines[0], lines[-1]
-    share = 1.0 if state == "done" else share
+    share = 1.0 if state.state == "done" else share
     spent = last.seconds - first.seconds
     speed = (last.seen_tokens - first.seen_tokens) / spent if spent > 0 else None
     left = last.seconds * (1 - share) / share if share else None
-    return {
-        "step": last.step,
-        "share": share,
-        "loss": last.loss,
-        "tokens_per_second": speed or last.tokens_per_second,
-        "seconds_left": left if state in ("running", "waiting", "stopped") else None,
-    }
+    return replace(
+        state,
+        step=last.step,
+        share=share,
+        loss=last.loss,
+        tokens_per_second=speed or last.tokens_per_second,
+        seconds_left=left if state.state in ("running", "waiting", "stopped") else None,
+    )
 
 
 def _last_lines(path: Path) -> list[_Line]:

@@ -9,10 +9,9 @@ Every job waits for the success of what it needs; where that fails it is cancell
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,7 +23,7 @@ from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes, replacing
 from megaarch.parallel.validate import check
 from megaarch.study import choices, sweep
-from megaarch.study.cells import StudyCell, expand, generations
+from megaarch.study.cells import StudyCell, expand, generations, study_of
 from megaarch.study.folder import save_config
 from megaarch.study.results import CellRecord
 
@@ -50,6 +49,11 @@ class SlurmJob:
     behind: tuple[str, ...] = ()
     id: int = 0
 
+    @property
+    def numbers(self) -> list[int]:
+        """Of the array's tasks."""
+        return list(self.tasks or ())
+
 
 JOBS = TypeAdapter(list[SlurmJob])  # of jobs.json
 
@@ -70,7 +74,7 @@ class Request:
 
 def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list[SlurmJob]:
     """The chain for what is not finished yet. ConfigError where a cell's layout does not fit."""
-    study, grid = config.resolve(raw).study, expand(raw, directory)
+    study, grid = study_of(raw), expand(raw, directory)
     _check(grid, directory, site, request)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
     trials = sweep.trials(raw, directory, grid)
@@ -136,7 +140,7 @@ def _in_waves(jobs: list[SlurmJob], nodes: int) -> Iterator[SlurmJob]:
     for job in jobs:
         if job.nodes > free or set(job.needs) & set(wave):
             wave, before, free = [], (*before, *wave), nodes
-        at_once = min(free // job.nodes, len(job.tasks))
+        at_once = min(free // job.nodes, len(job.numbers))
         free -= at_once * job.nodes
         wave.append(job.name)
         yield replace(job, at_once=at_once, behind=before)
@@ -183,9 +187,9 @@ def _check(grid: list[StudyCell], directory: Path, site: Site, request: Request)
 
 
 def command(
-    job: SlurmJob, directory: Path, site: Site, request: Request, ids: dict[str, Any]
+    job: SlurmJob, directory: Path, site: Site, request: Request, ids: Mapping[str, object]
 ) -> list[str]:
-    """The sbatch command of a job. ids: by name, of the jobs before it."""
+    """The sbatch command of a job. ids: by name, of the jobs before it, as the command says them."""
     array = job.tasks is not None
     logs = f"{slurm.pattern(directory)}/jobs/{job.name}"
     options = [
@@ -201,7 +205,7 @@ def command(
     if waits:
         options += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
     if array:
-        options.append(f"--array={_ranges(list(job.tasks))}%{job.at_once}")
+        options.append(f"--array={_ranges(job.numbers)}%{job.at_once}")
         if site.gpus_per_node:
             options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
         options.append(f"--cpus-per-task={site.cpus_per_rank}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]  # is public
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils import cpp_extension
 
@@ -98,7 +99,7 @@ class DeepSpeedEngine(Engine):
             weights[name] = self._slice(utils.safe_get_full_fp32_param(parameter))
         if optimizer is None:
             return weights, state
-        for name, key, counts in self._moments(optimizer):
+        for name, key, counts in self._moments():
             if counts is not None:
                 state[f"state.{name}.{key}"] = counts[0].clone()
                 continue
@@ -116,7 +117,7 @@ class DeepSpeedEngine(Engine):
         if optimizer is None:
             return
         put = self.deepspeed.utils.safe_set_full_optimizer_state
-        for name, key, counts in self._moments(optimizer):
+        for name, key, counts in self._moments():
             value = _whole(state[f"state.{name}.{key}"])
             for count in counts or ():
                 count.copy_(value)
@@ -133,13 +134,11 @@ class DeepSpeedEngine(Engine):
         with torch.no_grad(), whole:
             parameter.copy_(value)
 
-    def _moments(
-        self, optimizer: Optimizer
-    ) -> Iterator[tuple[str, str, list[torch.Tensor] | None]]:
+    def _moments(self) -> Iterator[tuple[str, str, list[torch.Tensor] | None]]:
         """(parameter, key of its state, where that is a count of steps: those of all partitions)."""
         if self.settings.training.optimizer == "sgd":
             return
-        counts = _link(optimizer, optimizer.optimizer)
+        counts = _link(self.zero.optimizer)
         for name in (name for names in self.groups for name in names):
             yield name, "step", counts
             for key in MOMENTS:
@@ -161,11 +160,15 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _link(outer: Optimizer, inner: Optimizer) -> list[torch.Tensor]:
+def _link(outer) -> list[torch.Tensor]:
     """Makes AdamW's state where no step has been taken yet, and tells each parameter its slice of
-    it (DeepSpeed 0.19 does so for the first group only). Returns the counts of steps."""
+    it (DeepSpeed 0.19 does so for the first group only). Returns the counts of steps.
+
+    outer: DeepSpeed's optimizer, of no declared type, around torch's.
+    """
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
+    inner: Optimizer = outer.optimizer
     for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         flats = getattr(outer, name, None)  # of ZeRO 1 and 2; of ZeRO 1 in bf16
         if flats is not None:
@@ -200,8 +203,7 @@ def _deepspeed(grid: Grid):
     _check_build_locks()
     if not distributed.is_initialized():  # one process, as for offload on one GPU
         backend = "nccl" if grid.device.type == "cuda" else "gloo"
-        store = distributed.HashStore()
-        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=distributed.get_backend(), verbose=False)
     return deepspeed
 

@@ -27,9 +27,10 @@ def step_if(finite: torch.Tensor, optimizer: Optimizer) -> None:
         if finite:
             optimizer.step()
         return
-    optimizer.found_inf = finite.logical_not().float()
+    # torch's optimizers look for this attribute, which the class does not declare
+    optimizer.found_inf = finite.logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
-    del optimizer.found_inf
+    del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class NativeEngine(Engine):

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from pydantic import BaseModel, NonNegativeInt
@@ -55,11 +55,25 @@ class _Index(Schema):
     weight_map: dict[str, str]
 
 
+class SavedTokenizer(TypedDict):
+    path: str
+    fingerprint: str | None
+
+
+class SavedRecord(TypedDict):
+    """What a checkpoint's progress.json holds; keys that no conversion reads are there too."""
+
+    progress: dict[str, Any]
+    fingerprint: str | None
+    settings: dict[str, Any]
+    tokenizer: SavedTokenizer
+
+
 class Saved(NamedTuple):
-    """weights: by parameter name. record: what a checkpoint's progress.json holds."""
+    """weights: by parameter name."""
 
     weights: Weights
-    record: dict[str, Any]
+    record: SavedRecord
 
 
 def read_checkpoint(path: Path) -> Saved:
@@ -95,7 +109,7 @@ def read_safetensors(file: Path) -> Saved:
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
 
 
-def _checked(record: Any, where: str) -> dict[str, Any]:
+def _checked(record: Any, where: str) -> SavedRecord:
     """Returns the record. UserError where it lacks what a conversion needs, or has it of another type."""
     fit({"record": record}, _Described, where)
     return record

@@ -7,7 +7,6 @@ with any other. Whatever else it has is refused by its name.
 from collections.abc import Mapping
 from typing import Any
 
-from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megaarch.config import schema
@@ -135,11 +134,9 @@ def _check_size(key: str, value: Any, kind: Any) -> None:
     try:
         TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError:
-        rules = kind.__metadata__[0].metadata
-        least = next(
-            r.gt + 1 if isinstance(r, Gt) else r.ge for r in rules if isinstance(r, Gt | Ge)
-        )
-        most = next(r.le for r in rules if isinstance(r, Le))
+        rules = TypeAdapter(kind).json_schema()
+        least = rules["minimum"] if "minimum" in rules else rules["exclusiveMinimum"] + 1
+        most = rules["maximum"]
         raise UserError(
             f"{key} of this Hugging Face config must be a whole number from {least} to {most:,}, not "
             f"{value!r:.60}"

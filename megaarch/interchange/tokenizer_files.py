@@ -63,7 +63,10 @@ def _of_sentencepiece(content: bytes) -> dict[str, Any] | None:
     """A tokenizer.json with the pieces of a SentencePiece BPE model that neither normalizes nor adds
     a space ahead, as `data.tokenizer` trains them; None of another."""
     try:
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        # protobuf makes the class when the module is imported
+        from sentencepiece.sentencepiece_model_pb2 import (
+            ModelProto,  # pyright: ignore[reportAttributeAccessIssue]
+        )
     except ImportError:  # of protobuf
         return None
     model = ModelProto.FromString(content)

@@ -1,11 +1,11 @@
 """Parameter counts of a model that is built but never allocated."""
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
 
+from megaarch.config.cached import cached
 from megaarch.config.schema import Model
 from megaarch.model.transformer import Transformer, stacks
 
@@ -27,11 +27,11 @@ def non_embedding_parameter_count(model: Model, position_axes: int = 1) -> int:
 
 def parameter_sizes(model: Model, position_axes: int = 1) -> dict[str, int]:
     """Maps each parameter's global name to its number of elements."""
-    shapes = parameter_shapes(model, position_axes)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+    shapes = parameter_shapes(model, position_axes)
     return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
-@lru_cache(maxsize=256)
+@cached(256)
 def parameter_shapes(model: Model, position_axes: int) -> dict[str, tuple[int, ...]]:
     """Maps each parameter's global name to its shape. The layers of a stack are alike, so only one of
     each is built: a model of thousands takes long."""

@@ -45,7 +45,7 @@ def origins(parent: Settings, child: Settings) -> Origins:
     """Returns where each parameter of a `child` model comes from. Shapes are the caller's to compare.
     UserError where the layers of a stack are not as many as those of the decoder that it comes from."""
     model, drawn = child.model, child.training.start_cross_attention == "random"
-    shapes = parameter_shapes(model, position_axes(child.data.objective))  # pyright: ignore[reportArgumentType]  # hashable
+    shapes = parameter_shapes(model, position_axes(child.data.objective))
     *above, last = stacks(model)
     *others, only = stacks(parent.model)
     if not above or others or only.stream != last.stream:

@@ -4,9 +4,10 @@ torchao is imported only in runs that use it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from megaarch.model.product import Linear
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
 CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)
+Value = TypeVar("Value")
 
 
 def check(training: Training, device: torch.device) -> None:
@@ -67,13 +69,13 @@ def set_scales(model: nn.Module, training: Training) -> None:
     precompute_float8_dynamic_scale_for_fsdp(model)
 
 
-def masters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def masters(state: Mapping[str, Value]) -> dict[str, Value | torch.Tensor]:
     """Returns a model's state with plain tensors for weights that are gathered in float8; they share
     memory."""
     return {name: _master(value) for name, value in state.items()}
 
 
-def _master(value: torch.Tensor) -> torch.Tensor:
+def _master(value: Value) -> Value | torch.Tensor:
     if not isinstance(value, DTensor) or type(shard := value.to_local()) is torch.Tensor:
         return value
     plain = shard._tensor  # pyright: ignore[reportAttributeAccessIssue]  # torchao's subclass has it

@@ -9,13 +9,13 @@ encoder and decoder layers differ, and the head belongs to the last stage.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import nn
 
 from megaarch.config import ConfigError
+from megaarch.config.cached import cached
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.segments import segmentations
@@ -36,7 +36,7 @@ class Stages:
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
         lengths, targets = row_shape(settings)
-        layers = _split_once(settings.model, ranks * each, lengths, targets)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+        layers = _split_once(settings.model, ranks * each, lengths, targets)
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]
@@ -218,7 +218,7 @@ def split(
     return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
 
 
-@lru_cache(maxsize=1024)
+@cached(1024)
 def _split_once(
     model: Model, stages: int, lengths: tuple[int, ...], targets: int
 ) -> tuple[range, ...]:

@@ -15,7 +15,7 @@ class TiedParameters:
     order. The first of them counts it. Every process makes one at the same time."""
 
     def __init__(self, model: Transformer, grid: Grid, stages: Stages):
-        shapes = parameter_shapes(model.settings, model.position_axes)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+        shapes = parameter_shapes(model.settings, model.position_axes)
         holders = {name: stages.holders(name, model.settings) for name in shapes}
         holders = {name: ranks for name, ranks in holders.items() if len(ranks) > 1}
         rank = grid.rank("pp")

@@ -220,16 +220,16 @@ class _Norm(torch.autograd.Function):
 def _agreed() -> Iterator[None]:
     """Pipeline stages ask each other whether all know the shapes that they receive, which fake
     tensors cannot answer; the engine gives every stage its shapes. (torch 2.11 does not ask.)"""
-    stage = pipelining.PipelineStage
-    if not hasattr(stage, "_warmup_backward_result"):
+    stage, question = pipelining.PipelineStage, "_warmup_backward_result"
+    if not hasattr(stage, question):
         yield
         return
-    answer = stage._warmup_backward_result
-    stage._warmup_backward_result = lambda self, received_result=None: _Yes()
+    answer = getattr(stage, question)
+    setattr(stage, question, lambda self, received_result=None: _Yes())
     try:
         yield
     finally:
-        stage._warmup_backward_result = answer
+        setattr(stage, question, answer)
 
 
 class _Yes:

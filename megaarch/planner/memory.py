@@ -11,13 +11,13 @@ micro-batch, T tensor ranks.
 """
 
 from dataclasses import astuple, dataclass, fields, replace
-from functools import lru_cache
 
 import numpy as np
 
 from megaarch.attention import sdpa_plan
 from megaarch.attention.parts import Parts
 from megaarch.config import catalogue
+from megaarch.config.cached import cached
 from megaarch.config.products import GATED
 from megaarch.config.schema import Data, Model, Settings, Training
 from megaarch.model.count import parameter_sizes
@@ -84,7 +84,7 @@ def _held(settings: Settings, stages: Stages, rank: int) -> dict[int | None, flo
     return dict(_held_by(settings.model, axes, tensor, stages, rank))
 
 
-@lru_cache(maxsize=4096)
+@cached(4096)
 def _held_by(
     model: Model, axes: int, tensor: int, stages: Stages, rank: int
 ) -> dict[int | None, float]:
@@ -94,7 +94,7 @@ def _held_by(
     return {i: layers[i] for i in mine} | {None: outside}
 
 
-@lru_cache(maxsize=64)
+@cached(64)
 def _split_sizes(
     model: Model, axes: int, tensor: int
 ) -> tuple[dict[int, float], list[tuple[str, float]]]:
@@ -285,12 +285,10 @@ class Calls:
     whole: float
 
 
-@lru_cache(maxsize=512)
-def _calls(
-    model: Model, data: str, rows: int, several: bool
-) -> tuple[tuple[Calls, Calls | None], ...]:
-    """Returns each stream's self-attention, and its attention to the stream before. several: the mean of
-    micro-batches that are in flight together, else the largest of some."""
+@cached(512)
+def _calls(model: Model, data: str, rows: int, several: bool) -> tuple[tuple[Calls, ...], ...]:
+    """Returns each stream's self-attention, and its attention to the stream before if there is one. several: the
+    mean of micro-batches that are in flight together, else the largest of some."""
     training = Training(micro_batch_size=rows, global_batch_size=rows)
     settings = Settings(model=model, data=Data.model_validate_json(data), training=training)
     batches = [made_up_batch(settings, i) for i in range(8 if several else 4 if rows < 4 else 1)]
@@ -302,7 +300,7 @@ def _calls(
         return max(found, key=lambda calls: calls.q + 2 * calls.k + calls.out)
 
     return tuple(
-        (count(stream, "parts"), count(stream, "cross") if stream else None)
+        tuple(count(stream, which) for which in (("parts", "cross") if stream else ("parts",)))
         for stream in range(len(batches[0].streams))
     )
 

@@ -112,8 +112,9 @@ class Rates:
     def attention(self, work: Work) -> float:
         """Seconds of a forward pass's fused attention."""
         gpu, length = self.cluster.gpu, self.cluster.constants.attention_length
-        best = self.software.attention != "flash2"
-        rate = 1e12 * (gpu.attention if best else gpu.flash2) * self.software.attention_share
+        reached = gpu.flash2 if self.software.attention == "flash2" else gpu.attention
+        assert reached is not None, "stacks that use FlashAttention-2 are of GPUs with its figure"
+        rate = 1e12 * reached * self.software.attention_share
         return self.slowest * sum(
             pairs / rate * (1 + length / keys) for pairs, keys in work.attention
         )

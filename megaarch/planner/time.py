@@ -60,9 +60,11 @@ def step_seconds(settings: Settings, cluster: Cluster, software: Software | None
     rates = Rates(cluster, parallel, software)
     ranks = _ranks(settings, rates)
     slowest = max(ranks, key=lambda rank: rank.total)
-    mean = tuple(sum(costs) / len(ranks) for costs in zip(*map(_passes, ranks), strict=True))
+    forward, inputs, weights = (
+        sum(costs) / len(ranks) for costs in zip(*map(_passes, ranks), strict=True)
+    )
     spent = {entry.name: getattr(slowest, entry.name) * batches for entry in fields(Seconds)}
-    spent["bubble"] = bubble(parallel, batches, mean)
+    spent["bubble"] = bubble(parallel, batches, (forward, inputs, weights))
     sizes = parameters_by_rank(settings)
     busy, backward = sum(spent.values()), slowest.total * 2 / 3
     units = _units(settings)

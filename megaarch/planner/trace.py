@@ -7,10 +7,12 @@ counted with the bytes that this rank hands in.
 
 import weakref
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,9 +51,9 @@ class StepTrace(TorchDispatchMode):
     def __enter__(self) -> "StepTrace":
         trace, resize = self, self._resize
 
-        def resized(storage: torch.UntypedStorage, size: int) -> Any:
-            out = resize(storage, size)
-            trace._see(storage)
+        def resized(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            out = resize(self, size)
+            trace._see(self)
             return out
 
         torch.UntypedStorage.resize_ = resized
@@ -105,7 +107,8 @@ class StepTrace(TorchDispatchMode):
             if not isinstance(group, str):
                 group = distributed.ProcessGroup.unbox(group).group_name
             try:
-                found = torch._C._distributed_c10d._resolve_process_group(group)
+                # an operator has the name as a plain string, which the stub does not take
+                found = _resolve_process_group(group)  # pyright: ignore[reportArgumentType]
             except (RuntimeError, ValueError):
                 continue  # another string: the operation of a reduction
             ranks = tuple(sorted(distributed.get_process_group_ranks(found)))
@@ -113,8 +116,9 @@ class StepTrace(TorchDispatchMode):
         return "all"
 
 
-class _Uncounted:
+class _Uncounted(nullcontext[None]):
     def __init__(self, trace: StepTrace):
+        super().__init__()
         self.trace = trace
 
     def __enter__(self) -> None:

@@ -9,9 +9,9 @@ micro-batch on a rank, T tensor ranks, C context ranks.
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import NamedTuple
 
+from megaarch.config.cached import cached
 from megaarch.config.products import GATED, Product, layer_products
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
@@ -97,7 +97,7 @@ class Row:
         return self.counts.cross_areas[stream] / self.counts.rows
 
 
-@lru_cache(maxsize=256)
+@cached(256)
 def _row(model: Model, data: str) -> Row:
     counts, _ = row_counts(model, *made_up_rows(model, Data.model_validate_json(data)))
     return Row(tuple(slots // counts.rows for slots in counts.slots), counts)

@@ -1,7 +1,7 @@
 """The tables of the page: the cells of a budget ranked, and each adapted cell behind what it was before."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
@@ -25,6 +25,45 @@ class Column(NamedTuple):
     says: str
     value: Callable[[MergedCell], float | None]
     shown: Callable[[float | None], str]
+
+
+Cell = tuple[str, float | str | None]  # text, value to sort by
+
+
+class Strip(TypedDict):
+    """Where an interval and its value stand in their column's span, in percent."""
+
+    low: float
+    middle: float
+    high: float
+
+
+class Row(TypedDict):
+    """A row as the page shows it. unread: whether a wrong document's prefix serves the cell as well."""
+
+    label: str
+    kind: str
+    seeds: int
+    parent: str | None
+    tied: bool
+    unread: bool
+    colour: str
+    numbers: list[Cell]
+    strip: Strip | None
+
+
+class Table(TypedDict):
+    """Cells of one budget, best first. groups: those that are not ranked, below a sentence that says why."""
+
+    title: str
+    ranked: list[Row]
+    groups: list[tuple[str, list[Row]]]
+
+
+class AdaptationTable(TypedDict):
+    title: str
+    columns: list[Column]
+    rows: list[Row]
 
 
 def interval_of(heldout: Heldout) -> str:
@@ -123,9 +162,7 @@ def columns_of(cells: Sequence[MergedCell]) -> list[Column]:
     return [c for c in every if c in KEPT or any(c.value(cell) is not None for cell in cells)]
 
 
-def table(
-    match: str, finding: Finding, columns: Sequence[Column], look: dict[str, Look]
-) -> dict[str, Any]:
+def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[str, Look]) -> Table:
     ranked = report_findings.ranked(finding.cells)
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
@@ -148,16 +185,16 @@ def table(
 
 def adaptation_table(
     match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
-) -> dict[str, Any]:
+) -> AdaptationTable:
     """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
     started from."""
     order = [*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)]
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
     tied = {cell.label for cell in finding.tied}
-    rows = []
+    rows: list[Row] = []
     for cell in order:
         before = before_adaptation(cells, cell)
-        numbers = [
+        numbers: list[Cell] = [
             (before_after(c.shown, c.value(before) if before else None, value), value)
             for c in changed
             for value in [c.value(cell)]
@@ -166,7 +203,7 @@ def adaptation_table(
         objectives = before_after(str, before and before.objective, cell.objective)
         kind = f"{cell.architecture}, {objectives}".replace("_", " ")
         found = row(cell, KEPT, look, None, cell.label in tied)
-        rows.append(found | {"parent": None, "kind": kind, "numbers": numbers})
+        rows.append({**found, "parent": None, "kind": kind, "numbers": numbers})
     amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
     return {"title": f"{amount} each", "columns": [*changed, *SPENT], "rows": rows}
 
@@ -188,8 +225,7 @@ def row(
     look: dict[str, Look],
     span: tuple[float, float] | None,
     tied: bool,
-) -> dict[str, Any]:
-    """A table row: columns as (text, value to sort by)."""
+) -> Row:
     values = [column.value(cell) for column in columns]
     texts = [column.shown(value) for column, value in zip(columns, values, strict=True)]
     texts[1] = interval_of(cell.heldout)
@@ -206,11 +242,10 @@ def row(
     }
 
 
-def strip(cell: MergedCell, span: tuple[float, float] | None) -> dict[str, float] | None:
-    """Where the interval stands in the column's span, in percent."""
+def strip(cell: MergedCell, span: tuple[float, float] | None) -> Strip | None:
     value = cell.bits_per_byte
     if span is None or value is None:
         return None
     low, high = cell.heldout.interval() or (value, value)
     places = [round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2) for x in (low, value, high)]
-    return dict(zip(("low", "middle", "high"), places, strict=True))
+    return {"low": places[0], "middle": places[1], "high": places[2]}

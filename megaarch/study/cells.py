@@ -54,6 +54,15 @@ def _key(name: str, size: str | None, budget: float, seed: int) -> str:
     return f"{_rate_key(name, size, budget)}-seed{seed}"
 
 
+def study_of(raw: config.Raw, where: str = "") -> Study:
+    """The study that a configuration holds. ConfigError where it holds none, or one that is wrong; it
+    names `where` the configuration is from."""
+    study = config.resolve(raw, where).study
+    if study is None:
+        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    return study
+
+
 def expand(
     raw: config.Raw, directory: Path, chosen: Mapping[str, Choice] | None = None
 ) -> list[StudyCell]:
@@ -62,9 +71,7 @@ def expand(
     directory: of the study; cells log below it. chosen: what a sweep chose, by `rate_key` or by cell
     name. ConfigError names the cell at fault.
     """
-    study = config.resolve(raw).study
-    if study is None:
-        raise config.ConfigError(["study: is required: this configuration has no grid of cells"])
+    study = study_of(raw)
     return [
         cell
         for size in study.sizes or [None]

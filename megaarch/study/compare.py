@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +19,7 @@ from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, identity
 from megaarch.study.items import Item, unfaithful
-from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
+from megaarch.study.results import Budget, CellRecord, CellResult, Paired, Results, Text, Trial
 
 
 def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
@@ -112,7 +112,7 @@ def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResul
     """A cell's entry in results.json."""
     result = record.get_result()
     judged = sweep.verdict(cell, result.learning_rate, folder.sweep)
-    return result.model_copy(update=judged | {"environment": record.environment})
+    return result.model_copy(update={**judged, "environment": record.environment})
 
 
 def run(
@@ -144,9 +144,17 @@ def _check_one_process(cell: StudyCell) -> None:
         )
 
 
-def unigram_of(folder: StudyFolder) -> dict[str, Any]:
-    """A unigram model of the training tokens: its bits per byte on the test's and on the curve's
-    items, and what each of the test's cost it. Three fields of Results."""
+class Unigram(TypedDict):
+    """Fields of Results: bits per byte of a unigram model on the test's and on the curve's items, and
+    what each of the test's cost it."""
+
+    unigram_bits_per_byte: float
+    unigram_paired: Paired
+    curve_unigram_bits_per_byte: float
+
+
+def unigram_of(folder: StudyFolder) -> Unigram:
+    """A unigram model of the training tokens."""
     evaluation, held = folder.study.evaluation, folder.held_out()
     prepared = folder.text
     vocabulary = prepared.tokenizer.vocabulary

@@ -111,8 +111,7 @@ def checkpoint_bytes(settings: Settings) -> float:
     """The size of one checkpoint: fp32 weights, and what the optimizer keeps of them."""
     axes = catalogue.position_axes(settings.data.objective)
     optimizer = settings.training.optimizer
-    # settings are frozen, and so can be hashed
-    shapes = parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
+    shapes = parameter_shapes(settings.model, axes)
     kept = 0
     for name, shape in shapes.items():
         if optimizer == "adafactor":

@@ -113,8 +113,7 @@ def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
 
 def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
     axes = catalogue.position_axes(settings.data.objective)
-    # settings are frozen, and so can be hashed
-    return parameter_shapes(settings.model, axes)  # pyright: ignore[reportArgumentType]
+    return parameter_shapes(settings.model, axes)
 
 
 def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) -> None:

@@ -3,7 +3,7 @@ of an architecture, counted apart."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Tune
 from megaarch.files import write_json
 from megaarch.study import choices, workers
-from megaarch.study.cells import StudyCell, expand
+from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.choices import BATCH, DECIDES, RATE, Choice
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
@@ -23,13 +23,21 @@ FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a 
 Entry = TypeVar("Entry")
 
 
+class Tuned(TypedDict):
+    """Fields of a CellResult. trial_flops: the median of the trials that chose."""
+
+    tuned: bool
+    learning_rate_at_edge: bool
+    trial_flops: float | None
+    more_at_edge: NotRequired[list[str]]
+
+
 def trials(
     raw: config.Raw, directory: Path, cells: list[StudyCell]
 ) -> list[tuple[StudyCell, Choice]]:
     """Returns the sweep's trials: each cell of the first seed with each choice, whose settings it has; none
     where nothing is swept. ConfigError names a cell that cannot have a choice."""
-    study = config.resolve(raw).study
-    assert study is not None, "cells are of a study"
+    study = study_of(raw)
     if study.tune is None:
         return []
     first = [cell for cell in cells if cell.seed == study.seeds[0]]
@@ -124,9 +132,9 @@ def shared_settings(cell: StudyCell) -> dict[str, Any]:
     return {k: v for k, v in fingerprint(cell.settings).items() if not k.startswith(FREE)}
 
 
-def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[str, Any]:
+def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> Tuned:
     """Whether `rate` is a sweep's choice for this cell, which of its choices lie at the edge of their
-    grids, and the FLOPs of the trials that chose: fields of a CellResult."""
+    grids, and the FLOPs of the trials that chose."""
     if sweep is None:
         return {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
@@ -148,12 +156,14 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[st
             tried.setdefault(name, []).append(trial)
     mine = of_cell(tried) or []
     edges = [axis for axis in choice if axis != RATE and tuned and _at_edge(axis, choice, mine)]
-    found = {
+    found: Tuned = {
         "tuned": tuned,
         "learning_rate_at_edge": tuned and rate in (sweep.grid[0], sweep.grid[-1]),
         "trial_flops": float(np.median([t.flops for t in mine])) if tuned and mine else None,
     }
-    return found | ({"more_at_edge": edges} if edges else {})
+    if edges:
+        found["more_at_edge"] = edges
+    return found
 
 
 def _at_edge(axis: str, choice: Choice, trials: list[Trial]) -> bool:

@@ -100,10 +100,9 @@ class _Held:
             placement if getattr(placement, "dim", None) in split else Replicate()
             for placement in self.p.placements
         ]
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(
-            zeros, self.p.device_mesh, placements, run_check=False, shape=shape, stride=stride
-        )
+        whole = torch.empty(shape, device="meta")
+        mesh, whole = self.p.device_mesh, {"shape": whole.shape, "stride": whole.stride()}
+        return DTensor.from_local(zeros, mesh, placements, run_check=False, **whole)
 
 
 def _matrix(x: torch.Tensor) -> torch.Tensor:

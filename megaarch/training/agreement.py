@@ -31,5 +31,5 @@ class Agreement:
         self._said.append(Readback(total))
         if len(self._said) <= self.behind:
             return 0, 0
-        ready, *counts = self._said.popleft().read()
-        return counts.index(max(counts)) + 1 if any(counts) else 0, int(ready)
+        all_ready, *counts = self._said.popleft().read()
+        return counts.index(max(counts)) + 1 if any(counts) else 0, int(all_ready)

@@ -4,8 +4,11 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from megaarch.errors import UserError
@@ -24,7 +27,7 @@ class Board(Protocol):
 
     name: str
 
-    def write(self, numbers: dict[str, float], step: int) -> None: ...
+    def write(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -40,7 +43,7 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
 
-    def write(self, numbers: dict[str, float], step: int) -> None:
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
@@ -68,7 +71,7 @@ class WandB:
         )
         self.run.config.update(settings, allow_val_change=True)
 
-    def write(self, numbers: dict[str, float], step: int) -> None:
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
         self.run.log(numbers, step=step)
 
     def close(self) -> None:
@@ -104,13 +107,12 @@ def run_id(directory: Path) -> str:
     return new
 
 
-def _wandb() -> Any:
+def _wandb() -> ModuleType:
     try:
-        import wandb
+        return import_module("wandb")
     except ModuleNotFoundError as error:
         if error.name != "wandb":
             raise
         raise NotInstalled(
             "logging.wandb: Weights & Biases is not installed: pip install wandb, or set it false"
         ) from None
-    return wandb

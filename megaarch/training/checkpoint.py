@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ def save(
 
 
 def save_weights(
-    run: Path, step: int, weights: dict[str, torch.Tensor], record: dict[str, Any]
+    run: Path, step: int, weights: dict[str, torch.Tensor], record: Mapping[str, object]
 ) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
-    checked = fit(record | {"weights_only": True}, Record, path / PROGRESS)
+    checked = fit({**record, "weights_only": True}, Record, path / PROGRESS)
     aside = begin(path, None)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
@@ -99,7 +99,7 @@ def begin(path: Path, grid: Grid | None) -> Path:
     return aside
 
 
-def state_of(engine: Engine, optimizer: Optimizer) -> dict[str, Any]:
+def state_of(engine: Engine, optimizer: Optimizer) -> storage.State:
     """What a checkpoint's state/ holds: this process's shards."""
     weights, state = engine.state(optimizer)
     return {"model": weights, "optimizer": state}
@@ -332,7 +332,9 @@ def count_weights(path: Path) -> int:
         return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
 
 
-def _compare(path: Path, index: storage.Index, weights: dict[str, Any], partial: bool) -> None:
+def _compare(
+    path: Path, index: storage.Index, weights: dict[str, torch.Tensor], partial: bool
+) -> None:
     there = {
         name.removeprefix("model."): tuple(tensor.size)
         for name, tensor in index.tensors.items()

@@ -8,10 +8,12 @@ code REQUEUE; they may come twice, for a launcher passes on what its ranks have 
 import re
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: run the same command again and it continues
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal returns it
 
 
 class Stopped(Exception):
@@ -32,7 +34,7 @@ class Watch:
 
     def __init__(self):
         self.asked = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():

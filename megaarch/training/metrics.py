@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -70,13 +70,12 @@ class Metrics:
         cut_back(path, start)
         self.file = path.open("a", buffering=1)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """line: has at least `step`; numbers go to the boards too. One that is not finite (a skipped
-        step's loss) is null: JSON knows no NaN."""
-        line = {k: v if _finite(v) else None for k, v in line.items()}
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
-        step = line["step"]
-        numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
+    def write(self, line: Mapping[str, float]) -> None:
+        """line: has at least `step`; the other numbers go to the boards too. One that is not finite (a
+        skipped step's loss) is null: JSON knows no NaN."""
+        numbers = {name: number for name, number in line.items() if math.isfinite(number)}
+        self.file.write(json.dumps({name: numbers.get(name) for name in line}) + "\n")
+        step = int(numbers.pop("step"))
         for board in tuple(self.boards):
             with self._goes_on_without(board.name):
                 board.write(numbers, step)
@@ -101,7 +100,3 @@ class Metrics:
                 str(error).strip().partition("\n")[0],
             )
             self.boards = [board for board in self.boards if board.name != name]
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -57,14 +57,14 @@ def sgd(groups: Groups, training: Training) -> torch.optim.Optimizer:
 def fused_adam() -> type[torch.optim.Optimizer]:
     """NVIDIA apex's FusedAdam. ValueError where apex is absent or another package has its name."""
     try:
-        import apex
+        import apex  # pyright: ignore[reportMissingImports]  # on no package index
     except ImportError:
         raise UserError(
             "training.optimizer: apex_adam needs NVIDIA's apex, which is not installed: build it "
             "from its source (github.com/NVIDIA/apex), or use adamw, torch's fused AdamW"
         ) from None
     try:
-        from apex.optimizers import FusedAdam
+        from apex.optimizers import FusedAdam  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             f"training.optimizer: the installed package apex ({getattr(apex, '__file__', None)}) "

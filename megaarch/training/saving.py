@@ -1,7 +1,7 @@
 """When a run's checkpoints are written: at once, or in the background while training goes on.
 
 In the background, the state is copied to host memory, and a thread of each process writes the copy
-(torch's dcp.async_save) and seals what it wrote. Only the manifest and renaming are left, and all
+(torch's state_dict_saver.async_save) and seals what it wrote. Only the manifest and renaming are left, and all
 processes come together for that between two steps: a checkpoint is complete or absent, as ever. A thread and not a
 process of its own: what is killed takes its writer along, and nothing survives to write into a
 folder that the restarted run uses.
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import distributed
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
@@ -86,13 +86,14 @@ class Saver:
             self._thread = ThreadPoolExecutor(1, "seal")
         path = checkpoint.place(self.run, step)
         aside = checkpoint.begin(path, self.grid)
-        written = dcp.async_save(
+        written = state_dict_saver.async_save(
             checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
             planner=storage.SavePlanner(),
             process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )
+        assert isinstance(written, Future), "it is two where the copy is made in the background too"
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)
         self._flight = _Flight(step, path, aside, record, written, sealed)
 

@@ -3,7 +3,6 @@ between device and host without either waiting for the other before it must."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -104,7 +103,7 @@ class Step:
     seconds: float
     tokens: int
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> dict[str, float]:
         """Returns its line of metrics."""
         progress = self.progress
         return {

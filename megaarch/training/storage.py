@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
-from pydantic import Field
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import core_schema
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import (
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -44,10 +50,12 @@ Shape = list[Whole]
 File = Annotated[str, Field(pattern=r"^__\d{1,9}_\d{1,9}\.distcp$")]
 Place = tuple[File, Whole, Whole]  # file, first byte, bytes
 Chunk = tuple[Shape, Shape, File, Whole, Whole]  # offsets, sizes, and its place
+_NAMES = core_schema.literal_schema(sorted(pickled_metadata.DTYPES))
+DType = Annotated[str, GetPydanticSchema(lambda source, handler: _NAMES)]
 
 
 class Tensor(Schema):
-    dtype: Literal[tuple(sorted(pickled_metadata.DTYPES))]
+    dtype: DType
     size: Annotated[Shape, Field(max_length=16)]
     chunks: Annotated[list[Annotated[Chunk, Field(strict=False)]], Field(min_length=1)]
 
@@ -71,7 +79,7 @@ class Index(Schema):
         return self.model_copy(update={"tensors": others | named})
 
 
-class Writer(dcp.FileSystemWriter):
+class Writer(FileSystemWriter):
     """torch's writer of shards, with the index in place of its pickle."""
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
@@ -100,7 +108,7 @@ class Writer(dcp.FileSystemWriter):
         (Path(self.path) / INDEX).write_text(json.dumps(index))
 
 
-class SavePlanner(dcp.DefaultSavePlanner):
+class SavePlanner(DefaultSavePlanner):
     """Plain values become JSON, where torch would pickle them."""
 
     def transform_object(self, write_item: Any, object: Any) -> Any:
@@ -109,7 +117,7 @@ class SavePlanner(dcp.DefaultSavePlanner):
         return io.BytesIO(json.dumps(object).encode())
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """torch's reader of tensors, given what the index says."""
 
     def __init__(self, folder: Path, index: Index):
@@ -120,7 +128,7 @@ class _Reader(dcp.FileSystemReader):
         return self.metadata
 
 
-class _LoadPlanner(dcp.DefaultLoadPlanner):
+class _LoadPlanner(DefaultLoadPlanner):
     """Loads tensors alone."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
@@ -129,7 +137,9 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
 
 def save(state: State, folder: Path, group: ProcessGroup | None = None) -> None:
     """Write tensors and plain values by name. group: its processes call this, each with its own."""
-    dcp.save(state, storage_writer=Writer(folder), planner=SavePlanner(), process_group=group)
+    state_dict_saver.save(
+        state, storage_writer=Writer(folder), planner=SavePlanner(), process_group=group
+    )
 
 
 def read_index(folder: Path) -> Index:
@@ -162,7 +172,7 @@ def read_tensors(
         part: {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         for part, named in wanted.items()
     }
-    dcp.load(
+    state_dict_loader.load(
         tensors,
         storage_reader=_Reader(folder, index),
         planner=_LoadPlanner(),
@@ -195,7 +205,9 @@ def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         if name.startswith(prefix)
     }
     # each process for itself: those of a pipeline read different ones
-    dcp.load(tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner(), no_dist=True)
+    state_dict_loader.load(
+        tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner(), no_dist=True
+    )
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
@@ -240,13 +252,13 @@ def _check(index: Index, folder: Path, where: Path) -> None:
         holds(name, 1, file, start, length)
     for name, tensor in index.tensors.items():
         item, volume = getattr(torch, tensor.dtype).itemsize, 0
-        for offsets, shape, *place in tensor.chunks:
+        for offsets, shape, file, start, length in tensor.chunks:
             if not len(offsets) == len(shape) == len(tensor.size) or any(
                 o + n > whole for o, n, whole in zip(offsets, shape, tensor.size)
             ):
                 raise UserError(f"{where} is damaged: {name} has a chunk outside of it")
             volume += math.prod(shape)
-            holds(name, math.prod(shape) * item, *place)
+            holds(name, math.prod(shape) * item, file, start, length)
         if volume != math.prod(tensor.size):
             raise UserError(f"{where} is damaged: the chunks of {name} do not make it up")
 

@@ -17,7 +17,6 @@ from torch import nn
 from megaarch.kernels.library import call, obstacle
 
 FEW = 16  # rows; a library's product is the faster of more (docs/log.md)
-ACTIVATIONS = {"swiglu": 0, "geglu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}  # csrc/cpu.h
 
 
 class Parameters(Structure):

@@ -17,6 +17,7 @@ from torch import nn
 
 from megaarch.errors import UserError
 
+ACTIVATIONS = {"swiglu": 0, "geglu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}  # csrc/cpu.h
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _TYPES = {

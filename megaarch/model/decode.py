@@ -14,10 +14,12 @@ from megaarch.attention import attend
 from megaarch.attention.cpu import bias_by_distance
 from megaarch.attention.parts import CAUSAL, UNUSED, Parts
 from megaarch.config import schema
+from megaarch.config.products import head_size, key_heads
 from megaarch.kernels import decode as kernel
+from megaarch.kernels.library import ACTIVATIONS
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.cache import Cache
-from megaarch.model.layers import Context, Layer, LayerNorm, head_size, key_heads
+from megaarch.model.layers import Context, Layer, LayerNorm
 from megaarch.model.product import Linear
 
 KERNELS = ("auto", "cpu")  # of attention, whose place this takes
@@ -39,7 +41,7 @@ class FewTokens:
             feed_forward=model.feed_forward_size,
             pre_norm=model.normalization_position == "pre",
             layer_norm=model.normalization != "rmsnorm",
-            activation=kernel.ACTIVATIONS[model.activation],
+            activation=ACTIVATIONS[model.activation],
             reach=model.relative_max_distance,
             epsilon=model.normalization_epsilon,
             scale=model.attention_scale or head_size(model) ** -0.5,

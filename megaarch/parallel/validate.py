@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from megaarch.config import ConfigError
+from megaarch.config.products import key_heads
 from megaarch.config.schema import Settings
 from megaarch.distributed import launch
 from megaarch.distributed.mesh import AXES, Grid
@@ -49,7 +50,7 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     among = f"tensor_parallel {tensor} x context_parallel {context}"
     if model.heads % (tensor * context):
         yield f"model.heads: {model.heads} heads do not divide among {among} ranks"
-    keys = model.kv_heads or model.heads
+    keys = key_heads(model)
     if keys % tensor and tensor % keys:
         yield (
             f"model.kv_heads: {keys} key heads neither divide among {tensor} ranks "

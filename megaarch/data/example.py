@@ -7,7 +7,7 @@
 All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from megaarch.errors import UserError
 
 Tokens = np.ndarray  # int [n]: token ids
 Rng = np.random.Generator
+LONGEST_RAW = 1 << 20  # tokens of a segment
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class RowShape:
             and self.targets >= other.targets
             and self.parts >= other.parts
             and self.cross_parts >= other.cross_parts
+        )
+
+    @classmethod
+    def largest(cls, shapes: Sequence["RowShape"]) -> "RowShape":
+        """Returns the least shape into which each of `shapes` fits."""
+        return cls(
+            tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)),
+            max(s.targets for s in shapes),
+            max(s.parts for s in shapes),
+            max(s.cross_parts for s in shapes),
         )
 
     def stretched(self, multiple: int) -> "RowShape":
@@ -249,10 +260,10 @@ def generator(seed: int, index: int) -> Rng:
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
 
 
-def largest_raw(fits: Callable[[int], bool], limit: int = 1 << 20) -> int:
+def largest_raw(fits: Callable[[int], bool]) -> int:
     """Returns the largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
     low, high = 0, 1
-    while high < limit and fits(high):
+    while high < LONGEST_RAW and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,7 +1,7 @@
 """The records that flow between objective, feature converter and packing, in the order they flow.
 
     objective   tokens      -> Example     what to condition on, what to predict
-    converter   Example     -> Converted   the streams, parts and targets that a stack eats
+    converter   Example     -> Converted   the streams, parts and targets that a stack takes
     packing     [Converted] -> Batch       fixed shapes (data/batch.py)
 
 All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
@@ -27,7 +27,7 @@ class Example:
     inputs: int [n], tokens to condition on.
     targets: int [m], tokens to predict.
 
-    Three families, told apart by `places`:
+    Three families, which differ in `places`:
 
     sequence (`places` is None): targets are generated left to right after the inputs. Target j is
         read off at the row that is fed `feed[j]`; with `feed` None that is the target before it,

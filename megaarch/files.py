@@ -99,11 +99,16 @@ def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
     try:
         return form.model_validate(found)
     except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        entry = ".".join(map(str, fault["loc"])) or "the file"
-        raise UserError(f"{os.fspath(where)} is damaged: {entry}: {fault['msg']}") from None
+        raise UserError(f"{os.fspath(where)} is damaged: {first_fault(error)}") from None
     except RecursionError:
         raise UserError(f"{os.fspath(where)} is damaged: it is nested too deeply") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """Returns "entry: what is wrong with it" of the first entry that does not fit."""
+    fault = error.errors(include_input=False)[0]
+    entry = ".".join(map(str, fault["loc"])) or "the file"
+    return f"{entry}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def size_and_checksum(path: Path) -> tuple[int, int]:

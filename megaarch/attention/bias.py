@@ -68,6 +68,13 @@ class RelativeBias:
     def heads(self) -> int:
         return self.table.shape[1]
 
+    def bucket_by_distance(self) -> torch.Tensor:
+        """Returns the buckets of distances -max_distance to max_distance (key position - query position),
+        int64 [2 * max_distance + 1]. Farther distances have the buckets of the two ends."""
+        reach, buckets = self.max_distance, self.table.shape[0]
+        distance = torch.arange(-reach, reach + 1, device=self.table.device)
+        return relative_bucket(distance, self.bidirectional, buckets, reach)
+
     def block(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Returns the dense bias [G, H, Q, K] of queries and keys at these integer positions.
 
@@ -75,9 +82,7 @@ class RelativeBias:
         """
         distance_GQK = axis_0(keys)[:, None, :] - axis_0(queries)[:, :, None]
         reach = self.max_distance
-        distance = torch.arange(-reach, reach + 1, device=distance_GQK.device)
-        bucket = relative_bucket(distance, self.bidirectional, self.table.shape[0], reach)
-        bucket_GQK = bucket[distance_GQK.clamp(-reach, reach) + reach]
+        bucket_GQK = self.bucket_by_distance()[distance_GQK.clamp(-reach, reach) + reach]
         return _Lookup.apply(self.table, bucket_GQK)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from megaarch.attention.bias import RelativeBias, relative_bucket
+from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs, Kernel
 from megaarch.attention.parts import UNUSED, Parts
 from megaarch.kernels import library
@@ -71,7 +71,7 @@ def bias_by_distance(bias: RelativeBias) -> torch.Tensor:
     the farthest ahead on."""
     reach = bias.max_distance
     behind = torch.arange(-reach - PADDING, reach + PADDING + 1).clamp(-reach, reach)
-    bucket = relative_bucket(-behind, bias.bidirectional, bias.table.shape[0], reach)
+    bucket = bias.bucket_by_distance()[reach - behind]
     return bias.table.float().index_select(0, bucket).t().contiguous()
 
 

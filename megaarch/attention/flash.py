@@ -40,8 +40,8 @@ def run_flash(flash_attn_varlen_func, q, k, v, call: VarlenCall, scale: float) -
 
 def run_torch(varlen_attn, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
     """Calls it as torch 2.11 wants. Its operators take key heads in groups in every version; newer ones
-    want to be told. They follow torch.use_deterministic_algorithms by themselves."""
-    grouped = q.shape[1] != k.shape[1] and _wants_to_be_told(varlen_attn)
+    need `enable_gqa` for that. They follow torch.use_deterministic_algorithms by themselves."""
+    grouped = q.shape[1] != k.shape[1] and _has_enable_gqa(varlen_attn)
     options = {"scale": scale, "window_size": WINDOWS[call.causal]}
     options |= {"enable_gqa": True} if grouped else {}
     q_rows, k_rows = call.q, call.k
@@ -50,7 +50,7 @@ def run_torch(varlen_attn, q, k, v, call: VarlenCall, scale: float) -> torch.Ten
 
 
 @cache
-def _wants_to_be_told(varlen_attn) -> bool:
+def _has_enable_gqa(varlen_attn) -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megaarch.attention.bias import RelativeBias, relative_bucket
+from megaarch.attention.bias import RelativeBias
 from megaarch.attention.flash import FLASH4
 from megaarch.attention.intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
@@ -87,8 +87,7 @@ def _score(
 ) -> Callable:
     """Adds the table's entry of a pair's distance; the table has its gradient, on CUDA."""
     table, reach = bias.table, bias.max_distance
-    distance = torch.arange(-reach, reach + 1, device=table.device)
-    bucket = relative_bucket(distance, bias.bidirectional, table.shape[0], reach)
+    bucket = bias.bucket_by_distance()
     asks, seen = (x.contiguous() for x in (query_positions, key_positions))
 
     def add(score, b, h, q, kv):

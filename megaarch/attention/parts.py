@@ -98,15 +98,27 @@ class Parts:
         self._enter()
 
     @classmethod
-    def of(cls, rows: Iterable[Iterable[tuple[int, ...]]], queries: int, keys: int) -> "Parts":
-        """From one list of parts for each batch row; pads P to the longest list."""
+    def of(
+        cls,
+        rows: Iterable[Iterable[tuple[int, ...]]],
+        queries: int,
+        keys: int,
+        *,
+        room: int | None = None,
+        full_row: tuple[int, int] | None = None,
+    ) -> "Parts":
+        """From one list of parts for each batch row. room: P; None: as many as the longest list has.
+        UserError for a list with more."""
         rows = [list(row) for row in rows]
-        width = max((len(row) for row in rows), default=0)
-        table = np.zeros((len(rows), width, COLUMNS), dtype=np.int32)
+        if room is None:
+            room = max(map(len, rows), default=0)
+        table = np.zeros((len(rows), room, COLUMNS), dtype=np.int32)
         for b, row in enumerate(rows):
+            if len(row) > room:
+                raise UserError(f"row {b} has {len(row)} parts and room for {room}")
             if row:
                 table[b, : len(row)] = row
-        return cls(table, queries, keys)
+        return cls(table, queries, keys, full_row)
 
     def __len__(self) -> int:
         return self.table.shape[0]

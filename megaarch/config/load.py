@@ -1,4 +1,4 @@
-"""From YAML files and `--set a.b=c` to validated Settings, with every mistake told at once.
+"""From YAML files and `--set a.b=c` to validated Settings, with all mistakes in one error.
 
 A preset only fills defaults: what the file or `--set` gives stays. Mistakes are gathered (unknown
 keys, wrong types, impossible combinations) and raised together as one ConfigError.
@@ -177,19 +177,19 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
 
 def resolve(raw: Raw, where: str = "") -> Settings:
     """Fills in the preset's defaults, checks types and conflicts. Raises ConfigError."""
-    load_plugins()  # or what is wrong with one would be told as a setting's mistake
+    load_plugins()  # or the error of a plugin would be reported as that of a setting
     raw = {key: {} if value is None else value for key, value in copy.deepcopy(raw).items()}
     raw = fill_preset(raw)
     problems: list[str] = []
     wrong: set[str] = set()
-    for attempt in range(50):  # drop what is wrong, so that conflicts are told at once too
+    for attempt in range(50):  # drop what is wrong, so that conflicts are reported at once too
         try:
             settings = Settings.model_validate(raw)
             break
         except ValidationError as error:
             for fault in error.errors():
                 path = ".".join(str(x) for x in fault["loc"] if x not in SOURCE_TAGS)
-                # all is told the first time; what is wrong later, or missing, was dropped here
+                # the first pass reports all; what is wrong later, or missing, was dropped here
                 if attempt == 0:
                     problems.append(_sentence(path, fault))
                 wrong.add(path)

@@ -12,6 +12,16 @@ from megaarch.config.schema import Model
 GATED = ("swiglu", "geglu")
 
 
+def key_heads(model: Model) -> int:
+    """Returns how many heads of keys and values a layer has."""
+    return model.kv_heads or model.heads
+
+
+def head_size(model: Model) -> int:
+    """Returns the width of a head."""
+    return model.head_size or model.hidden_size // model.heads
+
+
 def stack_layers(model: Model) -> tuple[int, ...]:
     """Returns the number of layers of each stack, in the order of the streams."""
     names = catalogue.ARCHITECTURES[model.architecture].streams
@@ -38,10 +48,8 @@ class Product:
 def layer_products(model: Model, stream: int) -> dict[str, Product]:
     """Returns the matrix products of a layer of this stream's stack, in a forward pass, by name.
     Both kinds of attention are named so; what is not attention's is `up` and `down`."""
-    d, heads = model.hidden_size, model.heads
-    head_size = model.head_size or d // heads
-    queries, keys = heads * head_size, (model.kv_heads or heads) * head_size
-    inner = model.feed_forward_size
+    d, inner = model.hidden_size, model.feed_forward_size
+    queries, keys = (heads * head_size(model) for heads in (model.heads, key_heads(model)))
     found = {
         "attention.qkv": Product(d, queries + 2 * keys, column=True),
         "attention.output": Product(queries, d, column=False),

@@ -14,7 +14,8 @@ A notebook or a test calls `register` itself.
 """
 
 import difflib
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -35,49 +36,43 @@ class UnknownName(UserError, KeyError):
     __str__ = Exception.__str__  # KeyError's would put the sentence in quotes
 
 
-class Registry(MutableMapping[str, Entry]):
+class Registry(UserDict[str, Entry]):
     """Name -> entry, this package's first. kind: what an entry is, for messages. rows: entries with
     a `name`; named: others by name, or where to import them from."""
 
     def __init__(self, kind: str, *rows: Any, **named: Any):
+        super().__init__({row.name: row for row in rows} | named)
         self.kind = kind
-        self._entries: dict[str, Any] = {row.name: row for row in rows} | named
 
     def register(self, entry: Any, name: str | None = None) -> None:
         """Adds an entry. name: of one that has no `name` field. UserError for a taken name."""
         name = name or str(entry.name)
-        if name in self._entries:
+        if name in self.data:
             raise UserError(f"the {self.kind} {name!r} is registered already: choose another name")
-        self._entries[name] = entry
+        self.data[name] = entry
 
     def __getitem__(self, name: str) -> Entry:
         """Raises UnknownName, a UserError that lists the names."""
         load_plugins()
-        if name not in self._entries:
-            guess = nearest_of(name, self._entries)
+        if name not in self.data:
+            guess = nearest_of(name, self.data)
             raise UnknownName(
-                f"no {self.kind} named {name!r}: choose one of {', '.join(self._entries)}{guess}"
+                f"no {self.kind} named {name!r}: choose one of {', '.join(self.data)}{guess}"
             )
-        self._entries[name] = load(self._entries[name])
-        return self._entries[name]
-
-    def __setitem__(self, name: str, entry: Entry) -> None:
-        self._entries[name] = entry
-
-    def __delitem__(self, name: str) -> None:
-        del self._entries[name]
+        self.data[name] = load(self.data[name])
+        return self.data[name]
 
     def __contains__(self, name: object) -> bool:
         load_plugins()
-        return name in self._entries
+        return name in self.data
 
     def __iter__(self) -> Iterator[str]:
         load_plugins()
-        return iter(list(self._entries))
+        return iter(list(self.data))
 
     def __len__(self) -> int:
         load_plugins()
-        return len(self._entries)
+        return len(self.data)
 
 
 def load(reference: Any) -> Any:

@@ -164,6 +164,11 @@ class Data(Section):
     cache: Text = "runs/data"
     workers: Processes | None = None  # None: 4 on CUDA, 0 (the trainer's process) on a CPU
 
+    @property
+    def sources(self) -> list[Source]:
+        """`source` as a list, one that is a text with weight 1."""
+        return [Source(path=self.source)] if isinstance(self.source, str) else self.source
+
 
 class Budget(Section):
     match: Literal["flops", "seen_tokens", "target_tokens"] = "flops"

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -37,9 +37,9 @@ def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest_setting(path: str, names: Iterable[str]) -> str | None:
+def nearest_setting(path: str) -> str | None:
     """Returns the valid dotted name that a wrong one most likely meant."""
-    names = list(names)
+    names = list(setting_names())
     path = re.sub(r"\.\d+(?=\.|$)", "", path)  # list indices are no names
     parent, _, leaf = path.rpartition(".")
     siblings = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == parent}
@@ -55,5 +55,5 @@ def nearest_setting(path: str, names: Iterable[str]) -> str | None:
 
 def unknown_setting(path: str) -> str:
     """Returns the sentence for a setting that does not exist."""
-    guess = nearest_setting(path, setting_names())
+    guess = nearest_setting(path)
     return f"{path}: unknown setting" + (f"; did you mean {guess}?" if guess else "")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from megaarch.config import catalogue
-from megaarch.config.products import layer_products
+from megaarch.config.products import head_size, key_heads, layer_products
 from megaarch.config.schema import ADAPTED, Data, Model, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 from megaarch.errors import UserError
@@ -93,7 +93,7 @@ def _float8(settings: Settings) -> Iterator[Conflict]:
             "zero_bubble splits a backward pass in two, and each would run all float8 products "
             "of both: use another schedule",
         )
-    keys, tensor = settings.model.kv_heads or settings.model.heads, parallel.tensor_parallel
+    keys, tensor = key_heads(settings.model), parallel.tensor_parallel
     sharded = parallel.data_ranks > 1
     if (
         training.float8 == "tensorwise"
@@ -110,7 +110,7 @@ def _float8(settings: Settings) -> Iterator[Conflict]:
 
 def _float8_widths(settings: Settings) -> Iterator[Conflict]:
     model, ranks = settings.model, settings.parallel.tensor_parallel
-    keys = max(model.kv_heads or model.heads, ranks)  # where ranks share one, each has a copy
+    keys = max(key_heads(model), ranks)  # where ranks share one, each has a copy
     model = model.model_copy(update={"kv_heads": keys})
     streams = len(catalogue.ARCHITECTURES[model.architecture].streams)
     for of, product in layer_products(model, streams - 1).items():
@@ -151,13 +151,12 @@ def _model(settings: Settings) -> Iterator[Conflict]:
             f"{model.kv_heads} key heads do not divide {model.heads} heads",
         )
     exact = model.head_size or model.hidden_size % model.heads == 0
-    head_size = model.head_size or model.hidden_size // model.heads
     axes = catalogue.position_axes(data.objective)
-    if exact and model.position_encoding == "rope" and head_size % (2 * axes):
+    if exact and model.position_encoding == "rope" and head_size(model) % (2 * axes):
         yield (
             ("model.head_size", "model.heads", "model.hidden_size"),
             f"rope over {axes} position axis(es) needs a head size divisible by {2 * axes}, "
-            f"not {head_size}",
+            f"not {head_size(model)}",
         )
     if axes > 1 and model.position_encoding == "relative":
         yield (

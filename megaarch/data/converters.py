@@ -1,4 +1,4 @@
-"""Feature converters: an Example to the streams, parts and targets that an architecture eats.
+"""Feature converters: an Example to the streams, parts and targets that an architecture takes.
 
 One for each architecture, seqio's word. Drawn here with inputs a b c and targets X Y; ^ is the
 start token; under each row the token that is read off at it; . carries no loss.

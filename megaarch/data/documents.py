@@ -13,7 +13,7 @@ Rows are planned for each epoch from the documents' lengths alone.
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +30,7 @@ from megaarch.data.example import (
     Vocabulary,
     generator,
 )
-from megaarch.data.segments import Mixed, fixed_shape
+from megaarch.data.segments import Mixed, fixed_shape, pair_shape
 from megaarch.errors import UserError
 
 ORDER = 0xD0C5  # keeps the generators of orders apart from those of noise
@@ -194,9 +194,10 @@ class DocumentRows:
         self._limit[-1] = first.most
         self._ends = [len(first)]
         self.per_epoch = len(first)  # another epoch may have a few more or less
-        each = [converter.shape(kind.objective.lengths(kind.raw)) for kind in self.kinds]
-        parts, cross = max(e.parts for e in each), max(e.cross_parts for e in each)
-        self.shape = RowShape(room, room[-1], first.most * parts, first.most * cross)
+        one = RowShape.largest(
+            [converter.shape(kind.objective.lengths(kind.raw)) for kind in self.kinds]
+        )
+        self.shape = RowShape(room, room[-1], first.most * one.parts, first.most * one.cross_parts)
         self._try()
 
     def _plan(self, epoch: int) -> EpochPlan:
@@ -213,8 +214,7 @@ class DocumentRows:
         objective = self.kinds[k].objective
         if paired:
             assert isinstance(objective, SplitObjective)
-            one = self.converter.shape(objective.pair(length))
-            return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
+            return pair_shape(self.converter, objective, length)
         return self.converter.shape(objective.lengths(length))
 
     def _try(self) -> None:

@@ -1,13 +1,13 @@
 """The records that flow between objective, feature converter and packing, in the order they flow.
 
     objective   tokens      -> Example     what to condition on, what to predict
-    converter   Example     -> Converted   the streams, parts and targets that a stack eats
+    converter   Example     -> Converted   the streams, parts and targets that a stack takes
     packing     [Converted] -> Batch       fixed shapes (data/batch.py)
 
 All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from megaarch.errors import UserError
 
 Tokens = np.ndarray  # int [n]: token ids
 Rng = np.random.Generator
+LONGEST_RAW = 1 << 20  # tokens of a segment
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Example:
     inputs: int [n], tokens to condition on.
     targets: int [m], tokens to predict.
 
-    Three families, told apart by `places`:
+    Three families, which differ in `places`:
 
     sequence (`places` is None): targets are generated left to right after the inputs. Target j is
         read off at the row that is fed `feed[j]`; with `feed` None that is the target before it,
@@ -94,6 +95,16 @@ class RowShape:
             and self.targets >= other.targets
             and self.parts >= other.parts
             and self.cross_parts >= other.cross_parts
+        )
+
+    @classmethod
+    def largest(cls, shapes: Sequence["RowShape"]) -> "RowShape":
+        """Returns the least shape into which each of `shapes` fits."""
+        return cls(
+            tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)),
+            max(s.targets for s in shapes),
+            max(s.parts for s in shapes),
+            max(s.cross_parts for s in shapes),
         )
 
     def stretched(self, multiple: int) -> "RowShape":
@@ -249,10 +260,10 @@ def generator(seed: int, index: int) -> Rng:
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), index]))
 
 
-def largest_raw(fits: Callable[[int], bool], limit: int = 1 << 20) -> int:
+def largest_raw(fits: Callable[[int], bool]) -> int:
     """Returns the largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
     low, high = 0, 1
-    while high < limit and fits(high):
+    while high < LONGEST_RAW and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

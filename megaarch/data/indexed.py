@@ -160,14 +160,7 @@ class IndexedDataset(_Indexed):
             raise IndexError(f"tokens {start}:{start + length} of {self.tokens} in {self.path}")
         if self._contiguous:
             return self._tokens[start : start + length].astype(self._given)
-        sequence = int(np.searchsorted(self._ends, start, side="right"))
-        pieces = [np.zeros(0, self._given)]
-        while length:
-            left = int(self._ends[sequence]) - start
-            taken = min(left, length)
-            pieces.append(self.get(sequence, int(self.lengths[sequence]) - left, taken))
-            start, length, sequence = start + taken, length - taken, sequence + 1
-        return np.concatenate(pieces)
+        return self.at(np.arange(start, start + length))
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """Returns the tokens at these places of the stream, [places]."""

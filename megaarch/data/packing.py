@@ -114,30 +114,22 @@ def _pack_stream(
             cross[b] += [_moved(part, start, before) for part in stream.cross_parts]
             start = end
             before += len(example.streams[s - 1].tokens) if s else 0
-    memory = shape.streams[s - 1]
+
+    def parts_of(rows: list[list[tuple[int, ...]]], room: int, keys: int) -> Parts:
+        full_row = (length, shape.streams[keys])
+        return Parts.of(rows, stored[s], stored[keys], room=room, full_row=full_row)
+
     return Stream(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
-        parts=Parts(_table(parts, shape.parts), stored[s], stored[s], (length, length)),
-        cross=Parts(_table(cross, shape.cross_parts), stored[s], stored[s - 1], (length, memory))
-        if s and shape.cross_parts
-        else None,
+        parts=parts_of(parts, shape.parts, s),
+        cross=parts_of(cross, shape.cross_parts, s - 1) if s and shape.cross_parts else None,
     )
 
 
 def _moved(part: tuple[int, ...], q: int, k: int) -> tuple[int, ...]:
     shape, q_start, q_end, k_start, k_end = part
     return (shape, q_start + q, q_end + q, k_start + k, k_end + k)
-
-
-def _table(rows: list[list[tuple[int, ...]]], width: int) -> np.ndarray:
-    table = np.zeros((len(rows), width, 5), dtype=np.int32)
-    for b, row in enumerate(rows):
-        if len(row) > width:
-            raise UserError(f"row {b} has {len(row)} parts and room for {width}")
-        if row:
-            table[b, : len(row)] = row
-    return table
 
 
 def _pack_targets(rows: Sequence[Sequence[Converted]], shape: RowShape) -> tuple[np.ndarray, ...]:

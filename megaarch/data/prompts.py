@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megaarch.attention.parts import CAUSAL, FULL, causal, full
+from megaarch.attention.parts import CAUSAL, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional
 from megaarch.data.converters import Part, converter_of
@@ -149,8 +149,7 @@ def window(stream: ConvertedStream, start: int, stop: int, before: int = 0) -> C
             raise UserError(
                 f"the prompt cannot be given in chunks: its tokens {q0} to {q1 - 1} see each other"
             )
-        of = full if shape == FULL else causal
-        found.append(of(first - start, last - start, k0, k1))
+        found.append((shape, first - start, last - start, k0, k1))
     return replace(
         stream,
         tokens=stream.tokens[start:stop],
@@ -174,8 +173,8 @@ def turn_block(
     shift = held - skipped
     parts = [] if pending is None else [full(0, 1, 0, held + 1)]
     for shape, q0, q1, _, k1 in turn.parts:
-        of, q0 = full if shape == FULL else causal, max(q0, 1)
+        q0 = max(q0, 1)
         if q0 < q1:
-            parts.append(of(q0 - skipped, q1 - skipped, 0, k1 + shift))
+            parts.append((shape, q0 - skipped, q1 - skipped, 0, k1 + shift))
     positions = position + turn.positions[: len(tokens)] - turn.positions[0]
     return replace(turn, tokens=tokens, positions=positions, parts=parts)

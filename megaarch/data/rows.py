@@ -17,14 +17,14 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.blend import Blend
 from megaarch.data.converters import converter_of
-from megaarch.data.documents import DocumentRows
+from megaarch.data.documents import ORDER, DocumentRows
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.objectives import supervised
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations
 from megaarch.errors import UserError
 
-DOCUMENTS, ROWS = 0xD0C5, 0x9085  # keep the generators of orders apart from those of noise
+ROWS_ORDER = 0x9085  # as ORDER, of rows of pairs
 
 
 class Task(Protocol):
@@ -76,7 +76,7 @@ class TextRows:
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rng = generator(self.seed ^ DOCUMENTS, epoch)
+        rng = generator(self.seed ^ ORDER, epoch)
         documents = rng.permutation(len(self.lengths))
         ends = np.cumsum(self.lengths[documents])
         return documents, ends, rng.permutation(self.per_epoch)
@@ -127,10 +127,10 @@ class PairRows:
         self.examples = len(lengths)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
         shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
-        parts, cross_parts = max(s.parts for s in shapes), max(s.cross_parts for s in shapes)
+        one = RowShape.largest(shapes)
         most = room[0] if data.pack else 1  # no bound on parts but a token each
-        limit = RowShape(room, room[-1], most * parts, most * cross_parts)
-        order = generator(seed ^ DOCUMENTS, 0).permutation(self.examples)
+        limit = RowShape(room, room[-1], most * one.parts, most * one.cross_parts)
+        order = generator(seed ^ ORDER, 0).permutation(self.examples)
         rows = [[i] for i in range(self.examples)]
         if data.pack:
             rows = plan_rows([shapes[i] for i in order], limit)
@@ -138,12 +138,12 @@ class PairRows:
         self.per_epoch = len(self.rows)
         targets = max(sum(shapes[i].targets for i in row) for row in self.rows)
         most = max(len(row) for row in self.rows)
-        self.shape = RowShape(room, targets, most * parts, most * cross_parts)
+        self.shape = RowShape(room, targets, most * one.parts, most * one.cross_parts)
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return generator(self.seed ^ ROWS, epoch).permutation(self.per_epoch)
+        return generator(self.seed ^ ROWS_ORDER, epoch).permutation(self.per_epoch)
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         """See Task; pairs have no noise, so the key is not used."""

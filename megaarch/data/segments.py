@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.converters import converter_of
-from megaarch.data.example import Objective, RowShape, SplitObjective, largest_raw
+from megaarch.data.example import Converter, Objective, RowShape, SplitObjective, largest_raw
 from megaarch.errors import UserError
 
 
@@ -78,8 +78,7 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
 
     def bound(raw: int) -> RowShape:
         if split:
-            one = converter.shape(split.pair(raw))
-            return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
+            return pair_shape(converter, split, raw)
         first, *others = (converter.shape(objective.lengths(raw)) for objective in group)
         return sum(others, first)
 
@@ -96,6 +95,13 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
         )
     row = (split, replace(split, mirrored=True)) if split else group
     return Segmentation(raw, row, bound(raw), mirrored=split is not None)
+
+
+def pair_shape(converter: Converter, objective: SplitObjective, raw: int) -> RowShape:
+    """Returns the bound on the row of two examples of one draw, of `raw` tokens each, of which one is
+    mirrored."""
+    one = converter.shape(objective.pair(raw))
+    return replace(one, parts=2 * one.parts, cross_parts=2 * one.cross_parts)
 
 
 def _limits(model: Model) -> dict[str, int | None]:
@@ -122,9 +128,9 @@ def _pairs(
     return groups + [(weight, (objective,)) for weight, objective in left]
 
 
-def _density(objective: Objective, raw: int = 1 << 16) -> float:
+def _density(objective: Objective) -> float:
     """Returns the number of targets for each input of a long segment."""
-    lengths = objective.lengths(raw)
+    lengths = objective.lengths(1 << 16)
     return lengths.targets / lengths.inputs
 
 
@@ -138,12 +144,7 @@ def _filled(model: Model, rows: Mixed) -> float:
 def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:
     """Returns one shape for rows of any of `shapes`: the configured lengths where they are
     given."""
-    streams = tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True))
-    configured = (model.sequence_length, model.target_length)[: len(streams)]
-    streams = tuple(c or n for c, n in zip(configured, streams, strict=True))
-    return RowShape(
-        streams,
-        max(s.targets for s in shapes),
-        max(s.parts for s in shapes),
-        max(s.cross_parts for s in shapes),
-    )
+    largest = RowShape.largest(shapes)
+    configured = (model.sequence_length, model.target_length)[: len(largest.streams)]
+    streams = tuple(c or n for c, n in zip(configured, largest.streams, strict=True))
+    return replace(largest, streams=streams)

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Protocol
+from itertools import chain
 
 import numpy as np
 
@@ -108,18 +108,9 @@ def _load(path: str, sentinels: int, vocabulary_size: int | None, fingerprint: s
     return Tokenizer(path, sentinels, vocabulary_size)
 
 
-class _Backend(Protocol):
-    """A library's model. pieces: as Tokenizer.pieces."""
-
-    name: str
-    pieces: list[str | None]
-
-    def piece_id(self, piece: str) -> int | None: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-
-
 class _SentencePiece:
+    """A model of SentencePiece. pieces: as Tokenizer.pieces."""
+
     name = "SentencePiece"
 
     def __init__(self, content: bytes):
@@ -155,6 +146,8 @@ class _SentencePiece:
 
 
 class _HuggingFace:
+    """A file of Hugging Face's tokenizers, with the methods of _SentencePiece."""
+
     name = "Hugging Face tokenizers"
 
     def __init__(self, content: bytes):
@@ -246,7 +239,7 @@ def _read(path: str) -> bytes:
         raise UserError(f"tokenizer file {path} cannot be read: {error.strerror}") from error
 
 
-def _backend(path: str, content: bytes) -> _Backend:
+def _backend(path: str, content: bytes) -> _SentencePiece | _HuggingFace:
     kind = _HuggingFace if content.lstrip()[:1] == b"{" else _SentencePiece
     if not content:
         raise UserError(f"tokenizer file {path} is empty")
@@ -328,13 +321,10 @@ def _training_lines(documents: Iterable[str], most_characters: int) -> list[str]
     and the rarest characters, so that at most `most_characters` take a piece.
     """
     texts = list(documents)
-    counts = Counter()
-    for text in texts:
-        counts.update(text)
+    counts = Counter(chain.from_iterable(texts))
     reserved = {c for c in counts if c < " " or c in (SPACE, "\u2585", "\x7f")}
-    ranked = [c for c, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    ranked = sorted(counts.keys() - reserved, key=lambda c: (-counts[c], c))
     left = sum(counts.values()) * (1 - COVERAGE)
-    ranked = [c for c in ranked if c not in reserved]
     while ranked and (len(ranked) > most_characters or left > counts[ranked[-1]]):
         left -= counts[ranked.pop()]
     breaks = {ord(c): "\n" for c in set(counts) - set(ranked)}

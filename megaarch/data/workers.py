@@ -50,17 +50,13 @@ def _world(starter: str, size: int) -> Any:
     """Returns mpi4py's executor over all ranks."""
     if starter == "torchrun":
         raise UserError("torchrun starts processes for training: use mpiexec or srun here")
-    try:
-        from mpi4py import MPI
-        from mpi4py.futures import MPICommExecutor
-    except ImportError:
-        raise UserError(
-            f"{starter} started {size} processes, which need mpi4py to work together: "
-            "pip install 'megaarch[mpi]'"
-        ) from None
-    if MPI.COMM_WORLD.Get_size() != size:
-        raise UserError(
-            f"{starter} started {size} processes and mpi4py sees {MPI.COMM_WORLD.Get_size()}: it "
-            "was built for another MPI; reinstall it, or under srun try --mpi=pmix"
-        )
-    return MPICommExecutor(MPI.COMM_WORLD, root=0)
+    world = launch.mpi_world(
+        starter,
+        size,
+        missing=f"{starter} started {size} processes, which need mpi4py to work together: "
+        "pip install 'megaarch[mpi]'",
+        instead="under srun try --mpi=pmix",
+    )
+    from mpi4py.futures import MPICommExecutor
+
+    return MPICommExecutor(world, root=0)

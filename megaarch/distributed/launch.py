@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed
@@ -238,22 +238,31 @@ def _numbers(ranges: str) -> list[str]:
 
 
 def _broadcast_address(process: Process) -> tuple[str, int]:
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        raise UserError(
-            "mpirun gives no address to meet at: pip install mpi4py, so that rank 0 can tell the "
-            "others its own, or set MASTER_ADDR and MASTER_PORT (mpirun -x MASTER_ADDR=...)"
-        ) from None
-    world = MPI.COMM_WORLD
-    if world.Get_size() != process.world_size:
-        raise UserError(
-            f"mpirun started {process.world_size} processes and mpi4py sees {world.Get_size()}: it "
-            "was built for another MPI; reinstall it, or set MASTER_ADDR and MASTER_PORT"
-        )
+    world = mpi_world(
+        "mpirun",
+        process.world_size,
+        missing="mpirun gives no address to meet at: pip install mpi4py, so that rank 0 can tell the "
+        "others its own, or set MASTER_ADDR and MASTER_PORT (mpirun -x MASTER_ADDR=...)",
+        instead="set MASTER_ADDR and MASTER_PORT",
+    )
     own = None
     if process.rank == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))
             own = socket.gethostname(), probe.getsockname()[1]
     return world.bcast(own, root=0)
+
+
+def mpi_world(starter: str, size: int, *, missing: str, instead: str) -> Any:
+    """Returns mpi4py's communicator of the `size` processes that `starter` started. UserError where
+    there is no mpi4py (`missing`), and where it sees another number of them: reinstall it or `instead`."""
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise UserError(missing) from None
+    if MPI.COMM_WORLD.Get_size() != size:
+        raise UserError(
+            f"{starter} started {size} processes and mpi4py sees {MPI.COMM_WORLD.Get_size()}: it "
+            f"was built for another MPI; reinstall it, or {instead}"
+        )
+    return MPI.COMM_WORLD

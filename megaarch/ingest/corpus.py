@@ -5,6 +5,7 @@ Everything is lazy: a corpus larger than memory is read as a stream, as often as
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +141,30 @@ def _records(
 def _parquet_records(
     shard: Shard, columns: tuple[str, ...]
 ) -> Iterator[tuple[Location, dict[str, Any]]]:
+    with open_parquet(shard.file) as table:
+        there = table.schema_arrow.names
+        for name in columns:
+            if name not in there:
+                raise UserError(f"{shard.file}: {_missing(name, there)}")
+        groups = range(table.num_row_groups)[shard.start : shard.end]
+        number = sum(table.metadata.row_group(g).num_rows for g in range(groups.start))
+        size, columns_read = (1024, list(columns)) if columns else (1, None)
+        for batch in table.iter_batches(size, groups, columns=columns_read):
+            for record in _parquet_rows(batch, shard.file, number):
+                number += 1
+                yield Location(shard.file, "row", number), record
+
+
+@contextmanager
+def open_parquet(file: Path) -> Iterator[Any]:
+    """Yields an open pyarrow.parquet.ParquetFile. UserError where what is read of it cannot be."""
     import pyarrow
     import pyarrow.parquet
 
-    file = shard.file
     check_regular(file)
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            read = [name for name in columns if name in table.schema_arrow.names]
-            if columns and len(read) < len(columns):
-                missing = next(name for name in columns if name not in read)
-                raise UserError(f"{file}: {_missing(missing, table.schema_arrow.names)}")
-            groups = range(table.num_row_groups)[shard.start : shard.end]
-            number = sum(table.metadata.row_group(g).num_rows for g in range(groups.start))
-            for batch in table.iter_batches(1024 if columns else 1, groups, columns=read or None):
-                for record in _parquet_rows(batch, file, number):
-                    number += 1
-                    yield Location(file, "row", number), record
+            yield table
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as parquet: {error}") from error
 

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from megaarch.config.schema import Data, Source
+from megaarch.config.schema import Data
 from megaarch.data.indexed import IndexedDataset, IndexedDocuments
 from megaarch.data.rows import check_kind
 from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
@@ -89,7 +89,9 @@ def prepare(
         preparation.make()
     prepared = preparation.load()
     if _is_first_process():
-        for note in sources.notes(_paths(data)) + prepared.manifest.notes:
+        for note in (
+            sources.notes([source.path for source in data.sources]) + prepared.manifest.notes
+        ):
             log.warning(note)
     return prepared
 
@@ -100,7 +102,7 @@ class _Preparation:
     ):
         self.data, self.vocabulary_size, self.progress = data, vocabulary_size, progress
         self.exclude = exclude
-        self.sources = _sources(data)
+        self.sources = data.sources
         self.kind = kind_of(data)
         if self.kind == "indexed" and exclude is not None:
             raise UserError(
@@ -325,7 +327,8 @@ def kind_of(data: Data) -> str:
     """Returns what the sources hold: "text", "supervised" or "indexed". Records that are both text
     and pairs count as what the objective takes. UserError where they are not of one kind, and where
     the objective wants pairs and they are text."""
-    paths, wants_pairs = _paths(data), data.objective == "supervised"
+    paths = [source.path for source in data.sources]
+    wants_pairs = data.objective == "supervised"
     if not paths:
         raise UserError("data.source is an empty list: give at least one source")
     found = {path: corpus.kind(path, data.text_field, wants_pairs) for path in paths}
@@ -342,14 +345,6 @@ def kind_of(data: Data) -> str:
     if wants_pairs:  # before a later record is told that it lacks text
         check_kind(data, kinds[0] == "supervised")
     return kinds[0]
-
-
-def _sources(data: Data) -> list[Source]:
-    return [Source(path=data.source)] if isinstance(data.source, str) else list(data.source)
-
-
-def _paths(data: Data) -> list[str]:
-    return [source.path for source in _sources(data)]
 
 
 def _is_first_process() -> bool:

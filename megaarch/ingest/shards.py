@@ -22,7 +22,6 @@ from pydantic import Field
 
 from megaarch.data.indexed import mapped, token_dtype
 from megaarch.data.tokenizer import Tokenizer
-from megaarch.errors import UserError
 from megaarch.files import Schema, fit, read_json, size_and_checksum
 from megaarch.ingest import corpus, lines, sources, split
 from megaarch.ingest.lines import RecordError, Shard
@@ -100,7 +99,7 @@ class Summary(Schema):
     malformed: list[Annotated[tuple[int, str], Field(strict=False)]]  # JSON has no tuples
 
 
-class _Record(Schema):
+class _ShardFile(Schema):
     """A shard's .json."""
 
     summary: Summary
@@ -123,14 +122,8 @@ def cut(path: str, shard_bytes: int) -> Iterator[Shard]:
 
 
 def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            groups = [table.metadata.row_group(g) for g in range(table.num_row_groups)]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be read as parquet: {error}") from error
+    with corpus.open_parquet(file) as table:
+        groups = [table.metadata.row_group(g) for g in range(table.num_row_groups)]
     start, size = 0, 0
     for number, group in enumerate(groups, start=1):
         size += group.total_byte_size
@@ -154,7 +147,7 @@ def make(number: int, shard: Shard, job: Job) -> Summary:
         malformed=malformed.found,
     )
     files = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
-    record = _Record(summary=summary, files=files)
+    record = _ShardFile(summary=summary, files=files)
     job.file(number, ".json").write_text(json.dumps(record.model_dump()))
     return summary
 
@@ -163,7 +156,7 @@ def finished(number: int, job: Job) -> Summary | None:
     """Returns the summary of a shard whose files are as they were written, else None."""
     file = job.file(number, ".json")
     try:
-        record = fit(read_json(file), _Record, file)
+        record = fit(read_json(file), _ShardFile, file)
         found = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
     except (OSError, ValueError):
         return None

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megaarch.data.indexed import prefix_of
 from megaarch.errors import UserError
 from megaarch.ingest.tasks.task import ENDING, Task
 
@@ -122,7 +123,7 @@ def compression_of(file: Path) -> str | None:
 
 def indexed_prefix(path: str) -> str | None:
     """Returns the prefix of a `.bin`/`.idx` pair, if `path` is that or one of the two files."""
-    prefix = path[:-4] if path.endswith((".bin", ".idx")) else path
+    prefix = prefix_of(path)
     there = [Path(prefix + suffix).is_file() for suffix in (".bin", ".idx")]
     if all(there) or (prefix != path and any(there)):
         return prefix

@@ -57,19 +57,5 @@ def gradient(
     return out
 
 
-def slope(
-    logits_Cv: torch.Tensor,
-    bias_v: torch.Tensor | None,
-    target_C: torch.Tensor,
-    text_v: torch.Tensor | None,
-    known: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `Slope` of model/loss.py: the gradient with both factors one, over the ids held here."""
-    sums_LC = log_sums(logits_Cv, bias_v, target_C, text_v, known)
-    ones_C = torch.ones_like(sums_LC[0])
-    slope_Cv = gradient(logits_Cv, bias_v, target_C, sums_LC[0], ones_C, ones_C, known)
-    return slope_Cv, sums_LC
-
-
 def _wide(bias_v: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     return None if bias_v is None else bias_v.to(dtype).contiguous()

@@ -16,8 +16,8 @@ from torch import nn
 
 from megaarch.kernels.library import call, obstacle
 
+DTYPES = (torch.float32,)  # that the kernels read
 FEW = 16  # rows; a library's product is the faster of more (docs/log.md)
-ACTIVATIONS = {"swiglu": 0, "geglu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}  # csrc/cpu.h
 
 
 class Parameters(Structure):
@@ -97,19 +97,10 @@ def may_run() -> bool:
     )
 
 
-def plain(*tensors: torch.Tensor | None) -> bool:
-    """Returns whether these are what the kernels read: whole fp32 tensors on a CPU."""
-    return all(
-        x is None
-        or (type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype == torch.float32)
-        for x in tensors
-    )
-
-
 def few_rows(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As torch.nn.functional.linear, of `plain` tensors."""
+    """As torch.nn.functional.linear, of `library.plain` tensors of DTYPES."""
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -2,19 +2,18 @@
 
 import torch
 
-from megaarch.kernels.library import call
-
-GATES = {"swiglu": 0, "geglu": 1}  # csrc/cpu.h; GEGLU's is the tanh approximation
+from megaarch.kernels.library import ACTIVATIONS, call
 
 
 class Gated(torch.autograd.Function):
-    """apply(x [..., F, 2], name in GATES) -> gate(x[..., 0]) · x[..., 1]."""
+    """apply(x [..., F, 2], swiglu or geglu) -> gate(x[..., 0]) · x[..., 1]; GEGLU's gate is the tanh
+    approximation."""
 
     @staticmethod
     def forward(ctx, x, name):
         x = x.contiguous()
         out = x.new_empty(x.shape[:-1])
-        ctx.gate = GATES[name]
+        ctx.gate = ACTIVATIONS[name]
         call("gated_forward", x.device, x, out, out.numel(), ctx.gate, x.dtype)
         ctx.save_for_backward(x)
         return out

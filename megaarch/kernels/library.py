@@ -17,6 +17,7 @@ from torch import nn
 
 from megaarch.errors import UserError
 
+ACTIVATIONS = {"swiglu": 0, "geglu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}  # csrc/cpu.h
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _TYPES = {
@@ -62,16 +63,18 @@ def obstacle(device_type: str) -> str | None:
     return None
 
 
-def serves(*tensors: torch.Tensor) -> bool:
+def serves(*tensors: torch.Tensor | None) -> bool:
     """Returns whether the CPU's kernels take the place of torch's operations on these, unasked: plain
-    tensors of a dtype that they have, in a process that runs each operation as it comes."""
-    return (
-        all(
-            type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype in _CPU_DTYPES
-            for x in tensors
-        )
-        and not torch.compiler.is_compiling()
-        and obstacle("cpu") is None
+    tensors, in a process that runs each operation as it comes."""
+    return plain(*tensors) and not torch.compiler.is_compiling() and obstacle("cpu") is None
+
+
+def plain(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] = _CPU_DTYPES) -> bool:
+    """Returns whether these are what the CPU's kernels read: tensors of no subclass, on a CPU, of one
+    of these dtypes. None is left out."""
+    return all(
+        x is None or (type(x) in (torch.Tensor, nn.Parameter) and x.is_cpu and x.dtype in dtypes)
+        for x in tensors
     )
 
 
@@ -120,13 +123,13 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
     if reason := obstacle(device.type):
         raise UserError(f"model.fused_kernels: {reason}")
     library = load(device.type)
-    plain = [_plain(x) for x in arguments]
+    given = [_as_c(x) for x in arguments]
     function = getattr(library, f"megaarch_{name}")
     if device.type == "cuda":
         with torch.cuda.device(device):
-            code = function(*plain, torch.cuda.current_stream(device).cuda_stream)
+            code = function(*given, torch.cuda.current_stream(device).cuda_stream)
     else:
-        code = function(*plain, None)
+        code = function(*given, None)
     if code:
         reason = library.megaarch_error(code).decode()
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
@@ -137,7 +140,7 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
         )
 
 
-def _plain(argument: Any) -> Any:
+def _as_c(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
         return _address(argument)
     if isinstance(argument, list):

@@ -14,10 +14,12 @@ from megaarch.attention import attend
 from megaarch.attention.cpu import bias_by_distance
 from megaarch.attention.parts import CAUSAL, UNUSED, Parts
 from megaarch.config import schema
+from megaarch.config.products import head_size, key_heads
 from megaarch.kernels import decode as kernel
+from megaarch.kernels.library import ACTIVATIONS, plain
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.cache import Cache
-from megaarch.model.layers import Context, Layer, LayerNorm, head_size, key_heads
+from megaarch.model.layers import Context, Layer, LayerNorm
 from megaarch.model.product import Linear
 
 KERNELS = ("auto", "cpu")  # of attention, whose place this takes
@@ -39,7 +41,7 @@ class FewTokens:
             feed_forward=model.feed_forward_size,
             pre_norm=model.normalization_position == "pre",
             layer_norm=model.normalization != "rmsnorm",
-            activation=kernel.ACTIVATIONS[model.activation],
+            activation=ACTIVATIONS[model.activation],
             reach=model.relative_max_distance,
             epsilon=model.normalization_epsilon,
             scale=model.attention_scale or head_size(model) ** -0.5,
@@ -52,7 +54,7 @@ class FewTokens:
             x_BSD.shape[0] * x_BSD.shape[1] <= kernel.FEW
             and context.dropout is None
             and kernel.may_run()
-            and kernel.plain(x_BSD, *(context.rotary or ()))
+            and plain(x_BSD, *(context.rotary or ()), dtypes=kernel.DTYPES)
         )
 
     def run(self, x_BSD: torch.Tensor, context: Context) -> torch.Tensor:
@@ -100,7 +102,7 @@ def few_tokens(
     layers.py makes it: sharded, compiled, hooked or in another dtype."""
     if layers not in cache.kernels:
         found: dict[int, Any] = {index: modules[str(index)] for index in layers}
-        fine = model.attention in KERNELS and all(map(_plain, found.values()))
+        fine = model.attention in KERNELS and all(map(_is_plain, found.values()))
         cache.kernels[layers] = FewTokens(model, found, cache) if fine else None
     return cache.kernels[layers]
 
@@ -114,8 +116,8 @@ def seen(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     return (inside * k0).sum(1), (inside * end).sum(1)
 
 
-def _plain(layer: nn.Module) -> bool:
-    if type(layer) is not Layer or not kernel.plain(*layer.parameters()):
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is not Layer or not plain(*layer.parameters(), dtypes=kernel.DTYPES):
         return False
     attentions = [x for x in (layer.attention, layer.cross_attention) if x is not None]
     return (

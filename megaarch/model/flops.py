@@ -10,7 +10,7 @@ Which products a layer has stands in config/products.py.
 from dataclasses import astuple, dataclass
 from operator import add
 
-from megaarch.config.products import layer_products, stack_layers
+from megaarch.config.products import head_size, layer_products, stack_layers
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 
@@ -55,8 +55,7 @@ def layer(model: Model, stream: int, counts: Counts, layers: int = 1) -> Forward
         else:
             projections += count
     pairs = layers * (counts.areas[stream] + counts.cross_areas[stream])
-    head_size = model.head_size or model.hidden_size // model.heads
-    return Forward(projections, feed_forward, 4 * model.heads * head_size * pairs, 0)
+    return Forward(projections, feed_forward, 4 * model.heads * head_size(model) * pairs, 0)
 
 
 def training(model: Model, counts: Counts) -> int:
@@ -70,7 +69,7 @@ def palm(model: Model, counts: Counts, parameters: int) -> float:
     (6N + 12·L·H·Q·T) a token: every parameter on every token, every mask dense. For comparison
     with papers only: it is wrong for encoder-decoders, whose stacks see different tokens.
     """
-    attended = model.heads * (model.head_size or model.hidden_size // model.heads)
+    attended = model.heads * head_size(model)
     total = 0.0
     for stream, layers in enumerate(stack_layers(model)):
         length = counts.slots[stream] / counts.rows

@@ -18,7 +18,8 @@ from megaarch.attention import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.parts import Parts
 from megaarch.config import schema
-from megaarch.kernels.gated import GATES, Gated
+from megaarch.config.products import GATED, head_size, key_heads
+from megaarch.kernels.gated import Gated
 from megaarch.kernels.library import serves
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.cache import LayerCache
@@ -176,7 +177,7 @@ class FeedForward(nn.Module):
         super().__init__()
         width = model.feed_forward_size
         self.name, self.activation = model.activation, ACTIVATIONS[model.activation]
-        self.gated = self.name in GATES
+        self.gated = self.name in GATED
         if self.gated:
             self.gate_up = linear(model.hidden_size, 2 * width, model.bias)
         else:
@@ -231,13 +232,3 @@ class Layer(nn.Module):
             norm = self.cross_attention_norm
             x_BSD = residual(x_BSD, norm, lambda x: cross(x, memory_BTD, context), 1)
         return residual(x_BSD, self.feed_forward_norm, self.feed_forward, 2)
-
-
-def key_heads(model: schema.Model) -> int:
-    """Returns how many heads of keys and values a layer has."""
-    return model.kv_heads or model.heads
-
-
-def head_size(model: schema.Model) -> int:
-    """Returns the width of a head."""
-    return model.head_size or model.hidden_size // model.heads

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import distributed
 from torch.autograd.function import once_differentiable
 
+from megaarch.kernels.cross_entropy import gradient, log_sums
 from megaarch.kernels.library import accumulator, serves
 from megaarch.kernels.softmax import less_target
 from megaarch.model.product import product, transposed_product
@@ -33,15 +34,26 @@ CPU = Limits(1 << 22, 128 << 20)
 ACCELERATOR = Limits(1 << 27, 2 << 30)
 LEAST_ROWS = 128  # of a chunk
 
+
+class Chunk(NamedTuple):
+    """Logits of C target rows over the ids held here.
+
+    logits_Cv: without the bias. target_C: int64, counted from the first id held here. text_v: bool, the
+    text tokens, or None. known: how many of the ids are no padding.
+    """
+
+    logits_Cv: torch.Tensor
+    bias_v: torch.Tensor | None
+    target_C: torch.Tensor
+    text_v: torch.Tensor | None
+    known: int
+
+
 # Returns the slope of each row's negative log-likelihood (its softmax over the ids held here, less
 # 1 at the target) in the logits' dtype, and [L, C] in fp32 at least: log-sum-exp, the target's
 # logit (-inf where another rank holds it), and the log-sum-exp over text tokens if asked for.
-# Arguments: logits [C, v] which it may overwrite, bias [v] or None, target [C] counted from the
-# first id held here, text bool [v] or None, and how many of the ids are no padding.
-Slope = Callable[
-    [torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None, int],
-    tuple[torch.Tensor, torch.Tensor],
-]
+# It may overwrite the logits.
+Slope = Callable[[Chunk], tuple[torch.Tensor, torch.Tensor]]
 
 
 class TargetLosses(NamedTuple):
@@ -138,7 +150,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
         ):
             logits_Cv = product(hidden_CD, cast_vD.t())
-            slope_Cv, sums_LC = slope(logits_Cv, bias_v, target_C, text_v, known)
+            slope_Cv, sums_LC = slope(Chunk(logits_Cv, bias_v, target_C, text_v, known))
             found.append(sums_LC)
             kept_bytes -= slope_Cv.nbytes
             if kept_bytes >= 0:
@@ -180,7 +192,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 slope_Cv = kept[start // chunk_rows]
             else:
                 logits_Cv = product(hidden_CD, cast_vD.t())
-                slope_Cv, _ = slope(logits_Cv, bias_v, target_R[rows], None, known)
+                slope_Cv, _ = slope(Chunk(logits_Cv, bias_v, target_R[rows], None, known))
             if grad_bias_v is not None:
                 grad_bias_v += torch.mv(slope_Cv.t().to(wide), factor_C1[:, 0])
             slope_Cv = slope_Cv.to(hidden_RD.dtype)
@@ -215,20 +227,15 @@ def _over_ranks(here_LR: torch.Tensor, group: distributed.ProcessGroup | None) -
     return torch.stack(every_LR).logsumexp(0)
 
 
-def torch_slope(
-    logits_Cv: torch.Tensor,
-    bias_v: torch.Tensor | None,
-    target_C: torch.Tensor,
-    text_v: torch.Tensor | None,
-    known: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def torch_slope(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     """A `Slope` by torch's operations. Compiled, it reads the logits and writes the slope once."""
+    logits_Cv, bias_v, target_C, text_v, known = chunk
     wide_Cv = _wide(logits_Cv) if bias_v is None else _wide(logits_Cv) + bias_v
     wide_Cv[:, known:] = float("-inf")
     column_C, held_C = _columns(target_C, known)
     numbers = [wide_Cv.gather(1, column_C[:, None])[:, 0].masked_fill(~held_C, float("-inf"))]
     if text_v is not None:
-        numbers.append(wide_Cv.masked_fill(~text_v, float("-inf")).logsumexp(-1))
+        numbers.append(_log_sum(wide_Cv, text_v))
     if not known:  # all of this rank's ids are padding
         partition_C, slope_Cv = numbers[0], torch.zeros_like(wide_Cv)
     elif torch.compiler.is_compiling():
@@ -244,24 +251,31 @@ def torch_slope(
     return slope_Cv.to(logits_Cv.dtype), torch.stack([partition_C, *numbers])
 
 
-def cpu_slope(
-    logits_Cv: torch.Tensor,
-    bias_v: torch.Tensor | None,
-    target_C: torch.Tensor,
-    text_v: torch.Tensor | None,
-    known: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cpu_slope(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
     """A `Slope` by the CPU's kernel (kernels/softmax.py) where it serves, else `torch_slope`. All
     targets are held here."""
+    logits_Cv, bias_v, target_C, text_v, known = chunk
     if not (logits_Cv.is_contiguous() and serves(logits_Cv)):
-        return torch_slope(logits_Cv, bias_v, target_C, text_v, known)
+        return torch_slope(chunk)
     if bias_v is not None:
         logits_Cv = _wide(logits_Cv) + bias_v
     logits_Cv[:, known:] = float("-inf")
-    text = []
-    if text_v is not None:
-        text.append(_wide(logits_Cv).masked_fill(~text_v, float("-inf")).logsumexp(-1))
+    text = [] if text_v is None else [_log_sum(_wide(logits_Cv), text_v)]
     return logits_Cv, torch.stack([*less_target(logits_Cv, target_C), *text])
+
+
+def fused_slope(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Slope` by the fused kernels (kernels/cross_entropy.py): the gradient with both factors one."""
+    sums_LC = log_sums(*chunk)
+    ones_C = torch.ones_like(sums_LC[0])
+    logits_Cv, bias_v, target_C, _, known = chunk
+    slope_Cv = gradient(logits_Cv, bias_v, target_C, sums_LC[0], ones_C, ones_C, known)
+    return slope_Cv, sums_LC
+
+
+def _log_sum(logits_Cv: torch.Tensor, chosen_v: torch.Tensor) -> torch.Tensor:
+    """Returns the log-sum-exp over the chosen ids, [C]."""
+    return logits_Cv.masked_fill(~chosen_v, float("-inf")).logsumexp(-1)
 
 
 def _columns(target_R: torch.Tensor, known: int) -> tuple[torch.Tensor, torch.Tensor]:

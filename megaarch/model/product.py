@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megaarch.kernels import processor
-from megaarch.kernels.decode import FEW, few_rows, may_run, plain
-from megaarch.kernels.library import accumulator
+from megaarch.kernels.decode import DTYPES, FEW, few_rows, may_run
+from megaarch.kernels.library import accumulator, plain
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = processor.has_units_for_half()
@@ -60,7 +60,7 @@ class Linear(nn.Linear):
 
 def _are_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     few = may_run() and x.numel() <= FEW * weight.shape[1]
-    return few and plain(x, weight, bias)
+    return few and plain(x, weight, bias, dtypes=DTYPES)
 
 
 def _in_fp32_on_cpu(*tensors: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -1,9 +1,10 @@
 """How the tensors that this process holds make up the whole ones (letters: docs/shapes.md)."""
 
+from typing import Any
+
 import torch
 
 from megaarch.kernels.library import accumulator
-from megaarch.model.loss import TargetLosses, cross_entropy
 from megaarch.model.product import product
 
 
@@ -19,25 +20,20 @@ class Sharding:
         """Returns the index, among `length` tokens of a stream, of the first one held here."""
         return 0
 
-    def own_heads(self, table: torch.Tensor) -> torch.Tensor:
-        """Returns the columns of a relative-bias table [buckets, H] whose heads run here."""
-        return table
+    def local(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Returns the share of a parameter that runs here: the heads of a relative-bias table [buckets, H],
+        the ids of the output layer [V, D] and of its bias [V]."""
+        return parameter
 
-    def cross_entropy(
-        self,
-        hidden_RD: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        target_R: torch.Tensor,
-        **options,
-    ) -> TargetLosses:
-        """As `loss.cross_entropy`; the output layer may be split by vocabulary."""
-        return cross_entropy(hidden_RD, weight_VD, bias_V, target_R, **options)
+    def vocabulary(self, ids: int) -> dict[str, Any]:
+        """Returns the options of `loss.cross_entropy` that say which `ids` of the output layer are held
+        here, and by which ranks the others."""
+        return {}
 
     def logits(
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
     ) -> torch.Tensor:
         """Returns the logits [..., V] of hidden [..., D], in fp32 at least."""
-        logits = product(hidden, weight_VD.t())
+        logits = product(hidden, self.local(weight_VD).t())
         logits = logits.to(accumulator(logits.dtype))
-        return logits if bias_V is None else logits + bias_V
+        return logits if bias_V is None else logits + self.local(bias_V)

@@ -14,7 +14,7 @@ from torch import nn
 from megaarch.attention.bias import RelativeBias
 from megaarch.config import schema
 from megaarch.config.catalogue import ARCHITECTURES
-from megaarch.config.products import stack_layers
+from megaarch.config.products import head_size, key_heads, stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
 from megaarch.model.cache import Cache
@@ -25,11 +25,9 @@ from megaarch.model.layers import (
     Context,
     Layer,
     MakeLinear,
-    head_size,
-    key_heads,
     normalization,
 )
-from megaarch.model.loss import Slope, TargetLosses
+from megaarch.model.loss import Slope, TargetLosses, cross_entropy
 from megaarch.model.positions import LearnedPositions, rotary_tables
 from megaarch.model.product import Linear
 from megaarch.model.sharding import Sharding
@@ -212,7 +210,7 @@ class Transformer(nn.Module):
             size, base, scaling = head_size(model), model.rope_base, model.rope_scaling
             rotary = rotary_tables(stream.token_positions, size, base, dtype, scaling)
         elif model.position_encoding == "relative":
-            table = self.sharding.own_heads(self.relative_bias[stack.stream]).to(self.dtype)
+            table = self.sharding.local(self.relative_bias[stack.stream]).to(self.dtype)
             bias = RelativeBias(table, stack.bidirectional_bias, model.relative_max_distance)
         keys, first = self._dropout_keys(batch), self._first(stream)
         return Context(stream.parts, stream.cross, stream.positions, rotary, bias, keys, first)
@@ -268,14 +266,18 @@ class Transformer(nn.Module):
         B, M = batch.target_index.shape
         slot_R = batch.head_rows
         hidden_RD = self.target_rows(hidden_BSD, batch)
-        losses = self.sharding.cross_entropy(
+        weight_vD, bias_v = self.sharding.local(self._output_weight), None
+        if self.output_bias is not None:
+            bias_v = self.sharding.local(self.output_bias.to(hidden_RD.dtype))
+        losses = cross_entropy(
             hidden_RD,
-            self._output_weight,
-            None if self.output_bias is None else self.output_bias.to(hidden_RD.dtype),
+            weight_vD,
+            bias_v,
             batch.target_tokens.flatten()[slot_R],
             vocabulary_size=self.settings.vocabulary_size,
             text_tokens=text_tokens,
             slope=self.slope,
+            **self.sharding.vocabulary(len(weight_vD)),
         )
         used = slot_R[: batch.head_count]
 

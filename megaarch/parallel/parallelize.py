@@ -11,9 +11,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
 from megaarch.distributed.mesh import Grid
-from megaarch.kernels import cross_entropy
 from megaarch.model.initialize import initial_value
 from megaarch.model.layers import MakeLinear
+from megaarch.model.loss import fused_slope
 from megaarch.model.product import Linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import context, float8, fsdp, gradients, recompute, stages, tensor
@@ -24,7 +24,7 @@ def build_model(model: Model, objective: str, layer_linear: MakeLinear = Linear)
     axes = catalogue.position_axes(objective)
     transformer = Transformer(model, position_axes=axes, layer_linear=layer_linear)
     if "cross_entropy" in model.fused_kernels:
-        transformer.slope = cross_entropy.slope
+        transformer.slope = fused_slope
     return transformer
 
 

@@ -27,7 +27,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.kernels.library import accumulator
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
-from megaarch.parallel.stages import Stages, is_v, needs
+from megaarch.parallel.stages import ONE_STAGE, Stages, is_v, needs
 from megaarch.parallel.tied import TiedParameters
 
 SCHEDULES = {
@@ -36,7 +36,6 @@ SCHEDULES = {
     "interleaved_1f1b": pipelining.ScheduleInterleaved1F1B,
     "zero_bubble": ScheduleInterleavedZeroBubble,
 }
-ONE_STAGE = ("gpipe", "1f1b")  # their schedules take a stage, the others a list
 
 
 class Pipeline:

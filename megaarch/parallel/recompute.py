@@ -49,19 +49,9 @@ def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Calla
     2.11 keeps all that an autograd function computes. The context is enclosed, not an argument: the
     compiler would take an argument apart down to the plans of the parts, and guard what it found."""
 
-    def run(
-        x_BSD: torch.Tensor,
-        context: Context,
-        memory_BTD: torch.Tensor | None = None,
-        dropout_key_B: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def run(x_BSD: torch.Tensor, context: Context, *others: torch.Tensor | None) -> torch.Tensor:
         again = compiled if torch.compiler.is_compiling() else eager
-        return again(
-            lambda x, memory, key: forward(x, context, memory, key),
-            x_BSD,
-            memory_BTD,
-            dropout_key_B,
-        )
+        return again(lambda x, *others: forward(x, context, *others), x_BSD, *others)
 
     return run
 

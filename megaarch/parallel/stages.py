@@ -22,6 +22,11 @@ from megaarch.data.segments import segmentations
 from megaarch.model import flops
 from megaarch.model.transformer import Transformer, overlap, stacks
 
+ONE_STAGE = (
+    "gpipe",
+    "1f1b",
+)  # schedules of one stage on a rank, which take that; the others take a list
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -36,7 +41,7 @@ class Stages:
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
         lengths, targets = row_shape(settings)
-        layers = _split_once(settings.model, ranks * each, lengths, targets)
+        layers = split(settings.model, ranks * each, lengths, targets)
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]
@@ -81,7 +86,7 @@ def problems(settings: Settings) -> Iterator[str]:
             f"parallel.pipeline_parallel: {ranks} ranks of {each} stage(s) are more stages than "
             f"the model's {layers} layers: lower it or parallel.stages_per_rank"
         )
-    if schedule in ("gpipe", "1f1b") and each > 1:
+    if schedule in ONE_STAGE and each > 1:
         yield (
             f"parallel.stages_per_rank: {schedule} runs one stage on a rank, not {each}: take "
             "schedule interleaved_1f1b or zero_bubble"
@@ -175,26 +180,20 @@ def row_shape(settings: Settings) -> tuple[tuple[int, ...], int]:
     """Returns the mean tokens of each stream and the mean targets of a row, as settings predict them."""
     model, data = settings.model, settings.data
     if data.objective == "supervised":
-        lengths = full_row(model)
+        lengths = (model.sequence_length, model.target_length or model.sequence_length)
+        lengths = lengths[: len(stacks(model))]
         return lengths, lengths[-1]
     shapes = [(share, row.shape) for share, row in segmentations(model, data)]
     streams = zip(*([share * n for n in shape.streams] for share, shape in shapes), strict=True)
     return tuple(round(sum(s)) for s in streams), round(sum(s * x.targets for s, x in shapes))
 
 
-def full_row(model: Model) -> tuple[int, ...]:
-    """Returns the longest row that each stream has."""
-    lengths = (model.sequence_length, model.target_length or model.sequence_length)
-    return lengths[: len(stacks(model))]
-
-
-def split(
-    model: Model, stages: int, lengths: tuple[int, ...] | None = None, targets: int | None = None
-) -> list[range]:
+@cached(1024)
+def split(model: Model, stages: int, lengths: tuple[int, ...], targets: int) -> tuple[range, ...]:
     """Returns the layers of each stage: contiguous, none empty, the most expensive stage as cheap
     as can be, and among such splits the most even one.
 
-    lengths, targets: tokens of each stream and targets of a row; None: full rows, all targets.
+    lengths, targets: tokens of each stream and targets of a row.
     """
     costs = layer_costs(model, lengths, targets)
     count = len(costs)
@@ -215,32 +214,21 @@ def split(
                 found = (max(most, cost), squares + cost**2, (*starts, start))
                 best[stop] = min(best.get(stop, found), found)
     starts = best[count][2]
-    return [range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True)]
+    return tuple(range(a, b) for a, b in zip(starts, (*starts[1:], count), strict=True))
 
 
-@cached(1024)
-def _split_once(
-    model: Model, stages: int, lengths: tuple[int, ...], targets: int
-) -> tuple[range, ...]:
-    return tuple(split(model, stages, lengths, targets))
-
-
-def layer_costs(
-    model: Model, lengths: tuple[int, ...] | None = None, targets: int | None = None
-) -> list[float]:
+def layer_costs(model: Model, lengths: tuple[int, ...], targets: int) -> list[float]:
     """Returns the forward FLOPs of each layer for one row. The last one includes the head, and the
     first of each stack its embedding (a sum and a copy of each number: two FLOPs, as memory traffic)."""
     all_stacks = stacks(model)
-    lengths = lengths or full_row(model)
     counts = Counts(
         rows=1,
         tokens=lengths,
         areas=tuple(n * n // (1 if s.looks_ahead else 2) for n, s in zip(lengths, all_stacks)),
         cross_areas=(0, *(a * b for a, b in pairwise(lengths))),
-        targets=lengths[-1] if targets is None else targets,
+        targets=targets,
         slots=lengths,
     )
-
     costs: list[float] = []
     for stream, (stack, length) in enumerate(zip(all_stacks, lengths, strict=True)):
         costs += [float(flops.layer(model, stream, counts).total)] * len(stack.layers)

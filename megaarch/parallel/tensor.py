@@ -16,6 +16,7 @@ Letters of shapes: docs/shapes.md.
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +38,10 @@ from torch.distributed.tensor.parallel import (
 )
 
 from megaarch.config import schema
+from megaarch.config.products import head_size, key_heads
 from megaarch.distributed.mesh import Grid
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
-from megaarch.model import loss
-from megaarch.model.layers import Layer, LayerNorm, head_size, key_heads, layer_norm
-from megaarch.model.loss import TargetLosses
+from megaarch.model.layers import Layer, LayerNorm, layer_norm
 from megaarch.model.sharding import Sharding
 from megaarch.model.transformer import Transformer
 
@@ -89,38 +89,18 @@ class TensorSharding(Sharding):
     def first_token(self, length: int) -> int:
         return self.mesh.get_local_rank() * (length // self.mesh.size())
 
-    def own_heads(self, table: torch.Tensor) -> torch.Tensor:
-        assert isinstance(table, DTensor)
-        return table.to_local()
+    def local(self, parameter: torch.Tensor) -> torch.Tensor:
+        assert isinstance(parameter, DTensor)
+        return parameter.to_local()
 
-    def cross_entropy(
-        self,
-        hidden_RD: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        target_R: torch.Tensor,
-        **options,
-    ) -> TargetLosses:
-        """weight and bias: DTensors split by ids. All else, and the result, is the same on every rank."""
-        assert isinstance(weight_VD, DTensor)
-        weight_vD = weight_VD.to_local()
-        return loss.cross_entropy(
-            hidden_RD,
-            weight_vD,
-            bias_V.to_local() if isinstance(bias_V, DTensor) else None,
-            target_R,
-            first=self.mesh.get_local_rank() * len(weight_vD),
-            group=self.mesh.get_group(),
-            **options,
-        )
+    def vocabulary(self, ids: int) -> dict[str, Any]:
+        return {"first": self.mesh.get_local_rank() * ids, "group": self.mesh.get_group()}
 
     def logits(
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
     ) -> torch.Tensor:
-        """As `cross_entropy` has its arguments; without gradient."""
-        assert isinstance(weight_VD, DTensor)
-        bias_v = bias_V.to_local() if isinstance(bias_V, DTensor) else None
-        mine = super().logits(hidden, weight_VD.to_local(), bias_v).contiguous()
+        """weight and bias: DTensors split by ids. Without gradient."""
+        mine = super().logits(hidden, weight_VD, bias_V).contiguous()
         every = [torch.empty_like(mine) for _ in range(self.mesh.size())]
         distributed.all_gather(every, mine, group=self.mesh.get_group())
         return torch.cat(every, -1)
@@ -246,7 +226,8 @@ class KeyGroup(ParallelStyle):
             x_BSD = _gather(x_BsD, mesh, Partial())
             parameters = {}
             for name, parameter in _parameters(module):
-                whole = _whole(parameter, Partial())
+                whole = parameter.redistribute(placements=[Replicate()])
+                whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
                 parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
             return run(module, x_BSD, **parameters)
 
@@ -279,12 +260,6 @@ def _split(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) 
     parameter = owner.get_parameter(name)
     split = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
     setattr(owner, name, nn.Parameter(split, requires_grad=parameter.requires_grad))
-
-
-def _whole(parameter: DTensor, of_gradient: Placement) -> torch.Tensor:
-    """Returns all of a parameter as a plain tensor, whose gradient on this rank has that placement."""
-    whole = parameter.redistribute(placements=[Replicate()])
-    return whole.to_local(grad_placements=[of_gradient])
 
 
 def _gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """Checks, before anything starts, that a layout fits the model and the processes."""
 
-import math
 from collections.abc import Iterator
 
 import torch
 
 from megaarch.config import ConfigError
+from megaarch.config.products import key_heads
 from megaarch.config.schema import Settings
 from megaarch.distributed import launch
-from megaarch.distributed.mesh import AXES, Grid
+from megaarch.distributed.mesh import AXES, Grid, processes
 from megaarch.model import padded_vocabulary
 from megaarch.parallel import stages
 
@@ -31,7 +31,7 @@ def check(settings: Settings, world_size: int) -> None:
 def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     model, parallel = settings.model, settings.parallel
     sizes = {name: getattr(parallel, name) for name in AXES.values()}
-    product = math.prod(sizes.values())
+    product = processes(parallel)
     if product != world_size:
         given = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
         started = "1 process was" if world_size == 1 else f"{world_size} processes were"
@@ -49,7 +49,7 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     among = f"tensor_parallel {tensor} x context_parallel {context}"
     if model.heads % (tensor * context):
         yield f"model.heads: {model.heads} heads do not divide among {among} ranks"
-    keys = model.kv_heads or model.heads
+    keys = key_heads(model)
     if keys % tensor and tensor % keys:
         yield (
             f"model.kv_heads: {keys} key heads neither divide among {tensor} ranks "

@@ -205,7 +205,10 @@ def cross_entropies(rows, kept_bytes, dtype):
     split = [
         distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_() for x in (weight, bias)
     ]
-    found = tensor.TensorSharding(mesh).cross_entropy(hidden, *split, target, **options)
+    sharding = tensor.TensorSharding(mesh)
+    weight_share, bias_share = (sharding.local(x) for x in split)
+    options |= sharding.vocabulary(len(weight_share))
+    found = loss.cross_entropy(hidden, weight_share, bias_share, target, **options)
     ours = torch.autograd.grad(found[:2], [hidden, *split], list(upstream))
     pairs = zip((*found, *ours), (*wanted, *gradients), strict=True)
     pairs = [(x.full_tensor() if isinstance(x, DTensor) else x, y) for x, y in pairs]

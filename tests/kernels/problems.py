@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from megaarch.kernels import cross_entropy, library
 from megaarch.kernels.rms_norm import rms_norm
 from megaarch.model import loss
-from megaarch.model.loss import torch_slope
+from megaarch.model.loss import fused_slope, torch_slope
 
 REASON = library.obstacle("cpu")
 TOLERANCE = {  # of a norm
@@ -85,7 +85,7 @@ def whole_loss(rows, fused, dtype=torch.float64, half=False, device="cpu"):
     text = torch.arange(250, device=device) % 3 > 0
     given = {"vocabulary_size": 250, "text_tokens": text, "chunk_rows": 128}
     computed = hidden.bfloat16() if half else hidden
-    slope = cross_entropy.slope if fused else torch_slope
+    slope = fused_slope if fused else torch_slope
     found = loss.cross_entropy(computed, weight, bias, target, slope=slope, **given)
     gradients = torch.autograd.grad(found[:2], (hidden, weight, bias), upstream)
     return [*found, *gradients]

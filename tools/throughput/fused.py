@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from megaarch.attention import varlen
 from megaarch.errors import UserError
-from megaarch.kernels import cross_entropy, library
+from megaarch.kernels import library
 from megaarch.kernels.rms_norm import rms_norm
-from megaarch.model.loss import torch_slope
+from megaarch.model.loss import Chunk, fused_slope, torch_slope
 from tools.throughput import masks
 from tools.throughput.isolate import OUT_OF_TIME, expired, explain
 from tools.throughput.record import Event
@@ -73,12 +73,12 @@ def chunk(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> 
     target = torch.randint(0, columns, (rows,), device=device)
 
     def pair(slope, logits=logits):
-        return lambda: slope(logits, None, target, None, columns), lambda out: ()
+        return lambda: slope(Chunk(logits, None, target, None, columns)), lambda out: ()
 
     candidates = {
         "torch": pair(torch_slope),
         "compile": pair(torch.compile(torch_slope)),
-        "fused": pair(cross_entropy.slope),
+        "fused": pair(fused_slope),
     }
     forward, _ = pair(torch_slope, logits.double())
     return Problem("cross_entropy", candidates, forward(), (2 * logits.nbytes, 0))

@@ -129,11 +129,8 @@ def infill(tokens: Tokens, starts: np.ndarray, ends: np.ndarray, mask: int) -> n
 
 def insert(tokens: Tokens, count: int, mask: int, rng: Rng) -> np.ndarray:
     """Returns `tokens` and `count` masks among them, uniform over all ways to place these."""
-    text = np.ones(len(tokens) + count, dtype=bool)
-    text[rng.choice(len(text), count, replace=False)] = False
-    longer = np.full(len(text), mask, dtype=np.int64)
-    longer[text] = tokens
-    return longer
+    index = np.sort(rng.choice(len(tokens) + count, count, replace=False))
+    return np.insert(tokens, index - np.arange(count), mask)
 
 
 def permute_sentences(

@@ -57,18 +57,11 @@ class SpanCorruption:
         starts = np.cumsum(kept) + np.cumsum(lengths) - lengths
         last = vocabulary.sentinel(spans - 1)
         sentinels = np.arange(last + spans - 1, last - 1, -1)
-
-        led = self.mode is not None
-        inputs = np.empty(len(tokens) - noise + spans + 1 + led, dtype=np.int64)
-        if self.mode is not None:
-            inputs[0] = vocabulary.special[self.mode]
-        fill(inputs[led:-1], kept, sentinels, tokens[ranges(starts - kept, kept)], after=True)
-        inputs[-1] = vocabulary.eos
-
-        targets = np.empty(noise + spans + 1, dtype=np.int64)
-        fill(targets[:-1], lengths, sentinels, tokens[ranges(starts, lengths)], after=False)
-        targets[-1] = vocabulary.eos
-        return Example(inputs=inputs, targets=targets)
+        text, noised = tokens[ranges(starts - kept, kept)], tokens[ranges(starts, lengths)]
+        inputs = np.insert(text, np.cumsum(kept), sentinels)
+        targets = np.insert(noised, np.cumsum(lengths) - lengths, sentinels)
+        mode = [] if self.mode is None else [vocabulary.special[self.mode]]
+        return Example(join(*mode, inputs, vocabulary.eos), join(targets, vocabulary.eos))
 
     def lengths(self, raw: int) -> Lengths:
         """Exact: inputs raw - n + s + 1 (and the mode token), targets n + s + 1."""
@@ -149,17 +142,6 @@ def segment(items: int, segments: int, rng: Rng) -> np.ndarray:
     """Returns lengths of a split into non-empty segments, uniform over all such splits."""
     cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=items)
-
-
-def fill(
-    out: np.ndarray, lengths: np.ndarray, sentinels: np.ndarray, text: np.ndarray, after: bool
-) -> None:
-    """Writes segments of these lengths, each with its sentinel before or after it."""
-    ends = np.cumsum(lengths + 1)
-    is_text = np.ones(len(out), dtype=bool)
-    is_text[ends - 1 if after else ends - lengths - 1] = False
-    out[is_text] = text
-    out[~is_text] = sentinels
 
 
 def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:

@@ -48,16 +48,9 @@ def replace_spans(
     tokens: Tokens, starts: np.ndarray, lengths: np.ndarray, mask: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns `tokens` with one `mask` for each span, and the masks' indices in the result."""
-    count = len(starts)
-    index = starts - (np.cumsum(lengths) - lengths) + np.arange(count)
-    keep = np.ones(len(tokens), dtype=bool)
-    keep[ranges(starts, lengths)] = False
-    kept = tokens[keep]
-    text = np.ones(len(kept) + count, dtype=bool)
-    text[index] = False
-    corrupted = np.full(len(text), mask, dtype=np.int64)
-    corrupted[text] = kept
-    return corrupted, index
+    before = starts - (np.cumsum(lengths) - lengths)  # tokens that stay before each span
+    corrupted = np.insert(np.delete(tokens, ranges(starts, lengths)), before, mask)
+    return corrupted, before + np.arange(len(starts))
 
 
 def word_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:

@@ -50,10 +50,10 @@ class Document:
         return self.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-# what a document adds to the pool, and the items that are made of it
+# what a document adds to the pool, and the items that are made of it, None where one cannot be
 Recipe = tuple[
     Callable[[Document], Iterable[str]],
-    Callable[[Document, Pool, random.Random], Iterator[Item]],
+    Callable[[Document, Pool, random.Random], Iterator[Item | None]],
 ]
 
 
@@ -67,7 +67,8 @@ def items(task: str, held_out: bool) -> list[Item]:
     pool = sorted({answer for document in chosen for answer in answers(document)})
     found = []
     for document in chosen:
-        found += islice(make(document, pool, random.Random(f"{task} {document.name}")), MOST)
+        made = make(document, pool, random.Random(f"{task} {document.name}"))
+        found += islice(filter(None, made), MOST)
     random.Random(task).shuffle(found)
     return found
 
@@ -143,29 +144,28 @@ def _of_entries(
     def of_kinds(document: Document) -> list[Entry]:
         return [entry for entry in document.entries if entry.kind in kinds]
 
-    def make(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+    def make(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item | None]:
         for entry in _mixed(of_kinds(document), draw):
-            if item := _question(draw, right(entry), pool, **asked(entry)):
-                yield item
+            yield _question(draw, right(entry), pool, **asked(entry))
 
     return (lambda document: map(right, of_kinds(document))), make
 
 
-def _signature_to_module(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+def _signature_to_module(
+    document: Document, pool: Pool, draw: random.Random
+) -> Iterator[Item | None]:
     for entry in _mixed(document.entries, draw):
         if entry.kind == "function":
             call = f"{entry.name}({', '.join(entry.parameters)})"
-            if item := _question(draw, document.module, pool, call=call, summary=entry.summary):
-                yield item
+            yield _question(draw, document.module, pool, call=call, summary=entry.summary)
 
 
-def _parameter(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+def _parameter(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item | None]:
     for entry in _mixed(document.entries, draw):
         if entry.parameters:
             asked = {"name": entry.name, "summary": entry.summary}
             right = draw.choice(entry.parameters)
-            if item := _question(draw, right, pool, besides=entry.parameters, **asked):
-                yield item
+            yield _question(draw, right, pool, besides=entry.parameters, **asked)
 
 
 def _kind(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
@@ -179,10 +179,9 @@ def _neighbours(document: Document, draw: random.Random) -> list[tuple[str, str]
     return _mixed(list(zip(document.sentences, document.sentences[1:], strict=False)), draw)
 
 
-def _next_sentence(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+def _next_sentence(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item | None]:
     for first, second in _neighbours(document, draw):
-        if item := _question(draw, second, pool, besides=document.sentences, text=first):
-            yield item
+        yield _question(draw, second, pool, besides=document.sentences, text=first)
 
 
 def _follows(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
@@ -195,23 +194,21 @@ def _follows(document: Document, pool: Pool, draw: random.Random) -> Iterator[It
         }
 
 
-def _source(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+def _source(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item | None]:
     for sentence in _mixed(document.sentences, draw):
-        if item := _question(draw, document.module, pool, text=sentence):
-            yield item
+        yield _question(draw, document.module, pool, text=sentence)
 
 
 def _words(document: Document) -> list[str]:
     return [word for sentence in document.sentences for word in WORD.findall(sentence)]
 
 
-def _missing_word(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item]:
+def _missing_word(document: Document, pool: Pool, draw: random.Random) -> Iterator[Item | None]:
     for sentence in _mixed(document.sentences, draw):
         if words := WORD.findall(sentence):
             right = draw.choice(words)
             text = re.sub(rf"\b{right}\b", "____", sentence, count=1)
-            if item := _question(draw, right, pool, besides=words, text=text):
-                yield item
+            yield _question(draw, right, pool, besides=words, text=text)
 
 
 def _module(document: Document) -> list[str]:

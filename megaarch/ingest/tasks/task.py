@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from megaarch.config.load import read_yaml
 from megaarch.errors import UserError
-from megaarch.files import inside, read_text
+from megaarch.files import first_fault, inside, read_text
 from megaarch.ingest.tasks import documentation, promptsource
 from megaarch.ingest.tasks.template import Fields, Question, Wording, with_shots
 
@@ -68,11 +68,7 @@ class Task:
         try:
             self.file = _File.model_validate(read_yaml(path))
         except ValidationError as error:
-            fault = error.errors(include_input=False)[0]
-            key = ".".join(map(str, fault["loc"])) or "the file"
-            raise UserError(
-                f"{path}: {key}: {fault['msg'].removeprefix('Value error, ')}"
-            ) from None
+            raise UserError(f"{path}: {first_fault(error)}") from None
         self.wordings = [
             Wording(self.name, w.name, w.prompt, w.choices) for w in self.file.wordings
         ]

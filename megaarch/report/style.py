@@ -76,7 +76,7 @@ class Look:
         return palette()[self.key][0]
 
     @property
-    def marks(self) -> dict[str, str]:
+    def marks(self) -> dict[str, Any]:
         """How matplotlib draws its lines and markers."""
         fill = LIGHT["page"] if self.hollow else self.colour
         return {"color": self.colour, "marker": self.marker, "markerfacecolor": fill}

@@ -38,7 +38,7 @@ int megaarch_softmax_less_target(void* logits, const int64_t* target, void* part
                                  void* target_logit, int64_t rows, int64_t columns, int dtype,
                                  void* stream);
 
-// Attention where parts, int32 [batch, parts_per_row, 5] (megaarch/attention/parts.py), let a query
+// Attention where parts, int32 [batch, parts_per_row, 5] (megaarch/attention/mask.py), let a query
 // see a key: softmax(scale * q k' + bias) v, blocks of keys at a time (Milakov and Gimelshein 2018; Dao
 // 2023, algorithm 1). float, or bfloat16 with sums in float: where the processor multiplies bfloat16,
 // weights and their gradients are rounded to it too. q [batch, queries, heads, size], k and v [batch,

@@ -106,9 +106,9 @@ def test_no_row_sees_what_it_predicts(installed, pool, raw):
 
 def rows_seen(raw):
     """(place of a target, places that its row is fed) of a row whose tokens are their own places."""
-    from megaarch.attention.parts import Parts
-    from megaarch.data.converters import converter_of
+    from megaarch.attention.mask import Parts
     from megaarch.data.example import Example
+    from megaarch.data.feature_converters import converter_of
     from megaarch.study.describe import made_up_vocabulary
 
     places = np.arange(30)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from megaarch.attention.kernel import Kernel
-from megaarch.attention.parts import full
+from megaarch.attention.mask import full
 from megaarch.config.catalogue import (
     ARCHITECTURES,
     KERNELS,
@@ -29,8 +29,8 @@ from megaarch.config.catalogue import (
     Optimizer,
     Preset,
 )
-from megaarch.data.converters import finish
 from megaarch.data.example import ConvertedStream, Example, Lengths, RowShape
+from megaarch.data.feature_converters import finish
 
 BLOCK = 4
 

@@ -5,7 +5,7 @@ from megaarch.attention.attend import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose, warm
 from megaarch.attention.kernel import AttentionInputs, Kernel
-from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
+from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
 
 __all__ = [
     "CAUSAL",

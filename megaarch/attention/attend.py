@@ -9,7 +9,7 @@ from megaarch.attention import operator
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose_for
 from megaarch.attention.kernel import AttentionInputs
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.errors import UserError
 
 

@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs, Kernel
-from megaarch.attention.parts import UNUSED, Parts
-from megaarch.kernels import library
+from megaarch.attention.mask import UNUSED, Parts
+from megaarch.kernels import bindings
 
 HEAD_SIZES = (256, 8)  # largest and divisor
 DTYPES = (torch.float32, torch.bfloat16)  # that it reads and writes
@@ -27,11 +27,11 @@ class CpuKernel(Kernel):
         q, bias, (largest, divisor) = inputs.q, inputs.bias, HEAD_SIZES
         if q.device.type != "cpu":
             return f"it runs on CPUs, not {q.device.type}"
-        if reason := library.obstacle("cpu"):
+        if reason := bindings.obstacle("cpu"):
             return reason
         if q.dtype not in DTYPES:
             return f"it takes fp32 and bf16, not {str(q.dtype).removeprefix('torch.')}"
-        if not library.serves(q, inputs.k, *(() if bias is None else (bias.table,))):
+        if not bindings.serves(q, inputs.k, *(() if bias is None else (bias.table,))):
             return "it takes plain tensors, neither fake nor traced"
         if q.shape[-1] > largest or q.shape[-1] % divisor:
             return f"it takes head sizes that are multiples of {divisor}, up to {largest}"
@@ -108,7 +108,7 @@ def _call(name, strided, contiguous, parts, scale, bias) -> None:
     rows, most = parts.table.shape[:2]
     lengths = (rows, most, parts.queries, parts.keys, q.shape[2], k.shape[2], q.shape[3])
     arguments = (parts.table.ctypes.data, strides, *lengths, scale, *bias, q.dtype)
-    library.call(name, q.device, *strided, *contiguous, *arguments)
+    bindings.call(name, q.device, *strided, *contiguous, *arguments)
 
 
 KERNEL = CpuKernel("cpu")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from megaarch.attention import sdpa, sdpa_plan
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.package import Gpu
-from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan
 from megaarch.attention.sdpa_plan import Call, Costs
 

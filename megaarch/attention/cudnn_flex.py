@@ -16,8 +16,8 @@ import torch
 
 from megaarch.attention.intervals import IntervalKernel, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.mask import Parts
 from megaarch.attention.package import Gpu, Package
-from megaarch.attention.parts import Parts
 
 LIBRARY = Package(
     "nvidia-cudnn-frontend",

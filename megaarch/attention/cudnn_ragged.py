@@ -9,8 +9,8 @@ since cuDNN before 9.25 gives NaN where one is empty.
 import torch
 import torch.nn.functional as F
 
+from megaarch.attention.mask import Parts
 from megaarch.attention.package import Gpu, Package
-from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to

@@ -9,7 +9,7 @@ import torch
 
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs, Kernel
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.config.catalogue import KERNELS
 from megaarch.errors import UserError
 

@@ -8,8 +8,8 @@ from functools import cache
 
 import torch
 
+from megaarch.attention.mask import Parts
 from megaarch.attention.package import Gpu, Package
-from megaarch.attention.parts import Parts
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 FUNCTION = "flash_attn_varlen_func"

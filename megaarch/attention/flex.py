@@ -19,8 +19,8 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.attention.flash import FLASH4
 from megaarch.attention.intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.mask import Parts
 from megaarch.attention.package import Gpu, describe
-from megaarch.attention.parts import Parts
 from megaarch.attention.plan import to_device
 
 COMPILED = ("cuda",)  # devices; elsewhere it runs uncompiled

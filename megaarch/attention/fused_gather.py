@@ -16,7 +16,7 @@ import torch
 
 from megaarch.attention.gather import Gather, Segments
 from megaarch.attention.plan import to_device
-from megaarch.kernels.library import call, operator
+from megaarch.kernels.bindings import call, operator
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from megaarch.attention.kernel import AttentionInputs, Kernel, compute_dtype
-from megaarch.attention.parts import FULL, Parts, visible_tiles
+from megaarch.attention.mask import FULL, Parts, visible_tiles
 from megaarch.attention.plan import Plan, to_device
 
 

@@ -12,8 +12,8 @@ import torch
 
 from megaarch.attention.bias import RelativeBias, axis_0
 from megaarch.attention.gather import Gather
+from megaarch.attention.mask import Parts
 from megaarch.attention.package import Gpu, Package, describe
-from megaarch.attention.parts import Parts
 from megaarch.attention.plan import CallPlan
 
 HALF = (torch.bfloat16, torch.float16)

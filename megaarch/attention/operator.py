@@ -26,7 +26,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.kernel import AttentionInputs
-from megaarch.attention.parts import by_handle
+from megaarch.attention.mask import by_handle
 
 AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
 _library = torch.library.Library("megaarch", "FRAGMENT")

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from megaarch.attention import kernel, sdpa_plan
 from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
 from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
-from megaarch.attention.parts import FULL, UNUSED, Parts
+from megaarch.attention.mask import FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan, to_device
 from megaarch.attention.sdpa_plan import Call, Costs
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts, Tile, visible_tiles
+from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts, Tile, visible_tiles
 from megaarch.attention.plan import CallPlan
 
 

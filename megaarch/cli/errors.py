@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from megaarch import __version__
 from megaarch.errors import UserError
-from megaarch.training.faults import REQUEUE, Stopped, out_of_memory
+from megaarch.training.preemption import REQUEUE, Stopped, out_of_memory
 
 # Faults of the machine that the system reports without the name of a file.
 MACHINE = {

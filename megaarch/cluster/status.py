@@ -21,8 +21,8 @@ from megaarch.study.display import clock
 from megaarch.study.folder import load_config
 from megaarch.study.results import CellRecord
 from megaarch.training import checkpoint
-from megaarch.training.faults import REQUEUE
 from megaarch.training.metrics import parse_line
+from megaarch.training.preemption import REQUEUE
 from megaarch.training.progress import Limit
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read

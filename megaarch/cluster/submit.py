@@ -22,7 +22,7 @@ from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes, replacing
 from megaarch.parallel.validate import check
-from megaarch.study import choices, sweep
+from megaarch.study import sweep, sweep_grid
 from megaarch.study.cells import StudyCell, expand, generations, study_of
 from megaarch.study.folder import save_config
 from megaarch.study.results import CellRecord
@@ -89,7 +89,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
         tried = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
         for layout, group in _by_layout(tried if study.tune else []):
             tasks = {
-                i: f"{cell.key} {choices.label(choice)}"
+                i: f"{cell.key} {sweep_grid.label(choice)}"
                 for i, (cell, choice) in enumerate(trials)
                 if cell.key in {c.key for c in group}
             }

@@ -141,7 +141,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ),
         "one stack; every token sees itself and the tokens before it",
         "causal",
-        "megaarch.data.converters:CAUSAL_DECODER",
+        "megaarch.data.feature_converters:CAUSAL_DECODER",
     ),
     Architecture(
         "prefix_decoder",
@@ -154,7 +154,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ),
         "one stack; inputs see each other, targets see the inputs and the targets before them",
         "prefix",
-        "megaarch.data.converters:PREFIX_DECODER",
+        "megaarch.data.feature_converters:PREFIX_DECODER",
     ),
     Architecture(
         "encoder_decoder",
@@ -164,7 +164,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ("prefix_lm", "span_corruption", "denoising", "ul2", "supervised"),
         "two stacks; a causal decoder that also attends to a bidirectional encoder",
         "full + causal + cross",
-        "megaarch.data.converters:ENCODER_DECODER",
+        "megaarch.data.feature_converters:ENCODER_DECODER",
     ),
     Architecture(
         "encoder",
@@ -174,7 +174,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ("masked_lm",),
         "one stack; every token sees every other",
         "full",
-        "megaarch.data.converters:ENCODER",
+        "megaarch.data.feature_converters:ENCODER",
     ),
     Architecture(
         "two_stream",
@@ -184,7 +184,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ("permutation_lm",),
         "one stack over content and query tokens in a factorization order",
         "two streams",
-        "megaarch.data.converters:TWO_STREAM",
+        "megaarch.data.feature_converters:TWO_STREAM",
     ),
 )
 

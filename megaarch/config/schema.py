@@ -295,7 +295,7 @@ class Adapt(Section):
 
 class Tune(Section):
     """A sweep: each cell of the first seed tries every rate, with every batch and, if it has two stacks,
-    every division of its layers (study/choices.py)."""
+    every division of its layers (study/sweep_grid.py)."""
 
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     global_batch_tokens: list[Positive] = []

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from megaarch.config import catalogue
-from megaarch.config.products import head_size, key_heads, layer_products
+from megaarch.config.matmuls import head_size, key_heads, layer_products
 from megaarch.config.schema import ADAPTED, Data, Model, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 from megaarch.errors import UserError

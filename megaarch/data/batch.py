@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from megaarch.config.schema import Model
-from megaarch.data.bins import pack_classes
+from megaarch.data.bin_packing import pack_classes
 from megaarch.data.example import (
     Converted,
     Converter,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.data.example import Converted, RowShape
 from megaarch.errors import UserError

@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megaarch.attention.parts import CAUSAL, full
+from megaarch.attention.mask import CAUSAL, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional
-from megaarch.data.converters import Part, converter_of
 from megaarch.data.example import ConvertedStream, Tokens, TooManySpans, Vocabulary
+from megaarch.data.feature_converters import Part, converter_of
 from megaarch.errors import UserError
 
 

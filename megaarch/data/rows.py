@@ -16,9 +16,9 @@ import numpy as np
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.blend import Blend
-from megaarch.data.converters import converter_of
 from megaarch.data.documents import ORDER, DocumentRows
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives import supervised
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
-from megaarch.data.converters import converter_of
 from megaarch.data.example import Converter, Objective, RowShape, SplitObjective, largest_raw
+from megaarch.data.feature_converters import converter_of
 from megaarch.errors import UserError
 
 

@@ -15,11 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional
-from megaarch.data.converters import converter_of, positions_or_range
 from megaarch.data.example import Converted, ConvertedStream
+from megaarch.data.feature_converters import converter_of, positions_or_range
 from megaarch.data.prompts import Form, Prompt, ends
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, position_limit

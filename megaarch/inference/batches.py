@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megaarch.attention.parts import FULL, UNUSED, Parts, area
+from megaarch.attention.mask import FULL, UNUSED, Parts, area
 from megaarch.data.batch import Batch, Counts, Stream
-from megaarch.data.converters import Part
 from megaarch.data.example import ConvertedStream
+from megaarch.data.feature_converters import Part
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from megaarch.attention.parts import CAUSAL, FULL
+from megaarch.attention.mask import CAUSAL, FULL
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.data.example import ConvertedStream
 from megaarch.data.prompts import Prompt, window

@@ -17,6 +17,7 @@ from megaarch.data.example import ConvertedStream, TooManySpans
 from megaarch.data.prompts import Prompt, turn_block
 from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
+from megaarch.inference.dialogue_cost import TURN_BLOCKS, policies, rest
 from megaarch.inference.generate import (
     Answer,
     Generator,
@@ -28,7 +29,6 @@ from megaarch.inference.generate import (
     room,
 )
 from megaarch.inference.sampling import draw_keys
-from megaarch.inference.turns import TURN_BLOCKS, policies, rest
 
 log = logging.getLogger("megaarch")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from megaarch.attention import parts
-from megaarch.attention.parts import Parts
+from megaarch.attention import mask
+from megaarch.attention.mask import Parts
 from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import Transformer
-from megaarch.training.faults import out_of_memory
+from megaarch.training.preemption import out_of_memory
 
 ROWS, TOKENS, TARGETS = 2, 24, 16
 # Both models run in fp64, where transformers computes some norms and softmaxes in fp32 all the same;
@@ -137,10 +137,10 @@ def _inputs(
     """Returns the tokens as our batch, and as arguments of their model."""
     if model.architecture == "encoder_decoder":
         m, n = targets.shape[1], tokens.shape[1]
-        cross = Parts.of([[parts.full(0, m, 0, n)]] * ROWS, m, n)
-        streams = (_stream(tokens, parts.full), _stream(targets, parts.causal, cross))
+        cross = Parts.of([[mask.full(0, m, 0, n)]] * ROWS, m, n)
+        streams = (_stream(tokens, mask.full), _stream(targets, mask.causal, cross))
         return _batch(*streams), {"input_ids": tokens, "decoder_input_ids": targets}
-    shape = parts.full if model.architecture == "encoder" else parts.causal
+    shape = mask.full if model.architecture == "encoder" else mask.causal
     return _batch(_stream(tokens, shape)), {"input_ids": tokens}
 
 

@@ -7,7 +7,7 @@ Letters of shapes: docs/shapes.md.
 
 import torch
 
-from megaarch.kernels.library import accumulator, call, operator
+from megaarch.kernels.bindings import accumulator, call, operator
 
 
 def _log_sums(logits_Cv, bias_v, target_C, text_v, known):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from megaarch.kernels.library import call, obstacle
+from megaarch.kernels.bindings import call, obstacle
 
 DTYPES = (torch.float32,)  # that the kernels read
 FEW = 16  # rows; a library's product is the faster of more (docs/log.md)
@@ -100,7 +100,7 @@ def may_run() -> bool:
 def few_rows(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As torch.nn.functional.linear, of `library.plain` tensors of DTYPES."""
+    """As torch.nn.functional.linear, of `plain` tensors of DTYPES."""
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], weight.shape[0])

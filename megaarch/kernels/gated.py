@@ -2,7 +2,7 @@
 
 import torch
 
-from megaarch.kernels.library import ACTIVATIONS, call
+from megaarch.kernels.bindings import ACTIVATIONS, call
 
 
 class Gated(torch.autograd.Function):

@@ -5,7 +5,7 @@ Letters of shapes: docs/shapes.md. A key head and its `group` of query heads lie
 
 import torch
 
-from megaarch.kernels.library import accumulator, call
+from megaarch.kernels.bindings import accumulator, call
 
 
 class Heads(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megaarch.kernels.library import accumulator, call, operator, serves
+from megaarch.kernels.bindings import accumulator, call, operator, serves
 
 # first-stage sums of the weight's gradient; CUDA: 4 blocks for each of 132 processors
 PARTIALS = {"cuda": 528, "cpu": 16}

@@ -2,7 +2,7 @@
 
 import torch
 
-from megaarch.kernels.library import accumulator, call
+from megaarch.kernels.bindings import accumulator, call
 
 
 def less_target(

@@ -12,15 +12,15 @@ from torch import nn
 
 from megaarch.attention import attend
 from megaarch.attention.cpu import bias_by_distance
-from megaarch.attention.parts import CAUSAL, UNUSED, Parts
+from megaarch.attention.mask import CAUSAL, UNUSED, Parts
 from megaarch.config import schema
-from megaarch.config.products import head_size, key_heads
+from megaarch.config.matmuls import head_size, key_heads
 from megaarch.kernels import decode as kernel
-from megaarch.kernels.library import ACTIVATIONS, plain
+from megaarch.kernels.bindings import ACTIVATIONS, plain
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.cache import Cache
 from megaarch.model.layers import Context, Layer, LayerNorm
-from megaarch.model.product import Linear
+from megaarch.model.linear import Linear
 
 KERNELS = ("auto", "cpu")  # of attention, whose place this takes
 

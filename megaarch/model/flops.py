@@ -4,13 +4,13 @@ Multiply-adds of matrix products, two FLOPs each, over the exact area of the mas
 real tokens only: padding is no useful work. Training counts three forward passes, recomputation
 never counts.
 
-Which products a layer has stands in config/products.py.
+Which products a layer has stands in config/matmuls.py.
 """
 
 from dataclasses import astuple, dataclass
 from operator import add
 
-from megaarch.config.products import head_size, layer_products, stack_layers
+from megaarch.config.matmuls import head_size, layer_products, stack_layers
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 

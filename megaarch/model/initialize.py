@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 
 from megaarch.config import schema
-from megaarch.config.products import head_size
-from megaarch.model.fused import projections
+from megaarch.config.matmuls import head_size
+from megaarch.model.fused_projections import projections
 from megaarch.model.transformer import Transformer, stacks
 
 BLOCK = 2**20  # elements of a parameter, flattened, that one generator draws

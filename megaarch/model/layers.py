@@ -16,16 +16,16 @@ from torch import nn
 
 from megaarch.attention import attend
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.config import schema
-from megaarch.config.products import GATED, head_size, key_heads
+from megaarch.config.matmuls import GATED, head_size, key_heads
+from megaarch.kernels.bindings import serves
 from megaarch.kernels.gated import Gated
-from megaarch.kernels.library import serves
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.cache import LayerCache
 from megaarch.model.dropout import DropoutKeys, dropout
+from megaarch.model.linear import Linear
 from megaarch.model.positions import heads
-from megaarch.model.product import Linear
 
 ACTIVATIONS = {
     "swiglu": F.silu,  # gated; Shazeer 2020

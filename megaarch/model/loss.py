@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import distributed
 from torch.autograd.function import once_differentiable
 
+from megaarch.kernels.bindings import accumulator, serves
 from megaarch.kernels.cross_entropy import gradient, log_sums
-from megaarch.kernels.library import accumulator, serves
 from megaarch.kernels.softmax import less_target
-from megaarch.model.product import product, transposed_product
+from megaarch.model.linear import product, transposed_product
 
 
 class Limits(NamedTuple):

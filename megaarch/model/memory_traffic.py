@@ -8,10 +8,10 @@ sums are left out, for they can run inside the products' kernels. Letters of sha
 from dataclasses import astuple, dataclass
 from operator import add
 
-from megaarch.config.products import head_size, key_heads, layer_products, stack_layers
+from megaarch.config.matmuls import head_size, key_heads, layer_products, stack_layers
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
-from megaarch.model.count import parameter_sizes
+from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import padded_vocabulary, stacks
 
 POSITION = 8  # bytes of int64

@@ -9,8 +9,8 @@ from torch import nn
 
 from megaarch.config.catalogue import ARCHITECTURES, position_axes
 from megaarch.config.schema import Model, RopeScaling
+from megaarch.kernels.bindings import serves
 from megaarch.kernels.heads import Heads
-from megaarch.kernels.library import serves
 from megaarch.model.rope_scaling import attention_factor, scaled
 
 AXES = "the number of position axes"

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from megaarch.kernels.library import accumulator
-from megaarch.model.product import product
+from megaarch.kernels.bindings import accumulator
+from megaarch.model.linear import product
 
 
 class Sharding:

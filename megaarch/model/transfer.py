@@ -15,8 +15,8 @@ import torch
 from megaarch.config.catalogue import position_axes
 from megaarch.config.schema import Model, Settings
 from megaarch.errors import UserError
-from megaarch.model.count import parameter_shapes
-from megaarch.model.fused import projections
+from megaarch.model.fused_projections import projections
+from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.transformer import stacks
 
 Value = TypeVar("Value")

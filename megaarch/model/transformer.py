@@ -14,7 +14,7 @@ from torch import nn
 from megaarch.attention.bias import RelativeBias
 from megaarch.config import schema
 from megaarch.config.catalogue import ARCHITECTURES
-from megaarch.config.products import head_size, key_heads, stack_layers
+from megaarch.config.matmuls import head_size, key_heads, stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
 from megaarch.model.cache import Cache
@@ -27,9 +27,9 @@ from megaarch.model.layers import (
     MakeLinear,
     normalization,
 )
+from megaarch.model.linear import Linear
 from megaarch.model.loss import Slope, TargetLosses, cross_entropy
 from megaarch.model.positions import LearnedPositions, rotary_tables
-from megaarch.model.product import Linear
 from megaarch.model.sharding import Sharding
 
 VOCABULARY_MULTIPLE = 128

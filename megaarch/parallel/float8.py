@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
 from megaarch.model.layers import MakeLinear
-from megaarch.model.product import Linear
+from megaarch.model.linear import Linear
 
 OLDEST = (0, 18)  # of torchao: the first that is built for torch 2.11
 CAPABILITY = (8, 9)  # of the first GPUs with float8 units (Ada)

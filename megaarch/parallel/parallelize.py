@@ -13,8 +13,8 @@ from megaarch.config.schema import Model, Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.model.initialize import initial_value
 from megaarch.model.layers import MakeLinear
+from megaarch.model.linear import Linear
 from megaarch.model.loss import fused_slope
-from megaarch.model.product import Linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import context, float8, fsdp, gradients, recompute, stages, tensor
 

@@ -24,7 +24,7 @@ from torch.distributed.pipelining.schedules import (
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import Grid
-from megaarch.kernels.library import accumulator
+from megaarch.kernels.bindings import accumulator
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
 from megaarch.parallel.stages import ONE_STAGE, Stages, is_v, needs

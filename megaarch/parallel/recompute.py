@@ -22,7 +22,7 @@ from megaarch.attention import KERNELS
 from megaarch.model import Transformer
 from megaarch.model.layers import Context
 
-ONEDNN = "mkldnn::_linear_pointwise"  # model/product.py
+ONEDNN = "mkldnn::_linear_pointwise"  # model/linear.py
 ATTEND = "megaarch::attend"  # attention/operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # The operators that cost the most to compute again: attention's kernels and the products of linear

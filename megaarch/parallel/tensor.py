@@ -38,7 +38,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from megaarch.config import schema
-from megaarch.config.products import head_size, key_heads
+from megaarch.config.matmuls import head_size, key_heads
 from megaarch.distributed.mesh import Grid
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import Layer, LayerNorm, layer_norm

@@ -5,7 +5,7 @@ from torch import distributed
 
 from megaarch.distributed.mesh import Grid
 from megaarch.model import Transformer
-from megaarch.model.count import parameter_shapes
+from megaarch.model.parameter_count import parameter_shapes
 from megaarch.parallel import gradients
 from megaarch.parallel.stages import Stages
 

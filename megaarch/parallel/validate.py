@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from megaarch.config import ConfigError
-from megaarch.config.products import key_heads
+from megaarch.config.matmuls import key_heads
 from megaarch.config.schema import Settings
 from megaarch.distributed import launch
 from megaarch.distributed.mesh import AXES, Grid, processes

@@ -1,4 +1,4 @@
-"""How long generation takes on one GPU: counts of inference/turns.py at the GPU's rates.
+"""How long generation takes on one GPU: counts of inference/dialogue_cost.py at the GPU's rates.
 
 A call takes the longer of two times: of its FLOPs, and of the bytes that it moves (a roofline, Williams et
 al. 2009). What starts kernels is left out, so that a small model is slower than this.
@@ -17,14 +17,14 @@ from megaarch import config
 from megaarch.config.schema import Model, Parallel, Settings
 from megaarch.data.prompts import Prompt, prompt
 from megaarch.errors import UserError
+from megaarch.inference.dialogue_cost import Call, Turn, dialogue, policies
 from megaarch.inference.generate import position_limit, room
-from megaarch.inference.turns import Call, Turn, dialogue, policies
 from megaarch.model import flops
-from megaarch.model.count import parameter_count
 from megaarch.model.memory_traffic import cache_bytes
+from megaarch.model.parameter_count import parameter_count
+from megaarch.planner.layer_costs import HALF, Work
 from megaarch.planner.rates import Cluster, Rates
 from megaarch.planner.software import OURS
-from megaarch.planner.work import HALF, Work
 from megaarch.study.cells import expand
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
 

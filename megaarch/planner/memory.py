@@ -15,18 +15,18 @@ from dataclasses import astuple, dataclass, fields, replace
 import numpy as np
 
 from megaarch.attention import sdpa_plan
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.config import catalogue
 from megaarch.config.cached import cached
-from megaarch.config.products import GATED
+from megaarch.config.matmuls import GATED
 from megaarch.config.schema import Data, Model, Settings, Training
-from megaarch.model.count import parameter_sizes
 from megaarch.model.layers import head_size, key_heads
 from megaarch.model.loss import ACCELERATOR, rows_of_chunk
+from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages, overlap
-from megaarch.planner.order import in_flight
-from megaarch.planner.work import FULL, HALF, Layers
+from megaarch.planner.layer_costs import FULL, HALF, Layers
+from megaarch.planner.pipeline_schedule import in_flight
 from megaarch.study.describe import made_up_batch
 
 WHOLE = ("norm", "positions.", "segments.", "head_transform.")  # on every tensor-parallel rank

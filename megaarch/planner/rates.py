@@ -9,8 +9,8 @@ from typing import NamedTuple
 from megaarch.config.schema import Parallel
 from megaarch.distributed.mesh import processes
 from megaarch.planner.hardware import Constants, Gpu, hardware
+from megaarch.planner.layer_costs import HALF, Work
 from megaarch.planner.software import Software
-from megaarch.planner.work import HALF, Work
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from megaarch.config.validate import conflicts
 from megaarch.data import batch_tokens
 from megaarch.errors import UserError
 from megaarch.parallel.validate import check
+from megaarch.planner.layer_costs import Layers
 from megaarch.planner.memory import Memory, step_memory
 from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
-from megaarch.planner.work import Layers
 from megaarch.study.describe import describe
 from megaarch.training.progress import Limit
 

@@ -15,11 +15,11 @@ from megaarch.config.schema import Settings
 from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
+from megaarch.planner.layer_costs import HALF, Layers, Work
 from megaarch.planner.memory import micro_batches, parameters_by_rank
-from megaarch.planner.order import bubble
+from megaarch.planner.pipeline_schedule import bubble
 from megaarch.planner.rates import Cluster, Rates, exposed
 from megaarch.planner.software import Software, ours
-from megaarch.planner.work import HALF, Layers, Work
 
 FUSED_BACKWARD = 2.5  # fused attention computes the scores again (Dao et al. 2022, section 3.1)
 OPTIMIZER_BYTES = 40  # read and written for a parameter: norm 4, clipping 8, AdamW 28

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from megaarch.attention.kernel import AttentionInputs
-from megaarch.attention.parts import CAUSAL, FULL, UNUSED, Parts
+from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer

@@ -43,8 +43,8 @@ PROBES = {
     for probe in (
         Probe(
             "rank",
-            "megaarch.probes.rank:measure",
-            "megaarch.probes.rank:Ranks",
+            "megaarch.probes.attention_rank:measure",
+            "megaarch.probes.attention_rank:Ranks",
         ),
         Probe(
             "position",
@@ -74,8 +74,8 @@ PROBES = {
         ),
         Probe(
             "masks",
-            "megaarch.probes.masks:measure",
-            "megaarch.probes.masks:Throughput",
+            "megaarch.probes.mask_speed:measure",
+            "megaarch.probes.mask_speed:Throughput",
             of_runs=False,
         ),
     )

@@ -4,7 +4,7 @@ from functools import partial
 
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.prompts import prompt
-from megaarch.inference.turns import dialogue, policies
+from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.model import flops
 from megaarch.model.memory_traffic import cache_bytes
 from megaarch.probes.catalogue import Options
@@ -18,7 +18,7 @@ ELEMENT = 2  # bytes of a number in the cache: bf16
 
 
 class Dialogue(Record):
-    """tokens: of each turn and of each answer. flops: of each turn, by policy (inference/turns.py).
+    """tokens: of each turn and of each answer. flops: of each turn, by policy (inference/dialogue_cost.py).
     prompt_bytes_per_token, answer_bytes_per_token: what the cache keeps of each, in bf16; None, with no flops,
     where the model cannot generate."""
 

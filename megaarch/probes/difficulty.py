@@ -11,8 +11,8 @@ import torch
 
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.batch import Batch
-from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, generator
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 from megaarch.data.segments import components
 from megaarch.probes import representation

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.study.intervals import Error, ratio_interval, seed_error, widened
+from megaarch.study.confidence import Error, ratio_interval, seed_error, widened
 from megaarch.study.record import Interval, Number, Record
 
 

@@ -29,13 +29,13 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional
 from megaarch.data.batch import Batch
-from megaarch.data.converters import converter_of
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
-from megaarch.model.fused import projections
+from megaarch.model.fused_projections import projections
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
 from megaarch.probes.attention_weights import inputs_of

@@ -18,7 +18,7 @@ from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate
 from megaarch.probes.states import recorded, used_slots
 from megaarch.probes.subject import Rows, Subject
-from megaarch.study.intervals import ratio_interval
+from megaarch.study.confidence import ratio_interval
 from megaarch.study.record import Record
 
 TURNS = 8  # of each window

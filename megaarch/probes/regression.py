@@ -25,7 +25,7 @@ from megaarch.errors import UserError
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds
 from megaarch.probes.regressor import Architecture, Attention, Regressor
-from megaarch.study.intervals import ratio_interval
+from megaarch.study.confidence import ratio_interval
 from megaarch.study.record import Record
 
 REFERENCES = ("least_squares", "ridge", "gradient_step")

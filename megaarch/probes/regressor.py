@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from megaarch.attention.parts import Parts, causal, full
+from megaarch.attention.mask import Parts, causal, full
 from megaarch.config import schema
 from megaarch.model.initialize import initial_value, initialize
 from megaarch.model.layers import Context, Layer
-from megaarch.model.product import Linear
+from megaarch.model.linear import Linear
 from megaarch.model.transformer import Transformer
 
 Architecture = Literal["causal_decoder", "prefix_decoder", "encoder_decoder"]

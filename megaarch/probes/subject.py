@@ -10,8 +10,8 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional
 from megaarch.data.batch import Batch
-from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, RowShape, Vocabulary
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 from megaarch.data.tokenizer import Tokenizer
 from megaarch.distributed import launch

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import matplotlib
 
 from megaarch.probes import catalogue
+from megaarch.probes.attention_rank import Block, Ranks
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import TURNS
 from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
-from megaarch.probes.masks import Throughput
+from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Positions, Stream
-from megaarch.probes.rank import Block, Ranks
 from megaarch.probes.regression import Regressed
 from megaarch.report import plots, verdicts
 from megaarch.report.cells import MergedCell
@@ -24,7 +24,7 @@ from megaarch.report.panel import CONTINUATION, TASKS, Score, known
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
 from megaarch.report.verdicts import Verdict
-from megaarch.study.intervals import NORMAL_95, paired_error, seed_error, widened
+from megaarch.study.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 
 SECOND = 2  # the layer whose states tell places, counted from the embedding (0)

@@ -26,7 +26,7 @@ from megaarch.report.panel import (
     panel,
     phrases,
 )
-from megaarch.study.intervals import holm
+from megaarch.study.confidence import holm
 from megaarch.study.results import Results
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patches import Rectangle
 
-from megaarch.attention.parts import CAUSAL, FULL
+from megaarch.attention.mask import CAUSAL, FULL
 from megaarch.report.style import LIGHT, RC, Panel, canvas, drawable
 from megaarch.study.results import CellResult, Mask
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from megaarch.config import catalogue
 from megaarch.report.notation import listed
-from megaarch.study.intervals import (
+from megaarch.study.confidence import (
     NORMAL_95,
     Error,
     holm,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from megaarch.report.notation import fixed, listed, percent
 from megaarch.report.panel import LEVEL, Score, difference
-from megaarch.study.intervals import holm
+from megaarch.study.confidence import holm
 
 Answer = Literal["holds here", "does not hold here", "cannot be told"]
 HOLDS: Answer = "holds here"

@@ -10,8 +10,8 @@ from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
 from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together, seedless
-from megaarch.study.choices import AXES
 from megaarch.study.results import CellResult, Results
+from megaarch.study.sweep_grid import AXES
 
 PADDING_LIMIT = 0.05
 BATCH_TOLERANCE = 0.25  # of seen tokens a step

@@ -9,9 +9,9 @@ from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.study import adapt
-from megaarch.study.choices import BATCH, SHARE, Choice
+from megaarch.study.sweep_grid import BATCH, SHARE, Choice
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 

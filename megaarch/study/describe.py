@@ -13,7 +13,6 @@ from megaarch.config import Raw, catalogue
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
-from megaarch.data.converters import converter_of
 from megaarch.data.example import (
     SPECIALS,
     Converted,
@@ -23,6 +22,7 @@ from megaarch.data.example import (
     Vocabulary,
     generator,
 )
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives import supervised
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows, pair_lengths
@@ -30,7 +30,7 @@ from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.model import flops
-from megaarch.model.count import non_embedding_parameter_count, parameter_count
+from megaarch.model.parameter_count import non_embedding_parameter_count, parameter_count
 from megaarch.study import data as study_data
 from megaarch.study.cells import expand
 

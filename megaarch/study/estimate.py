@@ -14,9 +14,9 @@ from megaarch.data import batch_tokens
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
-from megaarch.model.count import parameter_shapes
-from megaarch.model.fused import projections
-from megaarch.study import choices, preflight
+from megaarch.model.fused_projections import projections
+from megaarch.model.parameter_count import parameter_shapes
+from megaarch.study import preflight, sweep_grid
 from megaarch.study.cells import StudyCell
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
@@ -52,7 +52,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
         total += found.hours or 0.0
         several += found.hours is None
         if study.tune and cell.seed == study.seeds[0]:
-            grid = choices.of_architecture(study.tune, cell.settings.model.architecture)
+            grid = sweep_grid.of_architecture(study.tune, cell.settings.model.architecture)
             swept += (found.hours or 0.0) * study.tune.budget * len(grid)
         lines.append(
             f"{cell.key:<26.25}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"

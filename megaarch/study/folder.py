@@ -20,11 +20,11 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import choices, data, tasks
+from megaarch.study import data, sweep_grid, tasks
 from megaarch.study.cells import StudyCell, expand
-from megaarch.study.choices import Choice
 from megaarch.study.items import Item
 from megaarch.study.results import CellRecord, Sweep, Trial
+from megaarch.study.sweep_grid import Choice
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,13 @@ def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
     """The cell, which has what is tried (sweep.trials), with a share of its budget and a folder of its
     own."""
     training, logging = cell.settings.training, cell.settings.logging
-    folder = cell.folder / "tune" / f"{choices.folder_name(choice)}-share-{share:.3g}"
+    folder = cell.folder / "tune" / f"{sweep_grid.folder_name(choice)}-share-{share:.3g}"
     assert training.budget is not None, "expand gives every cell one"
     budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
     settings = cell.settings.model_copy(
         update={
             "training": training.model_copy(
-                update={"learning_rate": choice[choices.RATE], "budget": budget}
+                update={"learning_rate": choice[sweep_grid.RATE], "budget": budget}
             ),
             "logging": logging.model_copy(update={"directory": str(folder)}),
         }

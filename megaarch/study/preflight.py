@@ -13,13 +13,13 @@ import numpy as np
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import batch_tokens, conditional
-from megaarch.data.converters import converter_of
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
 from megaarch.model import transfer
-from megaarch.model.count import parameter_shapes
+from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
 from megaarch.study import tasks, yardsticks

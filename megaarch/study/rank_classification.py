@@ -18,8 +18,8 @@ from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
 from megaarch.study import exact_match
+from megaarch.study.confidence import share_interval
 from megaarch.study.exact_match import fitted
-from megaarch.study.intervals import share_interval
 from megaarch.study.results import TaskScore
 from megaarch.study.score import Scorer
 

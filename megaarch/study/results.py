@@ -24,8 +24,8 @@ from pydantic import (
 from megaarch.config import Raw
 from megaarch.errors import UserError
 from megaarch.files import fit, read_json, write_json
-from megaarch.study.choices import RATE, Choice
 from megaarch.study.record import Amount, Count, Interval, Machine, Number, Record
+from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import read_lines
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class CellResult(Record):
 
 
 class Trial(Record):
-    """The finding of a trial. more: what else than the rate was tried (study/choices.py). heldout: bits
+    """The finding of a trial. more: what else than the rate was tried (study/sweep_grid.py). heldout: bits
     per byte, None where it diverged."""
 
     cell: str

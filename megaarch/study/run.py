@@ -14,10 +14,9 @@ from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import Prepared
-from megaarch.model.count import non_embedding_parameter_count
+from megaarch.model.parameter_count import non_embedding_parameter_count
 from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
-from megaarch.study.choices import RATE, Choice
 from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
 from megaarch.study.folder import finished_trial, identity, parent_record, trial_cell
@@ -35,6 +34,7 @@ from megaarch.study.results import (
     read_points,
 )
 from megaarch.study.score import Scorer
+from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import cut_back
 from megaarch.training.progress import Progress
 from megaarch.training.trainer import Trainer

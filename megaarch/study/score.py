@@ -13,8 +13,8 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional
-from megaarch.data.converters import converter_of
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack, plan_rows
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError

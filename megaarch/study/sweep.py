@@ -11,13 +11,13 @@ from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Tune
 from megaarch.files import write_json
-from megaarch.study import choices, workers
+from megaarch.study import sweep_grid, workers
 from megaarch.study.cells import StudyCell, expand, study_of
-from megaarch.study.choices import BATCH, DECIDES, RATE, Choice
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, finished_trial, trial_cell
 from megaarch.study.results import Sweep, Trial
+from megaarch.study.sweep_grid import BATCH, DECIDES, RATE, Choice
 
 FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a trial need not share
 Entry = TypeVar("Entry")
@@ -43,14 +43,14 @@ def trials(
     first = [cell for cell in cells if cell.seed == study.seeds[0]]
     keys = {cell.rate_key for cell in first}
     tried = {
-        (choices.label(choice), cell.key): cell
-        for choice in choices.largest_grid(study.tune)
+        (sweep_grid.label(choice), cell.key): cell
+        for choice in sweep_grid.largest_grid(study.tune)
         for cell in expand(raw, directory, dict.fromkeys(keys, choice))
     }
     return [
-        (tried[choices.label(choice), cell.key], choice)
+        (tried[sweep_grid.label(choice), cell.key], choice)
         for cell in first
-        for choice in choices.of_architecture(study.tune, cell.settings.model.architecture)
+        for choice in sweep_grid.of_architecture(study.tune, cell.settings.model.architecture)
     ]
 
 

@@ -14,8 +14,8 @@ from megaarch.errors import UserError
 from megaarch.ingest import sources
 from megaarch.ingest.tasks.task import Task
 from megaarch.study import rank_classification
+from megaarch.study.confidence import share_interval
 from megaarch.study.exact_match import generator_of
-from megaarch.study.intervals import share_interval
 from megaarch.study.results import TaskScore
 from megaarch.study.score import Scorer
 

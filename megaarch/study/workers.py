@@ -26,14 +26,14 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import choices, lock
+from megaarch.study import lock, sweep_grid
 from megaarch.study import run as runs
 from megaarch.study.cells import StudyCell, title
-from megaarch.study.choices import Choice
 from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellRecord
-from megaarch.training.faults import out_of_memory
+from megaarch.study.sweep_grid import Choice
+from megaarch.training.preemption import out_of_memory
 from megaarch.training.trainer import device_of
 
 _queue: Any = None  # of a worker process: leads to the display
@@ -50,7 +50,7 @@ class Job:
     @property
     def name(self) -> str:
         name = title(self.cell, self.folder.study)
-        return name if self.choice is None else f"{name} {choices.label(self.choice)}"
+        return name if self.choice is None else f"{name} {sweep_grid.label(self.choice)}"
 
     @property
     def locked(self) -> Path:
@@ -58,7 +58,7 @@ class Job:
         folder = self.cell.folder
         if self.choice is None:
             return folder
-        return folder / "tune" / "locks" / choices.folder_name(self.choice)
+        return folder / "tune" / "locks" / sweep_grid.folder_name(self.choice)
 
 
 def perform(

@@ -14,7 +14,7 @@ import numpy as np
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation
-from megaarch.study.intervals import ratio_interval
+from megaarch.study.confidence import ratio_interval
 from megaarch.study.items import Item
 from megaarch.study.results import Continuation, Heldout, Paired
 from megaarch.study.score import Scorer

@@ -5,7 +5,7 @@
     U  =  G / sqrt(V)
     W  <-  W - rate max(1e-3, RMS(W)) U / max(1, RMS(U))
 
-A projection that is stored fused with others (model/fused.py) has an RMS and column means of its own. A
+A projection that is stored fused with others (model/fused_projections.py) has an RMS and column means of its own. A
 shard has the means of the whole: what is summed over a split axis is summed over its ranks. Letters of
 shapes: docs/shapes.md; O outputs, D inputs, K projections, o and d what is held here.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate
 
-from megaarch.model.fused import Fused
+from megaarch.model.fused_projections import Fused
 from megaarch.parallel.gradients import local
 from megaarch.parallel.parallelize import shard_of
 

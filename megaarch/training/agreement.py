@@ -5,7 +5,7 @@ import signal
 from collections import deque
 
 from megaarch.distributed.mesh import AXES, Grid
-from megaarch.training.step import Readback, upload
+from megaarch.training.step_metrics import Readback, upload
 
 
 class Agreement:

@@ -7,7 +7,7 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.errors import UserError
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.model.transformer import stacks
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")

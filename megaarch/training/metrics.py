@@ -11,7 +11,7 @@ from typing import Any
 
 from megaarch.config.schema import Logging
 from megaarch.files import open_regular
-from megaarch.training.boards import Board, NotInstalled, TensorBoard, WandB
+from megaarch.training.trackers import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
 

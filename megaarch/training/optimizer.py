@@ -10,7 +10,7 @@ from megaarch.config.registry import load
 from megaarch.config.schema import Training
 from megaarch.errors import UserError
 from megaarch.model import Transformer
-from megaarch.model.fused import projections
+from megaarch.model.fused_projections import projections
 from megaarch.training.adafactor import Adafactor
 
 Groups = list[dict[str, Any]]  # torch.optim's parameter groups

@@ -16,7 +16,8 @@ from megaarch.model import transfer
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.model.transfer import Origins
 from megaarch.training import checkpoint
-from megaarch.training.progress import Limit, Progress, limit_change
+from megaarch.training.lr_schedule import limit_change
+from megaarch.training.progress import Limit, Progress
 from megaarch.training.record import PROGRESS, SAMPLES, Record, read_record
 
 log = logging.getLogger(__name__)

@@ -29,24 +29,25 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.engine.build import build_engine
 from megaarch.errors import UserError
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.model import flops
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.parallel import float8
 from megaarch.parallel.parallelize import build_model
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
 from megaarch.training import memory, optimizer
 from megaarch.training.agreement import Agreement
-from megaarch.training.faults import Stopped, Watch
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
+from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
-from megaarch.training.progress import Limit, Progress, learning_rate
+from megaarch.training.preemption import Stopped, Watch
+from megaarch.training.progress import Limit, Progress
 from megaarch.training.record import SAMPLES, Record, SavedTokenizer
 from megaarch.training.resume import resume
 from megaarch.training.saving import Saver
-from megaarch.training.step import Launched, PendingTotals, Readback, Step
+from megaarch.training.step_metrics import Launched, PendingTotals, Readback, Step
 
 __all__ = ["Trainer", "build_model", "device_of"]
 
@@ -141,7 +142,7 @@ class Trainer:
         float8.check(training, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        if settings.model.fused_kernels and (reason := library.obstacle(self.device.type)):
+        if settings.model.fused_kernels and (reason := bindings.obstacle(self.device.type)):
             raise UserError(f"model.fused_kernels: {reason}")
 
     def _loader(self) -> Steps:

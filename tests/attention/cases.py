@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 
 
 def prefix(p, n, start=0):

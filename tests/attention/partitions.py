@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from megaarch.attention.parts import CAUSAL, FULL
+from megaarch.attention.mask import CAUSAL, FULL
 
 
 @st.composite

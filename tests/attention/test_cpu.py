@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.attention import Parts, attend, causal, choose, full
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
 from tests.attention.test_attend import run, tensors, unread
 from tests.model.test_decode import check_steps
 
-REASON = library.obstacle("cpu")
+REASON = bindings.obstacle("cpu")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 SINGLE = {"dtype": torch.float32}
 
@@ -242,8 +242,8 @@ def test_the_version_for_any_processor(tmp_path, monkeypatch):
     target = tmp_path / "generic.so"
     flags = ["-O1", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-DGENERIC", "-o", str(target)]
     subprocess.run(["g++", *flags, *sources], check=True)
-    built = library.open_library(target, "cpu")
-    monkeypatch.setattr(library, "load", lambda device_type: built)
+    built = bindings.open_library(target, "cpu")
+    monkeypatch.setattr(bindings, "load", lambda device_type: built)
     for rows in LONG.values():
         parts = Parts.of([rows], 300, 300)
         assert_same(parts, *tensors(parts, size=24, **SINGLE))

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from megaarch.attention import Parts, RelativeBias, attend, causal, full, operator
-from megaarch.attention.parts import by_handle
+from megaarch.attention.mask import by_handle
 
 LENGTH, HEADS, SIZE = 24, 4, 8
 MASKS = {

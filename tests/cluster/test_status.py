@@ -13,7 +13,7 @@ from megaarch.cluster import submit
 from megaarch.cluster.status import status, table
 from megaarch.study import compare, lock
 from megaarch.study.folder import save_config
-from megaarch.training.faults import Stopped
+from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 from tests.distributed.test_cell_job import EVALUATION
 from tests.study.example_results import example_cell

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES
 from megaarch.data.conditional import continuation, middle
-from megaarch.data.converters import converter_of
+from megaarch.data.feature_converters import converter_of
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.config.catalogue import OBJECTIVES
-from megaarch.data.converters import CAUSAL_DECODER, PREFIX_DECODER
 from megaarch.data.example import generator
+from megaarch.data.feature_converters import CAUSAL_DECODER, PREFIX_DECODER
 from megaarch.data.objectives import FillInMiddle, FullLM, PrefixLM
 from tests.data.mixtures import build
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.data.example import Converted, ConvertedStream, RowShape
 from megaarch.data.packing import pack, plan_rows
 

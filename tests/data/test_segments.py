@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from megaarch import config
-from megaarch.data.converters import converter_of
 from megaarch.data.example import generator
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives import PrefixLM, SequentialDenoising
 from megaarch.data.segments import fixed_shape, segmentations
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary

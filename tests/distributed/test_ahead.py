@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from megaarch.training.faults import Stopped
+from megaarch.training.preemption import Stopped
 from tests.distributed import runs
 from tests.distributed.test_saving import LAYOUTS
 

@@ -9,7 +9,7 @@ import pytest
 
 from megaarch.distributed.heartbeat import LOST
 from megaarch.training import checkpoint
-from megaarch.training.faults import REQUEUE
+from megaarch.training.preemption import REQUEUE
 from megaarch.training.trainer import Trainer
 from tests.distributed.jobs import Job
 

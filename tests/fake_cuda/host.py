@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import (
     _get_current_dispatch_mode_stack,
 )
 
-from megaarch.attention.parts import Parts
+from megaarch.attention.mask import Parts
 
 ops = torch.ops.aten
 

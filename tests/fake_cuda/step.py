@@ -17,11 +17,11 @@ from megaarch.data.batch import Counts
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.ingest.prepare import prepare
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.model import padded_vocabulary
 from megaarch.parallel.parallelize import build_on_meta
 from megaarch.training import trainer
-from megaarch.training.step import PendingTotals
+from megaarch.training.step_metrics import PendingTotals
 from megaarch.training.trainer import Trainer
 from tests.fake_cuda import host, inductor
 from tests.fake_cuda.device import pretended
@@ -90,7 +90,7 @@ def _trainer(settings: Settings, mode: FakeTensorMode) -> Trainer:
     with (
         TemporaryDirectory() as folder,
         mock.patch.object(trainer, "build_engine", build_engine),
-        mock.patch.object(library, "obstacle", lambda device_type: None),  # fakes run no kernel
+        mock.patch.object(bindings, "obstacle", lambda device_type: None),  # fakes run no kernel
     ):
         logging = settings.logging.model_copy(update={"directory": folder})
         settings = settings.model_copy(update={"logging": logging})

@@ -6,7 +6,7 @@ import torch
 
 from megaarch.config import catalogue
 from megaarch.data import conditional
-from megaarch.data.converters import converter_of
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 
 

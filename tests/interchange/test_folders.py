@@ -13,8 +13,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from megaarch.attention import parts
-from megaarch.attention.parts import Parts
+from megaarch.attention import mask
+from megaarch.attention.mask import Parts
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert, settings_of
@@ -65,12 +65,12 @@ def our_logits(run):
     weights, record = files.read_checkpoint(run)
     model = Transformer(settings_of(record).model).eval()
     model.load_state_dict(weights)
-    shape = parts.full if model.settings.architecture == "encoder" else parts.causal
+    shape = mask.full if model.settings.architecture == "encoder" else mask.causal
     if len(model.stacks) == 1:
         streams = (stream(tokens(N, 1), shape),)
     else:
-        cross = Parts.of([[parts.full(0, M, 0, N)]] * B, M, N)
-        streams = (stream(tokens(N, 1), parts.full), stream(tokens(M, 2), parts.causal, cross))
+        cross = Parts.of([[mask.full(0, M, 0, N)]] * B, M, N)
+        streams = (stream(tokens(N, 1), mask.full), stream(tokens(M, 2), mask.causal, cross))
     none = torch.zeros(B, 0, dtype=torch.long)
     counts = Counts(B, (0,), (0,), (0,), 0, (0,))
     batch = Batch(streams, none, none, none.float(), none[0], 0, torch.arange(B), counts)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megaarch import interchange
-from megaarch.attention import parts
-from megaarch.attention.parts import Parts
+from megaarch.attention import mask
+from megaarch.attention.mask import Parts
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.model import Transformer
 from tests.interchange.models import MODELS, V, bart, gpt2, scattered
@@ -34,14 +34,14 @@ def inputs_and_call(theirs):
     """Returns the tokens as our batch, and as keyword arguments of their model."""
     tokens, targets = torch.randint(3, V, (B, N)), torch.randint(3, V, (B, M))
     if theirs.config.is_encoder_decoder:
-        cross = Parts.of([[parts.full(0, M, 0, N)]] * B, M, N)
-        ours = batch(stream(tokens, parts.full), stream(targets, parts.causal, cross))
+        cross = Parts.of([[mask.full(0, M, 0, N)]] * B, M, N)
+        ours = batch(stream(tokens, mask.full), stream(targets, mask.causal, cross))
         return ours, {"input_ids": tokens, "decoder_input_ids": targets}
     if theirs.config.model_type == "bert":
         segments = torch.randint(0, 2, (B, N))
-        ours = batch(stream(tokens, parts.full, segments=segments))
+        ours = batch(stream(tokens, mask.full, segments=segments))
         return ours, {"input_ids": tokens, "token_type_ids": segments}
-    return batch(stream(tokens, parts.causal)), {"input_ids": tokens}
+    return batch(stream(tokens, mask.causal)), {"input_ids": tokens}
 
 
 def converted(theirs):

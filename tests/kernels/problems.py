@@ -4,12 +4,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megaarch.kernels import cross_entropy, library
+from megaarch.kernels import bindings, cross_entropy
 from megaarch.kernels.rms_norm import rms_norm
 from megaarch.model import loss
 from megaarch.model.loss import fused_slope, torch_slope
 
-REASON = library.obstacle("cpu")
+REASON = bindings.obstacle("cpu")
 TOLERANCE = {  # of a norm
     torch.float64: 1e-13,
     torch.float32: 2e-6,
@@ -63,7 +63,7 @@ def losses(rows, known, columns, dtype, device="cpu", first=0, biased=True):
     at = target.clamp(0, columns - 1)[:, None]
     wanted = [whole.logsumexp(1), whole.gather(1, at)[:, 0][held]]
     wanted.append(whole.masked_fill(~text, float("-inf")).logsumexp(1))
-    assert found.dtype == library.accumulator(dtype)
+    assert found.dtype == bindings.accumulator(dtype)
     assert (found[1][~held] == float("-inf")).all()
     worst = off([found[0], found[1][held], found[2]], wanted)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.kernels.gated import Gated
 from megaarch.kernels.heads import Heads
 from megaarch.kernels.softmax import less_target
@@ -43,7 +43,7 @@ def test_heads_equal_torchs_split_and_rotation(shape, axes, dtype, monkeypatch):
     positions = torch.arange(shape[0] * shape[1] * axes).view(*shape[:2], axes) % 97
     tables = rotary_tables(positions, shape[-1], 10000.0, torch.float64)
     found = with_gradients(lambda x: Heads.apply(x, *tables, axes), [qkv])
-    monkeypatch.setattr(library, "obstacle", lambda _: "torch, for comparison")
+    monkeypatch.setattr(bindings, "obstacle", lambda _: "torch, for comparison")
     wanted = with_gradients(lambda x: heads(x, tables, axes), wide([qkv]))
     assert all(x.dtype == dtype for x in found)
     assert off(found, wanted) < TOLERANCE[dtype]
@@ -148,21 +148,21 @@ def test_losses_and_gradients_are_torchs(name, monkeypatch):
         return [*found[:2], *once]
 
     found = run()
-    monkeypatch.setattr(library, "obstacle", lambda _: "torch, for comparison")
+    monkeypatch.setattr(bindings, "obstacle", lambda _: "torch, for comparison")
     assert off(found, run()) < 1e-13
 
 
 def test_they_serve_plain_tensors_of_their_dtypes_alone():
     x = torch.zeros(3)
-    assert library.serves(x, torch.nn.Parameter(x.double()), x.bfloat16())
-    assert not library.serves(x, x.half()) and not library.serves(x.to("meta"))
+    assert bindings.serves(x, torch.nn.Parameter(x.double()), x.bfloat16())
+    assert not bindings.serves(x, x.half()) and not bindings.serves(x.to("meta"))
     with FakeTensorMode():
-        assert not library.serves(torch.zeros(3))
+        assert not bindings.serves(torch.zeros(3))
 
     class Own(torch.Tensor):
         pass
 
-    assert not library.serves(x.as_subclass(Own))
+    assert not bindings.serves(x.as_subclass(Own))
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

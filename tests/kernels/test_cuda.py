@@ -10,7 +10,7 @@ import torch
 from megaarch.attention import Parts, attend, fused_gather, warm
 from megaarch.attention.fused_gather import Pieces
 from megaarch.attention.gather import Segments
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.kernels.rms_norm import rms_norm
 from tests.attention.test_attend import tensors
 from tests.attention.test_cuda import LONG, skip_if_refused
@@ -25,7 +25,7 @@ from tests.kernels.problems import (
     whole_loss,
 )
 
-MISSING = library.obstacle("cuda") if torch.cuda.is_available() else "torch finds no CUDA"
+MISSING = bindings.obstacle("cuda") if torch.cuda.is_available() else "torch finds no CUDA"
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

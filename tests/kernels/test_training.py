@@ -9,7 +9,7 @@ from megaarch.attention import KERNELS
 from megaarch.config import catalogue
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.model import initialize
 from megaarch.parallel.parallelize import build_model
 from tests.attention import emulation
@@ -48,7 +48,7 @@ def test_a_step_is_the_same(tiny, prepared, preset, monkeypatch):
     if catalogue.PRESETS[preset].architecture != "encoder_decoder":
         del options["model__target_length"]
     found_losses, found = gradients(tiny(preset, model__fused_kernels=FUSED, **options), prepared)
-    monkeypatch.setattr(library, "obstacle", lambda _: "torch, for comparison")
+    monkeypatch.setattr(bindings, "obstacle", lambda _: "torch, for comparison")
     losses, wanted = gradients(tiny(preset, **options), prepared)
     assert off(found_losses, losses) < 1e-6
     assert off(found, wanted) < 1e-6

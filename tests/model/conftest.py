@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention import parts
-from megaarch.attention.parts import Parts
+from megaarch.attention import mask
+from megaarch.attention.mask import Parts
 from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 
@@ -37,13 +37,13 @@ def make_batch(rows=3, lengths=(12,), targets=7, unused=2, axes=1, seed=0) -> Ba
     """Random tokens; the last `unused` target slots of every row have weight 0."""
     rng = np.random.default_rng(seed)
     if len(lengths) == 1:
-        streams = (stream(rng, rows, lengths[0], parts.causal, axes),)
+        streams = (stream(rng, rows, lengths[0], mask.causal, axes),)
     else:
         n, m = lengths
-        cross = Parts.of([[parts.full(0, m, 0, n)]] * rows, m, n)
+        cross = Parts.of([[mask.full(0, m, 0, n)]] * rows, m, n)
         streams = (
-            stream(rng, rows, n, parts.full, axes),
-            stream(rng, rows, m, parts.causal, axes, cross),
+            stream(rng, rows, n, mask.full, axes),
+            stream(rng, rows, m, mask.causal, axes, cross),
         )
     index = [rng.choice(lengths[-1], targets, replace=False) for _ in range(rows)]
     weights = torch.ones(rows, targets)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megaarch.config.schema import Training
-from megaarch.model import product
+from megaarch.model import linear
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import float8
 
@@ -43,7 +43,7 @@ def of(recipe, masters):
 def test_a_product_has_float8s_error_and_not_bf16s(case):
     recipe, x, grad, masters = case
     found = run(of(recipe, masters), x, grad)
-    half = product.Linear(INPUTS, OUTPUTS)
+    half = linear.Linear(INPUTS, OUTPUTS)
     half.load_state_dict(masters.state_dict())
     in_bf16 = run(half, x, grad)
     exact = run(masters.double(), x.double(), grad.double())

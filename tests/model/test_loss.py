@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megaarch.model import loss, product
+from megaarch.model import linear, loss
 from megaarch.model.loss import cross_entropy
 
 R, D, V, PADDED = 300, 8, 100, 128
@@ -142,7 +142,7 @@ def test_many_chunks_are_as_exact_as_one(slope, masters):
         float((gradient(hidden, weight.to(masters), chunk_rows=n, slope=slope) - exact).norm())
         for n in (8, rows)
     ]
-    rounds_chunks = product.CPU_HAS_UNITS and masters == torch.bfloat16
+    rounds_chunks = linear.CPU_HAS_UNITS and masters == torch.bfloat16
     assert (
         errors[0] < (1.5 if rounds_chunks else 1.2) * errors[1] and errors[1] < 5e-3 * exact.norm()
     )

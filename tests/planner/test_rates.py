@@ -8,10 +8,10 @@ from megaarch import config
 from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.planner.hardware import gpu
+from megaarch.planner.layer_costs import Layers
 from megaarch.planner.rates import exposed
 from megaarch.planner.software import OURS
 from megaarch.planner.time import Cluster, step_seconds
-from megaarch.planner.work import Layers
 
 CLUSTER = Cluster(gpu("h100"))
 

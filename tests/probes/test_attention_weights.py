@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaarch.attention.parts import Parts, causal, full
+from megaarch.attention.mask import Parts, causal, full
 from megaarch.probes.attention_weights import causal_mask, full_mask, recorded_attention
 from megaarch.probes.states import recorded
 from megaarch.probes.switched import switched

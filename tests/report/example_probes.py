@@ -1,12 +1,12 @@
 """Results and probes of a made-up study in which each argument has what its rule asks for."""
 
+from megaarch.probes.attention_rank import Attention, Block, Ranks, Spectrum
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import Dialogue
 from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
-from megaarch.probes.masks import Throughput
+from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Layer, Positions, Stream
-from megaarch.probes.rank import Attention, Block, Ranks, Spectrum
 from megaarch.probes.regression import Learner, Regressed, Regression
 from megaarch.probes.representation import Representation
 from megaarch.study.record import Machine

@@ -12,7 +12,7 @@ from megaarch import report
 from megaarch.report import cells as report_cells
 from megaarch.report import findings, panel, plots
 from megaarch.report.warnings import warnings_for
-from megaarch.study.intervals import ratio_interval
+from megaarch.study.confidence import ratio_interval
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     cell_at,

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from megaarch import report
-from megaarch.attention.parts import area
+from megaarch.attention.mask import area
 from megaarch.report import axes, figures, masks
 from megaarch.report.cells import merged_cells
 from megaarch.report.style import LIGHT, looks, write

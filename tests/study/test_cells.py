@@ -8,11 +8,11 @@ import pytest
 from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.study.cells import expand, not_adapted
-from megaarch.study.choices import RATE
 from megaarch.study.data import held_out
 from megaarch.study.folder import identity
+from megaarch.study.sweep_grid import RATE
 
 
 @pytest.fixture

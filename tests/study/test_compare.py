@@ -21,11 +21,11 @@ from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lock, run, workers
-from megaarch.study.choices import BATCH, RATE, SHARE
 from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
-from megaarch.training.faults import Stopped
+from megaarch.study.sweep_grid import BATCH, RATE, SHARE
+from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 from tests.study.example_results import example_cell
 

@@ -8,12 +8,12 @@ import pytest
 
 from megaarch import config
 from megaarch.files import write_json
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.study import sweep
 from megaarch.study.cells import expand
-from megaarch.study.choices import BATCH, RATE, SHARE
 from megaarch.study.folder import StudyFolder, trial_cell
 from megaarch.study.results import Sweep, Trial
+from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 from megaarch.study.workers import Job
 
 RATES = [1e-3, 2e-3, 4e-3]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megaarch.attention.sdpa import SdpaKernel
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from tools.throughput import command, fused, generation_peers, masks, timing, training
 
 ATTENTION = ["attention", "--lengths", "24", "--head-sizes", "8", "--tokens", "48"]
@@ -224,7 +224,7 @@ def test_overlapping_collectives_count_once():
     assert training._union([(0, 4), (2, 5), (7, 8), (7.5, 7.75)]) == 6
 
 
-@pytest.mark.skipif(library.obstacle("cpu") is not None, reason=str(library.obstacle("cpu")))
+@pytest.mark.skipif(bindings.obstacle("cpu") is not None, reason=str(bindings.obstacle("cpu")))
 def test_fused_kernels_are_checked_then_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     sizes = ["--tokens", "32", "--length", "16", "--width", "64", "--vocabulary-size", "128"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megaarch.model.count import parameter_count
+from megaarch.model.parameter_count import parameter_count
 from megaarch.planner.hardware import hardware
 from tools.planning.published import left_out, report, tables
 

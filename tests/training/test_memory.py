@@ -7,7 +7,7 @@ import torch
 
 from megaarch.config import catalogue
 from megaarch.model import Transformer
-from megaarch.model.count import parameter_count, parameter_shapes
+from megaarch.model.parameter_count import parameter_count, parameter_shapes
 from megaarch.training import memory
 from tests.conftest import PRESETS
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from megaarch.config.schema import Training
 from megaarch.training import optimizer
-from megaarch.training.progress import Limit, Progress, learning_rate
+from megaarch.training.lr_schedule import learning_rate
+from megaarch.training.progress import Limit, Progress
 
 
 def rates(steps=1000, **given):

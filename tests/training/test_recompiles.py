@@ -20,7 +20,7 @@ BESIDE_LAYERS = 2  # the head, and a chunk of the loss
 def graphs(tiny, prepared, monkeypatch):
     """graphs(preset, **options): after each step, how many graphs the compiler was given so far; what runs is
     torch's own operations, as on CUDA."""
-    monkeypatch.setattr("megaarch.kernels.library.obstacle", lambda device_type: "not here")
+    monkeypatch.setattr("megaarch.kernels.bindings.obstacle", lambda device_type: "not here")
     torch._dynamo.reset()
     counters.clear()
     given = []

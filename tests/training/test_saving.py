@@ -11,7 +11,7 @@ import torch
 
 from megaarch.config import ConfigError
 from megaarch.training import checkpoint, retention, storage
-from megaarch.training.faults import Stopped
+from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 
 

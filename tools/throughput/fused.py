@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from megaarch.attention import varlen
 from megaarch.errors import UserError
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.kernels.rms_norm import rms_norm
 from megaarch.model.loss import Chunk, fused_slope, torch_slope
 from tools.throughput import masks
@@ -126,7 +126,7 @@ def run(
     deadline: float | None,
 ) -> Iterator[Event]:
     """One result for each (problem, candidate). ValueError where the kernels are not built."""
-    if reason := library.obstacle(device.type):
+    if reason := bindings.obstacle(device.type):
         raise UserError(reason)
     for name, make in makers.items():
         whole = Event({"label": f"{name}, inputs", "problem": name, "candidate": "inputs"})

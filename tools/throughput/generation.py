@@ -1,6 +1,6 @@
 """Generation by architecture and by turn of a dialogue: time to the first token, tokens a second, cache.
 
-What is timed is what inference/turns.py counts, to the token; answers are random, whatever the logits.
+What is timed is what inference/dialogue_cost.py counts, to the token; answers are random, whatever the logits.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from megaarch.config.schema import Settings
 from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
-from megaarch.inference.turns import Turn, dialogue, policies
+from megaarch.inference.dialogue_cost import Turn, dialogue, policies
 from megaarch.model import Transformer, flops
 from megaarch.study.describe import made_up_vocabulary
 from megaarch.training.whole_model import build_model

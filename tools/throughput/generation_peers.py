@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.data.example import ConvertedStream
 from megaarch.data.prompts import Form, Prompt
 from megaarch.errors import UserError

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megaarch.attention.parts import Parts, causal, full
+from megaarch.attention.mask import Parts, causal, full
 
 Row = list[tuple[int, ...]]
 

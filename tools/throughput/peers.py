@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from megaarch import interchange
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.config.schema import Training
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, ConvertedStream, RowShape

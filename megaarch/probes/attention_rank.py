@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megaarch.attention.parts import CAUSAL, FULL, Parts
+from megaarch.attention.mask import CAUSAL, FULL, Parts
 from megaarch.data.batch import Batch
 from megaarch.model.layers import head_size
 from megaarch.model.transformer import Transformer

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from megaarch.attention.parts import Parts, causal, full
-from megaarch.probes import matrix_rank, rank
+from megaarch.attention.mask import Parts, causal, full
+from megaarch.probes import attention_rank, matrix_rank
 from megaarch.probes.catalogue import Options
 from megaarch.probes.states import recorded
 from megaarch.probes.switched import switched
@@ -16,7 +16,7 @@ OPTIONS = Options(rows=3, length=20)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_probe_of_each_preset(preset, subject):
     """All blocks that the preset's mask has, finite, with ranks between 0 and 1."""
-    found = rank.measure(subject(preset), OPTIONS)
+    found = attention_rank.measure(subject(preset), OPTIONS)
     blocks = {
         "bert": {"encoder"},
         "prefix_lm": {"decoder", "decoder.prefix", "decoder.rest"},
@@ -34,14 +34,14 @@ def test_a_probe_of_each_preset(preset, subject):
             assert all(0 < e.value <= 1 + 1e-9 for e in (*shares, spectrum.effective_rank))
         assert (block.lost_by_seeing_ahead is None) == ("." in name)
     for stream in found.residual.values():
-        assert stream.keys() == rank.SWITCHES.keys()
+        assert stream.keys() == attention_rank.SWITCHES.keys()
         assert len(stream["whole"]["frobenius"]) == 3
         assert all(np.isfinite(e.value) for norms in stream.values() for e in norms["composite"])
 
 
 @pytest.mark.parametrize(("preset", "own"), [("gpt", "causal"), ("bert", "full")])
 def test_the_own_mask_is_one_of_the_two(preset, own, subject):
-    block = next(iter(rank.measure(subject(preset), OPTIONS).blocks.values()))
+    block = next(iter(attention_rank.measure(subject(preset), OPTIONS).blocks.values()))
     other = {"causal": "full", "full": "causal"}[own]
     assert block.masks[own] == block.trained
     assert block.masks[other] != block.trained
@@ -54,15 +54,19 @@ def test_the_own_mask_is_one_of_the_two(preset, own, subject):
 def test_the_square_blocks_of_a_prefix():
     """Those of a mask that is drawn by hand: R[0:2; 0:2] + C[2:5; 0:5], and one padding slot."""
     parts = Parts.of([[full(0, 2, 0, 2), causal(2, 5, 0, 5)]], 6, 6)
-    assert rank.prefix_length(parts, 0, 5) == 2
-    assert rank.prefix_length(Parts.of([[full(0, 5, 0, 5)]], 6, 6), 0, 5) == 0
-    assert rank.prefix_length(Parts.of([[causal(0, 5, 0, 5)]], 6, 6), 0, 5) == 2  # the first half
+    assert attention_rank.prefix_length(parts, 0, 5) == 2
+    assert attention_rank.prefix_length(Parts.of([[full(0, 5, 0, 5)]], 6, 6), 0, 5) == 0
+    assert (
+        attention_rank.prefix_length(Parts.of([[causal(0, 5, 0, 5)]], 6, 6), 0, 5) == 2
+    )  # the first half
 
 
 def test_blocks_are_cut_from_the_whole_matrix(subject):
     subject = subject("prefix_lm")
     batch = subject.batch(subject.rows(20, 2), 8)
-    found = rank.blocks(subject.model, batch, rank._run(subject.model, batch, rank.same))
+    found = attention_rank.blocks(
+        subject.model, batch, attention_rank._run(subject.model, batch, attention_rank.same)
+    )
     whole, prefix, rest = (found[name][0] for name in ("decoder", "decoder.prefix", "decoder.rest"))
     assert (whole.shape, prefix.shape) == ((2, 4, 20, 20), (2, 4, 9, 9))  # with the start token
     assert (prefix > 0).all()
@@ -77,7 +81,9 @@ def test_blocks_are_cut_from_the_whole_matrix(subject):
 def test_content_alone_counts_in_two_streams(subject):
     subject = subject("xlnet")
     batch = subject.batch(subject.rows(20, 2), 12)
-    found = rank.blocks(subject.model, batch, rank._run(subject.model, batch, rank.same))
+    found = attention_rank.blocks(
+        subject.model, batch, attention_rank._run(subject.model, batch, attention_rank.same)
+    )
     assert found["decoder"][0].shape[-2:] == (20, 20)
     assert batch.streams[0].tokens.shape[1] == 28  # eight queries
 
@@ -146,15 +152,15 @@ def factor(attention) -> float:
 def test_more_rows_than_a_pass_keep_their_documents(subject):
     """Rows of several passes are put together in order: a row's measures are the same in any pass."""
     subject = subject("gpt")
-    few = rank.measure(subject, Options(rows=rank.BATCH, length=12))
-    many = rank.measure(subject, Options(rows=rank.BATCH + 3, length=12))
-    assert few.blocks["decoder"].trained.entropy.items == rank.BATCH
-    assert many.blocks["decoder"].trained.entropy.items == rank.BATCH + 3
+    few = attention_rank.measure(subject, Options(rows=attention_rank.BATCH, length=12))
+    many = attention_rank.measure(subject, Options(rows=attention_rank.BATCH + 3, length=12))
+    assert few.blocks["decoder"].trained.entropy.items == attention_rank.BATCH
+    assert many.blocks["decoder"].trained.entropy.items == attention_rank.BATCH + 3
     assert many.blocks["decoder"].random == few.blocks["decoder"].random
 
 
 def test_attention_to_all_alike_is_the_control_of_a_mask_s_shape(subject):
-    block = rank.measure(subject("prefix_lm"), OPTIONS).blocks["decoder.prefix"]
+    block = attention_rank.measure(subject("prefix_lm"), OPTIONS).blocks["decoder.prefix"]
     n = block.queries
     triangle = np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
     values = np.linalg.svd(triangle, compute_uv=False)

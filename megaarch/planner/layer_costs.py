@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from megaarch.config.cached import cached
-from megaarch.config.products import GATED, Product, layer_products
+from megaarch.config.matmuls import GATED, Product, layer_products
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.attention.parts import CAUSAL, FULL, Parts, area, causal, full
+from megaarch.attention.mask import CAUSAL, FULL, Parts, area, causal, full
 from tests.attention.partitions import partitions
 
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.config.registry import load
 from megaarch.data.example import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from megaarch.study.intervals import (
+from megaarch.study.confidence import (
     Error,
     holm,
     p_value,

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from megaarch.model import product
+from megaarch.model import linear
 
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no units"])
 def units(request, monkeypatch):
-    monkeypatch.setattr(product, "CPU_HAS_UNITS", request.param)
+    monkeypatch.setattr(linear, "CPU_HAS_UNITS", request.param)
 
 
 @pytest.mark.usefixtures("units")
@@ -19,7 +19,7 @@ def units(request, monkeypatch):
 def test_linear_is_torchs(bias, masters):
     """In the input's dtype, with gradients in the parameters'."""
     torch.manual_seed(0)
-    ours, theirs = product.Linear(24, 10, bias=bias), torch.nn.Linear(24, 10, bias=bias)
+    ours, theirs = linear.Linear(24, 10, bias=bias), torch.nn.Linear(24, 10, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x, grad = torch.randn(2, 5, 24), torch.randn(2, 5, 10).bfloat16()
     ours, theirs, found = ours.to(masters), theirs.bfloat16(), []
@@ -39,7 +39,7 @@ def test_the_gradient_of_a_master_is_never_rounded():
     x, grad = torch.randn(3, 40, 24).bfloat16(), torch.randn(3, 40, 10).bfloat16()
     layer = torch.nn.Linear(24, 10)
     leaf = x.clone().requires_grad_()
-    out = product._Linear.apply(leaf, layer.weight, layer.bias)
+    out = linear._Linear.apply(leaf, layer.weight, layer.bias)
     found = torch.autograd.grad(out, [leaf, layer.weight, layer.bias], grad)
     assert [y.dtype for y in (out, *found)] == [torch.bfloat16] * 2 + [torch.float32] * 2
     wide = torch.nn.Linear(24, 10).double()
@@ -60,9 +60,9 @@ def test_the_gradient_of_a_master_is_never_rounded():
 )
 def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     """Layers, and the products that a layer's gradients are, whichever way their factors lie."""
-    monkeypatch.setattr(product, "ONEDNN_IS_FASTER", choice)
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", choice)
     torch.manual_seed(0)
-    layer = product.Linear(inputs, outputs)
+    layer = linear.Linear(inputs, outputs)
     x, grad = torch.randn(rows, inputs, requires_grad=True), torch.randn(rows, outputs)
     wide = torch.nn.Linear(inputs, outputs).double()
     wide.load_state_dict(layer.state_dict())
@@ -77,18 +77,18 @@ def test_fp32_is_fp32(monkeypatch, choice, rows, inputs, outputs):
     for a in (torch.randn(rows, inputs), torch.randn(inputs, rows).t()):
         for b in (torch.randn(inputs, outputs), torch.randn(outputs, inputs).t()):
             exact = (a.double() @ b.double()).float()
-            torch.testing.assert_close(product.product(a, b), exact, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(linear.product(a, b), exact, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(
-                product.transposed_product(a.t(), b), exact, rtol=1e-5, atol=1e-5
+                linear.transposed_product(a.t(), b), exact, rtol=1e-5, atol=1e-5
             )
 
 
 def test_a_product_rounds_as_a_unit_does(monkeypatch):
     """Operands of 16 bits, sums of 32, one rounding at the end."""
-    monkeypatch.setattr(product, "CPU_HAS_UNITS", False)
+    monkeypatch.setattr(linear, "CPU_HAS_UNITS", False)
     a, b = torch.randn(6, 50).bfloat16(), torch.randn(50, 4).bfloat16()
     exact = (a.double() @ b.double()).bfloat16()
-    found = product.product(a, b)
+    found = linear.product(a, b)
     assert found.dtype == torch.bfloat16
     assert (found != exact).float().mean() < 0.05  # a sum may fall on the other side of a tie
     torch.testing.assert_close(found, exact, rtol=8e-3, atol=1e-3)
@@ -108,8 +108,8 @@ def test_no_product_is_emulated(monkeypatch):
                 self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
             return function(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(product, "CPU_HAS_UNITS", False)
-    layer, table = product.Linear(8, 8), torch.randn(128, 8, requires_grad=True)
+    monkeypatch.setattr(linear, "CPU_HAS_UNITS", False)
+    layer, table = linear.Linear(8, 8), torch.randn(128, 8, requires_grad=True)
     with Products() as ran:
         hidden = layer(torch.randn(5, 8).bfloat16())
         losses = cross_entropy(hidden, table, None, torch.arange(5), vocabulary_size=128)

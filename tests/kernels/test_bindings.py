@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaarch.kernels import library
+from megaarch.kernels import bindings
 from megaarch.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -19,29 +19,29 @@ ROOT = Path(__file__).parents[2]
 def test_an_installation_with_a_compiler_has_the_cpus():
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("no C++ compiler: torch's kernels run")
-    assert library.obstacle("cpu") is None
+    assert bindings.obstacle("cpu") is None
 
 
 def test_a_run_that_asks_for_what_is_not_built_says_how_to_build_it(tiny, prepared, monkeypatch):
     def absent(device_type):
         raise FileNotFoundError(device_type)
 
-    monkeypatch.setattr(library, "load", absent)
+    monkeypatch.setattr(bindings, "load", absent)
     settings = tiny("gpt", model__fused_kernels=["rms_norm"])
     with pytest.raises(ValueError, match="model.fused_kernels: the kernels for cpu are not built"):
         Trainer(settings, prepared)
-    assert "nvcc and a torch with CUDA" in library.obstacle("cuda")
+    assert "nvcc and a torch with CUDA" in bindings.obstacle("cuda")
 
 
 def test_a_library_of_an_earlier_version_is_told_and_torch_runs(monkeypatch):
     """As after an update without a build: not a crash, and not half of the functions."""
-    if library.obstacle("cpu"):
-        pytest.skip(library.obstacle("cpu"))
-    path = Path(library.__file__).with_name("cpu.so")
-    monkeypatch.setitem(library._OF_CPU, "heads_sideways", "p")
-    monkeypatch.setattr(library, "load", lambda device: library.open_library(path, device))
-    assert re.search(r"do not load \(heads_sideways is not in .*: build", library.obstacle("cpu"))
-    assert not library.serves(torch.zeros(3))
+    if bindings.obstacle("cpu"):
+        pytest.skip(bindings.obstacle("cpu"))
+    path = Path(bindings.__file__).with_name("cpu.so")
+    monkeypatch.setitem(bindings._OF_CPU, "heads_sideways", "p")
+    monkeypatch.setattr(bindings, "load", lambda device: bindings.open_library(path, device))
+    assert re.search(r"do not load \(heads_sideways is not in .*: build", bindings.obstacle("cpu"))
+    assert not bindings.serves(torch.zeros(3))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -53,7 +53,7 @@ def test_cuda_compiles_for_ampere_and_hopper(tmp_path):
     )
     assert build.returncode == 0, build.stderr
     compiled = ctypes.CDLL(str(path))
-    for name in library._SIGNATURES:
+    for name in bindings._SIGNATURES:
         assert getattr(compiled, f"megaarch_{name}")
     for architecture in ("sm_80", "sm_90a"):
         assert f"for '{architecture}'" in build.stderr

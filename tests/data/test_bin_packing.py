@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.data.bins import pack_classes
+from megaarch.data.bin_packing import pack_classes
 
 LIMIT = np.array([20, 9])
 CLASSES = st.lists(

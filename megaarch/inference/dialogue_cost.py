@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaarch.attention.parts import area
+from megaarch.attention.mask import area
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.data.example import ConvertedStream, Tokens

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from megaarch.attention import Parts, causal
-from megaarch.attention.parts import CAUSAL
+from megaarch.attention.mask import CAUSAL
 from megaarch.config import catalogue
 from megaarch.data.example import SPECIALS, Converted, ConvertedStream
 from megaarch.data.packing import pack
@@ -17,8 +17,8 @@ from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
 from megaarch.inference.dialogue import Dialogue
+from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.generate import Generator, Options
-from megaarch.inference.turns import dialogue, policies
 from megaarch.model import flops
 from megaarch.model.memory_traffic import cache_bytes
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megaarch.config import schema
-from megaarch.config.products import head_size, key_heads
+from megaarch.config.matmuls import head_size, key_heads
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import yaml
 
 from megaarch.data.loader import prefetch
 from megaarch.training import checkpoint
-from megaarch.training.faults import REQUEUE, Stopped, Watch, out_of_memory
+from megaarch.training.preemption import REQUEUE, Stopped, Watch, out_of_memory
 from megaarch.training.trainer import Trainer
 
 BOUND = 120.0  # seconds

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from megaarch.kernels import processor
+from megaarch.kernels.bindings import accumulator, plain
 from megaarch.kernels.decode import DTYPES, FEW, few_rows, may_run
-from megaarch.kernels.library import accumulator, plain
 
 HALF = (torch.bfloat16, torch.float16)
 CPU_HAS_UNITS = processor.has_units_for_half()

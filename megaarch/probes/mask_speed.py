@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from megaarch.attention import Parts, attend, choose
 from megaarch.attention.dispatch import KERNELS
 from megaarch.attention.kernel import AttentionInputs
-from megaarch.attention.parts import causal, full
+from megaarch.attention.mask import causal, full
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.study.environment import machine

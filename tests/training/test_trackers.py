@@ -11,9 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaarch.distributed.mesh import Grid
-from megaarch.training.boards import ID
-from megaarch.training.faults import Stopped
 from megaarch.training.metrics import Metrics
+from megaarch.training.preemption import Stopped
+from megaarch.training.trackers import ID
 from megaarch.training.trainer import Trainer
 from tests.distributed.pool import Pool
 

@@ -39,7 +39,6 @@ def given(text, tmp_path):
 def theirs(folder, streams):
     """Attention of transformers' model in fp64, [(encoder,) decoder, (cross)], each [L, B, H, n, m]."""
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").double()
-    streams = [tokens.clamp(max=model.config.vocab_size - 1) for tokens in streams]  # our padding
     named = {"input_ids": streams[0]}
     if len(streams) > 1:
         named["decoder_input_ids"] = streams[1]
@@ -55,6 +54,8 @@ def test_attention_of_a_converted_model_is_transformers_own(pair, given):
     folder, run = pair
     subject = open_subject(run, given)
     batch = subject.batch(subject.rows(LENGTH, ROWS), PREFIX)
+    for stream in batch.streams:  # marks of our forms, of which theirs has no embedding
+        stream.tokens.clamp_(max=transformers.AutoConfig.from_pretrained(folder).vocab_size - 1)
     with torch.no_grad(), recorded_attention(subject.model) as weights:
         subject.model.run(batch)
     streams = [stream.tokens for stream in batch.streams]
@@ -66,7 +67,8 @@ def test_attention_of_a_converted_model_is_transformers_own(pair, given):
     for mine, wanted in zip(ours, theirs(folder, streams), strict=True):
         rows = mine.sum(-1) > 0  # our queries of padding see nothing
         assert rows.any()
-        torch.testing.assert_close(mine[rows], wanted[rows], rtol=1e-6, atol=1e-9)
+        # transformers has softmax and RMSNorm in fp32
+        torch.testing.assert_close(mine[rows], wanted[rows], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("probe", ["rank", "position", "difficulty", "dialogue"])
@@ -74,5 +76,14 @@ def test_every_probe_measures_a_converted_model(probe, pair, given):
     _, run = pair
     found = catalogue.run(probe, [run], catalogue.Options(rows=8, length=LENGTH), given)
     [record] = found.cells.values()
-    values = [e.value for _, e in catalogue.estimates(record) if e.value is not None]
-    assert values and all(map(math.isfinite, values))
+    numbers = list(leaves(record.model_dump()))
+    assert numbers and all(map(math.isfinite, numbers))
+
+
+def leaves(found):
+    """The numbers of a record."""
+    if isinstance(found, dict | list | tuple):
+        for each in found.values() if isinstance(found, dict) else found:
+            yield from leaves(each)
+    elif isinstance(found, int | float):
+        yield found

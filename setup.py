@@ -56,7 +56,7 @@ CPU = Extension(
     extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],  # torch's own threads, where it has loaded them first
     language="c++",
-    optional=True,  # without a compiler torch's run, and library.py says what is missing
+    optional=True,  # without a compiler torch's run, and bindings.py says what is missing
 )
 
 

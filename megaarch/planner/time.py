@@ -1,4 +1,4 @@
-"""How long a training step takes: the work of work.py at the rates of rates.py.
+"""How long a training step takes: the work of layer_costs.py at the rates of rates.py.
 
 A matrix product takes its FLOPs at the product rate and, on top, its operands at the memory's
 bandwidth: small or thin ones are slow because of what they move. Collectives run as rings. Messages

@@ -1,5 +1,6 @@
 """The cells of a study as the report reads them: seeds merged into one cell."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -68,29 +69,35 @@ def merged_cells(results: Results) -> list[MergedCell]:
 
 def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:
     """Marks the heirs of each place: cells with more ancestors than others that rank there, and with more than
-    any of these in all, in FLOPs or, where tokens are matched, in tokens."""
-    by_key = {seedless(cell.key): cell for cell in cells}
-    ancestors = [_ancestors(cell, by_key) for cell in cells]
+    any of these in all of what the study matches (tokens where parameters are matched)."""
+    by_key = {seedless(cell.key): cell for cell in cells if cell.key}
     groups: dict[tuple, list[tuple[int, float, MergedCell]]] = {}
-    for cell, number in zip(cells, ancestors, strict=True):
-        amount = cell.total_tokens if match.endswith("tokens") else cell.total_flops
+    for cell in cells:
+        line = _line(cell, by_key)
+        number = max(len(line) - 1, int(bool(cell.parent)))  # a parent may be of another study
+        amount = {
+            "flops": cell.total_flops,
+            "target_tokens": sum(each.target_tokens or 0 for each in line),
+        }.get(match, cell.total_tokens)
         groups.setdefault((place(cell), finetuned(cell)), []).append((number, amount or 0.0, cell))
     for group in groups.values():
         fewest = min(number for number, _, _ in group)
         most = max(amount for number, amount, _ in group if number == fewest)
         for number, amount, cell in group:
-            cell.heir = number > fewest and amount > (1 + FLOPS_TOLERANCE) * most
+            cell.heir = number > fewest and bool(most) and amount > (1 + FLOPS_TOLERANCE) * most
 
 
-def _ancestors(cell: MergedCell, by_key: dict[str, MergedCell]) -> int:
-    """How many cells of the study its weights have been."""
-    parent = by_key.get(seedless(cell.parent)) if cell.parent else None
-    return 0 if parent is None else 1 + _ancestors(parent, by_key)
+def _line(cell: MergedCell, by_key: dict[str, MergedCell]) -> list[MergedCell]:
+    """The cell, the one that its weights are of, and so on, as far as the study has them."""
+    line = [cell]
+    while (parent := by_key.get(seedless(line[-1].parent))) and parent not in line:
+        line.append(parent)
+    return line
 
 
 def seedless(key: str | None) -> str:
     """A cell's key without its seed."""
-    return (key or "").partition("-seed")[0]
+    return re.sub(r"-seed\d+$", "", key or "")
 
 
 def merge(cells: Sequence[CellResult]) -> MergedCell:

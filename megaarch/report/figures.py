@@ -28,7 +28,7 @@ from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
-LONGER = "Hollow: from another cell's weights, and so trained longer."
+HOLLOW = "Hollow: started from another cell's weights."
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
 NOTES = {
     PSEUDO: BOTH_SIDES,
@@ -117,8 +117,9 @@ def heldout(
     if rows := entries(cells, "continuation_bits_per_byte"):
         title = "At the end, with 95% intervals"
         panel = plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
-        if report_findings.heirs(cells):
-            panel.caption = LONGER
+        labels = {row.label for row in rows}
+        if any(look[label].hollow for label in labels):
+            panel.caption = HOLLOW
         yield panel
     yield from by_length(report_findings.comparable(cells), look, suffix)
     if others := list(filter(has_curve, report_findings.apart(cells))):

@@ -96,13 +96,15 @@ def ranked(cells: Sequence[MergedCell]) -> list[MergedCell]:
 
 
 def heirs(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Comparable cells that have trained longer, from another cell's weights, and rank with no other."""
-    return [cell for cell in comparable(cells) if cell.heir]
+    """Cells that have trained longer, from another cell's weights, and rank with no other."""
+    found = [cell for cell in cells if cell.heir]
+    return sorted(found, key=lambda c: (c.bits_per_byte is None, c.bits_per_byte or 0.0))
 
 
 def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Cells whose value is a pseudo-likelihood, which ranks with no other."""
-    return [cell for cell in cells if not cell.heldout.comparable and not finetuned(cell)]
+    """Cells whose value is a pseudo-likelihood, which ranks with no other. No heirs."""
+    found = [cell for cell in cells if not cell.heldout.comparable and not finetuned(cell)]
+    return [cell for cell in found if not cell.heir]
 
 
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
@@ -141,7 +143,7 @@ def findings(results: Results) -> list[Finding]:
     for amount, added in sorted({place(cell) for cell in cells}, key=lambda p: (-p[0], p[1] or 0)):
         group = [cell for cell in cells if place(cell) == (amount, added)]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
-        tuned = [cell for cell in group if finetuned(cell)]
+        tuned = [cell for cell in group if finetuned(cell) and not cell.heir]
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
         raw = [verdict(y, judged(y, group), len(ranked(group))) for y in yardsticks]
         apart = [verdict(y, tuned, len(tuned)) for y in by_tasks]
@@ -205,7 +207,7 @@ def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
     names = [
         at_budget(cell, found, match, plain)
         for finding in found
-        for cell in finding.order
+        for cell in comparable(finding.cells)
         if cell.heldout.reads_prefix is False
     ]
     if not names:
@@ -221,7 +223,8 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
     """Which comparable cells a unigram model of the training tokens is better than, by the test that
     tells two cells apart, corrected for their number."""
     reference, match = unigram(results), results.budget.match
-    order = [cell for finding in found for cell in finding.order]
+    every = [cell for finding in found for cell in comparable(finding.cells)]
+    order = [cell for cell in every if cell.bits_per_byte is not None]
     if reference is None or not order:
         return []
     value = results.unigram_bits_per_byte or 0.0
@@ -259,12 +262,13 @@ def longer(match: str, finding: Finding) -> list[str]:
     """Says which cells have trained longer than the others, from another's weights."""
     if not (found := heirs(finding.cells)):
         return []
-    if match.endswith("tokens"):
-        sums = [f"{cell.label} ({count(cell.total_tokens)} tokens in all)" for cell in found]
-    else:
+    if match == "flops":
         sums = [f"{cell.label} ({power(cell.total_flops)} FLOPs in all)" for cell in found]
+    else:
+        sums = [f"{cell.label} ({count(cell.total_tokens)} tokens in all)" for cell in found]
     verb = "is" if len(found) == 1 else "are"
-    return [f"{listed(sums)} started from another cell's weights, and {verb} ranked with no other."]
+    start = "started" if finding.adaptation is None else "had been trained longer, and started"
+    return [f"{listed(sums)} {start} from another cell's weights, and {verb} ranked with no other."]
 
 
 def disagrees(finding: Finding) -> bool:

@@ -167,7 +167,7 @@ def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[st
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
     tied = {cell.label for cell in finding.tied}
-    tuned = [cell for cell in finding.cells if finetuned(cell)]
+    tuned = [cell for cell in finding.cells if finetuned(cell) and not cell.heir]
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
         "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],

@@ -81,6 +81,10 @@ def latex(found: Results | dict) -> str:
     )
     if any(not cell.heldout.comparable for cell in results.cells):
         caption += r" $^{\dagger}$Pseudo-likelihood, not comparable."
+    if any(cell.heir for cell in merged_cells(results)):
+        caption += (
+            r" $^{\ddagger}$Trained longer, from another cell's weights: ranked with no other."
+        )
     if any(cell.inherited_flops for cell in results.cells):
         caption += " FLOPs with those spent on the weights that a cell starts from."
     caption += "".join(f" {escaped(sentence)}" for sentence in unequal_flops(results))
@@ -103,7 +107,9 @@ def latex_row(cell: MergedCell, strong: bool) -> str:
     spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     mantissa, _, exponent = notation.power(cell.total_flops, "--", plain=True).partition("e")
     columns = (
-        escaped(cell.label) + ("" if heldout.comparable else r"$^{\dagger}$"),
+        escaped(cell.label)
+        + ("" if heldout.comparable else r"$^{\dagger}$")
+        + (r"$^{\ddagger}$" if cell.heir else ""),
         escaped(cell.architecture.replace("_", " ")),
         notation.count(cell.parameters, "--"),
         rf"${mantissa} \times 10^{{{exponent}}}$" if exponent else mantissa,

@@ -85,7 +85,7 @@ def table(match: str, finding: Finding) -> list[str]:
         lines += ["", "trained longer, from another's weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
-    if tuned := [cell for cell in finding.cells if finetuned(cell)]:
+    if tuned := [cell for cell in finding.cells if finetuned(cell) and not cell.heir]:
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
     return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 

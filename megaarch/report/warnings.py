@@ -9,7 +9,14 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
-from megaarch.report.cells import FLOPS_TOLERANCE, flops_spread, place, ranked_together, seedless
+from megaarch.report.cells import (
+    FLOPS_TOLERANCE,
+    flops_spread,
+    merged_cells,
+    place,
+    ranked_together,
+    seedless,
+)
 from megaarch.study.results import CellResult, Results
 from megaarch.study.sweep_grid import AXES
 
@@ -147,11 +154,13 @@ def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
 
 
 def unequal_flops(results: Results) -> Iterator[str]:
-    """Cells of one budget whose training FLOPs, with inherited ones, differ by more than 2%."""
+    """Cells that rank together whose training FLOPs, with inherited ones, differ by more than 2%."""
     match = results.budget.match
     why = "" if match == "flops" else f", as matching {notation.MATCHED.get(match)} allows"
+    heirs = {(cell.name, cell.size, place(cell)) for cell in merged_cells(results) if cell.heir}
     groups = [(b, g) for b, cells in by_budget(results) for g in ranked_together(cells)]
     for budget, group in groups:
+        group = [cell for cell in group if (cell.name, cell.size, place(cell)) not in heirs]
         spread = flops_spread(group)
         if spread > FLOPS_TOLERANCE:
             amounts = [(cell.total_flops, label(cell)) for cell in group if cell.total_flops]

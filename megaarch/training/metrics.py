@@ -74,7 +74,9 @@ class Metrics:
         """line: has at least `step`; the other numbers go to the boards too. One that is not finite (a
         skipped step's loss) is null: JSON knows no NaN."""
         numbers = {name: number for name, number in line.items() if math.isfinite(number)}
-        self.file.write(json.dumps({name: numbers.get(name) for name in line}) + "\n")
+        self.file.write(
+            json.dumps({name: numbers.get(name) for name in line}, allow_nan=False) + "\n"
+        )
         step = int(numbers.pop("step"))
         for board in tuple(self.boards):
             with self._goes_on_without(board.name):

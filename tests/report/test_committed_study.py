@@ -73,3 +73,23 @@ def test_what_the_small_grid_is_said_to_have_told_apart(wang):
     tops = {v.yardstick.key: [c.label for c in v.top] for v in adapted.verdicts}
     names = ("encdec-span", "encdec-prefix_lm", "prefix-prefix_lm")
     assert tops["tasks"] == [f"{name}-adapted" for name in names]
+    missing = {v.yardstick.key: v for v in raw.verdicts}["task missing_word"]
+    assert missing.order[0].label == "encdec-prefix_lm"
+    assert "causal-full_lm" not in [cell.label for cell in missing.top]
+    assert len(tasks["tasks"].top) == 6
+
+
+def test_what_the_small_grid_s_adaptation_is_said_to_give(wang):
+    """By validation documents, along each seed's run."""
+    runs = {(c.name, c.seed): [p for p in c.curve if p.heldout] for c in wang.cells}
+    for seed in range(3):
+        child = runs["prefix-span-to-causal-full_lm", seed]
+        scratch = [p.heldout for p in runs["causal-full_lm", seed]]
+        for wanted, reach in ((scratch[-1], (125, 250)), (min(scratch), (374, 499))):
+            first = next(i for i, p in enumerate(child) if p.heldout <= wanted)
+            assert child[first - 1].step >= reach[0] and child[first].step == reach[1]
+    other = [runs["causal-full_lm-to-prefix-span", seed][0].heldout for seed in range(3)]
+    assert round(sum(other) / 3, 2) == 2.15
+    ends = [runs["prefix-span", seed][-1].heldout for seed in range(3)]
+    assert round(sum(ends) / 3, 2) == 2.32
+    assert all(a < min(p.heldout for p in runs["prefix-span", s]) for s, a in enumerate(other))

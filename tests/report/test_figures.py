@@ -106,9 +106,9 @@ def test_names_at_curve_ends_do_not_touch_and_keep_their_order():
 
 def test_a_cell_that_starts_from_another_is_drawn_in_its_colour_with_hollow_markers():
     cells = [
-        cell_at("b", 2, 1, 3),
-        cell_at("a", 2, 1, 3),
-        cell_at("a-tuned", 2, 1, 3, parent="a/base-3e+13-seed0"),
+        cell_at("b", 2, 1, 3, preset=None),
+        cell_at("a", 2, 1, 3, preset=None),
+        cell_at("a-tuned", 2, 1, 3, preset=None, parent="a/base-3e+13-seed0"),
     ]
     look = looks(merged_cells(Results.of(example_results(cells))))
     assert look["a-tuned"].key == look["a"].key != look["b"].key

@@ -225,6 +225,47 @@ def test_one_that_starts_from_an_adapted_cell_counts_all_that_its_weights_have_h
     assert [cell.label for cell in findings.heirs(adapted.cells)] == ["gpt-again"]
 
 
+def test_heirs_are_told_by_what_the_study_matches():
+    """By target tokens, of which the objectives make unequal numbers of as many seen ones; and by seen tokens
+    where parameters are matched."""
+    full = cell_at("full", 2.5, 2.4, 2.6, key="full", seen_tokens=8e5, target_tokens=8e5)
+    span = cell_at("span", 2.5, 2.4, 2.6, key="span", seen_tokens=5e6, target_tokens=8e5)
+    child = cell_at("child", 2.0, 1.9, 2.1, parent="full", seen_tokens=8e5, target_tokens=8e5)
+    child["inherited_tokens"] = 8e5
+    assert heirs_of([full, span, child], "target_tokens") == ["child"]
+    assert heirs_of([full, child], "parameters") == ["child"]
+    assert heirs_of([full, span, child], "parameters") == []
+
+
+def heirs_of(cells, match):
+    results = Results.of(example_results(cells, match))
+    return [cell.label for f in findings.findings(results) for cell in findings.heirs(f.cells)]
+
+
+def test_names_that_hold_a_seed_s_word_are_whole_names():
+    parent = cell_at("gpt-seeded", 2.5, 2.4, 2.6, key="gpt-seeded/base-seed0", seen_tokens=8e5)
+    child = cell_at("gpt-seeded-long", 2.0, 1.9, 2.1, parent=parent["key"], seen_tokens=8e5)
+    child |= {"key": "gpt-seeded-long/base-seed0", "inherited_tokens": 8e5}
+    assert heirs_of([parent, child], "seen_tokens") == ["gpt-seeded-long"]
+
+
+def test_finetuned_cells_that_trained_longer_lead_no_tasks(tmp_path):
+    base = {"a": cell_at("a", 2.0, 1.9, 2.1, key="a/base"), "b": None}
+    base["b"] = cell_at("b", 2.0, 1.9, 2.1, key="b/base", parent="a/base", inherited_flops=3e13)
+    tuned = []
+    for name, parent in (("a", "a/base"), ("b", "b/base"), ("c", "a/base")):
+        inherited = 3e13 if parent == "a/base" else 6e13
+        cell = cell_at(f"{name}-tuned", 2.0, 1.9, 2.1, objective="supervised", parent=parent)
+        share = 0.95 if name == "b" else 0.4
+        tuned.append(with_tasks(cell | {"inherited_flops": inherited}, {"t": share}))
+    results = example_results([*base.values(), *tuned])
+    [finding] = findings.findings(Results.of(results))
+    assert [cell.label for cell in findings.heirs(finding.cells)] == ["b", "b-tuned"]
+    assert finding.of_finetuned
+    assert not any(c.label == "b-tuned" for v in finding.of_finetuned for c in v.order)
+    assert "b-tuned (9" in " ".join(headline(results))
+
+
 def test_one_seed_that_tells_cells_apart_says_so():
     cells = [cell_at("a", 2.0, 1.9, 2.1), cell_at("b", 2.5, 2.45, 2.55)]
     note = "Seeds were not varied: another run may rank otherwise."

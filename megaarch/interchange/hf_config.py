@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megaarch.config import schema
+from megaarch.config.matmuls import head_size, key_heads
 from megaarch.errors import UserError
 from megaarch.interchange import rope
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.family import Family, Id
-from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import stacks
 
 _GENERATION = """

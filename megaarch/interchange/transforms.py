@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from megaarch.config import schema
+from megaarch.config.matmuls import head_size, key_heads
 from megaarch.errors import UserError
-from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary
 
 Tensors = list[torch.Tensor]

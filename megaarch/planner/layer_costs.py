@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from megaarch.config.cached import cached
-from megaarch.config.matmuls import GATED, Product, layer_products
+from megaarch.config.matmuls import GATED, Product, head_size, key_heads, layer_products
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
-from megaarch.model.layers import head_size, key_heads
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
 from megaarch.planner.software import OURS, Bytes, Software

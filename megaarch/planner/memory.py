@@ -18,9 +18,8 @@ from megaarch.attention import sdpa_plan
 from megaarch.attention.mask import Parts
 from megaarch.config import catalogue
 from megaarch.config.cached import cached
-from megaarch.config.matmuls import GATED
+from megaarch.config.matmuls import GATED, head_size, key_heads
 from megaarch.config.schema import Data, Model, Settings, Training
-from megaarch.model.layers import head_size, key_heads
 from megaarch.model.loss import ACCELERATOR, rows_of_chunk
 from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import stacks

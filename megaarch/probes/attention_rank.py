@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from megaarch.attention.mask import CAUSAL, FULL, Parts
+from megaarch.config.matmuls import head_size
 from megaarch.data.batch import Batch
-from megaarch.model.layers import head_size
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
 from megaarch.probes.attention_weights import (

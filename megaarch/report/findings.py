@@ -107,6 +107,11 @@ def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
     return [cell for cell in found if not cell.heir]
 
 
+def tuned(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Cells that were finetuned, which rank among themselves by tasks. No heirs."""
+    return [cell for cell in cells if finetuned(cell) and not cell.heir]
+
+
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 
@@ -143,10 +148,9 @@ def findings(results: Results) -> list[Finding]:
     for amount, added in sorted({place(cell) for cell in cells}, key=lambda p: (-p[0], p[1] or 0)):
         group = [cell for cell in cells if place(cell) == (amount, added)]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
-        tuned = [cell for cell in group if finetuned(cell) and not cell.heir]
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
         raw = [verdict(y, judged(y, group), len(ranked(group))) for y in yardsticks]
-        apart = [verdict(y, tuned, len(tuned)) for y in by_tasks]
+        apart = [verdict(y, tuned(group), len(tuned(group))) for y in by_tasks]
         found.append(
             Finding(amount, added, group, *([v for v in each if v] for each in (raw, apart)))
         )
@@ -179,10 +183,10 @@ def headline(results: Results, plain: bool = False, leads: bool = True) -> list[
         sentences.append(
             f"{are(names)} scored by pseudo-likelihood, which is not comparable, and ranked apart."
         )
-    tuned = list(dict.fromkeys(c.label for f in found for c in f.cells if finetuned(c)))
-    if tuned:
+    names = list(dict.fromkeys(c.label for f in found for c in f.cells if finetuned(c)))
+    if names:
         sentences.append(
-            f"{are(tuned)} finetuned on pairs of input and target, and ranked by tasks alone."
+            f"{are(names)} finetuned on pairs of input and target, and ranked by tasks alone."
         )
     return sentences
 

@@ -98,9 +98,11 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
     found = []
     for finding in findings:
         amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
-        each = f"At {amount} each" if several else ""
-        for verdicts, whom in ((finding.verdicts, each), (finding.of_finetuned, "finetuned cells")):
-            whom = f"{each}, {whom}" if several and whom != each else whom
+        each = [f"at {amount} each"] if several else []
+        for verdicts, whom in (
+            (finding.verdicts, each),
+            (finding.of_finetuned, [*each, "finetuned cells"]),
+        ):
             rows = [
                 {
                     "yardsticks": phrases(lead.yardsticks),
@@ -109,7 +111,8 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
                 }
                 for lead in report_findings.leads(verdicts)
             ]
-            found += [(whom[:1].upper() + whom[1:], rows)] if rows else []
+            words = ", ".join(whom)
+            found += [(words[:1].upper() + words[1:], rows)] if rows else []
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, before_adaptation, finetuned
+from megaarch.report.cells import MergedCell, before_adaptation
 from megaarch.report.findings import Finding
 from megaarch.report.panel import TASKS, of_unseen, unseen
 from megaarch.report.style import Look
@@ -44,7 +44,7 @@ class Row(TypedDict):
     label: str
     kind: str
     seeds: int
-    parent: str | None
+    parent: str  # empty where it starts from none
     tied: bool
     unread: bool
     colour: str
@@ -167,7 +167,6 @@ def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[st
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
     tied = {cell.label for cell in finding.tied}
-    tuned = [cell for cell in finding.cells if finetuned(cell) and not cell.heir]
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
         "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
@@ -176,7 +175,7 @@ def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[st
             for words, group in (
                 (LONGER, report_findings.heirs(finding.cells)),
                 (PSEUDO, report_findings.apart(finding.cells)),
-                (TUNED, tuned),
+                (TUNED, report_findings.tuned(finding.cells)),
             )
             if group
         ],
@@ -203,7 +202,7 @@ def adaptation_table(
         objectives = before_after(str, before and before.objective, cell.objective)
         kind = f"{cell.architecture}, {objectives}".replace("_", " ")
         found = row(cell, KEPT, look, None, cell.label in tied)
-        rows.append({**found, "parent": None, "kind": kind, "numbers": numbers})
+        rows.append({**found, "parent": "", "kind": kind, "numbers": numbers})
     amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
     return {"title": f"{amount} each", "columns": [*changed, *SPENT], "rows": rows}
 

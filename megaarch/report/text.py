@@ -7,7 +7,6 @@ from megaarch.report import notation
 from megaarch.report.cells import (
     MergedCell,
     before_adaptation,
-    finetuned,
     interval_kinds,
     merged_cells,
 )
@@ -85,7 +84,7 @@ def table(match: str, finding: Finding) -> list[str]:
         lines += ["", "trained longer, from another's weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
-    if tuned := [cell for cell in finding.cells if finetuned(cell) and not cell.heir]:
+    if tuned := report_findings.tuned(finding.cells):
         lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
     return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 

@@ -75,7 +75,7 @@ SLOW_FILES = {
     *("training/test_ahead.py", "training/test_saving.py", "study/test_lock.py"),
     *("study/test_compare.py", "study/test_preflight.py", "study/test_yardsticks.py"),
     *("study/test_copy_task.py", "probes/test_regression.py"),
-    *("interchange/test_folders.py", "interchange/test_huggingface.py", "data/test_tokenizer.py"),
+    *("interchange/test_folders.py", "interchange/test_huggingface.py", "ingest/test_tokenizer.py"),
     *("kernels/test_bindings.py", "kernels/test_training.py", "attention/test_kernels.py"),
     *("inference/test_generate.py", "inference/test_huggingface.py"),
     *("attention/test_cpu.py", "ingest/test_prepare.py", "model/test_transformer.py"),

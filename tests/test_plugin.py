@@ -62,7 +62,7 @@ def work(raw, given):
     """Trains, scores, draws and counts the toy in this process's layout."""
     from megaarch.study import describe, yardsticks
     from megaarch.study.items import cut
-    from megaarch.study.run import masks
+    from megaarch.study.run_cell import masks
     from megaarch.study.score import Scorer
 
     found = runs.run(raw, ["blocks"], given)["blocks"]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from megaarch.cli.errors import run_command
 from megaarch.cli.options import Parser
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, shards
 from megaarch.ingest.lines import Shard
+from megaarch.ingest.tokenizer import Tokenizer
 
 MOST_PAIRS = 1000
 

@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from megaarch.data.workers import workers
     from megaarch.ingest.sources import notes
+    from megaarch.ingest.workers import workers
     from megaarch.study.display import ProgressDisplay
 
     request = Request(

@@ -20,9 +20,9 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional
 from megaarch.data.example import Converted, ConvertedStream
 from megaarch.data.feature_converters import converter_of, positions_or_range
-from megaarch.data.prompts import Form, Prompt, ends
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, position_limit
+from megaarch.inference.prompts import Form, Prompt, ends
 
 ADDED = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
 UNSET = 10**9  # tokenizers without a limit state one above

@@ -10,7 +10,6 @@ import torch
 from megaarch.attention.mask import CAUSAL, FULL
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.data.example import ConvertedStream
-from megaarch.data.prompts import Prompt, window
 from megaarch.inference.batches import (
     Encoded,
     Heads,
@@ -21,6 +20,7 @@ from megaarch.inference.batches import (
     new_rows,
     no_tokens,
 )
+from megaarch.inference.prompts import Prompt, window
 from megaarch.model.cache import Cache
 
 Forward = Callable[[Batch, Cache], torch.Tensor]  # logits [R, V] of the batch's head rows

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from megaarch.data.example import ConvertedStream, TooManySpans
-from megaarch.data.prompts import Prompt, turn_block
 from megaarch.errors import UserError
 from megaarch.inference.decode import Decoding
 from megaarch.inference.dialogue_cost import TURN_BLOCKS, policies, rest
@@ -28,6 +27,7 @@ from megaarch.inference.generate import (
     position_limit,
     room,
 )
+from megaarch.inference.prompts import Prompt, turn_block
 from megaarch.inference.sampling import draw_keys
 
 log = logging.getLogger("megaarch")

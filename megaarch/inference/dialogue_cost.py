@@ -17,9 +17,9 @@ from megaarch.attention.mask import area
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.data.example import ConvertedStream, Tokens
-from megaarch.data.prompts import Prompt, turn_block, window
 from megaarch.errors import UserError
-from megaarch.model.memory_traffic import MemoryTraffic, cache_bytes, memory_traffic
+from megaarch.inference.memory_traffic import MemoryTraffic, cache_bytes, memory_traffic
+from megaarch.inference.prompts import Prompt, turn_block, window
 
 TURN_BLOCKS = "turn_blocks"
 POLICIES = ("recompute", "reuse", TURN_BLOCKS)

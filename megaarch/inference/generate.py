@@ -10,15 +10,15 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Batch
-from megaarch.data.prompts import Prompt, prompt
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.prompts import Prompt, prompt
 from megaarch.inference.run import open_run
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
 from megaarch.inference.text import TextStream
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.cache import Cache
 from megaarch.model.transformer import Transformer
 

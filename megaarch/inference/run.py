@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megaarch.config.schema import Settings
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.transformer import Transformer
 from megaarch.training import opened
-from megaarch.training.record import Record
+from megaarch.training.record import CheckpointRecord
 
 OF_TRAINING = {"compile": False, "float8": None, "float8_emulate": False}  # left out here
 
@@ -38,7 +38,9 @@ def _check_layout(settings: Settings) -> None:
             )
 
 
-def tokenizer_of(saved: Record, settings: Settings, given: str | None, run: Path) -> Tokenizer:
+def tokenizer_of(
+    saved: CheckpointRecord, settings: Settings, given: str | None, run: Path
+) -> Tokenizer:
     """Returns the tokenizer of a run, from the file `given` where the run's own has moved. A relative path
     is one from where the run was started, a folder above it. UserError where the file is gone or is another
     one."""

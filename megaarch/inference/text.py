@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from megaarch.data.tokenizer import Tokenizer
+from megaarch.ingest.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character, or not one yet
 

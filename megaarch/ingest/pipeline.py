@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from megaarch.data.indexed import IndexedWriter, mapped
 from megaarch.files import replacing
 from megaarch.ingest import lines, shards, split
+from megaarch.ingest.indexed import IndexedWriter, mapped
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import Counts
 from megaarch.ingest.sharded_split import ShardedSplit

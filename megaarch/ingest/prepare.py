@@ -19,18 +19,18 @@ from typing import Annotated
 from pydantic import Field
 
 from megaarch.config.schema import Data
-from megaarch.data.indexed import IndexedDataset, IndexedDocuments
 from megaarch.data.rows import check_kind
-from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, parse_json, read_bytes, read_json
 from megaarch.ingest import corpus, manifest, shards, sources
+from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments
 from megaarch.ingest.manifest import Counts, PreparedManifest
 from megaarch.ingest.pipeline import Pipeline
 from megaarch.ingest.shards import SHARD_BYTES, Job
 from megaarch.ingest.split import Exclusion
 from megaarch.ingest.tokenized import TokenizedSource
+from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
 log = logging.getLogger(__name__)
 

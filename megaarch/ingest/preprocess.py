@@ -15,15 +15,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaarch.data.indexed import IndexedDataset, prefix_of
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, check_regular, read_json, take_lock
 from megaarch.ingest import corpus, manifest, shards, sources
+from megaarch.ingest.indexed import IndexedDataset, prefix_of
 from megaarch.ingest.manifest import DatasetManifest, Plan
 from megaarch.ingest.pipeline import Pipeline, Progress
 from megaarch.ingest.shards import SHARD_BYTES, Job
 from megaarch.ingest.sources import HELD_OUT, MANIFEST, PARTS
+from megaarch.ingest.tokenizer import Tokenizer
 
 FORMAT = 3  # raise it when the same request would give other files
 LEAST_SHARD_BYTES = 256

@@ -20,11 +20,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from megaarch.data.indexed import mapped, token_dtype
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.files import Schema, fit, read_json, size_and_checksum
 from megaarch.ingest import corpus, lines, sources, split
+from megaarch.ingest.indexed import mapped, token_dtype
 from megaarch.ingest.lines import RecordError, Shard
+from megaarch.ingest.tokenizer import Tokenizer
 
 ABSENT = -1  # tokens of a document that is held out for certain, and so was not tokenized
 EXCLUDED = -1  # train_size of a document that Job.exclude leaves nothing of

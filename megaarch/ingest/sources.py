@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megaarch.data.indexed import prefix_of
 from megaarch.errors import UserError
+from megaarch.ingest.indexed import prefix_of
 from megaarch.ingest.tasks.task import ENDING, Task
 
 EMBEDDED = "embedded"

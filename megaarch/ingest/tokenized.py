@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from megaarch.data.example import SPECIALS
-from megaarch.data.indexed import IndexedDataset, IndexedDocuments
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import corpus
+from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import DatasetManifest
 from megaarch.ingest.sources import HELD_OUT
+from megaarch.ingest.tokenizer import Tokenizer
 
 DOCUMENTS = 1 << 20  # whose last tokens are looked at together
 

@@ -18,8 +18,8 @@ import yaml
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.files import Saved, SavedRecord

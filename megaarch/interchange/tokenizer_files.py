@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from megaarch.data.tokenizer import SPACE, Tokenizer
+from megaarch.ingest.tokenizer import SPACE, Tokenizer
 from megaarch.interchange.files import TRAINED
 
 SPECIAL = "<|megaarch_{}|>"

@@ -3,8 +3,8 @@
 import torch
 
 from megaarch.config import schema
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import padded_vocabulary
 

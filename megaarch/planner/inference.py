@@ -15,12 +15,12 @@ import numpy as np
 
 from megaarch import config
 from megaarch.config.schema import Model, Parallel, Settings
-from megaarch.data.prompts import Prompt, prompt
 from megaarch.errors import UserError
 from megaarch.inference.dialogue_cost import Call, Turn, dialogue, policies
 from megaarch.inference.generate import position_limit, room
+from megaarch.inference.memory_traffic import cache_bytes
+from megaarch.inference.prompts import Prompt, prompt
 from megaarch.model import flops
-from megaarch.model.memory_traffic import cache_bytes
 from megaarch.model.parameter_count import parameter_count
 from megaarch.planner.layer_costs import HALF, Work
 from megaarch.planner.rates import Cluster, Rates

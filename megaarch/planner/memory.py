@@ -25,7 +25,7 @@ from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages, overlap
 from megaarch.planner.layer_costs import FULL, HALF, Layers
-from megaarch.planner.pipeline_schedule import in_flight
+from megaarch.planner.pipeline_bubble import in_flight
 from megaarch.study.describe import made_up_batch
 
 WHOLE = ("norm", "positions.", "segments.", "head_transform.")  # on every tensor-parallel rank

@@ -17,7 +17,7 @@ from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
 from megaarch.planner.layer_costs import HALF, Layers, Work
 from megaarch.planner.memory import micro_batches, parameters_by_rank
-from megaarch.planner.pipeline_schedule import bubble
+from megaarch.planner.pipeline_bubble import bubble
 from megaarch.planner.rates import Cluster, Rates, exposed
 from megaarch.planner.software import Software, ours
 

@@ -11,6 +11,7 @@ from megaarch.config.matmuls import head_size
 from megaarch.data.batch import Batch
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
+from megaarch.probes.ablation import switched
 from megaarch.probes.attention_weights import (
     AttentionWeights,
     causal_mask,
@@ -24,7 +25,6 @@ from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.random_attention import matched_attention, random_attention, uniform_attention
 from megaarch.probes.states import recorded
 from megaarch.probes.subject import Rows, Subject
-from megaarch.probes.switched import switched
 from megaarch.study.record import Record
 
 BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first

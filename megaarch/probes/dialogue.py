@@ -3,10 +3,10 @@
 from functools import partial
 
 from megaarch.config.catalogue import OBJECTIVES
-from megaarch.data.prompts import prompt
 from megaarch.inference.dialogue_cost import dialogue, policies
+from megaarch.inference.memory_traffic import cache_bytes
+from megaarch.inference.prompts import prompt
 from megaarch.model import flops
-from megaarch.model.memory_traffic import cache_bytes
 from megaarch.probes.catalogue import Options
 from megaarch.probes.subject import Subject
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary

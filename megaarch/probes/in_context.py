@@ -31,10 +31,10 @@ from megaarch.data import conditional
 from megaarch.data.batch import Batch
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.fused_projections import projections
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer

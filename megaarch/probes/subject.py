@@ -13,9 +13,9 @@ from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, RowShape, Vocabulary
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.distributed import launch
 from megaarch.errors import UserError
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.transformer import Transformer
 from megaarch.study.evaluate import text_of
 from megaarch.study.results import CellRecord

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from megaarch.config import catalogue
-from megaarch.report.panel import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
+from megaarch.report.yardsticks import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
 from megaarch.study.results import (
     INTERVALS,
     CellResult,

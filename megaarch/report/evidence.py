@@ -20,10 +20,10 @@ from megaarch.report.cells import MergedCell
 from megaarch.report.compared import Compared
 from megaarch.report.inference import cheapest, dialogues
 from megaarch.report.notation import percent
-from megaarch.report.panel import CONTINUATION, TASKS, Score, known
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
 from megaarch.report.verdicts import Verdict
+from megaarch.report.yardsticks import CONTINUATION, TASKS, Score, known
 from megaarch.study.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 

@@ -13,7 +13,9 @@ from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.evidence import evidence
 from megaarch.report.masks import mask_panel
-from megaarch.report.panel import (
+from megaarch.report.plots import Entry, Point, lines
+from megaarch.report.style import RC, Panel, looks, slug, write
+from megaarch.report.yardsticks import (
     gain_of_length,
     knows_length,
     lengths,
@@ -23,8 +25,6 @@ from megaarch.report.panel import (
     shots,
     unseen,
 )
-from megaarch.report.plots import Entry, Point, lines
-from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."

@@ -13,7 +13,7 @@ from megaarch.report.cells import (
     value_of,
 )
 from megaarch.report.notation import are, budget, count, listed, power
-from megaarch.report.panel import (
+from megaarch.report.yardsticks import (
     CONTINUATION,
     LEVEL,
     MAIN,

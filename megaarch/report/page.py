@@ -19,10 +19,10 @@ from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
-from megaarch.report.panel import phrases
 from megaarch.report.ranking import adaptation_table, columns_of, table
 from megaarch.report.style import RC, Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
+from megaarch.report.yardsticks import phrases
 from megaarch.study.results import Results, Text
 
 

@@ -30,8 +30,8 @@ from megaarch.report.axes import (
     ticks,
 )
 from megaarch.report.cells import MergedCell, value_of
-from megaarch.report.panel import Score
 from megaarch.report.style import LIGHT, Panel, canvas
+from megaarch.report.yardsticks import Score
 
 FEW_POINTS = 4  # a curve of no more points is shown whole
 Points = list[tuple[float, float]]

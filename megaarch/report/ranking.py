@@ -7,8 +7,8 @@ from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, before_adaptation
 from megaarch.report.findings import Finding
-from megaarch.report.panel import TASKS, of_unseen, unseen
 from megaarch.report.style import Look
+from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 from megaarch.study.results import Heldout
 
 PSEUDO = (

@@ -11,7 +11,8 @@ from megaarch.report.cells import (
     merged_cells,
 )
 from megaarch.report.findings import Finding
-from megaarch.report.panel import (
+from megaarch.report.warnings import warnings_for
+from megaarch.report.yardsticks import (
     GAIN,
     TASKS,
     Score,
@@ -22,7 +23,6 @@ from megaarch.report.panel import (
     of_unseen,
     unseen,
 )
-from megaarch.report.warnings import warnings_for
 from megaarch.study.results import Results
 
 WIDTH = 80

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megaarch.report.notation import fixed, listed, percent
-from megaarch.report.panel import LEVEL, Score, difference
+from megaarch.report.yardsticks import LEVEL, Score, difference
 from megaarch.study.confidence import holm
 
 Answer = Literal["holds here", "does not hold here", "cannot be told"]

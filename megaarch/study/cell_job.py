@@ -15,12 +15,12 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
-from megaarch.study import run as runs
-from megaarch.study import sweep, workers
+from megaarch.study import lanes, sweep
 from megaarch.study.cells import expand, find
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.folder import StudyFolder, parent_record
 from megaarch.study.results import CellRecord, Trial
+from megaarch.study.run_cell import summary
 from megaarch.training.trainer import device_of
 
 
@@ -37,7 +37,7 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
         parent = parent_record(cell)
         if not (parent and parent.result):
             raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
-    return _run(workers.Job(folder, cell))
+    return _run(lanes.Job(folder, cell))
 
 
 def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
@@ -47,7 +47,7 @@ def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
     trials = sweep.trials(raw, directory, folder.cells)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
-    record = _run(workers.Job(folder, *trials[number]))
+    record = _run(lanes.Job(folder, *trials[number]))
     assert record and record.trial
     return record.trial
 
@@ -60,7 +60,7 @@ def prepare(raw: config.Raw, directory: Path) -> None:
     folder.held_out()
 
 
-def _run(job: workers.Job) -> CellRecord | None:
+def _run(job: lanes.Job) -> CellRecord | None:
     folder, cell = job.folder, job.cell
     grid = join(cell.settings, device_of(cell.settings))
 
@@ -75,12 +75,12 @@ def _run(job: workers.Job) -> CellRecord | None:
             if job.choice is None:
                 job = _tuned(job) if folder.study.tune else job
                 if record := job.folder.finished(job.cell):
-                    display.show(job.name, 1.0, f"done before  {runs.summary(record.get_result())}")
+                    display.show(job.name, 1.0, f"done before  {summary(record.get_result())}")
                     return record if grid.is_main else None
-            return workers.perform(job, display.show, grid, heartbeat)
+            return lanes.perform(job, display.show, grid, heartbeat)
 
 
-def _tuned(job: workers.Job) -> workers.Job:
+def _tuned(job: lanes.Job) -> lanes.Job:
     """The cell with what its trials chose. UserError where one of them is not finished."""
     folder, cell = job.folder, job.cell
     alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
@@ -92,4 +92,4 @@ def _tuned(job: workers.Job) -> workers.Job:
             "them first (compare --trial)"
         )
     cells = expand(folder.raw, folder.directory, sweep.best(found))
-    return workers.Job(folder, find(cells, cell.key))
+    return lanes.Job(folder, find(cells, cell.key))

@@ -12,8 +12,8 @@ from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lock, preflight, sweep, workers, yardsticks
-from megaarch.study import run as runs
+from megaarch.study import lanes, lock, preflight, sweep, yardsticks
+from megaarch.study import run_cell as runs
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
@@ -125,8 +125,8 @@ def run(
             found[cell.key] = record
             summary = runs.summary(record.get_result())
             display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
-    jobs = [workers.Job(folder, cell) for cell in cells if cell.key not in found]
-    for job, record in workers.run(jobs, folder.study.lanes, display):
+    jobs = [lanes.Job(folder, cell) for cell in cells if cell.key not in found]
+    for job, record in lanes.run(jobs, folder.study.lanes, display):
         found[job.cell.key] = record
     return found
 

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from megaarch.config.schema import Evaluation, Model
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.inference.generate import Generator, Options
 from megaarch.ingest.tasks.template import Question
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.study.score import Scorer
 
 FORM = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)

@@ -13,10 +13,10 @@ from itertools import zip_longest
 import numpy as np
 
 from megaarch.config.schema import Evaluation
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.study import exact_match
 from megaarch.study.confidence import share_interval
 from megaarch.study.exact_match import fitted

@@ -11,7 +11,7 @@ from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Tune
 from megaarch.files import write_json
-from megaarch.study import sweep_grid, workers
+from megaarch.study import lanes, sweep_grid
 from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
@@ -67,8 +67,8 @@ def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
 def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -> list[Trial]:
     """Runs the trials of these cells."""
     tried = trials(folder.raw, folder.directory, cells)
-    todo = [workers.Job(folder, cell, choice) for cell, choice in tried]
-    ended = workers.run(todo, folder.study.lanes, display)
+    todo = [lanes.Job(folder, cell, choice) for cell, choice in tried]
+    ended = lanes.run(todo, folder.study.lanes, display)
     found = {job.name: record.trial for job, record in ended if record.trial}
     return [found[job.name] for job in todo]
 

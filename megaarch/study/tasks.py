@@ -9,10 +9,10 @@ import numpy as np
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Evaluation, Settings
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.errors import UserError
 from megaarch.ingest import sources
 from megaarch.ingest.tasks.task import Task
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.study import rank_classification
 from megaarch.study.confidence import share_interval
 from megaarch.study.exact_match import generator_of

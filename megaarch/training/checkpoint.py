@@ -33,7 +33,13 @@ from megaarch.model.transfer import Origin, Origins
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import shard_of
 from megaarch.training import storage
-from megaarch.training.record import MANIFEST, PROGRESS, Record, read_manifest, read_record
+from megaarch.training.record import (
+    MANIFEST,
+    PROGRESS,
+    CheckpointRecord,
+    read_manifest,
+    read_record,
+)
 from megaarch.training.retention import ASIDE, complete, prune, sweep
 
 log = logging.getLogger(__name__)
@@ -47,7 +53,7 @@ def save(
     step: int,
     engine: Engine,
     optimizer: Optimizer,
-    record: Record,
+    record: CheckpointRecord,
     keep: int,
     grid: Grid | None = None,
     keep_every: int = 0,
@@ -76,7 +82,7 @@ def save_weights(
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
-    checked = fit({**record, "weights_only": True}, Record, path / PROGRESS)
+    checked = fit({**record, "weights_only": True}, CheckpointRecord, path / PROGRESS)
     aside = begin(path, None)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
@@ -121,7 +127,7 @@ def put(
     aside: Path,
     path: Path,
     sealed: Manifest,
-    record: Record,
+    record: CheckpointRecord,
     keep: int,
     keep_every: int,
     grid: Grid | None = None,
@@ -135,7 +141,7 @@ def put(
             _enforce(aside, path, keep, keep_every)
 
 
-def _bind(aside: Path, manifest: Manifest, record: Record) -> None:
+def _bind(aside: Path, manifest: Manifest, record: CheckpointRecord) -> None:
     """Adds the record and the manifest to a state whose files are sealed."""
     write_json(aside / PROGRESS, record.raw())
     manifest = dict(sorted((manifest | {PROGRESS: size_and_checksum(aside / PROGRESS)}).items()))

@@ -15,7 +15,7 @@ from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.training import checkpoint, memory
-from megaarch.training.record import Record
+from megaarch.training.record import CheckpointRecord
 from megaarch.training.retention import complete
 from megaarch.training.trainer import device_of
 
@@ -29,7 +29,7 @@ class Opened:
     run: Path
     engine: NativeEngine
     settings: Settings
-    record: Record
+    record: CheckpointRecord
     grid: Grid
 
     def as_trained(self) -> Settings:

@@ -53,7 +53,7 @@ class SavedTokenizer(_Open):
     fingerprint: str | None
 
 
-class Record(_Open):
+class CheckpointRecord(_Open):
     """A checkpoint's progress.json. fingerprint: of the data. weights_only: of a converted one, which
     has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it.
     inherited: of `progress`, what the run began with (training.start_optimizer); None: nothing."""
@@ -83,10 +83,10 @@ class _Manifest(Schema):
     files: dict[str, Annotated[Entry, Field(strict=False)]]
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> CheckpointRecord:
     """Reads the record of the checkpoint at `path`. ValueError where it is damaged, or of another
     step than the folder is named after (a copy of another checkpoint)."""
-    record = fit(read_json(path / PROGRESS), Record, path / PROGRESS)
+    record = fit(read_json(path / PROGRESS), CheckpointRecord, path / PROGRESS)
     step, named = record.progress.step, path.name.removeprefix("step-")
     if path.name != named and named.isdecimal() and int(named) != step:
         raise UserError(f"its folder is named after step {int(named)}, and it is of step {step}")

@@ -18,7 +18,7 @@ from megaarch.model.transfer import Origins
 from megaarch.training import checkpoint
 from megaarch.training.lr_schedule import limit_change
 from megaarch.training.progress import Limit, Progress
-from megaarch.training.record import PROGRESS, SAMPLES, Record, read_record
+from megaarch.training.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer, grid:
 
 
 def _check_continued(
-    path: Path, saved: Record, settings: Settings, fingerprint: str | None
+    path: Path, saved: CheckpointRecord, settings: Settings, fingerprint: str | None
 ) -> None:
     """Raises UserError where a run under `settings` cannot continue the checkpoint at `path`."""
     if saved.weights_only:
@@ -128,7 +128,7 @@ def _find_parent(given: Path, grid: Grid) -> Path:
 
 
 def _check_optimizer(
-    found: Path, saved: Record, training: Training, totals: Progress, origins: Origins
+    found: Path, saved: CheckpointRecord, training: Training, totals: Progress, origins: Origins
 ) -> None:
     """Raises UserError where a run under `training` cannot go on with this optimizer's state."""
     where, theirs = "training.start_optimizer", saved.settings.training.get("optimizer")
@@ -151,7 +151,9 @@ def _check_optimizer(
         )
 
 
-def _check_parent(found: Path, saved: Record, settings: Settings, tokenizer: str | None) -> Origins:
+def _check_parent(
+    found: Path, saved: CheckpointRecord, settings: Settings, tokenizer: str | None
+) -> Origins:
     """Returns where the model's parameters come from. UserError where tokens or positions mean
     something else to these weights, or where they cannot become the model's."""
     if saved.tokenizer.fingerprint != tokenizer:

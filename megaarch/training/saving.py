@@ -25,7 +25,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.training import checkpoint, storage
-from megaarch.training.record import Record
+from megaarch.training.record import CheckpointRecord
 
 # torch 2.11 closes a stager behind the first state that it has copied
 STAGES_ONCE = torch.__version__ < "2.13"
@@ -39,7 +39,7 @@ class _Flight:
     step: int
     path: Path
     aside: Path
-    record: Record
+    record: CheckpointRecord
     written: Future
     sealed: Future
 
@@ -53,7 +53,9 @@ class Saver:
         self._flight: _Flight | None = None
         self._stager = self._thread = None
 
-    def save(self, step: int, engine: Engine, optimizer: Optimizer, record: Record) -> None:
+    def save(
+        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
+    ) -> None:
         """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
         self.finish()
         training = self.training
@@ -71,7 +73,9 @@ class Saver:
                 training.keep_every,
             )
 
-    def _begin(self, step: int, engine: Engine, optimizer: Optimizer, record: Record) -> None:
+    def _begin(
+        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
+    ) -> None:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
             self._stager = DefaultStager(

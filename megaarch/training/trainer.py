@@ -44,7 +44,7 @@ from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.progress import Limit, Progress
-from megaarch.training.record import SAMPLES, Record, SavedTokenizer
+from megaarch.training.record import SAMPLES, CheckpointRecord, SavedTokenizer
 from megaarch.training.resume import resume
 from megaarch.training.saving import Saver
 from megaarch.training.step_metrics import Launched, PendingTotals, Readback, Step
@@ -333,7 +333,10 @@ class Trainer:
             if self.inherited.step:
                 record["inherited"] = asdict(self.inherited)
             self.saver.save(
-                self.progress.step, self.engine, self.optimizer, Record.model_validate(record)
+                self.progress.step,
+                self.engine,
+                self.optimizer,
+                CheckpointRecord.model_validate(record),
             )
             self._saved = self.progress.step
         if wait:

@@ -7,10 +7,10 @@ import torch
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.data.prompts import prompt
 from megaarch.distributed.mesh import Grid
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.prompts import prompt
 from megaarch.parallel.parallelize import build
 from tests.distributed.layouts import FSDP2, TP2
 

@@ -26,7 +26,7 @@ from tests.tools.run import module
 from tools.planning import at_scale
 from tools.throughput import arguments as benchmarks
 from tools.throughput import command as benchmark
-from tools.throughput import peers, suite
+from tools.throughput import peers, pytest_cases
 
 BOUND = 10  # seconds of processor time that one command line may take
 LARGE, DEEP = 1 << 28, 64  # bytes and layers of a model beyond which it is checked and not built
@@ -402,7 +402,7 @@ def _begun(main: Callable[[list[str]], int], given: list[str]) -> int:
             raise _Begun
 
     check, memory.check_training = memory.check_training, checked
-    display.ProgressBar.update = peers.Apart.__init__ = suite.run = (
+    display.ProgressBar.update = peers.Apart.__init__ = pytest_cases.run = (
         stop  # the latter start processes
     )
     torch.compile = lambda function, **_: function

@@ -11,10 +11,10 @@ from pathlib import Path
 from megaarch import cli, config
 from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
-from megaarch.data.indexed import IndexedDataset
-from megaarch.data.tokenizer import Tokenizer
 from megaarch.engine import deepspeed_config
+from megaarch.ingest.indexed import IndexedDataset
 from megaarch.ingest.tasks.task import Task
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
 from megaarch.scaling import points

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from megaarch import config
-from megaarch.data.indexed import IndexedWriter
+from megaarch.ingest.indexed import IndexedWriter
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert

@@ -7,10 +7,10 @@ import torch
 from megaarch import config
 from megaarch.attention import Parts, attend, full
 from megaarch.config import catalogue
-from megaarch.data.prompts import prompt
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from megaarch.training.whole_model import build_model
 from tests.conftest import PRESETS

@@ -13,14 +13,14 @@ from megaarch.attention.mask import CAUSAL
 from megaarch.config import catalogue
 from megaarch.data.example import SPECIALS, Converted, ConvertedStream
 from megaarch.data.packing import pack
-from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.generate import Generator, Options
+from megaarch.inference.memory_traffic import cache_bytes
+from megaarch.inference.prompts import prompt
 from megaarch.model import flops
-from megaarch.model.memory_traffic import cache_bytes
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 from tests.inference.test_cache import GENERATING, made
 

@@ -7,9 +7,9 @@ import torch
 
 from megaarch import interchange
 from megaarch.data.example import SPECIALS, Vocabulary
-from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.prompts import prompt
 from megaarch.interchange.hf_config import family_in
 from megaarch.model import Transformer
 from tests.tiny_transformers import build

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from megaarch.config.schema import Data, Source
-from megaarch.data.tokenizer import train_sentencepiece
 from megaarch.ingest import pipeline, prepare, split
+from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.ingest.test_prepare import text, train_texts, write
 
 

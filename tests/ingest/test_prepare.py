@@ -9,9 +9,9 @@ import pytest
 
 from megaarch.config.schema import Data, Source
 from megaarch.data.example import SPECIALS
-from megaarch.data.indexed import IndexedDataset, IndexedWriter
-from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.ingest import corpus, prepare, split
+from megaarch.ingest.indexed import IndexedDataset, IndexedWriter
+from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
 WORDS = "time person year way day thing man world life hand part child eye woman place".split()  # noqa: SIM905
 

@@ -8,10 +8,10 @@ import pytest
 
 from megaarch import config
 from megaarch.config.schema import Data
-from megaarch.data.indexed import IndexedDataset, IndexedWriter
 from megaarch.data.rows import Rows
-from megaarch.data.tokenizer import train_sentencepiece
+from megaarch.ingest.indexed import IndexedDataset, IndexedWriter
 from megaarch.ingest.prepare import prepare
+from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.conftest import made_up_text, tiny_raw
 
 

@@ -5,7 +5,7 @@ import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from megaarch.data.tokenizer import Tokenizer
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from tests.conftest import made_up_text
 

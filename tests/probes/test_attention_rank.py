@@ -5,9 +5,9 @@ from torch import nn
 
 from megaarch.attention.mask import Parts, causal, full
 from megaarch.probes import attention_rank, matrix_rank
+from megaarch.probes.ablation import switched
 from megaarch.probes.catalogue import Options
 from megaarch.probes.states import recorded
-from megaarch.probes.switched import switched
 from tests.conftest import PRESETS
 
 OPTIONS = Options(rows=3, length=20)

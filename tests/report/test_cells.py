@@ -10,7 +10,7 @@ import pytest
 
 from megaarch import report
 from megaarch.report import cells as report_cells
-from megaarch.report import findings, panel, plots
+from megaarch.report import findings, plots, yardsticks
 from megaarch.report.warnings import warnings_for
 from megaarch.study.confidence import ratio_interval
 from megaarch.study.results import CellResult, Results
@@ -37,7 +37,9 @@ def distinguishable(*cells):
     """Cells of one seed, or lists of the seeds of a cell."""
     seeds = [cell if isinstance(cell, list) else [cell] for cell in cells]
     merged = [report_cells.merge([CellResult(**cell) for cell in each]) for each in seeds]
-    return panel.distinguishable(*(cell.heldout.score(panel.CONTINUATION) for cell in merged))
+    return yardsticks.distinguishable(
+        *(cell.heldout.score(yardsticks.CONTINUATION) for cell in merged)
+    )
 
 
 def points_of(cell, *names):

@@ -9,7 +9,7 @@ from megaarch.probes import catalogue
 from megaarch.report.cells import merged_cells
 from megaarch.report.evidence import evidence
 from megaarch.report.findings import findings
-from megaarch.report.panel import TASKS
+from megaarch.report.yardsticks import TASKS
 from megaarch.study.results import Results
 
 RECORD = Path("benchmarks/2026-11-29-why-decoder-only")

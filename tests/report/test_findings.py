@@ -9,7 +9,7 @@ from megaarch import report
 from megaarch.report import findings
 from megaarch.report.figures import sections
 from megaarch.report.page import write_page
-from megaarch.report.panel import Score, distinguished
+from megaarch.report.yardsticks import Score, distinguished
 from megaarch.study.results import Paired, Results
 from tests.study.example_results import (
     adapted_results,

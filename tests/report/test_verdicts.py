@@ -3,8 +3,8 @@
 import pytest
 
 from megaarch.report import verdicts
-from megaarch.report.panel import Score
 from megaarch.report.verdicts import FAILS, HOLDS, UNKNOWN
+from megaarch.report.yardsticks import Score
 
 
 def score(value: float, half: float = 0.01) -> Score:

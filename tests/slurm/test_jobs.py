@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from megaarch.data.tokenizer import train_sentencepiece
+from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.conftest import made_up_text
 from tests.slurm.conftest import ROOT
 

@@ -20,7 +20,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
-from megaarch.study import lock, run, workers
+from megaarch.study import lanes, lock, run_cell
 from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
@@ -165,8 +165,8 @@ def test_a_cell_that_takes_the_optimizer_along_goes_on_where_its_parent_ended(st
 def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypatch):
     compare(study, tmp_path, QUIET)
     ran = []
-    honest = run.run
-    monkeypatch.setattr(run, "run", lambda cell, *a: ran.append(cell.key) or honest(cell, *a))
+    honest = run_cell.run
+    monkeypatch.setattr(run_cell, "run", lambda cell, *a: ran.append(cell.key) or honest(cell, *a))
     study["study"]["seeds"] = [0, 1]
     study["study"]["cells"] = study["study"]["cells"][:2]
     compare(study, tmp_path, QUIET)
@@ -305,15 +305,15 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     raw["study"]["cells"] = raw["study"]["cells"][:1]
     opened = study_folder.StudyFolder.open(raw, tmp_path)
     [cell], evaluation, held = opened.cells, opened.study.evaluation, opened.held_out()
-    monkeypatch.setattr(run.Trainer, "run", lambda trainer, more: trainer.progress)
+    monkeypatch.setattr(run_cell.Trainer, "run", lambda trainer, more: trainer.progress)
     judged = []
     monkeypatch.setattr(
-        run.yardsticks, "continuation_bits", lambda scorer, items: judged.extend(items) or 2.5
+        run_cell.yardsticks, "continuation_bits", lambda scorer, items: judged.extend(items) or 2.5
     )
     bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
-    setup = run.Setup(opened.text_of(cell), held, evaluation, bar, grid)
-    assert run.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
+    setup = run_cell.Setup(opened.text_of(cell), held, evaluation, bar, grid)
+    assert run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
 
@@ -414,7 +414,7 @@ def test_a_cell_that_does_not_fit_into_memory_is_named(study, tmp_path, monkeypa
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
         )
 
-    monkeypatch.setattr(workers, "perform", perform)
+    monkeypatch.setattr(lanes, "perform", perform)
     with pytest.raises(ValueError, match="cell gpt: out of memory"):
         compare(study, tmp_path, QUIET)
 

@@ -8,7 +8,7 @@ import pytest
 
 from megaarch import config
 from megaarch.report.findings import headline, unigram
-from megaarch.report.panel import CONTINUATION, distinguishable
+from megaarch.report.yardsticks import CONTINUATION, distinguishable
 from megaarch.study.results import Heldout, Results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -12,9 +12,9 @@ from megaarch.model.parameter_count import parameter_count
 from megaarch.study import sweep
 from megaarch.study.cells import expand
 from megaarch.study.folder import StudyFolder, trial_cell
+from megaarch.study.lanes import Job
 from megaarch.study.results import Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
-from megaarch.study.workers import Job
 
 RATES = [1e-3, 2e-3, 4e-3]
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from megaarch.errors import UserError
-from tools.throughput import isolate, suite
+from tools.throughput import isolate, pytest_cases
 from tools.throughput.isolate import isolated
 from tools.throughput.record import Event, Record
 
@@ -106,7 +106,7 @@ def outcomes(folder, text, **options):
     path = folder / "test_it.py"
     path.write_text(text)
     found = {}
-    for head, result in suite.run([str(path)], options.pop("deadline", None), **options):
+    for head, result in pytest_cases.run([str(path)], options.pop("deadline", None), **options):
         if result is not None:
             found[head["test"].rpartition("::")[2]] = result
     return found

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from megaarch.data.tokenizer import train_sentencepiece
+from megaarch.ingest.tokenizer import train_sentencepiece
 from megaarch.training.trainer import Trainer
 from tests.tools.conversions import PIECES
 from tests.tools.preprocessing import command, document

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
 from megaarch import cli, config
-from megaarch.data.tokenizer import Tokenizer
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import FAMILIES, files, verify
 from megaarch.interchange.convert import settings_of
 from megaarch.training import checkpoint

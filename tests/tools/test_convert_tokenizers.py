@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from megaarch.data.tokenizer import Tokenizer
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
 from megaarch.interchange.convert import settings_of
 from tests.tools.conversions import PIECES, convert, saved

@@ -15,12 +15,11 @@ import pyarrow.parquet
 import pytest
 
 from megaarch.config.schema import Data
-from megaarch.data import indexed
-from megaarch.data.indexed import IndexedDataset
-from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
-from megaarch.ingest import corpus, manifest, preprocess, shards
+from megaarch.ingest import corpus, indexed, manifest, preprocess, shards
+from megaarch.ingest.indexed import IndexedDataset
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.prepare import prepare
+from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 from tests.tools.preprocessing import OUTPUTS, command, document
 from tests.tools.run import TOOLS, tool
 

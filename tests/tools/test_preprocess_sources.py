@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from megaarch.config.schema import Data
-from megaarch.data.indexed import IndexedDataset
-from megaarch.data.tokenizer import Tokenizer, train_sentencepiece
 from megaarch.ingest import preprocess, split
+from megaarch.ingest.indexed import IndexedDataset
 from megaarch.ingest.prepare import prepare
+from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 from tests.conftest import made_up_text
 from tests.ingest.test_sources import messy, write
 from tests.tools.run import tool

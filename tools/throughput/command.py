@@ -157,9 +157,11 @@ def run_inference(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def run_tests(options: argparse.Namespace, device: torch.device) -> int:
-    from tools.throughput import suite
+    from tools.throughput import pytest_cases
 
-    return _record("tests", options, suite.run(options.paths, _deadline(options)), suite.line)
+    return _record(
+        "tests", options, pytest_cases.run(options.paths, _deadline(options)), pytest_cases.line
+    )
 
 
 def _raw(options: argparse.Namespace) -> config.Raw:

@@ -13,10 +13,10 @@ import torch
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
-from megaarch.data.prompts import prompt
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
 from megaarch.inference.dialogue_cost import Turn, dialogue, policies
+from megaarch.inference.prompts import prompt
 from megaarch.model import Transformer, flops
 from megaarch.study.describe import made_up_vocabulary
 from megaarch.training.whole_model import build_model

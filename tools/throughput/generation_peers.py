@@ -13,10 +13,10 @@ import torch
 
 from megaarch.attention.mask import causal, full
 from megaarch.data.example import ConvertedStream
-from megaarch.data.prompts import Form, Prompt
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.prompts import Form, Prompt
 from megaarch.inference.sampling import Sampler, Sampling
 from tools.throughput.peers import Apart, models, ratio
 from tools.throughput.timing import Clock, Times, rounds

@@ -26,8 +26,7 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import lock, sweep_grid
-from megaarch.study import run as runs
+from megaarch.study import lock, run_cell, sweep_grid
 from megaarch.study.cells import StudyCell, title
 from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
@@ -86,10 +85,10 @@ def perform(
 
         prepared = launch.first(enter)
         held = folder.held_out(cell.settings.model.vocabulary_size)
-        setup = runs.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
+        setup = run_cell.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
         if job.choice is None:
-            return runs.run(cell, setup)
-        return runs.trial(cell, job.choice, folder.tune.budget, setup)
+            return run_cell.run(cell, setup)
+        return run_cell.trial(cell, job.choice, folder.tune.budget, setup)
 
 
 def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord:

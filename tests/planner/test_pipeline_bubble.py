@@ -6,9 +6,9 @@ import pytest
 
 from megaarch import config
 from megaarch.config.schema import Parallel
-from megaarch.planner import pipeline_schedule
+from megaarch.planner import pipeline_bubble
 from megaarch.planner.hardware import gpu
-from megaarch.planner.pipeline_schedule import bubble, in_flight
+from megaarch.planner.pipeline_bubble import bubble, in_flight
 from megaarch.planner.time import Cluster, step_seconds
 
 EVEN = (1.0, 1.0, 1.0)  # forward, gradients of inputs, of weights
@@ -65,10 +65,10 @@ def test_a_long_step_is_as_if_all_its_micro_batches_were_simulated(schedule, eac
     if schedule != "zero_bubble":
         shares = EVEN
     for batches in (2 * ranks, 5 * ranks):
-        whole = pipeline_schedule._idle(schedule, ranks, each, batches, shares)
+        whole = pipeline_bubble._idle(schedule, ranks, each, batches, shares)
         assert bubble(parallel, batches, shares) == pytest.approx(whole)
         for rank in range(ranks):
-            kept = pipeline_schedule._in_flight(schedule, ranks, each, batches, rank)
+            kept = pipeline_bubble._in_flight(schedule, ranks, each, batches, rank)
             assert in_flight(parallel, batches, rank) == kept
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.data import indexed
-from megaarch.data.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
+from megaarch.ingest import indexed
+from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
 
 DOCUMENTS = [[[1, 2, 3], [4]], [[65535, 0]], [[], [7, 8]]]  # documents of sequences
 SEQUENCES = [sequence for document in DOCUMENTS for sequence in document]

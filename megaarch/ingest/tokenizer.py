@@ -18,9 +18,9 @@ import numpy as np
 
 from megaarch.config.schema import MOST_SENTINELS
 from megaarch.data.example import SPECIALS, Vocabulary
-from megaarch.data.tokenizer_growth import check_growth
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes, replacing
+from megaarch.ingest.tokenizer_growth import check_growth
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes

@@ -197,7 +197,7 @@ def dry_runs(record: Record) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="at_scale", description=__doc__.splitlines()[0])
+    top = Parser(prog="at_scale", description=(__doc__ or "").partition("\n")[0])
     top.add_argument("record", type=Path)
     top.add_argument("--study", help="make the record of this study")
     top.add_argument("--gpus", type=int, default=1024)

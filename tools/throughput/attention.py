@@ -50,12 +50,15 @@ class Shape:
 @dataclass
 class Run:
     """One batch through one kernel. seconds: forward and backward; `again`, of the same batch once
-    more, is None where the mask is the same in each batch."""
+    more, are none where the mask is the same in each batch."""
 
     ran: str
     area: int
     seconds: list[float]
-    again: list[float] | None
+    again: list[float]
+
+
+Leaves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Candidate:
     mask: str
     kernel: str
     shape: Shape
-    leaves: tuple[torch.Tensor, ...]
+    leaves: Leaves
     grad: torch.Tensor
     seed: int
     why: str = ""
@@ -102,7 +105,8 @@ class Candidate:
     def run(self, parts: Parts, clock: Clock) -> tuple[torch.Tensor, ...]:
         """Output and gradients; the clock's intervals are forward and backward."""
         clock.start()
-        out = attend(*self.leaves, parts, kernel=self.kernel)
+        q, k, v = self.leaves
+        out = attend(q, k, v, parts, kernel=self.kernel)
         clock.mark()
         gradients = torch.autograd.grad(out, self.leaves, self.grad)
         clock.mark()
@@ -146,7 +150,7 @@ def prepare(
 ) -> Iterator[Candidate]:
     """A candidate for each (mask, kernel)."""
     generator = torch.Generator(device).manual_seed(seed)
-    inputs: dict[int, tuple] = {}  # masks of equal shapes share their inputs
+    inputs: dict[int, tuple[Leaves, torch.Tensor]] = {}  # masks of equal shapes share them
 
     def random(length: int, heads: int) -> torch.Tensor:
         size = (shape.rows, length, heads, shape.head_size)
@@ -155,10 +159,12 @@ def prepare(
     for mask in mask_names:
         n = masks.batch(mask, shape.rows, shape.length, seed, 0).queries
         if n not in inputs:
-            q, k, v = random(n, shape.heads), *(random(shape.length, shape.key_heads) for _ in "kv")
-            inputs[n] = tuple(x.requires_grad_() for x in (q, k, v)), random(n, shape.heads)
+            q = random(n, shape.heads).requires_grad_()
+            k, v = (random(shape.length, shape.key_heads).requires_grad_() for _ in "kv")
+            inputs[n] = (q, k, v), random(n, shape.heads)
         for kernel in kernels:
-            yield Candidate(mask, kernel, shape, *inputs[n], seed)
+            leaves, grad = inputs[n]
+            yield Candidate(mask, kernel, shape, leaves, grad, seed)
 
 
 def _admit(
@@ -176,7 +182,8 @@ def _admit(
     for number in range((WARM_UP + repetitions) if candidate.drawn else 1):
         try:
             parts = candidate.batch(number)
-            chosen, candidate.why = choose(candidate.kernel, *candidate.leaves[:2], parts)
+            q, k, _ = candidate.leaves
+            chosen, candidate.why = choose(candidate.kernel, q, k, parts)
         except ValueError as error:
             reasons.append(str(error))
             continue
@@ -209,7 +216,8 @@ def _round(candidates: list[Candidate], number: int, clock: Clock) -> Iterator[E
         yield Event(candidate.head)
         try:
             parts = candidate.batch(number)
-            chosen, why = choose(candidate.kernel, *candidate.leaves[:2], parts)
+            q, k, _ = candidate.leaves
+            chosen, why = choose(candidate.kernel, q, k, parts)
         except ValueError as error:
             candidate.unfit[str(error)] += 1
             continue
@@ -233,7 +241,7 @@ def _once(candidate: Candidate, chosen: str, parts: Parts, clock: Clock) -> Run:
     for name, x in zip(("output", "dq", "dk", "dv"), candidate.run(parts, clock), strict=True):
         if not torch.isfinite(x).all():
             raise FloatingPointError(f"{name} is not finite at {parts.row(0)[:2]}")
-    seconds, again = clock.intervals(), None
+    seconds, again = clock.intervals(), []
     if candidate.drawn:
         candidate.run(parts, clock)
         again = clock.intervals()
@@ -287,8 +295,9 @@ def _rates(shape: Shape, runs: list[Run], seconds: list[list[float]]) -> dict[st
 
 def _against_causal(events: list[Event]) -> None:
     """Adds each mask's TFLOP/s over those of the same kernel's causal mask in this run."""
-    causal = {e.head["kernel"]: e.result for e in events if e.head["mask"] == "causal"}
-    for head, result in events:
+    found = [(event.head, event.result or {}) for event in events]
+    causal = {head["kernel"]: result for head, result in found if head["mask"] == "causal"}
+    for head, result in found:
         base = causal.get(head["kernel"], {})
         for figures in (result, result.get("warm", {})):
             for stage in STAGES:

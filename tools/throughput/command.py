@@ -209,9 +209,10 @@ def _record(
     try:
         for event in events:
             record.take(event)
-            final = event.result and not (repeats and "forward" in event.result)
+            result = event.result or {}
+            final = result and not (repeats and "forward" in result)
             if final and event.key not in shown:
-                shown[event.key] = line(event.head | event.result)
+                shown[event.key] = line(event.head | result)
                 _show(shown[event.key])
     except BaseException as error:
         if record.results:  # what there is, and why there is no more
@@ -233,12 +234,12 @@ def _finish(
 
 
 def _close(record: Record, draw: Draw | None) -> int:
-    found = record.write(complete=True)
-    print(record.path)
+    path, found = record.write(complete=True)
+    print(path)
     if draw is not None:
         try:
-            draw(found, record.path.with_suffix(".svg"))
-            print(record.path.with_suffix(".svg"))
+            draw(found, path.with_suffix(".svg"))
+            print(path.with_suffix(".svg"))
         except ImportError as error:
             _show(f"no plot: {error}")
     count = {

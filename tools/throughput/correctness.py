@@ -28,11 +28,11 @@ def fault(
     group = q.shape[2] // k.shape[2]
     heads = (slice(0, group), slice(0, 1), slice(0, 1))
     one = Parts(parts.table[row : row + 1], parts.queries, parts.keys)
-    mine = [
+    mine = one_q, one_k, one_v = tuple(
         x.detach()[row : row + 1, :, h].double().requires_grad_()
         for x, h in zip((q, k, v), heads, strict=True)
-    ]
-    out = attend(*mine, one, kernel="reference")
+    )
+    out = attend(one_q, one_k, one_v, one, kernel="reference")
     grad = output_grad[row : row + 1, :, :group].double()
     expected = (out, *torch.autograd.grad(out, mine, grad))
     for name, a, b, h in zip(

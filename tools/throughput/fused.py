@@ -34,7 +34,7 @@ class Problem:
     give, in fp64; bytes of each direction, 0 where nothing runs."""
 
     name: str
-    candidates: dict[str, tuple[Callable[[], Tensors], Callable[[Tensors], Tensors]]]
+    candidates: Mapping[str, tuple[Callable[[], Tensors], Callable[[Tensors], Tensors]]]
     wanted: Tensors
     nbytes: tuple[int, int]
 

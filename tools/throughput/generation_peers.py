@@ -18,7 +18,8 @@ from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
 from megaarch.inference.prompts import Form, Prompt
 from megaarch.inference.sampling import Sampler, Sampling
-from tools.throughput.peers import Apart, models, ratio
+from megaarch.model import Transformer
+from tools.throughput.peers import Apart, TheirModel, models, ratio
 from tools.throughput.timing import Clock, Times, rounds
 
 FAMILIES = ("llama", "t5")
@@ -30,7 +31,7 @@ class Ours:
     """Answers of our model. tokens: [B, S], of the prompts. Calling it returns the answers [B, A]; the clock
     then has the moment of each token."""
 
-    def __init__(self, model: torch.nn.Module, tokens: np.ndarray, answer: int, clock: Clock):
+    def __init__(self, model: Transformer, tokens: np.ndarray, answer: int, clock: Clock):
         self.model, self.tokens, self.answer, self.clock = model, tokens, answer, clock
         if model.stacks[-1].cross:
             start = _stream([START], causal)
@@ -58,7 +59,7 @@ class Ours:
 class Theirs:
     """Generation by the other library's `generate`."""
 
-    def __init__(self, model: torch.nn.Module, tokens: np.ndarray, answer: int, clock: Clock):
+    def __init__(self, model: TheirModel, tokens: np.ndarray, answer: int, clock: Clock):
         self.model, self.answer, self.clock = model, answer, clock
         self.tokens = torch.from_numpy(tokens).to(next(model.parameters()).device)
         model.generation_config.eos_token_id = None  # answers end by their length alone

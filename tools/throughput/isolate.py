@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 import torch
 
@@ -46,7 +46,7 @@ def explain(error: BaseException) -> str:
     return reason
 
 
-def processes(*modules: str) -> BaseContext:
+def processes(*modules: str) -> ForkServerContext | SpawnContext:
     """Returns what starts processes. Without a GPU they are forks of one server that has imported
     `modules`, which costs a fraction of an import; with one, new processes, for CUDA forbids forks."""
     if torch.cuda.is_available():

@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Outcomes(Path(config.getoption("--outcomes"))))
+    config.pluginmanager.register(Outcomes(Path(str(config.getoption("--outcomes")))))
 
 
 class Outcomes:

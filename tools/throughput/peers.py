@@ -27,6 +27,9 @@ from megaarch.training.host_memory import keep_freed_memory
 from tools.throughput.isolate import processes
 from tools.throughput.timing import Clock, Times, rounds
 
+# transformers.PreTrainedModel, whose annotations its own calls do not meet
+TheirModel = Any
+
 FAMILIES = ("llama", "t5", "bert")
 CURVE_STEPS = 5
 CURVE_TOLERANCE = 2e-3  # relative, of the loss after that many steps in fp32
@@ -49,7 +52,7 @@ def check_size(size: dict[str, int]) -> None:
             )
 
 
-def theirs(family: str, size: dict[str, int]) -> torch.nn.Module:
+def theirs(family: str, size: dict[str, int]) -> TheirModel:
     """Their model of this size, randomly initialized, without dropout."""
     import transformers
 
@@ -88,10 +91,10 @@ def theirs(family: str, size: dict[str, int]) -> torch.nn.Module:
         num_heads=heads,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        decoder_start_token_id=0,
         pad_token_id=0,
         use_cache=False,
     )
+    config.decoder_start_token_id = 0
     return transformers.T5ForConditionalGeneration(config)
 
 
@@ -163,7 +166,7 @@ class Side:
         return loss.detach()
 
 
-def models(family: str, size: dict[str, int], seed: int) -> tuple[Transformer, torch.nn.Module]:
+def models(family: str, size: dict[str, int], seed: int) -> tuple[Transformer, TheirModel]:
     """Ours and theirs, of the same weights."""
     torch.manual_seed(seed)
     their_model = theirs(family, size)
@@ -227,7 +230,8 @@ def curves(
     """Losses of the first steps of the same training in fp32, ours and theirs."""
     sides = pair(family, size, False, seed, device)
     data = batches(family, size, CURVE_STEPS, seed, device)
-    return tuple([float(side.step(batch[i])) for batch in data] for i, side in enumerate(sides))
+    ours, theirs = ([float(side.step(batch[i])) for batch in data] for i, side in enumerate(sides))
+    return ours, theirs
 
 
 class Apart:

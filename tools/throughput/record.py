@@ -66,15 +66,15 @@ class Record:
         """Adds results that come all at once."""
         self.results |= {(len(self.results), n): r for n, r in enumerate(results)}
 
-    def write(self, complete: bool) -> dict[str, Any]:
-        """Writes what there is; returns it."""
-        self.path = self.path or _claim(self.content, self.name, self.directory)
+    def write(self, complete: bool) -> tuple[Path, dict[str, Any]]:
+        """Writes what there is; returns where, and what."""
+        path = self.path = self.path or _claim(self.content, self.name, self.directory)
         found = self.content | {"complete": complete, "results": [*self.results.values()]}
-        aside = self.path.with_suffix(".part")
+        aside = path.with_suffix(".part")
         aside.write_text(json.dumps(found, indent=1) + "\n")
-        aside.replace(self.path)
+        aside.replace(path)
         self.written, self.changed = time.monotonic(), False
-        return found
+        return path, found
 
 
 def describe(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def matmul_flops(device: torch.device, size: int = 1024, repetitions: int = 8) -
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)

@@ -19,6 +19,7 @@ import torch
 # Imported before any trainer. An import in the midst of its constructor, where torch does it by
 # itself, leaves cycles that hold the frames of all callers, the trainer and its model with them.
 import torch._dynamo
+from torch._C._autograd import DeviceType
 
 from megaarch import config
 from megaarch.attention import RelativeBias, choose
@@ -216,10 +217,10 @@ def communication(trainer: Trainer, batches: list) -> float:
     kinds += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
     with torch.profiler.profile(activities=kinds) as profiler:
         step = trainer.step(batches)
-    on_device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    on_device = DeviceType.CUDA if cuda else DeviceType.CPU
     spans = [
         (event.time_range.start, event.time_range.end)
-        for event in profiler.events()
+        for event in profiler.events() or ()
         if event.device_type == on_device and any(c in event.name.lower() for c in COLLECTIVES)
     ]
     return min(1.0, _union(spans) / 1e6 / step.seconds)

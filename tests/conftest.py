@@ -72,7 +72,12 @@ SLOW_FILES = {
     ),
     *("training/test_planted.py", "training/test_trackers.py", "training/test_preemption.py"),
     *("training/test_malloc.py", "training/test_float8.py", "training/test_recompiles.py"),
-    *("training/test_ahead.py", "training/test_saving.py", "study/test_lock.py"),
+    *(
+        "training/test_ahead.py",
+        "training/test_saving.py",
+        "study/test_lock.py",
+        "study/test_lanes.py",
+    ),
     *("study/test_compare.py", "study/test_preflight.py", "study/test_yardsticks.py"),
     *("study/test_copy_task.py", "probes/test_regression.py"),
     *("interchange/test_folders.py", "interchange/test_huggingface.py", "ingest/test_tokenizer.py"),

@@ -12,8 +12,7 @@ from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lanes, lock, preflight, sweep, yardsticks
-from megaarch.study import run_cell as runs
+from megaarch.study import lanes, lock, preflight, run_cell, sweep, yardsticks
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
@@ -123,7 +122,7 @@ def run(
     for cell in cells:
         if record := folder.finished(cell):
             found[cell.key] = record
-            summary = runs.summary(record.get_result())
+            summary = run_cell.summary(record.get_result())
             display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
     jobs = [lanes.Job(folder, cell) for cell in cells if cell.key not in found]
     for job, record in lanes.run(jobs, folder.study.lanes, display):

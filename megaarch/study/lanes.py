@@ -3,19 +3,20 @@
 
 A cell that starts from another waits for it. Small models on a CPU gain from it: two processes of
 one thread each do more than one process of two threads. A process has its share of the machine's
-threads, however many jobs are left to run.
+threads, however many jobs are left to run. Where the study is told to stop, or dies, every run of its
+lanes is saved and no other begins.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellRecord
 from megaarch.study.sweep_grid import Choice
-from megaarch.training.preemption import out_of_memory
+from megaarch.training.preemption import Stopped, Watch, out_of_memory
 from megaarch.training.trainer import device_of
 
-_queue: Any = None  # of a worker process: leads to the display
+LISTEN = 1.0  # seconds until a signal to the study is noticed
 
 
 @dataclass(frozen=True)
@@ -118,52 +119,76 @@ def run(jobs: list[Job], lanes: int, display: ProgressDisplay) -> Iterator[tuple
         return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
+    stop, lead = context.Pipe(duplex=False)  # `stop` ends when `lead` closes, or this process does
     drain = threading.Thread(target=_drain, args=(queue, display), daemon=True)
     drain.start()
     waiting = list(jobs)
-    with ProcessPoolExecutor(lanes, context, _enter_worker, (queue,)) as pool:
-        running = {}
+    running: dict[Future[CellRecord], Job] = {}
+    with Watch() as signals, ProcessPoolExecutor(lanes, context, _enter, (queue, stop)) as pool:
         try:
             while waiting or running:
                 unfinished = {job.cell.key for job in [*waiting, *running.values()]}
                 for job in [job for job in waiting if job.cell.parent not in unfinished]:
                     waiting.remove(job)
                     running[pool.submit(_in_worker, job, threads, lanes)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    try:
-                        yield job, future.result()
-                    except BrokenProcessPool:
-                        raise UserError(
-                            f"cell {job.name}: a lane's process was killed (out of memory?); lower "
-                            "study.lanes and run the same command again"
-                        ) from None
-        except BaseException:
+                for future in wait(running, LISTEN, FIRST_COMPLETED).done:
+                    yield _finished(running.pop(future), future)
+                if signals.asked:
+                    raise Stopped(signals.asked)
+        except BaseException as error:
+            lead.close()
             pool.shutdown(wait=False, cancel_futures=True)
+            if signals.asked and isinstance(error, Exception):  # what a lane says of it came first
+                raise Stopped(signals.asked) from None
             raise
         finally:
             queue.put(None)
             drain.join(timeout=5)
 
 
-def _enter_worker(queue) -> None:
-    global _queue
-    _queue = queue
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _finished(job: Job, future: "Future[CellRecord]") -> tuple[Job, CellRecord]:
+    try:
+        return job, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"cell {job.name}: a lane's process was killed (out of memory?); lower "
+            "study.lanes and run the same command again"
+        ) from None
 
 
-def _leave_with_parent() -> None:
-    """A worker whose study was killed saves its run and ends; it must not train on unseen."""
+class _Lane:
+    """What a worker process keeps. queue: leads to the display. stop: ends when the study does. stopped:
+    set once a signal ended a job here; the pool hands out the next one, which must not begin."""
+
+    queue: Any
+    stop: Connection
+    stopped = threading.Event()
+
+
+def _enter(queue: Any, stop: Connection) -> None:
+    _Lane.queue, _Lane.stop = queue, stop
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
+    """Saves this lane's run and ends it, once its study is stopped or killed: it must not train on unseen."""
+    _Lane.stop.poll(None)
+    os.kill(os.getpid(), signal.SIGTERM)
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
+    _Lane.stopped.wait(60)
     os._exit(1)
 
 
 def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord:
-    return _attempt(job, lambda *message: _queue.put(message), threads, lanes)
+    if _Lane.stopped.is_set() or _Lane.stop.poll():
+        raise Stopped(signal.SIGTERM)
+    try:
+        return _attempt(job, lambda *message: _Lane.queue.put(message), threads, lanes)
+    except (Stopped, KeyboardInterrupt):
+        _Lane.stopped.set()
+        raise
 
 
 def _drain(queue, display: ProgressDisplay) -> None:

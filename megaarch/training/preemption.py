@@ -17,20 +17,22 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.si
 
 
 class Stopped(Exception):
-    """A run that was told to stop, after it has been saved. number: of the signal."""
+    """A run that was told to stop, after it has been saved. number: of the signal. step: None for several
+    runs at a time."""
 
-    def __init__(self, number: int, step: int):
+    def __init__(self, number: int, step: int | None = None):
         super().__init__(number, step)
         self.number, self.step = number, step
 
     def __str__(self) -> str:
         name = signal.Signals(self.number).name
-        return f"stopped by {name} and saved at step {self.step}; the same command continues"
+        step = "" if self.step is None else f" at step {self.step}"
+        return f"stopped by {name} and saved{step}; the same command continues"
 
 
 class Watch:
     """Listens for the signals while a run trains. Use as a context manager; `asked` is the number
-    of the signal that came, or 0. Outside the main thread it hears nothing."""
+    of the first signal that came, or 0. Outside the main thread it hears nothing."""
 
     def __init__(self):
         self.asked = 0
@@ -42,17 +44,13 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
-        if number == signal.SIGINT:
-            self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+        if number == signal.SIGINT:  # a second one ends what runs at once
+            signal.signal(number, self._before[signal.SIGINT])
 
 
 def out_of_memory(error: BaseException) -> str | None:

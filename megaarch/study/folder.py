@@ -15,6 +15,7 @@ from typing import Any, Self
 import yaml
 
 from megaarch import config
+from megaarch.config import catalogue
 from megaarch.config.fingerprint import SCORING, changed_settings, fingerprint
 from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
@@ -176,9 +177,16 @@ def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
     return replace(cell, settings=settings)
 
 
+def trial_identity(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
+    """Returns all that decides what a trial finds: trials of cells of pairs were once scored on text."""
+    found = identity(trial, prepared, evaluation)
+    of_pairs = catalogue.OBJECTIVES[trial.settings.data.objective].of_pairs
+    return found | ({"validation": "targets"} if of_pairs else {})
+
+
 def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:
     """Returns what a finished trial (`trial_cell`) found; None where it is not done, or was run with
     other settings."""
     record = CellRecord.read(trial.folder)
-    mark = identity(trial, prepared, evaluation)
+    mark = trial_identity(trial, prepared, evaluation)
     return record.trial if record and not changed_settings(record.signature, mark) else None

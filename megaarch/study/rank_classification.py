@@ -1,6 +1,9 @@
 """Scores of tasks by rank classification (Brown et al. 2020; Sanh et al. 2022): the answer is the choice
 that the model gives the largest probability after the question, in its own conditional form.
 
+Probabilities are over text tokens, as those of every yardstick: a sentinel that a model of span corruption expects
+behind a few tokens would make its long choices unlikely.
+
 An item counts by the share of its wordings in which the right choice wins, so that an interval over
 items is one over what was asked and not over how.
 """
@@ -61,7 +64,7 @@ def _score(
     )
     asked = [question for each in ranked.values() for question in each if question]
     pairs = [pair for question in asked for pair in tokens(scorer, tokenizer, question)]
-    logs = iter(scorer.loglikelihoods(pairs).raw if pairs else ())
+    logs = iter(scorer.loglikelihoods(pairs).text if pairs else ())
     right: dict[str, Answers] = {
         name: [question and _is_right(question, logs) for question in questions]
         for name, questions in ranked.items()
@@ -121,6 +124,22 @@ def _is_right(question: Question, logs) -> tuple[bool, bool]:
     return bool(found.argmax() == question.answer), bool(
         (found / sizes).argmax() == question.answer
     )
+
+
+def target_bits(
+    scorer: Scorer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> float | None:
+    """Returns the bits per byte of the targets of (input, target) pairs; None without a target's byte."""
+    encoded, size = [], 0
+    for given, target in pairs:
+        answer = tokenizer.encode(target).astype(np.int64)
+        if len(answer):
+            asked = fitted(scorer.settings.model, tokenizer.encode(given), len(answer))
+            encoded.append((asked, answer))
+            size += len(target.encode())
+    if not size:
+        return None
+    return float(-scorer.loglikelihoods(encoded).text.sum() / size / np.log(2))
 
 
 def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> list[Pair]:

@@ -19,8 +19,15 @@ from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
 from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
-from megaarch.study.folder import finished_trial, identity, parent_record, trial_cell
+from megaarch.study.folder import (
+    finished_trial,
+    identity,
+    parent_record,
+    trial_cell,
+    trial_identity,
+)
 from megaarch.study.items import Item
+from megaarch.study.rank_classification import target_bits
 from megaarch.study.results import (
     CellRecord,
     CellResult,
@@ -40,6 +47,7 @@ from megaarch.training.progress import Progress
 from megaarch.training.trainer import Trainer
 
 LOSS_POINTS = 200
+VALIDATION_PAIRS = 512
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,14 @@ class Setup:
     def scorer(self, model, settings: Settings) -> Scorer:
         vocabulary = self.prepared.tokenizer.vocabulary
         return Scorer(model, settings, vocabulary, self.evaluation.batch_rows)
+
+    def validation_bits(self, scorer: Scorer) -> float | None:
+        """Returns the bits per byte by which a sweep chooses: of what the cell is trained to predict."""
+        pairs = self.prepared.heldout_pairs
+        if catalogue.OBJECTIVES[scorer.objective].of_pairs and pairs:
+            return target_bits(scorer, self.prepared.tokenizer, pairs[:VALIDATION_PAIRS])
+        items = self.held["validation"][: self.evaluation.documents]
+        return yardsticks.continuation_bits(scorer, items)
 
 
 def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
@@ -135,14 +151,14 @@ def summary(result: CellResult) -> str:
 
 
 def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRecord:
-    """One trial of a sweep: the validation value after `share` of the cell's budget. cell: with the settings
-    that are tried.
+    """One trial of a sweep: the validation value after `share` of the cell's budget, in bits per byte of
+    continuations, or of the targets of a cell of pairs. cell: with the settings that are tried.
 
     One that was interrupted continues; what other settings left there is removed. All processes of
     the cell's layout call this.
     """
     tried, grid, evaluation = trial_cell(cell, choice, share), setup.grid, setup.evaluation
-    mark = identity(tried, setup.prepared, evaluation)
+    mark = trial_identity(tried, setup.prepared, evaluation)
     if found := finished_trial(tried, setup.prepared, evaluation):
         return CellRecord(signature=mark, trial=found)
     if grid.is_main:
@@ -155,9 +171,7 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
     value = None
     try:
         trainer.run(more=True)
-        items = setup.held["validation"][: evaluation.documents]
-        scorer = setup.scorer(trainer.engine, tried.settings)
-        value = yardsticks.continuation_bits(scorer, items)
+        value = setup.validation_bits(setup.scorer(trainer.engine, tried.settings))
     except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
         setup.bar.set_text(str(error))
     found = Trial(

@@ -36,7 +36,7 @@ class Items:
     """What a model got right of a task's items, by the first of the task's filters.
 
     right: by ACCURACY. normalized: by log-likelihoods over the lengths of choices, where the task measures
-    that. choices: how many each item has; 1 where an answer is generated.
+    that. choices: how many each item has; 1 where its answer is not one of several.
     """
 
     right: list[float]

@@ -96,8 +96,9 @@ class Probed(Record):
     cells: dict[str, Any]
 
     def of_cell(self, name: str, key: str | None) -> Any:
-        """Returns the record of a study's cell, by its name or its key; None where it was not probed."""
-        return self.cells.get(name) or self.cells.get((key or "").rpartition("-seed")[0])
+        """Returns the record of a study's cell, by its key; None where it was not probed. Files of an earlier
+        version have names alone."""
+        return self.cells.get((key or "").rpartition("-seed")[0]) or self.cells.get(name)
 
 
 def run(
@@ -120,16 +121,13 @@ def run(
         show(f"{name}: {path}")
         subject = open_subject(path, overrides)
         found.setdefault(subject.name, []).append(measure(subject, options))
-    cells = {short: merged(found[cell]) for cell, short in _short(list(found)).items()}
     return Probed(
-        probe=name, rows=options.rows, length=options.length, seed=options.seed, cells=cells
+        probe=name,
+        rows=options.rows,
+        length=options.length,
+        seed=options.seed,
+        cells={cell: merged(records) for cell, records in found.items()},
     )
-
-
-def _short(names: list[str]) -> dict[str, str]:
-    """Maps each name to the cell's alone where size and budget tell none from another."""
-    short = [name.partition("/")[0] for name in names]
-    return dict(zip(names, names if len(set(short)) < len(short) else short, strict=True))
 
 
 def read(folder: Path) -> dict[str, Probed]:

@@ -273,10 +273,14 @@ def _squared(predictions: torch.Tensor, test: Problems) -> np.ndarray:
 def _learner(
     seeds: list[dict[int, np.ndarray]], bound: dict[int, np.ndarray], parameters: int | None = None
 ) -> Learner:
-    """seeds: the errors of each problem by number of examples, for each seed."""
+    """seeds: the errors of each problem by number of examples, for each seed. An error that is not finite is
+    no row to leave out: a mean without it would favour the model that diverged, so there is none."""
     error, ratio = {}, {}
     for count, least in bound.items():
         problems = np.arange(len(least))
+        if not all(np.isfinite(found[count]).all() for found in seeds):
+            error[str(count)] = ratio[str(count)] = Estimate(value=None)
+            continue
         error[str(count)] = over_seeds([over_rows(found[count], problems) for found in seeds])
         ratio[str(count)] = over_seeds(
             [

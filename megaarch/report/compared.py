@@ -13,8 +13,9 @@ from megaarch.study.results import Results
 
 @dataclass(frozen=True)
 class Compared:
-    """Cells of the largest budget and size. raw: those with positions, before finetuning. without: those
-    without positions. decoder: the causal one of full_lm among raw."""
+    """Cells of the largest budget, and of the size of the largest decoder there. raw: those with positions,
+    before finetuning. without: those without positions. decoder: the causal one of full_lm among raw. Cells
+    that trained longer, from another's weights, are in neither."""
 
     cells: list[MergedCell]
     look: Looks
@@ -26,28 +27,28 @@ class Compared:
     def of(cls, results: Results) -> "Compared | None":
         every = merged_cells(results)
         cells = [cell for cell in every if cell.adaptation is None]
-        largest = max((cell.budget for cell in cells), default=0)
-        most = max((cell.parameters or 0 for cell in cells if not _two_stacks(cell)), default=0)
-        cells = [
-            c
-            for c in cells
-            if c.budget == largest
-            and (len({d.size for d in cells}) == 1 or (c.parameters or 0) >= most)
-        ]
-        text = [cell for cell in cells if not finetuned(cell)]
-        raw = [cell for cell in text if not _blind(cell)]
+        largest = max((cell.budget for cell in cells if not finetuned(cell)), default=0)
+        text = [c for c in cells if c.budget == largest and not finetuned(c) and not c.heir]
         decoders = [
-            c for c in raw if (c.architecture, c.objective) == ("causal_decoder", "full_lm")
+            c
+            for c in text
+            if not _blind(c) and (c.architecture, c.objective) == ("causal_decoder", "full_lm")
         ]
         if not decoders:
             return None
-        without = [cell for cell in text if _blind(cell)]
-        return cls(cells, looks(every), raw, without, decoders[0])
+        decoder = max(decoders, key=lambda c: c.parameters or 0)
+        text = [c for c in text if c.size == decoder.size]
+        tuned = [c for c in cells if finetuned(c) and c.size == decoder.size]
+        raw, without = ([c for c in text if _blind(c) == blind] for blind in (False, True))
+        return cls([*text, *tuned], looks(every), raw, without, decoder)
 
-    def probed(self, found: Probed, cells: Sequence[MergedCell]) -> dict[str, Any]:
-        """Maps the label of each cell that was probed to its record."""
-        pairs = ((c.label, found.of_cell(c.name, c.key)) for c in cells)
-        return {label: record for label, record in pairs if record is not None}
+    def probed(
+        self, found: Probed, cells: Sequence[MergedCell]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Maps the label of each cell that was probed to its record, and names those that were not."""
+        every = {c.label: found.of_cell(c.name, c.key) for c in cells}
+        records = {label: record for label, record in every.items() if record is not None}
+        return records, [label for label in every if label not in records]
 
     def causal(self, label: str) -> bool:
         """Whether the cell of this label is a causal decoder."""
@@ -57,10 +58,6 @@ class Compared:
         """The cell with positions that one without them is held against."""
         same = (cell.architecture, cell.objective)
         return next((c for c in self.raw if (c.architecture, c.objective) == same), None)
-
-
-def _two_stacks(cell: MergedCell) -> bool:
-    return cell.architecture == "encoder_decoder"
 
 
 def _blind(cell: MergedCell) -> bool:

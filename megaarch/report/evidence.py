@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import matplotlib
+import numpy as np
 
 from megaarch.probes import catalogue
 from megaarch.probes.attention_rank import Block, Ranks
@@ -23,7 +24,7 @@ from megaarch.report.notation import percent
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
 from megaarch.report.verdicts import Verdict
-from megaarch.report.yardsticks import CONTINUATION, TASKS, Score, known
+from megaarch.report.yardsticks import CONTINUATION, TASKS, Score, chance_of
 from megaarch.study.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 
@@ -114,17 +115,14 @@ def points(
 
 def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
     every = {c.label: c.heldout.score(TASKS) for c in study.cells if c not in study.without}
-    every = {label: score for label, score in every.items() if score.value is not None}
     raw = {
         c.label: every[c.label]
         for c in study.raw
-        if c.label in every and (c.heldout.comparable or c is study.decoder)
+        if c is study.decoder or (c.heldout.comparable and not study.causal(c.label))
     }
-    raw = {n: s for n, s in raw.items() if n == study.decoder.label or not study.causal(n)}
-    chances = [t.chance for t in study.decoder.heldout.tasks.values() if t.chance is not None]
-    if study.decoder.label not in raw or not chances:
+    chance = chance_of(study.decoder.heldout)
+    if raw[study.decoder.label].value is None or chance is None:
         return None
-    chance = sum(chances) / len(chances)
     verdict = verdicts.generalization(raw, study.decoder.label, chance)
     panel = plots.dots(
         "argument-generalization",
@@ -148,7 +146,8 @@ def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
 def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "rank" not in probed:
         return None
-    ranks: dict[str, Ranks] = study.probed(probed["rank"], study.raw)
+    ranks: dict[str, Ranks]
+    ranks, missing = study.probed(probed["rank"], study.raw)
     mine = ranks.pop(study.decoder.label, None)
     if mine is None:
         return None
@@ -176,6 +175,8 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
     }
     if not pairs:
         return None
+    unknown = {label: Score(None) for label in missing if not study.causal(label)}
+    pairs |= {label: (score, score) for label, score in unknown.items()}
     panel = lines(
         "argument-rank",
         "Effective rank of attention, by layer",
@@ -192,7 +193,7 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
         "effective rank, share of the row",
     )
     panel.caption = _rank_caption(causal, mine.blocks.get("decoder.prefix", causal))
-    return verdicts.rank(pairs, swapped), panel
+    return verdicts.rank(pairs, swapped | unknown), panel
 
 
 def _rank_caption(causal: Block, half: Block) -> str:
@@ -219,12 +220,14 @@ def _rank_caption(causal: Block, half: Block) -> str:
 def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "difficulty" not in probed:
         return None
-    records: dict[str, Difficulty] = study.probed(probed["difficulty"], study.raw)
+    records: dict[str, Difficulty]
+    records, _ = study.probed(probed["difficulty"], study.raw)
     whole = {n: r for n, r in records.items() if r.nats_per_target and r.linear}
     if study.decoder.label not in whole or len(whole) < 2:
         return None
-    nats = {n: as_score(r.nats_per_target) for n, r in whole.items() if r.nats_per_target}
-    states = {n: as_score(r.linear) for n, r in whole.items() if r.linear}
+    unknown = {cell.label: Score(None) for cell in study.raw}
+    nats = unknown | {n: as_score(r.nats_per_target) for n, r in whole.items() if r.nats_per_target}
+    states = unknown | {n: as_score(r.linear) for n, r in whole.items() if r.linear}
     chances = [r.chance for r in whole[study.decoder.label].representation.values()]
     panel = plots.dots(
         "argument-difficulty",
@@ -298,14 +301,19 @@ def _by_seed(error: Mapping[str, Estimate]) -> list[list[tuple[float, float]]]:
 def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if "position" not in probed:
         return None
-    records: dict[str, Positions] = study.probed(probed["position"], study.without)
+    records: dict[str, Positions]
+    records, missing = study.probed(probed["position"], study.without)
     streams: dict[str, Stream] = {n: next(iter(r.streams.values())) for n, r in records.items()}
     cost = {c.label: _loss_without(study, c) for c in study.without if c.heldout.comparable}
-    known_cost = {label: score for label, score in cost.items() if score is not None}
     mine = next((c.label for c in study.without if study.pair(c) is study.decoder), None)
-    if mine not in streams or mine not in known_cost or len(known_cost) < 2:
+    if mine not in streams or cost[mine].value is None or len(cost) < 2:
         return None
-    second = {label: as_score(s.layers[SECOND].of_chance) for label, s in streams.items()}
+    second = {label: Score(None) for label in missing} | {
+        label: as_score(s.layers[SECOND].of_chance) if len(s.layers) > SECOND else Score(None)
+        for label, s in streams.items()
+    }
+    if second[mine].value is None:
+        return None
     both_ways = {n: s for n, s in second.items() if not study.causal(n)}
     panel = lines(
         "argument-position",
@@ -320,35 +328,42 @@ def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     )
     panel.caption = "Of an encoder-decoder its encoder."
     last = as_score(streams[mine].layers[-1].of_chance)
-    return verdicts.position(second[mine], both_ways, known_cost, mine, last), panel
+    return verdicts.position(second[mine], both_ways, cost, mine, last), panel
 
 
-def _loss_without(study: Compared, cell: MergedCell) -> Score | None:
-    """Bits per byte that a cell loses against its pair with positions."""
+def _loss_without(study: Compared, cell: MergedCell) -> Score:
+    """Bits per byte that a cell loses against its pair with positions, in all and of each item."""
     pair = study.pair(cell)
     if pair is None:
-        return None
+        return Score(None)
     a, b = cell.heldout.score(CONTINUATION), pair.heldout.score(CONTINUATION)
     if a.value is None or b.value is None or a.paired is None or b.paired is None:
-        return None
+        return Score(None)
     value = a.value - b.value
-    seeds = known([x - y for x, y in zip(a.by_seed, b.by_seed, strict=False)])
+    seeds = (
+        [x - y for x, y in zip(a.by_seed, b.by_seed, strict=True)]
+        if cell.seeds == pair.seeds
+        else []
+    )
     error = paired_error(a.paired, b.paired)
     half = NORMAL_95 * error.deviation if error else math.inf
     interval = widened([value - half, value + half], value, seed_error([seeds]))
-    return Score(value, interval, None, seeds)
+    items = np.subtract(a.paired.amounts, b.paired.amounts).tolist() if error else None
+    paired = a.paired.model_copy(update={"amounts": items}) if items else None
+    return Score(value, interval, paired, seeds)
 
 
 def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:
     able = dialogues(probed, study.raw)
-    one = {}
-    for label in able:  # one cell of each architecture, and the decoder for its own
-        architecture = next(c.architecture for c in study.cells if c.label == label)
-        one.setdefault(architecture, label)
-    one["causal_decoder"] = study.decoder.label
     if study.decoder.label not in able:
         return None
-    turns = {label: cheapest(able[label]) for label in one.values()}
+    turns = {label: cheapest(dialogue) for label, dialogue in able.items()}
+    architecture = {cell.label: cell.architecture for cell in study.raw}
+    one: dict[str, str] = {}  # the cheapest cell of each architecture, and the decoder for its own
+    for label in sorted(turns, key=lambda label: -sum(turns[label])):
+        one[architecture[label]] = label
+    one["causal_decoder"] = study.decoder.label
+    turns = {label: turns[label] for label in turns if label in one.values()}
     series = {}
     for label, flops in turns.items():
         series[label] = [Point(i, f / 1e9, f / 1e9, f / 1e9) for i, f in enumerate(flops, 1)]

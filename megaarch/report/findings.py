@@ -35,7 +35,7 @@ class Verdict:
     """The ranking by one yardstick.
 
     order: the cells that it judges, best first. tied: those that are not distinguishable from the
-    best. complete: whether it judges every comparable cell.
+    best. complete: whether it judges the comparable cells, every one and no other.
     """
 
     yardstick: Yardstick
@@ -127,8 +127,10 @@ def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell
     return ranked(cells)
 
 
-def verdict(yardstick: Yardstick, judged: Sequence[MergedCell], number: int) -> Verdict | None:
-    """None where no cell has a value. number: of the cells that a complete verdict judges."""
+def verdict(
+    yardstick: Yardstick, judged: Sequence[MergedCell], every: Sequence[MergedCell]
+) -> Verdict | None:
+    """None where no cell has a value. every: the cells that a complete verdict judges."""
     scores = [(cell, cell.heldout.score(yardstick)) for cell in judged]
     sign = -1 if yardstick.higher_is_better else 1
     scores = [(cell, score) for cell, score in scores if score.value is not None]
@@ -138,7 +140,8 @@ def verdict(yardstick: Yardstick, judged: Sequence[MergedCell], number: int) -> 
     differs = distinguished([score for _, score in scores])[0]
     order = [cell for cell, _ in scores]
     tied = [cell for cell, apart in zip(order[1:], differs[1:], strict=True) if not apart]
-    return Verdict(yardstick, order, tied, len(order) >= number)
+    complete = {cell.label for cell in order} == {cell.label for cell in every}
+    return Verdict(yardstick, order, tied, complete)
 
 
 def findings(results: Results) -> list[Finding]:
@@ -149,8 +152,8 @@ def findings(results: Results) -> list[Finding]:
         group = [cell for cell in cells if place(cell) == (amount, added)]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
-        raw = [verdict(y, judged(y, group), len(ranked(group))) for y in yardsticks]
-        apart = [verdict(y, tuned(group), len(tuned(group))) for y in by_tasks]
+        raw = [verdict(y, judged(y, group), ranked(group)) for y in yardsticks]
+        apart = [verdict(y, tuned(group), tuned(group)) for y in by_tasks]
         found.append(
             Finding(amount, added, group, *([v for v in each if v] for each in (raw, apart)))
         )
@@ -216,10 +219,10 @@ def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
     ]
     if not names:
         return []
-    verb, its = ("does", "its") if len(names) == 1 else ("do", "their")
+    its = "its" if len(names) == 1 else "their"
     return [
-        f"{listed(names)} {verb} not show that {its} input is read: a wrong document's prefix serves "
-        f"{its} continuations as well as {its} own."
+        f"{listed(names)} may not read {its} input: the right document's prefix is not shown to serve {its} "
+        "continuations better than a wrong one's."
     ]
 
 

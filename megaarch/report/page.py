@@ -119,14 +119,16 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
 def argued(argument: Argument) -> dict[str, Any]:
     """An argument as the page shows it."""
     verdict = argument.verdict
-    missing = f"Not measured: {argument.probe}."
+    missing = "Not measured, or this study has not the cells for it"
+    if argument.probe != "compare":
+        missing += f": run megaarch probe {argument.probe} --study on its folder"
     return {
         "number": argument.number,
         "title": argument.title,
         "claim": argument.claim,
         "answer": verdict.answer if verdict else "not measured",
         "kind": verdict.answer.split()[0] if verdict else "none",
-        "found": verdict.found if verdict else missing,
+        "found": verdict.found if verdict else f"{missing}.",
         "panels": [drawing(panel) for panel in argument.panels],
     }
 

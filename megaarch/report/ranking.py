@@ -39,7 +39,7 @@ class Strip(TypedDict):
 
 
 class Row(TypedDict):
-    """A row as the page shows it. unread: whether a wrong document's prefix serves the cell as well."""
+    """A row as the page shows it. unread: whether the cell's own prefix is not shown to serve it better than a wrong one."""
 
     label: str
     kind: str

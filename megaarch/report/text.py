@@ -16,6 +16,7 @@ from megaarch.report.yardsticks import (
     GAIN,
     TASKS,
     Score,
+    chance_of,
     knows_length,
     lengths,
     of_length,
@@ -150,9 +151,7 @@ def by_task(cells: list[MergedCell]) -> list[str]:
     if not scored:
         return []
     tasks = scored[0][0].heldout.tasks
-    chances = [task.chance for task in tasks.values() if task.chance is not None]
-    chance = sum(chances) / len(chances) if chances else None
-    chance = notation.fixed(chance, missing="not known")
+    chance = notation.fixed(chance_of(scored[0][0].heldout), missing="not known")
     lines = [
         "",
         f"mean accuracy of {len(tasks)} tasks (chance {chance}); 'above': how many of them",
@@ -209,7 +208,7 @@ def footnotes(results: Results, findings: list[Finding]) -> list[str]:
     if any(finding.tied for finding in findings):
         lines.append("~ not distinguishable from the best at 95%")
     if any(cell.heldout.reads_prefix is False for cell in cells):
-        lines.append("! a wrong document's prefix serves its continuations as well as its own")
+        lines.append("! its own prefix is not shown to serve it better than a wrong document's")
     if kinds := interval_kinds(cells):
         lines.append("intervals: " + "; ".join(kinds))
     if counts := items(cells):

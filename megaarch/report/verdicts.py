@@ -5,6 +5,7 @@ than chance explains, corrected for the comparisons of its argument (Holm). An a
 all that it claims was found, and does not where the opposite of a part of it was.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -34,30 +35,34 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Standing:
-    """How one score stands to others: the names that it is better than, worse than, and not told from."""
+    """How one score stands to others: the names that it is better than, worse than, not told from, and those
+    that were not measured."""
 
     better: list[str]
     worse: list[str]
     tied: list[str]
+    missing: list[str]
 
     @property
     def answer(self) -> Answer:
         if self.worse:
             return FAILS
-        return HOLDS if self.better and not self.tied else UNKNOWN
+        return HOLDS if self.better and not self.tied + self.missing else UNKNOWN
 
 
 def standing(claimed: Score, others: Scores, higher_is_better: bool) -> Standing:
-    """Compares a score with each of the others. Those without a value are tied."""
+    """Compares a score with each of the others."""
     return of_pairs({name: (claimed, other) for name, other in others.items()}, higher_is_better)
 
 
 def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -> Standing:
     """Compares by pairs, each of the claimed score at the conditions of the other, and the other."""
     differs = holm([difference(claimed, other) for claimed, other in pairs.values()], LEVEL)
-    found = Standing([], [], [])
+    found = Standing([], [], [], [])
     for (name, (claimed, other)), apart in zip(pairs.items(), differs, strict=True):
-        if not apart or claimed.value is None or other.value is None:
+        if claimed.value is None or other.value is None:
+            found.missing.append(name)
+        elif not apart:
             found.tied.append(name)
         elif (claimed.value > other.value) == higher_is_better:
             found.better.append(name)
@@ -96,7 +101,7 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
     answer = found.answer
     if gains:
         answer = FAILS
-    elif answer == HOLDS and len(loses) < len(swapped):
+    elif answer == HOLDS and not (loses and len(loses) == len(swapped)):
         answer = UNKNOWN
     named = {n: f"{n} ({percent(c.value)} to {percent(o.value)})" for n, (c, o) in pairs.items()}
     parts = {
@@ -107,6 +112,8 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
     said = [
         f"{words} {listed([named[n] for n in names])}" for words, names in parts.items() if names
     ]
+    if found.missing:
+        said.append(f"not measured against {listed(found.missing)}")
     words = f"causal attention's effective rank, as a share of the tokens, is {', '.join(said)}"
     if gains:
         words += f"; the weights of {listed(gains)} gain rank where they see both ways"
@@ -152,22 +159,29 @@ def position(
     a share of what telling nothing gives. cost: bits per byte that a model loses without positions, by
     architecture; `decoder` is the causal one. last: as `causal`, of its last layer, which is said and decides nothing.
     """
-    low, high = causal.interval or (causal.value, causal.value)
-    assert low is not None and high is not None
-    blind = [n for n, s in bidirectional.items() if s.interval and s.interval[1] >= 1]
+    low, high = causal.interval or (0.0, math.inf)  # without one, nothing is known
+    blind = [
+        name
+        for name, score in bidirectional.items()
+        if score.interval and score.interval[0] >= FAR_BELOW and score.interval[1] >= 1
+    ]
     cheaper = standing(cost[decoder], _without(cost, decoder), higher_is_better=False)
     if low >= FAR_BELOW or cheaper.answer == FAILS:
         answer = FAILS
-    elif high < FAR_BELOW and len(blind) == len(bidirectional) and cheaper.answer == HOLDS:
+    elif high < FAR_BELOW and blind == list(bidirectional) != [] and cheaper.answer == HOLDS:
         answer = HOLDS
     else:
         answer = UNKNOWN
-    rest = [f"{percent(s.value)} in {n}" for n, s in bidirectional.items()]
+    rest = [
+        f"{'an unknown share' if s.value is None else percent(s.value)} in {n}"
+        for n, s in bidirectional.items()
+    ]
     deepest = f" ({percent(last.value)} in its last layer)" if last else ""
+    both_ways = f", and by {listed(rest)}" if rest else ""
     return Verdict(
         answer,
         f"Without positions, a probe of the second layer misses a token's place by {percent(causal.value)} of what "
-        f"guessing does in {decoder}{deepest}, and by {listed(rest)}. Leaving positions out costs {decoder} "
+        f"guessing does in {decoder}{deepest}{both_ways}. Leaving positions out costs {decoder} "
         f"{fixed(cost[decoder].value)} bits per byte, {_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
     )
 
@@ -207,8 +221,8 @@ def tools(ours: Mapping[str, float], others: Mapping[str, float]) -> Verdict:
 
     return Verdict(
         answer,
-        f"Over causal at equal area, the slowest other mask runs at {ratios(ours)}, and among other tools at "
-        f"{ratios(others)}.",
+        f"The slowest mask that is not causal reaches, at equal area, of the causal throughput {ratios(ours)} here, and "
+        f"{ratios(others)} elsewhere.",
     )
 
 
@@ -229,4 +243,6 @@ def _against(found: Standing, better: str, worse: str, others: Scores) -> str:
     if found.tied:
         rest = "any other" if len(found.tied) == len(others) > 1 else listed(found.tied)
         parts.append(f"not distinguishable from {rest}")
+    if found.missing:
+        parts.append(f"not measured against {listed(found.missing)}")
     return ", ".join(parts) or "with nothing to compare it with"

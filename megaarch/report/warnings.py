@@ -145,22 +145,25 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 
 
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
-    """Each budget as a phrase, with its cells."""
+    """Each budget as a phrase, with the cells that rank together there."""
+    heirs = {(cell.name, cell.size, place(cell)) for cell in merged_cells(results) if cell.heir}
     for amount, added in sorted(
         {place(cell) for cell in results.cells}, key=lambda p: (p[0], p[1] or 0)
     ):
-        group = [cell for cell in results.cells if place(cell) == (amount, added)]
-        yield notation.budget(results.budget.match, amount, adaptation=added), group
+        group = [
+            cell
+            for cell in results.cells
+            if place(cell) == (amount, added) and (cell.name, cell.size, place(cell)) not in heirs
+        ]
+        for together in ranked_together(group):
+            yield notation.budget(results.budget.match, amount, adaptation=added), together
 
 
 def unequal_flops(results: Results) -> Iterator[str]:
     """Cells that rank together whose training FLOPs, with inherited ones, differ by more than 2%."""
     match = results.budget.match
     why = "" if match == "flops" else f", as matching {notation.MATCHED.get(match)} allows"
-    heirs = {(cell.name, cell.size, place(cell)) for cell in merged_cells(results) if cell.heir}
-    groups = [(b, g) for b, cells in by_budget(results) for g in ranked_together(cells)]
-    for budget, group in groups:
-        group = [cell for cell in group if (cell.name, cell.size, place(cell)) not in heirs]
+    for budget, group in by_budget(results):
         spread = flops_spread(group)
         if spread > FLOPS_TOLERANCE:
             amounts = [(cell.total_flops, label(cell)) for cell in group if cell.total_flops]

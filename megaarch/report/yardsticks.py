@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
 from megaarch.config import catalogue
 from megaarch.report.notation import listed
 from megaarch.study.confidence import (
-    NORMAL_95,
     Error,
     holm,
     p_value,
@@ -44,7 +44,7 @@ class Score:
 @dataclass(frozen=True)
 class Yardstick:
     """read: the score of one seed. phrase: what it measures, within a sentence. most: the largest
-    value that there is. judges: False for one that says what a cell reads and not how well."""
+    value that there is."""
 
     key: str
     title: str
@@ -52,7 +52,6 @@ class Yardstick:
     read: Callable[[Heldout], Score]
     higher_is_better: bool = False
     most: float | None = None
-    judges: bool = True
     signed: bool = False
 
     def score(self, seeds: Sequence[Heldout]) -> Score:
@@ -116,7 +115,6 @@ GAIN = Yardstick(
     "the gain of the prefix",
     lambda held: Score(held.prefix_gain, held.prefix_gain_interval),
     higher_is_better=True,
-    judges=False,
     signed=True,
 )
 
@@ -146,7 +144,6 @@ def gain_of_length(length: str) -> Yardstick:
         title,
         read,
         higher_is_better=True,
-        judges=False,
         signed=True,
     )
 
@@ -163,7 +160,12 @@ def of_task(name: str) -> Yardstick:
         return Score(found.accuracy, found.interval, paired)
 
     return Yardstick(
-        f"task {name}", name, f"the task {name}", read, higher_is_better=True, most=1.0
+        f"task {name}",
+        name,
+        f"the task {name}",
+        read,
+        higher_is_better=True,
+        most=1.0,
     )
 
 
@@ -201,6 +203,13 @@ def of_shots(number: str) -> Yardstick:
         higher_is_better=True,
         most=1.0,
     )
+
+
+def chance_of(held: Heldout) -> float | None:
+    """Returns the mean accuracy of guessing over the tasks; a task without choices is never guessed. None
+    without tasks."""
+    chances = [task.chance or 0.0 for task in held.tasks.values()]
+    return sum(chances) / len(chances) if chances else None
 
 
 def shots(helds: Sequence[Heldout]) -> list[str]:
@@ -281,13 +290,15 @@ def difference(a: Score, b: Score) -> float:
         return 1.0
     if not (a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]):
         return 1.0
-    halves = [(high - low) / 2 / NORMAL_95 for low, high in (a.interval, b.interval)]
-    return p_value(a.value - b.value, [Error(half, MANY) for half in halves])
+    return p_value(a.value - b.value, [_error(a), _error(b)])
 
 
-def distinguishable(a: Score, b: Score) -> bool:
-    """Whether two scores, chosen before they were seen, differ by more than chance, at 95%."""
-    return difference(a, b) < LEVEL
+def _error(score: Score) -> Error:
+    """The error of a score from its interval, which `widened` made with its seeds' degrees of freedom."""
+    assert score.interval is not None
+    low, high = score.interval
+    freedom = len(score.by_seed) - 1 if len(score.by_seed) > 1 else MANY
+    return Error((high - low) / 2 / stats.t.ppf(0.975, freedom), freedom)
 
 
 def distinguished(scores: Sequence[Score]) -> list[list[bool]]:

@@ -67,13 +67,10 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
     )
     if None in of.better or of.better[0] == of.better[1]:
         return of
-    crossings = _crossings(resampled, budgets)
-    edges = np.quantile(crossings, (0.025, 0.975))
-    return replace(
-        of,
-        crossing=_crossings(found[None], budgets)[0].item(),
-        crossing_interval=(edges[0].item(), edges[1].item()),
-    )
+    crossing = _crossings(found[None], budgets)[0]
+    edges = np.quantile(_crossings(resampled, budgets), (0.025, 0.975))
+    low, high = crossing * (edges / crossing) ** widened  # budgets differ by factors
+    return replace(of, crossing=crossing.item(), crossing_interval=(low.item(), high.item()))
 
 
 def _widened(points: int) -> float:

@@ -118,7 +118,7 @@ def _task_score(items: "Items") -> TaskScore:
         accuracy=accuracy,
         interval=interval,
         items=len(items.right),
-        chance=None if items.generated else float(np.mean([1 / n for n in items.choices])),
+        chance=float(np.mean([1 / n for n in items.choices])) if max(items.choices) > 1 else None,
         right=items.right,
         normalized_accuracy=float(np.mean(items.normalized)) if items.normalized else None,
         exact_match=accuracy if items.generated else None,

@@ -167,6 +167,15 @@ def test_models_of_a_seed_begin_alike_and_see_the_same_rows():
     assert not torch.equal(one.read_in.weight, third.read_in.weight)
 
 
+def test_a_model_that_diverges_has_no_error_to_compare():
+    """Without its worst row, or its worst seed, it would look better than it is."""
+    even = {1: np.ones(4), 2: np.ones(4)}
+    bad = {1: np.ones(4), 2: np.array([1.0, np.inf, 1.0, 1.0])}
+    found = regression._learner([even, bad, even], even)
+    assert found.error["1"].value == found.ratio["1"].value == 1
+    assert found.error["2"].value is found.ratio["2"].value is None
+
+
 def test_numbers_of_examples_that_no_row_has_are_refused():
     with pytest.raises(UserError, match="1 to 8 examples"):
         regression.compare(Regression(examples=8, counts=(4, 9)))

@@ -80,6 +80,56 @@ def test_causal_cells_of_other_objectives_are_no_counterexample():
     assert (given[1], given[2]) == (HOLDS, HOLDS)
 
 
+@pytest.mark.parametrize(
+    ("number", "probe", "cell"),
+    [
+        (2, "rank", "encdec"),
+        (3, "difficulty", "masked"),
+        (5, "position", "masked-blind"),
+    ],
+)
+def test_a_cell_that_is_still_to_be_probed_leaves_its_argument_open(number, probe, cell):
+    probes = probed()
+    del probes[probe].cells[cell]
+    assert answers(results(), probes) == dict.fromkeys(range(1, 8), HOLDS) | {number: UNKNOWN}
+
+
+def test_a_cell_without_tasks_leaves_the_first_argument_open():
+    found = results()
+    found["cells"][2]["heldout"]["tasks"] = {}
+    assert answers(found, probed())[1] == UNKNOWN
+
+
+def test_a_record_of_another_budget_is_not_read():
+    probes = probed()
+    rank = probes["rank"]
+    rank.cells["gpt/base-1e+12"] = rank.cells["gpt"]
+    rank.cells["gpt"] = rank.cells["gpt"].model_copy(deep=True)
+    rank.cells["gpt"].blocks["decoder"].trained.matrix.effective_rank = estimate(0.01)
+    assert answers(results(), probes)[2] == HOLDS
+
+
+def test_cells_of_the_largest_decoder_s_size_are_judged():
+    """A small encoder-decoder has more parameters than a decoder of the next size."""
+    found = results()
+    for cell in found["cells"]:
+        cell |= {"size": "large", "parameters": 3_000_000}
+    small = dict(found["cells"][2]) | {"name": "small", "size": "small", "parameters": 4_000_000}
+    small |= {"key": "small/small-1e+12-seed0"}
+    found["cells"].append(small)
+    assert answers(found, probed()) == dict.fromkeys(range(1, 8), HOLDS)
+
+
+def test_a_cell_that_trained_longer_is_no_counterexample():
+    found = results()
+    longer = dict(found["cells"][1]) | {"name": "longer", "parent": "prefix/base-1e+12-seed0"}
+    longer |= {"key": "longer/base-1e+12-seed0", "inherited_flops": 1e12, "flops": 1e12}
+    for cell in found["cells"]:
+        cell["flops"] = 1e12
+    found["cells"].append(longer)
+    assert answers(found, probed()) == dict.fromkeys(range(1, 8), HOLDS)
+
+
 def test_guessing_decides_nothing():
     found = results()
     for cell in found["cells"]:
@@ -101,7 +151,7 @@ def test_a_study_of_models_that_do_not_read_says_so_before_its_arguments():
     found["cells"][2]["heldout"]["reads_prefix"] = False
     made = page(Results.of(found), probed())
     before = made[: made.index('<ol class="arguments">')]
-    assert "encdec does not show that its input is read" in before
+    assert "encdec may not read its input" in before
     assert "does not show" not in page(Results.of(results()), probed())
 
 

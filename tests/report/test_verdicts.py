@@ -90,6 +90,19 @@ def test_position(causal, blind, cost, answer):
     assert found.answer == answer
 
 
+def test_what_is_hardly_measured_tells_no_place():
+    cost = scores(gpt=0.1, prefix=0.3)
+    wide = Score(0.6, [0.2, 1.05])
+    for causal, bidirectional in (
+        (score(0.1), {"bert": wide}),
+        (score(0.1), {"bert": Score(None)}),
+        (score(0.1), {}),
+        (Score(0.1), {"bert": score(1.0)}),
+        (Score(0.9), {"bert": score(1.0)}),
+    ):
+        assert verdicts.position(causal, bidirectional, cost, "gpt").answer == UNKNOWN
+
+
 @pytest.mark.parametrize(
     ("flops", "answer"),
     [
@@ -120,4 +133,4 @@ def test_tools(ours, others, answer):
 def test_a_score_without_a_value_decides_nothing():
     found = verdicts.in_context(score(0.5), {"prefix": Score(None), "encdec": score(0.9)})
     assert found.answer == UNKNOWN
-    assert "not distinguishable from prefix" in found.found
+    assert "not measured against prefix" in found.found

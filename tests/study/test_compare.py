@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from megaarch.study import lanes, lock, run_cell
 from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
+from megaarch.study.score import Scores
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
@@ -316,6 +318,40 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     assert run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
+
+
+def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_path, monkeypatch):
+    """Text would choose the rate that forgets least."""
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [{"input": f"what is {i}?", "target": f"it is {i}."} for i in range(300)]
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    tuned = {"data.objective": "supervised", "data.source": str(pairs)}
+    study["study"]["cells"] = [{"name": "tuned", "preset": "prefix_lm", "set": tuned}]
+    opened = study_folder.StudyFolder.open(study, tmp_path / "s")
+    [cell], evaluation, held = opened.cells, opened.study.evaluation, opened.held_out()
+    monkeypatch.setattr(run_cell.Trainer, "run", lambda trainer, more: trainer.progress)
+    scored = []
+    monkeypatch.setattr(
+        run_cell.Scorer,
+        "loglikelihoods",
+        lambda scorer, given: scored.extend(given) or Scores(*2 * [np.full(len(given), -1.0)]),
+    )
+    prepared = opened.text_of(cell)
+    grid = Grid.single(torch.device("cpu"))
+    bar = ProgressBar("trial", lambda *message: None)
+    setup = run_cell.Setup(prepared, held, evaluation, bar, grid)
+    found = run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup)
+    said = [tuple(prepared.tokenizer.decode(side).strip() for side in pair) for pair in scored]
+    assert said == [tuple(pair) for pair in prepared.heldout_pairs] and len(said) > 5
+    size = sum(len(target.encode()) for _, target in said)
+    assert found.trial.heldout == pytest.approx(len(said) / size / np.log(2))
+    # a trial that an earlier version scored on text is run again
+    mark = dict(found.signature)
+    del mark["validation"]
+    folder = study_folder.trial_cell(cell, {RATE: 1e-3}, 0.5).folder
+    found.model_copy(update={"signature": mark}).write(folder)
+    run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup)
+    assert len(scored) == 2 * len(said)
 
 
 def test_a_cell_can_be_finetuned_on_pairs_of_its_own(study, tmp_path, prepared):

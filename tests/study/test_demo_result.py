@@ -8,7 +8,7 @@ import pytest
 
 from megaarch import config
 from megaarch.report.findings import headline, unigram
-from megaarch.report.yardsticks import CONTINUATION, distinguishable
+from megaarch.report.yardsticks import CONTINUATION, LEVEL, difference
 from megaarch.study.results import Heldout, Results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,7 +34,7 @@ def misses(cell, results):
     below = heldout["continuation_bits_per_byte"] < results["unigram_bits_per_byte"]
     if below and "unigram_paired" in results:
         score = CONTINUATION.score([Heldout(**heldout)])
-        below = distinguishable(score, unigram(Results.of(results)))
+        below = difference(score, unigram(Results.of(results))) < LEVEL
     passed = {
         "bits": below,
         "choice": heldout["choice_accuracy"] > chance + 2 * error,
@@ -81,7 +81,7 @@ def test_seven_of_eight_cells_read_their_prefix_and_the_other_is_marked(demo):
     assert sum(reads.values()) >= 7
     [unread] = (name for name, read in reads.items() if not read)
     said = headline(Results.of(demo))
-    assert said[0].startswith(f"{unread} does not show that its input is read"), "before a winner"
+    assert said[0].startswith(f"{unread} may not read its input"), "before a winner"
 
 
 def test_who_passes_the_yardsticks(demo):

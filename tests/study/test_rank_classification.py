@@ -73,6 +73,20 @@ def test_an_item_counts_by_the_share_of_its_wordings_that_are_right(task, tiny, 
     assert low < found.accuracy < high
 
 
+def test_probabilities_are_over_text(task, tiny, prepared):
+    """A model of span corruption expects a sentinel, which makes every long choice unlikely."""
+
+    class Expecting(Planted):
+        def loglikelihoods(self, pairs):
+            text = super().loglikelihoods(pairs).text
+            return Scores(text, text - [10.0 * len(answer) for _, answer in pairs])
+
+    planted = Expecting(tiny(), prepared.tokenizer, lambda asked, choice: len(choice))
+    [found] = tasks.score(planted, prepared.tokenizer, Evaluation(tasks=[str(task)])).values()
+    odd = [i % 2 for i in range(20)]
+    assert found.right == odd  # "it is odd" wins, and is right where i is
+
+
 def test_normalization_is_over_the_bytes_of_a_choice(task, tiny, prepared):
     """Two bytes at -1 each against nine at -0.5: the sum prefers the short one."""
     costs = {"no": -2.0, "it is odd": -4.5}

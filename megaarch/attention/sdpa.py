@@ -55,41 +55,41 @@ class SdpaKernel(CallsKernel):
 
     def on_device(self, inputs: AttentionInputs) -> Gather:
         device = inputs.device
-        return on_device(self.plan(inputs.parts, device.type), inputs.parts, device)
+        return on_device(self.plan(inputs.parts, device.type), device)
 
     def run_call(self, call: "CallOnDevice", inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         if inputs.bias is not None:
             mask = call.bias(inputs, q.dtype)
         else:
-            mask = call.mask(q.dtype) if call.plan.masked else None
+            mask = call.mask(q.dtype, inputs.parts) if call.plan.masked else None
         return run(call.plan, q, k, v, mask, inputs.scale, self.backends)
 
 
 @dataclass(frozen=True)
 class CallOnDevice:
-    """A call of the plan. q, k: the rows that it reads, on the device. masks: made for it so far."""
+    """A call of the plan. q, k: the rows that it reads, on the device. masks: made for it so far. Parts keep it, so
+    that it must not keep them: such a cycle would live until the collector comes, which may be never."""
 
     plan: Call
-    parts: Parts
     device: torch.device
     q: Rows
     k: Rows
     masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+    def mask(self, dtype: torch.dtype, parts: Parts) -> torch.Tensor:
         """Returns 0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]."""
         if dtype not in self.masks:
             with torch.inference_mode(False):  # it may serve a later training step
-                seen = self.seen()
+                seen = self.seen(parts)
                 mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
                 self.masks[dtype] = mask.masked_fill_(~seen, float("-inf"))
         return self.masks[dtype]
 
-    def seen(self) -> torch.Tensor:
+    def seen(self, parts: Parts) -> torch.Tensor:
         """Returns bool: key j is the tile's, and not right of query i's bottom-right diagonal."""
         call, device = self.plan, self.device
         if call.shape == UNUSED:
-            seen = self.parts.dense()
+            seen = parts.dense()
             seen |= ~seen.any(2, keepdims=True)  # unread rows: a softmax of nothing is NaN
             return to_device(seen, device)[:, None]
         q_lengths, k_lengths = call.q_lengths, call.k_lengths
@@ -112,7 +112,7 @@ class CallOnDevice:
             at = [x[:1] for x in at]  # tiles share a block
         block = inputs.bias.block(*at).to(dtype)
         if self.plan.masked or self.plan.square:
-            return block + self.mask(dtype)
+            return block + self.mask(dtype, inputs.parts)
         return block
 
 
@@ -124,7 +124,7 @@ def alike(positions: torch.Tensor) -> bool:
     return bool((positions == positions[:1]).all())
 
 
-def on_device(plan: CallPlan, parts: Parts, device: torch.device) -> IndexGather:
+def on_device(plan: CallPlan, device: torch.device) -> IndexGather:
     """Returns the plan's calls with their index tensors on `device`, made once."""
 
     def make() -> IndexGather:
@@ -132,7 +132,7 @@ def on_device(plan: CallPlan, parts: Parts, device: torch.device) -> IndexGather
             axis: [to_device(getattr(call, axis), device) for call in plan.calls] for axis in "qk"
         }
         calls = tuple(
-            CallOnDevice(call, parts, device, q, k)
+            CallOnDevice(call, device, q, k)
             for call, q, k in zip(plan.calls, rows["q"], rows["k"], strict=True)
         )
         targets = [tuple(to_device(x, device) for x in call.target) for call in plan.calls]

@@ -1,6 +1,8 @@
 """Every kernel against the dense oracle, and the oracle against the definition."""
 
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -309,3 +311,21 @@ def test_choose_and_its_errors():
         attend(q, k, v, parts, bias=RelativeBias(torch.zeros(8, 4), True, 16))
     with pytest.raises(ValueError, match="bias of 2 heads for 4"):
         attend(q, k, v, parts, bias=RelativeBias(torch.zeros(8, 2), True, 16))
+
+
+@pytest.mark.parametrize("kernel, biased", [("sdpa", False), ("sdpa", True), ("cpu", False)])
+def test_a_batch_is_freed_without_the_collector(kernel, biased, costs):
+    """Training collects young objects alone, and what waited in a loader's queue is old."""
+    parts = Parts.of([prefix(9, 24), prefix(15, 24)], 24, 24)
+    positions = torch.arange(24).expand(2, 24)[..., None]
+    table = torch.zeros(12, 4) if biased else None
+    given = tensors(parts, dtype=torch.float32)
+    left = weakref.ref(parts)
+    gc.collect()
+    gc.disable()
+    try:
+        run(kernel, parts, *given, table, (positions, positions))
+        del parts
+        assert left() is None
+    finally:
+        gc.enable()

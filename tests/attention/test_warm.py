@@ -60,8 +60,8 @@ def put_on_device(name, parts, dtype, fused_rows=False):
         varlen.on_device(parts, DEVICE, fused_rows)
     elif name in ("cudnn", "sdpa"):
         plan = cudnn.plan(parts) if name == "cudnn" else sdpa.plan(parts, "cuda")
-        for call in sdpa.on_device(plan, parts, DEVICE).calls:
-            call.mask(dtype)
+        for call in sdpa.on_device(plan, DEVICE).calls:
+            call.mask(dtype, parts)
     else:
         tensors(intervals(parts), DEVICE)
         if name == "flex":
@@ -118,12 +118,12 @@ def test_pinned_plans_are_what_they_were(pins):
     mine, plain = (warm(Parts.of(rows, 300, 300), "cuda", "sdpa") for _ in range(2))
     mine.pin_memory()
     found, wanted = (
-        sdpa.on_device(sdpa.plan(x, "cuda"), x, torch.device("cpu")) for x in (mine, plain)
+        sdpa.on_device(sdpa.plan(x, "cuda"), torch.device("cpu")) for x in (mine, plain)
     )
     assert len(found.calls) == len(wanted.calls) > 0
     for a, b, (to, source), (its_to, its_source) in zip(
         found.calls, wanted.calls, found.targets, wanted.targets, strict=True
     ):
-        assert torch.equal(a.mask(torch.float32), b.mask(torch.float32))
+        assert torch.equal(a.mask(torch.float32, mine), b.mask(torch.float32, plain))
         for x, y in ((a.q, b.q), (a.k, b.k), (to, its_to), (source, its_source)):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y

@@ -105,7 +105,9 @@ def _flex_attention(q, k, v, **options: Any) -> Any:
     if q.device.type not in COMPILED:
         return flex_attention(q, k, v, **options)
     limits: dict[str, Any] = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
-    with torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
+    # evaluation leaves layers uncompiled, which must not take hold here
+    compiled = torch.compiler.set_stance("default")
+    with compiled, torch._dynamo.config.patch(**limits, fail_on_recompile_limit_hit=True):
         return _compiled()(q, k, v, **options)
 
 

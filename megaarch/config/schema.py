@@ -244,8 +244,9 @@ class Parallel(Section):
     @property
     def gathers_again(self) -> bool:
         """Whether a layer's parameters are given back after its forward pass and gathered again for
-        its backward pass. Without data-parallel shards they stay, whatever the setting says."""
-        return self.reshard_after_forward and self.data_parallel_shard > 1
+        its backward pass. Where they are not sharded they stay, whatever the setting says."""
+        shards = self.data_parallel_shard * self.context_parallel
+        return self.reshard_after_forward and shards > 1
 
 
 class Logging(Section):

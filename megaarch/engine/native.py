@@ -118,7 +118,7 @@ class NativeEngine(Engine):
         )
 
     def _reduce_at(self, last: bool) -> None:
-        if self.grid.gradient_ranks > 1 and not self.settings.parallel.reshard_after_forward:
+        if self.grid.gradient_ranks > 1 and not self.settings.parallel.gathers_again:
             from megaarch.parallel import fsdp
 
             fsdp.reduce_at(self.model, last)

@@ -121,7 +121,7 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     kept, one, work = _kept(settings, stages, rank)
     pipelined = parallel.pipeline_parallel > 1
     whole = HALF * count  # parameters in half precision
-    if pipelined or (not parallel.reshard_after_forward and batches > 1):
+    if pipelined or (not parallel.gathers_again and batches > 1):
         whole += FULL * (count - shard)  # and the sum of gradients, until the last micro-batch
     ends = stages.layers[-1].stop in {stages.layers[s].stop for s in stages.on(rank)}
     head = _head(settings) if ends else 0.0

@@ -202,5 +202,4 @@ def _data(
         return exposed(gathers, busy) + reductions
     if again:
         return exposed(gathers + batches * reductions, busy)
-    times = batches if parallel.reshard_after_forward else 1  # at the step's last micro-batch
-    return exposed(gathers, busy) + times * exposed(reductions, backward)
+    return exposed(gathers, busy) + exposed(reductions, backward)  # at the last micro-batch

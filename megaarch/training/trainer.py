@@ -135,8 +135,7 @@ class Trainer:
         settings, training = self.settings, self.settings.training
         if training.threads:
             torch.set_num_threads(training.threads)
-        if training.deterministic:
-            torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(training.deterministic)
         check(settings, self.grid.world_size)
         memory.check(settings, self.device)
         float8.check(training, self.device)
@@ -190,8 +189,10 @@ class Trainer:
             with Watch() as signals:
                 try:
                     yield signals
-                except FloatingPointError:  # of all ranks at once; what is being written is older
-                    self.saver.finish()
+                except Exception as error:  # what is being written is older, and sound
+                    # a FloatingPointError is raised by all ranks at once; others by one that others wait for
+                    if self.grid.mesh is None or isinstance(error, FloatingPointError):
+                        self.saver.finish()
                     raise
         finally:
             if self.metrics:

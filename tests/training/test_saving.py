@@ -148,3 +148,18 @@ def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_p
     assert found[0]["samples"] == list(range(24, 32))
     assert float(found[1]["loss"]) > 0 and found[1]["gradient_norm"] in ("inf", "nan")
     assert names(tmp_path / "run") == ["latest", step(2), step(4)]
+
+
+def test_a_checkpoint_in_the_making_outlives_another_error(tiny, prepared, tmp_path):
+    """A loader's worker may be killed, or a batch not fit, while an older step is being written."""
+
+    def watch(at):
+        if at.progress.step == 3:
+            raise RuntimeError("a worker is gone")
+
+    settings = tiny(training__async_save=True, training__save_every=2)
+    trainer = Trainer(settings, prepared, watch=watch)
+    trainer.saver.finish_if = lambda ready: None  # still being written
+    with pytest.raises(RuntimeError, match="a worker is gone"):
+        trainer.run()
+    assert checkpoint.newest(tmp_path / "run").name == step(2)

@@ -54,7 +54,7 @@ class Objective:
         conditional, so that a held-out figure is a pseudo-likelihood. gap_length: whether a middle
         is given its length, by one mask or position for each of its tokens.
     architectures: those that run it beside the ones whose own rows say so.
-    ends: what ends a generated answer: names of specials, or "sentinel" (data/prompts.py).
+    ends: what ends a generated answer: names of specials, or "sentinel" (inference/prompts.py).
     """
 
     name: str

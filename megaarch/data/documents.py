@@ -189,9 +189,9 @@ class DocumentRows:
             raise UserError("no document of the text has two tokens: give more text")
         self._epoch = lru_cache(maxsize=2)(self._plan)
         room = fixed_shape(model, [plan.shape for _, plan in plans]).streams
-        self._limit = np.array([*room, room[0]])
+        self._first = np.array([*room, room[0]])
         first = self._epoch(0)
-        self._limit[-1] = first.most
+        self._later = np.array([*room, first.most])
         self._ends = [len(first)]
         self.per_epoch = len(first)  # another epoch may have a few more or less
         one = RowShape.largest(
@@ -204,7 +204,8 @@ class DocumentRows:
         rng = generator(self.seed ^ ORDER, epoch)
         pieces = cut(self.lengths, self.kinds, rng)
         pieces = pieces[np.flatnonzero(pieces.length >= SHORTEST)]
-        return EpochPlan(pieces, self.kinds, self._size, self._limit, rng)
+        limit = self._later if epoch else self._first  # whenever it is asked for
+        return EpochPlan(pieces, self.kinds, self._size, limit, rng)
 
     def _size(self, k: int, length: int, paired: bool) -> list[int]:
         """A bound on the tokens of each stream, and the number of examples."""

@@ -1,7 +1,7 @@
 """How a context, and a continuation of it, reach a model.
 
 `Objective`: in the conditional form of the objective that the run was trained with, as yardsticks and
-`megaarch generate` have it (data/conditional.py, data/prompts.py).
+`megaarch generate` have it (data/conditional.py, inference/prompts.py).
 
 `Transformers`: as `lm_eval --model hf` gives them to the model's Hugging Face folder, so that a converted
 model's results are those that others publish. x is what the tokenizer's template puts ahead or behind.

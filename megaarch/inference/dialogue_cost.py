@@ -5,7 +5,7 @@
     turn_blocks   a turn runs alone under the mask of turn blocks
 
 A prompt with its answer is a dialogue of one turn. Nothing is computed here: counts follow from the form of
-the prompt (data/prompts.py) and equal those of `Decoding`.
+the prompt (inference/prompts.py) and equal those of `Decoding`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

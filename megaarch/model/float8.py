@@ -36,7 +36,7 @@ class Float8Linear(torchao.Float8Linear):
     def multiply(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `product.Linear.multiply`. weight [outputs, inputs]: of any floating
+        """As `linear.Linear.multiply`. weight [outputs, inputs]: of any floating
         type, or already float8."""
         if self.casts_first:
             weight = weight.to(x.dtype)

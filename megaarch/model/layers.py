@@ -56,7 +56,7 @@ class Context:
     cache: LayerCache | None = None
 
 
-# Takes inputs, outputs, and whether there is a bias: product.Linear, or what float8.py returns.
+# Takes inputs, outputs, and whether there is a bias: linear.Linear, or what float8.py returns.
 MakeLinear = Callable[[int, int, bool], nn.Linear]
 
 

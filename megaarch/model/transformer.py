@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     `position_axes` is the number of axes A that the batch's positions have (GLM: 2). Parameters are
     torch's own until `initialize` is called; building under `torch.device("meta")` is fine.
-    `layer_linear` makes the linear layers of `layers`; the head's are always `product.Linear`.
+    `layer_linear` makes the linear layers of `layers`; the head's are always `linear.Linear`.
     """
 
     def __init__(

@@ -168,7 +168,7 @@ class Whole(ParallelStyle):
 
 def run(module: nn.Module, x: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
     """Returns what a module computes, with these in place of its parameters."""
-    if isinstance(module, nn.Linear):  # product.Linear or float8's
+    if isinstance(module, nn.Linear):  # linear.Linear or float8's
         return module.multiply(x, **parameters)  # pyright: ignore[reportCallIssue]
     return RUN[type(module)](module, x, **parameters)
 

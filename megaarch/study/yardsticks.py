@@ -183,7 +183,7 @@ def sizes(items: list[Item], length: int | None = None) -> np.ndarray:
 
 
 def paired(items: list[Item], nats: np.ndarray, length: int | None = None) -> Paired:
-    """The cost of each item's span, or of its first `length` tokens: `intervals.paired_error` makes
+    """The cost of each item's span, or of its first `length` tokens: `confidence.paired_error` makes
     the error of a difference of it."""
     return Paired(
         documents=[int(item.document) for item in items],

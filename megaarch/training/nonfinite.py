@@ -11,7 +11,7 @@ FILE = "nonfinite.json"
 
 
 class Guard:
-    """Keeps what was skipped. All ranks skip the same steps (engine.py), and end alike.
+    """Keeps what was skipped. All ranks skip the same steps (engine/native.py), and end alike.
 
     directory: of the run. samples: those of a step, counted from 0. writes: whether this process
     writes its files.

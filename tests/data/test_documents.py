@@ -167,6 +167,19 @@ def test_a_row_is_a_function_of_seed_and_index_and_epochs_differ(rows_of):
     assert a[0][0].target_tokens.tolist() != a[int(a.per_epoch)][0].target_tokens.tolist()
 
 
+@pytest.mark.parametrize("preset", ["ul2", "glm"])
+def test_an_epoch_is_the_same_whatever_was_read_before_it(preset, rows_of):
+    """Only two epochs are kept, and one of several kinds is planned anew when it is asked for again."""
+    early, late = (task_of(rows_of(preset)) for _ in range(2))
+    for epoch in (1, 2, 3):
+        late._epoch(epoch)
+    one, other = early._epoch(0), late._epoch(0)
+    assert len(one) == len(other)
+    for i in range(len(one)):
+        for a, b in zip(one.row(i), other.row(i), strict=True):
+            assert all(map(np.array_equal, vars(a).values(), vars(b).values()))
+
+
 def test_two_examples_of_a_draw_fill_both_streams_together(rows_of):
     rows = rows_of("t5", data__objective="prefix_lm")
     filled = np.zeros(2)

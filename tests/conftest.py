@@ -53,7 +53,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 # All but these is `make quick`: no processes, no servers, no browser, nothing that takes long.
 SLOW_FOLDERS = {
-    "harness",
+    "lm_eval",
     "slurm",
     "throughput",
     "distributed",
@@ -74,11 +74,11 @@ SLOW_FILES = {
     *("training/test_malloc.py", "training/test_float8.py", "training/test_recompiles.py"),
     *(
         "training/test_ahead.py",
-        "training/test_saving.py",
+        "checkpoint/test_saving.py",
         "study/test_lock.py",
         "study/test_lanes.py",
     ),
-    *("study/test_compare.py", "study/test_preflight.py", "study/test_yardsticks.py"),
+    *("study/test_compare.py", "study/test_preflight.py", "evaluation/test_yardsticks.py"),
     *("study/test_copy_task.py", "probes/test_regression.py"),
     *("interchange/test_folders.py", "interchange/test_huggingface.py", "ingest/test_tokenizer.py"),
     *("kernels/test_bindings.py", "kernels/test_training.py", "attention/test_kernels.py"),

@@ -60,10 +60,11 @@ def installed(tmp_path, monkeypatch):
 
 def work(raw, given):
     """Trains, scores, draws and counts the toy in this process's layout."""
-    from megaarch.study import describe, yardsticks
-    from megaarch.study.items import cut
+    from megaarch.evaluation import yardsticks
+    from megaarch.evaluation.items import cut
+    from megaarch.evaluation.scorer import Scorer
+    from megaarch.study import describe
     from megaarch.study.run_cell import masks
-    from megaarch.study.score import Scorer
 
     found = runs.run(raw, ["blocks"], given)["blocks"]
     settings = runs.settings_of(raw, "blocks", given)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import megaarch
+from megaarch.checkpoint import checkpoint
 from megaarch.errors import UserError
-from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

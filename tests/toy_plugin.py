@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megaarch.attention.kernel import Kernel
+from megaarch.attention.kernel_interface import Kernel
 from megaarch.attention.mask import full
 from megaarch.config.catalogue import (
     ARCHITECTURES,

@@ -4,7 +4,7 @@ the table of kernels (dispatch.py)."""
 from megaarch.attention.attend import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose, warm
-from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel
 from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
 
 __all__ = [

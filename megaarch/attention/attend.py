@@ -5,10 +5,10 @@ Letters of shapes: docs/shapes.md.
 
 import torch
 
-from megaarch.attention import operator
+from megaarch.attention import torch_operator
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose_for
-from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import Parts
 from megaarch.errors import UserError
 
@@ -46,7 +46,7 @@ def attend(
     inputs = AttentionInputs(
         q, k, v, parts, scale, bias, query_positions, key_positions, fused_rows
     )
-    run = operator.attend if torch.compiler.is_compiling() else _run
+    run = torch_operator.attend if torch.compiler.is_compiling() else _run
     return run(inputs, kernel)
 
 
@@ -56,7 +56,7 @@ def _run(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
     return KERNELS[name].attend(inputs)
 
 
-operator.register(_run)
+torch_operator.register(_run)
 
 
 def check(inputs: AttentionInputs) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel
 from megaarch.attention.mask import UNUSED, Parts
 from megaarch.kernels import bindings
 

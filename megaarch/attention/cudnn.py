@@ -14,9 +14,9 @@ torch builds a cuDNN plan for each exact shape of a call and keeps it for good, 
 from dataclasses import dataclass
 
 from megaarch.attention import sdpa, sdpa_plan
-from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.kernel_interface import HALF, AttentionInputs
 from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
-from megaarch.attention.package import Gpu
+from megaarch.attention.packages import Gpu
 from megaarch.attention.plan import CallPlan
 from megaarch.attention.sdpa_plan import Call, Costs
 

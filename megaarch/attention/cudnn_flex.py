@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from megaarch.attention.intervals import IntervalKernel, intervals, tensors
-from megaarch.attention.kernel import HALF, AttentionInputs
+from megaarch.attention.kernel_interface import HALF, AttentionInputs
 from megaarch.attention.mask import Parts
-from megaarch.attention.package import Gpu, Package
+from megaarch.attention.packages import Gpu, Package
 
 LIBRARY = Package(
     "nvidia-cudnn-frontend",

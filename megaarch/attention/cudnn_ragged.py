@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from megaarch.attention.mask import Parts
-from megaarch.attention.package import Gpu, Package
+from megaarch.attention.packages import Gpu, Package
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 ROWS, LONGEST = 1024, 256  # multiples that rows of a call and its longest segment are rounded up to

@@ -8,7 +8,7 @@ says what it must promise. A kernel of another package registers itself there (c
 import torch
 
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel
 from megaarch.attention.mask import Parts
 from megaarch.config.catalogue import KERNELS
 from megaarch.errors import UserError

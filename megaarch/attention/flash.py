@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from megaarch.attention.mask import Parts
-from megaarch.attention.package import Gpu, Package
+from megaarch.attention.packages import Gpu, Package
 from megaarch.attention.varlen import VarlenCall, VarlenKernel
 
 FUNCTION = "flash_attn_varlen_func"

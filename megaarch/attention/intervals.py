@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megaarch.attention.kernel import AttentionInputs, Kernel, compute_dtype
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel, compute_dtype
 from megaarch.attention.mask import FULL, Parts, visible_tiles
 from megaarch.attention.plan import Plan, to_device
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaarch.attention.kernel import AttentionInputs, Kernel
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel
 
 
 @dataclass(frozen=True)

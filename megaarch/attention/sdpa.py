@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megaarch.attention import kernel, sdpa_plan
+from megaarch.attention import kernel_interface, sdpa_plan
 from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
-from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
+from megaarch.attention.kernel_interface import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.mask import FULL, UNUSED, Parts
 from megaarch.attention.plan import CallPlan, to_device
 from megaarch.attention.sdpa_plan import Call, Costs
@@ -33,7 +33,7 @@ def plan(parts: Parts, device_type: str = "cpu") -> CallPlan:
 
 def compute_dtype(q: torch.Tensor) -> torch.dtype:
     """Returns the dtype that the calls run in: autocast's, and on a CPU only what it has units for."""
-    dtype = kernel.compute_dtype(q)
+    dtype = kernel_interface.compute_dtype(q)
     # Without matrix units the CPU kernel's 16-bit backward takes 8 times as long as fp32.
     if q.device.type == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
         return torch.float32

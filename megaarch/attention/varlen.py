@@ -19,7 +19,7 @@ import torch
 
 from megaarch.attention.fused_gather import FusedGather, Pieces
 from megaarch.attention.gather import Gather, IndexGather, Rows, Segments
-from megaarch.attention.kernel import HALF, AttentionInputs, CallsKernel
+from megaarch.attention.kernel_interface import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.mask import CAUSAL, FULL, Parts, visible_tiles
 from megaarch.attention.plan import CallPlan
 

@@ -12,8 +12,8 @@ from megaarch.cli.errors import is_first_process
 from megaarch.cli.options import RUN_HELP, Adder, set_argument
 
 if TYPE_CHECKING:
-    from megaarch.harness.evaluate import Found
-    from megaarch.study.results import Heldout
+    from megaarch.evaluation.heldout import Heldout
+    from megaarch.lm_eval.evaluate import Found
 
 
 def add(command: Adder) -> None:
@@ -57,8 +57,8 @@ def number_of_shots(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
-    from megaarch.study.evaluate import evaluate_run
-    from megaarch.study.tasks import by_place
+    from megaarch.evaluation.tasks import by_place
+    from megaarch.study.evaluate_run import evaluate_run
 
     run, shots = Path(options.run), options.num_fewshot
     paths, names = by_place(options.tasks)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     given.append(f"study.evaluation.shots={shots or 0}")
     tasks = None
     if names:
-        from megaarch.harness.evaluate import Tasks
+        from megaarch.lm_eval.evaluate import Tasks
 
         tasks = Tasks(names, options.include_path)  # said before anything is scored
     heldout, warnings = evaluate_run(run, [*options.set, *given])
@@ -90,7 +90,7 @@ def harness_panel(harness: "Sequence[Found]") -> str:
     """The metrics of lm-evaluation-harness as a table, with 95% intervals; empty where there are none."""
     if not harness:
         return ""
-    from megaarch.study.confidence import NORMAL_95
+    from megaarch.evaluation.confidence import NORMAL_95
 
     lines = ["", f"{'lm-evaluation-harness':<28}{'metric':<22}value, 95% interval"]
     for found in harness:

@@ -19,7 +19,7 @@ def add(command: Adder) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from megaarch.distributed import launch
-    from megaarch.harness.command import run_lm_eval
+    from megaarch.lm_eval.command import run_lm_eval
 
     code = run_lm_eval(options.arguments)
     launch.leave()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from megaarch.checkpoint import checkpoint
 from megaarch.cluster import slurm, submit
 from megaarch.distributed.heartbeat import LOST
 from megaarch.errors import UserError
@@ -20,7 +21,6 @@ from megaarch.study.cells import StudyCell, expand
 from megaarch.study.display import clock
 from megaarch.study.folder import load_config
 from megaarch.study.results import CellRecord
-from megaarch.training import checkpoint
 from megaarch.training.metrics import parse_line
 from megaarch.training.preemption import REQUEUE
 from megaarch.training.progress import Limit

@@ -17,7 +17,7 @@ from megaarch.inference.decode import Decoding
 from megaarch.inference.prompts import Prompt, prompt
 from megaarch.inference.run import open_run
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
-from megaarch.inference.text import TextStream
+from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.cache import Cache
 from megaarch.model.transformer import Transformer

@@ -1,4 +1,4 @@
-"""The conditional forms of data/conditional.py with an open end: what a model is given before it
+"""The conditional forms of data/conditional_forms.py with an open end: what a model is given before it
 generates, and how its row goes on.
 
 Nothing is stated twice: a prompt is the form in which two unknown tokens would be scored after it, cut
@@ -22,7 +22,7 @@ import numpy as np
 
 from megaarch.attention.mask import CAUSAL, full
 from megaarch.config.catalogue import OBJECTIVES
-from megaarch.data import conditional
+from megaarch.data import conditional_forms
 from megaarch.data.example import ConvertedStream, Tokens, TooManySpans, Vocabulary
 from megaarch.data.feature_converters import Part, converter_of
 from megaarch.errors import UserError
@@ -85,7 +85,7 @@ def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabu
         raise UserError("the prompt is empty: give text to continue")
     unknown = np.full(2, vocabulary.pad)
     try:
-        [example, *_] = conditional.continuation(
+        [example, *_] = conditional_forms.continuation(
             objective, architecture, prefix, unknown, vocabulary
         )
     except TooManySpans:

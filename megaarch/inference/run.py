@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.transformer import Transformer
-from megaarch.training import opened
-from megaarch.training.record import CheckpointRecord
+from megaarch.training.open_run import open_run as open_trained
 
 OF_TRAINING = {"compile": False, "float8": None, "float8_emulate": False}  # left out here
 
@@ -21,7 +21,7 @@ def open_run(
 
     overrides, tokenizer and errors: as `Generator.of_run`.
     """
-    found = opened.open_run(run, overrides, OF_TRAINING, _check_layout)
+    found = open_trained(run, overrides, OF_TRAINING, _check_layout)
     words = tokenizer_of(found.record, found.settings, tokenizer, run)
     model = found.engine.model
     if found.grid.mesh is None and model.compute_dtype is not None:

@@ -18,11 +18,12 @@ from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.record import PROGRESS, read_record
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
-from megaarch.training import checkpoint, memory
-from megaarch.training.record import PROGRESS, read_record
+from megaarch.training import memory
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -1,7 +1,7 @@
 """torch.compile of a built model: each layer one graph, the head and the loss's chunks.
 
 Layers of one kind share a graph, since their parameters are its inputs. Attention is one opaque
-operator in it (attention/operator.py). Evaluation runs uncompiled: its batches have other shapes, each
+operator in it (attention/torch_operator.py). Evaluation runs uncompiled: its batches have other shapes, each
 of which would compile the layers anew.
 """
 

@@ -23,7 +23,7 @@ from megaarch.model import Transformer
 from megaarch.model.layers import Context
 
 ONEDNN = "mkldnn::_linear_pointwise"  # model/linear.py
-ATTEND = "megaarch::attend"  # attention/operator.py
+ATTEND = "megaarch::attend"  # attention/torch_operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
 # The operators that cost the most to compute again: attention's kernels and the products of linear
 # layers. The project's fused kernels (kernels/) are not among them: they only move memory.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.config.schema import Settings
-from megaarch.data import batch_tokens
+from megaarch.data import tokens_per_batch
 from megaarch.errors import UserError
 from megaarch.planner.search import PlannedLayout, counted, rows_a_step, search
 from megaarch.planner.time import Cluster
@@ -61,4 +61,4 @@ def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None
         return search(settings, gpus, cluster)[0].settings
     if settings.training.global_batch_tokens is None:
         return settings
-    return batch_tokens.in_rows(settings, rows_a_step(settings))
+    return tokens_per_batch.in_rows(settings, rows_a_step(settings))

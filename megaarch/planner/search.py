@@ -10,7 +10,7 @@ from typing import Any
 from megaarch.config import ConfigError
 from megaarch.config.schema import Parallel, Settings
 from megaarch.config.validate import conflicts
-from megaarch.data import batch_tokens
+from megaarch.data import tokens_per_batch
 from megaarch.errors import UserError
 from megaarch.parallel.validate import check
 from megaarch.planner.layer_costs import Layers
@@ -132,7 +132,7 @@ def candidates(
             training = settings.training.model_copy(update={"micro_batch_size": size})
             found = settings.model_copy(update={"parallel": parallel, "training": training})
             if wanted is not None:
-                found = batch_tokens.in_rows(found, wanted)
+                found = tokens_per_batch.in_rows(found, wanted)
                 size = found.training.micro_batch_size
             if size in tried or found.training.global_batch_size % (data * size):
                 continue
@@ -146,7 +146,7 @@ def candidates(
 def rows_a_step(settings: Settings) -> Fraction:
     """Mean rows of a step, of made-up text."""
     per_row = Fraction(describe(settings, "").seen_tokens_per_row)
-    return batch_tokens.rows_of(settings.training, per_row)
+    return tokens_per_batch.rows_of(settings.training, per_row)
 
 
 def _problems(settings: Settings, gpus: int) -> list[str]:

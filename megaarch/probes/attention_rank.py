@@ -9,6 +9,7 @@ import torch
 from megaarch.attention.mask import CAUSAL, FULL, Parts
 from megaarch.config.matmuls import head_size
 from megaarch.data.batch import Batch
+from megaarch.evaluation.record import Record
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
 from megaarch.probes.ablation import switched
@@ -22,10 +23,9 @@ from megaarch.probes.attention_weights import (
 )
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
+from megaarch.probes.hidden_states import recorded
+from megaarch.probes.probed_model import Rows, Subject
 from megaarch.probes.random_attention import matched_attention, random_attention, uniform_attention
-from megaarch.probes.states import recorded
-from megaarch.probes.subject import Rows, Subject
-from megaarch.study.record import Record
 
 BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first
 MASKS = {"causal": causal_mask, "full": full_mask}

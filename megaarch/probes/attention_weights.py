@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention

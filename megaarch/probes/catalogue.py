@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.config.registry import load
+from megaarch.evaluation.record import Record
 from megaarch.files import fit, read_json, write_json
 from megaarch.probes.estimate import Estimate, merged
-from megaarch.probes.subject import Subject, open_subject
-from megaarch.study.record import Record
+from megaarch.probes.probed_model import Subject, open_subject
 
 
 @dataclass(frozen=True)

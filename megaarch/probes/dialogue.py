@@ -3,14 +3,14 @@
 from functools import partial
 
 from megaarch.config.catalogue import OBJECTIVES
+from megaarch.evaluation.record import Record
 from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.memory_traffic import cache_bytes
 from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from megaarch.probes.catalogue import Options
-from megaarch.probes.subject import Subject
+from megaarch.probes.probed_model import Subject
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
-from megaarch.study.record import Record
 
 TURNS = 8
 SENTINELS = 100  # enough for a prompt of 2,000 tokens in T5's form; the model may have fewer

@@ -15,12 +15,12 @@ from megaarch.data.example import Converted, generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 from megaarch.data.segments import components
+from megaarch.evaluation.record import Record
 from megaarch.probes import representation
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
+from megaarch.probes.probed_model import Rows, Subject, largest
 from megaarch.probes.representation import Representation
-from megaarch.probes.subject import Rows, Subject, largest
-from megaarch.study.record import Record
 
 PARTS = (
     2,

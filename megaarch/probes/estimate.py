@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.study.confidence import Error, ratio_interval, seed_error, widened
-from megaarch.study.record import Interval, Number, Record
+from megaarch.evaluation.confidence import Error, ratio_interval, seed_error, widened
+from megaarch.evaluation.record import Interval, Number, Record
 
 
 class Estimate(Record):

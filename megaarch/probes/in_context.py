@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
-from megaarch.data import conditional
+from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 from megaarch.errors import UserError
+from megaarch.evaluation.record import Record
+from megaarch.evaluation.scorer import FORM
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.ingest.tokenizer import Tokenizer
@@ -41,9 +43,7 @@ from megaarch.model.transformer import Transformer
 from megaarch.probes.attention_weights import inputs_of
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.subject import Subject, largest
-from megaarch.study.exact_match import FORM
-from megaarch.study.record import Record
+from megaarch.probes.probed_model import Subject, largest
 
 SHOTS = 4
 LEARNING_RATE = 1e-2  # of a demonstration's step
@@ -200,7 +200,7 @@ def batch_of(settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: To
     """Returns `answer` after `asked` as the objective scores it; a row for each of its examples."""
     architecture, vocabulary = settings.model.architecture, tokenizer.vocabulary
     objective = settings.data.objective
-    examples = conditional.continuation(objective, architecture, asked, answer, vocabulary)
+    examples = conditional_forms.continuation(objective, architecture, asked, answer, vocabulary)
     rows = [converter_of(architecture)(example, vocabulary) for example in examples]
     shape = largest([row.shape for row in rows])
     axes = catalogue.position_axes(objective)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from megaarch.attention import Parts, attend, choose
 from megaarch.attention.dispatch import KERNELS
-from megaarch.attention.kernel import AttentionInputs
+from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import causal, full
+from megaarch.evaluation.record import Machine, Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.study.environment import machine
-from megaarch.study.record import Machine, Record
 
 ROWS, HEADS, HEAD_SIZE = 2, 4, 64
 LENGTH = 1024  # tokens of a row, where no other is asked for

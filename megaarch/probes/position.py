@@ -14,12 +14,12 @@ from torch import nn
 
 from megaarch.data.batch import Batch
 from megaarch.errors import UserError
+from megaarch.evaluation.confidence import ratio_interval
+from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate
-from megaarch.probes.states import recorded, used_slots
-from megaarch.probes.subject import Rows, Subject
-from megaarch.study.confidence import ratio_interval
-from megaarch.study.record import Record
+from megaarch.probes.hidden_states import recorded, used_slots
+from megaarch.probes.probed_model import Rows, Subject
 
 TURNS = 8  # of each window
 BATCH = 32  # rows of a forward pass

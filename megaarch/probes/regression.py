@@ -22,11 +22,11 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
+from megaarch.evaluation.confidence import ratio_interval
+from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds
 from megaarch.probes.regressor import Architecture, Attention, Regressor
-from megaarch.study.confidence import ratio_interval
-from megaarch.study.record import Record
 
 REFERENCES = ("least_squares", "ridge", "gradient_step")
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from megaarch.evaluation.record import Record
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
-from megaarch.probes import states
+from megaarch.probes import hidden_states
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.subject import Subject, batch_of
-from megaarch.study.record import Record
+from megaarch.probes.probed_model import Subject, batch_of
 
 ITEMS = (
     5  # for each held-out row that a probe reads, items to train on; of held-out items half of that
@@ -170,7 +170,7 @@ def _pooled(subject: Subject, texts: list[np.ndarray]) -> np.ndarray:
     """Returns the mean state of each text in each layer, float [B, layers, D]. Its last token is what its row
     scores, so that every mask that looks ahead does so over the others."""
     batch = batch_of(subject.settings, subject.vocabulary, texts, -1)
-    used = torch.from_numpy(states.used_slots(batch.streams[0])).double()
-    layers = states.of_first_stack(subject.model, batch)
+    used = torch.from_numpy(hidden_states.used_slots(batch.streams[0])).double()
+    layers = hidden_states.of_first_stack(subject.model, batch)
     means = [(x.double() * used[:, :, None]).sum(1) / used.sum(1)[:, None] for x in layers]
     return torch.stack(means, dim=1).numpy()

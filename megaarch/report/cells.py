@@ -8,16 +8,9 @@ import numpy as np
 from pydantic import Field
 
 from megaarch.config import catalogue
+from megaarch.evaluation.heldout import INTERVALS, Heldout
 from megaarch.report.yardsticks import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
-from megaarch.study.results import (
-    INTERVALS,
-    CellResult,
-    CurvePoint,
-    Heldout,
-    LossPoint,
-    Point,
-    Results,
-)
+from megaarch.study.results import CellResult, CurvePoint, LossPoint, Point, Results
 
 FLOPS_TOLERANCE = 0.02
 FIELDS = {

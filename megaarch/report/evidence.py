@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import matplotlib
 import numpy as np
 
+from megaarch.evaluation.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes import catalogue
 from megaarch.probes.attention_rank import Block, Ranks
 from megaarch.probes.catalogue import Probed
@@ -18,14 +19,13 @@ from megaarch.probes.position import Positions, Stream
 from megaarch.probes.regression import Regressed
 from megaarch.report import plots, verdicts
 from megaarch.report.cells import MergedCell
-from megaarch.report.compared import Compared
 from megaarch.report.inference import cheapest, dialogues
+from megaarch.report.judged_cells import Compared
 from megaarch.report.notation import percent
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
 from megaarch.report.verdicts import Verdict
 from megaarch.report.yardsticks import CONTINUATION, TASKS, Score, chance_of
-from megaarch.study.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.study.results import Results
 
 SECOND = 2  # the layer whose states tell places, counted from the embedding (0)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megaarch.evaluation.confidence import holm
 from megaarch.report.cells import (
     FLOPS_TOLERANCE,
     MergedCell,
@@ -26,7 +27,6 @@ from megaarch.report.yardsticks import (
     panel,
     phrases,
 )
-from megaarch.study.confidence import holm
 from megaarch.study.results import Results
 
 

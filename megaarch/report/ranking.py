@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from megaarch.evaluation.heldout import Heldout
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, before_adaptation
 from megaarch.report.findings import Finding
 from megaarch.report.style import Look
 from megaarch.report.yardsticks import TASKS, of_unseen, unseen
-from megaarch.study.results import Heldout
 
 PSEUDO = (
     "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."

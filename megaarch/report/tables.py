@@ -3,11 +3,12 @@
 from csv import DictWriter
 from io import StringIO
 
+from megaarch.evaluation.heldout import INTERVALS
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.cells import MergedCell, merged_cells
 from megaarch.report.warnings import unequal_flops
-from megaarch.study.results import INTERVALS, Results
+from megaarch.study.results import Results
 
 IDENTITY = (
     "name",

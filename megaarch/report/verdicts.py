@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from megaarch.evaluation.confidence import holm
 from megaarch.report.notation import fixed, listed, percent
 from megaarch.report.yardsticks import LEVEL, Score, difference
-from megaarch.study.confidence import holm
 
 Answer = Literal["holds here", "does not hold here", "cannot be told"]
 HOLDS: Answer = "holds here"

@@ -10,8 +10,7 @@ import numpy as np
 from scipy import stats
 
 from megaarch.config import catalogue
-from megaarch.report.notation import listed
-from megaarch.study.confidence import (
+from megaarch.evaluation.confidence import (
     Error,
     holm,
     p_value,
@@ -20,7 +19,8 @@ from megaarch.study.confidence import (
     seed_error,
     widened,
 )
-from megaarch.study.results import Continuation, Heldout, Paired, TaskScore
+from megaarch.evaluation.heldout import Continuation, Heldout, Paired, TaskScore
+from megaarch.report.notation import listed
 
 MANY = 1e9  # degrees of freedom of an error that is taken as known
 MAIN = "continuation"
@@ -298,7 +298,7 @@ def _error(score: Score) -> Error:
     assert score.interval is not None
     low, high = score.interval
     freedom = len(score.by_seed) - 1 if len(score.by_seed) > 1 else MANY
-    return Error((high - low) / 2 / stats.t.ppf(0.975, freedom), freedom)
+    return Error((high - low) / 2 / float(stats.t.ppf(0.975, freedom)), freedom)
 
 
 def distinguished(scores: Sequence[Score]) -> list[list[bool]]:

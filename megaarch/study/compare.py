@@ -10,15 +10,17 @@ from rich.console import Console
 from megaarch import config
 from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
+from megaarch.evaluation import yardsticks
+from megaarch.evaluation.heldout import Paired
+from megaarch.evaluation.items import Item, unfaithful
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lanes, lock, preflight, run_cell, sweep, yardsticks
+from megaarch.study import lanes, lock, preflight, run_cell, sweep
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, identity
-from megaarch.study.items import Item, unfaithful
-from megaarch.study.results import Budget, CellRecord, CellResult, Paired, Results, Text, Trial
+from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
 
 
 def compare(raw: config.Raw, directory: Path, console: Console) -> Results:

@@ -3,10 +3,10 @@
 from functools import lru_cache
 
 from megaarch.config.schema import Data, Evaluation
+from megaarch.evaluation.items import Item, split
 from megaarch.ingest.prepare import Prepared, kind_of, prepare
 from megaarch.ingest.split import Exclusion
 from megaarch.study.cells import StudyCell
-from megaarch.study.items import Item, split
 
 
 @lru_cache(maxsize=8)

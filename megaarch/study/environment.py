@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import megaarch
+from megaarch.evaluation.record import Hardware, Machine
 from megaarch.kernels import processor
-from megaarch.study.record import Hardware, Machine
 
 
 def machine() -> Machine:

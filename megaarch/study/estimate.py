@@ -10,7 +10,7 @@ from pathlib import Path
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings, Training
-from megaarch.data import batch_tokens
+from megaarch.data import tokens_per_batch
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
@@ -77,7 +77,7 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
     training, limit = settings.training, Limit.of(settings.training)
     rows = Rows(settings.model, settings.data, prepared, training.seed)
     row = describe(settings, cell.key, rows)
-    each = float(batch_tokens.rows_a_step(training, rows)[0])
+    each = float(tokens_per_batch.rows_a_step(training, rows)[0])
     spent = {
         "step": 1,
         "flops": each * row.flops_per_row,

@@ -19,11 +19,12 @@ from megaarch.config import catalogue
 from megaarch.config.fingerprint import SCORING, changed_settings, fingerprint
 from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
+from megaarch.evaluation import tasks
+from megaarch.evaluation.items import Item
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
-from megaarch.study import data, sweep_grid, tasks
+from megaarch.study import data, sweep_grid
 from megaarch.study.cells import StudyCell, expand
-from megaarch.study.items import Item
 from megaarch.study.results import CellRecord, Sweep, Trial
 from megaarch.study.sweep_grid import Choice
 

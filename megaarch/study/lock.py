@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from megaarch.checkpoint.checkpoint import on_main
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.files import check_regular, open_regular, take_lock
-from megaarch.training.checkpoint import on_main
 
 log = logging.getLogger(__name__)
 PATIENCE = 1.0  # seconds; a look at a lock (`is_held`) takes it for a moment

@@ -12,20 +12,20 @@ import numpy as np
 
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Settings
-from megaarch.data import batch_tokens, conditional
+from megaarch.data import conditional_forms, tokens_per_batch
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
+from megaarch.evaluation import tasks, yardsticks
+from megaarch.evaluation.scorer import row_limit
 from megaarch.ingest.prepare import Prepared
-from megaarch.model import transfer
+from megaarch.model import weight_transfer
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
-from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
 from megaarch.study.folder import StudyFolder
-from megaarch.study.score import row_limit
 from megaarch.training import optimizer
 from megaarch.training.trainer import device_of
 
@@ -59,7 +59,7 @@ def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
         return
     seed = settings.training.seed
     yield from _said(
-        lambda: batch_tokens.rows_a_step(
+        lambda: tokens_per_batch.rows_a_step(
             settings.training, Rows(settings.model, settings.data, prepared, seed)
         )
     )
@@ -87,11 +87,11 @@ def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
         )
     mine, theirs = (_shapes(c.settings) for c in (cell, parent))
     try:
-        found = transfer.origins(parent.settings, cell.settings)
+        found = weight_transfer.origins(parent.settings, cell.settings)
     except UserError as error:
         yield f"cannot start from the weights of {parent.name}: {error}"
         return
-    theirs = transfer.renamed(found, theirs)
+    theirs = weight_transfer.renamed(found, theirs)
     mine = {name: shape for name, shape in mine.items() if name in found and found[name].whole}
     names = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
     if other:  # their tables are told with the scheme
@@ -127,9 +127,9 @@ def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) ->
         return max(items, key=lambda item: sum(map(len, item)))
 
     left, span = longest([(item.left, item.span) for item in items])
-    examples = conditional.continuation(objective, architecture, left, span, vocabulary)
+    examples = conditional_forms.continuation(objective, architecture, left, span, vocabulary)
     if evaluation.middles and catalogue.OBJECTIVES[objective].middle is not None:
         left, span, right = longest([yardsticks.middle_task(item) for item in items])
-        examples += conditional.middle(objective, architecture, left, span, right, vocabulary)
+        examples += conditional_forms.middle(objective, architecture, left, span, right, vocabulary)
     converter = converter_of(architecture)
     row_limit(settings, [converter(example, vocabulary) for example in examples])

@@ -13,9 +13,13 @@ from megaarch.config.fingerprint import changed_settings
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
+from megaarch.evaluation import tasks, yardsticks
+from megaarch.evaluation.heldout import Heldout
+from megaarch.evaluation.items import Item
+from megaarch.evaluation.rank_classification import target_bits
+from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.parameter_count import non_embedding_parameter_count
-from megaarch.study import tasks, yardsticks
 from megaarch.study.cells import StudyCell
 from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
@@ -26,21 +30,17 @@ from megaarch.study.folder import (
     trial_cell,
     trial_identity,
 )
-from megaarch.study.items import Item
-from megaarch.study.rank_classification import target_bits
 from megaarch.study.results import (
     CellRecord,
     CellResult,
     CurvePoint,
     Environment,
-    Heldout,
     LossPoint,
     Mask,
     Text,
     Trial,
     read_points,
 )
-from megaarch.study.score import Scorer
 from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import cut_back
 from megaarch.training.progress import Progress

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 
+from megaarch.checkpoint.record import SavedTotals
 from megaarch.config.schema import Training
 from megaarch.data.batch import Counts
 from megaarch.errors import UserError
-from megaarch.training.record import SavedTotals
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
+from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
 from megaarch.config.fingerprint import RESUMABLE, changed_settings
 from megaarch.config.fingerprint import fingerprint as settings_fingerprint
 from megaarch.config.schema import Model, Settings, Training
@@ -12,13 +14,11 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.files import fit
-from megaarch.model import transfer
+from megaarch.model import weight_transfer
 from megaarch.model.positions import position_scheme, scheme_fault
-from megaarch.model.transfer import Origins
-from megaarch.training import checkpoint
+from megaarch.model.weight_transfer import Origins
 from megaarch.training.lr_schedule import limit_change
 from megaarch.training.progress import Limit, Progress
-from megaarch.training.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,6 @@ def _check_parent(
             f"training.start_from: positions mean something else to the weights of {found}: {fault}"
         )
     try:
-        return transfer.origins(parent, settings)
+        return weight_transfer.origins(parent, settings)
     except UserError as error:
         raise UserError(f"training.start_from: {found}: {error}") from None

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 
+from megaarch.checkpoint.record import SAMPLES, CheckpointRecord, SavedTokenizer
+from megaarch.checkpoint.saving import Saver
 from megaarch.config.schema import Settings
-from megaarch.data import batch_tokens
+from megaarch.data import tokens_per_batch
 from megaarch.data.batch import Batch
 from megaarch.data.loader import Steps, prefetch
 from megaarch.data.rows import Rows
@@ -37,16 +39,14 @@ from megaarch.parallel.parallelize import build_model
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
 from megaarch.training import memory, optimizer
-from megaarch.training.agreement import Agreement
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
 from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.progress import Limit, Progress
-from megaarch.training.record import SAMPLES, CheckpointRecord, SavedTokenizer
+from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import resume
-from megaarch.training.saving import Saver
 from megaarch.training.step_metrics import Launched, PendingTotals, Readback, Step
 
 __all__ = ["Trainer", "build_model", "device_of"]
@@ -97,9 +97,9 @@ class Trainer:
         self.heartbeat = heartbeat or Heartbeat(self.grid, training)
         self.directory = Path(settings.logging.directory)
         self.rows = Rows(settings.model, settings.data, prepared, training.seed)
-        self.rows_a_step, error = batch_tokens.rows_a_step(training, self.rows)
-        self.settings = settings = batch_tokens.in_rows(settings, self.rows_a_step)
-        for sentence in (self.rows.truncation, batch_tokens.uncertain(error)):
+        self.rows_a_step, error = tokens_per_batch.rows_a_step(training, self.rows)
+        self.settings = settings = tokens_per_batch.in_rows(settings, self.rows_a_step)
+        for sentence in (self.rows.truncation, tokens_per_batch.uncertain(error)):
             if sentence and self.grid.is_main:
                 log.warning(sentence)
         self.fingerprint = prepared.fingerprint

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from megaarch import config
+from megaarch.checkpoint import checkpoint
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import parallelize
-from megaarch.training import checkpoint
 
 OF_THE_RUN = ("study", "parallel")  # sections that say nothing about the model
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megaarch.attention import package
-from megaarch.attention.package import Gpu
+from megaarch.attention import packages
+from megaarch.attention.packages import Gpu
 
 NEWEST = 92700
 GPUS = {
@@ -42,7 +42,7 @@ class Machine:
         patch(torch, "are_deterministic_algorithms_enabled", lambda: gpu.deterministic)
         builtin = "torch.nn.attention.varlen"
         patch(
-            package,
+            packages,
             "_missing",
             lambda p: None if libraries or p.module == builtin else f"{p.name} is not installed",
         )

@@ -24,7 +24,7 @@ from megaarch.attention import (
     sdpa,
     warm,
 )
-from megaarch.attention.package import Gpu, describe
+from megaarch.attention.packages import Gpu, describe
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare

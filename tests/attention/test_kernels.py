@@ -28,7 +28,7 @@ from megaarch.attention import (
     varlen,
     warm,
 )
-from megaarch.attention.package import Package
+from megaarch.attention.packages import Package
 from megaarch.config.schema import AttentionKernel
 from megaarch.errors import UserError
 from megaarch.parallel.compile import as_written

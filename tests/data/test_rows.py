@@ -10,7 +10,7 @@ import pytest
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.data.conditional import continuation
+from megaarch.data.conditional_forms import continuation
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows

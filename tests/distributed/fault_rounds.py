@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from megaarch import config
+from megaarch.checkpoint import checkpoint, storage
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.distributed.heartbeat import LOST
 from megaarch.study.environment import environment
-from megaarch.training import checkpoint, storage
 from tests.distributed.jobs import Job
 
 PRESETS = tuple(catalogue.PRESETS)

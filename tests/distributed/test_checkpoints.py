@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import distributed
 
-from megaarch.study import evaluate
-from megaarch.training import checkpoint
-from megaarch.training.retention import complete
+from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.retention import complete
+from megaarch.study import evaluate_run
 from tests.distributed import runs
 from tests.distributed.layouts import FACTORED, LAYOUTS
 
@@ -179,7 +179,7 @@ def scored(run, layout, smaller):
     try:
         given = [f"{name}={size}" for name, size in layout.items()]
         given += [f"study.evaluation.{name}={number}" for name, number in smaller.items()]
-        return evaluate.evaluate_run(run, given)[0].as_json() | {"verified": len(read)}
+        return evaluate_run.evaluate_run(run, given)[0].as_json() | {"verified": len(read)}
     finally:
         checkpoint.find_fault = find_fault
 

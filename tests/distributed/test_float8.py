@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from megaarch.training import storage
+from megaarch.checkpoint import storage
 from tests.distributed import runs
 from tests.distributed.layouts import CP2, FSDP2, LAYOUTS, TP2
 

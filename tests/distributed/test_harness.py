@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install '.[lm-eva
 
 from megaarch import config
 from megaarch.training.trainer import Trainer
-from tests.harness.local import TASKS, write_tasks
+from tests.lm_eval.local import TASKS, write_tasks
 
 
 def evaluated(runs, tasks, tensor_parallel=1):
@@ -19,7 +19,7 @@ def evaluated(runs, tasks, tensor_parallel=1):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from megaarch.harness.model import MegaarchLM
+    from megaarch.lm_eval.model import MegaarchLM
 
     manager = TaskManager(include_path=tasks, include_defaults=False)
     found = {}

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from megaarch.checkpoint import checkpoint
 from megaarch.distributed.heartbeat import LOST
-from megaarch.training import checkpoint
 from megaarch.training.preemption import REQUEUE
 from megaarch.training.trainer import Trainer
 from tests.distributed.jobs import Job

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch.distributed import distributed_c10d
 
+from megaarch.checkpoint import checkpoint
 from megaarch.cli import main
 from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
@@ -20,7 +21,6 @@ from megaarch.distributed.launch import Process, find, hosts, rendezvous
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import train_sentencepiece
-from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 from tests.conftest import made_up_text
 from tests.distributed import pool as pools

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megaarch.attention import KERNELS, dispatch
-from megaarch.attention.package import Package
+from megaarch.attention.packages import Package
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import initialize

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
-from megaarch.training import checkpoint, storage
+from megaarch.checkpoint import checkpoint, storage
 from tests.distributed import runs
 
 LAYOUTS = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch import cli, config
+from megaarch.checkpoint import checkpoint, pickled_metadata, record
 from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
 from megaarch.engine import deepspeed_config
@@ -18,7 +19,6 @@ from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
 from megaarch.scaling import points
-from megaarch.training import checkpoint, pickled_metadata, record
 from megaarch.training.metrics import read_lines
 from tests.fuzz import mutate
 

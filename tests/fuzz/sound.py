@@ -13,11 +13,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from megaarch import config
+from megaarch.checkpoint import checkpoint
 from megaarch.ingest.indexed import IndexedWriter
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
-from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 from tests.conftest import tiny_raw, write_corpus
 from tests.study.example_results import example_results

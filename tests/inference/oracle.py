@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from megaarch.config import catalogue
-from megaarch.data import conditional
+from megaarch.data import conditional_forms
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
 
@@ -14,7 +14,9 @@ def next_logits(model, settings, vocabulary, prefix, answer):
     """The logits [V] of the token that follows `answer` after `prefix`: those at which it is scored."""
     objective, architecture = settings.data.objective, settings.model.architecture
     scored = np.append(answer, vocabulary.pad).astype(np.int64)
-    example = conditional.continuation(objective, architecture, prefix, scored, vocabulary)[-1]
+    example = conditional_forms.continuation(objective, architecture, prefix, scored, vocabulary)[
+        -1
+    ]
     converted = converter_of(architecture)(example, vocabulary)
     axes = catalogue.position_axes(objective)
     batch = pack([[converted]], converted.shape, pad=vocabulary.pad, axes=axes, sample_index=[0])

@@ -14,6 +14,8 @@ import torch
 
 import megaarch
 import megaarch.errors
+from megaarch.checkpoint.record import read_record
+from megaarch.checkpoint.retention import complete
 from megaarch.cli import generate
 from megaarch.cli.main import main
 from megaarch.errors import UserError
@@ -21,9 +23,7 @@ from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.generate import Generator, Options, room
 from megaarch.inference.run import tokenizer_of
 from megaarch.inference.sampling import Sampler, Sampling, draw
-from megaarch.inference.text import TextStream
-from megaarch.training.record import read_record
-from megaarch.training.retention import complete
+from megaarch.inference.text_stream import TextStream
 from tests.conftest import PRESETS, WORDS
 
 PROMPT = "The river finds the stone near"

@@ -13,8 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import embedded
+from megaarch.ingest.added_tokens import charsmap_growth
 from megaarch.ingest.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
-from megaarch.ingest.tokenizer_growth import charsmap_growth
 
 PROSE = [
     "The quick brown fox jumps over the lazy dog.\nIs it lazy?\n\n    def dog(self):\n\treturn 1!",

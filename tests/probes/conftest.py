@@ -3,7 +3,7 @@ import pytest
 from megaarch.config import catalogue
 from megaarch.model.initialize import initialize
 from megaarch.model.transformer import Transformer
-from megaarch.probes.subject import Subject
+from megaarch.probes.probed_model import Subject
 
 
 @pytest.fixture

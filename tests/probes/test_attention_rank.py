@@ -7,7 +7,7 @@ from megaarch.attention.mask import Parts, causal, full
 from megaarch.probes import attention_rank, matrix_rank
 from megaarch.probes.ablation import switched
 from megaarch.probes.catalogue import Options
-from megaarch.probes.states import recorded
+from megaarch.probes.hidden_states import recorded
 from tests.conftest import PRESETS
 
 OPTIONS = Options(rows=3, length=20)

@@ -5,7 +5,7 @@ import torch
 from megaarch.attention.mask import Parts, causal, full
 from megaarch.probes.ablation import switched
 from megaarch.probes.attention_weights import causal_mask, full_mask, recorded_attention
-from megaarch.probes.states import recorded
+from megaarch.probes.hidden_states import recorded
 from tests.conftest import PRESETS
 
 

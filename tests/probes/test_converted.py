@@ -9,8 +9,8 @@ import transformers
 
 from megaarch.probes import catalogue
 from megaarch.probes.attention_weights import recorded_attention
-from megaarch.probes.subject import open_subject
-from tests.harness.local import FAMILIES, write_pair
+from megaarch.probes.probed_model import open_subject
+from tests.lm_eval.local import FAMILIES, write_pair
 
 ROWS, LENGTH, PREFIX = 3, 24, 12
 

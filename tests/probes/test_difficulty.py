@@ -12,7 +12,7 @@ from megaarch.config import catalogue
 from megaarch.data.packing import pack
 from megaarch.probes import difficulty
 from megaarch.probes.catalogue import Options
-from megaarch.probes.subject import Subject, largest, open_subject
+from megaarch.probes.probed_model import Subject, largest, open_subject
 from tests.conftest import PRESETS
 
 

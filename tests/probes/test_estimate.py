@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from megaarch.evaluation.record import Record
 from megaarch.probes.estimate import Estimate, merged, over_rows, over_seeds
-from megaarch.study.record import Record
 
 
 def test_a_mean_counts_rows_and_leaves_out_what_is_not_known():

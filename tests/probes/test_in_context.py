@@ -14,7 +14,7 @@ from megaarch.model.transformer import Transformer
 from megaarch.probes import in_context
 from megaarch.probes.catalogue import Options
 from megaarch.probes.in_context import InContext
-from megaarch.probes.subject import Subject
+from megaarch.probes.probed_model import Subject
 
 PRESETS = ["gpt", "prefix_lm", "t5", "ul2", "glm"]
 

@@ -5,7 +5,7 @@ import torch
 from megaarch.errors import UserError
 from megaarch.probes import position
 from megaarch.probes.catalogue import Options
-from megaarch.probes.subject import Rows
+from megaarch.probes.probed_model import Rows
 from tests.conftest import PRESETS
 
 NONE = {"model__position_encoding": "none"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from megaarch import report
+from megaarch.evaluation.confidence import ratio_interval
 from megaarch.report import cells as report_cells
 from megaarch.report import findings, plots, yardsticks
 from megaarch.report.warnings import warnings_for
-from megaarch.study.confidence import ratio_interval
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
     cell_at,

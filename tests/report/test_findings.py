@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from megaarch import report
+from megaarch.evaluation.heldout import Paired
 from megaarch.report import findings
 from megaarch.report.figures import sections
 from megaarch.report.page import write_page
 from megaarch.report.yardsticks import Score, distinguished
-from megaarch.study.results import Paired, Results
+from megaarch.study.results import Results
 from tests.study.example_results import (
     adapted_results,
     cell_at,

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from megaarch import config, report
 from megaarch.distributed.mesh import Grid
+from megaarch.evaluation.scorer import Scores
 from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
@@ -25,7 +26,6 @@ from megaarch.study import lanes, lock, run_cell
 from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
 from megaarch.study.results import CellRecord, Results
-from megaarch.study.score import Scores
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer

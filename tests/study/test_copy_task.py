@@ -10,10 +10,10 @@ import pytest
 
 from megaarch import config
 from megaarch.config.schema import Evaluation
+from megaarch.evaluation import yardsticks
+from megaarch.evaluation.items import Item
+from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import prepare
-from megaarch.study import yardsticks
-from megaarch.study.items import Item
-from megaarch.study.score import Scorer
 from megaarch.training.trainer import Trainer
 from tests.conftest import tiny_raw
 

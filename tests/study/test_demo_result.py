@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from megaarch import config
+from megaarch.evaluation.heldout import Heldout
 from megaarch.report.findings import headline, unigram
 from megaarch.report.yardsticks import CONTINUATION, LEVEL, difference
-from megaarch.study.results import Heldout, Results
+from megaarch.study.results import Results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["bert", "unilm", "t5", "xlnet", "glm", "bart", "prefix_lm", "gpt"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megaarch.training import checkpoint
+from megaarch.checkpoint import checkpoint
 from megaarch.training.preemption import REQUEUE
 
 BOUND = 120.0  # seconds

@@ -8,7 +8,7 @@ import torch
 
 from megaarch.attention.sdpa import SdpaKernel
 from megaarch.kernels import bindings
-from tools.throughput import command, fused, generation_peers, masks, timing, training
+from tools.throughput import command, fused_kernels, generation_peers, masks, timing, training
 
 ATTENTION = ["attention", "--lengths", "24", "--head-sizes", "8", "--tokens", "48"]
 
@@ -232,8 +232,8 @@ def test_fused_kernels_are_checked_then_timed(tmp_path, monkeypatch):
     assert code == 0 and len(found["results"]) == 3 + 3 + 2
     for r in found["results"]:
         assert r["forward"]["median_ms"] > 0 and r["gb_per_s"] > 0
-    right = fused.rms_norm
-    monkeypatch.setattr(fused, "rms_norm", lambda *a: right(*a) * 1.01)
+    right = fused_kernels.rms_norm
+    monkeypatch.setattr(fused_kernels, "rms_norm", lambda *a: right(*a) * 1.01)
     code, found = run(tmp_path / "wrong", "fused", *sizes)
     wrong = [r for r in found["results"] if "wrong" in r]
     assert code == 1 and [r["label"] for r in wrong] == ["rms_norm, fused"]

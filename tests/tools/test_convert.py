@@ -13,10 +13,10 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
 from megaarch import cli, config
+from megaarch.checkpoint import checkpoint
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import FAMILIES, files, verify
 from megaarch.interchange.convert import settings_of
-from megaarch.training import checkpoint
 from tests.interchange.models import MODELS, V
 from tests.tools.conversions import PIECES, convert, saved
 

@@ -20,9 +20,9 @@ import yaml
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from megaarch import cli, config
-from megaarch.training import checkpoint, pickled_metadata, storage
+from megaarch.checkpoint import checkpoint, pickled_metadata, storage
 from megaarch.training.trainer import Trainer
-from tests.harness.local import write_tasks
+from tests.lm_eval.local import write_tasks
 from tests.tools.run import tool
 
 METADATA = "torch.distributed.checkpoint.metadata"

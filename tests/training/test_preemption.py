@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
+from megaarch.checkpoint import checkpoint
 from megaarch.data.loader import prefetch
-from megaarch.training import checkpoint
 from megaarch.training.preemption import REQUEUE, Stopped, Watch, out_of_memory
 from megaarch.training.trainer import Trainer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from megaarch.checkpoint import checkpoint
 from megaarch.config import ConfigError
 from megaarch.errors import UserError
-from megaarch.training import checkpoint
 from megaarch.training.trainer import Trainer
 
 # steps of the whole run, and those that it decays over

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from megaarch.checkpoint import checkpoint, retention
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
-from megaarch.study import evaluate
-from megaarch.training import checkpoint, retention
+from megaarch.study import evaluate_run
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 from tests.steps import forward_backward
@@ -192,7 +192,7 @@ def test_a_damaged_record_is_named_before_a_run_is_scored(damage, tiny, prepared
         if others:
             assert checkpoint.latest_settings(folder)["data"]["objective"] == "full_lm"
     with pytest.raises(UserError, match=r"step-00000006 is damaged.*progress\.json"):
-        evaluate.evaluate_run(folder)
+        evaluate_run.evaluate_run(folder)
 
 
 def test_a_run_can_start_from_anothers_weights(tiny, prepared, tmp_path):

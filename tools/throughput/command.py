@@ -77,19 +77,23 @@ def run_plans(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def run_fused(options: argparse.Namespace, device: torch.device) -> int:
-    from tools.throughput import fused, plots
+    from tools.throughput import fused_kernels, plots
 
     tokens, width, kind = options.tokens, options.width, DTYPES[options.dtype]
     makers = {
-        "rms_norm": partial(fused.norm, tokens, width, kind, device),
-        "cross_entropy": partial(fused.chunk, tokens, options.vocabulary_size, kind, device),
+        "rms_norm": partial(fused_kernels.norm, tokens, width, kind, device),
+        "cross_entropy": partial(
+            fused_kernels.chunk, tokens, options.vocabulary_size, kind, device
+        ),
     }
     for mask in options.masks:
         sizes = (mask, tokens, options.length, width)
-        makers[f"rows, {mask}"] = partial(fused.gathered, *sizes, kind, device)
+        makers[f"rows, {mask}"] = partial(fused_kernels.gathered, *sizes, kind, device)
     problem = (makers, kind, device, options.repetitions)
     draw = plots.bars("label", "gb_per_s", "forward and backward, GB/s of what must move")
-    return _record("fused", options, _events(fused.run, problem, options), fused.line, draw)
+    return _record(
+        "fused", options, _events(fused_kernels.run, problem, options), fused_kernels.line, draw
+    )
 
 
 def run_train(options: argparse.Namespace, device: torch.device) -> int:
@@ -120,9 +124,11 @@ def run_train(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def run_data(options: argparse.Namespace, device: torch.device) -> int:
-    from tools.throughput import plots, supply
+    from tools.throughput import data_supply, plots
 
-    results = supply.run(_raw(options), options.presets, options.repetitions, device.type, _show)
+    results = data_supply.run(
+        _raw(options), options.presets, options.repetitions, device.type, _show
+    )
     draw = plots.bars("preset", "supply_to_demand", "rows made by one worker / rows trained on")
     return _finish("data", options, results, draw)
 

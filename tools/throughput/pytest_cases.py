@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from megaarch.errors import UserError
-from tools.throughput import outcomes
+from tools.throughput import pytest_outcomes
 from tools.throughput.isolate import OUT_OF_TIME, START, expired
 from tools.throughput.record import Event
 
@@ -34,7 +34,7 @@ def run(paths: list[str], deadline: float | None, patience: float = 180.0) -> It
                 process.wait()
             if process.returncode in ENDS:
                 return
-            found = outcomes.read(file)
+            found = pytest_outcomes.read(file)
             begun = [test for test, entry in found.items() if entry["outcome"] is None]
             if expired(deadline):
                 for test in begun or ["the rest"]:
@@ -42,9 +42,9 @@ def run(paths: list[str], deadline: float | None, patience: float = 180.0) -> It
                 return
             for test in begun:
                 reason = f"its process {_ending(process.returncode, patience)}"
-                outcomes.Outcomes(file).write(test, "failed", reason=reason)
-                yield _event(outcomes.read(file)[test])
-            if not begun and process.returncode != outcomes.LOST:
+                pytest_outcomes.Outcomes(file).write(test, "failed", reason=reason)
+                yield _event(pytest_outcomes.read(file)[test])
+            if not begun and process.returncode != pytest_outcomes.LOST:
                 raise UserError(f"pytest ended with code {process.returncode}; see above")
 
 
@@ -52,7 +52,7 @@ def _command(paths: list[str], file: Path) -> list[str]:
     # none of the plugins that pytest.ini asks for, which may not be there
     plain = ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:terminal"]
     plain += ["--continue-on-collection-errors"]
-    plugin = ["-p", "tools.throughput.outcomes", "--outcomes", str(file)]
+    plugin = ["-p", "tools.throughput.pytest_outcomes", "--outcomes", str(file)]
     return [sys.executable, "-m", "pytest", *plain, *plugin, *paths]
 
 
@@ -60,11 +60,11 @@ def _follow(
     process: subprocess.Popen, file: Path, deadline: float | None, patience: float
 ) -> Iterator[Event]:
     """Results as they come, until the process ends or its time is up."""
-    told = {test: entry["outcome"] for test, entry in outcomes.read(file).items()}
+    told = {test: entry["outcome"] for test, entry in pytest_outcomes.read(file).items()}
     moved = time.monotonic()
     while True:
         ended = process.poll() is not None
-        for test, entry in outcomes.read(file).items():
+        for test, entry in pytest_outcomes.read(file).items():
             if test not in told or told[test] != entry["outcome"]:
                 told[test], moved = entry["outcome"], time.monotonic()
                 yield _event(entry)

@@ -7,7 +7,7 @@
     promptsource: templates.yaml                  # wordings of a file of promptsource, or beside ours
 
 As a data source (`data.source`), such a file or a folder of them is {input, target} pairs of the
-items to train on, each in every wording. Held-out items are scored by study/tasks.py.
+items to train on, each in every wording. Held-out items are scored by evaluation/tasks.py.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: files that are whole or absent, read again in any layout."""

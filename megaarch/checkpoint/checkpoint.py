@@ -1,0 +1,387 @@
+"""Checkpoints: complete or absent, verified, layout-free (torch.distributed.checkpoint).
+
+run/checkpoints/step-00000100/   state/       weights and optimizer, by parameter name (storage.py)
+                                 progress.json  totals, settings, data fingerprint
+                                 manifest.json  size and checksum of every file
+run/checkpoints/latest           the name of the newest complete one; moved last
+
+Every process reads files as large as its share of the state: those that it wrote, to seal them,
+and an equal part of all, to verify a checkpoint that is taken up.
+"""
+
+import logging
+import math
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.optim import Optimizer
+
+from megaarch.checkpoint import storage
+from megaarch.checkpoint.record import (
+    MANIFEST,
+    PROGRESS,
+    CheckpointRecord,
+    read_manifest,
+    read_record,
+)
+from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.base import Engine
+from megaarch.errors import StorageError, UserError
+from megaarch.files import fit, replacing, size_and_checksum, write_json
+from megaarch.model.weight_transfer import Origin, Origins
+from megaarch.parallel import gradients
+from megaarch.parallel.parallelize import shard_of
+
+log = logging.getLogger(__name__)
+Manifest = dict[str, tuple[int, int]]  # (size, checksum) by a file's name in its checkpoint
+# one process without a process group is a layout like any other
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+def save(
+    run: Path,
+    step: int,
+    engine: Engine,
+    optimizer: Optimizer,
+    record: CheckpointRecord,
+    keep: int,
+    grid: Grid | None = None,
+    keep_every: int = 0,
+) -> Path:
+    """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
+
+    keep, keep_every: which ones stay (retention.py). grid: all its processes call this, and write
+    and verify their shards; the main one does the rest. OSError on all of them where something
+    fails.
+    """
+    path = place(run, step)
+    aside = begin(path, grid)
+    group = None if grid is None else grid.host_group
+    with on_main(grid):
+        with as_os_error(f"checkpoint {path} could not be written"):
+            state = state_of(engine, optimizer)
+            storage.save(state, aside / "state", group)
+        sealed = seal(aside, grid)
+    put(aside, path, sealed, record, keep, keep_every, grid)
+    return path
+
+
+def save_weights(
+    run: Path, step: int, weights: dict[str, torch.Tensor], record: Mapping[str, object]
+) -> Path:
+    """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
+    be continued. weights: whole tensors by parameter name."""
+    path = place(run, step)
+    checked = fit({**record, "weights_only": True}, CheckpointRecord, path / PROGRESS)
+    aside = begin(path, None)
+    with as_os_error(f"checkpoint {path} could not be written"):
+        storage.save({"model": weights}, aside / "state")
+    put(aside, path, seal(aside), checked, keep=0, keep_every=0)
+    return path
+
+
+def place(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def begin(path: Path, grid: Grid | None) -> Path:
+    """The empty folder, beside `path`, that all processes write to."""
+    aside = path.with_suffix(ASIDE)
+    with on_main(grid) as main:
+        if main:
+            sweep(path.parent)
+            aside.mkdir(parents=True)
+    return aside
+
+
+def state_of(engine: Engine, optimizer: Optimizer) -> storage.State:
+    """What a checkpoint's state/ holds: this process's shards."""
+    weights, state = engine.state(optimizer)
+    return {"model": weights, "optimizer": state}
+
+
+def seal(aside: Path, grid: Grid | None = None) -> Manifest:
+    """Bring the files of a written state that this process wrote to the disk, and read them back.
+    No other process is needed for it. OSError where they do not read as written."""
+    files = [file for file in _files(aside) if _writer(file) == _rank(grid)]
+    manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
+    for file in files:
+        _flush(file)
+    if fault := _first_fault(aside, manifest.items()):
+        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
+    return manifest
+
+
+def put(
+    aside: Path,
+    path: Path,
+    sealed: Manifest,
+    record: CheckpointRecord,
+    keep: int,
+    keep_every: int,
+    grid: Grid | None = None,
+) -> None:
+    """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
+    and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
+    shares = [sealed] if grid is None else grid.gather(sealed, grid.host_group)
+    with on_main(grid) as main:
+        if main:
+            _bind(aside, {name: entry for share in shares for name, entry in share.items()}, record)
+            _enforce(aside, path, keep, keep_every)
+
+
+def _bind(aside: Path, manifest: Manifest, record: CheckpointRecord) -> None:
+    """Adds the record and the manifest to a state whose files are sealed."""
+    write_json(aside / PROGRESS, record.raw())
+    manifest = dict(sorted((manifest | {PROGRESS: size_and_checksum(aside / PROGRESS)}).items()))
+    write_json(aside / MANIFEST, manifest)
+    for written in (aside / "state", aside):
+        _flush(written)
+    # of files that other machines wrote too: a folder that they do not share has not all of them
+    if fault := _first_fault(aside, manifest.items(), read=False):
+        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
+
+
+def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
+    folder = path.parent
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)
+    _flush(folder)
+    with replacing(folder / "latest") as mark:
+        mark.write_text(path.name + "\n")
+    prune(folder, path, keep, keep_every)
+
+
+@contextmanager
+def on_main(grid: Grid | None) -> Iterator[bool]:
+    """Whether this is the main process. All wait for each other's blocks; where some raised an error,
+    they raise it, and the others that of the first."""
+    error = None
+    try:
+        yield grid is None or grid.is_main
+    except Exception as raised:
+        error = raised
+    errors = [error] if grid is None else grid.gather(_plain(error), grid.host_group)
+    if error := error or next(filter(None, errors), None):
+        raise error
+
+
+def _plain(error: Exception | None) -> Exception | None:
+    """What other processes are told of an error: it has to come through pickling whole."""
+    if error is None or isinstance(error, OSError | ValueError):
+        return error
+    return RuntimeError(f"{type(error).__name__} of another process: {error}")
+
+
+@contextmanager
+def as_os_error(fault: str) -> Iterator[None]:
+    """Raises what torch reports of a rank that could not write or read as one sentence (OSError)."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+        said = (str(cause).splitlines() or [""])[0]
+        raise StorageError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
+
+
+def newest(run: Path, grid: Grid | None = None) -> Path | None:
+    """The newest complete checkpoint of a run, or None; a damaged one is named, skipped, the one
+    before it used. ValueError where there are only damaged ones.
+
+    grid: all its processes call this, verify a share each, and get the same.
+    """
+    there, fault = [], None
+    with on_main(grid) as main:
+        if main:
+            there = complete(run / "checkpoints")
+    there = _shared(there, grid)
+    for path in reversed(there):
+        fault = find_fault(path, grid)
+        if fault is None:
+            return path
+        if path != there[0] and main:
+            log.warning("checkpoint %s is damaged (%s); using the one before it", path, fault)
+    if fault:
+        raise UserError(
+            f"checkpoint {there[0]} is damaged ({fault}), and there is none before it: bring it "
+            "back, or remove the folder to start anew"
+        )
+    return None
+
+
+def find_fault(path: Path, grid: Grid | None = None) -> str | None:
+    """What is wrong with a checkpoint, or None. grid: all its processes call this; each reads a
+    share of the files, and all get the same."""
+    listed: list[tuple[str, tuple[int, int]]] | str = []
+    with on_main(grid) as main:
+        if main:
+            listed = _listed(path)
+    listed = _shared(listed, grid)
+    if isinstance(listed, str):
+        return listed
+    ranks = 1 if grid is None else grid.world_size
+    with on_main(grid):
+        fault = _first_fault(path, listed[_rank(grid) :: ranks])
+    faults = [fault] if grid is None else grid.gather(fault, grid.host_group)
+    return next(filter(None, faults), None)
+
+
+def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
+    """The entries of a checkpoint's manifest, or what is wrong with it."""
+    try:
+        manifest = read_manifest(path)
+        read_record(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    indexes = {f"state/{name}" for name in (storage.INDEX, storage.PICKLED)}
+    if PROGRESS not in manifest or not indexes & manifest.keys():
+        return f"{MANIFEST} does not list what a checkpoint holds"
+    return list(manifest.items())
+
+
+def _first_fault(
+    path: Path, entries: Iterable[tuple[str, tuple[int, int]]], read: bool = True
+) -> str | None:
+    """What is wrong with these files of a checkpoint. read: look at more than their sizes."""
+    for name, (size, checksum) in entries:
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if read and size_and_checksum(file)[1] != checksum:
+            return f"{name} has a wrong checksum"
+    return None
+
+
+def latest_settings(run: Path) -> dict[str, Any] | None:
+    """Returns the settings that a run's latest checkpoint was saved with, whether or not the rest of
+    it is sound (that takes reading all of it: `newest`), or None where there is no checkpoint.
+    UserError where no record of one can be read; it names the newest."""
+    damaged = None
+    for path in reversed(complete(run / "checkpoints")):
+        try:
+            return read_record(path).raw_settings()
+        except (OSError, ValueError) as error:
+            damaged = damaged or f"checkpoint {path} is damaged ({error})"
+    if damaged:
+        raise UserError(f"{damaged}, and there is no sound one: bring its {PROGRESS} back")
+    return None
+
+
+def load(
+    path: Path,
+    engine: Engine,
+    optimizer: Optimizer | None,
+    grid: Grid | None = None,
+    origins: Origins | None = None,
+) -> None:
+    """Read weights (and the optimizer's state) into place, whatever layout they are in.
+
+    grid: all its processes call this. origins: where parameters come from that are not the
+    checkpoint's own; None: they are. ValueError where the checkpoint's parameters are not the
+    model's; a pipeline rank holds some of them only.
+    """
+    weights, state = engine.state(optimizer)
+    origins = {name: Origin(name) for name in weights} if origins is None else origins
+    whole = {name: w for name, w in weights.items() if name in origins and origins[name].whole}
+    wanted: storage.State = {"model": whole}
+    if optimizer:
+        wanted["optimizer"] = state
+    with on_main(grid):
+        index = storage.read_index(path / "state").renamed(origins)
+        _compare(path, index, whole, partial=grid is not None and grid.size("pp") > 1)
+        values = storage.read_values(wanted, path / "state", index)
+    group = None if grid is None else grid.host_group
+    with as_os_error(f"checkpoint {path} could not be read"):
+        storage.read_tensors(wanted, path / "state", index, group)
+    with on_main(grid):
+        for name in weights.keys() & (origins.keys() - whole.keys()):
+            _fill(weights[name], origins[name], path)
+    engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
+
+
+def _fill(weight: torch.Tensor, origin: Origin, path: Path) -> None:
+    """Set this process's part of a weight to rows of a checkpoint's tensor, or to zero."""
+    own = gradients.local(weight)
+    if origin.name is None:
+        own.zero_()
+        return
+    with as_os_error(f"checkpoint {path} could not be read"):
+        [value] = storage.read_whole(path / "state", f"model.{origin.name}").values()
+    value = value[origin.rows]
+    shard = shard_of(weight) or tuple(map(range, value.shape))
+    own.copy_(value[tuple(slice(part.start, part.stop) for part in shard)])
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
+    with as_os_error(f"checkpoint {path} could not be read"):
+        return storage.read_whole(path / "state", "model.")
+
+
+def count_weights(path: Path) -> int:
+    """Returns how many numbers `read_weights` reads."""
+    with as_os_error(f"checkpoint {path} could not be read"):
+        tensors = storage.read_index(path / "state").tensors
+        return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
+
+
+def _compare(
+    path: Path, index: storage.Index, weights: dict[str, torch.Tensor], partial: bool
+) -> None:
+    there = {
+        name.removeprefix("model."): tuple(tensor.size)
+        for name, tensor in index.tensors.items()
+        if name.startswith("model.")
+    }
+    here = {name: tuple(p.shape) for name, p in weights.items()}
+    wanted = here if partial else {**there, **here}
+    names = [n for n in wanted if there.get(n) != here.get(n)]
+    if names:
+        name = names[0]
+        raise UserError(
+            f"checkpoint {path} is of another model: {name} is {there.get(name, 'absent')} there "
+            f"and {here.get(name, 'absent')} here ({len(names)} parameters differ)"
+        )
+
+
+def _rank(grid: Grid | None) -> int:
+    return 0 if grid is None or grid.mesh is None else distributed.get_rank()
+
+
+def _shared(value: Any, grid: Grid | None) -> Any:
+    """The main process's value on all of `grid`."""
+    return value if grid is None else grid.share(value, grid.host_group)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _writer(file: Path) -> int:
+    """The rank that wrote a file of a state: torch calls shards __RANK_NUMBER.distcp, and the main
+    process writes the rest."""
+    found = re.match(r"__(\d+)_\d+\.distcp$", file.name)
+    return int(found[1]) if found else 0
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):  # who reads it next reads the disk
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""When a run's checkpoints are written: at once, or in the background while training goes on.
+
+In the background, the state is copied to host memory, and a thread of each process writes the copy
+(torch's state_dict_saver.async_save) and seals what it wrote. Only the manifest and renaming are left, and all
+processes come together for that between two steps: a checkpoint is complete or absent, as ever. A thread and not a
+process of its own: what is killed takes its writer along, and nothing survives to write into a
+folder that the restarted run uses.
+
+The threads have the host group to themselves: between `_begin` and the end of this process's part,
+the main thread uses other groups only, so that collectives have one order on all processes.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.optim import Optimizer
+
+from megaarch.checkpoint import checkpoint, storage
+from megaarch.checkpoint.record import CheckpointRecord
+from megaarch.config.schema import Training
+from megaarch.distributed import launch
+from megaarch.distributed.mesh import Grid
+from megaarch.engine.base import Engine
+
+# torch 2.11 closes a stager behind the first state that it has copied
+STAGES_ONCE = torch.__version__ < "2.13"
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A checkpoint in the making. written: all processes' shards. sealed: this one's, with their
+    part of the manifest."""
+
+    step: int
+    path: Path
+    aside: Path
+    record: CheckpointRecord
+    written: Future
+    sealed: Future
+
+
+class Saver:
+    """Saves a run's checkpoints as `training` says. Every method is called by all processes of
+    `grid` together, and raises OSError on all of them where a checkpoint could not be written."""
+
+    def __init__(self, run: Path, training: Training, grid: Grid):
+        self.run, self.training, self.grid = run, training, grid
+        self._flight: _Flight | None = None
+        self._stager = self._thread = None
+
+    def save(
+        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
+    ) -> None:
+        """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
+        self.finish()
+        training = self.training
+        if training.async_save:
+            self._begin(step, engine, optimizer, record)
+        else:
+            checkpoint.save(
+                self.run,
+                step,
+                engine,
+                optimizer,
+                record,
+                training.keep_checkpoints,
+                self.grid,
+                training.keep_every,
+            )
+
+    def _begin(
+        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
+    ) -> None:
+        if self._stager is None or STAGES_ONCE:
+            cuda = self.grid.device.type == "cuda"
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=cuda,
+                    use_shared_memory=False,
+                    use_async_staging=False,
+                    use_non_blocking_copy=cuda,
+                )
+            )
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "seal")
+        path = checkpoint.place(self.run, step)
+        aside = checkpoint.begin(path, self.grid)
+        written = state_dict_saver.async_save(
+            checkpoint.state_of(engine, optimizer),
+            storage_writer=storage.Writer(aside / "state"),
+            planner=storage.SavePlanner(),
+            process_group=launch.host_group() if distributed.is_initialized() else None,
+            async_stager=self._stager,
+        )
+        assert isinstance(written, Future), "it is two where the copy is made in the background too"
+        sealed = self._thread.submit(_seal, written, path, aside, self.grid)
+        self._flight = _Flight(step, path, aside, record, written, sealed)
+
+    @property
+    def ready(self) -> int:
+        """The step of the checkpoint in the making, once this process's part of it is; else 0."""
+        return self._flight.step if self._flight and self._flight.sealed.done() else 0
+
+    def finish_if(self, ready: int) -> None:
+        """Put the checkpoint in the making in force if it is ready on all processes. ready: the sum
+        of what they said."""
+        if self._flight and ready == self._flight.step * self.grid.world_size:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint in the making, if there is one, and put it in force."""
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        with checkpoint.on_main(self.grid):
+            _wait(flight.written, flight.path)
+            sealed = flight.sealed.result()
+        training = self.training
+        checkpoint.put(
+            flight.aside,
+            flight.path,
+            sealed,
+            flight.record,
+            training.keep_checkpoints,
+            training.keep_every,
+            self.grid,
+        )
+
+
+def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> checkpoint.Manifest:
+    _wait(written, path)
+    return checkpoint.seal(aside, grid)
+
+
+def _wait(written: Future, path: Path) -> None:
+    with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
+        written.result()

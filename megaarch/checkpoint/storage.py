@@ -1,0 +1,276 @@
+"""The state of a checkpoint on disk: torch.distributed.checkpoint's shards, and an index of our own.
+
+state/__RANK_0.distcp   tensors, as torch.save writes them, read with weights_only; and plain values
+                        (an optimizer's options) as JSON
+state/metadata.json     of each tensor its type, size and chunks, of each chunk and value its place
+
+Nothing that is read can execute. torch's own reader unpickles `.metadata` and loads values without
+weights_only; both are never used here. A `.metadata` of version 0.1 is parsed (pickled_metadata.py).
+"""
+
+import io
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import core_schema
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import (
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import WriteItemType
+
+from megaarch.checkpoint import pickled_metadata
+from megaarch.errors import UserError
+from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
+from megaarch.model.weight_transfer import Origins, renamed
+
+INDEX, PICKLED = "metadata.json", ".metadata"
+LARGEST_VALUE = 1 << 16  # bytes of a plain value
+State = dict[str, dict[str, Any]]
+
+Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
+Shape = list[Whole]
+File = Annotated[str, Field(pattern=r"^__\d{1,9}_\d{1,9}\.distcp$")]
+Place = tuple[File, Whole, Whole]  # file, first byte, bytes
+Chunk = tuple[Shape, Shape, File, Whole, Whole]  # offsets, sizes, and its place
+_NAMES = core_schema.literal_schema(sorted(pickled_metadata.DTYPES))
+DType = Annotated[str, GetPydanticSchema(lambda source, handler: _NAMES)]
+
+
+class Tensor(Schema):
+    dtype: DType
+    size: Annotated[Shape, Field(max_length=16)]
+    chunks: Annotated[list[Annotated[Chunk, Field(strict=False)]], Field(min_length=1)]
+
+
+class Index(Schema):
+    """What a state holds and where, by name ("model.NAME", "optimizer.NAME"). pickled: whether
+    values are torch's, of version 0.1, and not JSON."""
+
+    format: Literal[1]
+    tensors: dict[str, Tensor]
+    values: dict[str, Annotated[Place, Field(strict=False)]]
+    pickled: bool = False
+
+    def renamed(self, origins: Origins) -> "Index":
+        """The index with weights by the names of those that are read from them."""
+        weights, others = {}, {}
+        for name, tensor in self.tensors.items():
+            own = name.removeprefix("model.")
+            (others if own == name else weights)[own] = tensor
+        named = {f"model.{name}": tensor for name, tensor in renamed(origins, weights).items()}
+        return self.model_copy(update={"tensors": others | named})
+
+
+class Writer(FileSystemWriter):
+    """torch's writer of shards, with the index in place of its pickle."""
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        places = {
+            (r.index.fqn, r.index.offset): [
+                r.storage_data.relative_path,
+                r.storage_data.offset,
+                r.storage_data.length,
+            ]
+            for share in results
+            for r in share
+        }
+        tensors, values = {}, {}
+        for name, entry in metadata.state_dict_metadata.items():
+            if isinstance(entry, BytesStorageMetadata):
+                values[name] = places[name, None]
+                continue
+            tensors[name] = {
+                "dtype": str(entry.properties.dtype).removeprefix("torch."),
+                "size": list(entry.size),
+                "chunks": [
+                    [list(c.offsets), list(c.sizes), *places[name, c.offsets]] for c in entry.chunks
+                ],
+            }
+        index = {"format": 1, "tensors": tensors, "values": values}
+        (Path(self.path) / INDEX).write_text(json.dumps(index))
+
+
+class SavePlanner(DefaultSavePlanner):
+    """Plain values become JSON, where torch would pickle them."""
+
+    def transform_object(self, write_item: Any, object: Any) -> Any:
+        if write_item.type != WriteItemType.BYTE_IO:
+            return object
+        return io.BytesIO(json.dumps(object).encode())
+
+
+class _Reader(FileSystemReader):
+    """torch's reader of tensors, given what the index says."""
+
+    def __init__(self, folder: Path, index: Index):
+        super().__init__(folder)
+        self.metadata = _metadata(index)
+
+    def read_metadata(self) -> Metadata:
+        return self.metadata
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """Loads tensors alone."""
+
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        raise UserError(f"{read_item.dest_index.fqn} is no tensor in the checkpoint")
+
+
+def save(state: State, folder: Path, group: ProcessGroup | None = None) -> None:
+    """Write tensors and plain values by name. group: its processes call this, each with its own."""
+    state_dict_saver.save(
+        state, storage_writer=Writer(folder), planner=SavePlanner(), process_group=group
+    )
+
+
+def read_index(folder: Path) -> Index:
+    """What a state holds. ValueError where it is damaged, or not a plain list of tensors and values
+    whose bytes lie in the folder."""
+    file = folder / INDEX
+    if file.exists():
+        found = parse_json(read_bytes(file, LARGEST), file)
+        pickled = False
+    else:
+        file = folder / PICKLED
+        try:
+            found = pickled_metadata.parse(read_bytes(file, LARGEST))
+        except pickled_metadata.Refused as error:
+            raise UserError(
+                f"{file} is not the metadata of a checkpoint and was not loaded: {error}"
+            ) from None
+        pickled = True
+    index = fit(found, Index, file).model_copy(update={"pickled": pickled})
+    _check(index, folder, file)
+    return index
+
+
+def read_tensors(
+    wanted: State, folder: Path, index: Index, group: ProcessGroup | None = None
+) -> None:
+    """Fill the tensors of `wanted` in place; what else is in it stays. group: its processes call
+    this, each with its own shards."""
+    tensors = {
+        part: {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+        for part, named in wanted.items()
+    }
+    state_dict_loader.load(
+        tensors,
+        storage_reader=_Reader(folder, index),
+        planner=_LoadPlanner(),
+        process_group=group,
+    )
+
+
+def read_values(wanted: State, folder: Path, index: Index) -> State:
+    """The plain values of `wanted`, as the state has them. ValueError where one is missing or no
+    plain value, or where a tensor of `wanted` is none in the state."""
+    found: State = {part: {} for part in wanted}
+    for part, named in wanted.items():
+        for name, value in named.items():
+            full = f"{part}.{name}"
+            there = index.tensors if isinstance(value, torch.Tensor) else index.values
+            if full not in there:
+                kind = "tensor" if isinstance(value, torch.Tensor) else "plain value"
+                raise UserError(f"{folder} has no {kind} {full}")
+            if not isinstance(value, torch.Tensor):
+                found[part][name] = _value(folder, full, index)
+    return found
+
+
+def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU whose names start with `prefix`, by the rest of the name."""
+    index = read_index(folder)
+    tensors = {
+        name: torch.empty(tensor.size, dtype=getattr(torch, tensor.dtype))
+        for name, tensor in index.tensors.items()
+        if name.startswith(prefix)
+    }
+    # each process for itself: those of a pipeline read different ones
+    state_dict_loader.load(
+        tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner(), no_dist=True
+    )
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _value(folder: Path, name: str, index: Index) -> Any:
+    file, start, length = index.values[name]
+    with open_regular(folder / file) as stream:
+        stream.seek(start)
+        content = stream.read(length)
+    try:
+        if not index.pickled:
+            value = json.loads(content)
+        else:
+            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (ValueError, RuntimeError, RecursionError, EOFError, pickle.UnpicklingError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{name} in {folder} is no plain value and was not loaded: {type(error).__name__}: "
+            f"{said[:120]}"
+        ) from None
+    items = value if isinstance(value, list | tuple) else [value]
+    if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
+        raise UserError(f"{name} in {folder} is no plain value: {type(value).__name__}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(index: Index, folder: Path, where: Path) -> None:
+    """ValueError where chunks do not make up their tensors, or bytes are not there."""
+    sizes: dict[str, int] = {}
+
+    def holds(name: str, least: int, file: str, start: int, length: int) -> None:
+        if file not in sizes:
+            path = inside(folder, file)
+            if not path.is_file():
+                raise UserError(f"{where} is damaged: {file} is missing")
+            sizes[file] = path.stat().st_size
+        if length < least or start + length > sizes[file]:
+            raise UserError(f"{where} is damaged: {name} does not fit into {file}")
+
+    for name, (file, start, length) in index.values.items():
+        if length > LARGEST_VALUE:
+            raise UserError(f"{where} is damaged: {name} is too large for a plain value")
+        holds(name, 1, file, start, length)
+    for name, tensor in index.tensors.items():
+        item, volume = getattr(torch, tensor.dtype).itemsize, 0
+        for offsets, shape, file, start, length in tensor.chunks:
+            if not len(offsets) == len(shape) == len(tensor.size) or any(
+                o + n > whole for o, n, whole in zip(offsets, shape, tensor.size)
+            ):
+                raise UserError(f"{where} is damaged: {name} has a chunk outside of it")
+            volume += math.prod(shape)
+            holds(name, math.prod(shape) * item, file, start, length)
+        if volume != math.prod(tensor.size):
+            raise UserError(f"{where} is damaged: the chunks of {name} do not make it up")
+
+
+def _metadata(index: Index) -> Metadata:
+    """The tensors of the index as torch's planner takes them."""
+    entries, places = {}, {}
+    for name, tensor in index.tensors.items():
+        chunks = []
+        for offsets, shape, file, start, length in tensor.chunks:
+            chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape)))
+            places[MetadataIndex(name, offsets)] = _StorageInfo(file, start, length)
+        properties = TensorProperties(dtype=getattr(torch, tensor.dtype))
+        entries[name] = TensorStorageMetadata(properties, torch.Size(tensor.size), chunks)
+    return Metadata(entries, storage_data=places)

@@ -1,0 +1,166 @@
+"""Scores of tasks by rank classification (Brown et al. 2020; Sanh et al. 2022): the answer is the choice
+that the model gives the largest probability after the question, in its own conditional form.
+
+Probabilities are over text tokens, as those of every yardstick: a sentinel that a model of span corruption expects
+behind a few tokens would make its long choices unlikely.
+
+An item counts by the share of its wordings in which the right choice wins, so that an interval over
+items is one over what was asked and not over how.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from megaarch.config.schema import Evaluation
+from megaarch.evaluation import exact_match
+from megaarch.evaluation.confidence import share_interval
+from megaarch.evaluation.heldout import TaskScore
+from megaarch.evaluation.scorer import Scorer, fitted
+from megaarch.files import read_bytes
+from megaarch.ingest.tasks.task import Task, find
+from megaarch.ingest.tasks.template import Question
+from megaarch.ingest.tokenizer import Tokenizer
+
+COUNTED = 1000  # items whose answers say which is commonest
+Pair = tuple[np.ndarray, np.ndarray]
+Answers = list[tuple[bool, bool] | None]  # by likelihood, and by that over bytes; None: not asked
+
+
+def identity(paths: Sequence[str]) -> dict[str, str]:
+    """Maps each task's name to a digest of all that its items come from. UserError for a file that is none."""
+    found = {}
+    for task in _tasks(paths):
+        content = b"\0".join(read_bytes(path) for path in task.inputs)
+        found[task.name] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return found
+
+
+def score(
+    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, paths: Sequence[str], shots: int
+) -> dict[str, TaskScore]:
+    """Returns the score of each task by its name, behind so many answered examples."""
+    return {task.name: _score(scorer, tokenizer, task, evaluation, shots) for task in _tasks(paths)}
+
+
+def _tasks(paths: Sequence[str]) -> list[Task]:
+    return [task for path in paths for task in find(path)]
+
+
+def _score(
+    scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluation, shots: int
+) -> TaskScore:
+    ranked, free = (
+        {
+            wording.name: task.questions(wording, evaluation.task_items, shots)
+            for wording in task.wordings
+            if (wording.choices is not None) == has_choices
+        }
+        for has_choices in (True, False)
+    )
+    asked = [question for each in ranked.values() for question in each if question]
+    pairs = [pair for question in asked for pair in tokens(scorer, tokenizer, question)]
+    logs = iter(scorer.loglikelihoods(pairs).text if pairs else ())
+    right: dict[str, Answers] = {
+        name: [question and _is_right(question, logs) for question in questions]
+        for name, questions in ranked.items()
+    }
+    open_ended = [question for each in free.values() for question in each if question]
+    matches = iter(exact_match.right(scorer, tokenizer, open_ended, evaluation))
+    exact: dict[str, Answers] = {
+        name: [question and (hit := next(matches), hit) for question in questions]
+        for name, questions in free.items()
+    }
+    matched = _by_item(exact, 0)
+    plain = _by_item(right, 0) or matched
+    normalized = _by_item(right, 1)
+    if not plain:
+        return TaskScore(accuracy=None)
+    return TaskScore(
+        accuracy=float(np.mean(plain)),
+        interval=share_interval(plain),
+        items=len(plain),
+        chance=float(np.mean([1 / len(question.choices) for question in asked])) if asked else None,
+        prior=_prior(task, ranked),
+        right=list(plain),
+        normalized_accuracy=float(np.mean(normalized)) if normalized else None,
+        exact_match=float(np.mean(matched)) if matched else None,
+        exact_match_interval=share_interval(matched) if matched else None,
+        by_wording={
+            name: float(np.mean([one[0] for one in each if one]))
+            for name, each in (right | exact).items()
+            if any(each)
+        },
+    )
+
+
+def _prior(task: Task, ranked: Mapping[str, Sequence[Question | None]]) -> float | None:
+    """Returns how often the choice is right that is right most often among the items to train on; None without
+    such items."""
+    hits = []
+    for wording in task.wordings:
+        answers = Counter(q.target for q in map(wording.question, task.train[:COUNTED]) if q)
+        for question in ranked.get(wording.name, ()):
+            if question and answers:
+                given = max(question.choices, key=lambda choice: answers[choice])
+                hits.append(given == question.choices[question.answer or 0])
+    return float(np.mean(hits)) if hits else None
+
+
+def _by_item(answers: dict[str, Answers], kind: int) -> list[float]:
+    """Returns the share of wordings in which each item is right, of the items that some wording suits."""
+    items = [[one[kind] for one in of_item if one] for of_item in zip_longest(*answers.values())]
+    return [float(np.mean(of_item)) for of_item in items if of_item]
+
+
+def _is_right(question: Question, logs) -> tuple[bool, bool]:
+    """Whether the right choice wins, by its log-likelihood and by that over its bytes."""
+    found = np.array([next(logs) for _ in question.choices])
+    sizes = np.array([len(choice.encode()) for choice in question.choices])
+    return bool(found.argmax() == question.answer), bool(
+        (found / sizes).argmax() == question.answer
+    )
+
+
+def target_bits(
+    scorer: Scorer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> float | None:
+    """Returns the bits per byte of the targets of (input, target) pairs; None without a target's byte."""
+    encoded, size = [], 0
+    for given, target in pairs:
+        answer = tokenizer.encode(target).astype(np.int64)
+        if len(answer):
+            asked = fitted(scorer, tokenizer.encode(given), answer)
+            encoded.append((asked, answer))
+            size += len(target.encode())
+    if not size:
+        return None
+    return float(-scorer.loglikelihoods(encoded).text.sum() / size / np.log(2))
+
+
+def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> list[Pair]:
+    """(input, choice) of each choice. The input gives way at its left end where a row has no room.
+
+    A model of text reads on: a choice is tokenized behind its input. A finetuned one was trained on
+    targets that stand by themselves.
+    """
+    asked = tokenizer.encode(question.input)
+    pairs = []
+    for choice in question.choices:
+        if scorer.objective == "supervised":
+            answer = tokenizer.encode(choice)
+        else:
+            answer = _behind(tokenizer, question.input, asked, choice)
+        answer = answer.astype(np.int64)
+        pairs.append((fitted(scorer, asked, answer), answer))
+    return pairs
+
+
+def _behind(tokenizer: Tokenizer, text: str, asked: np.ndarray, choice: str) -> np.ndarray:
+    both = tokenizer.encode(f"{text} {choice}")
+    if len(both) > len(asked) and np.array_equal(both[: len(asked)], asked):
+        return both[len(asked) :]
+    return tokenizer.encode(f" {choice}")

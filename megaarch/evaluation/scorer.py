@@ -1,0 +1,200 @@
+"""Scoring: log-likelihoods of continuations and middles, in each model's own conditional form.
+
+Every yardstick goes through one path: conditional form -> converter -> packing -> model, the same
+as in training.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megaarch.config import catalogue
+from megaarch.config.schema import Settings
+from megaarch.data import conditional_forms
+from megaarch.data.example import Converted, Example, RowShape, Vocabulary
+from megaarch.data.feature_converters import converter_of
+from megaarch.data.packing import pack, plan_rows
+from megaarch.engine.base import Engine
+from megaarch.errors import UserError
+from megaarch.model.transformer import Transformer
+
+FORM = 8  # tokens that a conditional form adds, whatever the prefix (specials, a mode)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Summed log-likelihoods in nats, float64 [N] each.
+
+    text: probabilities renormalized over text tokens. raw: over the whole vocabulary.
+    """
+
+    text: np.ndarray
+    raw: np.ndarray
+
+
+class Scorer:
+    """Scores token spans with a model under the settings it was trained with.
+
+    model: a Transformer, or the Engine of a layout, every process of which scores the same.
+    rows: batch rows of a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | Engine,
+        settings: Settings,
+        vocabulary: Vocabulary,
+        rows: int,
+    ):
+        self.model, self.vocabulary, self.rows = model, vocabulary, rows
+        self.settings = settings
+        self.objective = settings.data.objective
+        self.architecture = settings.model.architecture
+        self.converter = converter_of(self.architecture)
+        self.axes = catalogue.position_axes(self.objective)
+        self.device = next(model.parameters()).device
+        self.multiple = model.grid.row_multiple if isinstance(model, Engine) else 1
+        text = np.zeros(settings.model.vocabulary_size, dtype=bool)
+        text[: vocabulary.size] = vocabulary.text
+        self.text_tokens = torch.from_numpy(text).to(self.device)
+
+    def loglikelihoods(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Scores:
+        """log p(continuation | prefix) of each (prefix, continuation)."""
+        return self.examples(self._continuations(pairs))
+
+    def _continuations(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Example]]:
+        return [
+            conditional_forms.continuation(
+                self.objective, self.architecture, prefix, continuation, self.vocabulary
+            )
+            for prefix, continuation in pairs
+        ]
+
+    def middles(self, triples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
+        """log p(middle | before, after) of each (before, middle, after)."""
+        return self.examples(
+            [
+                conditional_forms.middle(
+                    self.objective, self.architecture, before, middle, after, self.vocabulary
+                )
+                for before, middle, after in triples
+            ]
+        )
+
+    def by_length(
+        self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], lengths: Sequence[int]
+    ) -> np.ndarray:
+        """log p(first n tokens of the continuation | prefix) over text tokens for each n of `lengths`,
+        float64 [N, lengths]; NaN where a continuation has fewer.
+
+        One pass gives all where targets are predicted left to right; a pseudo-likelihood sees the rest
+        of the continuation, so that each length is scored by itself.
+        """
+        found = np.full((len(pairs), len(lengths)), np.nan)
+        if catalogue.OBJECTIVES[self.objective].comparable:
+            for row, (text, _) in zip(
+                found, self._targets(self._continuations(pairs)), strict=True
+            ):
+                held = [n <= len(text) for n in lengths]
+                row[held] = np.cumsum(text)[[n - 1 for n in lengths if n <= len(text)]]
+            return found
+        for k, n in enumerate(lengths):
+            long = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) >= n]
+            cut = [(pairs[i][0], pairs[i][1][:n]) for i in long]
+            found[long, k] = self.loglikelihoods(cut).text
+        return found
+
+    def holds(self, prefix: np.ndarray, continuation: np.ndarray) -> bool:
+        """Whether the pair fits a row of training."""
+        [examples] = self._continuations([(prefix, continuation)])
+        try:
+            row_limit(self.settings, [self.converter(e, self.vocabulary) for e in examples])
+        except UserError:
+            return False
+        return True
+
+    def examples(self, groups: Sequence[Sequence[Example]]) -> Scores:
+        """Log-likelihoods of the weighted targets of each group of examples, summed over the group."""
+        found = self._targets(groups)
+        text, raw = np.array([each.sum(axis=1) for each in found]).reshape(-1, 2).T
+        return Scores(text, raw)
+
+    def _targets(self, groups: Sequence[Sequence[Example]]) -> list[np.ndarray]:
+        """Log-likelihoods of the weighted targets of each group, in order, over text tokens and over
+        all: float64 [2, targets] each."""
+        converted = [self.converter(e, self.vocabulary) for group in groups for e in group]
+        # equal lengths share a row, and rows of equal parts share a kernel call
+        order = sorted(range(len(converted)), key=lambda i: len(converted[i].streams[0].tokens))
+        limit = row_limit(self.settings, converted).stretched(self.multiple)
+        planned = [
+            [order[place] for place in row]
+            for row in plan_rows([converted[i].shape for i in order], limit)
+        ]
+        found: list[np.ndarray] = [np.empty((2, 0))] * len(converted)
+        for first in range(0, len(planned), self.rows):
+            rows = planned[first : first + self.rows]
+            nll = self._forward([[converted[i] for i in row] for row in rows], limit)
+            for b, row in enumerate(rows):
+                slot = 0
+                for i in row:
+                    weighted = converted[i].target_weights > 0
+                    end = slot + len(weighted)
+                    found[i] = -nll[:, b, slot:end][:, weighted]
+                    slot = end
+        ends = np.cumsum([len(group) for group in groups])
+        return [
+            np.concatenate(found[end - len(g) : end], axis=1)
+            for end, g in zip(ends, groups, strict=True)
+        ]
+
+    def _forward(self, rows: list[list[Converted]], shape: RowShape) -> np.ndarray:
+        batch = pack(
+            rows, shape, pad=self.vocabulary.pad, axes=self.axes, sample_index=range(len(rows))
+        ).to(self.device)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            losses = self.model(batch, self.text_tokens)
+        self.model.train(training)
+        weights = batch.target_weights
+        both = torch.stack([losses.text_nll * weights, losses.nll * weights])
+        return both.double().cpu().numpy()
+
+
+def fitted(scorer: Scorer, prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
+    """Returns the prefix, int64, without those tokens at its left end for which a row of training beside the
+    continuation has no room. The same for every objective, but where its form adds a share of the prefix, as
+    sentinels are."""
+    room = max(scorer.settings.model.sequence_length - len(continuation) - FORM, 1)
+    prefix = prefix[-room:].astype(np.int64)
+    if scorer.holds(prefix, continuation):
+        return prefix
+    lengths = range(1, len(prefix))
+    kept = bisect_left(lengths, True, key=lambda n: not scorer.holds(prefix[-n:], continuation))
+    return prefix[-max(kept, 1) :]
+
+
+def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
+    """The shape of scoring rows: as many of the longest item as fit a row of training.
+
+    ValueError where an item does not fit one.
+    """
+    model, shapes = settings.model, [c.shape for c in converted]
+    longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
+    room, learned = model.sequence_length, model.position_encoding == "learned"
+    if longest[0] > room or (learned and max(longest) > model.position_rows):
+        raise UserError(
+            f"an item takes a row of {max(longest)} tokens and {settings.data.objective} was "
+            f"trained on rows of {room}: lower study.evaluation.prefix_tokens and "
+            "continuation_tokens, or raise model.sequence_length"
+        )
+    fit = max(1, room // max(longest[0], 1))
+    return RowShape(
+        tuple(fit * n for n in longest),
+        fit * max(s.targets for s in shapes),
+        fit * max(s.parts for s in shapes),
+        fit * max(s.cross_parts for s in shapes),
+    )

@@ -1,0 +1,126 @@
+"""The tasks of a study: its own, by files, and lm-evaluation-harness's, by names."""
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megaarch.config import catalogue
+from megaarch.config.schema import Data, Evaluation, Settings
+from megaarch.errors import UserError
+from megaarch.evaluation import rank_classification
+from megaarch.evaluation.confidence import share_interval
+from megaarch.evaluation.exact_match import generator_of
+from megaarch.evaluation.heldout import TaskScore
+from megaarch.evaluation.scorer import Scorer
+from megaarch.ingest import sources
+from megaarch.ingest.tasks.task import Task
+from megaarch.ingest.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from megaarch.lm_eval.evaluate import Items, Tasks
+
+
+def by_place(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns what is on disk, or looks like a path, and the names of lm-evaluation-harness's tasks."""
+    paths = [task for task in tasks if "/" in task or task.endswith(".yaml") or Path(task).exists()]
+    return paths, [task for task in tasks if task not in paths]
+
+
+@lru_cache(maxsize=8)
+def _harness(names: tuple[str, ...], include_path: str | None) -> "Tasks":
+    from megaarch.lm_eval.evaluate import Tasks
+
+    return Tasks(names, include_path)
+
+
+def harness_of(evaluation: Evaluation) -> "Tasks | None":
+    """Returns the harness's tasks of a study; None where it names none. UserError for an unknown name."""
+    _, names = by_place(evaluation.tasks)
+    return _harness(tuple(names), evaluation.include_path) if names else None
+
+
+def identity(evaluation: Evaluation) -> dict[str, str]:
+    """Maps each task's name to a digest of all that its items come from."""
+    harness = harness_of(evaluation)
+    paths, _ = by_place(evaluation.tasks)
+    return rank_classification.identity(paths) | (
+        harness.identity(evaluation.task_items) if harness else {}
+    )
+
+
+def check(evaluation: Evaluation, settings: Settings) -> None:
+    """UserError where a cell cannot be scored by a task of the harness."""
+    harness, parallel = harness_of(evaluation), settings.parallel
+    if harness is None:
+        return
+    if parallel.pipeline_parallel > 1 or parallel.context_parallel > 1:
+        raise UserError(
+            "study.evaluation.tasks: the tasks of lm-evaluation-harness run under tensor and sharded data "
+            "parallelism alone: leave out parallel.pipeline_parallel and parallel.context_parallel, or score the "
+            "finished runs with megaarch evaluate"
+        )
+    generating = harness.generating
+    if generating and not catalogue.OBJECTIVES[settings.data.objective].comparable:
+        raise UserError(
+            f"study.evaluation.tasks: {', '.join(generating)} asks for generated text, and a model of "
+            f"{settings.data.objective} generates none: leave out the task or the cell"
+        )
+
+
+def trained_on(data: Data) -> set[str]:
+    """Returns the names of the tasks among the sources of pairs that a run trains on."""
+    if data.objective != "supervised":
+        return set()
+    paths = [data.source] if isinstance(data.source, str) else [s.path for s in data.source]
+    files = [file for path in paths for file in sources.files(path)]
+    return {Task(file).name for file in files if sources.format_of(file) == "task"}
+
+
+def score(
+    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, trained: Collection[str] = ()
+) -> dict[str, TaskScore]:
+    """Returns the score of each task by its name, behind the first number of examples; by each number where
+    there are several. trained: names of the tasks that the model was trained on."""
+    paths, _ = by_place(evaluation.tasks)
+    numbers = evaluation.numbers_of_shots
+    by_shots = [
+        rank_classification.score(scorer, tokenizer, evaluation, paths, n)
+        | _of_harness(scorer, tokenizer, evaluation, n)
+        for n in numbers
+    ]
+    found = {name: score.model_copy() for name, score in by_shots[0].items()}
+    if len(numbers) > 1:
+        for name, score in found.items():
+            score.by_shots = {str(n): each[name] for n, each in zip(numbers, by_shots, strict=True)}
+    for name, score in found.items():
+        score.trained_on = name in trained
+    return found
+
+
+def _of_harness(
+    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, shots: int
+) -> dict[str, TaskScore]:
+    harness = harness_of(evaluation)
+    if harness is None:
+        return {}
+    with generator_of(scorer, tokenizer) as generator:
+        found = harness.score(generator, shots, evaluation.task_items, evaluation.batch_rows)
+    return {name: _task_score(items) for name, items in found.items()}
+
+
+def _task_score(items: "Items") -> TaskScore:
+    accuracy = float(np.mean(items.right))
+    interval = share_interval(items.right)
+    return TaskScore(
+        accuracy=accuracy,
+        interval=interval,
+        items=len(items.right),
+        chance=float(np.mean([1 / n for n in items.choices])) if max(items.choices) > 1 else None,
+        right=items.right,
+        normalized_accuracy=float(np.mean(items.normalized)) if items.normalized else None,
+        exact_match=accuracy if items.generated else None,
+        exact_match_interval=interval if items.generated else None,
+    )

@@ -1,0 +1,217 @@
+"""How a context, and a continuation of it, reach a model.
+
+`Objective`: in the conditional form of the objective that the run was trained with, as yardsticks and
+`megaarch generate` have it (data/conditional_forms.py, inference/prompts.py).
+
+`Transformers`: as `lm_eval --model hf` gives them to the model's Hugging Face folder, so that a converted
+model's results are those that others publish. x is what the tokenizer's template puts ahead or behind.
+
+    causal     x p c                      C[0:n; 0:n]
+    seq2seq    encoder p x, decoder ^ c   R[0:p; 0:p], C[0:c; 0:c], cross
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from megaarch.attention.mask import causal, full
+from megaarch.config.catalogue import OBJECTIVES
+from megaarch.data import conditional_forms
+from megaarch.data.example import Converted, ConvertedStream
+from megaarch.data.feature_converters import converter_of, positions_or_range
+from megaarch.errors import UserError
+from megaarch.inference.generate import Answer, Generator, position_limit
+from megaarch.inference.prompts import Form, Prompt, ends
+
+ADDED = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
+UNSET = 10**9  # tokenizers without a limit state one above
+LENGTH = 2048  # lm_eval's, where neither the model nor its tokenizer has a limit
+SHARED = ("causal_decoder", "prefix_decoder", "encoder_decoder")  # architectures that its `hf` runs
+
+
+class TextForm(Protocol):
+    """separate: whether a continuation is tokenized by itself. prefix: the id that stands for an empty
+    context. ends: ids that end an answer. max_length: tokens of a context and a continuation together
+    (causal), or of each."""
+
+    name: str
+    separate: bool
+    prefix: int
+    eot: int
+    ends: tuple[int, ...]
+    max_length: int
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]: ...
+    def converted(self, context: list[int], continuation: list[int]) -> list[Converted]: ...
+    def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]: ...
+    def most_tokens(self, context: np.ndarray, max_tokens: int) -> int: ...
+    def text(self, answer: Answer, most: int, stops: tuple[str, ...]) -> str: ...
+
+
+class Objective:
+    """The form of the run's objective. Its own start token stands for an empty context."""
+
+    name = "objective"
+
+    def __init__(self, generator: Generator, max_length: int | None = None):
+        settings, words = generator.settings, generator.vocabulary
+        self.generator, self.vocabulary = generator, words
+        self.objective, self.architecture = settings.data.objective, settings.model.architecture
+        self.converter = converter_of(self.architecture)
+        self.separate = self.objective == "supervised"
+        self.prefix, self.eot = words.bos, words.eos
+        self.ends = ends(OBJECTIVES[self.objective].ends, words)
+        row, limit = max_length or settings.model.sequence_length, position_limit(settings.model)
+        if limit is not None and row > limit:
+            raise UserError(
+                f"max_length: {row} is more than the {limit} positions that the model knows"
+            )
+        self.max_length = row - ADDED
+        if self.max_length < 2:
+            raise UserError(f"max_length: {row} leaves no room beside the form's own tokens")
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        return self.generator.tokenizer.encode(text).tolist()
+
+    def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
+        """The context gives way at its left end. UserError for a continuation that is too long by itself."""
+        if len(continuation) > self.max_length:
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens has no room in the model's row of "
+                f"{self.max_length + ADDED}, with the form's own tokens: leave the task out"
+            )
+        if context[:1] == [self.prefix]:
+            context = context[1:]
+        room = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed
+        prefix = np.array(context[max(len(context) - room, 0) :], dtype=np.int64)
+        scored = np.array(continuation, dtype=np.int64)
+        examples = conditional_forms.continuation(
+            self.objective, self.architecture, prefix, scored, self.vocabulary
+        )
+        return [self.converter(example, self.vocabulary) for example in examples]
+
+    def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
+        """The context gives way at its left end to `max_tokens`, up to half of what there is."""
+        limit = position_limit(self.generator.settings.model)
+        room = self.max_length
+        if limit is not None and self.architecture != "encoder_decoder":
+            room = max(min(room, limit - ADDED - max_tokens), self.max_length // 2)
+        tokens = np.array(context[-room:], dtype=np.int64)
+        return self.generator.prompt_of(tokens), tokens
+
+    def most_tokens(self, context: np.ndarray, max_tokens: int) -> int:
+        return max_tokens
+
+    def text(self, answer: Answer, most: int, stops: tuple[str, ...]) -> str:
+        return answer.text
+
+
+class Transformers:
+    """What transformers' tokenizer of the converted folder, and `lm_eval --model hf`, make of a text."""
+
+    name = "hf"
+
+    def __init__(self, generator: Generator, max_length: int | None = None):
+        """UserError where transformers, or the folder's tokenizer, is missing."""
+        self.generator, model = generator, generator.settings.model
+        if model.architecture not in SHARED:
+            raise UserError(
+                f"form=hf: lm_eval --model hf runs no {model.architecture}: leave it out"
+            )
+        self.tokenizer = _tokenizer_of(Path(generator.tokenizer.path).parent)
+        self.separate = model.architecture == "encoder_decoder"
+        self.eot = self.tokenizer.eos_token_id
+        self.prefix = (
+            self.eot if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        )
+        if self.prefix is None:
+            raise UserError("form=hf: the folder's tokenizer names neither a bos nor an eos token")
+        self.start = generator.vocabulary.bos  # of a decoder beside an encoder
+        self.ends = () if self.eot is None else (self.eot,)
+        told = self.tokenizer.model_max_length
+        limit = position_limit(model) or (told if told < UNSET else LENGTH)
+        self.max_length = max_length or limit
+        generator.text_tokens[: generator.tokenizer.base_size] = True  # all of the file's own ids
+
+    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
+        if add_special_tokens is None:
+            add_special_tokens = not text.startswith(self.tokenizer.decode([self.prefix]))
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
+        """What is too long gives way at its left end."""
+        if self.separate:
+            context, scored = context[-self.max_length :], continuation[-self.max_length :]
+            fed = [self.start, *scored[:-1]]
+            n, m = len(context), len(scored)
+            streams = (_stream(context, full), _stream(fed, causal, [full(0, m, 0, n)]))
+            first = 0
+        else:
+            row, scored = [*context, *continuation][-self.max_length - 1 :][:-1], continuation
+            streams, first = (_stream(row, causal),), len(row) - len(scored)
+        index = first + np.arange(len(scored))
+        weights = np.ones(len(scored), dtype=np.float32)
+        return [Converted(streams, index, np.array(scored, dtype=np.int64), weights)]
+
+    def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
+        """UserError where an answer of `max_tokens` leaves no room for a context, as the harness says."""
+        form = Form((1,), None, True, self.ends, follows=False)
+        room = self.max_length - (0 if self.separate else max_tokens)
+        if room < 1:
+            raise UserError(
+                f"max_gen_toks: {max_tokens} has to be below the model's {self.max_length} positions: "
+                "lower it (--gen_kwargs max_gen_toks=N)"
+            )
+        tokens = context[-room:]
+        if self.separate:
+            made = Prompt(form, _stream([self.start], causal), _stream(tokens, full))
+        else:
+            made = Prompt(form, _stream(tokens, causal))
+        return made, np.array(tokens, dtype=np.int64)
+
+    def most_tokens(self, context: np.ndarray, max_tokens: int) -> int:
+        """A decoder beside an encoder is given as many more as the encoder has, less its start token:
+        `lm_eval --model hf` counts the context there too (at its batch size of 1)."""
+        return max_tokens + (len(context) - 1 if self.separate else 0)
+
+    def text(self, answer: Answer, most: int, stops: tuple[str, ...]) -> str:
+        """Returns the answer's tokens as transformers decodes them by themselves, up to a stop."""
+        text = self.tokenizer.decode(answer.tokens[:most], skip_special_tokens=True)
+        for stop in filter(None, stops):
+            text = text.split(stop)[0]
+        return text
+
+
+FORMS: dict[str, type[Objective] | type[Transformers]] = {
+    form.name: form for form in (Objective, Transformers)
+}
+
+
+def _stream(tokens: list[int], shape, cross: list | None = None) -> ConvertedStream:
+    n = len(tokens)
+    positions = positions_or_range(None, n)
+    return ConvertedStream(
+        np.array(tokens, dtype=np.int64), positions, [shape(0, n, 0, n)], cross or []
+    )
+
+
+def _tokenizer_of(folder: Path):
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "form=hf reads a text as transformers does, which is missing: pip install transformers, or "
+            "give form=objective"
+        ) from None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # None asks at the terminal
+        )
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"form=hf: transformers finds no tokenizer in {folder} ({str(error).splitlines()[0][:120]}): "
+            "give form=objective"
+        ) from error

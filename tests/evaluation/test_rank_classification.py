@@ -1,0 +1,171 @@
+"""Rank classification against models whose answers are known, and a finetuned cell of a study."""
+
+import json
+
+import numpy as np
+import pytest
+
+from megaarch.config import ConfigError
+from megaarch.config.schema import Evaluation
+from megaarch.evaluation import rank_classification, tasks
+from megaarch.evaluation.scorer import FORM, Scorer, Scores
+from megaarch.ingest.tasks.task import Task
+from megaarch.ingest.tasks.template import Question
+from tests.conftest import PRESETS
+from tests.evaluation.test_yardsticks import Uniform
+
+
+class Planted:
+    """Gives the text of a choice the log-likelihood that a rule says."""
+
+    def __init__(self, settings, tokenizer, rule):
+        self.settings, self.tokenizer, self.rule = settings, tokenizer, rule
+        self.objective = settings.data.objective
+        self.seen = []
+
+    def holds(self, prefix, continuation):
+        return True
+
+    def loglikelihoods(self, pairs):
+        texts = [tuple(self.tokenizer.decode(side).strip() for side in pair) for pair in pairs]
+        self.seen += texts
+        found = np.array([self.rule(*text) for text in texts])
+        return Scores(found, found)
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Items i: is it odd? The wording `mute` suits the first half of them."""
+    items = [{"i": i, "label": i % 2} for i in range(20)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, items)))
+    wordings = [
+        {"name": "plain", "prompt": "{{ i }} ||| {{ answer_choices[label] }}"},
+        {
+            "name": "mute",
+            "prompt": "number {{ i }} ||| {% if i < 10 %}{{ answer_choices[label] }}{% endif %}",
+        },
+    ]
+    for wording in wordings:
+        wording["choices"] = "no ||| it is odd"
+    said = {"summary": "odd?", "data": {"test": "test.jsonl"}, "wordings": wordings}
+    path = tmp_path / "odd.task.yaml"
+    path.write_text(json.dumps(said))
+    return path
+
+
+def scored(task, settings, tokenizer, rule, **more):
+    evaluation = Evaluation(tasks=[str(task)], **more)
+    planted = Planted(settings, tokenizer, rule)
+    [found] = tasks.score(planted, tokenizer, evaluation).values()
+    return found, planted
+
+
+def test_an_item_counts_by_the_share_of_its_wordings_that_are_right(task, tiny, prepared):
+    """Right behind `plain`; behind `mute` it always says no."""
+
+    def rule(asked, choice):
+        odd = not asked.startswith("number") and int(asked) % 2
+        return 0.0 if (choice == "it is odd") == bool(odd) else -1.0
+
+    found, _ = scored(task, tiny("gpt"), prepared.tokenizer, rule)
+    wanted = [1.0 if i % 2 == 0 or i >= 10 else 0.5 for i in range(20)]
+    assert found.right == wanted and found.accuracy == pytest.approx(np.mean(wanted))
+    assert found.by_wording == {"plain": 1.0, "mute": 0.5}
+    assert found.items == 20 and found.chance == 0.5
+    low, high = found.interval
+    assert low < found.accuracy < high
+
+
+def test_probabilities_are_over_text(task, tiny, prepared):
+    """A model of span corruption expects a sentinel, which makes every long choice unlikely."""
+
+    class Expecting(Planted):
+        def loglikelihoods(self, pairs):
+            text = super().loglikelihoods(pairs).text
+            return Scores(text, text - [10.0 * len(answer) for _, answer in pairs])
+
+    planted = Expecting(tiny(), prepared.tokenizer, lambda asked, choice: len(choice))
+    [found] = tasks.score(planted, prepared.tokenizer, Evaluation(tasks=[str(task)])).values()
+    odd = [i % 2 for i in range(20)]
+    assert found.right == odd  # "it is odd" wins, and is right where i is
+
+
+def test_normalization_is_over_the_bytes_of_a_choice(task, tiny, prepared):
+    """Two bytes at -1 each against nine at -0.5: the sum prefers the short one."""
+    costs = {"no": -2.0, "it is odd": -4.5}
+    found, _ = scored(task, tiny("gpt"), prepared.tokenizer, lambda asked, choice: costs[choice])
+    assert found.by_wording["plain"] == 0.5
+    assert found.accuracy == pytest.approx(0.5)  # always no: right for the even ones
+    assert found.normalized_accuracy == pytest.approx(0.5)  # always odd
+    right = Task(task).test[1]["label"] == 1
+    assert right and found.right[1] == 0.0
+
+
+def test_items_and_examples_are_as_many_as_asked_for(task, tiny, prepared):
+    found, planted = scored(task, tiny("gpt"), prepared.tokenizer, lambda *pair: 0.0, task_items=3)
+    assert found.items == 3
+    assert [asked for asked, _ in planted.seen[:4]] == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_ranks_choices_in_its_own_form(preset, task, tiny, prepared):
+    """A uniform model prefers the choice of fewer tokens."""
+    from megaarch.evaluation.scorer import Scorer
+
+    settings = tiny(preset)
+    scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, 4)
+    evaluation = Evaluation(tasks=[str(task)], task_items=4)
+    [found] = tasks.score(scorer, prepared.tokenizer, evaluation).values()
+    assert found.right == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("length", [48, 128])
+@pytest.mark.parametrize("objective", [None, "span_corruption", "fill_in_middle"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_long_question_gives_way_at_its_left_end(preset, objective, length, tiny, prepared):
+    """To the last token that has room, whatever a form adds: span corruption adds sentinels to the prefix."""
+    given = {"model__sequence_length": length} | (
+        {"data__objective": objective} if objective else {}
+    )
+    try:
+        settings = tiny(preset, **given)
+    except ConfigError:
+        pytest.skip(f"{preset} is not trained on {objective}")
+    scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, 4)
+    text = " ".join(["one two three"] * 200)
+    [(asked, answer)] = rank_classification.tokens(
+        scorer, prepared.tokenizer, Question(text, "yes", ("yes",), 0)
+    )
+    whole = prepared.tokenizer.encode(text)
+    assert np.array_equal(asked, whole[-len(asked) :])
+    assert np.isfinite(scorer.loglikelihoods([(asked, answer)]).text).all()
+    room = length - len(answer) - FORM
+    more = whole[-len(asked) - 1 :]
+    assert len(asked) == room or (len(asked) < room and not scorer.holds(more, answer))
+
+
+def test_a_choice_is_read_behind_its_question(tiny, prepared):
+    tokenizer = prepared.tokenizer
+    planted = Planted(tiny("gpt"), tokenizer, None)
+    pairs = rank_classification.tokens(planted, tokenizer, Question("a b", "c d", ("c d",), 0))
+    assert tokenizer.decode(np.concatenate(pairs[0])) == "a b c d"
+
+
+def test_another_item_is_another_study(task):
+    evaluation = Evaluation(tasks=[str(task)])
+    before = tasks.identity(evaluation)
+    (task.parent / "test.jsonl").write_text('{"i": 1, "label": 1}\n')
+    assert tasks.identity(evaluation) != before
+
+
+def test_the_commonest_answer_is_told_apart_from_guessing(task, tiny, prepared):
+    """Two of three items to train on are odd, and half of those held out."""
+    assert scored(task, tiny("gpt"), prepared.tokenizer, lambda *_: 0.0)[0].prior is None
+    train = "\n".join(json.dumps({"i": i, "label": int(i % 3 > 0)}) for i in range(30))
+    (task.parent / "train.jsonl").write_text(train)
+    said = json.loads(task.read_text())
+    said["data"]["train"] = "train.jsonl"
+    said["wordings"] = said["wordings"][:1]
+    task.write_text(json.dumps(said))
+    found, _ = scored(task, tiny("gpt"), prepared.tokenizer, lambda *_: 0.0, task_items=7)
+    assert found.prior == pytest.approx(3 / 7)  # 1, 3 and 5

@@ -1,0 +1,207 @@
+"""The model of lm-evaluation-harness over runs trained here, in the form of each objective."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install '.[lm-eval]'")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import CachingLM  # noqa: E402
+
+from megaarch.errors import UserError  # noqa: E402
+from megaarch.evaluation.scorer import Scorer  # noqa: E402
+from megaarch.lm_eval.model import MegaarchLM  # noqa: E402
+from tests.conftest import PRESETS  # noqa: E402
+
+CONTEXTS = ("The river finds the stone near", "", "The garden")
+CONTINUATIONS = (" number 17.", "The winter keeps the light", " opens")
+
+
+def requests(kind, *arguments):
+    return [Instance(kind, {}, each, n) for n, each in enumerate(arguments)]
+
+
+def wanted(lm, pairs):
+    """Log-likelihoods of tokens as the yardsticks score them, over the tokenizer's own ids."""
+    generator = lm.generator
+    scorer = Scorer(generator.model, generator.settings, generator.vocabulary, rows=2)
+    scorer.text_tokens = torch.arange(len(scorer.text_tokens)) < generator.tokenizer.base_size
+    return scorer.loglikelihoods(
+        [tuple(np.array(side, dtype=np.int64) for side in p) for p in pairs]
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loglikelihoods_are_those_of_the_conditional_form(preset, runs):
+    lm = MegaarchLM(run=runs(preset), batch_size=2)
+    assert lm.form.name == "objective"
+    pairs = list(zip(CONTEXTS, CONTINUATIONS, strict=True))
+    encode = lm.generator.tokenizer.encode
+    tokens = []
+    for before, after in pairs:
+        context = encode(before)
+        tokens.append((context, encode(before + after)[len(context) :]))
+    found = lm.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+    np.testing.assert_allclose([value for value, _ in found], wanted(lm, tokens).text, atol=1e-3)
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "bert"])
+def test_what_is_generated_is_greedy_and_nothing_else_is(preset, runs):
+    lm = MegaarchLM(run=runs(preset))
+    given = requests(
+        "generate_until", *[(c, {"max_gen_toks": 3, "until": []}) for c in CONTEXTS[::2]]
+    )
+    for request, text in zip(given, lm.generate_until(given, disable_tqdm=True), strict=True):
+        context = lm.tok_encode(request.args[0])
+        prompt, _ = lm.form.prompt(context, 3)
+        with torch.no_grad():
+            logits = next(iter(_first_logits(lm, prompt)))
+        ranked = logits.masked_fill(~lm.generator.allowed(prompt), -math.inf).argsort(
+            descending=True
+        )
+        best, second = (int(i) for i in ranked[:2])
+        if best in lm.form.ends:
+            assert text == ""
+            continue
+        scores = lm._scores([(context, [best]), (context, [second])])
+        assert [score.is_greedy for score in scores] == [True, False]
+        assert text.startswith(lm.generator.tokenizer.decode([best])) or not text
+
+
+def _first_logits(lm, prompt):
+    from megaarch.inference.decode import Decoding
+
+    return Decoding(lm.generator.forward, lm.generator.layout, [prompt]).start()
+
+
+def test_rolling_sums_windows_that_cover_each_token_once(runs):
+    lm = MegaarchLM(run=runs("gpt"), batch_size=3)
+    text = "The river finds the stone near number 4. " * 12
+    tokens = lm.generator.tokenizer.encode(text)
+    length = lm.max_length
+    assert len(tokens) > 2 * length
+    pairs, done = [(tokens[:0], tokens[:length])], length
+    while done < len(tokens):  # a window of `length` inputs, of which the last ones are new
+        end = min(done + length, len(tokens))
+        pairs.append((tokens[end - length - 1 : done], tokens[done:end]))
+        done = end
+    [found] = lm.loglikelihood_rolling(
+        requests("loglikelihood_rolling", (text,)), disable_tqdm=True
+    )
+    assert found == pytest.approx(wanted(lm, pairs).text.sum(), abs=1e-2)
+
+
+def test_a_long_context_gives_way_at_its_left_end(runs):
+    lm = MegaarchLM(run=runs("t5"))
+    context = lm.tok_encode("The river finds the stone near number 4. " * 12)
+    after = lm.tok_encode(" The river")
+    room = lm.max_length + 1 - len(after)
+    cut, whole = lm._scores([(context[-room:], after), (context, after)])
+    assert cut == whole
+    given = requests("generate_until", (" ".join(["The river"] * 90), {"max_gen_toks": 4}))
+    assert lm.generate_until(given, disable_tqdm=True) != []
+
+
+def test_results_that_a_cache_holds_are_not_computed_again(runs, tmp_path, monkeypatch):
+    """A run that is cut off after some batches goes on behind them."""
+    lm = MegaarchLM(run=runs("gpt"), batch_size=1)
+    pairs = [("The river", f" number {n}.") for n in range(9)]
+    given = requests("loglikelihood", *pairs)
+    straight = lm.loglikelihood(given, disable_tqdm=True)
+    score, asked = lm._scores, []
+
+    def broken(pairs):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(len(pairs))
+        return score(pairs)
+
+    monkeypatch.setattr(lm, "_scores", broken)
+    caching = CachingLM(lm, str(tmp_path / "cache.db"))
+    with pytest.raises(KeyboardInterrupt):
+        caching.loglikelihood(given)
+    monkeypatch.setattr(lm, "_scores", lambda pairs: asked.append(len(pairs)) or score(pairs))
+    again = CachingLM(lm, str(tmp_path / "cache.db")).loglikelihood(given)
+    assert sum(asked) == len(pairs) and len(asked) > 1
+    np.testing.assert_allclose([v for v, _ in again], [v for v, _ in straight], atol=1e-4)
+
+
+def test_one_token_choices_share_a_row(runs, monkeypatch):
+    lm = MegaarchLM(run=runs("prefix_lm"))
+    context = lm.tok_encode("The river finds")
+    ran = []
+    logits = lm.scorer._logits
+    monkeypatch.setattr(lm.scorer, "_logits", lambda rows: ran.append(len(rows)) or logits(rows))
+    together = lm._scores([(context, [token]) for token in range(300, 306)])
+    assert ran == [1]
+    alone = [lm._scores([(context, [token])])[0] for token in range(300, 306)]
+    np.testing.assert_allclose(
+        [s.loglikelihood for s in together], [s.loglikelihood for s in alone], atol=1e-5
+    )
+
+
+def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):
+    """Converted or not: `lm_eval --model hf` runs no encoder."""
+    monkeypatch.setattr("megaarch.lm_eval.model.converted_from_elsewhere", lambda run: True)
+    lm = MegaarchLM(run=runs("bert"))
+    assert lm.form.name == "objective"
+    assert "A pseudo-likelihood" in caplog.text
+    with pytest.raises(UserError, match="cannot generate"):
+        lm.generate_until(requests("generate_until", ("The river", {})), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"form": "x"}, "form=x: is not one of objective, hf"),
+        ({"colour": 3}, "not colour"),
+        ({"tensor_parallel": 2}, "1 started processes do not divide"),
+        ({"max_length": 9}, "max_length: 9 leaves no room"),
+        ({"max_length": 4096}, "max_length: 4096 is more than the 48 positions"),
+        *(
+            ({name: value}, f"{name}={value}: is not a whole number from 1")
+            for name in ("batch_size", "max_length", "tensor_parallel")
+            for value in ("0", "-1", "1.5", "x")
+        ),
+        ({"form": "hf"}, "finds no tokenizer"),
+    ],
+)
+def test_bad_arguments_are_told_in_a_sentence(given, told, runs):
+    with pytest.raises(UserError, match=told) as caught:
+        MegaarchLM(run=runs("gpt"), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+def test_a_continuation_that_no_row_holds_is_refused(preset, runs):
+    lm = MegaarchLM(run=runs(preset))
+    given = requests("loglikelihood", ("The river", " stone" * 200))
+    with pytest.raises(
+        UserError, match="a continuation of .* tokens has no room in the model's row of 48"
+    ):
+        lm.loglikelihood(given, disable_tqdm=True)
+
+
+def test_an_empty_context_is_named_before_anything_is_generated(runs, monkeypatch):
+    lm = MegaarchLM(run=runs("gpt"))
+    monkeypatch.setattr(lm, "_answers", lambda *given: pytest.fail("it was answered"))
+    given = requests("generate_until", ("The river", {"until": []}), ("", {"until": []}))
+    given[1].metadata = ("colours", 7, 1)
+    given[1].__post_init__()
+    with pytest.raises(UserError, match="item 7 of the task colours has an empty context"):
+        lm.generate_until(given, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    "given, told", [({"num_beams": 4}, "num_beams"), ({"top_p": 7.0}, "top_p")]
+)
+def test_unknown_options_of_generation_are_refused(given, told, runs):
+    lm = MegaarchLM(run=runs("gpt"))
+    request = requests("generate_until", ("The river", {"until": ["."]} | given))
+    with pytest.raises(UserError, match=told):
+        lm.generate_until(request, disable_tqdm=True)

@@ -1,4 +1,4 @@
-"""Attention: masks as parts (mask.py), one interface (attend.py), what a kernel is (kernel.py), and
+"""Attention: masks as parts (mask.py), one interface (attend.py), what a kernel is (kernel_interface.py), and
 the table of kernels (dispatch.py)."""
 
 from megaarch.attention.attend import attend

@@ -37,7 +37,7 @@ Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuatio
 class GeneratorLM(TemplateLM):
     """A generator, whose processes hold the model together: each answers all requests.
 
-    form: its name (forms.py). max_length: tokens of a row; None: the model's. rows: of a batch.
+    form: its name (request_forms.py). max_length: tokens of a row; None: the model's. rows: of a batch.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class MegaarchLM(GeneratorLM):
     """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
     together.
 
-    run: its folder, or STUDY/CELL. form: "objective" or "hf" (forms.py); None: hf for a checkpoint that was
+    run: its folder, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf for a checkpoint that was
     converted from Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no
     longer where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
     or else a GPU where there is one.

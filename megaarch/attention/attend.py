@@ -10,7 +10,6 @@ from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose_for
 from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import Parts
-from megaarch.errors import UserError
 
 
 def attend(
@@ -60,30 +59,30 @@ torch_operator.register(_run)
 
 
 def check(inputs: AttentionInputs) -> None:
-    """Raises a UserError that names the first argument that does not fit the others."""
+    """Raises a ValueError that names the first argument that does not fit the others."""
     q, k, v, parts, bias = inputs.q, inputs.k, inputs.v, inputs.parts, inputs.bias
     rows, queries, heads, size = q.shape
     keys, key_heads = k.shape[1:3]
     if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
-        raise UserError(
+        raise ValueError(
             f"attend: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be "
             "[B, Sq, H, D], [B, Sk, Hkv, D] and [B, Sk, Hkv, D]"
         )
     if heads % key_heads:
-        raise UserError(f"attend: {key_heads} key heads do not divide {heads} query heads")
+        raise ValueError(f"attend: {key_heads} key heads do not divide {heads} query heads")
     if (len(parts), parts.queries, parts.keys) != (rows, queries, keys):
-        raise UserError(
+        raise ValueError(
             f"attend: parts are for {len(parts)} rows of {parts.queries} queries and "
             f"{parts.keys} keys, but the tensors have {rows}, {queries} and {keys}"
         )
     if bias is None:
         return
     if bias.heads != heads:
-        raise UserError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
+        raise ValueError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
     for name, positions, length in (
         ("query_positions", inputs.query_positions, queries),
         ("key_positions", inputs.key_positions, keys),
     ):
         if positions is None or positions.shape[:2] != (rows, length):
             given = None if positions is None else list(positions.shape)
-            raise UserError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")
+            raise ValueError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from megaarch.attention.plan import pinned
-from megaarch.errors import UserError
 
 UNUSED, FULL, CAUSAL = 0, 1, 2
 COLUMNS = 5  # shape, query start, query end, key start, key end
@@ -78,11 +77,11 @@ class Parts:
     def __post_init__(self):
         table = np.asarray(self.table)
         if table.ndim != 3 or table.shape[2] != COLUMNS:
-            raise UserError(f"parts must have shape [B, P, {COLUMNS}], not {list(table.shape)}")
+            raise ValueError(f"parts must have shape [B, P, {COLUMNS}], not {list(table.shape)}")
         object.__setattr__(self, "table", np.ascontiguousarray(table, dtype=np.int32))
         fault = find_fault(self.table, self.queries, self.keys)
         if fault:
-            raise UserError(fault)
+            raise ValueError(fault)
         self._enter()
 
     def _enter(self) -> None:
@@ -108,14 +107,14 @@ class Parts:
         full_row: tuple[int, int] | None = None,
     ) -> "Parts":
         """From one list of parts for each batch row. room: P; None: as many as the longest list has.
-        UserError for a list with more."""
+        ValueError for a list with more."""
         rows = [list(row) for row in rows]
         if room is None:
             room = max(map(len, rows), default=0)
         table = np.zeros((len(rows), room, COLUMNS), dtype=np.int32)
         for b, row in enumerate(rows):
             if len(row) > room:
-                raise UserError(f"row {b} has {len(row)} parts and room for {room}")
+                raise ValueError(f"row {b} has {len(row)} parts and room for {room}")
             if row:
                 table[b, : len(row)] = row
         return cls(table, queries, keys, full_row)

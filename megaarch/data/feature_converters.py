@@ -76,7 +76,7 @@ class Decoder:
         start, targets = len(example.inputs), len(example.targets)
         if example.feed is None:
             if example.input_positions is not None:
-                raise UserError(
+                raise ValueError(
                     f"{self.name} takes positions only with `feed`, whose rows they are"
                 )
             row = [[vocabulary.bos], example.inputs, example.targets]
@@ -215,7 +215,7 @@ def cloze(example: Example) -> Converted:
     n = len(example.inputs)
     prefix = n if example.prefix is None else example.prefix
     if example.reverse and prefix:
-        raise UserError("a reversed cloze example is right to left: its prefix must be 0")
+        raise ValueError("a reversed cloze example is right to left: its prefix must be 0")
     tokens = np.asarray(example.inputs, dtype=np.int64)
     positions = positions_or_range(example.input_positions, n)
     index = np.asarray(example.places, dtype=np.int64)

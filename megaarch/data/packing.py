@@ -17,7 +17,6 @@ import torch
 from megaarch.attention.mask import Parts
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.data.example import Converted, RowShape
-from megaarch.errors import UserError
 
 HEAD_MULTIPLE = 128
 
@@ -106,7 +105,7 @@ def _pack_stream(
             stream = example.streams[s]
             end = start + len(stream.tokens)
             if end > length:
-                raise UserError(f"row {b} holds {end} tokens or more and has room for {length}")
+                raise ValueError(f"row {b} holds {end} tokens or more and has room for {length}")
             assert stream.positions.shape[1] == axes, "positions of another number of axes"
             tokens[b, start:end] = stream.tokens
             positions[b, start:end] = stream.positions
@@ -141,7 +140,7 @@ def _pack_targets(rows: Sequence[Sequence[Converted]], shape: RowShape) -> tuple
         for example in row:
             end = slot + len(example.target_index)
             if end > shape.targets:
-                raise UserError(f"row {b} has {end} targets or more and room for {shape.targets}")
+                raise ValueError(f"row {b} has {end} targets or more and room for {shape.targets}")
             index[b, slot:end] = example.target_index + start
             tokens[b, slot:end] = example.target_tokens
             weights[b, slot:end] = example.target_weights

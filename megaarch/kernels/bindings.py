@@ -118,7 +118,8 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
     """Runs a kernel on the device's current stream. Tensors become their addresses, dtypes their codes
     and lists of integers arrays.
 
-    ValueError where there is no kernel for the arguments or it could not be launched.
+    UserError where the kernels are not built; RuntimeError where one has no code for its arguments or could not
+    be launched.
     """
     if reason := obstacle(device.type):
         raise UserError(f"model.fused_kernels: {reason}")
@@ -133,8 +134,8 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
     if code:
         reason = library.megaarch_error(code).decode()
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-        raise UserError(
-            f"model.fused_kernels: {name} on {device.type}: {reason}, given "
+        raise RuntimeError(
+            f"kernel {name} on {device.type}: {reason}, given "
             f"{[list(x.shape) for x in tensors]} of "
             f"{', '.join(sorted({str(x.dtype) for x in tensors}))}"
         )

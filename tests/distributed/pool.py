@@ -17,13 +17,15 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -51,8 +53,28 @@ class SegmentationError(RankError):
     """A rank died of SIGSEGV, or of SIGABRT where malloc saw it first; the message says where its Python threads were."""
 
 
+@contextmanager
+def _kept(folder: Path | None) -> Iterator[Callable[[], None]]:
+    """Gives what makes a folder's content what it is now: a run that died may have left checkpoints, from which
+    the next one would go on."""
+    if folder is None:
+        yield lambda: None
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        copy = Path(aside) / "copy"
+        shutil.copytree(folder, copy, symlinks=True)
+
+        def put_back() -> None:
+            shutil.rmtree(folder)
+            shutil.copytree(copy, folder, symlinks=True)
+
+        yield put_back
+
+
 class Pool:
-    """See the module's docstring."""
+    """See the module's docstring. folder: the test's own, which is put back before a run is made again."""
+
+    folder: Path | None = None
 
     def __init__(self):
         self.context = multiprocessing.get_context("forkserver")
@@ -75,11 +97,13 @@ class Pool:
         A rank that dies of these is run once more, with all others, and a warning says where it died:
         about one of a thousand runs ends in malloc, called by gloo's thread (docs/log.md).
         """
-        try:
-            return self._run(world_size, function, args, timeout, environment)
-        except SegmentationError as error:
-            warnings.warn(f"ran again: {error}", stacklevel=2)
-            return self._run(world_size, function, args, timeout, environment)
+        with _kept(self.folder) as put_back:
+            try:
+                return self._run(world_size, function, args, timeout, environment)
+            except SegmentationError as error:
+                warnings.warn(f"ran again: {error}", stacklevel=2)
+                put_back()
+                return self._run(world_size, function, args, timeout, environment)
 
     def _run(
         self,

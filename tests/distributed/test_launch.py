@@ -299,20 +299,28 @@ def test_the_pool_names_the_rank_that_fails_dies_or_hangs(pool):
         pool.run(1, subprocess.run, ["sleep", "60"], timeout=3.0)
 
 
-def fault_unless(path):
+def fault_unless(path, folder):
+    found = sorted(file.name for file in folder.iterdir())
     if not path.exists():
         path.touch()
+        (folder / "new").touch()
+        (folder / "old").unlink()
         fault()
-    return "fine"
+    return found
 
 
 def fault():
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def test_the_pool_runs_again_where_a_rank_died_of_a_fault_and_warns(pool, tmp_path):
+def test_the_pool_runs_again_where_a_rank_died_of_a_fault_and_warns(
+    pool, tmp_path, tmp_path_factory
+):
+    """In the folder as it was: from what the first run left, the second would go on."""
+    (tmp_path / "old").touch()
+    once = tmp_path_factory.mktemp("marks") / "once"
     with pytest.warns(UserWarning, match=r"(?s)rank 0 of 1: died with exit code -11.*fault_unless"):
-        assert pool.run(1, fault_unless, tmp_path / "once") == ["fine"]
+        assert pool.run(1, fault_unless, once, tmp_path) == [["old"]]
     with (
         pytest.warns(UserWarning, match="ran again"),
         pytest.raises(pools.RankError, match="exit code -11"),

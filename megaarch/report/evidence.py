@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import matplotlib
-import numpy as np
 
-from megaarch.evaluation.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes import catalogue
 from megaarch.probes.attention_rank import Block, Ranks
 from megaarch.probes.catalogue import Probed
@@ -18,14 +16,13 @@ from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Positions, Stream
 from megaarch.probes.regression import Regressed
 from megaarch.report import plots, verdicts
-from megaarch.report.cells import MergedCell
 from megaarch.report.inference import cheapest, dialogues
 from megaarch.report.judged_cells import Compared
 from megaarch.report.notation import percent
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Look, Panel
 from megaarch.report.verdicts import Verdict
-from megaarch.report.yardsticks import CONTINUATION, TASKS, Score, chance_of
+from megaarch.report.yardsticks import TASKS, Score, chance_of
 from megaarch.study.results import Results
 
 SECOND = 2  # the layer whose states tell places, counted from the embedding (0)
@@ -304,7 +301,7 @@ def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     records: dict[str, Positions]
     records, missing = study.probed(probed["position"], study.without)
     streams: dict[str, Stream] = {n: next(iter(r.streams.values())) for n, r in records.items()}
-    cost = {c.label: _loss_without(study, c) for c in study.without if c.heldout.comparable}
+    cost = {c.label: study.loss_without_positions(c) for c in study.without if c.heldout.comparable}
     mine = next((c.label for c in study.without if study.pair(c) is study.decoder), None)
     if mine not in streams or cost[mine].value is None or len(cost) < 2:
         return None
@@ -329,28 +326,6 @@ def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
     panel.caption = "Of an encoder-decoder its encoder."
     last = as_score(streams[mine].layers[-1].of_chance)
     return verdicts.position(second[mine], both_ways, cost, mine, last), panel
-
-
-def _loss_without(study: Compared, cell: MergedCell) -> Score:
-    """Bits per byte that a cell loses against its pair with positions, in all and of each item."""
-    pair = study.pair(cell)
-    if pair is None:
-        return Score(None)
-    a, b = cell.heldout.score(CONTINUATION), pair.heldout.score(CONTINUATION)
-    if a.value is None or b.value is None or a.paired is None or b.paired is None:
-        return Score(None)
-    value = a.value - b.value
-    seeds = (
-        [x - y for x, y in zip(a.by_seed, b.by_seed, strict=True)]
-        if cell.seeds == pair.seeds
-        else []
-    )
-    error = paired_error(a.paired, b.paired)
-    half = NORMAL_95 * error.deviation if error else math.inf
-    interval = widened([value - half, value + half], value, seed_error([seeds]))
-    items = np.subtract(a.paired.amounts, b.paired.amounts).tolist() if error else None
-    paired = a.paired.model_copy(update={"amounts": items}) if items else None
-    return Score(value, interval, paired, seeds)
 
 
 def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:

@@ -1,13 +1,18 @@
 """Which cells of a study its arguments are judged on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from megaarch.evaluation.confidence import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes.catalogue import Probed
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.style import looks
+from megaarch.report.yardsticks import CONTINUATION, Score
 from megaarch.study.results import Results
 
 
@@ -58,6 +63,23 @@ class Compared:
         """The cell with positions that one without them is held against."""
         same = (cell.architecture, cell.objective)
         return next((c for c in self.raw if (c.architecture, c.objective) == same), None)
+
+    def loss_without_positions(self, cell: MergedCell) -> Score:
+        """Bits per byte that a cell loses against its pair with positions, in all and of each item."""
+        pair = self.pair(cell)
+        if pair is None:
+            return Score(None)
+        a, b = cell.heldout.score(CONTINUATION), pair.heldout.score(CONTINUATION)
+        if a.value is None or b.value is None or a.paired is None or b.paired is None:
+            return Score(None)
+        value, alike = a.value - b.value, cell.seeds == pair.seeds
+        seeds = [x - y for x, y in zip(a.by_seed, b.by_seed, strict=True)] if alike else []
+        error = paired_error(a.paired, b.paired)
+        half = NORMAL_95 * error.deviation if error else math.inf
+        interval = widened([value - half, value + half], value, seed_error([seeds]))
+        items = np.subtract(a.paired.amounts, b.paired.amounts).tolist() if error else None
+        paired = a.paired.model_copy(update={"amounts": items}) if items else None
+        return Score(value, interval, paired, seeds)
 
 
 def _blind(cell: MergedCell) -> bool:

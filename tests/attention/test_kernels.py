@@ -22,7 +22,6 @@ from megaarch.attention import (
     choose,
     cudnn,
     cudnn_ragged,
-    flex,
     full,
     intervals,
     varlen,
@@ -31,7 +30,6 @@ from megaarch.attention import (
 from megaarch.attention.packages import Package
 from megaarch.config.schema import AttentionKernel
 from megaarch.errors import UserError
-from megaarch.parallel.compile import as_written
 from tests.attention import emulation
 from tests.attention.cases import CASES, chat, prefix
 from tests.attention.partitions import partitions
@@ -385,19 +383,3 @@ def test_plans_are_made_ahead_and_pickled(name):
     known = dict(parts._plans)
     warm(parts, device, name, True)
     assert parts._plans == known
-
-
-def test_flex_attention_stays_compiled_while_layers_are_evaluated(monkeypatch):
-    """Uncompiled it makes all scores."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(lambda q, k, v: q + k + v, backend=backend)
-    monkeypatch.setattr(flex, "COMPILED", ("cpu",))
-    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
-    with as_written(compiled=True):
-        flex._flex_attention(*torch.ones(3, 1, 2, 4, 8))
-    assert len(graphs) == 1

@@ -9,8 +9,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from megaarch.attention import Parts, RelativeBias, attend, causal, full, torch_operator
+from megaarch.attention import Parts, RelativeBias, attend, causal, flex, full, torch_operator
 from megaarch.attention.mask import by_handle
+from megaarch.parallel.compile import as_written
 
 LENGTH, HEADS, SIZE = 24, 4, 8
 MASKS = {
@@ -118,3 +119,19 @@ def test_recomputed_behind_a_checkpoint():
     found = torch.autograd.grad(out.sum(), fused)
     wanted = torch.autograd.grad(layer(fused, key_heads, parts).sum(), fused)
     torch.testing.assert_close(found, wanted)
+
+
+def test_flex_attention_stays_compiled_while_layers_are_evaluated(monkeypatch):
+    """Uncompiled it makes all scores."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda q, k, v: q + k + v, backend=backend)
+    monkeypatch.setattr(flex, "COMPILED", ("cpu",))
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    with as_written(compiled=True):
+        flex._flex_attention(*torch.ones(3, 1, 2, 4, 8))
+    assert len(graphs) == 1

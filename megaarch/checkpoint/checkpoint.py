@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
@@ -34,7 +33,7 @@ from megaarch.checkpoint.record import (
     read_record,
 )
 from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
-from megaarch.distributed.mesh import Grid
+from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
 from megaarch.files import fit, replacing, size_and_checksum, write_json
@@ -55,7 +54,7 @@ def save(
     optimizer: Optimizer,
     record: CheckpointRecord,
     keep: int,
-    grid: Grid | None = None,
+    grid: Grid = ALONE,
     keep_every: int = 0,
 ) -> Path:
     """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
@@ -66,11 +65,10 @@ def save(
     """
     path = place(run, step)
     aside = begin(path, grid)
-    group = None if grid is None else grid.host_group
     with on_main(grid):
         with as_os_error(f"checkpoint {path} could not be written"):
             state = state_of(engine, optimizer)
-            storage.save(state, aside / "state", group)
+            storage.save(state, aside / "state", grid.host_group)
         sealed = seal(aside, grid)
     put(aside, path, sealed, record, keep, keep_every, grid)
     return path
@@ -83,7 +81,7 @@ def save_weights(
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
     checked = fit({**record, "weights_only": True}, CheckpointRecord, path / PROGRESS)
-    aside = begin(path, None)
+    aside = begin(path)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
     put(aside, path, seal(aside), checked, keep=0, keep_every=0)
@@ -95,7 +93,7 @@ def place(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def begin(path: Path, grid: Grid | None) -> Path:
+def begin(path: Path, grid: Grid = ALONE) -> Path:
     """The empty folder, beside `path`, that all processes write to."""
     aside = path.with_suffix(ASIDE)
     with on_main(grid) as main:
@@ -111,10 +109,10 @@ def state_of(engine: Engine, optimizer: Optimizer) -> storage.State:
     return {"model": weights, "optimizer": state}
 
 
-def seal(aside: Path, grid: Grid | None = None) -> Manifest:
+def seal(aside: Path, grid: Grid = ALONE) -> Manifest:
     """Bring the files of a written state that this process wrote to the disk, and read them back.
     No other process is needed for it. OSError where they do not read as written."""
-    files = [file for file in _files(aside) if _writer(file) == _rank(grid)]
+    files = [file for file in _files(aside) if _writer(file) == grid.global_rank]
     manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
     for file in files:
         _flush(file)
@@ -130,11 +128,11 @@ def put(
     record: CheckpointRecord,
     keep: int,
     keep_every: int,
-    grid: Grid | None = None,
+    grid: Grid = ALONE,
 ) -> None:
     """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
     and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
-    shares = [sealed] if grid is None else grid.gather(sealed, grid.host_group)
+    shares = grid.gather(sealed, grid.host_group)
     with on_main(grid) as main:
         if main:
             _bind(aside, {name: entry for share in shares for name, entry in share.items()}, record)
@@ -164,15 +162,15 @@ def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
 
 
 @contextmanager
-def on_main(grid: Grid | None) -> Iterator[bool]:
+def on_main(grid: Grid) -> Iterator[bool]:
     """Whether this is the main process. All wait for each other's blocks; where some raised an error,
     they raise it, and the others that of the first."""
     error = None
     try:
-        yield grid is None or grid.is_main
+        yield grid.is_main
     except Exception as raised:
         error = raised
-    errors = [error] if grid is None else grid.gather(_plain(error), grid.host_group)
+    errors = grid.gather(_plain(error), grid.host_group)
     if error := error or next(filter(None, errors), None):
         raise error
 
@@ -195,7 +193,7 @@ def as_os_error(fault: str) -> Iterator[None]:
         raise StorageError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
 
 
-def newest(run: Path, grid: Grid | None = None) -> Path | None:
+def newest(run: Path, grid: Grid = ALONE) -> Path | None:
     """The newest complete checkpoint of a run, or None; a damaged one is named, skipped, the one
     before it used. ValueError where there are only damaged ones.
 
@@ -205,7 +203,7 @@ def newest(run: Path, grid: Grid | None = None) -> Path | None:
     with on_main(grid) as main:
         if main:
             there = complete(run / "checkpoints")
-    there = _shared(there, grid)
+    there = grid.share(there, grid.host_group)
     for path in reversed(there):
         fault = find_fault(path, grid)
         if fault is None:
@@ -220,21 +218,19 @@ def newest(run: Path, grid: Grid | None = None) -> Path | None:
     return None
 
 
-def find_fault(path: Path, grid: Grid | None = None) -> str | None:
+def find_fault(path: Path, grid: Grid = ALONE) -> str | None:
     """What is wrong with a checkpoint, or None. grid: all its processes call this; each reads a
     share of the files, and all get the same."""
     listed: list[tuple[str, tuple[int, int]]] | str = []
     with on_main(grid) as main:
         if main:
             listed = _listed(path)
-    listed = _shared(listed, grid)
+    listed = grid.share(listed, grid.host_group)
     if isinstance(listed, str):
         return listed
-    ranks = 1 if grid is None else grid.world_size
     with on_main(grid):
-        fault = _first_fault(path, listed[_rank(grid) :: ranks])
-    faults = [fault] if grid is None else grid.gather(fault, grid.host_group)
-    return next(filter(None, faults), None)
+        fault = _first_fault(path, listed[grid.global_rank :: grid.world_size])
+    return next(filter(None, grid.gather(fault, grid.host_group)), None)
 
 
 def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
@@ -284,7 +280,7 @@ def load(
     path: Path,
     engine: Engine,
     optimizer: Optimizer | None,
-    grid: Grid | None = None,
+    grid: Grid = ALONE,
     origins: Origins | None = None,
 ) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
@@ -301,11 +297,10 @@ def load(
         wanted["optimizer"] = state
     with on_main(grid):
         index = storage.read_index(path / "state").renamed(origins)
-        _compare(path, index, whole, partial=grid is not None and grid.size("pp") > 1)
+        _compare(path, index, whole, partial=grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
-    group = None if grid is None else grid.host_group
     with as_os_error(f"checkpoint {path} could not be read"):
-        storage.read_tensors(wanted, path / "state", index, group)
+        storage.read_tensors(wanted, path / "state", index, grid.host_group)
     with on_main(grid):
         for name in weights.keys() & (origins.keys() - whole.keys()):
             _fill(weights[name], origins[name], path)
@@ -355,15 +350,6 @@ def _compare(
             f"checkpoint {path} is of another model: {name} is {there.get(name, 'absent')} there "
             f"and {here.get(name, 'absent')} here ({len(names)} parameters differ)"
         )
-
-
-def _rank(grid: Grid | None) -> int:
-    return 0 if grid is None or grid.mesh is None else distributed.get_rank()
-
-
-def _shared(value: Any, grid: Grid | None) -> Any:
-    """The main process's value on all of `grid`."""
-    return value if grid is None else grid.share(value, grid.host_group)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -103,9 +103,14 @@ class Grid:
         return self.size("tp") * self.size("cp")
 
     @property
+    def global_rank(self) -> int:
+        """This process's rank among all."""
+        return 0 if self.mesh is None else distributed.get_rank()
+
+    @property
     def is_main(self) -> bool:
         """Whether this process prints and writes files."""
-        return self.mesh is None or distributed.get_rank() == 0
+        return self.global_rank == 0
 
     def sum(self, values: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
         """Sums `values` in place over the ranks along `axes`, and returns them."""
@@ -140,3 +145,6 @@ class Grid:
         """Waits for every process."""
         if self.mesh is not None:
             distributed.barrier()
+
+
+ALONE = Grid.single("cpu")  # one process, for what asks no grid for its device

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from megaarch.checkpoint.checkpoint import on_main
-from megaarch.distributed.mesh import Grid
+from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.errors import UserError
 from megaarch.files import check_regular, open_regular, take_lock
 
@@ -26,7 +26,7 @@ PID = re.compile(r"[0-9]{1,9}")
 
 
 @contextmanager
-def alone(folder: Path, what: str, grid: Grid | None = None) -> Iterator[None]:
+def alone(folder: Path, what: str, grid: Grid = ALONE) -> Iterator[None]:
     """Holds the folder's lock. ValueError where another process is running `what` there.
 
     grid: all its processes call this; the main one holds the lock, and its error is everyone's.

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from megaarch import __version__
 from megaarch.errors import UserError
-from megaarch.training.preemption import REQUEUE, Stopped, out_of_memory
+from megaarch.training.memory import out_of_memory
+from megaarch.training.preemption import REQUEUE, Stopped
 
 # Faults of the machine that the system reports without the name of a file.
 MACHINE = {

@@ -33,7 +33,8 @@ from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellRecord
 from megaarch.study.sweep_grid import Choice
-from megaarch.training.preemption import Stopped, Watch, out_of_memory
+from megaarch.training.memory import out_of_memory
+from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.trainer import device_of
 
 LISTEN = 1.0  # seconds until a signal to the study is noticed

@@ -1,6 +1,7 @@
-"""Whether a model can be held at all, told before building it."""
+"""Whether a model can be held at all, told before building it, and where it turns out that it cannot."""
 
 import os
+import re
 
 import torch
 
@@ -78,6 +79,26 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The sentence for a model that does not fit, None where the error is another."""
+    text = str(error)
+    told = isinstance(error, MemoryError) or re.search(
+        r"out of memory|can't allocate memory|Storage size calculation overflowed", text
+    )
+    if not told:
+        return None
+    amount = re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)
+    wanted = ""
+    if amount:
+        number, unit = float(amount[1]), amount[2]
+        number, unit = (number / 2**30, "GiB") if unit == "bytes" else (number, unit)
+        wanted = f" ({number:,.1f} {unit} more were asked for)"
+    return (
+        f"out of memory{wanted}: lower the model's sizes, training.micro_batch_size or "
+        "model.sequence_length, or spread the model over more processes (parallel)"
+    )
 
 
 def in_words(size: float) -> str:

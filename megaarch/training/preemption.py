@@ -5,7 +5,6 @@ code REQUEUE; they may come twice, for a launcher passes on what its ranks have 
 (Ctrl-C) ends it with that of an interrupted command, and a second one at once.
 """
 
-import re
 import signal
 import threading
 from collections.abc import Callable
@@ -51,23 +50,3 @@ class Watch:
         self.asked = self.asked or number
         if number == signal.SIGINT:  # a second one ends what runs at once
             signal.signal(number, self._before[signal.SIGINT])
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """The sentence for a model that does not fit, None where the error is another."""
-    text = str(error)
-    told = isinstance(error, MemoryError) or re.search(
-        r"out of memory|can't allocate memory|Storage size calculation overflowed", text
-    )
-    if not told:
-        return None
-    amount = re.search(r"tried to allocate ([\d.]+) ?(\w+)", text, re.IGNORECASE)
-    wanted = ""
-    if amount:
-        number, unit = float(amount[1]), amount[2]
-        number, unit = (number / 2**30, "GiB") if unit == "bytes" else (number, unit)
-        wanted = f" ({number:,.1f} {unit} more were asked for)"
-    return (
-        f"out of memory{wanted}: lower the model's sizes, training.micro_batch_size or "
-        "model.sequence_length, or spread the model over more processes (parallel)"
-    )

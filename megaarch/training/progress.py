@@ -28,10 +28,8 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
 
-    def after(
-        self, counts: Counts, *, flops: int, palm_flops: float, seconds: float, skipped: bool
-    ) -> "Progress":
-        """The totals one step later."""
+    def after(self, counts: Counts, *, flops: int, palm_flops: float) -> "Progress":
+        """Returns the totals behind one step more; how it went (`seconds`, `skipped`) is not in them."""
         return Progress(
             self.step + 1,
             self.flops + flops,
@@ -39,8 +37,8 @@ class Progress:
             self.seen_tokens + sum(counts.tokens),
             self.target_tokens + counts.targets,
             self.slots + sum(counts.slots),
-            self.seconds + seconds,
-            self.skipped + skipped,
+            self.seconds,
+            self.skipped,
         )
 
     def since(self, begin: "Progress") -> "Progress":

@@ -35,7 +35,6 @@ from megaarch.kernels import bindings
 from megaarch.model import flops
 from megaarch.model.parameter_count import parameter_count
 from megaarch.parallel import float8
-from megaarch.parallel.parallelize import build_model
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
 from megaarch.training import memory, optimizer
@@ -48,8 +47,6 @@ from megaarch.training.progress import Limit, Progress
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import resume
 from megaarch.training.step_metrics import Launched, PendingTotals, Readback, Step
-
-__all__ = ["Trainer", "build_model", "device_of"]
 
 log = logging.getLogger(__name__)
 
@@ -255,8 +252,6 @@ class Trainer:
             totals.counts,
             flops=flops.training(model, totals.counts),
             palm_flops=flops.palm(model, totals.counts, self.parameters),
-            seconds=0.0,
-            skipped=False,
         )
         rate = learning_rate(training, after.step, self.limit.share(after))
         for group in self.optimizer.param_groups:

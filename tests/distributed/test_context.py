@@ -20,7 +20,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.model import initialize
 from megaarch.parallel import context, fsdp, recompute, tensor
-from megaarch.training.trainer import build_model
+from megaarch.parallel.parallelize import build_model
 from tests.conftest import PRESETS
 from tests.distributed import runs
 from tests.distributed.layouts import DEEPER

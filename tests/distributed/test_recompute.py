@@ -18,7 +18,7 @@ from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import initialize
 from megaarch.parallel import recompute
-from megaarch.training.trainer import build_model
+from megaarch.parallel.parallelize import build_model
 
 
 class Kept(TorchDispatchMode):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from megaarch.config.registry import load
 from megaarch.evaluation.record import Record
 from megaarch.files import fit, read_json, write_json
@@ -87,18 +89,26 @@ ALONE = "all"
 
 class Probed(Record):
     """What a probe found: a file of STUDY/probes/. cells: a record of the probe's class for each name,
-    whose runs differ in their seed alone; of a probe that looks at no run, under ALONE."""
+    whose runs differ in their seed alone; of a probe that looks at no run, under ALONE. signatures: of the
+    runs of each name."""
 
     probe: str
     rows: int
     length: int | None = None
     seed: int = 0
     cells: dict[str, Any]
+    signatures: dict[str, list[str]] = Field(default_factory=dict)
 
-    def of_cell(self, name: str, key: str | None) -> Any:
-        """Returns the record of a study's cell, by its key; None where it was not probed. Files of an earlier
-        version have names alone."""
-        return self.cells.get((key or "").rpartition("-seed")[0]) or self.cells.get(name)
+    def of_cell(self, name: str, key: str | None, signatures: Sequence[str] = ()) -> Any:
+        """Returns the record of a study's cell, by its key; None where it was not probed, or has been run anew
+        since. Files of an earlier version have names alone.
+
+        signatures: of the cell's runs; none: they are not known.
+        """
+        seedless = (key or "").rpartition("-seed")[0]
+        if signatures and not set(self.signatures.get(seedless, ())) <= set(signatures):
+            return None
+        return self.cells.get(seedless) or self.cells.get(name)
 
 
 def run(
@@ -115,18 +125,22 @@ def run(
     """
     measure: Callable[..., Record] = load(PROBES[name].measure)
     found: dict[str, list[Record]] = {}
+    signatures: dict[str, list[str]] = {}
     if not PROBES[name].of_runs:
         found[ALONE] = [measure(options)]
     for path in runs:
         show(f"{name}: {path}")
         subject = open_subject(path, overrides)
         found.setdefault(subject.name, []).append(measure(subject, options))
+        if subject.signature:
+            signatures.setdefault(subject.name, []).append(subject.signature)
     return Probed(
         probe=name,
         rows=options.rows,
         length=options.length,
         seed=options.seed,
         cells={cell: merged(records) for cell, records in found.items()},
+        signatures=signatures,
     )
 
 

@@ -37,7 +37,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model and what it reads. name: what runs that differ in their seed alone share.
+    """A trained model and what it reads. name: what runs that differ in their seed alone share. signature: of a
+    study's cell (`CellRecord.mark`).
 
     model: in evaluation mode, in fp64 where `open_subject` made it. documents: held-out text.
     """
@@ -47,6 +48,7 @@ class Subject:
     settings: Settings
     tokenizer: Tokenizer
     documents: list[str]
+    signature: str | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -78,13 +80,15 @@ def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
     model = found.engine.model.double().eval()
     model.compute_dtype = None
     model.requires_grad_(False)
-    return Subject(_name(found.run), model, found.settings, prepared.tokenizer, prepared.heldout)
+    record, settings = CellRecord.read(found.run), found.settings
+    name, mark = _name(found.run, record), record.mark if record else None
+    return Subject(name, model, settings, prepared.tokenizer, prepared.heldout, mark)
 
 
-def _name(run: Path) -> str:
+def _name(run: Path, record: CellRecord | None) -> str:
     """The run's folder, or of a study's cell its key without the seed."""
     folder = run.resolve()
-    if CellRecord.read(run) is None:
+    if record is None:
         return folder.name
     return f"{folder.parent.name}/{folder.name.rpartition('-seed')[0]}"
 

@@ -19,7 +19,8 @@ def dialogues(probed: Mapping[str, Probed], cells: Sequence[MergedCell]) -> dict
     """Maps the label of each cell that can generate to what a dialogue costs it."""
     if "dialogue" not in probed:
         return {}
-    found = {c.label: probed["dialogue"].of_cell(c.name, c.key) for c in cells}
+    probe = probed["dialogue"]
+    found = {c.label: probe.of_cell(c.name, c.key, c.signatures) for c in cells}
     return {label: record for label, record in found.items() if record and record.flops}
 
 

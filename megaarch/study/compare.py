@@ -113,7 +113,8 @@ def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResul
     """A cell's entry in results.json."""
     result = record.get_result()
     judged = sweep.verdict(cell, result.learning_rate, folder.sweep)
-    return result.model_copy(update={**judged, "environment": record.environment})
+    about = {"environment": record.environment, "signature": record.mark}
+    return result.model_copy(update={**judged, **about})
 
 
 def run(

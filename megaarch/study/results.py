@@ -9,6 +9,8 @@ Files of other versions load: keys that this version does not know are kept and 
 what an earlier one did not write has a default. A number that is NaN or infinite is read as None.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +107,8 @@ class CellResult(Record):
     adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
     learning_rate_at_edge, more_at_edge, trial_flops: what a sweep knows of it (`sweep.verdict`).
-    settings: as a configuration has them.
+    settings: as a configuration has them. signature: of its record (`CellRecord.mark`); None: an earlier
+    version wrote it.
     """
 
     name: str
@@ -148,6 +151,7 @@ class CellResult(Record):
     more_at_edge: list[str] = Field(default_factory=list)
     trial_flops: Number = None
     environment: Environment = Environment()
+    signature: str | None = None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -187,6 +191,12 @@ class CellRecord(Record):
     result: CellResult | None = None
     trial: Trial | None = None
     environment: Environment = Environment()
+
+    @property
+    def mark(self) -> str:
+        """The signature as a short text: what looked at the run tells by it whether it has been run anew since."""
+        text = json.dumps(self.signature, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def get_result(self) -> CellResult:
         """The result of a cell that is finished."""

@@ -41,6 +41,21 @@ def test_what_was_not_probed_has_no_verdict(number, probe):
     assert answers(results(), probes) == dict.fromkeys(range(1, 8), HOLDS) | {number: None}
 
 
+def test_a_probe_of_a_cell_that_was_run_anew_since_counts_for_nothing():
+    """Their keys are the same where the settings changed that no key names."""
+    found, probes = results(), probed()
+    for cell in found["cells"]:
+        cell["signature"] = f"{cell['name']} now"
+    assert (
+        answers(found, probes)[2] == HOLDS
+    )  # a probe of an earlier version does not say what it saw
+    ours = {name: f"{name}/base-1e+12" for name in probes["rank"].cells}
+    probes["rank"].signatures = {key: [f"{name} now"] for name, key in ours.items()}
+    assert answers(found, probes)[2] == HOLDS
+    probes["rank"].signatures[ours["gpt"]] = ["gpt before"]
+    assert answers(found, probes)[2] is None
+
+
 def test_ranks_are_compared_over_as_many_tokens():
     """A prefix of 32 tokens is held against the causal decoder's 32, an encoder's 64 against its 64."""
     probes = probed()

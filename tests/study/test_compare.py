@@ -17,8 +17,11 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from megaarch import config, report
+from megaarch.cli.main import main
 from megaarch.distributed.mesh import Grid
 from megaarch.evaluation.scorer import Scores
+from megaarch.probes import catalogue
+from megaarch.report.cells import merged_cells
 from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
@@ -111,6 +114,18 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
     assert adapted["curve"][0]["heldout"] != gpt["curve"][0]["heldout"]
     for write in (report.text, report.csv, report.latex):
         assert "adapted" in write(results)
+
+
+def test_probes_of_a_study_say_which_runs_they_saw(study, tmp_path):
+    del study["study"]["cells"][1:]
+    study["study"]["seeds"] = [0, 1]
+    results = Results.of(compare(study, tmp_path, QUIET))
+    assert main(["probe", "dialogue", "--study", str(tmp_path)]) == 0
+    [cell] = merged_cells(results)
+    found = catalogue.read(tmp_path)["dialogue"]
+    assert len(set(cell.signatures)) == 2
+    assert found.signatures == {"gpt/base-1.2e+09": cell.signatures}
+    assert found.of_cell(cell.name, cell.key, cell.signatures) is not None
 
 
 def test_an_adapted_study_links_each_child_to_its_parent_and_names_what_is_not(study, tmp_path):

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 
 from megaarch.config import catalogue
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
-from megaarch.report import laws, notation, plots
+from megaarch.report import inference, laws, notation, plots
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.evidence import evidence
@@ -29,6 +30,7 @@ from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
 HOLLOW = "Hollow: started from another cell's weights."
+NO_PROBES: Mapping[str, Probed] = MappingProxyType({})
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
 NOTES = {
     PSEUDO: BOTH_SIDES,
@@ -43,14 +45,15 @@ def write_figures(
     `directory`, made where it is missing. Returns the paths."""
     directory, results = Path(directory), Results.of(found)
     directory.mkdir(parents=True, exist_ok=True)
-    panels = [panel for section in sections(results).values() for panel in section]
-    panels += [panel for each in evidence(results, probed or {}) for panel in each.panels]
+    probed = probed or {}
+    panels = [panel for section in sections(results, probed).values() for panel in section]
+    panels += [panel for each in evidence(results, probed) for panel in each.panels]
     return [path for panel in panels for path in write(panel, directory)]
 
 
-def sections(results: Results) -> dict[str, list[Panel]]:
+def sections(results: Results, probed: Mapping[str, Probed] = NO_PROBES) -> dict[str, list[Panel]]:
     """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling,
-    laws. What study.adapt added is a table of the page."""
+    laws, inference. What study.adapt added is a table of the page."""
     every = merged_cells(results)
     look, cells = looks(every), [cell for cell in every if cell.adaptation is None]
     budgets = sorted({cell.budget for cell in cells})
@@ -66,6 +69,7 @@ def sections(results: Results) -> dict[str, list[Panel]]:
                     found.setdefault(section, []).append(panel)
             found.setdefault("scaling", []).extend(scaling(group, look, number, each))
         found["laws"] = laws.panels(results, cells, look)
+        found["inference"] = inference.panels(probed, every, look)
     return found
 
 

@@ -167,11 +167,13 @@ def unigram(results: Results) -> Score | None:
     return None if value is None else Score(value, [value, value], results.unigram_paired)
 
 
-def headline(results: Results, plain: bool = False, leads: bool = True) -> list[str]:
-    """The answer: who does not read its prefix; for each budget who is best, by how much and who
+def headline(
+    results: Results, plain: bool = False, leads: bool = True, reading: bool = True
+) -> list[str]:
+    """The answer: who does not read its prefix (`reading`); for each budget who is best, by how much and who
     ties; then what bounds it. leads: with who is best by which other yardstick."""
     found, match = findings(results), results.budget.match
-    sentences = unread(found, match, plain)
+    sentences = unread(found, match, plain) if reading else []
     for finding in found:
         sentences.append(answer(match, finding, plain))
         sentences += longer(match, finding)

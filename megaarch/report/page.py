@@ -6,7 +6,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -20,10 +19,11 @@ from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
 from megaarch.report.ranking import adaptation_table, columns_of, table
-from megaarch.report.style import RC, Look, Panel, looks, palette, svg
+from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.report.yardsticks import phrases
 from megaarch.study.results import Results, Text
+from megaarch.study.sweep_grid import label
 
 
 def write_page(
@@ -53,15 +53,13 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     look = looks(cells)
     findings = report_findings.findings(results)
     columns = columns_of(cells)
-    drawn = sections(results)
-    with matplotlib.rc_context(RC):
-        drawn["inference"] = inference.panels(probed, cells, look)
+    arguments = evidence(results, probed)
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
         unread=report_findings.unread(findings, results.budget.match, False),
-        arguments=[argued(argument) for argument in evidence(results, probed)],
-        headline=report_findings.headline(results, leads=False),
+        arguments=list(map(argued, arguments)),
+        headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
         columns=columns,
         tables=[
@@ -74,7 +72,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
             for finding in findings
             if finding.adaptation is not None
         ],
-        sections={name: grouped(panels) for name, panels in drawn.items()},
+        sections={name: grouped(panels) for name, panels in sections(results, probed).items()},
         inference=inference.table(probed, cells, look),
         laws=laws.table(results, look, cells),
         shared_losses=len({cell.objective for cell in cells}) < len({cell.name for cell in cells}),
@@ -84,7 +82,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         differing=differing_settings(cells),
         cells=[details(cell, look[cell.label]) for cell in cells],
         tuning=[
-            (t.cell, f"{t.learning_rate:g}", notation.fixed(t.heldout), notation.power(t.flops))
+            (t.cell, label(t.choice), notation.fixed(t.heldout), notation.power(t.flops))
             for t in results.tuning
         ],
         facts=list(facts(results, cells)),

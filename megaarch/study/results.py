@@ -181,6 +181,10 @@ class Trial(Record):
     heldout: Number
     flops: Amount
 
+    @property
+    def choice(self) -> Choice:
+        return {RATE: self.learning_rate, **self.more}
+
 
 class CellRecord(Record):
     """cell.json. A cell that is not finished has neither result nor trial. signature: the settings,

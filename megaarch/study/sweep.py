@@ -83,17 +83,13 @@ def best(trials: list[Trial]) -> dict[str, Choice]:
         for trial in trials:
             value = np.inf if trial.heldout is None else trial.heldout
             of_name = values.setdefault(getattr(trial, field), {})
-            of_name.setdefault(tuple(_choice(trial).items()), []).append(value)
+            of_name.setdefault(tuple(trial.choice.items()), []).append(value)
         for name, of_name in values.items():
             means = {choice: float(np.mean(found)) for choice, found in of_name.items()}
             lowest = min(means, key=lambda choice: means[choice])
             if np.isfinite(means[lowest]):
                 chosen[name] = dict(lowest)
     return chosen
-
-
-def _choice(trial: Trial) -> Choice:
-    return {RATE: trial.learning_rate, **trial.more}
 
 
 def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:

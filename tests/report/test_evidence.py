@@ -185,6 +185,7 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
 
 def test_figures_of_the_arguments_are_written(tmp_path):
     written = {path.name for path in write_figures(results(), tmp_path, probed())}
+    assert "inference-quality.svg" in written
     for each in evidence(Results.of(results()), probed()):
         assert {f"{p.name}.{kind}" for p in each.panels for kind in ("svg", "pdf")} <= written
     assert not any("argument" in path.name for path in write_figures(results(), tmp_path))

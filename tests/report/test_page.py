@@ -8,6 +8,9 @@ import pytest
 from megaarch import report
 from megaarch.report.page import page as page_of
 from megaarch.study.results import Results
+from megaarch.study.sweep_grid import BATCH, SHARE
+from tests.report.example_probes import probed
+from tests.report.example_probes import results as arguments
 from tests.study.example_results import (
     cell_at,
     example_cell,
@@ -65,3 +68,17 @@ def test_the_page_bears_missing_values():
     cell["curve"] = [point | {"heldout": math.nan} for point in cell["curve"]]
     assert "no comparable cell has a held-out value" in page(results)
     assert report.csv(results) and report.latex(results) and report.text(results)
+
+
+def test_all_that_a_trial_tried_is_shown():
+    results = example_results()
+    results["tuning"][0]["more"] = {BATCH: 4096, SHARE: 0.75}
+    assert "0.001 4,096 tokens encoder 0.75" in page(results)
+
+
+def test_who_does_not_read_is_said_once():
+    """At the top, where the page begins with the arguments."""
+    found = arguments()
+    found["cells"][1]["heldout"]["reads_prefix"] = False
+    for probes in ({}, probed()):
+        assert page_of(Results.of(found), probes).count("prefix may not read its input:") == 1

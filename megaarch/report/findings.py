@@ -31,7 +31,7 @@ from megaarch.study.results import Results
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Ranking:
     """The ranking by one yardstick.
 
     order: the cells that it judges, best first. tied: those that are not distinguishable from the
@@ -59,19 +59,19 @@ class Lead:
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer at one budget, or after what study.adapt added to it (`adaptation`). verdicts: of
+    """The answer at one budget, or after what study.adapt added to it (`adaptation`). rankings: of
     cells that are not finetuned, by continuations first, if any has a value there; of_finetuned: of
     the others, by tasks."""
 
     budget: float
     adaptation: float | None
     cells: list[MergedCell]
-    verdicts: list[Verdict]
-    of_finetuned: list[Verdict]
+    rankings: list[Ranking]
+    of_finetuned: list[Ranking]
 
     @property
-    def main(self) -> Verdict | None:
-        return next((v for v in self.verdicts if v.yardstick.key == MAIN), None)
+    def main(self) -> Ranking | None:
+        return next((v for v in self.rankings if v.yardstick.key == MAIN), None)
 
     @property
     def order(self) -> list[MergedCell]:
@@ -127,10 +127,10 @@ def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell
     return ranked(cells)
 
 
-def verdict(
+def ranking(
     yardstick: Yardstick, judged: Sequence[MergedCell], every: Sequence[MergedCell]
-) -> Verdict | None:
-    """None where no cell has a value. every: the cells that a complete verdict judges."""
+) -> Ranking | None:
+    """None where no cell has a value. every: the cells that a complete ranking judges."""
     scores = [(cell, cell.heldout.score(yardstick)) for cell in judged]
     sign = -1 if yardstick.higher_is_better else 1
     scores = [(cell, score) for cell, score in scores if score.value is not None]
@@ -141,7 +141,7 @@ def verdict(
     order = [cell for cell, _ in scores]
     tied = [cell for cell, apart in zip(order[1:], differs[1:], strict=True) if not apart]
     complete = {cell.label for cell in order} == {cell.label for cell in every}
-    return Verdict(yardstick, order, tied, complete)
+    return Ranking(yardstick, order, tied, complete)
 
 
 def findings(results: Results) -> list[Finding]:
@@ -152,8 +152,8 @@ def findings(results: Results) -> list[Finding]:
         group = [cell for cell in cells if place(cell) == (amount, added)]
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
-        raw = [verdict(y, judged(y, group), ranked(group)) for y in yardsticks]
-        apart = [verdict(y, tuned(group), tuned(group)) for y in by_tasks]
+        raw = [ranking(y, judged(y, group), ranked(group)) for y in yardsticks]
+        apart = [ranking(y, tuned(group), tuned(group)) for y in by_tasks]
         found.append(
             Finding(amount, added, group, *([v for v in each if v] for each in (raw, apart)))
         )
@@ -178,7 +178,7 @@ def headline(
         sentences.append(answer(match, finding, plain))
         sentences += longer(match, finding)
         if leads:
-            sentences += by_yardstick(finding.verdicts)
+            sentences += by_yardstick(finding.rankings)
             sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
     if found and one_seed(found):
         sentences.append("Seeds were not varied: another run may rank otherwise.")
@@ -201,7 +201,7 @@ def one_seed(found: Sequence[Finding]) -> bool:
     return any(
         len(v.top) < len(v.order) and any(cell.seeds < 2 for cell in v.order)
         for finding in found
-        for v in (*finding.verdicts, *finding.of_finetuned)
+        for v in (*finding.rankings, *finding.of_finetuned)
     )
 
 
@@ -244,15 +244,15 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
             tied.append(at_budget(cell, found, match, plain))
         elif value_of(cell) > value:
             behind.append(at_budget(cell, found, match, plain))
-    verdicts = []
+    said = []
     if len(tied) + len(behind) == len(order):
-        verdicts.append("no comparable cell beats it")
+        said.append("no comparable cell beats it")
     if tied:
-        verdicts.append(f"{are(tied)} not distinguishable from it")
+        said.append(f"{are(tied)} not distinguishable from it")
     if behind and len(behind) < len(order):
-        verdicts.append(f"{listed(behind)} did worse")
-    verdict = "; ".join(verdicts or ["every comparable cell beats it"])
-    return [f"A unigram model needs {value:.3f} bits per byte; {verdict}."]
+        said.append(f"{listed(behind)} did worse")
+    clauses = "; ".join(said or ["every comparable cell beats it"])
+    return [f"A unigram model needs {value:.3f} bits per byte; {clauses}."]
 
 
 def when(match: str, finding: Finding, plain: bool) -> str:
@@ -282,7 +282,7 @@ def longer(match: str, finding: Finding) -> list[str]:
 
 def disagrees(finding: Finding) -> bool:
     """Whether no cell is at the top of every yardstick that judges all comparable cells."""
-    tops = [{cell.label for cell in v.top} for v in finding.verdicts if v.complete]
+    tops = [{cell.label for cell in v.top} for v in finding.rankings if v.complete]
     return len(tops) > 1 and not set.intersection(*tops)
 
 
@@ -314,12 +314,12 @@ def answer(match: str, finding: Finding, plain: bool) -> str:
     return f"{sentence}; {rest}."
 
 
-def leads(verdicts: Sequence[Verdict]) -> list[Lead]:
+def leads(rankings: Sequence[Ranking]) -> list[Lead]:
     """Who is at the top of each yardstick but the main one; yardsticks with the same top share a row, and those
     by which no cell differs from the best come last."""
     groups: dict[tuple[str, ...], list[Yardstick]] = {}
     level = []
-    for v in verdicts:
+    for v in rankings:
         if v.yardstick.key == MAIN or len(v.order) < 2:
             continue
         if len(v.top) == len(v.order):
@@ -330,9 +330,9 @@ def leads(verdicts: Sequence[Verdict]) -> list[Lead]:
     return found + ([Lead(level, [])] if level else [])
 
 
-def by_yardstick(verdicts: Sequence[Verdict], whom: str = "") -> list[str]:
+def by_yardstick(rankings: Sequence[Ranking], whom: str = "") -> list[str]:
     """The leads as a sentence; none without a lead."""
-    clauses = [clause(lead) for lead in leads(verdicts)]
+    clauses = [clause(lead) for lead in leads(rankings)]
     if not clauses:
         return []
     text = whom + "; ".join(clauses)

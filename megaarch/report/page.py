@@ -97,8 +97,8 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
     for finding in findings:
         amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
         each = [f"at {amount} each"] if several else []
-        for verdicts, whom in (
-            (finding.verdicts, each),
+        for rankings, whom in (
+            (finding.rankings, each),
             (finding.of_finetuned, [*each, "finetuned cells"]),
         ):
             rows = [
@@ -107,7 +107,7 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
                     "best": lead.names[0] if lead.names else "",
                     "ties": notation.listed(lead.names[1:]),
                 }
-                for lead in report_findings.leads(verdicts)
+                for lead in report_findings.leads(rankings)
             ]
             words = ", ".join(whom)
             found += [(words[:1].upper() + words[1:], rows)] if rows else []

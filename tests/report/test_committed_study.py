@@ -67,13 +67,13 @@ def test_what_the_small_grid_is_said_to_have_told_apart(wang):
     assert [c.label for c in adapted.main.top] == [
         f"{name}-adapted" for name in ("causal-span", "causal-full_lm", "prefix-prefix_lm")
     ]
-    tasks = {v.yardstick.key: v for v in (*raw.verdicts, *raw.of_finetuned)}
+    tasks = {v.yardstick.key: v for v in (*raw.rankings, *raw.of_finetuned)}
     assert len(raw.of_finetuned) > 10 and all(len(v.top) == 6 for v in raw.of_finetuned)
     assert tasks["tasks"].order[0].label == "encdec-span-mtf"
-    tops = {v.yardstick.key: [c.label for c in v.top] for v in adapted.verdicts}
+    tops = {v.yardstick.key: [c.label for c in v.top] for v in adapted.rankings}
     names = ("encdec-span", "encdec-prefix_lm", "prefix-prefix_lm")
     assert tops["tasks"] == [f"{name}-adapted" for name in names]
-    missing = {v.yardstick.key: v for v in raw.verdicts}["task missing_word"]
+    missing = {v.yardstick.key: v for v in raw.rankings}["task missing_word"]
     assert missing.order[0].label == "encdec-prefix_lm"
     assert "causal-full_lm" not in [cell.label for cell in missing.top]
     assert len(tasks["tasks"].top) == 6

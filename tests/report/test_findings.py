@@ -27,7 +27,7 @@ def headline(results):
 
 def verdicts(results):
     [finding] = findings.findings(Results.of(results))
-    return {v.yardstick.key: [cell.label for cell in v.top] for v in finding.verdicts}
+    return {v.yardstick.key: [cell.label for cell in v.top] for v in finding.rankings}
 
 
 def paired(costs, documents) -> dict:
@@ -207,7 +207,7 @@ def test_a_cell_that_trained_longer_from_another_s_weights_is_ranked_with_no_oth
     said = "child (1.00 M tokens in all) started from another cell's weights"
     assert f"{said}, and is ranked with no other." in found
     [finding] = findings.findings(Results.of(results))
-    assert all(cell.label != "child" for v in finding.verdicts for cell in v.order)
+    assert all(cell.label != "child" for v in finding.rankings for cell in v.order)
     lines = report.text(results).splitlines()
     assert lines[lines.index("trained longer, from another's weights") + 1].startswith("child ")
     page = write_page(results, tmp_path / "report.html").read_text()

@@ -41,13 +41,13 @@ def over_rows(values: np.ndarray, documents: np.ndarray) -> Estimate:
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Returns the mean over seeds. Its interval adds the spread over seeds (Student's t) to that over
-    rows, which the seeds share."""
+    """Returns the mean over seeds; none where a seed has no value, for a mean of the others would favour a model
+    that diverged. Its interval adds the spread over seeds (Student's t) to that over rows, which the seeds share."""
     if len(estimates) == 1:
         return estimates[0]
     seeds = [e.value for e in estimates if e.value is not None]
-    if not seeds:
-        return estimates[0]
+    if len(seeds) < len(estimates):
+        return Estimate(value=None, items=max(e.items for e in estimates), seeds=seeds)
     value, items = sum(seeds) / len(seeds), max(e.items for e in estimates)
     intervals = np.array([e.interval for e in estimates if e.interval is not None])
     within = (intervals.mean(axis=0) - np.mean(seeds) + value) if len(intervals) else [value, value]

@@ -29,6 +29,12 @@ def test_seeds_widen_the_interval_by_students_t():
     assert over_seeds(wide).interval == pytest.approx([1.5, 2.5])  # rows alone: seeds are equal
 
 
+def test_a_seed_without_a_value_leaves_the_mean_without_one():
+    """As the yardsticks of a study do (`Yardstick.score`)."""
+    found = over_seeds([Estimate(value=1.0, interval=[0, 2], items=4), Estimate(value=None)])
+    assert (found.value, found.interval, found.seeds) == (None, None, [1.0])
+
+
 class Inner(Record):
     layers: list[Estimate]
 

@@ -10,9 +10,9 @@ from megaarch.config import catalogue
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation, plots
+from megaarch.report.arguments.evidence import evidence
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells
-from megaarch.report.evidence import evidence
 from megaarch.report.masks import mask_panel
 from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Panel, looks, slug, write

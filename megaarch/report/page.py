@@ -13,8 +13,8 @@ from megaarch.config.suggest import flatten
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
+from megaarch.report.arguments.evidence import Argument, evidence
 from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
-from megaarch.report.evidence import Argument, evidence
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds

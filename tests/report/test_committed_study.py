@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from megaarch.probes import catalogue
+from megaarch.report.arguments.evidence import evidence
 from megaarch.report.cells import merged_cells
-from megaarch.report.evidence import evidence
 from megaarch.report.findings import findings
 from megaarch.report.yardsticks import TASKS
 from megaarch.study.results import Results

@@ -9,8 +9,8 @@ from megaarch import report
 from megaarch.report.page import page as page_of
 from megaarch.study.results import Results
 from megaarch.study.sweep_grid import BATCH, SHARE
-from tests.report.example_probes import probed
-from tests.report.example_probes import results as arguments
+from tests.report.arguments.example_probes import probed
+from tests.report.arguments.example_probes import results as arguments
 from tests.study.example_results import (
     cell_at,
     example_cell,

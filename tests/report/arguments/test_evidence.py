@@ -3,12 +3,14 @@
 import pytest
 
 from megaarch.probes import catalogue
-from megaarch.report.evidence import evidence
+from megaarch.probes.estimate import Estimate
+from megaarch.report.arguments import figures
+from megaarch.report.arguments.evidence import evidence
+from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.figures import write_figures
 from megaarch.report.page import page
-from megaarch.report.verdicts import FAILS, HOLDS, UNKNOWN
 from megaarch.study.results import Results
-from tests.report.example_probes import estimate, probed, results
+from tests.report.arguments.example_probes import estimate, probed, results
 
 
 def answers(found, probes) -> dict[int, str | None]:
@@ -197,3 +199,14 @@ def test_probes_are_written_and_read(tmp_path):
     read = catalogue.read(tmp_path)
     assert answers(results(), read) == dict.fromkeys(range(1, 8), HOLDS)
     assert page(Results.of(results()), read) == page(Results.of(results()), probed())
+
+
+def test_a_learner_that_diverged_behind_many_examples_is_drawn_as_far_as_it_has_values():
+    probes = probed()
+    error = probes["regression"].cells["all"].learners["causal_decoder"].error
+    last = max(error, key=int)
+    error["1"] = Estimate(value=0.5, interval=[0.4, 0.6], items=8, seeds=[0.4, 0.5, 0.6])
+    error[last] = Estimate(value=None)
+    [argument] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
+    assert argument.verdict.answer == UNKNOWN
+    assert figures.by_seed(error) == [[(1, 0.4)], [(1, 0.5)], [(1, 0.6)]]

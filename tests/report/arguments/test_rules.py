@@ -2,8 +2,8 @@
 
 import pytest
 
-from megaarch.report import verdicts
-from megaarch.report.verdicts import FAILS, HOLDS, UNKNOWN
+from megaarch.report.arguments import rules
+from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.yardsticks import Score
 
 
@@ -28,7 +28,7 @@ def scores(**values: float) -> dict[str, Score]:
     ],
 )
 def test_generalization(raw, answer):
-    found = verdicts.generalization(scores(**raw), "gpt", chance=0.25)
+    found = rules.generalization(scores(**raw), "gpt", chance=0.25)
     assert found.answer == answer
     assert found.found.startswith("gpt is right in")
 
@@ -45,7 +45,7 @@ def test_generalization(raw, answer):
 )
 def test_rank(others, swapped, answer):
     pairs = {name: (score(0.5), score(value)) for name, value in others.items()}
-    found = verdicts.rank(pairs, scores(**swapped))
+    found = rules.rank(pairs, scores(**swapped))
     assert found.answer == answer
 
 
@@ -59,7 +59,7 @@ def test_rank(others, swapped, answer):
     ],
 )
 def test_difficulty(nats, states, answer):
-    assert verdicts.difficulty(scores(**nats), scores(**states), "gpt").answer == answer
+    assert rules.difficulty(scores(**nats), scores(**states), "gpt").answer == answer
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_difficulty(nats, states, answer):
     ],
 )
 def test_in_context(others, answer):
-    assert verdicts.in_context(score(0.5), scores(**others)).answer == answer
+    assert rules.in_context(score(0.5), scores(**others)).answer == answer
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_in_context(others, answer):
 )
 def test_position(causal, blind, cost, answer):
     bidirectional = {"bert": score(blind)}
-    found = verdicts.position(score(causal), bidirectional, scores(**cost), "gpt")
+    found = rules.position(score(causal), bidirectional, scores(**cost), "gpt")
     assert found.answer == answer
 
 
@@ -100,7 +100,7 @@ def test_what_is_hardly_measured_tells_no_place():
         (Score(0.1), {"bert": score(1.0)}),
         (Score(0.9), {"bert": score(1.0)}),
     ):
-        assert verdicts.position(causal, bidirectional, cost, "gpt").answer == UNKNOWN
+        assert rules.position(causal, bidirectional, cost, "gpt").answer == UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_is_hardly_measured_tells_no_place():
     ],
 )
 def test_caches(flops, answer):
-    assert verdicts.caches(flops, "gpt").answer == answer
+    assert rules.caches(flops, "gpt").answer == answer
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_caches(flops, answer):
     ],
 )
 def test_tools(ours, others, answer):
-    assert verdicts.tools(ours, others).answer == answer
+    assert rules.tools(ours, others).answer == answer
 
 
 def test_a_score_without_a_value_decides_nothing():
-    found = verdicts.in_context(score(0.5), {"prefix": Score(None), "encdec": score(0.9)})
+    found = rules.in_context(score(0.5), {"prefix": Score(None), "encdec": score(0.9)})
     assert found.answer == UNKNOWN
     assert "not measured against prefix" in found.found

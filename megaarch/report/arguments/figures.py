@@ -1,0 +1,240 @@
+"""The figures of the seven arguments, each drawn from what its rule is given. Names: argument-NAME."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from megaarch.probes.attention_rank import Block
+from megaarch.probes.dialogue import TURNS
+from megaarch.probes.estimate import Estimate
+from megaarch.probes.mask_speed import Throughput
+from megaarch.probes.position import Stream
+from megaarch.probes.regression import Regressed
+from megaarch.report import plots
+from megaarch.report.axes import Looks
+from megaarch.report.notation import percent
+from megaarch.report.plots import Entry, Point, lines
+from megaarch.report.style import Look, Panel
+from megaarch.report.yardsticks import Score
+
+MARK = "*"
+SHORT = {  # masks as labels of rows
+    "prefix of a quarter": "prefix \u00bc",
+    "prefix of a half": "prefix \u00bd",
+    "prefix of three quarters": "prefix \u00be",
+    "bidirectional": "both ways",
+}
+# of models that are no cells: the preset whose colour they have
+DRAWN_AS = {"causal_decoder": "gpt", "prefix_decoder": "prefix_lm", "encoder_decoder": "t5"}
+
+
+def entries(scores: Mapping[str, Score], marked: Sequence[str] = ()) -> list[Entry]:
+    """Returns rows of dots, the largest first. marked: names with a mark behind them."""
+    rows = [
+        Entry(n, s.value, s.interval, MARK if n in marked else "")
+        for n, s in scores.items()
+        if s.value is not None
+    ]
+    return sorted(rows, key=lambda row: -row.value)
+
+
+def points(
+    estimates: Sequence[Estimate], places: Sequence[float], most: float = math.inf
+) -> list[Point]:
+    """Returns points of a line, of what has a value, in intervals that end at 0 and `most`."""
+    return [
+        Point(x, e.value, max(e.ends[0], 0.0), min(e.ends[1], most))
+        for x, e in zip(places, estimates, strict=True)
+        if e.value is not None
+    ]
+
+
+def generalization(
+    accuracies: Mapping[str, Score],
+    pseudo: Sequence[str],
+    chance: float,
+    prior: float | None,
+    look: Looks,
+) -> Panel:
+    """pseudo: cells whose accuracies are of pseudo-likelihoods. prior: of always giving a task's commonest answer;
+    None: it is not known of every task."""
+    panel = plots.dots(
+        "argument-generalization",
+        "Tasks, before and after finetuning",
+        entries(accuracies, pseudo),
+        look,
+        "mean accuracy of the tasks",
+        ("chance", chance),
+        always=True,
+    )
+    panel.caption = "By rank classification. Finetuned cells trained on other items of tasks, with more compute."
+    if prior is not None:
+        panel.caption += f" Always giving a task's commonest answer is right in {percent(prior)}."
+    if set(pseudo) & set(accuracies):
+        panel.caption += f" {MARK} By a pseudo-likelihood: not compared."
+    return panel
+
+
+def rank(blocks: Mapping[str, Block], causal: Block, half: Block, look: Looks) -> Panel:
+    """blocks: those that are compared, by cell. causal: of the decoder. half: the same over as many tokens as a
+    prefix has."""
+    panel = lines(
+        "argument-rank",
+        "Effective rank of attention, by layer",
+        {
+            label: points(
+                [layer.matrix.effective_rank for layer in block.layers],
+                range(1, len(block.layers) + 1),
+                most=1.0,
+            )
+            for label, block in blocks.items()
+        },
+        look,
+        "layer",
+        "effective rank, share of the row",
+    )
+    panel.caption = (
+        "How many directions a matrix of attention uses (exp of the entropy of its singular values), as a share of "
+        "its tokens; means over heads and held-out rows. Of the causal decoder as many tokens as are seen both "
+        "ways, of a prefix decoder its prefix, of an encoder-decoder its encoder."
+    )
+    for kind, control, over in (
+        ("Random attention as sharp as the causal decoder's", causal.matched, "whole rows"),
+        ("Attention to all that is seen alike", half.uniform, f"{half.queries} tokens"),
+    ):
+        if control:
+            one, both = (
+                percent(control[m].matrix.effective_rank.value) for m in ("causal", "full")
+            )
+            panel.caption += (
+                f" {kind} has {one} under a causal mask and {both} seeing both ways, over {over}."
+            )
+    return panel
+
+
+def difficulty(
+    nats: Mapping[str, Score], states: Mapping[str, Score], chance: float, look: Looks
+) -> tuple[Panel, Panel]:
+    """nats: what a target costs. states: the accuracy of linear probes."""
+    cost = plots.dots(
+        "argument-difficulty-cost",
+        "What a target costs",
+        entries(nats),
+        look,
+        "nats a target",
+        None,
+    )
+    cost.caption = (
+        "Each on its own training task, of which cells have seen unequal numbers of targets."
+    )
+    learned = plots.dots(
+        "argument-difficulty",
+        "What a linear probe reads off frozen states",
+        entries(states),
+        look,
+        "mean accuracy of the tasks",
+        ("chance", chance),
+        always=True,
+    )
+    learned.caption = "A probe is trained on the mean state of a text in one layer, and the model is not; held-out items."
+    return cost, learned
+
+
+def in_context(found: Regressed) -> Panel:
+    """The error of each learner by the number of examples, and of the causal decoder by seed."""
+    errors = {name.replace("_", " "): one.error for name, one in found.learners.items()}
+    look = {
+        name.replace("_", " "): Look(
+            DRAWN_AS.get(name, "muted"), "o", "-" if name in DRAWN_AS else ":"
+        )
+        for name in found.learners
+    }
+    seeds = by_seed(errors["causal decoder"])
+    panel = lines(
+        "argument-context",
+        "In-context linear regression",
+        {
+            name: points(list(error.values()), [int(n) for n in error])
+            for name, error in errors.items()
+        },
+        look,
+        "examples in the context",
+        "squared error, 1 without examples",
+        logarithmic=True,
+        thin={"causal decoder": seeds},
+    )
+    if len(seeds) > 1:
+        panel.caption = (
+            f"Means over {len(seeds)} seeds; thin, each seed of the causal decoder. Least squares peaks where examples are "
+            f"as many as dimensions ({found.settings.dimensions})."
+        )
+    return panel
+
+
+def by_seed(error: Mapping[str, Estimate]) -> list[list[tuple[float, float]]]:
+    """Returns a curve of each seed, at the numbers of examples at which all seeds have a value; none where there
+    is one seed."""
+    number = max(len(estimate.seeds) for estimate in error.values())
+    whole = {int(n): e.seeds for n, e in error.items() if len(e.seeds) == number}
+    return [list(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]
+
+
+def position(streams: Mapping[str, Stream], look: Looks) -> Panel:
+    """streams: of models without positions, the one in which a probe reads places."""
+    panel = lines(
+        "argument-position",
+        "Places read off states, without positions",
+        {
+            label: points([layer.of_chance for layer in s.layers], range(len(s.layers)))
+            for label, s in streams.items()
+        },
+        look,
+        "layer (0: the embedding)",
+        "error in a token's place, share of guessing's",
+    )
+    panel.caption = "Of an encoder-decoder its encoder."
+    return panel
+
+
+def caches(turns: Mapping[str, Sequence[int]], said: int, row: int, look: Looks) -> Panel:
+    """turns: FLOPs of each. said: tokens of a turn. row: tokens of a row of training; 0: not known."""
+    series = {
+        label: [Point(i, f / 1e9, f / 1e9, f / 1e9) for i, f in enumerate(flops, 1)]
+        for label, flops in turns.items()
+    }
+    panel = lines(
+        "argument-caches", "What a turn of a dialogue costs", series, look, "turn", "GFLOPs"
+    )
+    if 2 * TURNS * said > row > 0:
+        panel.caption = (
+            f"Counted, not measured. Turns and answers of {said} tokens: the whole is longer than the rows of "
+            f"{row} that the models were trained on."
+        )
+    return panel
+
+
+def tools(found: Throughput) -> Panel:
+    """The throughput of each kernel under each mask."""
+    look = {
+        name: Look("prefix_lm" if name in found.ours else "muted", "o", "-")
+        for name in found.of_kernels
+    }
+    rows = {
+        f"{name}: {SHORT.get(mask, mask)}": estimate
+        for name, ratios in found.of_kernels.items()
+        for mask, estimate in ratios.items()
+    }
+    panel = plots.dots(
+        "argument-tools",
+        "Throughput of other masks over causal's",
+        [Entry(n, e.value, e.interval, "") for n, e in rows.items() if e.value is not None],
+        {row: look[row.partition(": ")[0]] for row in rows},
+        "ratio at equal area",
+        ("causal", 1.0),
+        always=True,
+    )
+    if found.device == "cpu":
+        panel.caption = (
+            f"Rows of {found.length:,} tokens on a CPU, where how much torch's causal flag skips depends on the row: a GPU "
+            "may differ."
+        )
+    return panel

@@ -1,6 +1,6 @@
 """Parts of a trainer's step, for tests that look between them."""
 
-from megaarch.training.step_metrics import PendingTotals
+from megaarch.training.steps_in_flight import PendingTotals
 
 
 def forward_backward(trainer, batches):

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch import report
     from megaarch.distributed import launch
     from megaarch.probes import catalogue
-    from megaarch.study import cell_job, compare
+    from megaarch.study import compare, distributed_cell
     from megaarch.study.estimate import dry_run
 
     raw, directory = read_study(options)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             "cell of it in several with --cell"
         )
     if options.prepare:
-        cell_job.prepare(raw, directory)
+        distributed_cell.prepare(raw, directory)
         return 0
     if options.dry_run:
         print(dry_run(raw, directory))
@@ -99,11 +99,11 @@ def generating(results: "Results", directory: Path) -> Path | None:
 
 def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:
     from megaarch.distributed import launch
-    from megaarch.study import cell_job
+    from megaarch.study import distributed_cell
 
     if options.trial is not None:
-        cell_job.run_trial(raw, directory, options.trial)
+        distributed_cell.run_trial(raw, directory, options.trial)
     else:
-        cell_job.run_cell(raw, directory, options.cell)
+        distributed_cell.run_cell(raw, directory, options.cell)
     launch.leave()
     return 0

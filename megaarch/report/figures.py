@@ -8,13 +8,13 @@ import matplotlib
 
 from megaarch.config import catalogue
 from megaarch.probes.catalogue import Probed
+from megaarch.report import charts, inference, laws, notation
 from megaarch.report import findings as report_findings
-from megaarch.report import inference, laws, notation, plots
 from megaarch.report.arguments.evidence import evidence
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells
+from megaarch.report.charts import Entry, Point, lines
 from megaarch.report.masks import mask_panel
-from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.report.yardsticks import (
     gain_of_length,
@@ -114,13 +114,13 @@ def heldout(
         own = "Each cell's own time, without that of the one it starts from."
         for name, x, note in (("flops", "flops", starts), ("time", "seconds", own)):
             title = "Against compute" if x == "flops" else "Against time"
-            panel = plots.curves(f"heldout-{name}{suffix}", title, order, look, x, of_curve)
+            panel = charts.curves(f"heldout-{name}{suffix}", title, order, look, x, of_curve)
             if inherits:
                 panel.caption = f"{panel.caption} {note}".strip()
             yield panel
     if rows := entries(cells, "continuation_bits_per_byte"):
         title = "At the end, with 95% intervals"
-        panel = plots.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
+        panel = charts.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
         labels = {row.label for row in rows}
         if any(look[label].hollow for label in labels):
             panel.caption = HOLLOW
@@ -128,7 +128,7 @@ def heldout(
     yield from by_length(report_findings.comparable(cells), look, suffix)
     if others := list(filter(has_curve, report_findings.apart(cells))):
         title = "Pseudo-likelihood, apart"
-        panel = plots.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)
+        panel = charts.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)
         panel.caption = BOTH_SIDES
         yield panel
 
@@ -145,7 +145,7 @@ def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator
         series = {
             cell.label: [(int(n), cell.heldout.score(yardstick(n))) for n in each] for cell in cells
         }
-        panel = plots.lengths(f"heldout-{name}{suffix}", title, series, look, unit)
+        panel = charts.lengths(f"heldout-{name}{suffix}", title, series, look, unit)
         if panel is not None:
             yield panel
 
@@ -178,7 +178,7 @@ def tasks(
         rows.sort(key=lambda row: -row.value)
         chance = next((t.chance for c in cells if (t := c.heldout.tasks.get(name))), None)
         reference = None if chance is None else ("chance", chance)
-        yield plots.dots(
+        yield charts.dots(
             f"task-{slug(name)}{suffix}",
             f"{name} (held out whole)" if name in whole else name,
             rows,
@@ -223,7 +223,7 @@ def loss(
     for objective, group in by_objective.items():
         alone = len(group) == 1 and group[0].label != objective
         title = f"{group[0].label}: {objective}" if alone else objective
-        yield plots.losses(f"loss-{slug(objective)}{suffix}", title, group, look)
+        yield charts.losses(f"loss-{slug(objective)}{suffix}", title, group, look)
 
 
 def mask_name(architecture: str) -> str:
@@ -250,7 +250,7 @@ def throughput(
         ("flops", f"Useful {prefix}FLOP/s", useful, f"{prefix}FLOP/s of useful work"),
     ):
         rows = list(zip(labels, kinds, values, strict=True))
-        yield plots.bars(f"throughput-{name}{suffix}", title, rows, look, unit)
+        yield charts.bars(f"throughput-{name}{suffix}", title, rows, look, unit)
 
 
 def choice(
@@ -260,12 +260,12 @@ def choice(
     if rows := entries(cells, "choice_accuracy")[::-1]:
         title, unit = "Choice of the true continuation", "accuracy (share of items)"
         chance = ("chance", results.chance)
-        panel = plots.dots(f"choice{suffix}", title, rows, look, unit, chance, always=True)
+        panel = charts.dots(f"choice{suffix}", title, rows, look, unit, chance, always=True)
         panel.caption = note(rows)
         yield panel
     if rows := entries(cells, "middle_bits_per_byte"):
         title = "A middle given both sides"
-        panel = plots.dots(f"middle{suffix}", title, rows, look, "bits per byte", None)
+        panel = charts.dots(f"middle{suffix}", title, rows, look, "bits per byte", None)
         others = " The others read one mark for the whole gap."
         told = [bool(row.mark) for row in rows]
         panel.caption = note(rows) + (others if any(told) and not all(told) else "")
@@ -288,7 +288,7 @@ def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) ->
             series.setdefault(cell.name, []).append(cell)
     series = {name: group for name, group in series.items() if len(group) > 1}
     if series:
-        yield plots.sizes(f"scaling-{number}", f"At {each}", series, look)
+        yield charts.sizes(f"scaling-{number}", f"At {each}", series, look)
 
 
 SECTIONS = {

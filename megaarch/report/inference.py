@@ -5,7 +5,7 @@ from typing import Any
 
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import TURNS, Dialogue
-from megaarch.report import notation, plots
+from megaarch.report import charts, notation
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell
 from megaarch.report.findings import comparable
@@ -44,7 +44,7 @@ def panels(probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Look
 
     title = "Quality against the cost of a dialogue"
     says = f"FLOPs of {TURNS} turns"
-    panel = plots.sizes("inference-quality", title, series, look, flops, says, notation.power)
+    panel = charts.sizes("inference-quality", title, series, look, flops, says, notation.power)
     panel.caption = "Under the cheapest policy that the mask of training allows."
     return [panel]
 

@@ -18,7 +18,7 @@ from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
-from megaarch.report.ranking import adaptation_table, columns_of, table
+from megaarch.report.ranking_table import adaptation_table, columns_of, table
 from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.report.yardsticks import phrases

@@ -47,7 +47,7 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
 
 
 def gather(raw: config.Raw, directory: Path) -> Results:
-    """`results.json` of the cells that are finished, where each ran as a job of its own (cell_job.py);
+    """`results.json` of the cells that are finished, where each ran as a job of its own (distributed_cell.py);
     its warnings name the others. UserError where none is."""
     folder = sweep.chosen(StudyFolder.open(raw, directory))
     found = {cell.key: folder.finished(cell) for cell in folder.cells}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from megaarch.training.step_metrics import Step
+from megaarch.training.steps_in_flight import Step
 
 PLAIN_EVERY = 15.0  # seconds between lines of a cell where the output is no terminal
 

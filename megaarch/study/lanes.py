@@ -71,7 +71,7 @@ def perform(
 ) -> CellRecord | None:
     """Runs one job and returns its record.
 
-    grid: the processes of its layout, which all call this (cell_job.py); None: this one alone.
+    grid: the processes of its layout, which all call this (distributed_cell.py); None: this one alone.
     heartbeat: theirs. lanes: how many jobs run side by side, this one among them.
     """
     cell, folder = job.cell, job.folder

@@ -5,7 +5,7 @@ import signal
 from collections import deque
 
 from megaarch.distributed.mesh import AXES, Grid
-from megaarch.training.step_metrics import Readback, upload
+from megaarch.training.steps_in_flight import Readback, upload
 
 
 class Agreement:

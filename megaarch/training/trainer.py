@@ -46,7 +46,7 @@ from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.progress import Limit, Progress
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import resume
-from megaarch.training.step_metrics import Launched, PendingTotals, Readback, Step
+from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from megaarch.kernels import bindings
 from megaarch.model import padded_vocabulary
 from megaarch.parallel.parallelize import build_on_meta
 from megaarch.training import trainer
-from megaarch.training.step_metrics import PendingTotals
+from megaarch.training.steps_in_flight import PendingTotals
 from megaarch.training.trainer import Trainer
 from tests.fake_cuda import host, inductor
 from tests.fake_cuda.device import pretended

@@ -11,7 +11,7 @@ import pytest
 from megaarch import report
 from megaarch.evaluation.confidence import ratio_interval
 from megaarch.report import cells as report_cells
-from megaarch.report import findings, plots, yardsticks
+from megaarch.report import charts, findings, yardsticks
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
@@ -42,7 +42,7 @@ def distinguishable(*cells):
 
 
 def points_of(cell, *names):
-    return plots.points_of(report_cells.merge([CellResult(**cell)]), *names)
+    return charts.points_of(report_cells.merge([CellResult(**cell)]), *names)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from megaarch.cli import main
 from megaarch.cluster.slurm import seconds
 from megaarch.cluster.status import State, status
 from tests.distributed.pool import Pool
-from tests.distributed.test_cell_job import EVALUATION, run_cells
+from tests.distributed.test_distributed_cell import EVALUATION, run_cells
 
 PATIENCE = 600  # seconds that a state is waited for, on a machine with much else to do
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.xdist_group("slurm")]

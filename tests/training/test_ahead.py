@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaarch.training import trainer as trainer_module
 from megaarch.training.preemption import Stopped
-from megaarch.training.step_metrics import Readback
+from megaarch.training.steps_in_flight import Readback
 from megaarch.training.trainer import Trainer
 from tests.steps import forward_backward
 

@@ -9,10 +9,10 @@ from megaarch.probes.estimate import Estimate
 from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Stream
 from megaarch.probes.regression import Regressed
-from megaarch.report import plots
+from megaarch.report import charts
 from megaarch.report.axes import Looks
+from megaarch.report.charts import Entry, Point, lines
 from megaarch.report.notation import percent
-from megaarch.report.plots import Entry, Point, lines
 from megaarch.report.style import Look, Panel
 from megaarch.report.yardsticks import Score
 
@@ -57,7 +57,7 @@ def generalization(
 ) -> Panel:
     """pseudo: cells whose accuracies are of pseudo-likelihoods. prior: of always giving a task's commonest answer;
     None: it is not known of every task."""
-    panel = plots.dots(
+    panel = charts.dots(
         "argument-generalization",
         "Tasks, before and after finetuning",
         entries(accuracies, pseudo),
@@ -115,7 +115,7 @@ def difficulty(
     nats: Mapping[str, Score], states: Mapping[str, Score], chance: float, look: Looks
 ) -> tuple[Panel, Panel]:
     """nats: what a target costs. states: the accuracy of linear probes."""
-    cost = plots.dots(
+    cost = charts.dots(
         "argument-difficulty-cost",
         "What a target costs",
         entries(nats),
@@ -126,7 +126,7 @@ def difficulty(
     cost.caption = (
         "Each on its own training task, of which cells have seen unequal numbers of targets."
     )
-    learned = plots.dots(
+    learned = charts.dots(
         "argument-difficulty",
         "What a linear probe reads off frozen states",
         entries(states),
@@ -223,7 +223,7 @@ def tools(found: Throughput) -> Panel:
         for name, ratios in found.of_kernels.items()
         for mask, estimate in ratios.items()
     }
-    panel = plots.dots(
+    panel = charts.dots(
         "argument-tools",
         "Throughput of other masks over causal's",
         [Entry(n, e.value, e.interval, "") for n, e in rows.items() if e.value is not None],

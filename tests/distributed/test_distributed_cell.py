@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from megaarch import config
-from megaarch.study import cell_job, compare
+from megaarch.study import compare, distributed_cell
 from megaarch.study.folder import load_config
 from tests.distributed.pool import RankError
 
@@ -51,11 +51,11 @@ def study(raw):
 
 
 def run_cells(raw, directory, names):
-    return [cell_job.run_cell(raw, directory, name) is not None for name in names]
+    return [distributed_cell.run_cell(raw, directory, name) is not None for name in names]
 
 
 def run_trials(raw, directory, numbers):
-    return [cell_job.run_trial(raw, directory, number).heldout for number in numbers]
+    return [distributed_cell.run_trial(raw, directory, number).heldout for number in numbers]
 
 
 def without_layouts(study):
@@ -86,7 +86,7 @@ def test_cells_in_layouts_of_their_own_make_the_results_of_one_process(study, po
     assert apart["warnings"] == []
     # finished cells stay, whatever layout asks for them again
     before = (tmp_path / "jobs" / "cells" / alone["cells"][0]["key"] / "cell.json").read_bytes()
-    cell_job.run_cell(without_layouts(study), tmp_path / "jobs", "gpt")
+    distributed_cell.run_cell(without_layouts(study), tmp_path / "jobs", "gpt")
     after = (tmp_path / "jobs" / "cells" / alone["cells"][0]["key"] / "cell.json").read_bytes()
     assert before == after
 
@@ -108,8 +108,8 @@ def test_what_is_not_finished_is_named(study, tmp_path):
     with pytest.raises(ValueError, match="no cell is finished"):
         compare.gather(mine, tmp_path)
     with pytest.raises(ValueError, match=r"starts from gpt/base-6e\+08-seed0, which is not"):
-        cell_job.run_cell(mine, tmp_path, "adapted")
-    cell_job.run_cell(mine, tmp_path, "0")
+        distributed_cell.run_cell(mine, tmp_path, "adapted")
+    distributed_cell.run_cell(mine, tmp_path, "0")
     results = compare.gather(mine, tmp_path).as_json()
     assert [cell["name"] for cell in results["cells"]] == ["gpt"]
     assert "t5/base-6e+08-seed0, adapted/base-6e+08-seed0" in results["warnings"][0]
@@ -117,13 +117,13 @@ def test_what_is_not_finished_is_named(study, tmp_path):
 
 def test_a_cell_that_is_not_there_or_a_layout_that_is_not_is_one_sentence(study, tmp_path):
     with pytest.raises(ValueError, match="--cell bert: no such cell; give a number from 0 to 2"):
-        cell_job.run_cell(study, tmp_path, "bert")
+        distributed_cell.run_cell(study, tmp_path, "bert")
     with pytest.raises(ValueError, match="--cell 9+: no such cell; give a number from 0 to 2"):
-        cell_job.run_cell(study, tmp_path, "9" * 5000)
+        distributed_cell.run_cell(study, tmp_path, "9" * 5000)
     with pytest.raises(ValueError, match="--trial 0: the study has 0 trials"):
-        cell_job.run_trial(study, tmp_path, 0)
+        distributed_cell.run_trial(study, tmp_path, 0)
     with pytest.raises(config.ConfigError, match="needs 2 processes and 1 process was started"):
-        cell_job.run_cell(study, tmp_path, "gpt")
+        distributed_cell.run_cell(study, tmp_path, "gpt")
     with pytest.raises(config.ConfigError, match="megaarch submit"):
         compare.compare(study, tmp_path / "whole", Console(quiet=True))
     assert not (tmp_path / "cells").exists()

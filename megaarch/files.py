@@ -1,5 +1,5 @@
 """Files that others wrote, read within bounds: regular files alone, up to a size, and JSON of the form
-that is asked for. What does not fit is one sentence (ValueError)."""
+that is asked for. What does not fit is one sentence (UserError)."""
 
 import errno
 import fcntl
@@ -33,7 +33,7 @@ class Schema(BaseModel):
 
 
 def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
-    """The content of a regular file. ValueError where it is none (a pipe or a device may have no
+    """The content of a regular file. UserError where it is none (a pipe or a device may have no
     end) or larger than `limit` bytes; OSError where it cannot be read."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -55,7 +55,7 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """ValueError where a library that is given this path would read a pipe or a device; OSError
+    """UserError where a library that is given this path would read a pipe or a device; OSError
     where there is no such file."""
     try:
         mode = Path(path).stat().st_mode
@@ -66,13 +66,13 @@ def check_regular(path: str | os.PathLike) -> None:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a regular file to read its bytes. ValueError, OSError: as check_regular."""
+    """Opens a regular file to read its bytes. UserError, OSError: as check_regular."""
     check_regular(path)
     return Path(path).open("rb")
 
 
 def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
-    """The UTF-8 text of a regular file. ValueError, OSError: as read_bytes."""
+    """The UTF-8 text of a regular file. UserError, OSError: as read_bytes."""
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
@@ -80,7 +80,7 @@ def read_text(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
-    """What a JSON text says. ValueError names `where` it is from."""
+    """What a JSON text says. UserError names `where` it is from."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -90,12 +90,12 @@ def parse_json(text: str | bytes, where: str | os.PathLike) -> Any:
 
 
 def read_json(path: str | os.PathLike, limit: int = LARGEST_TEXT) -> Any:
-    """What a JSON file says. ValueError, OSError: as read_text."""
+    """What a JSON file says. UserError, OSError: as read_text."""
     return parse_json(read_text(path, limit), path)
 
 
 def fit(found: Any, form: type[Form], where: str | os.PathLike) -> Form:
-    """`found` as `form` wants it. ValueError names the first entry that does not fit."""
+    """`found` as `form` wants it. UserError names the first entry that does not fit."""
     try:
         return form.model_validate(found)
     except ValidationError as error:
@@ -135,7 +135,7 @@ def take_lock(file: IO[Any]) -> bool:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file that an entry of `folder` names. ValueError where it is not in the folder, by its
+    """The file that an entry of `folder` names. UserError where it is not in the folder, by its
     name or by a link."""
     if "\0" in name:
         raise UserError(f"{name!r} in {folder} is no name of a file")

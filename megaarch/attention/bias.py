@@ -53,7 +53,7 @@ class RelativeBias:
         (megaarch/config/catalogue.py says which stream has which).
     max_distance: tokens; farther keys share one bucket.
 
-    Raises ValueError where the buckets leave no room for the logarithmic half.
+    Raises UserError where the buckets leave no room for the logarithmic half.
     """
 
     table: torch.Tensor

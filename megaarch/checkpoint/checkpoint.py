@@ -195,7 +195,7 @@ def as_os_error(fault: str) -> Iterator[None]:
 
 def newest(run: Path, grid: Grid = ALONE) -> Path | None:
     """The newest complete checkpoint of a run, or None; a damaged one is named, skipped, the one
-    before it used. ValueError where there are only damaged ones.
+    before it used. UserError where there are only damaged ones.
 
     grid: all its processes call this, verify a share each, and get the same.
     """
@@ -286,7 +286,7 @@ def load(
     """Read weights (and the optimizer's state) into place, whatever layout they are in.
 
     grid: all its processes call this. origins: where parameters come from that are not the
-    checkpoint's own; None: they are. ValueError where the checkpoint's parameters are not the
+    checkpoint's own; None: they are. UserError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
     weights, state = engine.state(optimizer)

@@ -84,7 +84,7 @@ class _Manifest(Schema):
 
 
 def read_record(path: Path) -> CheckpointRecord:
-    """Reads the record of the checkpoint at `path`. ValueError where it is damaged, or of another
+    """Reads the record of the checkpoint at `path`. UserError where it is damaged, or of another
     step than the folder is named after (a copy of another checkpoint)."""
     record = fit(read_json(path / PROGRESS), CheckpointRecord, path / PROGRESS)
     step, named = record.progress.step, path.name.removeprefix("step-")
@@ -94,7 +94,7 @@ def read_record(path: Path) -> CheckpointRecord:
 
 
 def read_manifest(path: Path) -> dict[str, Entry]:
-    """Maps each file of a checkpoint to its size and checksum. ValueError where the manifest is
+    """Maps each file of a checkpoint to its size and checksum. UserError where the manifest is
     damaged or lists what is not in the checkpoint's folder."""
     found = fit({"files": read_json(path / MANIFEST)}, _Manifest, path / MANIFEST).files
     for name in found:

@@ -143,7 +143,7 @@ def save(state: State, folder: Path, group: ProcessGroup | None = None) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """What a state holds. ValueError where it is damaged, or not a plain list of tensors and values
+    """What a state holds. UserError where it is damaged, or not a plain list of tensors and values
     whose bytes lie in the folder."""
     file = folder / INDEX
     if file.exists():
@@ -181,7 +181,7 @@ def read_tensors(
 
 
 def read_values(wanted: State, folder: Path, index: Index) -> State:
-    """The plain values of `wanted`, as the state has them. ValueError where one is missing or no
+    """The plain values of `wanted`, as the state has them. UserError where one is missing or no
     plain value, or where a tensor of `wanted` is none in the state."""
     found: State = {part: {} for part in wanted}
     for part, named in wanted.items():
@@ -234,7 +234,7 @@ def _value(folder: Path, name: str, index: Index) -> Any:
 
 
 def _check(index: Index, folder: Path, where: Path) -> None:
-    """ValueError where chunks do not make up their tensors, or bytes are not there."""
+    """UserError where chunks do not make up their tensors, or bytes are not there."""
     sizes: dict[str, int] = {}
 
     def holds(name: str, least: int, file: str, start: int, length: int) -> None:

@@ -45,7 +45,7 @@ class Site:
 
     @classmethod
     def read(cls, folder: Path) -> "Site":
-        """ValueError where site.sh is not there, fails, or does not say what it must."""
+        """UserError where site.sh is not there, fails, or does not say what it must."""
         folder = folder.absolute()
         path = folder / "site.sh"
         if not path.exists():
@@ -90,7 +90,7 @@ class Site:
 
 
 def submit(site: Site, command: list[str]) -> int:
-    """Runs an sbatch command; returns the job's id. ValueError with what sbatch says."""
+    """Runs an sbatch command; returns the job's id. UserError with what sbatch says."""
     if not shutil.which("sbatch"):
         raise UserError("sbatch is not on this machine: submit from a login node of the cluster")
     done = _run(site.shell(command))
@@ -107,7 +107,7 @@ def submit(site: Site, command: list[str]) -> int:
 
 
 def pattern(path: Path) -> str:
-    """The path of a folder, in a name of a file that sbatch fills in ("%j"). ValueError where it
+    """The path of a folder, in a name of a file that sbatch fills in ("%j"). UserError where it
     cannot be."""
     if "\\" in str(path):
         raise UserError(
@@ -154,7 +154,7 @@ def accounts(jobs: list[int]) -> dict[str, str]:
 
 def seconds(time: str, flag: str = "--time") -> int:
     """Returns the seconds of a time limit as sbatch takes it: minutes, minutes:seconds, hours:minutes:seconds,
-    days-hours, days-hours:minutes, days-hours:minutes:seconds. ValueError, of the option `flag`, for
+    days-hours, days-hours:minutes, days-hours:minutes:seconds. UserError, of the option `flag`, for
     anything else."""
     found = TIME.fullmatch(time)
     if not found:

@@ -72,7 +72,7 @@ class State:
 
 
 def status(directory: Path) -> list[State]:
-    """The study's cells, then its other jobs; of a run's folder, the run. ValueError where the
+    """The study's cells, then its other jobs; of a run's folder, the run. UserError where the
     folder is neither."""
     if not (directory / "study.yaml").exists():
         return [_run(directory)]

@@ -164,7 +164,7 @@ def shape(cell: StudyCell, site: Site) -> tuple[int, int]:
 
 
 def _check(grid: list[StudyCell], directory: Path, site: Site, request: Request) -> None:
-    """ConfigError or ValueError for what would fail hours later."""
+    """ConfigError or UserError for what would fail hours later."""
     slurm.pattern(directory)
     if request.nodes < 1:
         raise UserError(f"--nodes {request.nodes}: give at least 1")
@@ -231,7 +231,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def submit(raw: config.Raw, directory: Path, site: Site, request: Request) -> list[SlurmJob]:
-    """Submits the chain; returns it with its ids. ValueError where an earlier one still runs."""
+    """Submits the chain; returns it with its ids. UserError where an earlier one still runs."""
     jobs = plan(raw, directory, site, request)
     known = [job.id for job in read(directory)]
     queued = slurm.queue(known)

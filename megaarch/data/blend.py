@@ -18,7 +18,7 @@ BLOCK = 1024
 class Blend:
     """Weights of tasks, e.g. datasets of a mixture or the denoisers of UL2.
 
-    weights: finite and above zero, of any sum. ValueError where they are not, or where one is too
+    weights: finite and above zero, of any sum. UserError where they are not, or where one is too
     small to be met (below 2 samples in a block of 1024).
     """
 

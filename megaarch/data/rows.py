@@ -164,7 +164,7 @@ def pair_lengths(
     lengths: np.ndarray, model: Model, data: Data
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Returns lengths [N, 2] of pairs cut to their limits and to what a row holds, and that row's
-    stream lengths. ValueError for a row that cannot hold two tokens.
+    stream lengths. UserError for a row that cannot hold two tokens.
 
     A decoder's row holds both; its target keeps at least half of the row if it needs it.
     """
@@ -200,7 +200,7 @@ class Rows:
 
     `rows[i]` is the list of converted examples of sample i, for any i >= 0. `examples` and `truncated`
     count as in `Task`.
-    ValueError where no row can be made: text and objective do not go together, too little text,
+    UserError where no row can be made: text and objective do not go together, too little text,
     too few sentinels or learned positions.
     """
 

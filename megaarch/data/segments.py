@@ -43,7 +43,7 @@ def segmentations(model: Model, data: Data) -> Mixed:
     """Returns the rows of the objective's components; shares sum to 1.
 
     Of two streams, components share rows where that leaves less of the fixed row shape empty. Each
-    keeps its share of all segments. ValueError where a segment does not fit.
+    keeps its share of all segments. UserError where a segment does not fit.
     """
     mixture = components(data)
     alone = _rows(model, [(weight, (objective,)) for weight, objective in mixture])
@@ -70,7 +70,7 @@ def segmentation(model: Model, group: tuple[Objective, ...]) -> Segmentation:
     """Returns the longest segments, one for each objective of `group`, whose row fits `model`'s
     streams.
 
-    ValueError where segments of two tokens do not fit.
+    UserError where segments of two tokens do not fit.
     """
     converter, limits = converter_of(model.architecture), _limits(model)
     alone = group[0] if len(limits) == 2 and len(group) == 1 else None

@@ -43,7 +43,7 @@ class Item:
 def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
     """Items of all documents in rounds: first one of each document, then a second, ...
 
-    ValueError where no document is long enough for one item.
+    UserError where no document is long enough for one item.
     """
     by_document = [_windows(d, text, tokenizer, evaluation) for d, text in enumerate(documents)]
     most = max((len(items) for items in by_document), default=0)
@@ -127,7 +127,7 @@ def split(documents: list[str], tokenizer, evaluation: Evaluation) -> dict[str, 
     """Items by use. Every third document serves `validation` (the curve, tuning), the others
     `test`: what chose a learning rate does not judge the model.
 
-    ValueError where the text gives no item for one of them.
+    UserError where the text gives no item for one of them.
     """
     items = cut(documents, tokenizer, evaluation)
     parts = {

@@ -180,7 +180,7 @@ def fitted(scorer: Scorer, prefix: np.ndarray, continuation: np.ndarray) -> np.n
 def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
     """The shape of scoring rows: as many of the longest item as fit a row of training.
 
-    ValueError where an item does not fit one.
+    UserError where an item does not fit one.
     """
     model, shapes = settings.model, [c.shape for c in converted]
     longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]

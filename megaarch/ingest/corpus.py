@@ -30,7 +30,7 @@ def documents(path: str, text_field: str = "text") -> Iterator[str]:
     """Yields the documents of a source, in a fixed order.
 
     path: "embedded", a file, a directory or a glob: what sources.files finds.
-    ValueError: a source that is missing or of no known format; `read`'s.
+    UserError: a source that is missing or of no known format; `read`'s.
     """
     for file in files(path):
         yield from (text for (text,) in read(Shard(file), (text_field,)))
@@ -44,7 +44,7 @@ def read(
     Documents of one field that are blank are left out. JSON lines and parquet hold a document a
     record, a task the pairs that it trains on. A plain text file is one document, unless form feeds or
     lines `<|endoftext|>` divide it. Lines of a part of a JSON lines file count from its start.
-    ValueError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
+    UserError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
     are asked of plain text.
     """
     paired, plain = len(fields) > 1, format_of(shard.file) == "text"
@@ -170,7 +170,7 @@ def open_parquet(file: Path) -> Iterator[Any]:
 
 
 def _parquet_rows(batch: Any, file: Path, before: int) -> list[dict[str, Any]]:
-    """Returns the rows of a record batch. ValueError names the one that is not UTF-8."""
+    """Returns the rows of a record batch. UserError names the one that is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:

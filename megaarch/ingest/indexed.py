@@ -79,7 +79,7 @@ class IndexedDataset(_Indexed):
 
     lengths: int32 [n], tokens of each sequence. document_index: int64 [documents + 1].
     dtype: as stored. tokens: number in all.
-    ValueError names the file that is missing, truncated or no indexed dataset.
+    UserError names the file that is missing, truncated or no indexed dataset.
     """
 
     item = "sequence"
@@ -264,7 +264,7 @@ class IndexedWriter:
         self._bin = Path(self._aside + ".bin").open("wb")  # noqa: SIM115
 
     def add(self, tokens: np.ndarray) -> None:
-        """Adds a sequence, int [length]. ValueError for an id that the dtype cannot hold."""
+        """Adds a sequence, int [length]. UserError for an id that the dtype cannot hold."""
         tokens = np.asarray(tokens)
         assert tokens.ndim == 1, tokens.shape
         limits = np.iinfo(self.dtype)

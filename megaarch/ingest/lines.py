@@ -90,7 +90,7 @@ def split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(shard: Shard) -> Iterator[bytes]:
-    """Yields the decompressed bytes of a shard. ValueError if it cannot be read or is cut short."""
+    """Yields the decompressed bytes of a shard. UserError if it cannot be read or is cut short."""
     compression = compression_of(shard.file)
     try:
         with open_regular(shard.file) as stream:

@@ -73,7 +73,7 @@ class DatasetManifest(Counts):
 
     @classmethod
     def read(cls, prefix: str) -> "DatasetManifest | None":
-        """Returns the manifest, or None where there is none. ValueError where it is damaged."""
+        """Returns the manifest, or None where there is none. UserError where it is damaged."""
         file = Path(prefix + MANIFEST)
         try:
             return fit(read_json(file, LARGEST), cls, file)

@@ -81,7 +81,7 @@ def prepare(
         vocabulary has exactly that many.
     progress: is called with a few words on each stage.
     exclude: text that must not be trained on; what is dropped for it is counted.
-    ValueError: the source or the tokenizer file is missing, malformed or too small, or prepared
+    UserError: the source or the tokenizer file is missing, malformed or too small, or prepared
         data have changed since; nothing half done is left behind.
     """
     preparation = _Preparation(data, vocabulary_size, progress or (lambda words: None), exclude)
@@ -273,7 +273,7 @@ class _Preparation:
         )
 
     def load(self) -> Prepared:
-        """Opens what lies in `self.directory`. ValueError where it is not what was written."""
+        """Opens what lies in `self.directory`. UserError where it is not what was written."""
         file, held_out = self.directory / "manifest.json", self.directory / "heldout.jsonl"
         try:
             made = fit(read_json(file, LARGEST), PreparedManifest, file)

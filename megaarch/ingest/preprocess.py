@@ -71,7 +71,7 @@ def preprocess(
     """Makes the dataset, going on where an earlier job of the same request ended.
 
     executor: of the processes that work; None works here.
-    ValueError: a source or the tokenizer is missing or malformed; the output exists, or another
+    UserError: a source or the tokenizer is missing or malformed; the output exists, or another
     job's parts do; another process is at work on them.
     """
     tokenizer = Tokenizer(request.tokenizer, sentinels=0)

@@ -13,7 +13,7 @@ def sample(sources: Iterable[str], text_field: str, most: int, held_out: float =
     These have the lowest hashes, so they are the same in any order; none that a split of
     the share `held_out` may hold out (its threshold climbs to about twice the share at most, and
     further only where there are few documents).
-    ValueError: a source is missing or malformed; the share is not one; nothing is left.
+    UserError: a source is missing or malformed; the share is not one; nothing is left.
     """
     if not 0 <= held_out < 0.5:
         raise UserError(f"--held-out is a share from 0 to below 0.5 here, not {held_out}")

@@ -37,7 +37,7 @@ class ShardedSplit:
     def choose(self, share: float) -> None:
         """Holds out `share` of the bytes; 0 holds out nothing.
 
-        ValueError where there is too little text for that.
+        UserError where there is too little text for that.
         """
         held, self.notes = np.zeros(len(self._sizes), bool), []
         self.overlap: list[np.ndarray] = []

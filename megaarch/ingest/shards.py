@@ -133,7 +133,7 @@ def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
 
 
 def make(number: int, shard: Shard, job: Job) -> Summary:
-    """Makes the files of shard `number`. ValueError for a malformed record, unless they are to be
+    """Makes the files of shard `number`. UserError for a malformed record, unless they are to be
     skipped: its line is the one in the file."""
     malformed = _Malformed(shard, job.skip_malformed)
     with _Writer(number, job) as writer:

@@ -57,12 +57,12 @@ class Found(NamedTuple):
 
 
 def files(path: str) -> list[Path]:
-    """Returns the files of a source, sorted. ValueError as `find`."""
+    """Returns the files of a source, sorted. UserError as `find`."""
     return find(path).files
 
 
 def find(path: str) -> Found:
-    """Finds the files of a source. ValueError if there are none, one that is named is of no known
+    """Finds the files of a source. UserError if there are none, one that is named is of no known
     format, or a folder cannot be read."""
     if path == EMBEDDED:
         return Found([Path(EMBEDDED)], [])

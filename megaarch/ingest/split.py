@@ -86,7 +86,7 @@ class Places:
         none of the old ones; a small one climbs as far as chance asks for. Where that would be more
         than twice the share, large documents stay in train (all that are more than the share, all
         that are LARGE, or the largest), whichever holds out the least.
-        ValueError where one side would be empty, or more than twice the share and half of the text
+        UserError where one side would be empty, or more than twice the share and half of the text
         would be held out.
         """
         chosen = self._choose(share, least)

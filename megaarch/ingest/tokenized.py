@@ -20,7 +20,7 @@ DOCUMENTS = 1 << 20  # whose last tokens are looked at together
 class TokenizedSource:
     """An indexed dataset, its manifest (None where there is none) and its held-out documents.
 
-    ValueError where these are damaged, or are known to have been more or fewer documents.
+    UserError where these are damaged, or are known to have been more or fewer documents.
     """
 
     def __init__(self, dataset: IndexedDataset):
@@ -37,7 +37,7 @@ class TokenizedSource:
             )
 
     def check(self, tokenizer: Tokenizer) -> str:
-        """Returns the digest of all tokens. ValueError for ids that are neither pieces nor specials
+        """Returns the digest of all tokens. UserError for ids that are neither pieces nor specials
         of the tokenizer, and where the dataset is known to have been made otherwise."""
 
         def check_ids(ids: np.ndarray) -> None:

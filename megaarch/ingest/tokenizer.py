@@ -44,7 +44,7 @@ class Tokenizer:
     def __init__(
         self, path: str | os.PathLike, sentinels: int = 100, vocabulary_size: int | None = None
     ):
-        """ValueError where the file is missing, unreadable, of neither kind, or too large for
+        """UserError where the file is missing, unreadable, of neither kind, or too large for
         `vocabulary_size`, and where there are more sentinels than a configuration may have."""
         if not 0 <= sentinels <= MOST_SENTINELS:
             raise UserError(f"a tokenizer has 0 to {MOST_SENTINELS:,} sentinels, not {sentinels:,}")
@@ -75,7 +75,7 @@ class Tokenizer:
         return _load, (*self._made, self.fingerprint)
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 [tokens], without any special. ValueError where a word has no token (a
+        """Returns int32 [tokens], without any special. UserError where a word has no token (a
         WordLevel file without an unknown token)."""
         try:
             return np.array(self._backend.encode(text), dtype=np.int32)
@@ -271,7 +271,7 @@ def train_sentencepiece(
 
     BPE rather than unigram: on the embedded corpus equally short (3.0 bytes a token at 2,048) and
     about ten times faster.
-    ValueError: the vocabulary cannot hold bytes, specials and sentinels; there is no text.
+    UserError: the vocabulary cannot hold bytes, specials and sentinels; there is no text.
     """
     from sentencepiece import SentencePieceTrainer
 

@@ -18,7 +18,7 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
 
     count: processes on this machine. Started by mpiexec or srun, rank 0 leads and the others work,
     whatever their machine; they leave the block when the work is done.
-    ValueError where processes were started that cannot work together; OSError where one of this
+    UserError where processes were started that cannot work together; OSError where one of this
     machine's dies.
     """
     if not 1 <= count <= MOST_WORKERS:

@@ -59,7 +59,7 @@ class Conversion:
 
 
 def convert(job: Conversion, say: Say) -> None:
-    """Makes the output; `say` is told what was found. ValueError for what cannot be made; nothing
+    """Makes the output; `say` is told what was found. UserError for what cannot be made; nothing
     is overwritten and nothing half done is left."""
     if job.output.exists():
         raise UserError(f"{job.output} exists: give another output, or delete it")
@@ -178,7 +178,7 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
 
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """A ValueError names the path."""
+    """A UserError names the path."""
     try:
         yield
     except ValueError as error:

@@ -78,7 +78,7 @@ class Saved(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Saved:
-    """A checkpoint, or a run's newest complete one. ValueError where there is none."""
+    """A checkpoint, or a run's newest complete one. UserError where there is none."""
     if (path / "manifest.json").exists():
         if fault := checkpoint.find_fault(path):
             raise UserError(f"checkpoint {path} is damaged: {fault}")
@@ -96,7 +96,7 @@ def write_checkpoint(run: Path, saved: Saved) -> Path:
 
 
 def read_safetensors(file: Path) -> Saved:
-    """ValueError where it is none of ours."""
+    """UserError where it is none of ours."""
     with _opened(file) as tensors:
         metadata = tensors.metadata() or {}
         if KEY not in metadata:

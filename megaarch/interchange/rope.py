@@ -37,7 +37,7 @@ MSCALES = ("mscale", "mscale_all_dim")  # DeepSeek's way to give yarn's attentio
 def from_hf(config: Mapping) -> tuple[float, dict[str, Any] | None]:
     """rope_base and the fields of rope_scaling, of the used keys of a Llama config.
 
-    ValueError names a key that megaarch cannot express, or that is missing.
+    UserError names a key that megaarch cannot express, or that is missing.
     """
     where = "rope_scaling" if config["rope_scaling"] else "rope_parameters"
     given = config[where] or {}

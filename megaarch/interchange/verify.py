@@ -25,7 +25,7 @@ BYTES = 10  # a parameter, beside the weights that a conversion holds
 
 
 def check_tensors(before: Weights, after: Weights, what: str) -> str:
-    """A sentence. ValueError names the tensors that only one side has or that differ in a bit."""
+    """A sentence. UserError names the tensors that only one side has or that differ in a bit."""
     wrong = [
         name
         for name in sorted({**before, **after})
@@ -71,7 +71,7 @@ def _free_bytes() -> float:
 def check_logits(
     weights: Weights, model: schema.Model, folder: Path, family: str, pieces: int
 ) -> str:
-    """A sentence. ValueError where our logits and those that transformers computes from `folder`
+    """A sentence. UserError where our logits and those that transformers computes from `folder`
     differ, on random tokens below `pieces`; a prefix decoder's with the causal mask that Llama has.
     """
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def check_logits(
 
 
 def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    """In fp64. ValueError where transformers cannot load the folder or finds no tensor for a name."""
+    """In fp64. UserError where transformers cannot load the folder or finds no tensor for a name."""
     try:
         import transformers
     except ImportError:

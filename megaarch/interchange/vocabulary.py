@@ -27,7 +27,7 @@ def fitted(
     ids: special -> id in the old vocabulary, as the model's config has it. A special or sentinel
     that the old vocabulary has too, there or by its name in the file, starts from its rows; any
     other from the mean of all pieces (Hewitt 2021, "Initializing new word embeddings").
-    ValueError where the file has more pieces than the model has rows.
+    UserError where the file has more pieces than the model has rows.
     """
     pieces = Tokenizer(path, sentinels=0).base_size
     old = model.vocabulary_size

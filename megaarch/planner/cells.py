@@ -17,7 +17,7 @@ def plans(
     raw: config.Raw, cluster: Cluster, gpus: int, top: int
 ) -> Iterator[tuple[str, PlannedLayout]]:
     """The `top` best plans of one model, without a name; of a study, the best plan of each cell, as
-    it is found. ValueError names the cell for which there is none."""
+    it is found. UserError names the cell for which there is none."""
     if top < 1:
         raise UserError(f"--top {top}: must be at least 1")
     settings = config.resolve(raw)
@@ -45,7 +45,7 @@ def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
 
 def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None) -> Settings:
     """The settings to dry-run: of `cell` in a study; in the planner's best layout on `gpus` GPUs of
-    `cluster` where they are given, else in their own. ValueError for what cannot be."""
+    `cluster` where they are given, else in their own. UserError for what cannot be."""
     settings = config.resolve(raw)
     if settings.study is not None:
         known = dict(cells(raw))

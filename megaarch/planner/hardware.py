@@ -68,7 +68,7 @@ def hardware() -> Hardware:
 
 
 def gpu(name: str) -> Gpu:
-    """The GPU of this name. ValueError names the nearest."""
+    """The GPU of this name. UserError names the nearest."""
     known = hardware().gpus
     if name not in known:
         guess = difflib.get_close_matches(name.lower(), known, 1, 0.4)

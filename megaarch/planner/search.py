@@ -58,7 +58,7 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
     """Every layout of `settings` that runs on `gpus` GPUs and fits their memory, the fastest first.
 
     The model, the data and the global batch stay; `parallel` and the micro-batch are searched.
-    ValueError says what is missing where none is left.
+    UserError says what is missing where none is left.
     """
     counted(settings)
     if gpus < 1:
@@ -91,7 +91,7 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
 
 
 def counted(settings: Settings) -> None:
-    """ValueError for what the planner and the dry run have no figures of."""
+    """UserError for what the planner and the dry run have no figures of."""
     if settings.training.precision != "bf16":
         raise UserError(
             f"training.precision: the planner counts bf16, not {settings.training.precision}: set it "

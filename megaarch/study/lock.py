@@ -27,7 +27,7 @@ PID = re.compile(r"[0-9]{1,9}")
 
 @contextmanager
 def alone(folder: Path, what: str, grid: Grid = ALONE) -> Iterator[None]:
-    """Holds the folder's lock. ValueError where another process is running `what` there.
+    """Holds the folder's lock. UserError where another process is running `what` there.
 
     grid: all its processes call this; the main one holds the lock, and its error is everyone's.
     Some network file systems keep no locks; there it warns and holds nothing.

@@ -15,19 +15,19 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def check(settings: Settings, device: torch.device) -> None:
-    """ValueError where training cannot fit its device, or its machine."""
+    """UserError where training cannot fit its device, or its machine."""
     check_training(settings, memory_of(device), device.type)
 
 
 def check_training(settings: Settings, there: float, holder: str) -> None:
-    """ValueError where what a rank's share of training takes at least is more bytes than are `there`.
+    """UserError where what a rank's share of training takes at least is more bytes than are `there`.
     What passes may still run out of memory: `megaarch dry-run` counts all of it. holder: who has it."""
     need = least_bytes(settings) + activation_bytes(settings)
     _require(need, there, holder, "weights, gradients, optimizer and the layers' inputs")
 
 
 def check_weights(settings: Settings, device: torch.device) -> None:
-    """ValueError where the weights of a rank alone cannot fit its device, or its machine."""
+    """UserError where the weights of a rank alone cannot fit its device, or its machine."""
     need = 4.0 * _parameters(settings) / _split(settings)
     _require(need, memory_of(device), device.type, "weights")
 

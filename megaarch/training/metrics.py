@@ -52,7 +52,7 @@ class Metrics:
     """Writes a step's numbers everywhere they are wanted. Close it at the end. A board that fails, at
     the start or on the way, is left out with a warning.
 
-    directory: of the run. start: step that the run continues from; later lines are cut. ValueError
+    directory: of the run. start: step that the run continues from; later lines are cut. UserError
     where Weights & Biases is wanted and not installed.
     """
 

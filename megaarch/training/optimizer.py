@@ -55,7 +55,7 @@ def sgd(groups: Groups, training: Training) -> torch.optim.Optimizer:
 
 
 def fused_adam() -> type[torch.optim.Optimizer]:
-    """NVIDIA apex's FusedAdam. ValueError where apex is absent or another package has its name."""
+    """NVIDIA apex's FusedAdam. UserError where apex is absent or another package has its name."""
     try:
         import apex  # pyright: ignore[reportMissingImports]  # on no package index
     except ImportError:

@@ -60,7 +60,7 @@ class Limit:
 
     @classmethod
     def of(cls, training: Training) -> "Limit":
-        """From the settings. ValueError where neither steps nor a budget is given."""
+        """From the settings. UserError where neither steps nor a budget is given."""
         if training.steps is not None:
             return cls("step", training.steps)
         if training.budget is not None:

@@ -13,7 +13,7 @@ from megaarch.errors import UserError
 
 
 def as_row(tokens: Tokens, least: int, name: str) -> np.ndarray:
-    """Returns `tokens` as int64 [raw]. ValueError where there are fewer than `least` of them."""
+    """Returns `tokens` as int64 [raw]. UserError where there are fewer than `least` of them."""
     tokens = np.asarray(tokens, dtype=np.int64)
     if tokens.ndim != 1 or len(tokens) < least:
         raise UserError(
@@ -24,7 +24,7 @@ def as_row(tokens: Tokens, least: int, name: str) -> np.ndarray:
 
 
 def require_share(name: str, noise_density: float, largest: float = 1.0) -> None:
-    """Raises ValueError unless 0 < noise_density < largest (or = largest below 1)."""
+    """Raises UserError unless 0 < noise_density < largest (or = largest below 1)."""
     if not 0 < noise_density <= largest or noise_density == 1:
         raise UserError(
             f"{name} needs a noise density above 0 and "
@@ -33,7 +33,7 @@ def require_share(name: str, noise_density: float, largest: float = 1.0) -> None
 
 
 def require_span_length(name: str, mean_span_length: float) -> None:
-    """Raises ValueError unless mean_span_length >= 1."""
+    """Raises UserError unless mean_span_length >= 1."""
     if not 1 <= mean_span_length < math.inf:
         raise UserError(f"{name} needs a mean span length of at least 1, not {mean_span_length:g}")
 

@@ -135,7 +135,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
 
 def first(action: Callable[[], Result]) -> Result:
     """Returns `action()`, which runs on the main process, and on the others once it is done there (it
-    may take hours: preparing data). Its UserError or OSError is raised on every process."""
+    may take hours: preparing data). Its ValueError or OSError is raised on every process."""
     if not distributed.is_initialized():
         return action()
     # The store of the rendezvous needs no process group.

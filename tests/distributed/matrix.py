@@ -44,6 +44,7 @@ def measure(
     jobs = [(name, p) for name in layouts for p in precisions if not (name in ZERO and p == "fp64")]
     for name, precision in track(jobs, "layouts"):
         ranks, given, model = ALL[name]
+        model = {"training.steps": 5} | model
         if precision == "bf16":
             model = model | BF16
         default = "fp64" if precision == "fp64" else "fp32"

@@ -15,6 +15,7 @@ from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
 from tests.steps import forward_backward
 
+STEPS = {"training.steps": 3}  # the second shows the optimizer's state, the third what it adds to it
 PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -62,11 +63,11 @@ def _prepared(data, vocabulary_size: int):
 def run(
     raw: dict[str, Any], presets: list[str], given: dict[str, Any], precision: str = "fp32"
 ) -> dict[str, Found]:
-    """The run of each preset. Every rank returns what it holds; `merge` joins them."""
+    """The run of each preset, of STEPS where `given` names no number. Every rank returns what it holds; `merge` joins them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(PRECISION[precision])
     try:
-        return {preset: _run(settings_of(raw, preset, given)) for preset in presets}
+        return {preset: _run(settings_of(raw, preset, STEPS | given)) for preset in presets}
     finally:
         torch.set_default_dtype(before)
 

@@ -36,7 +36,7 @@ def _zero_run(raw, preset, given):
     norm, stepped = trainer.engine.update(trainer.optimizer, loss)
     assert stepped
 
-    settings = runs.settings_of(raw, preset, given)
+    settings = runs.settings_of(raw, preset, runs.STEPS | given)
     trainer = runs.trainer_of(settings)
     losses = [trainer.step(trainer.steps[s]).loss for s in range(settings.training.steps)]
     progress = trainer.progress

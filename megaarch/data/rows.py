@@ -7,6 +7,7 @@ and gives every one of them the same fixed row shape. The sample index never wra
 own order and noise.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Protocol
@@ -44,27 +45,49 @@ class Task(Protocol):
         ...
 
 
+class DocumentOrder:
+    """The order of a dataset's documents in each epoch. All components of a mixture read by one: of a large
+    dataset it takes gigabytes.
+
+    dataset: an IndexedDataset of documents that end in eos. epoch(n): the documents [D], in turn, where
+    each ends in their concatenation [D], and the generator behind the draw.
+    """
+
+    def __init__(self, dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+        self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+        rng = generator(self.seed ^ ORDER, epoch)
+        documents = permutation(rng, len(self.lengths))
+        return documents, np.cumsum(self.lengths[documents]), rng
+
+
+def permutation(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draws an order of `size` things, in 32 bits where they do."""
+    order = rng.permutation(size)
+    return order.astype(np.uint32) if size < 1 << 32 else order
+
+
 class TextRows:
     """Rows of one or two segments each, documents shuffled per epoch.
 
-    dataset: an IndexedDataset of documents that end in eos. region: the share of each epoch's
-    tokens that these rows read, from and to; the components of a mixture divide an epoch among
-    them, so that none reads what another has read.
+    region: the share of each epoch's tokens that these rows read, from and to; the components of a
+    mixture divide an epoch among them, so that none reads what another has read.
     """
 
     def __init__(
         self,
-        dataset,
+        documents: DocumentOrder,
         plan: Segmentation,
         converter: Converter,
         vocabulary: Vocabulary,
-        seed: int,
         region: tuple[float, float] = (0.0, 1.0),
     ):
-        self.dataset, self.plan = dataset, plan
-        self.converter, self.vocabulary, self.seed = converter, vocabulary, seed
-        self.shape = plan.shape
-        self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
+        self.documents, self.plan = documents, plan
+        self.converter, self.vocabulary = converter, vocabulary
+        self.shape, self.lengths = plan.shape, documents.lengths
         self.first, end = (int(share * int(self.lengths.sum())) for share in region)
         self.per_epoch = (end - self.first) // plan.tokens
         self.examples = self.truncated = 0
@@ -75,15 +98,14 @@ class TextRows:
             )
         self._epoch = lru_cache(maxsize=2)(self._order)
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rng = generator(self.seed ^ ORDER, epoch)
-        documents = rng.permutation(len(self.lengths))
-        ends = np.cumsum(self.lengths[documents])
-        return documents, ends, rng.permutation(self.per_epoch)
+    def _order(self, epoch: int) -> np.ndarray:
+        *_, rng = self.documents.epoch(epoch)
+        return permutation(copy.deepcopy(rng), self.per_epoch)
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         epoch, place = divmod(i, self.per_epoch)
-        documents, ends, order = self._epoch(epoch)
+        documents, ends, _ = self.documents.epoch(epoch)
+        order = self._epoch(epoch)
         tokens = self._read(documents, ends, self.first + int(order[place]) * self.plan.tokens)
         segments = np.split(tokens, len(self.plan.objectives))
         rng, examples = generator(*rng_key), []
@@ -100,7 +122,7 @@ class TextRows:
         offset = start - (int(ends[d]) - int(self.lengths[documents[d]]))
         while need:
             length = min(need, int(self.lengths[documents[d]]) - offset)
-            pieces.append(self.dataset.get(int(documents[d]), offset, length))
+            pieces.append(self.documents.dataset.get(int(documents[d]), offset, length))
             need, offset, d = need - length, 0, d + 1
         return np.concatenate(pieces).astype(np.int64)
 
@@ -274,7 +296,7 @@ def _tasks(
         return
     ends = np.cumsum([share * plan.tokens for share, plan in plans])
     ends = [0.0, *(ends / ends[-1]).tolist()]
+    orders = [(DocumentOrder(dataset, seed), weight) for dataset, weight in prepared.train]
     for (share, plan), *region in zip(plans, ends[:-1], ends[1:], strict=True):
-        for dataset, weight in prepared.train:
-            task = TextRows(dataset, plan, converter, vocabulary, seed, tuple(region))
-            yield share * weight, task
+        for order, weight in orders:
+            yield share * weight, TextRows(order, plan, converter, vocabulary, tuple(region))

@@ -11,6 +11,8 @@ import pytest
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.data.conditional_forms import continuation
+from megaarch.data.documents import ORDER
+from megaarch.data.example import generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
@@ -199,6 +201,20 @@ def test_without_limits_a_row_is_the_limit_and_nothing_is_said_where_all_fit(raw
     assert rows.truncated == rows.examples
     with pytest.raises(ValueError, match="rows of 1 tokens are too short for supervised"):
         rows_of_pairs(raw, tmp_path, "causal_decoder", lines, model__sequence_length=1)
+
+
+def test_components_of_a_mixture_share_the_order_of_their_documents(raw, prepared):
+    """A dataset of a thousand million documents has orders of gigabytes, in every process. What a component
+    draws for its own rows follows the documents' draw, whichever component asks first."""
+    tasks = rows_of(raw, prepared, "unilm").tasks
+    assert len(tasks) > 2 and len({id(task.documents) for task in tasks}) == 1
+    documents, ends, _ = tasks[0].documents.epoch(1)
+    assert documents.dtype == np.uint32 and (ends == np.cumsum(tasks[0].lengths[documents])).all()
+    orders = [task._order(1) for task in reversed(tasks)][::-1]
+    for task, order in zip(tasks, orders, strict=True):
+        rng = generator(tasks[0].documents.seed ^ ORDER, 1)
+        assert (rng.permutation(len(documents)) == documents).all()
+        assert (rng.permutation(task.per_epoch) == order).all()
 
 
 def test_segments_of_a_row_have_noise_of_their_own_and_mirrored_ones_share_their_split(

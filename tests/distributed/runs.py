@@ -15,7 +15,9 @@ from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
 from tests.steps import forward_backward
 
-STEPS = {"training.steps": 3}  # the second shows the optimizer's state, the third what it adds to it
+STEPS = {
+    "training.steps": 3
+}  # the second shows the optimizer's state, the third what it adds to it
 PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
 
 

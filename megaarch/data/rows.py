@@ -148,8 +148,9 @@ class PairRows:
         self.lengths, room = pair_lengths(lengths, model, data)
         self.examples = len(lengths)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
-        shapes = [converter.shape(Lengths(int(n), int(m))) for n, m in self.lengths]
-        one = RowShape.largest(shapes)
+        kinds, which = np.unique(self.lengths, axis=0, return_inverse=True)  # few of many pairs
+        of_kind = [converter.shape(Lengths(int(n), int(m))) for n, m in kinds]
+        shapes, one = [of_kind[i] for i in which.reshape(-1)], RowShape.largest(of_kind)
         most = room[0] if data.pack else 1  # no bound on parts but a token each
         limit = RowShape(room, room[-1], most * one.parts, most * one.cross_parts)
         order = generator(seed ^ ORDER, 0).permutation(self.examples)

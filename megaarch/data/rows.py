@@ -55,13 +55,13 @@ class DocumentOrder:
 
     def __init__(self, dataset, seed: int):
         self.dataset, self.seed = dataset, seed
-        self.lengths = np.asarray(dataset.lengths, dtype=np.int64)
+        self.lengths = dataset.lengths  # no copy of what is mapped
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
         rng = generator(self.seed ^ ORDER, epoch)
         documents = permutation(rng, len(self.lengths))
-        return documents, np.cumsum(self.lengths[documents]), rng
+        return documents, np.cumsum(self.lengths[documents], dtype=np.int64), rng
 
 
 def permutation(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -88,7 +88,8 @@ class TextRows:
         self.documents, self.plan = documents, plan
         self.converter, self.vocabulary = converter, vocabulary
         self.shape, self.lengths = plan.shape, documents.lengths
-        self.first, end = (int(share * int(self.lengths.sum())) for share in region)
+        tokens = int(self.lengths.sum(dtype=np.int64))
+        self.first, end = (int(share * tokens) for share in region)
         self.per_epoch = (end - self.first) // plan.tokens
         self.examples = self.truncated = 0
         if self.per_epoch == 0:

@@ -165,13 +165,18 @@ def shown_settings(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def differing_settings(cells: Sequence[MergedCell]) -> dict[str, Any]:
-    """Settings that are not the same in every cell: names, labels, and a value for each."""
+    """Settings that are not the same in every cell, as a table with a row for each setting or, where cells
+    are more, for each cell."""
     settings = [shown_settings(cell.settings) for cell in cells]
     # Where a cell writes its files is its own and changes nothing.
     names = dict.fromkeys(n for each in settings for n in each if not n.startswith("logging."))
     rows = [(name, [each.get(name, notation.MISSING) for each in settings]) for name in names]
     rows = [(name, values) for name, values in rows if len(set(values)) > 1]
-    return {"labels": [cell.label for cell in cells], "rows": rows}
+    labels, names = [cell.label for cell in cells], [name for name, _ in rows]
+    if len(labels) <= len(names):
+        return {"number": len(names), "corner": "Setting", "columns": labels, "rows": rows}
+    by_cell = zip(labels, zip(*(values for _, values in rows), strict=True), strict=bool(rows))
+    return {"number": len(names), "corner": "Cell", "columns": names, "rows": list(by_cell)}
 
 
 def details(cell: MergedCell, look: Look) -> dict[str, Any]:

@@ -82,3 +82,20 @@ def test_who_does_not_read_is_said_once():
     found["cells"][1]["heldout"]["reads_prefix"] = False
     for probes in ({}, probed()):
         assert page_of(Results.of(found), probes).count("prefix may not read its input:") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "corner"), [(1, "Cell"), (2, "Setting"), (3, "Setting"), (0, "")]
+)
+def test_settings_that_differ_are_a_table_that_is_rather_long_than_wide(settings, corner):
+    cells = []
+    for name in ("a", "b"):
+        own = {f"heads_{i}": f"{name}{i}" for i in range(settings)}
+        cells.append(cell_at(name, 2.0, 1.9, 2.1, settings={"model": own | {"layers": 2}}))
+    html = page(example_results(cells))
+    assert (f'<th scope="col">{corner}</th>' in html) == bool(corner)
+    for i in range(settings):
+        at = [html.index(f"<td>{name}{i}</td>") for name in ("a", "b")]
+        between = html[slice(*at)]
+        assert ("</tr>" in between) == (corner == "Cell")
+    assert "model.layers</th>" not in html

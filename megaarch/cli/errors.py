@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from megaarch import __version__
 from megaarch.errors import UserError
-from megaarch.training.memory import out_of_memory
 from megaarch.training.preemption import REQUEUE, Stopped
 
 # Faults of the machine that the system reports without the name of a file.
@@ -84,5 +83,7 @@ def user_sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError) and str(error) == "embedded null byte":
         return "a path has a NUL character, which no file's name has: give another"
     if isinstance(error, (RuntimeError, MemoryError)):
+        from megaarch.training.memory import out_of_memory
+
         return out_of_memory(error)
     return None

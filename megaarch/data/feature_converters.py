@@ -64,7 +64,7 @@ class Decoder:
     bidirectional_prefix: bool
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """Raises ValueError for permutation examples, and for cloze without a bidirectional
+        """Raises UserError for permutation examples, and for cloze without a bidirectional
         prefix."""
         if example.places is not None and not example.permuted and self.bidirectional_prefix:
             return cloze(example)
@@ -107,7 +107,7 @@ class EncoderDecoder:
     name: str = "encoder_decoder"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """Raises ValueError for cloze and permutation examples. Without inputs, cross-attention
+        """Raises UserError for cloze and permutation examples. Without inputs, cross-attention
         sees nothing and gives zero.
         """
         require(example, "sequence", self.name)
@@ -139,7 +139,7 @@ class Encoder:
     name: str = "encoder"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """Raises ValueError for anything but cloze examples that all see all."""
+        """Raises UserError for anything but cloze examples that all see all."""
         require(example, "cloze", self.name)
         if example.prefix is not None or example.reverse:
             raise UserError("encoder takes cloze examples without a direction: use prefix_decoder")
@@ -158,7 +158,7 @@ class TwoStream:
     name: str = "two_stream"
 
     def __call__(self, example: Example, vocabulary: Vocabulary) -> Converted:
-        """Raises ValueError for anything but permutation examples."""
+        """Raises UserError for anything but permutation examples."""
         require(example, "permutation", self.name)
         n, m = len(example.inputs), len(example.targets)
         places = np.asarray(example.places, dtype=np.int64)
@@ -189,7 +189,7 @@ def converter_of(architecture: str) -> Converter:
 
 
 def require(example: Example, wanted: str, architecture: str) -> None:
-    """Raises ValueError unless the example is of the `wanted` family."""
+    """Raises UserError unless the example is of the `wanted` family."""
     family = "sequence" if example.places is None else "cloze"
     if example.permuted:
         family = "permutation"

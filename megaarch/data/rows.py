@@ -49,13 +49,13 @@ class DocumentOrder:
     """The order of a dataset's documents in each epoch. All components of a mixture read by one: of a large
     dataset it takes gigabytes.
 
-    dataset: an IndexedDataset of documents that end in eos. epoch(n): the documents [D], in turn, where
+    dataset: IndexedDocuments that end in eos. epoch(n): the documents [D], in turn, where
     each ends in their concatenation [D], and the generator behind the draw.
     """
 
     def __init__(self, dataset, seed: int):
         self.dataset, self.seed = dataset, seed
-        self.lengths = dataset.lengths  # no copy of what is mapped
+        self.lengths = dataset.lengths
         self.epoch = lru_cache(maxsize=2)(self._epoch)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:

@@ -89,7 +89,7 @@ ALONE = "all"
 
 class Probed(Record):
     """What a probe found: a file of STUDY/probes/. cells: a record of the probe's class for each name,
-    whose runs differ in their seed alone; of a probe that looks at no run, under ALONE. signatures: of the
+    whose runs differ in their seed alone; of a probe that looks at no run, under ALONE. digests: of the
     runs of each name."""
 
     probe: str
@@ -97,16 +97,16 @@ class Probed(Record):
     length: int | None = None
     seed: int = 0
     cells: dict[str, Any]
-    signatures: dict[str, list[str]] = Field(default_factory=dict)
+    digests: dict[str, list[str]] = Field(default_factory=dict)
 
-    def of_cell(self, name: str, key: str | None, signatures: Sequence[str] = ()) -> Any:
-        """Returns the record of a study's cell, by its key; None where it was not probed, or has been run anew
-        since. Files of an earlier version have names alone.
+    def of_cell(self, name: str, key: str | None, digests: Sequence[str] = ()) -> Any:
+        """Returns the record of a study's cell, by its key; None where it was not probed, or where a run was that is
+        none of the cell's: it has been made anew since, or left out. Files of an earlier version have names alone.
 
-        signatures: of the cell's runs; none: they are not known.
+        digests: of the cell's runs; none: they are not known.
         """
         seedless = (key or "").rpartition("-seed")[0]
-        if signatures and not set(self.signatures.get(seedless, ())) <= set(signatures):
+        if digests and not set(self.digests.get(seedless, ())) <= set(digests):
             return None
         return self.cells.get(seedless) or self.cells.get(name)
 
@@ -125,22 +125,22 @@ def run(
     """
     measure: Callable[..., Record] = load(PROBES[name].measure)
     found: dict[str, list[Record]] = {}
-    signatures: dict[str, list[str]] = {}
+    digests: dict[str, list[str]] = {}
     if not PROBES[name].of_runs:
         found[ALONE] = [measure(options)]
     for path in runs:
         show(f"{name}: {path}")
         subject = open_subject(path, overrides)
         found.setdefault(subject.name, []).append(measure(subject, options))
-        if subject.signature:
-            signatures.setdefault(subject.name, []).append(subject.signature)
+        if subject.digest:
+            digests.setdefault(subject.name, []).append(subject.digest)
     return Probed(
         probe=name,
         rows=options.rows,
         length=options.length,
         seed=options.seed,
         cells={cell: merged(records) for cell, records in found.items()},
-        signatures=signatures,
+        digests=digests,
     )
 
 

@@ -12,7 +12,7 @@ from megaarch.evaluation.record import Interval, Number, Record
 
 class Estimate(Record):
     """A value, its 95% interval (None where one row or one document is all there is), the rows that it
-    is a mean of, and its value for each seed, where there are several."""
+    is a mean of, and its value for each seed that has one, where there are several."""
 
     value: Number
     interval: Interval = None

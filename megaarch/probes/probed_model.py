@@ -37,8 +37,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model and what it reads. name: what runs that differ in their seed alone share. signature: of a
-    study's cell (`CellRecord.mark`).
+    """A trained model and what it reads. name: what runs that differ in their seed alone share. digest: of a
+    study's cell (`CellRecord.digest`).
 
     model: in evaluation mode, in fp64 where `open_subject` made it. documents: held-out text.
     """
@@ -48,7 +48,7 @@ class Subject:
     settings: Settings
     tokenizer: Tokenizer
     documents: list[str]
-    signature: str | None = None
+    digest: str | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -81,8 +81,8 @@ def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
     model.compute_dtype = None
     model.requires_grad_(False)
     record, settings = CellRecord.read(found.run), found.settings
-    name, mark = _name(found.run, record), record.mark if record else None
-    return Subject(name, model, settings, prepared.tokenizer, prepared.heldout, mark)
+    name, digest = _name(found.run, record), record.digest if record else None
+    return Subject(name, model, settings, prepared.tokenizer, prepared.heldout, digest)
 
 
 def _name(run: Path, record: CellRecord | None) -> str:

@@ -65,8 +65,11 @@ def measure(subject: Subject, options: Options) -> dict[str, Representation]:
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Returns the mean over tasks, each of which counts alike and is independent of the others."""
+    """Returns the mean over tasks, each of which counts alike and is independent of the others; none where a task
+    has no value."""
     known = [(e.value, e.ends) for e in estimates if e.value is not None]
+    if not known or len(known) < len(estimates):
+        return Estimate(value=None)
     value = sum(value for value, _ in known) / len(known)
     half = np.array([[abs(end - value) for end in ends] for value, ends in known])
     low, high = np.sqrt((half**2).sum(axis=0)) / len(known)

@@ -36,13 +36,13 @@ class MergedHeldout(Heldout):
 class MergedCell(CellResult):
     """A cell of a study with the mean over its seeds in place of each value.
 
-    label: its name, with its size where the study has several. seeds: how many. signatures: theirs. heir: it began with
+    label: its name, with its size where the study has several. seeds: how many. digests: theirs. heir: it began with
     another cell's weights, and has with what these cost more than the cells that it would rank with.
     """
 
     label: str
     seeds: int
-    signatures: list[str] = Field(default_factory=list)
+    digests: list[str] = Field(default_factory=list)
     heir: bool = False
     heldout: MergedHeldout  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
 
@@ -98,9 +98,9 @@ def merge(cells: Sequence[CellResult]) -> MergedCell:
     """The seeds of one cell as one: means, and intervals that hold the spread over seeds too."""
     first: dict[str, Any] = dict(cells[0])
     heldout = merged_heldout([cell.heldout for cell in cells])
-    signatures = [cell.signature for cell in cells if cell.signature]
+    digests = [cell.digest for cell in cells if cell.digest]
     merged = first | {"label": cells[0].name, "seeds": len(cells), "heldout": heldout}
-    merged["signatures"] = signatures
+    merged["digests"] = digests
     if len(cells) > 1:
         for key, value in first.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -339,9 +339,10 @@ def lines(
     logarithmic: bool = False,
     thin: Mapping[str, Sequence[Points]] | None = None,
 ) -> Panel:
-    """A line with its interval for each name. x, y: what the axes say. logarithmic: the y axis, within the
+    """A line with its interval for each name that has points. x, y: what the axes say. logarithmic: the y axis, within the
     values; intervals end at the frame. thin: further curves of a name, e.g. of its seeds."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    series = {label: points for label, points in series.items() if points}
     ax = axes(panel, 50, margin(list(series)) + 8)
     ends = {}
     for label, points in series.items():
@@ -367,9 +368,9 @@ def lines(
     more = [(label, curve) for label, curves in (thin or {}).items() for curve in curves]
     for label, curve in more:
         ax.plot(*zip(*curve, strict=True), color=look[label].colour, linewidth=0.8, alpha=0.7)
-    if logarithmic:
-        values = [p.value for points in series.values() for p in points]
-        values += [y for _, curve in more for _, y in curve]
+    values = [p.value for points in series.values() for p in points]
+    values += [y for _, curve in more for _, y in curve]
+    if logarithmic and values:
         ax.set_yscale("log")
         ax.set_ylim(min(values) / 1.5, max(values) * 1.5)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

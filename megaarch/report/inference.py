@@ -20,7 +20,7 @@ def dialogues(probed: Mapping[str, Probed], cells: Sequence[MergedCell]) -> dict
     if "dialogue" not in probed:
         return {}
     probe = probed["dialogue"]
-    found = {c.label: probe.of_cell(c.name, c.key, c.signatures) for c in cells}
+    found = {c.label: probe.of_cell(c.name, c.key, c.digests) for c in cells}
     return {label: record for label, record in found.items() if record and record.flops}
 
 

@@ -75,7 +75,7 @@ def panels(results: Results, cells: Sequence[MergedCell], looks: Looks) -> list[
     ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     name_ends(ax, ends, look)
     panel.caption = (
-        "Points are runs of all sizes that began anew; a band is the law's 95% interval."
+        "Points are runs of all sizes, each of one schedule; a band is the law's 95% interval."
     )
     return [panel]
 

@@ -117,7 +117,7 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
 def argued(argument: Argument) -> dict[str, Any]:
     """An argument as the page shows it."""
     verdict = argument.verdict
-    missing = "Not measured, or this study has not the cells for it"
+    missing = "Not measured on these runs, or this study has not the cells for it"
     if argument.probe != "compare":
         missing += f": run megaarch probe {argument.probe} --study on its folder"
     return {

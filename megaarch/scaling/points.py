@@ -75,19 +75,23 @@ def _points(rows: csv.DictReader, path: Path) -> dict[str, Points]:
 def of_study(results: Results) -> dict[str, Points]:
     """Returns the final points of a study's cells by their name: each ran its own schedule to its end, as
     points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose
-    value is a pseudo-likelihood, that begin with another's weights (`from`, study.adapt), whose schedule ran
-    twice, or that were finetuned on pairs are left out."""
+    value is a pseudo-likelihood or that were finetuned on pairs are left out; so are those that begin with another's
+    weights, whose schedule ran twice, unless they go on with its optimizer as one run would
+    (training.start_optimizer)."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for cell in results.cells:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
-        flops = cell.flops or 0
+        flops = (cell.flops or 0) + (cell.inherited_flops or 0)
         objective = OBJECTIVES.get(cell.objective)
         of_pairs = objective is not None and objective.of_pairs
-        alone = cell.parent is None and cell.adaptation is None and not of_pairs
-        if alone and cell.heldout.comparable and loss and size and flops:
+        goes_on = cell.settings.get("training", {}).get("start_optimizer")
+        one_run = cell.adaptation is None and (cell.parent is None or goes_on) and not of_pairs
+        if one_run and cell.heldout.comparable and loss and size and flops:
             found.setdefault(cell.name, []).append((size, flops / (6 * size), loss))
     if not found:
-        raise UserError("the study has no finished cell whose held-out value is a likelihood")
+        raise UserError(
+            "the study has no finished cell of one run on text whose held-out value is a likelihood"
+        )
     return {name: of(name, rows) for name, rows in found.items()}
 
 

@@ -113,7 +113,7 @@ def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResul
     """A cell's entry in results.json."""
     result = record.get_result()
     judged = sweep.verdict(cell, result.learning_rate, folder.sweep)
-    about = {"environment": record.environment, "signature": record.mark}
+    about = {"environment": record.environment, "digest": record.digest}
     return result.model_copy(update={**judged, **about})
 
 

@@ -107,7 +107,7 @@ class CellResult(Record):
     adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
     learning_rate_at_edge, more_at_edge, trial_flops: what a sweep knows of it (`sweep.verdict`).
-    settings: as a configuration has them. signature: of its record (`CellRecord.mark`); None: an earlier
+    settings: as a configuration has them. digest: of its record (`CellRecord.digest`); None: an earlier
     version wrote it.
     """
 
@@ -151,7 +151,7 @@ class CellResult(Record):
     more_at_edge: list[str] = Field(default_factory=list)
     trial_flops: Number = None
     environment: Environment = Environment()
-    signature: str | None = None
+    digest: str | None = None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -197,9 +197,12 @@ class CellRecord(Record):
     environment: Environment = Environment()
 
     @property
-    def mark(self) -> str:
-        """The signature as a short text: what looked at the run tells by it whether it has been run anew since."""
-        text = json.dumps(self.signature, sort_keys=True, default=str)
+    def digest(self) -> str:
+        """A short text of what was run and of this run of it: what looked at a run tells by it whether that has been
+        made anew since."""
+        found = self.result
+        run = None if found is None else [found.final_loss, found.train_seconds]
+        text = json.dumps([self.signature, run], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def get_result(self) -> CellResult:

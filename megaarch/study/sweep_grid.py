@@ -35,7 +35,7 @@ def largest_grid(tune: Tune) -> list[Choice]:
 
 def label(choice: Choice) -> str:
     """Names a choice to a person, in a few words."""
-    words = [f"{choice[RATE]:.3g}"]
+    words = [f"{choice[RATE]:g}"]
     if BATCH in choice:
         words.append(f"{choice[BATCH]:,} tokens")
     if SHARE in choice:

@@ -25,7 +25,7 @@ def headline(results):
     return findings.headline(Results.of(results))
 
 
-def verdicts(results):
+def tops(results):
     [finding] = findings.findings(Results.of(results))
     return {v.yardstick.key: [cell.label for cell in v.top] for v in finding.rankings}
 
@@ -101,7 +101,7 @@ def test_by_length_and_gain_are_drawn_for_comparable_cells():
 
 
 def test_middles_judge_no_cell_that_is_told_their_length():
-    found = verdicts(example_results())
+    found = tops(example_results())
     assert found["middle"][0] == "t5"  # xlnet, unilm and bert know how many tokens are missing
     assert not {"unilm", "bert", "xlnet"} & set(found["middle"])
 
@@ -139,7 +139,7 @@ def test_finetuned_cells_are_ranked_by_tasks_and_never_by_raw_text(tmp_path):
     lines = report.text(results).splitlines()
     apart = lines.index("finetuned: ranked by tasks alone")
     assert [line.split()[0] for line in lines[apart + 1 : apart + 3]] == ["tuned", "mistuned"]
-    assert verdicts(results)["continuation"] == ["raw"] == verdicts(results)["tasks"]
+    assert tops(results)["continuation"] == ["raw"] == tops(results)["tasks"]
     drawn = sections(Results.of(results))
     of_text = [set(panel.groups.values()) for panel in (*drawn["heldout"], *drawn["choice"])]
     assert of_text and not any("tuned: " in says for each in of_text for says in each)

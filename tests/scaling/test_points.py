@@ -72,6 +72,8 @@ def test_points_of_a_study_are_its_comparable_cells_that_read_text():
     raw["cells"][0] |= {"adaptation": 1e12}
     raw["cells"][1] |= {"objective": "supervised"}
     raw["cells"][2] |= {"parent": "another", "inherited_flops": 1e12}
+    raw["cells"][3] |= {"parent": "another", "inherited_flops": 1e12}
+    raw["cells"][3]["settings"] = {"training": {"start_optimizer": True}}
     results = Results.of(raw)
     found = points.of_study(results)
     alike = [c for c in results.cells[3:] if c.heldout.comparable]
@@ -79,7 +81,7 @@ def test_points_of_a_study_are_its_comparable_cells_that_read_text():
     for name, of in found.items():
         cells = [c for c in alike if c.name == name]
         assert of.loss.tolist() == [c.heldout.continuation_bits_per_byte for c in cells]
-        np.testing.assert_allclose(of.flops, [c.flops for c in cells])
+        np.testing.assert_allclose(of.flops, [c.flops + (c.inherited_flops or 0) for c in cells])
 
 
 def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys):

@@ -123,9 +123,9 @@ def test_probes_of_a_study_say_which_runs_they_saw(study, tmp_path):
     assert main(["probe", "dialogue", "--study", str(tmp_path)]) == 0
     [cell] = merged_cells(results)
     found = catalogue.read(tmp_path)["dialogue"]
-    assert len(set(cell.signatures)) == 2
-    assert found.signatures == {"gpt/base-1.2e+09": cell.signatures}
-    assert found.of_cell(cell.name, cell.key, cell.signatures) is not None
+    assert len(set(cell.digests)) == 2
+    assert found.digests == {"gpt/base-1.2e+09": cell.digests}
+    assert found.of_cell(cell.name, cell.key, cell.digests) is not None
 
 
 def test_an_adapted_study_links_each_child_to_its_parent_and_names_what_is_not(study, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import matplotlib
 
-from megaarch.probes import catalogue
+from megaarch.probes import catalogue, regression
 from megaarch.probes.attention_rank import Ranks
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.difficulty import Difficulty
@@ -160,7 +160,7 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
     scores = {
         name.replace("_", " "): as_score(error[last])
         for name, error in errors.items()
-        if name in figures.DRAWN_AS
+        if name in regression.ARCHITECTURES
     }
     causal = scores.pop("causal decoder")
     return rules.in_context(causal, scores), figures.in_context(found)

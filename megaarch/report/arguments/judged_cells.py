@@ -51,7 +51,7 @@ class Compared:
         self, found: Probed, cells: Sequence[MergedCell]
     ) -> tuple[dict[str, Any], list[str]]:
         """Maps the label of each cell that was probed to its record, and names those that were not."""
-        every = {c.label: found.of_cell(c.name, c.key, c.signatures) for c in cells}
+        every = {c.label: found.of_cell(c.name, c.key, c.digests) for c in cells}
         records = {label: record for label, record in every.items() if record is not None}
         return records, [label for label in every if label not in records]
 

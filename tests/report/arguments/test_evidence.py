@@ -47,14 +47,14 @@ def test_a_probe_of_a_cell_that_was_run_anew_since_counts_for_nothing():
     """Their keys are the same where the settings changed that no key names."""
     found, probes = results(), probed()
     for cell in found["cells"]:
-        cell["signature"] = f"{cell['name']} now"
+        cell["digest"] = f"{cell['name']} now"
     assert (
         answers(found, probes)[2] == HOLDS
     )  # a probe of an earlier version does not say what it saw
     ours = {name: f"{name}/base-1e+12" for name in probes["rank"].cells}
-    probes["rank"].signatures = {key: [f"{name} now"] for name, key in ours.items()}
+    probes["rank"].digests = {key: [f"{name} now"] for name, key in ours.items()}
     assert answers(found, probes)[2] == HOLDS
-    probes["rank"].signatures[ours["gpt"]] = ["gpt before"]
+    probes["rank"].digests[ours["gpt"]] = ["gpt before"]
     assert answers(found, probes)[2] is None
 
 
@@ -207,6 +207,17 @@ def test_a_learner_that_diverged_behind_many_examples_is_drawn_as_far_as_it_has_
     last = max(error, key=int)
     error["1"] = Estimate(value=0.5, interval=[0.4, 0.6], items=8, seeds=[0.4, 0.5, 0.6])
     error[last] = Estimate(value=None)
+    assert answers(results(), probes)[4] == UNKNOWN
+    assert figures.by_seed(error) == [[(1, 0.4)], [(1, 0.5)], [(1, 0.6)]]
+
+
+@pytest.mark.parametrize("name", ["causal_decoder", "prefix_decoder"])
+def test_a_learner_without_a_value_leaves_its_argument_open_and_the_others_drawn(name):
+    probes = probed()
+    error = probes["regression"].cells["all"].learners[name].error
+    error.update(dict.fromkeys(error, Estimate(value=None)))
     [argument] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
     assert argument.verdict.answer == UNKNOWN
-    assert figures.by_seed(error) == [[(1, 0.4)], [(1, 0.5)], [(1, 0.6)]]
+    [axes] = argument.panels[0].figure.axes
+    names = {text.get_text() for text in axes.texts}
+    assert name.replace("_", " ") not in names and "encoder decoder" in names

@@ -90,7 +90,7 @@ def harness_panel(harness: "Sequence[Found]") -> str:
     """The metrics of lm-evaluation-harness as a table, with 95% intervals; empty where there are none."""
     if not harness:
         return ""
-    from megaarch.evaluation.confidence import NORMAL_95
+    from megaarch.evaluation.confidence_intervals import NORMAL_95
 
     lines = ["", f"{'lm-evaluation-harness':<28}{'metric':<22}value, 95% interval"]
     for found in harness:

@@ -60,9 +60,9 @@ class Engine(nn.Module, ABC):
         """Returns what this rank's model takes of a batch, which may be that already. Host only."""
         last = batch.streams[-1]
         if self.grid.size("cp") > 1 and last.tokens.shape[1] == last.parts.queries:
-            from megaarch.parallel import context
+            from megaarch.parallel import context_parallel
 
-            return context.local_batch(batch, self.grid)
+            return context_parallel.local_batch(batch, self.grid)
         return batch
 
     def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:

@@ -40,7 +40,7 @@ class NativeEngine(Engine):
         super().__init__(settings, grid, build(settings, grid) if model is None else model)
         self.pipeline = None
         if grid.size("pp") > 1:
-            from megaarch.parallel.pipeline import Pipeline
+            from megaarch.parallel.pipeline_parallel import Pipeline
 
             self.pipeline = Pipeline(self.model, grid, settings)
         self.compiled = compile.wanted(settings, grid.device)
@@ -60,9 +60,9 @@ class NativeEngine(Engine):
 
             fsdp.release(self.model)
         if self.grid.size("cp") > 1:
-            from megaarch.parallel import context
+            from megaarch.parallel import context_parallel
 
-            losses = context.gather(losses, self.grid)
+            losses = context_parallel.gather(losses, self.grid)
         return losses
 
     def forward_backward(self, micro_batches: list[Batch], weight: float) -> torch.Tensor:

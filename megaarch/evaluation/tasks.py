@@ -11,7 +11,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Data, Evaluation, Settings
 from megaarch.errors import UserError
 from megaarch.evaluation import rank_classification
-from megaarch.evaluation.confidence import share_interval
+from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.exact_match import generator_of
 from megaarch.evaluation.heldout import TaskScore
 from megaarch.evaluation.scorer import Scorer

@@ -21,7 +21,7 @@ from megaarch.inference.batches import (
     no_tokens,
 )
 from megaarch.inference.prompts import Prompt, window
-from megaarch.model.cache import Cache
+from megaarch.model.kv_cache import Cache
 
 Forward = Callable[[Batch, Cache], torch.Tensor]  # logits [R, V] of the batch's head rows
 

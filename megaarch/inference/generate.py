@@ -19,7 +19,7 @@ from megaarch.inference.run import open_run
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
 from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.tokenizer import Tokenizer
-from megaarch.model.cache import Cache
+from megaarch.model.kv_cache import Cache
 from megaarch.model.transformer import Transformer
 
 ROOM = 256  # new tokens that a cache has slots for at once

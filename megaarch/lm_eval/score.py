@@ -14,7 +14,7 @@ import torch
 from megaarch.data.example import Converted, ConvertedStream
 from megaarch.inference.batches import Encoded, Heads, batch, encoder_stream, new_rows
 from megaarch.inference.generate import Generator
-from megaarch.model.cache import Cache
+from megaarch.model.kv_cache import Cache
 
 LOGITS = 1 << 26  # that exist at a time
 

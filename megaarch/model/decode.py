@@ -18,7 +18,7 @@ from megaarch.config.matmuls import head_size, key_heads
 from megaarch.kernels import decode as kernel
 from megaarch.kernels.bindings import ACTIVATIONS, plain
 from megaarch.kernels.rms_norm import RMSNorm
-from megaarch.model.cache import Cache
+from megaarch.model.kv_cache import Cache
 from megaarch.model.layers import Context, Layer, LayerNorm
 from megaarch.model.linear import Linear
 

@@ -22,8 +22,8 @@ from megaarch.config.matmuls import GATED, head_size, key_heads
 from megaarch.kernels.bindings import serves
 from megaarch.kernels.gated import Gated
 from megaarch.kernels.rms_norm import RMSNorm
-from megaarch.model.cache import LayerCache
 from megaarch.model.dropout import DropoutKeys, dropout
+from megaarch.model.kv_cache import LayerCache
 from megaarch.model.linear import Linear
 from megaarch.model.positions import heads
 

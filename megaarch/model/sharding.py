@@ -10,7 +10,7 @@ from megaarch.model.linear import product
 
 class Sharding:
     """One process holds everything whole. Tensor parallelism overrides all five methods
-    (parallel/tensor.py): the model calls them, and so knows no process group."""
+    (parallel/tensor_parallel.py): the model calls them, and so knows no process group."""
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
         """Returns the hidden states [B, S, D] that the head reads, from the tokens held here."""

@@ -55,8 +55,8 @@ def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
     if training.float8 is None:
         return Linear
     with _quiet():
-        from megaarch.model import float8
-    return float8.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)
+        from megaarch.model import float8_linear
+    return float8_linear.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)
 
 
 def set_scales(model: nn.Module, training: Training) -> None:

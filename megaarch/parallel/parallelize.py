@@ -16,7 +16,15 @@ from megaarch.model.layers import MakeLinear
 from megaarch.model.linear import Linear
 from megaarch.model.loss import fused_slope
 from megaarch.model.transformer import Transformer
-from megaarch.parallel import context, float8, fsdp, gradients, recompute, stages, tensor
+from megaarch.parallel import (
+    context_parallel,
+    float8,
+    fsdp,
+    gradients,
+    recompute,
+    stages,
+    tensor_parallel,
+)
 
 
 def build_model(model: Model, objective: str, layer_linear: MakeLinear = Linear) -> Transformer:
@@ -47,8 +55,8 @@ def build_on_meta(settings: Settings, grid: Grid) -> Transformer:
     layer_linear = float8.layer_linear(settings.training, sharded=grid.gradient_ranks > 1)
     with torch.device("meta"):
         model = build_model(settings.model, settings.data.objective, layer_linear)
-    tensor.apply(model, grid)
-    context.apply(model, grid)
+    tensor_parallel.apply(model, grid)
+    context_parallel.apply(model, grid)
     recompute.apply(model, settings.parallel.recompute)
     if grid.size("pp") > 1:
         stages.keep_stages(model, grid.rank("pp"), settings)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 
 from megaarch.config.schema import Parallel
-from megaarch.parallel.pipeline import ONE_STAGE, SCHEDULES
+from megaarch.parallel.pipeline_parallel import ONE_STAGE, SCHEDULES
 
 Action = tuple[int, str, int]  # stage, one of FBIW, micro-batch
 Order = tuple[tuple[Action, ...], ...]  # of each rank

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.evaluation.confidence import Error, ratio_interval, seed_error, widened
+from megaarch.evaluation.confidence_intervals import Error, ratio_interval, seed_error, widened
 from megaarch.evaluation.record import Interval, Number, Record
 
 

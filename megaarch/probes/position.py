@@ -14,7 +14,7 @@ from torch import nn
 
 from megaarch.data.batch import Batch
 from megaarch.errors import UserError
-from megaarch.evaluation.confidence import ratio_interval
+from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
-from megaarch.evaluation.confidence import ratio_interval
+from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds

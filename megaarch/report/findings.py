@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megaarch.evaluation.confidence import holm
+from megaarch.evaluation.confidence_intervals import holm
 from megaarch.report.cells import (
     FLOPS_TOLERANCE,
     MergedCell,

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from megaarch.config import catalogue
-from megaarch.evaluation.confidence import (
+from megaarch.evaluation.confidence_intervals import (
     Error,
     holm,
     p_value,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megaarch import report
-from megaarch.evaluation.confidence import ratio_interval
+from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.report import cells as report_cells
 from megaarch.report import charts, findings, yardsticks
 from megaarch.report.warnings import warnings_for

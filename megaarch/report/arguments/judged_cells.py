@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megaarch.evaluation.confidence import NORMAL_95, paired_error, seed_error, widened
+from megaarch.evaluation.confidence_intervals import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes.catalogue import Probed
 from megaarch.report.axes import Looks
 from megaarch.report.cells import MergedCell, finetuned, merged_cells

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megaarch.evaluation.confidence import holm
+from megaarch.evaluation.confidence_intervals import holm
 from megaarch.report.notation import fixed, listed, percent
 from megaarch.report.yardsticks import LEVEL, Score, difference
 

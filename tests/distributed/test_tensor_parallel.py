@@ -13,7 +13,7 @@ from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
-from megaarch.parallel import context, parallelize, tensor
+from megaarch.parallel import context_parallel, parallelize, tensor_parallel
 from megaarch.parallel.gradients import reduce_partial
 from tests.conftest import PRESETS
 
@@ -92,7 +92,10 @@ def run(given, batches, dtype, grid=None, half=False):
         initialize(model, 0)
     else:
         model = parallelize.build(given, grid)
-        batches = [context.local_batch(b, grid) for b in batches[grid.data_rank :: grid.data_ranks]]
+        batches = [
+            context_parallel.local_batch(b, grid)
+            for b in batches[grid.data_rank :: grid.data_ranks]
+        ]
     model.train()
     model.compute_dtype = torch.bfloat16 if half else None
     model.set_dropout_step(0, 3)
@@ -106,7 +109,7 @@ def run(given, batches, dtype, grid=None, half=False):
     for name, p in model.named_parameters():
         assert grid is None or p.grad.placements == p.placements, name
     if grid is not None:
-        found = [context.gather(losses, grid) for losses in found]
+        found = [context_parallel.gather(losses, grid) for losses in found]
     return {name: p.grad for name, p in model.named_parameters()}, found, model
 
 
@@ -205,7 +208,7 @@ def cross_entropies(rows, kept_bytes, dtype):
     split = [
         distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_() for x in (weight, bias)
     ]
-    sharding = tensor.TensorSharding(mesh)
+    sharding = tensor_parallel.TensorSharding(mesh)
     weight_share, bias_share = (sharding.local(x) for x in split)
     options |= sharding.vocabulary(len(weight_share))
     found = loss.cross_entropy(hidden, weight_share, bias_share, target, **options)

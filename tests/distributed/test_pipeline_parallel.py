@@ -79,7 +79,7 @@ def one_process(case):
 def pipelined(cases):
     """On each rank, for each case: loss, gradients, names it counts, held-out losses."""
     from megaarch.distributed.mesh import Grid
-    from megaarch.parallel.pipeline import Pipeline
+    from megaarch.parallel.pipeline_parallel import Pipeline
     from megaarch.parallel.stages import keep_stages
 
     found = []

@@ -19,7 +19,7 @@ from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.model import initialize
-from megaarch.parallel import context, fsdp, recompute, tensor
+from megaarch.parallel import context_parallel, fsdp, recompute, tensor_parallel
 from megaarch.parallel.parallelize import build_model
 from tests.conftest import PRESETS
 from tests.distributed import runs
@@ -78,10 +78,10 @@ def run(given: schema.Settings, batch, dtype, grid=None, mode="none", half=False
     model.compute_dtype = torch.bfloat16 if half else None
     model.set_dropout_step(0, 3)
     if grid is not None:
-        tensor.apply(model, grid)
-        context.apply(model, grid)
+        tensor_parallel.apply(model, grid)
+        context_parallel.apply(model, grid)
         recompute.apply(model, mode)
-        batch = context.local_batch(batch, grid)
+        batch = context_parallel.local_batch(batch, grid)
     losses = model(batch)
     penalty = 1e-2 * losses.log_partition.square()
     ((losses.nll + penalty) * batch.target_weights).sum().backward()
@@ -91,7 +91,7 @@ def run(given: schema.Settings, batch, dtype, grid=None, mode="none", half=False
             gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}
         for gradient in gradients.values():
             distributed.all_reduce(gradient, group=grid.group("cp"))
-        losses = context.gather(losses, grid)
+        losses = context_parallel.gather(losses, grid)
     return gradients, losses
 
 
@@ -152,10 +152,10 @@ def sharded(given, batch):
         initialize(model, 0)
         model.double().train()
         model.set_dropout_step(0, 3)
-        context.apply(model, grid)
+        context_parallel.apply(model, grid)
         recompute.apply(model, mode)
         fsdp.shard(model, grid, given.model_copy(update={"parallel": parallel}))
-        losses = model(context.local_batch(batch, grid))
+        losses = model(context_parallel.local_batch(batch, grid))
         penalty = 1e-2 * losses.log_partition.square()
         ranks = grid.size("cp")  # gradients are means over four, and two pairs have the same rows
         (ranks * (losses.nll + penalty) * batch.target_weights).sum().backward()
@@ -190,7 +190,7 @@ def place(rank, ranks):
 @pytest.mark.parametrize("name", ["gpt", "t5", "segments and a head transform"])
 def test_shards_hold_every_token_and_every_target_once(cases, name):
     _, batch = cases[name]
-    shards = [context.local_batch(batch, place(rank, 4)) for rank in range(4)]
+    shards = [context_parallel.local_batch(batch, place(rank, 4)) for rank in range(4)]
     for s, stream in enumerate(batch.streams):
         parts = [shard.streams[s] for shard in shards]
         assert torch.cat([p.tokens for p in parts], 1).equal(stream.tokens)
@@ -208,7 +208,7 @@ def test_shards_hold_every_token_and_every_target_once(cases, name):
 
 def test_rows_that_do_not_divide_are_told(cases):
     with pytest.raises(ValueError, match="48 tokens does not divide among 5 ranks"):
-        context.local_batch(cases["gpt"][1], place(0, 5))
+        context_parallel.local_batch(cases["gpt"][1], place(0, 5))
 
 
 def test_the_loader_makes_shards_and_the_step_copies_them_as_they_are(
@@ -219,7 +219,7 @@ def test_the_loader_makes_shards_and_the_step_copies_them_as_they_are(
     rows = Rows(given.model, given.data, prepared, 0)
     shard = partial(NativeEngine.shard, engine)
     batch = Steps(rows, global_batch_size=3, micro_batch_size=3, shard=shard)[0][0]
-    wanted = context.local_batch(whole, engine.grid)
+    wanted = context_parallel.local_batch(whole, engine.grid)
     assert batch.head_rows.equal(wanted.head_rows) and batch.counts == whole.counts
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
     pinned = batch.pin_memory()
@@ -231,7 +231,7 @@ def test_the_loader_makes_shards_and_the_step_copies_them_as_they_are(
 def whole_batch(given, batch):
     grid = Grid.build(LAYOUTS["cp2"], torch.device("cpu"))
     model = build_model(given.model, given.data.objective)
-    context.apply(model, grid)
+    context_parallel.apply(model, grid)
     with pytest.raises(AssertionError, match="shards of"):
         model(batch)
 
@@ -260,13 +260,13 @@ def compiled(raw, prepared, preset, batches):
     grid = Grid.build(resolved.parallel, torch.device("cpu"))
     model = build_model(resolved.model, resolved.data.objective)
     initialize(model, 0)
-    context.apply(model, grid)
+    context_parallel.apply(model, grid)
     for layer in model.layers.values():
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
     rows = Rows(resolved.model, resolved.data, prepared, 0)
     steps, graphs = Steps(rows, global_batch_size=2, micro_batch_size=2), []
     for number in range(batches):
-        model(context.local_batch(steps[number][0], grid)).nll.sum().backward()
+        model(context_parallel.local_batch(steps[number][0], grid)).nll.sum().backward()
         graphs.append(len(found["forward"]))
     return found, graphs, dict(counters["graph_break"])
 

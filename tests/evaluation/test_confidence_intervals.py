@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from megaarch.evaluation.confidence import (
+from megaarch.evaluation.confidence_intervals import (
     Error,
     holm,
     p_value,

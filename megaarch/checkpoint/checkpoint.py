@@ -11,11 +11,9 @@ and an equal part of all, to verify a checkpoint that is taken up.
 
 import logging
 import math
-import os
-import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,25 +22,23 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import storage
+from megaarch.checkpoint import manifest, storage
+from megaarch.checkpoint.manifest import Manifest
 from megaarch.checkpoint.record import (
-    MANIFEST,
     PROGRESS,
     CheckpointRecord,
-    read_manifest,
     read_record,
 )
 from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
-from megaarch.files import fit, replacing, size_and_checksum, write_json
+from megaarch.files import fit, replacing
 from megaarch.model.weight_transfer import Origin, Origins
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import shard_of
 
 log = logging.getLogger(__name__)
-Manifest = dict[str, tuple[int, int]]  # (size, checksum) by a file's name in its checkpoint
 # one process without a process group is a layout like any other
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -65,11 +61,11 @@ def save(
     """
     path = place(run, step)
     aside = begin(path, grid)
-    with on_main(grid):
+    with grid.on_main():
         with as_os_error(f"checkpoint {path} could not be written"):
             state = state_of(engine, optimizer)
             storage.save(state, aside / "state", grid.host_group)
-        sealed = seal(aside, grid)
+        sealed = manifest.seal(aside, grid)
     put(aside, path, sealed, record, keep, keep_every, grid)
     return path
 
@@ -84,7 +80,7 @@ def save_weights(
     aside = begin(path)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
-    put(aside, path, seal(aside), checked, keep=0, keep_every=0)
+    put(aside, path, manifest.seal(aside), checked, keep=0, keep_every=0)
     return path
 
 
@@ -96,7 +92,7 @@ def place(run: Path, step: int) -> Path:
 def begin(path: Path, grid: Grid = ALONE) -> Path:
     """The empty folder, beside `path`, that all processes write to."""
     aside = path.with_suffix(ASIDE)
-    with on_main(grid) as main:
+    with grid.on_main() as main:
         if main:
             sweep(path.parent)
             aside.mkdir(parents=True)
@@ -107,18 +103,6 @@ def state_of(engine: Engine, optimizer: Optimizer) -> storage.State:
     """What a checkpoint's state/ holds: this process's shards."""
     weights, state = engine.state(optimizer)
     return {"model": weights, "optimizer": state}
-
-
-def seal(aside: Path, grid: Grid = ALONE) -> Manifest:
-    """Bring the files of a written state that this process wrote to the disk, and read them back.
-    No other process is needed for it. OSError where they do not read as written."""
-    files = [file for file in _files(aside) if _writer(file) == grid.global_rank]
-    manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
-    for file in files:
-        _flush(file)
-    if fault := _first_fault(aside, manifest.items()):
-        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
-    return manifest
 
 
 def put(
@@ -133,53 +117,22 @@ def put(
     """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
     and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
     shares = grid.gather(sealed, grid.host_group)
-    with on_main(grid) as main:
+    with grid.on_main() as main:
         if main:
-            _bind(aside, {name: entry for share in shares for name, entry in share.items()}, record)
+            manifest.bind(
+                aside, {name: entry for share in shares for name, entry in share.items()}, record
+            )
             _enforce(aside, path, keep, keep_every)
-
-
-def _bind(aside: Path, manifest: Manifest, record: CheckpointRecord) -> None:
-    """Adds the record and the manifest to a state whose files are sealed."""
-    write_json(aside / PROGRESS, record.raw())
-    manifest = dict(sorted((manifest | {PROGRESS: size_and_checksum(aside / PROGRESS)}).items()))
-    write_json(aside / MANIFEST, manifest)
-    for written in (aside / "state", aside):
-        _flush(written)
-    # of files that other machines wrote too: a folder that they do not share has not all of them
-    if fault := _first_fault(aside, manifest.items(), read=False):
-        raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
 
 
 def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
     folder = path.parent
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)
-    _flush(folder)
+    manifest.flush(folder)
     with replacing(folder / "latest") as mark:
         mark.write_text(path.name + "\n")
     prune(folder, path, keep, keep_every)
-
-
-@contextmanager
-def on_main(grid: Grid) -> Iterator[bool]:
-    """Whether this is the main process. All wait for each other's blocks; where some raised an error,
-    they raise it, and the others that of the first."""
-    error = None
-    try:
-        yield grid.is_main
-    except Exception as raised:
-        error = raised
-    errors = grid.gather(_plain(error), grid.host_group)
-    if error := error or next(filter(None, errors), None):
-        raise error
-
-
-def _plain(error: Exception | None) -> Exception | None:
-    """What other processes are told of an error: it has to come through pickling whole."""
-    if error is None or isinstance(error, OSError | ValueError):
-        return error
-    return RuntimeError(f"{type(error).__name__} of another process: {error}")
 
 
 @contextmanager
@@ -200,12 +153,12 @@ def newest(run: Path, grid: Grid = ALONE) -> Path | None:
     grid: all its processes call this, verify a share each, and get the same.
     """
     there, fault = [], None
-    with on_main(grid) as main:
+    with grid.on_main() as main:
         if main:
             there = complete(run / "checkpoints")
     there = grid.share(there, grid.host_group)
     for path in reversed(there):
-        fault = find_fault(path, grid)
+        fault = manifest.find_fault(path, grid)
         if fault is None:
             return path
         if path != there[0] and main:
@@ -215,49 +168,6 @@ def newest(run: Path, grid: Grid = ALONE) -> Path | None:
             f"checkpoint {there[0]} is damaged ({fault}), and there is none before it: bring it "
             "back, or remove the folder to start anew"
         )
-    return None
-
-
-def find_fault(path: Path, grid: Grid = ALONE) -> str | None:
-    """What is wrong with a checkpoint, or None. grid: all its processes call this; each reads a
-    share of the files, and all get the same."""
-    listed: list[tuple[str, tuple[int, int]]] | str = []
-    with on_main(grid) as main:
-        if main:
-            listed = _listed(path)
-    listed = grid.share(listed, grid.host_group)
-    if isinstance(listed, str):
-        return listed
-    with on_main(grid):
-        fault = _first_fault(path, listed[grid.global_rank :: grid.world_size])
-    return next(filter(None, grid.gather(fault, grid.host_group)), None)
-
-
-def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
-    """The entries of a checkpoint's manifest, or what is wrong with it."""
-    try:
-        manifest = read_manifest(path)
-        read_record(path)
-    except (OSError, ValueError) as error:
-        return str(error)
-    indexes = {f"state/{name}" for name in (storage.INDEX, storage.PICKLED)}
-    if PROGRESS not in manifest or not indexes & manifest.keys():
-        return f"{MANIFEST} does not list what a checkpoint holds"
-    return list(manifest.items())
-
-
-def _first_fault(
-    path: Path, entries: Iterable[tuple[str, tuple[int, int]]], read: bool = True
-) -> str | None:
-    """What is wrong with these files of a checkpoint. read: look at more than their sizes."""
-    for name, (size, checksum) in entries:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if read and size_and_checksum(file)[1] != checksum:
-            return f"{name} has a wrong checksum"
     return None
 
 
@@ -295,13 +205,13 @@ def load(
     wanted: storage.State = {"model": whole}
     if optimizer:
         wanted["optimizer"] = state
-    with on_main(grid):
+    with grid.on_main():
         index = storage.read_index(path / "state").renamed(origins)
         _compare(path, index, whole, partial=grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
     with as_os_error(f"checkpoint {path} could not be read"):
         storage.read_tensors(wanted, path / "state", index, grid.host_group)
-    with on_main(grid):
+    with grid.on_main():
         for name in weights.keys() & (origins.keys() - whole.keys()):
             _fill(weights[name], origins[name], path)
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
@@ -350,24 +260,3 @@ def _compare(
             f"checkpoint {path} is of another model: {name} is {there.get(name, 'absent')} there "
             f"and {here.get(name, 'absent')} here ({len(names)} parameters differ)"
         )
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
-def _writer(file: Path) -> int:
-    """The rank that wrote a file of a state: torch calls shards __RANK_NUMBER.distcp, and the main
-    process writes the rest."""
-    found = re.match(r"__(\d+)_\d+\.distcp$", file.name)
-    return int(found[1]) if found else 0
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        if hasattr(os, "posix_fadvise"):  # who reads it next reads the disk
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)

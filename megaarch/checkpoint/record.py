@@ -1,4 +1,4 @@
-"""What stands beside the state of a checkpoint: its record (totals and settings), and its manifest."""
+"""The record of a checkpoint, beside its state: totals, settings and what it was trained on."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,15 +6,14 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from megaarch.errors import UserError
-from megaarch.files import Schema, fit, inside, read_json
+from megaarch.files import Schema, fit, read_json
 
-PROGRESS, MANIFEST = "progress.json", "manifest.json"
+PROGRESS = "progress.json"
 # The version of what objectives make of a document. Raise it where an objective's samples change.
 SAMPLES = 2
 CHANGED_SINCE_1 = ("span_corruption", "denoising", "blank_infilling", "permutation_lm", "ul2")
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
-Entry = tuple[Count, Count]  # size, checksum
 Section = dict[str, Any]
 
 
@@ -79,10 +78,6 @@ class CheckpointRecord(_Open):
         return 1 if self.settings.data.objective in CHANGED_SINCE_1 else SAMPLES
 
 
-class _Manifest(Schema):
-    files: dict[str, Annotated[Entry, Field(strict=False)]]
-
-
 def read_record(path: Path) -> CheckpointRecord:
     """Reads the record of the checkpoint at `path`. UserError where it is damaged, or of another
     step than the folder is named after (a copy of another checkpoint)."""
@@ -91,12 +86,3 @@ def read_record(path: Path) -> CheckpointRecord:
     if path.name != named and named.isdecimal() and int(named) != step:
         raise UserError(f"its folder is named after step {int(named)}, and it is of step {step}")
     return record
-
-
-def read_manifest(path: Path) -> dict[str, Entry]:
-    """Maps each file of a checkpoint to its size and checksum. UserError where the manifest is
-    damaged or lists what is not in the checkpoint's folder."""
-    found = fit({"files": read_json(path / MANIFEST)}, _Manifest, path / MANIFEST).files
-    for name in found:
-        inside(path, name)
-    return found

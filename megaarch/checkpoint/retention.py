@@ -6,7 +6,7 @@ A checkpoint leaves the way it came: renamed first, so that it is complete or ab
 import shutil
 from pathlib import Path
 
-from megaarch.checkpoint.record import read_manifest
+from megaarch.checkpoint import manifest
 
 ASIDE = ".writing"  # suffix of a checkpoint that is not one yet
 LEAVING = ".removing"  # of one that is none any more
@@ -52,7 +52,7 @@ def sweep(folder: Path) -> None:
 def sizes_fit(path: Path) -> bool:
     """Whether all files are there with their sizes: what can be seen without reading them."""
     try:
-        manifest = read_manifest(path)
-        return all((path / name).stat().st_size == size for name, (size, _) in manifest.items())
+        listed = manifest.read(path)
+        return all((path / name).stat().st_size == size for name, (size, _) in listed.items())
     except (OSError, ValueError):
         return False

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import checkpoint, storage
+from megaarch.checkpoint import checkpoint, manifest, storage
+from megaarch.checkpoint.manifest import Manifest
 from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config.schema import Training
 from megaarch.distributed import launch
@@ -117,7 +118,7 @@ class Saver:
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
-        with checkpoint.on_main(self.grid):
+        with self.grid.on_main():
             _wait(flight.written, flight.path)
             sealed = flight.sealed.result()
         training = self.training
@@ -132,9 +133,9 @@ class Saver:
         )
 
 
-def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> checkpoint.Manifest:
+def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> Manifest:
     _wait(written, path)
-    return checkpoint.seal(aside, grid)
+    return manifest.seal(aside, grid)
 
 
 def _wait(written: Future, path: Path) -> None:

@@ -10,6 +10,8 @@ Parameters are sharded over dp_shard and cp together (parallel/fsdp.py).
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +143,30 @@ class Grid:
         """`launch.host_group` of these processes: for what may make them wait long (files)."""
         return None if self.mesh is None else launch.host_group()
 
+    @contextmanager
+    def on_main(self) -> Iterator[bool]:
+        """Yields whether this is the main process. All wait for each other's blocks; where some raised an error,
+        they raise it, and the others that of the first."""
+        error = None
+        try:
+            yield self.is_main
+        except Exception as raised:
+            error = raised
+        errors = self.gather(_plain(error), self.host_group)
+        if error := error or next(filter(None, errors), None):
+            raise error
+
     def barrier(self) -> None:
         """Waits for every process."""
         if self.mesh is not None:
             distributed.barrier()
+
+
+def _plain(error: Exception | None) -> Exception | None:
+    """What other processes are told of an error: it has to come through pickling whole."""
+    if error is None or isinstance(error, OSError | ValueError):
+        return error
+    return RuntimeError(f"{type(error).__name__} of another process: {error}")
 
 
 ALONE = Grid.single("cpu")  # one process, for what asks no grid for its device

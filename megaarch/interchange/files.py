@@ -18,7 +18,7 @@ from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint import checkpoint, manifest
 from megaarch.checkpoint.record import PROGRESS, read_record
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
@@ -80,7 +80,7 @@ class Saved(NamedTuple):
 def read_checkpoint(path: Path) -> Saved:
     """A checkpoint, or a run's newest complete one. UserError where there is none."""
     if (path / "manifest.json").exists():
-        if fault := checkpoint.find_fault(path):
+        if fault := manifest.find_fault(path):
             raise UserError(f"checkpoint {path} is damaged: {fault}")
         found = path
     elif (found := checkpoint.newest(path)) is None:

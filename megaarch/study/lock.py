@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from megaarch.checkpoint.checkpoint import on_main
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.errors import UserError
 from megaarch.files import check_regular, open_regular, take_lock
@@ -33,7 +32,7 @@ def alone(folder: Path, what: str, grid: Grid = ALONE) -> Iterator[None]:
     Some network file systems keep no locks; there it warns and holds nothing.
     """
     with ExitStack() as held:
-        with on_main(grid) as main:
+        with grid.on_main() as main:
             if main:
                 held.enter_context(_locked(folder, what))
         yield

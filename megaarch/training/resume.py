@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint import checkpoint, manifest
 from megaarch.checkpoint.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
 from megaarch.config.fingerprint import RESUMABLE, changed_settings
 from megaarch.config.fingerprint import fingerprint as settings_fingerprint
@@ -114,12 +114,12 @@ def _check_continued(
 
 def _find_parent(given: Path, grid: Grid) -> Path:
     """Returns the checkpoint to start from: `given` itself, or the newest of that run."""
-    if not (given / "manifest.json").exists():
+    if not (given / manifest.MANIFEST).exists():
         found = checkpoint.newest(given, grid)
         if found is None:
             raise UserError(f"training.start_from: no complete checkpoint in {given}")
         return found
-    if fault := checkpoint.find_fault(given, grid):
+    if fault := manifest.find_fault(given, grid):
         raise UserError(
             f"training.start_from: checkpoint {given} is damaged ({fault}): give the run's "
             "directory, and the newest sound one is taken"

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from megaarch import config
-from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint import checkpoint, manifest
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
@@ -38,7 +38,7 @@ def load_checkpoint(
                 f"{folder} has no complete checkpoint: give the folder of a trained run"
             )
         path = found
-    elif fault := checkpoint.find_fault(path):
+    elif fault := manifest.find_fault(path):
         raise UserError(f"checkpoint {path} is damaged: {fault}")
     raw = checkpoint.read_record(path).raw_settings()
     settings = config.resolve({k: v for k, v in raw.items() if k not in OF_THE_RUN}, str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaarch.checkpoint import checkpoint, retention, storage
+from megaarch.checkpoint import checkpoint, manifest, retention, storage
 from megaarch.config import ConfigError
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
@@ -53,13 +53,13 @@ def test_what_a_killed_save_or_removal_left_is_swept_away(tiny, prepared, tmp_pa
 @pytest.fixture
 def held(monkeypatch):
     """Holds every background save back, after its state was copied, until it is set."""
-    gate, seal = threading.Event(), checkpoint.seal
+    gate, seal = threading.Event(), manifest.seal
 
     def patient(aside, grid):
         assert gate.wait(60)
         return seal(aside, grid)
 
-    monkeypatch.setattr(checkpoint, "seal", patient)
+    monkeypatch.setattr(manifest, "seal", patient)
     yield gate
     gate.set()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
-from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint import checkpoint, manifest
 from megaarch.checkpoint.retention import complete
 from megaarch.study import evaluate_run
 from tests.distributed import runs
@@ -83,17 +83,17 @@ def broken_save(raw, given):
     """What every rank is told where rank 1 reads other than it wrote."""
     trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
     trainer.step(trainer.steps[0])
-    honest = checkpoint.size_and_checksum
+    honest = manifest.size_and_checksum
     if distributed.get_rank() == 1:
         values = iter(range(100))
-        checkpoint.size_and_checksum = lambda file: (file.stat().st_size, next(values))
+        manifest.size_and_checksum = lambda file: (file.stat().st_size, next(values))
     try:
         trainer.save()
     except OSError as error:
         distributed.barrier()
         return str(error)
     finally:
-        checkpoint.size_and_checksum = honest
+        manifest.size_and_checksum = honest
 
 
 @pytest.mark.parametrize("async_save", [False, True])
@@ -108,8 +108,8 @@ def test_a_save_that_fails_is_told_to_every_rank_and_leaves_nothing(
 
 def reading(raw, given):
     """Names of the files that this rank reads: to save a checkpoint, and to go on from it."""
-    honest, read = checkpoint.size_and_checksum, []
-    checkpoint.size_and_checksum = lambda file: read.append(file.name) or honest(file)
+    honest, read = manifest.size_and_checksum, []
+    manifest.size_and_checksum = lambda file: read.append(file.name) or honest(file)
     try:
         trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
         trainer.step(trainer.steps[0])
@@ -118,7 +118,7 @@ def reading(raw, given):
         runs.trainer_of(trainer.settings)
         return saved, list(read)
     finally:
-        checkpoint.size_and_checksum = honest
+        manifest.size_and_checksum = honest
 
 
 @pytest.mark.parametrize("async_save", [False, True])
@@ -127,8 +127,8 @@ def test_each_rank_reads_what_it_wrote_and_a_share_of_what_is_there(
 ):
     given = {"logging.directory": str(tmp_path / "run"), "training.async_save": async_save}
     ranks = pool.run(4, reading, raw, given | TP_PP)
-    manifest = json.loads((checkpoint.newest(tmp_path / "run") / "manifest.json").read_text())
-    names = [name.rpartition("/")[2] for name in manifest]
+    listed = json.loads((checkpoint.newest(tmp_path / "run") / "manifest.json").read_text())
+    names = [name.rpartition("/")[2] for name in listed]
     assert sorted(names) == sorted(["metadata.json", "progress.json", *shards(4)])
     for rank, (saved, _) in enumerate(ranks):
         own = [name for name in saved if name.endswith(".distcp")]
@@ -145,7 +145,7 @@ def shards(ranks):
 def found_by(raw, run, layout):
     """What a rank of `layout` says of a run's checkpoints."""
     grid = runs.trainer_of(runs.settings_of(raw, "gpt", layout)).grid
-    faults = [checkpoint.find_fault(path, grid) for path in complete(run / "checkpoints")]
+    faults = [manifest.find_fault(path, grid) for path in complete(run / "checkpoints")]
     try:
         return faults, checkpoint.newest(run, grid).name
     except ValueError as error:
@@ -174,14 +174,14 @@ def test_damage_that_one_rank_sees_is_named_on_all_and_skipped(pool, raw, prepar
 
 
 def scored(run, layout, smaller):
-    find_fault, read = checkpoint.find_fault, []
-    checkpoint.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)
+    find_fault, read = manifest.find_fault, []
+    manifest.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)
     try:
         given = [f"{name}={size}" for name, size in layout.items()]
         given += [f"study.evaluation.{name}={number}" for name, number in smaller.items()]
         return evaluate_run.evaluate_run(run, given)[0].as_json() | {"verified": len(read)}
     finally:
-        checkpoint.find_fault = find_fault
+        manifest.find_fault = find_fault
 
 
 @pytest.mark.parametrize(

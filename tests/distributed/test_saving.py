@@ -90,7 +90,7 @@ def fall_on_rank_1(raw, given):
 
         checkpoint.state_of = fallen
     try:
-        with checkpoint.on_main(trainer.grid):
+        with trainer.grid.on_main():
             checkpoint.state_of(trainer.engine, trainer.optimizer)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

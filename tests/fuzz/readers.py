@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megaarch import cli, config
 from megaarch.checkpoint import checkpoint, pickled_metadata, record
+from megaarch.checkpoint.manifest import find_fault
 from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
 from megaarch.engine import deepspeed_config
@@ -65,7 +66,7 @@ READERS = {
     "progress.json": Reader("step-00000003/progress.json", _progress, structured=True),
     "manifest.json": Reader(
         "step-00000003/manifest.json",
-        lambda folder: checkpoint.find_fault(folder / "step-00000003"),
+        lambda folder: find_fault(folder / "step-00000003"),
         structured=True,
     ),
     "metadata.json": Reader(

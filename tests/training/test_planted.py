@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megaarch import cli, config
 from megaarch.checkpoint import checkpoint, pickled_metadata, storage
+from megaarch.checkpoint.manifest import find_fault
 from megaarch.training.trainer import Trainer
 from tests.lm_eval.local import write_tasks
 from tests.tools.run import tool
@@ -395,7 +396,7 @@ def test_a_shard_that_is_a_link_out_of_the_checkpoint_is_refused(step, tmp_path)
     shard = step / "state" / "__0_0.distcp"
     shard.rename(tmp_path / "elsewhere.distcp")
     shard.symlink_to(tmp_path / "elsewhere.distcp")
-    assert "leads out of the folder" in checkpoint.find_fault(step)
+    assert "leads out of the folder" in find_fault(step)
 
 
 @pytest.mark.parametrize("name", ["../../../secret", "/etc/passwd", "a\0b"])
@@ -403,7 +404,7 @@ def test_a_manifest_names_files_of_its_checkpoint_alone(name, step, tmp_path):
     (tmp_path / "secret").write_text("s")
     manifest = json.loads((step / "manifest.json").read_text())
     (step / "manifest.json").write_text(json.dumps(manifest | {name: [1, zlib.crc32(b"s")]}))
-    assert "the folder" in checkpoint.find_fault(step) or "no name" in checkpoint.find_fault(step)
+    assert "the folder" in find_fault(step) or "no name" in find_fault(step)
 
 
 def test_a_copy_of_a_checkpoint_under_another_step_is_not_continued(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megaarch.checkpoint import checkpoint, retention
+from megaarch.checkpoint.manifest import find_fault
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
@@ -394,7 +395,7 @@ def test_a_damaged_checkpoint_never_outlives_a_sound_one(tiny, prepared):
     (folder / "step-00000006" / "manifest.json").unlink()
     further = tiny(training__steps=5, training__keep_checkpoints=1)
     Trainer(further, prepared).run()
-    assert checkpoint.find_fault(folder / "step-00000005") is None
+    assert find_fault(folder / "step-00000005") is None
     assert (folder / "latest").read_text().strip() == "step-00000005"
     assert not (folder / "step-00000003").exists()
 

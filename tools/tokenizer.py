@@ -8,7 +8,7 @@ from megaarch.cli.errors import run_command
 from megaarch.cli.options import Parser
 from megaarch.config.schema import MOST, MOST_SENTINELS
 from megaarch.errors import UserError
-from megaarch.ingest.sample import sample
+from megaarch.ingest.corpus_sample import sample
 from megaarch.ingest.sources import notes
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 

@@ -12,7 +12,7 @@ from megaarch.cli.errors import is_first_process
 from megaarch.cli.options import RUN_HELP, Adder, set_argument
 
 if TYPE_CHECKING:
-    from megaarch.evaluation.heldout import Heldout
+    from megaarch.evaluation.heldout_scores import Heldout
     from megaarch.lm_eval.evaluate import Found
 
 

@@ -45,11 +45,13 @@ def add(command: Adder) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from megaarch.cluster import slurm, submit
+    from megaarch.cluster import slurm_commands, submit
 
     raw, directory = read_study(options)
     order = submit.Request(options.nodes, options.time, tuple(options.sbatch), options.prepare_time)
-    site = slurm.Site.read(Path(options.launch) if options.launch else slurm.SCRIPTS)
+    site = slurm_commands.Site.read(
+        Path(options.launch) if options.launch else slurm_commands.SCRIPTS
+    )
     if options.dry_run:
         print(submit.script(raw, directory, site, order))
         return 0

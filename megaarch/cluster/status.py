@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from megaarch.checkpoint import checkpoint
-from megaarch.cluster import slurm, submit
+from megaarch.cluster import slurm_commands, submit
 from megaarch.distributed.heartbeat import LOST
 from megaarch.errors import UserError
 from megaarch.files import Schema, open_regular
@@ -79,7 +79,7 @@ def status(directory: Path) -> list[State]:
     grid = expand(load_config(directory), directory)
     jobs = submit.read(directory)
     ids = [job.id for job in jobs]
-    queued, ended = slurm.queue(ids), slurm.accounts(ids)
+    queued, ended = slurm_commands.queue(ids), slurm_commands.accounts(ids)
     tasks = {
         name: _Task(directory / "jobs", job.name, f"{job.id}_{number}")
         for job in jobs

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from megaarch import config
-from megaarch.cluster import slurm
-from megaarch.cluster.slurm import Site
+from megaarch.cluster import slurm_commands
+from megaarch.cluster.slurm_commands import Site
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.files import LARGEST_TEXT, read_bytes, replacing
@@ -165,12 +165,12 @@ def shape(cell: StudyCell, site: Site) -> tuple[int, int]:
 
 def _check(grid: list[StudyCell], directory: Path, site: Site, request: Request) -> None:
     """ConfigError or UserError for what would fail hours later."""
-    slurm.pattern(directory)
+    slurm_commands.pattern(directory)
     if request.nodes < 1:
         raise UserError(f"--nodes {request.nodes}: give at least 1")
     if request.prepare_time:
-        slurm.seconds(request.prepare_time, "--prepare-time")
-    if slurm.seconds(request.time) < 2 * site.warning_seconds:
+        slurm_commands.seconds(request.prepare_time, "--prepare-time")
+    if slurm_commands.seconds(request.time) < 2 * site.warning_seconds:
         raise UserError(
             f"--time {request.time}: a job is told to save {site.warning_seconds} s before its limit "
             f"(WARNING_SECONDS in {site.folder / 'site.sh'}), so give at least "
@@ -191,7 +191,7 @@ def command(
 ) -> list[str]:
     """The sbatch command of a job. ids: by name, of the jobs before it, as the command says them."""
     array = job.tasks is not None
-    logs = f"{slurm.pattern(directory)}/jobs/{job.name}"
+    logs = f"{slurm_commands.pattern(directory)}/jobs/{job.name}"
     options = [
         f"--job-name={directory.absolute().name}-{job.name}",
         f"--output={logs}-%A_%a.log" if array else f"--output={logs}-%j_0.log",
@@ -210,7 +210,7 @@ def command(
             options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
         options.append(f"--cpus-per-task={site.cpus_per_rank}")
         options += [f"--signal=USR1@{site.warning_seconds}", *request.options]
-    unset = slurm.job_variables()
+    unset = slurm_commands.job_variables()
     if site.cpu_partition and not array:
         options += [f"--partition={site.cpu_partition}", *site.cpu_options]
         unset += FOR_GPUS
@@ -234,7 +234,7 @@ def submit(raw: config.Raw, directory: Path, site: Site, request: Request) -> li
     """Submits the chain; returns it with its ids. UserError where an earlier one still runs."""
     jobs = plan(raw, directory, site, request)
     known = [job.id for job in read(directory)]
-    queued = slurm.queue(known)
+    queued = slurm_commands.queue(known)
     if known and queued is None:
         raise UserError(
             f"{directory}: squeue does not say whether jobs {' '.join(map(str, known))} of this "
@@ -251,7 +251,7 @@ def submit(raw: config.Raw, directory: Path, site: Site, request: Request) -> li
     try:
         for job in jobs:
             ids = {job.name: job.id for job in done}
-            number = slurm.submit(site, command(job, directory, site, request, ids))
+            number = slurm_commands.submit(site, command(job, directory, site, request, ids))
             done.append(replace(job, id=number))
     finally:  # what is in the queue is known, also where SLURM refuses the rest
         write(directory, done)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from megaarch.evaluation.heldout import Paired
+from megaarch.evaluation.heldout_scores import Paired
 
 RESAMPLES = 1000
 NORMAL_95 = 1.959964  # deviations of a normal distribution on each side of its 95%

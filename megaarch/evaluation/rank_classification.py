@@ -18,7 +18,7 @@ import numpy as np
 from megaarch.config.schema import Evaluation
 from megaarch.evaluation import exact_match
 from megaarch.evaluation.confidence_intervals import share_interval
-from megaarch.evaluation.heldout import TaskScore
+from megaarch.evaluation.heldout_scores import TaskScore
 from megaarch.evaluation.scorer import Scorer, fitted
 from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find

@@ -13,7 +13,7 @@ from megaarch.errors import UserError
 from megaarch.evaluation import rank_classification
 from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.exact_match import generator_of
-from megaarch.evaluation.heldout import TaskScore
+from megaarch.evaluation.heldout_scores import TaskScore
 from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest import sources
 from megaarch.ingest.tasks.task import Task

@@ -15,7 +15,7 @@ import numpy as np
 from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation
 from megaarch.evaluation.confidence_intervals import ratio_interval
-from megaarch.evaluation.heldout import Continuation, Heldout, Paired
+from megaarch.evaluation.heldout_scores import Continuation, Heldout, Paired
 from megaarch.evaluation.items import Item
 from megaarch.evaluation.scorer import Scorer
 

@@ -29,7 +29,7 @@ from megaarch.report.axes import (
     thinned,
     ticks,
 )
-from megaarch.report.cells import MergedCell, value_of
+from megaarch.report.merged_cells import MergedCell, value_of
 from megaarch.report.style import LIGHT, Panel, canvas
 from megaarch.report.yardsticks import Score
 

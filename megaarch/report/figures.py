@@ -12,9 +12,9 @@ from megaarch.report import charts, inference, laws, notation
 from megaarch.report import findings as report_findings
 from megaarch.report.arguments.evidence import evidence
 from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell, finetuned, merged_cells
 from megaarch.report.charts import Entry, Point, lines
 from megaarch.report.masks import mask_panel
+from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.report.yardsticks import (
     gain_of_length,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaarch.evaluation.confidence_intervals import holm
-from megaarch.report.cells import (
+from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
     MergedCell,
     finetuned,

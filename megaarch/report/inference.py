@@ -7,8 +7,8 @@ from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import TURNS, Dialogue
 from megaarch.report import charts, notation
 from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell
 from megaarch.report.findings import comparable
+from megaarch.report.merged_cells import MergedCell
 from megaarch.report.style import Panel
 
 TRAINED = ("recompute", "reuse")  # policies whose mask the model was trained under

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 from megaarch.errors import UserError
 from megaarch.report import notation
 from megaarch.report.axes import HEIGHT, WIDTH, Looks, axes, margin, name_ends
-from megaarch.report.cells import MergedCell
+from megaarch.report.merged_cells import MergedCell
 from megaarch.report.style import Panel, canvas
 from megaarch.scaling import display, points
 from megaarch.scaling.crossing import comparisons

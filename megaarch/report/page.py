@@ -14,10 +14,10 @@ from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
 from megaarch.report.arguments.evidence import Argument, evidence
-from megaarch.report.cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
+from megaarch.report.merged_cells import MergedCell, interval_kinds, merged_cells
 from megaarch.report.ranking_table import adaptation_table, columns_of, table
 from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of

@@ -4,13 +4,13 @@ import textwrap
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import (
+from megaarch.report.findings import Finding
+from megaarch.report.merged_cells import (
     MergedCell,
     before_adaptation,
     interval_kinds,
     merged_cells,
 )
-from megaarch.report.findings import Finding
 from megaarch.report.warnings import warnings_for
 from megaarch.report.yardsticks import (
     GAIN,

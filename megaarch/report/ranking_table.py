@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-from megaarch.evaluation.heldout import Heldout
+from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, before_adaptation
 from megaarch.report.findings import Finding
+from megaarch.report.merged_cells import MergedCell, before_adaptation
 from megaarch.report.style import Look
 from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 

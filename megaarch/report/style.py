@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from megaarch.config.catalogue import PRESETS
-from megaarch.report.cells import MergedCell
+from megaarch.report.merged_cells import MergedCell
 
 # name -> (light, dark); those of presets stand in the catalogue
 INK = {

@@ -3,10 +3,10 @@
 from csv import DictWriter
 from io import StringIO
 
-from megaarch.evaluation.heldout import INTERVALS
+from megaarch.evaluation.heldout_scores import INTERVALS
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
-from megaarch.report.cells import MergedCell, merged_cells
+from megaarch.report.merged_cells import MergedCell, merged_cells
 from megaarch.report.warnings import unequal_flops
 from megaarch.study.results import Results
 

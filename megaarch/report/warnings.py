@@ -9,7 +9,7 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
 from megaarch.report import notation
-from megaarch.report.cells import (
+from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
     flops_spread,
     merged_cells,

@@ -19,7 +19,7 @@ from megaarch.evaluation.confidence_intervals import (
     seed_error,
     widened,
 )
-from megaarch.evaluation.heldout import Continuation, Heldout, Paired, TaskScore
+from megaarch.evaluation.heldout_scores import Continuation, Heldout, Paired, TaskScore
 from megaarch.report.notation import listed
 
 MANY = 1e9  # degrees of freedom of an error that is taken as known

@@ -11,7 +11,7 @@ from megaarch import config
 from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.evaluation import yardsticks
-from megaarch.evaluation.heldout import Paired
+from megaarch.evaluation.heldout_scores import Paired
 from megaarch.evaluation.items import Item, unfaithful
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest

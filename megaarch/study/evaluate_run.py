@@ -10,7 +10,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
-from megaarch.evaluation.heldout import Heldout
+from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import cut, unfaithful
 from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import Prepared, prepare

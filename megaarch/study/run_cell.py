@@ -14,7 +14,7 @@ from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.evaluation import tasks, yardsticks
-from megaarch.evaluation.heldout import Heldout
+from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import Item
 from megaarch.evaluation.rank_classification import target_bits
 from megaarch.evaluation.scorer import Scorer

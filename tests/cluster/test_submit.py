@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from megaarch.cli import main
-from megaarch.cluster import slurm, status, submit
-from megaarch.cluster.slurm import Site
+from megaarch.cluster import slurm_commands, status, submit
+from megaarch.cluster.slurm_commands import Site
 from megaarch.cluster.submit import Request, plan
 from megaarch.config import ConfigError, set_path
 from tests.study.example_results import example_cell
@@ -274,7 +274,7 @@ def test_folders_of_any_name_reach_the_jobs_and_their_logs_the_status(
     launch.parent.mkdir()
     site_folder.rename(launch)
     for file in ("job.sh", "study.sbatch"):
-        (launch / file).write_text((slurm.SCRIPTS / file).read_text())
+        (launch / file).write_text((slurm_commands.SCRIPTS / file).read_text())
     with (launch / "site.sh").open("a") as site:
         site.write("CONTAINER=(refuse)\n")
     programs.mkdir()

@@ -15,7 +15,7 @@ from megaarch.evaluation.confidence_intervals import (
     seed_error,
     widened,
 )
-from megaarch.evaluation.heldout import Paired
+from megaarch.evaluation.heldout_scores import Paired
 
 
 def test_the_interval_shrinks_with_documents_and_holds_the_mean():

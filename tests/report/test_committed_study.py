@@ -7,8 +7,8 @@ import pytest
 
 from megaarch.probes import catalogue
 from megaarch.report.arguments.evidence import evidence
-from megaarch.report.cells import merged_cells
 from megaarch.report.findings import findings
+from megaarch.report.merged_cells import merged_cells
 from megaarch.report.yardsticks import TASKS
 from megaarch.study.results import Results
 

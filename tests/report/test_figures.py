@@ -7,7 +7,7 @@ import pytest
 from megaarch import report
 from megaarch.attention.mask import area
 from megaarch.report import axes, figures, masks
-from megaarch.report.cells import merged_cells
+from megaarch.report.merged_cells import merged_cells
 from megaarch.report.style import LIGHT, looks, write
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (

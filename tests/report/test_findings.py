@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megaarch import report
-from megaarch.evaluation.heldout import Paired
+from megaarch.evaluation.heldout_scores import Paired
 from megaarch.report import findings
 from megaarch.report.figures import sections
 from megaarch.report.page import write_page

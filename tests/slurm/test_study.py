@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megaarch.cli import main
-from megaarch.cluster.slurm import seconds
+from megaarch.cluster.slurm_commands import seconds
 from megaarch.cluster.status import State, status
 from tests.distributed.pool import Pool
 from tests.distributed.test_distributed_cell import EVALUATION, run_cells

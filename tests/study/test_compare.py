@@ -21,7 +21,7 @@ from megaarch.cli.main import main
 from megaarch.distributed.mesh import Grid
 from megaarch.evaluation.scorer import Scores
 from megaarch.probes import catalogue
-from megaarch.report.cells import merged_cells
+from megaarch.report.merged_cells import merged_cells
 from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megaarch import config
-from megaarch.evaluation.heldout import Heldout
+from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.report.findings import headline, unigram
 from megaarch.report.yardsticks import CONTINUATION, LEVEL, difference
 from megaarch.study.results import Results

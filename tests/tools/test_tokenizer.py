@@ -9,7 +9,7 @@ import pytest
 from megaarch.cli import main
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import split
-from megaarch.ingest.sample import sample
+from megaarch.ingest.corpus_sample import sample
 from megaarch.ingest.tokenizer import Tokenizer
 from tests.conftest import made_up_text
 from tests.tools.run import tool

@@ -10,7 +10,7 @@ import numpy as np
 from megaarch.evaluation.confidence_intervals import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes.catalogue import Probed
 from megaarch.report.axes import Looks
-from megaarch.report.cells import MergedCell, finetuned, merged_cells
+from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells
 from megaarch.report.style import looks
 from megaarch.report.yardsticks import CONTINUATION, Score
 from megaarch.study.results import Results

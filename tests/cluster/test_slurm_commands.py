@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from megaarch.cluster import slurm
-from megaarch.cluster.slurm import Site
+from megaarch.cluster import slurm_commands
+from megaarch.cluster.slurm_commands import Site
 from megaarch.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_what_a_sites_trap_prints_is_no_option(site_folder):
 
 
 def test_a_site_that_waits_or_never_ends_is_one_sentence(site_folder, monkeypatch):
-    monkeypatch.setattr(slurm, "PATIENCE", 1)
+    monkeypatch.setattr(slurm_commands, "PATIENCE", 1)
     (site_folder / "site.sh").write_text("while true; do :; done\n")
     with pytest.raises(UserError, match=r"site\.sh does not come to its end within 1 s"):
         Site.read(site_folder)
@@ -92,9 +92,9 @@ def test_the_number_of_a_job_is_found_among_what_a_sites_sbatch_says(
     site = Site.read(site_folder)
     if number is None:
         with pytest.raises(ValueError, match=f"no number of a job: {answer or 'modules:'}: sbatch"):
-            slurm.submit(site, ["sbatch"])
+            slurm_commands.submit(site, ["sbatch"])
     else:
-        assert slurm.submit(site, ["sbatch"]) == number
+        assert slurm_commands.submit(site, ["sbatch"]) == number
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_number_of_a_job_is_found_among_what_a_sites_sbatch_says(
     [("90", 5400), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("1-0:30", 88200)],
 )
 def test_time_limits_as_sbatch_reads_them(text, seconds):
-    assert slurm.seconds(text) == seconds
+    assert slurm_commands.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1:", "-1", "9" * 5000, f"1-{'9' * 5000}", "1:0:0:0"])
@@ -110,4 +110,4 @@ def test_a_time_limit_that_is_none_is_one_sentence(text):
     with pytest.raises(
         UserError, match=r"^--time .*: give it as hours:minutes:seconds or days-hours"
     ):
-        slurm.seconds(text)
+        slurm_commands.seconds(text)

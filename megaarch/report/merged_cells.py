@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from megaarch.config import catalogue
-from megaarch.evaluation.heldout import INTERVALS, Heldout
+from megaarch.evaluation.heldout_scores import INTERVALS, Heldout
 from megaarch.report.yardsticks import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
 from megaarch.study.results import CellResult, CurvePoint, LossPoint, Point, Results
 

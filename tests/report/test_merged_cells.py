@@ -10,8 +10,8 @@ import pytest
 
 from megaarch import report
 from megaarch.evaluation.confidence_intervals import ratio_interval
-from megaarch.report import cells as report_cells
 from megaarch.report import charts, findings, yardsticks
+from megaarch.report import merged_cells as module
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
@@ -26,23 +26,23 @@ def headline(results):
 
 
 def merge(cells):
-    return report_cells.merge([CellResult(**cell) for cell in cells]).model_dump()
+    return module.merge([CellResult(**cell) for cell in cells]).model_dump()
 
 
 def merged_cells(results):
-    return [cell.model_dump() for cell in report_cells.merged_cells(Results.of(results))]
+    return [cell.model_dump() for cell in module.merged_cells(Results.of(results))]
 
 
 def distinguishable(*cells):
     """Cells of one seed, or lists of the seeds of a cell."""
     seeds = [cell if isinstance(cell, list) else [cell] for cell in cells]
-    merged = [report_cells.merge([CellResult(**cell) for cell in each]) for each in seeds]
+    merged = [module.merge([CellResult(**cell) for cell in each]) for each in seeds]
     scores = [cell.heldout.score(yardsticks.CONTINUATION) for cell in merged]
     return yardsticks.difference(*scores) < yardsticks.LEVEL
 
 
 def points_of(cell, *names):
-    return charts.points_of(report_cells.merge([CellResult(**cell)]), *names)
+    return charts.points_of(module.merge([CellResult(**cell)]), *names)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Block(Record):
 class Ranks(Record):
     """blocks: attention by stream, e.g. "decoder": its keys are all tokens but XLNet's queries; of a decoder
     also "decoder.prefix" and "decoder.rest", its two square blocks (of a causal one its halves), the latter's rows
-    divided by their sums; of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
+    divided by their sums (where a row's is 0, to fp64, its matrix counts nowhere); of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
     by stream, what is switched off, and norm: of the embedding and behind each layer of the stack."""
 
     blocks: dict[str, Block]
@@ -193,8 +193,10 @@ def prefix_length(parts: Parts, row: int, keys: int) -> int:
 
 
 def measured(matrices: torch.Tensor) -> Values:
-    """Returns every measure of matrices [L, H, n, m] by its path in Attention, [L, H] each."""
-    least = min(matrices.shape[-2:])
+    """Returns every measure of matrices [L, H, n, m] by its path in Attention, [L, H] each; NaN of a matrix with a
+    row that has no weights (see Ranks), which is counted nowhere."""
+    least, known = min(matrices.shape[-2:]), matrices.isfinite().all(-1).all(-1)
+    matrices = torch.where(known[..., None, None], matrices, 0.0)
     found = {"entropy": matrix_rank.row_entropy(matrices).nanmean(-1)}
     for kind, each in (
         ("matrix", matrices),
@@ -207,7 +209,7 @@ def measured(matrices: torch.Tensor) -> Values:
         found[f"{kind}.effective_rank"] = matrix_rank.effective_rank(values) / least
         ratio = matrix_rank.smallest_over_largest(values)
         found[f"{kind}.ratio"] = ratio.clamp(min=FLOOR).log10()
-    return {name: value.numpy() for name, value in found.items()}
+    return {n: torch.where(known, value, torch.nan).numpy() for n, value in found.items()}
 
 
 def _block(

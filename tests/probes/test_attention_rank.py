@@ -170,3 +170,20 @@ def test_attention_to_all_alike_is_the_control_of_a_mask_s_shape(subject):
     assert causal.matrix.effective_rank.value == pytest.approx(wanted)
     assert whole.matrix.effective_rank.value == pytest.approx(1 / n)
     assert causal.entropy.value == pytest.approx(1) == whole.entropy.value
+
+
+def test_a_matrix_with_a_row_that_has_no_weights_counts_nowhere():
+    """A query that looks at its prefix alone, to the last bit, has a row of 0 / 0 in the rest."""
+    matrices = torch.rand(2, 3, 8, 8, dtype=torch.float64).softmax(-1)
+    whole = attention_rank.measured(matrices)
+    matrices[1, 2, 5] = torch.nan
+    found = attention_rank.measured(matrices)
+    assert found.keys() == whole.keys()
+    for name, values in found.items():
+        assert np.isnan(values[1, 2]) and np.isfinite(np.delete(values.ravel(), 5)).all(), name
+        np.testing.assert_array_equal(
+            np.delete(values.ravel(), 5), np.delete(whole[name].ravel(), 5)
+        )
+    row = {name: values[None] for name, values in found.items()}
+    value = attention_rank.estimated(row, np.zeros(1)).matrix.effective_rank.value
+    assert value == pytest.approx(np.nanmean(found["matrix.effective_rank"]))

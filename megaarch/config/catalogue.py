@@ -55,6 +55,7 @@ class Objective:
         is given its length, by one mask or position for each of its tokens.
     architectures: those that run it beside the ones whose own rows say so.
     ends: what ends a generated answer: names of specials, or "sentinel" (inference/prompts.py).
+    learns: what a model of it does, to a reader of the report who does not know its name.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Objective:
     gap_length: bool = False
     architectures: tuple[str, ...] = ()
     ends: tuple[str, ...] = ("eos",)
+    learns: str = ""
 
     @property
     def of_pairs(self) -> bool:
@@ -194,11 +196,13 @@ OBJECTIVES: Registry[Objective] = Registry(
         "full_lm",
         "megaarch.data.objectives.language_modelling:FULL_LM",
         "megaarch.data.objectives.language_modelling:continuation",
+        learns="predicts each next token",
     ),
     Objective(
         "prefix_lm",
         "megaarch.data.objectives.language_modelling:PREFIX_LM",
         "megaarch.data.objectives.language_modelling:continuation",
+        learns="continues a prefix",
     ),
     Objective(
         "fill_in_middle",
@@ -206,6 +210,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "megaarch.data.objectives.language_modelling:continuation",
         "megaarch.data.objectives.fill_in_middle:middle",
         settings=("fim_rate",),
+        learns="continues texts and fills in middles",
     ),
     Objective(
         "span_corruption",
@@ -213,22 +218,26 @@ OBJECTIVES: Registry[Objective] = Registry(
         middle="megaarch.data.objectives.span_corruption:middle",
         settings=("noise_density", "mean_span_length"),
         ends=("eos", "sentinel"),
+        learns="fills in spans that were cut out",
     ),
     Objective(
         "denoising",
         "megaarch.data.objectives.denoising:DENOISING",
         middle="megaarch.data.objectives.denoising:middle",
         settings=("noise_density", "mean_span_length"),
+        learns="restores a text with spans and order disturbed",
     ),
     Objective(
         "ul2",
         "megaarch.data.objectives.span_corruption:UL2",
         "megaarch.data.objectives.span_corruption:ul2_continuation",
         "megaarch.data.objectives.span_corruption:ul2_middle",
+        learns="fills in spans and continues texts",
     ),
     Objective(
         "supervised",
         continuation="megaarch.data.objectives.language_modelling:supervised_continuation",
+        learns="answers questions of tasks",
     ),
     Objective(
         "blank_infilling",
@@ -238,6 +247,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         settings=("noise_density", "mean_span_length"),
         position_axes=2,
         ends=("eos", "eop"),
+        learns="fills in blanks",
     ),
     Objective(
         "unilm",
@@ -246,6 +256,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "megaarch.data.objectives.cloze:middle",
         settings=("noise_density",),
         gap_length=True,
+        learns="restores masked tokens from one side, both or a prefix",
     ),
     Objective(
         "masked_lm",
@@ -255,12 +266,14 @@ OBJECTIVES: Registry[Objective] = Registry(
         settings=("noise_density", "whole_word_masking", "max_predictions"),
         comparable=False,
         gap_length=True,
+        learns="restores masked tokens",
     ),
     Objective(
         "permutation_lm",
         "megaarch.data.objectives.permutation:PERMUTATION_LM",
         middle="megaarch.data.objectives.permutation:middle",
         gap_length=True,
+        learns="predicts tokens in a random order",
     ),
 )
 

@@ -192,6 +192,11 @@ def finetuned(cell: CellResult) -> bool:
     return row is not None and row.of_pairs
 
 
+def without_positions(cell: CellResult) -> bool:
+    """Whether the cell's model is given no positions."""
+    return cell.settings.get("model", {}).get("position_encoding") == "none"
+
+
 def ranked_together(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells of one budget in two groups, those that were finetuned apart."""
     return [[cell for cell in cells if finetuned(cell) is kind] for kind in (False, True)]

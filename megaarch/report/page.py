@@ -9,15 +9,23 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from megaarch.config import catalogue
 from megaarch.config.suggest import flatten
 from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
 from megaarch.report.arguments.evidence import Argument, evidence
+from megaarch.report.axes import Looks
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
 from megaarch.report.masks import kinds
-from megaarch.report.merged_cells import MergedCell, interval_kinds, merged_cells
+from megaarch.report.merged_cells import (
+    MergedCell,
+    finetuned,
+    interval_kinds,
+    merged_cells,
+    without_positions,
+)
 from megaarch.report.ranking_table import adaptation_table, columns_of, table
 from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
@@ -59,6 +67,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         created=day(results.created or ""),
         unread=report_findings.unread(findings, results.budget.match, False),
         arguments=list(map(argued, arguments)),
+        models=models(cells, look),
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
         columns=columns,
@@ -112,6 +121,19 @@ def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[
             words = ", ".join(whom)
             found += [(words[:1].upper() + words[1:], rows)] if rows else []
     return found
+
+
+def models(cells: Sequence[MergedCell], look: Looks) -> list[list[tuple[str, str, str]]]:
+    """Says of each cell what it is, in words that ask for no knowledge of objectives' names: of those that most
+    arguments are about, and of those that are finetuned or have no positions."""
+    groups: list[list[tuple[str, str, str]]] = [[], []]
+    for cell in cells:
+        row = catalogue.OBJECTIVES.get(cell.objective)
+        learns = row.learns if row and row.learns else f"trained on {cell.objective}"
+        words, blind = [cell.architecture.replace("_", " "), learns], without_positions(cell)
+        says = ", ".join([*words, "has no positions"] if blind else words)
+        groups[blind or finetuned(cell)].append((cell.label, look[cell.label].variable, says))
+    return groups
 
 
 def argued(argument: Argument) -> dict[str, Any]:

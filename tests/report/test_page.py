@@ -6,6 +6,7 @@ import re
 import pytest
 
 from megaarch import report
+from megaarch.config import catalogue
 from megaarch.report.page import page as page_of
 from megaarch.study.results import Results
 from megaarch.study.sweep_grid import BATCH, SHARE
@@ -99,3 +100,16 @@ def test_settings_that_differ_are_a_table_that_is_rather_long_than_wide(settings
         between = html[slice(*at)]
         assert ("</tr>" in between) == (corner == "Cell")
     assert "model.layers</th>" not in html
+
+
+def test_a_reader_of_the_arguments_is_told_what_each_model_is():
+    html = page_of(Results.of(arguments()), probed())
+    first, others = (part.partition("</ul>")[0] for part in html.split('<ul class="models">')[1:])
+    assert "<b>gpt</b> causal decoder, predicts each next token</li>" in first
+    assert "<b>masked-blind</b> encoder, restores masked tokens, has no positions</li>" in others
+    assert (first + others).count("<li>") == len(arguments()["cells"])
+    assert 'class="models"' not in page(example_results())
+
+
+def test_every_objective_says_what_a_model_of_it_does():
+    assert all(row.learns for row in catalogue.OBJECTIVES.values())

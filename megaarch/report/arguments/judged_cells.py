@@ -10,7 +10,7 @@ import numpy as np
 from megaarch.evaluation.confidence_intervals import NORMAL_95, paired_error, seed_error, widened
 from megaarch.probes.catalogue import Probed
 from megaarch.report.axes import Looks
-from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells
+from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells, without_positions
 from megaarch.report.style import looks
 from megaarch.report.yardsticks import CONTINUATION, Score
 from megaarch.study.results import Results
@@ -37,14 +37,17 @@ class Compared:
         decoders = [
             c
             for c in text
-            if not _blind(c) and (c.architecture, c.objective) == ("causal_decoder", "full_lm")
+            if not without_positions(c)
+            and (c.architecture, c.objective) == ("causal_decoder", "full_lm")
         ]
         if not decoders:
             return None
         decoder = max(decoders, key=lambda c: c.parameters or 0)
         text = [c for c in text if c.size == decoder.size]
         tuned = [c for c in cells if finetuned(c) and c.size == decoder.size]
-        raw, without = ([c for c in text if _blind(c) == blind] for blind in (False, True))
+        raw, without = (
+            [c for c in text if without_positions(c) == blind] for blind in (False, True)
+        )
         return cls([*text, *tuned], looks(every), raw, without, decoder)
 
     def probed(
@@ -80,7 +83,3 @@ class Compared:
         items = np.subtract(a.paired.amounts, b.paired.amounts).tolist() if error else None
         paired = a.paired.model_copy(update={"amounts": items}) if items else None
         return Score(value, interval, paired, seeds)
-
-
-def _blind(cell: MergedCell) -> bool:
-    return cell.settings.get("model", {}).get("position_encoding") == "none"

@@ -15,6 +15,7 @@ from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
 from megaarch.report.arguments.evidence import Argument, evidence
+from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.axes import Looks
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding
@@ -68,6 +69,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         unread=report_findings.unread(findings, results.budget.match, False),
         arguments=list(map(argued, arguments)),
         models=models(cells, look),
+        scale=scale(arguments, cells, results.budget.match),
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
         columns=columns,
@@ -136,6 +138,25 @@ def models(cells: Sequence[MergedCell], look: Looks) -> list[list[tuple[str, str
     return groups
 
 
+def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], match: str) -> str:
+    """How many arguments hold, and of what models that is said."""
+    answers = [argument.verdict.answer for argument in arguments if argument.verdict]
+    hold, fail, unknown = (answers.count(answer) for answer in (HOLDS, FAILS, UNKNOWN))
+    text = [cell for cell in cells if cell.parent is None]
+    sizes = sorted(cell.parameters for cell in text if cell.parameters)
+    budgets = notation.listed(
+        [notation.budget(match, amount) for amount in dict.fromkeys(cell.budget for cell in text)]
+    )
+    ends = " to ".join(dict.fromkeys(map(notation.count, (*sizes[:1], *sizes[-1:]))))
+    of_sizes = f" of {ends} parameters" if ends else ""
+    seeds = min(cell.seeds for cell in text)
+    return (
+        f"Of seven arguments {hold} hold here, {fail} do not, and of {unknown} it cannot be told. Models{of_sizes} trained "
+        f"for {budgets}, {seeds} {'seed' if seeds == 1 else 'seeds'} each. Bars and bands are 95% intervals; two models "
+        "are told apart where a test at 5% does so, and are else not distinguishable."
+    )
+
+
 def argued(argument: Argument) -> dict[str, Any]:
     """An argument as the page shows it."""
     verdict = argument.verdict
@@ -146,6 +167,7 @@ def argued(argument: Argument) -> dict[str, Any]:
         "number": argument.number,
         "title": argument.title,
         "claim": argument.claim,
+        "rule": argument.rule,
         "answer": verdict.answer if verdict else "not measured",
         "kind": verdict.answer.split()[0] if verdict else "none",
         "found": verdict.found if verdict else f"{missing}.",

@@ -113,3 +113,13 @@ def test_a_reader_of_the_arguments_is_told_what_each_model_is():
 
 def test_every_objective_says_what_a_model_of_it_does():
     assert all(row.learns for row in catalogue.OBJECTIVES.values())
+
+
+def test_the_arguments_are_summed_up_and_each_says_its_rule():
+    html = page_of(Results.of(arguments()), probed())
+    assert "Of seven arguments 7 hold here, 0 do not, and of 0 it cannot be told." in html
+    assert html.count('<p class="rule">It holds where ') == 7
+    found = arguments()
+    for cell in found["cells"]:
+        cell["parameters"] = None  # of an earlier version
+    assert "Of seven arguments 7 hold here" in page_of(Results.of(found), probed())

@@ -191,7 +191,7 @@ def position(streams: Mapping[str, Stream], look: Looks) -> Panel:
         "layer (0: the embedding)",
         "error in a token's place, share of guessing's",
     )
-    panel.caption = "Of an encoder-decoder its encoder."
+    panel.caption = "Of an encoder-decoder, its encoder is shown. 100%: the states tell nothing."
     return panel
 
 

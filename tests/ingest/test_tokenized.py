@@ -54,7 +54,7 @@ def epoch(prepared, epoch=0):
     settings = config.resolve(raw)
     rows = Rows(settings.model, settings.data, prepared, seed=3)
     (task,) = rows.tasks
-    documents, ends, _ = task._epoch(epoch)
+    documents, ends, _ = task.documents.epoch(epoch)
     pieces = []
     for start in range(0, task.per_epoch * task.plan.tokens, task.plan.tokens):
         pieces.append(task._read(documents, ends, start))

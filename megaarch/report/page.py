@@ -69,7 +69,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         unread=report_findings.unread(findings, results.budget.match, False),
         arguments=list(map(argued, arguments)),
         models=models(cells, look),
-        scale=scale(arguments, cells, results.budget.match),
+        scale=scale(arguments, cells, results.budget.match) if arguments else "",
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
         columns=columns,
@@ -142,7 +142,7 @@ def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], match: str
     """How many arguments hold, and of what models that is said."""
     answers = [argument.verdict.answer for argument in arguments if argument.verdict]
     hold, fail, unknown = (answers.count(answer) for answer in (HOLDS, FAILS, UNKNOWN))
-    text = [cell for cell in cells if cell.parent is None]
+    text = [cell for cell in cells if cell.parent is None] or cells
     sizes = sorted(cell.parameters for cell in text if cell.parameters)
     budgets = notation.listed(
         [notation.budget(match, amount) for amount in dict.fromkeys(cell.budget for cell in text)]

@@ -84,16 +84,17 @@ ARGUMENTS = (
         "Caches",
         "A decoder keeps its cache over the turns of a dialogue.",
         "dialogue",
-        "the eight turns of a dialogue cost every other architecture at least 1.1 times the FLOPs; it does not where one "
-        "costs no more.",
+        f"the eight turns of a dialogue cost every other architecture at least {rules.DEARER:g} times the FLOPs; it does "
+        "not where one costs no more.",
     ),
     Argument(
         7,
         "Tools",
         "Tools serve causal masks best.",
         "masks",
-        "every other tool runs some other mask at less than 0.9 of its causal throughput and a kernel here runs none so "
-        "slowly, so that the tool is slow and not the mask; it does not where every other tool reaches 0.9.",
+        f"every other tool runs some other mask at less than {rules.FULL_SPEED:g} of its causal throughput and a kernel "
+        "here runs none so slowly, so that the tool is slow and not the mask; it does not where every other tool reaches "
+        f"{rules.FULL_SPEED:g}.",
     ),
 )
 

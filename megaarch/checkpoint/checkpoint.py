@@ -206,25 +206,27 @@ def load(
     if optimizer:
         wanted["optimizer"] = state
     with grid.on_main():
-        index = storage.read_index(path / "state").renamed(origins)
+        stored = storage.read_index(path / "state")
+        index = stored.renamed(origins)
         _compare(path, index, whole, partial=grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
     with as_os_error(f"checkpoint {path} could not be read"):
         storage.read_tensors(wanted, path / "state", index, grid.host_group)
     with grid.on_main():
         for name in weights.keys() & (origins.keys() - whole.keys()):
-            _fill(weights[name], origins[name], path)
+            _fill(weights[name], origins[name], path, stored)
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
 
 
-def _fill(weight: torch.Tensor, origin: Origin, path: Path) -> None:
+def _fill(weight: torch.Tensor, origin: Origin, path: Path, stored: storage.Index) -> None:
     """Set this process's part of a weight to rows of a checkpoint's tensor, or to zero."""
     own = gradients.local(weight)
     if origin.name is None:
         own.zero_()
         return
     with as_os_error(f"checkpoint {path} could not be read"):
-        [value] = storage.read_whole(path / "state", f"model.{origin.name}").values()
+        read = storage.read_whole(path / "state", f"model.{origin.name}", stored)
+    [value] = read.values()
     value = value[origin.rows]
     shard = shard_of(weight) or tuple(map(range, value.shape))
     own.copy_(value[tuple(slice(part.start, part.stop) for part in shard)])

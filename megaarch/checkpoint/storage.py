@@ -196,9 +196,12 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
     return found
 
 
-def read_whole(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU whose names start with `prefix`, by the rest of the name."""
-    index = read_index(folder)
+def read_whole(
+    folder: Path, prefix: str = "", index: Index | None = None
+) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU whose names start with `prefix`, by the rest of the name. index: the
+    folder's, where it has been read."""
+    index = index or read_index(folder)
     tensors = {
         name: torch.empty(tensor.size, dtype=getattr(torch, tensor.dtype))
         for name, tensor in index.tensors.items()

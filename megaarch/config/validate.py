@@ -350,10 +350,17 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
     for i, name in enumerate(sizes):
         if not _FOLDER.fullmatch(name):
             yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
-    amounts = [f"{amount:.4g}" for amount in study.budgets]
-    seeds = [str(seed) for seed in study.seeds]
-    for key, values in (("sizes", sizes), ("budgets", amounts), ("seeds", seeds)):
-        twice = sorted({value for value in values if values.count(value) > 1})
+    for key, form, values in (  # forms: as the names of folders have them
+        ("sizes", "{}", sizes),
+        ("budgets", "{:.4g}", study.budgets),
+        ("seeds", "{}", study.seeds),
+        ("tune.learning_rates", "{:.3g}", study.tune.learning_rates if study.tune else []),
+        ("tune.global_batch_tokens", "{}", study.tune.global_batch_tokens if study.tune else []),
+        ("tune.encoder_shares", "{:.3g}", study.tune.encoder_shares if study.tune else []),
+        ("evaluation.shots", "{}", study.evaluation.numbers_of_shots),
+    ):
+        written = [form.format(value) for value in values]
+        twice = sorted({value for value in written if written.count(value) > 1})
         if twice:
             yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
     if study.tune and study.rates:

@@ -219,6 +219,17 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
     assert "study.budgets: 1e+09 is given twice" in found
     assert "study.seeds: 0 is given twice" in found
     assert any(problem.startswith("study.cells.0.budget") for problem in found)
+    tune = {"learning_rates": [0.0012341, 0.0012342], "encoder_shares": [0.5, 0.50001]}
+    study = {
+        "budgets": [1e9],
+        "cells": [{"name": "a"}],
+        "tune": tune,
+        "evaluation": {"shots": (1, 1)},
+    }
+    found = problems({"study": study})
+    assert "study.tune.learning_rates: 0.00123 is given twice" in found
+    assert "study.tune.encoder_shares: 0.5 is given twice" in found
+    assert "study.evaluation.shots: 1 is given twice" in found
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float
     return panel.figure.add_axes((left / width, bottom / height, *inner))
 
 
-def ticks(axis: Any, most: int) -> None:
-    """At most so many intervals between ticks."""
-    axis.set_major_locator(MaxNLocator(most, steps=TICK_STEPS))
+def ticks(axis: Any, most: int, whole: bool = False) -> None:
+    """At most so many intervals between ticks. whole: at whole numbers alone."""
+    axis.set_major_locator(MaxNLocator(most, steps=TICK_STEPS, integer=whole))
 
 
 def shown(label: str) -> str:

@@ -6,7 +6,7 @@ Each function draws one panel. Curves carry their names at their ends; there are
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from megaarch.report import notation
 from megaarch.report.axes import (
@@ -377,7 +377,7 @@ def lines(
     else:
         ticks(ax.yaxis, 6)
     ax.set(xlabel=x, ylabel=y)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ticks(ax.xaxis, 8, whole=True)
     if reference:
         draw_reference(ax, reference, "horizontal")
     name_ends(ax, ends, look)

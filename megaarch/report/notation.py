@@ -49,6 +49,11 @@ def count(number: float | None, missing: str = MISSING) -> str:
     return f"{number:,.0f}"
 
 
+def spelled(name: str) -> str:
+    """An architecture or objective as prose has it: "encoder-decoder", "prefix lm"."""
+    return name.replace("encoder_decoder", "encoder-decoder").replace("_", " ")
+
+
 def power(number: float | None, missing: str = MISSING, plain: bool = False) -> str:
     """A power of ten: 3.02 × 10¹⁴, or 3.02e14 where `plain` (ASCII)."""
     if number is None:

@@ -69,6 +69,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         unread=report_findings.unread(findings, results.budget.match, False),
         arguments=list(map(argued, arguments)),
         models=models(cells, look),
+        architectures=architectures(cells),
         scale=scale(arguments, cells, results.budget.match) if arguments else "",
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
@@ -132,10 +133,16 @@ def models(cells: Sequence[MergedCell], look: Looks) -> list[list[tuple[str, str
     for cell in cells:
         row = catalogue.OBJECTIVES.get(cell.objective)
         learns = row.learns if row and row.learns else f"trained on {cell.objective}"
-        words, blind = [cell.architecture.replace("_", " "), learns], without_positions(cell)
+        words, blind = [notation.spelled(cell.architecture), learns], without_positions(cell)
         says = ", ".join([*words, "has no positions"] if blind else words)
         groups[blind or finetuned(cell)].append((cell.label, look[cell.label].variable, says))
     return groups
+
+
+def architectures(cells: Sequence[MergedCell]) -> list[tuple[str, str]]:
+    """The architectures of these cells, each with what its tokens see."""
+    rows = map(catalogue.ARCHITECTURES.get, dict.fromkeys(cell.architecture for cell in cells))
+    return [(notation.spelled(row.name), row.summary) for row in rows if row]
 
 
 def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], match: str) -> str:

@@ -200,7 +200,7 @@ def adaptation_table(
         ]
         numbers += [(c.shown(c.value(cell)), c.value(cell)) for c in SPENT]
         objectives = before_after(str, before and before.objective, cell.objective)
-        kind = f"{cell.architecture}, {objectives}".replace("_", " ")
+        kind = notation.spelled(f"{cell.architecture}, {objectives}")
         found = row(cell, KEPT, look, None, cell.label in tied)
         rows.append({**found, "parent": "", "kind": kind, "numbers": numbers})
     amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
@@ -230,7 +230,7 @@ def row(
     texts[1] = interval_of(cell.heldout)
     return {
         "label": cell.label,
-        "kind": f"{cell.architecture}, {cell.objective}".replace("_", " "),
+        "kind": notation.spelled(f"{cell.architecture}, {cell.objective}"),
         "seeds": cell.seeds,
         "parent": (cell.parent or "").partition("/")[0],
         "tied": tied,

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from megaarch.config.catalogue import PRESETS
-from megaarch.report.merged_cells import MergedCell
+from megaarch.report.merged_cells import MergedCell, without_positions
 
 # name -> (light, dark); those of presets stand in the catalogue
 INK = {
@@ -130,19 +130,21 @@ def variable(name: str) -> str:
 
 def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
     """Label -> look. A cell of no preset takes the colour of one that the study does not use; one that starts
-    from another takes that one's, with hollow markers."""
+    from another takes that one's, with hollow markers, and one without positions that of its like with some."""
     used = {cell.preset for cell in cells}
     drawn = [preset.name for preset in PRESETS.values() if preset.colour]
     spare = [name for name in drawn if name not in used] or drawn
     colours = cycle(spare)
+    placed = {(c.architecture, c.objective): c.name for c in cells if not without_positions(c)}
     chosen: dict[str, Look] = {}
     keys: dict[str, str] = {}
     for cell in cells:
         if cell.label in chosen:
             continue
         key, parent = cell.preset, (cell.parent or "").partition("/")[0]
+        like = placed.get((cell.architecture, cell.objective)) if without_positions(cell) else None
         if key not in drawn:
-            key = keys.get(cell.name) or keys.get(parent) or next(colours)
+            key = keys.get(cell.name) or keys.get(parent) or keys.get(like) or next(colours)
         keys[cell.name] = key
         again = sum(look.key == key for look in chosen.values())
         dash = DASHES[again % len(DASHES)] if cell.heldout.comparable else "--"

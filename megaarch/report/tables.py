@@ -111,7 +111,7 @@ def latex_row(cell: MergedCell, strong: bool) -> str:
         escaped(cell.label)
         + ("" if heldout.comparable else r"$^{\dagger}$")
         + (r"$^{\ddagger}$" if cell.heir else ""),
-        escaped(cell.architecture.replace("_", " ")),
+        escaped(notation.spelled(cell.architecture)),
         notation.count(cell.parameters, "--"),
         rf"${mantissa} \times 10^{{{exponent}}}$" if exponent else mantissa,
         value + spread,

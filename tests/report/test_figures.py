@@ -117,6 +117,19 @@ def test_a_cell_that_starts_from_another_is_drawn_in_its_colour_with_hollow_mark
     assert look["a-tuned"].marks["markerfacecolor"] == LIGHT["page"]
 
 
+def test_a_cell_without_positions_has_the_colour_of_its_like_and_other_dashes():
+    blind = {"model": {"position_encoding": "none"}}
+    cells = [
+        cell_at("b", 2, 1, 3, preset=None, objective="span_corruption"),
+        cell_at("a", 2, 1, 3, preset=None, objective="full_lm"),
+        cell_at("a-nopos", 2, 1, 3, preset=None, objective="full_lm", settings=blind),
+        cell_at("other-nopos", 2, 1, 3, preset=None, objective="prefix_lm", settings=blind),
+    ]
+    look = looks(merged_cells(Results.of(example_results(cells))))
+    assert look["a-nopos"].key == look["a"].key and look["a-nopos"].dash != look["a"].dash
+    assert len({look[name].key for name in ("b", "a", "other-nopos")}) == 3
+
+
 def test_figures_are_written_as_pdf_and_svg_and_twice_the_same(tmp_path):
     results = example_results([example_cell("t5")])
     paths = report.write_figures(results, tmp_path / "figures")

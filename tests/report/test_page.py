@@ -108,6 +108,7 @@ def test_a_reader_of_the_arguments_is_told_what_each_model_is():
     assert "<b>gpt</b> causal decoder, predicts each next token</li>" in first
     assert "<b>masked-blind</b> encoder, restores masked tokens, has no positions</li>" in others
     assert (first + others).count("<li>") == len(arguments()["cells"])
+    assert "<dt>encoder</dt><dd>one stack; every token sees every other</dd>" in html
     assert 'class="models"' not in page(example_results())
 
 

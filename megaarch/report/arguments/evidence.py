@@ -17,6 +17,7 @@ from megaarch.report.arguments import figures, rules
 from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import Verdict
 from megaarch.report.inference import cheapest, dialogues
+from megaarch.report.notation import spelled
 from megaarch.report.style import RC, Panel
 from megaarch.report.yardsticks import TASKS, Score, chance_of
 from megaarch.study.results import Results
@@ -208,7 +209,7 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
         return None
     last = max(errors["causal_decoder"], key=int)
     scores = {
-        name.replace("_", " "): as_score(error[last])
+        spelled(name): as_score(error[last])
         for name, error in errors.items()
         if name in regression.ARCHITECTURES
     }

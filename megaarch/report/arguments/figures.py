@@ -12,7 +12,7 @@ from megaarch.probes.regression import Regressed
 from megaarch.report import charts
 from megaarch.report.axes import Looks
 from megaarch.report.charts import Entry, Point, lines
-from megaarch.report.notation import percent
+from megaarch.report.notation import percent, spelled
 from megaarch.report.style import Look, Panel
 from megaarch.report.yardsticks import Score
 
@@ -123,9 +123,7 @@ def difficulty(
         "nats a target",
         None,
     )
-    cost.caption = (
-        "Each on its own training task, of which cells have seen unequal numbers of targets."
-    )
+    cost.caption = "Each on its own training task, of which cells have seen unequal numbers of targets. A nat is 1.44 bits."
     learned = charts.dots(
         "argument-difficulty",
         "What a linear probe reads off frozen states",
@@ -141,11 +139,9 @@ def difficulty(
 
 def in_context(found: Regressed) -> Panel:
     """The error of each learner by the number of examples, and of the causal decoder by seed."""
-    errors = {name.replace("_", " "): one.error for name, one in found.learners.items()}
+    errors = {spelled(name): one.error for name, one in found.learners.items()}
     look = {
-        name.replace("_", " "): Look(
-            DRAWN_AS.get(name, "muted"), "o", "-" if name in DRAWN_AS else ":"
-        )
+        spelled(name): Look(DRAWN_AS.get(name, "muted"), "o", "-" if name in DRAWN_AS else ":")
         for name in found.learners
     }
     seeds = by_seed(errors["causal decoder"])
@@ -232,9 +228,13 @@ def tools(found: Throughput) -> Panel:
         ("causal", 1.0),
         always=True,
     )
+    panel.caption = (
+        "Visible pairs of query and key in a second, over those of the causal mask. Dense mask: torch's attention with "
+        f"its causal flag, no mask, or a table of the visible pairs. Rows of {found.length:,} tokens"
+    )
     if found.device == "cpu":
-        panel.caption = (
-            f"Rows of {found.length:,} tokens on a CPU, where how much torch's causal flag skips depends on the row: a GPU "
-            "may differ."
+        panel.caption += (
+            " on a CPU, where what torch's causal flag skips depends on the row: a GPU may differ"
         )
+    panel.caption += "."
     return panel

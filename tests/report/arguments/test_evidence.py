@@ -220,4 +220,4 @@ def test_a_learner_without_a_value_leaves_its_argument_open_and_the_others_drawn
     assert argument.verdict.answer == UNKNOWN
     [axes] = argument.panels[0].figure.axes
     names = {text.get_text() for text in axes.texts}
-    assert name.replace("_", " ") not in names and "encoder decoder" in names
+    assert name.replace("_", " ") not in names and "encoder-decoder" in names

@@ -182,8 +182,8 @@ def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
 
     UserError where an item does not fit one.
     """
-    model, shapes = settings.model, [c.shape for c in converted]
-    longest = [max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)]
+    model, shape = settings.model, RowShape.largest([c.shape for c in converted])
+    longest = shape.streams
     room, learned = model.sequence_length, model.position_encoding == "learned"
     if longest[0] > room or (learned and max(longest) > model.position_rows):
         raise UserError(
@@ -192,9 +192,4 @@ def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
             "continuation_tokens, or raise model.sequence_length"
         )
     fit = max(1, room // max(longest[0], 1))
-    return RowShape(
-        tuple(fit * n for n in longest),
-        fit * max(s.targets for s in shapes),
-        fit * max(s.parts for s in shapes),
-        fit * max(s.cross_parts for s in shapes),
-    )
+    return RowShape.of(fit * size for size in shape.sizes)

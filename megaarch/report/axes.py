@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from megaarch.report import notation
 from megaarch.report.style import LIGHT, Look, Panel, drawable
@@ -79,12 +81,7 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) ->
     ax.autoscale_view()  # which is put off until something asks for the limits
     to_axes = ax.transScale + ax.transLimits
     wanted = [to_axes.transform(ends[label])[1] * points for label in labels]
-    above = range(len(labels) - 1, -1, -1)  # how many names stand above each, within the frame
-    places = [
-        min(max(place, LINE_GAP * below), points - LINE_GAP * n)
-        for below, (place, n) in enumerate(zip(spread(wanted, LINE_GAP), above, strict=True))
-    ]
-    for label, place in zip(labels, places, strict=True):
+    for label, place in zip(labels, spread(wanted, LINE_GAP, points), strict=True):
         colour = look[label].colour
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6}
         ax.annotate(
@@ -98,25 +95,12 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], look: Looks) ->
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the order of `wanted` (ascending), near what is wanted.
-
-    Clusters that overlap are joined and centred on their mean (pool adjacent violators).
-    """
-    clusters: list[list[float]] = []
-    for place in wanted:
-        clusters.append([place])
-        while len(clusters) > 1:
-            upper, lower = clusters[-1], clusters[-2]
-            distance = sum(upper) / len(upper) - sum(lower) / len(lower)
-            if distance >= gap * (len(upper) + len(lower)) / 2:
-                break
-            clusters[-2:] = [lower + upper]
-    return [
-        sum(cluster) / len(cluster) + gap * (i - (len(cluster) - 1) / 2)
-        for cluster in clusters
-        for i in range(len(cluster))
-    ]
+def spread(wanted: Sequence[float], gap: float, room: float = math.inf) -> list[float]:
+    """Places at least `gap` apart between 0 and `room`, in the order of `wanted` (ascending), near what is
+    wanted."""
+    steps = gap * np.arange(len(wanted))
+    free = isotonic_regression(np.subtract(wanted, steps)).x
+    return (np.clip(free, 0, room - gap * (len(wanted) - 1)) + steps).tolist()
 
 
 def name_rows(ax: Axes, labels: Sequence[str], look: Looks, marks: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of plot a report has: curves, dots with intervals, bars, losses, sizes, lines.
+"""The kinds of plot a report has: curves, dots with intervals, bars, losses, ranges, lines.
 
 Each function draws one panel. Curves carry their names at their ends; there are no legends.
 """
@@ -31,7 +31,6 @@ from megaarch.report.axes import (
 )
 from megaarch.report.merged_cells import MergedCell, value_of
 from megaarch.report.style import LIGHT, Panel, canvas
-from megaarch.report.yardsticks import Score
 
 FEW_POINTS = 4  # a curve of no more points is shown whole
 Points = list[tuple[float, float]]
@@ -131,10 +130,8 @@ def dots(
     look: Looks,
     unit: str,
     reference: Reference,
-    always: bool = False,
 ) -> Panel:
-    """A dot and its interval for each row, first row on top. The reference is drawn where it is
-    near, or `always`."""
+    """A dot and its interval for each row, first row on top."""
     panel = Panel(name, title, canvas(WIDTH, max(150, 58 + 24 * len(rows))))
     labels = [row.label for row in rows]
     ax = axes(panel, margin(labels) + 2 * LETTER, 44, top=18)
@@ -158,53 +155,12 @@ def dots(
             "va": "center",
         }
         ax.annotate(f"{value:.3f}", (1, place), (40, 0), **where, **OFFSET)
-    if reference and (always or reference_in_view(rows, reference[1])):
+    if reference:
         draw_reference(ax, reference, "vertical")
     name_rows(ax, labels, look, [row.mark for row in rows])
     ax.set_xlabel(unit)
     ticks(ax.xaxis, 5)
     ax.margins(x=0.06)
-    return panel
-
-
-def lengths(
-    name: str, title: str, series: Mapping[str, list[tuple[int, Score]]], look: Looks, unit: str
-) -> Panel | None:
-    """Each cell's score and interval by the length of what was scored, in tokens; None without any."""
-    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
-    ax = axes(panel, 52, margin(list(series)) + 8)
-    ends, places = {}, set()
-    for shift, (label, scores) in enumerate(series.items()):
-        known = [(n, s.value, s.interval) for n, s in scores if s.value is not None]
-        if not known:
-            continue
-        style = look[label]
-        xs = [n * 1.03 ** (shift - len(series) / 2) for n, *_ in known]  # intervals side by side
-        ys = [value for _, value, _ in known]
-        reach = [(v - i[0], i[1] - v) if i else (0.0, 0.0) for _, v, i in known]
-        both = tuple([max(0.0, end) for end in side] for side in zip(*reach, strict=True))
-        says = f"{label}: " + ", ".join(f"{v:.3f} at {n}" for n, v, _ in known)
-        ax.errorbar(xs, ys, both, fmt="none", ecolor=style.colour, alpha=0.45)
-        ax.plot(
-            xs,
-            ys,
-            linestyle=style.dash,
-            gid=panel.gid(label, says),
-            **style.marks,
-        )
-        ends[label] = xs[-1], ys[-1]
-        places.update(n for n, *_ in known)
-    if not ends:
-        return None
-    low, high = ax.get_ylim()
-    if low < 0 < high:
-        ax.axhline(0, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
-    ax.set_xscale("log")
-    ax.set(xlabel="tokens of the continuation", ylabel=unit)
-    ax.xaxis.set_major_locator(FixedLocator(sorted(places)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    name_ends(ax, ends, look)
     return panel
 
 
@@ -276,56 +232,75 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def parameters(cell: MergedCell) -> float:
-    return cell.parameters or 0.0
-
-
-def sizes(
-    name: str,
-    title: str,
-    series: Mapping[str, list[MergedCell]],
-    look: Looks,
-    size: Callable[[MergedCell], float] = parameters,
-    says: str = "parameters",
-    written: Callable[[float], str] = notation.count,
-) -> Panel:
-    """Held-out bits per byte against a size of each cell, one curve a name, at one budget. says, written: the
-    axis and its numbers."""
-    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
-    ax = axes(panel, 44, margin(list(series)) + 8)
-    ends, of_series, places = {}, {}, set()
-    for label, cells in series.items():
-        cells = sorted(cells, key=size)
-        xs, ys = [size(cell) for cell in cells], list(map(value_of, cells))
-        style = of_series[label] = look[cells[0].label]
-        shows = "; ".join(f"{c.label}: {c.bits_per_byte:.3f} bits per byte" for c in cells)
-        ax.errorbar(xs, ys, half_intervals(cells), fmt="none", ecolor=style.colour, alpha=0.45)
-        ax.plot(xs, ys, gid=panel.gid(label, shows), **style.marks)
-        ends[label] = xs[-1], ys[-1]
-        places.update(xs)
-    ax.set_xscale("log")
-    ax.set(xlabel=says, ylabel="held-out bits per byte")
-    ax.xaxis.set_major_locator(FixedLocator(thinned(sorted(places))))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
-    name_ends(ax, ends, of_series)
-    return panel
-
-
-def half_intervals(cells: Sequence[MergedCell]) -> tuple[list[float], list[float]]:
-    """How far the intervals reach below and above each value."""
-    values = list(map(value_of, cells))
-    ends = [c.heldout.interval() or (v, v) for c, v in zip(cells, values, strict=True)]
-    low = [max(0.0, value - end[0]) for value, end in zip(values, ends, strict=True)]
-    high = [max(0.0, end[1] - value) for value, end in zip(values, ends, strict=True)]
-    return low, high
-
-
 class Point(NamedTuple):
     x: float
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, x: float, value: float, interval: Sequence[float] | None) -> "Point":
+        low, high = interval or (value, value)
+        return cls(x, value, low, high)
+
+
+def ranges(
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    look: Looks,
+    x: str,
+    y: str,
+    written: Callable[[float], str],
+    apart: float = 1.0,
+) -> Panel:
+    """A curve with its intervals for each name over a logarithmic axis, of which only the places of points are
+    named. x, y: what the axes say. written: numbers of x. apart: the factor in x between curves, so that their
+    intervals stand side by side."""
+    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    ax = axes(panel, 52, margin(list(series)) + 8)
+    ends = {}
+    for shift, (label, points) in enumerate(series.items()):
+        style = look[label]
+        xs = [p.x * apart ** (shift - len(series) / 2) for p in points]
+        ys = [p.value for p in points]
+        reach = [(max(0.0, p.value - p.low), max(0.0, p.high - p.value)) for p in points]
+        says = f"{label}: " + ", ".join(f"{p.value:.3f} at {written(p.x)}" for p in points)
+        ax.errorbar(
+            xs, ys, tuple(zip(*reach, strict=True)), fmt="none", ecolor=style.colour, alpha=0.45
+        )
+        ax.plot(xs, ys, linestyle=style.dash, gid=panel.gid(label, says), **style.marks)
+        ends[label] = xs[-1], ys[-1]
+    low, high = ax.get_ylim()
+    if low < 0 < high:
+        ax.axhline(0, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)))
+    ax.set_xscale("log")
+    ax.set(xlabel=x, ylabel=y)
+    places = sorted({p.x for points in series.values() for p in points})
+    ax.xaxis.set_major_locator(FixedLocator(thinned(places)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+    name_ends(ax, ends, look)
+    return panel
+
+
+def quality(
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[MergedCell]],
+    look: Looks,
+    size: Callable[[MergedCell], float],
+    says: str,
+    written: Callable[[float], str],
+) -> Panel:
+    """Held-out bits per byte against a size of each cell, one curve a name. says, written: as `ranges` has x."""
+    ordered = {label: sorted(cells, key=size) for label, cells in series.items()}
+    points = {
+        label: [Point.of(size(cell), value_of(cell), cell.heldout.interval()) for cell in cells]
+        for label, cells in ordered.items()
+    }
+    own = {label: look[cells[0].label] for label, cells in ordered.items()}
+    return ranges(name, title, points, own, says, "held-out bits per byte", written)
 
 
 def lines(

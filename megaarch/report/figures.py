@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import matplotlib
 
@@ -17,6 +16,7 @@ from megaarch.report.masks import mask_panel
 from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.report.yardsticks import (
+    Score,
     gain_of_length,
     knows_length,
     lengths,
@@ -30,7 +30,6 @@ from megaarch.study.results import Results
 
 BOTH_SIDES = "Each token given both of its sides: not comparable with the rest."
 HOLLOW = "Hollow: started from another cell's weights."
-NO_PROBES: Mapping[str, Probed] = MappingProxyType({})
 PSEUDO, TOLD = "*", "\u2020"  # marks of a row
 NOTES = {
     PSEUDO: BOTH_SIDES,
@@ -51,7 +50,9 @@ def write_figures(
     return [path for panel in panels for path in write(panel, directory)]
 
 
-def sections(results: Results, probed: Mapping[str, Probed] = NO_PROBES) -> dict[str, list[Panel]]:
+def sections(
+    results: Results, probed: Mapping[str, Probed] | None = None
+) -> dict[str, list[Panel]]:
     """Section -> its panels: masks, heldout, loss, throughput, choice, tasks, scaling,
     laws, inference. What study.adapt added is a table of the page."""
     every = merged_cells(results)
@@ -69,7 +70,7 @@ def sections(results: Results, probed: Mapping[str, Probed] = NO_PROBES) -> dict
                     found.setdefault(section, []).append(panel)
             found.setdefault("scaling", []).extend(scaling(group, look, number, each))
         found["laws"] = laws.panels(results, cells, look)
-        found["inference"] = inference.panels(probed, every, look)
+        found["inference"] = inference.panels(probed or {}, every, look)
     return found
 
 
@@ -79,10 +80,9 @@ def masks(cells: Sequence[MergedCell]) -> list[Panel]:
     for cell in cells:
         if cell.masks:
             first.setdefault(cell.name, cell)
-    labelled = any(mask.tokens for cell in first.values() for mask in cell.masks)
     panels = []
     for name, cell in first.items():
-        panels.append(mask_panel(cell.masks, name, f"mask-{slug(name)}", labelled))
+        panels.append(mask_panel(cell.masks, name, f"mask-{slug(name)}"))
         if is_mixture(cell.objective):
             panels[-1].caption = "One row of a mixture, whose other parts may be masked otherwise."
     return panels
@@ -120,7 +120,8 @@ def heldout(
             yield panel
     if rows := entries(cells, "continuation_bits_per_byte"):
         title = "At the end, with 95% intervals"
-        panel = charts.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", final)
+        near = final if final and charts.reference_in_view(rows, final[1]) else None
+        panel = charts.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", near)
         labels = {row.label for row in rows}
         if any(look[label].hollow for label in labels):
             panel.caption = HOLLOW
@@ -143,11 +144,26 @@ def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator
         ("gain", "What the right prefix saves", "bits per byte saved", gain_of_length),
     ):
         series = {
-            cell.label: [(int(n), cell.heldout.score(yardstick(n))) for n in each] for cell in cells
+            cell.label: scored([(int(n), cell.heldout.score(yardstick(n))) for n in each])
+            for cell in cells
         }
-        panel = charts.lengths(f"heldout-{name}{suffix}", title, series, look, unit)
-        if panel is not None:
-            yield panel
+        series = {label: points for label, points in series.items() if points}
+        if series:
+            yield charts.ranges(
+                f"heldout-{name}{suffix}",
+                title,
+                series,
+                look,
+                "tokens of the continuation",
+                unit,
+                "{:.0f}".format,
+                apart=1.03,
+            )
+
+
+def scored(scores: Sequence[tuple[float, Score]]) -> list[Point]:
+    """Points of the scores that have a value."""
+    return [Point.of(x, s.value, s.interval) for x, s in scores if s.value is not None]
 
 
 def tasks(
@@ -157,14 +173,9 @@ def tasks(
     scored on it."""
     if numbers := shots([held for cell in cells for held in cell.heldout.each]):
         curves = {
-            cell.label: [
-                Point(int(n), score.value, *(score.interval or [score.value] * 2))
-                for n in numbers
-                if (score := cell.heldout.score(of_shots(n))).value is not None
-            ]
+            cell.label: scored([(int(n), cell.heldout.score(of_shots(n))) for n in numbers])
             for cell in cells
         }
-        curves = {label: points for label, points in curves.items() if points}
         title = "Mean of the tasks by examples"
         yield lines(
             f"shots{suffix}", title, curves, look, "answered examples before a question", "accuracy"
@@ -185,7 +196,6 @@ def tasks(
             look,
             "accuracy",
             reference,
-            always=True,
         )
 
 
@@ -260,7 +270,7 @@ def choice(
     if rows := entries(cells, "choice_accuracy")[::-1]:
         title, unit = "Choice of the true continuation", "accuracy (share of items)"
         chance = ("chance", results.chance)
-        panel = charts.dots(f"choice{suffix}", title, rows, look, unit, chance, always=True)
+        panel = charts.dots(f"choice{suffix}", title, rows, look, unit, chance)
         panel.caption = note(rows)
         yield panel
     if rows := entries(cells, "middle_bits_per_byte"):
@@ -288,7 +298,15 @@ def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) ->
             series.setdefault(cell.name, []).append(cell)
     series = {name: group for name, group in series.items() if len(group) > 1}
     if series:
-        yield charts.sizes(f"scaling-{number}", f"At {each}", series, look)
+        yield charts.quality(
+            f"scaling-{number}",
+            f"At {each}",
+            series,
+            look,
+            lambda cell: cell.parameters or 0.0,
+            "parameters",
+            notation.count,
+        )
 
 
 SECTIONS = {

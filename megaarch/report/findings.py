@@ -137,7 +137,7 @@ def ranking(
     scores.sort(key=lambda pair: sign * (pair[1].value or 0.0))
     if not scores:
         return None
-    differs = distinguished([score for _, score in scores])[0]
+    differs = distinguished([score for _, score in scores])
     order = [cell for cell, _ in scores]
     tied = [cell for cell, apart in zip(order[1:], differs[1:], strict=True) if not apart]
     complete = {cell.label for cell in order} == {cell.label for cell in every}

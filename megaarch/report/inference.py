@@ -44,7 +44,7 @@ def panels(probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Look
 
     title = "Quality against the cost of a dialogue"
     says = f"FLOPs of {TURNS} turns"
-    panel = charts.sizes("inference-quality", title, series, look, flops, says, notation.power)
+    panel = charts.quality("inference-quality", title, series, look, flops, says, notation.power)
     panel.caption = "Under the cheapest policy that the mask of training allows."
     return [panel]
 

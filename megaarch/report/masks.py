@@ -15,10 +15,10 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patches import Rectangle
 
 from megaarch.attention.mask import CAUSAL, FULL
-from megaarch.report.style import LIGHT, RC, Panel, canvas, drawable
+from megaarch.report.style import LIGHT, RC, Panel, canvas
 from megaarch.study.results import CellResult, Mask
 
-SIDE = 210  # points
+SIDE, LEFT = 210, 18  # points: of the drawing, and beside its masks
 STEPS = 128  # most stairs of a causal part
 GRID_LIMIT = 40  # tokens up to which single cells show
 
@@ -48,16 +48,15 @@ def kinds(cells: Sequence[CellResult]) -> list[str]:
     return [name for name in ("full", "causal", "cross") if name in there]
 
 
-def mask_panel(masks: list[Mask], label: str, name: str, labelled: bool) -> Panel:
-    """One small drawing with all masks of a cell; `labelled` leaves room for its tokens."""
+def mask_panel(masks: list[Mask], label: str, name: str) -> Panel:
+    """One small drawing with all masks of a cell."""
     placed = place(masks)
     rows = max(p.row + p.mask.queries for p in placed)
     columns = max(p.column + p.mask.keys for p in placed)
-    left = 50 if labelled else 18
-    height = min(1.6 * SIDE, (SIDE - 2 - left) * rows / columns)
+    height = min(1.6 * SIDE, (SIDE - 2 - LEFT) * rows / columns)
     panel = Panel(name, label, canvas(SIDE, height + 18))
     with matplotlib.rc_context(RC):
-        frame = left / SIDE, 2 / (height + 18), 1 - (left + 2) / SIDE, height / (height + 18)
+        frame = LEFT / SIDE, 2 / (height + 18), 1 - (LEFT + 2) / SIDE, height / (height + 18)
         ax = panel.figure.add_axes(frame)
         ax.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[], aspect="equal", anchor="NW")
         ax.spines[:].set_visible(False)
@@ -68,11 +67,9 @@ def mask_panel(masks: list[Mask], label: str, name: str, labelled: bool) -> Pane
         draw_parts(ax, placed, panel.gid(label, says(masks)))
         if max(rows, columns) <= GRID_LIMIT:
             rule_cells(ax, placed)
-        if rows <= GRID_LIMIT:
-            label_tokens(ax, placed)
         small = {"fontsize": 8, "color": LIGHT["muted"]}
         ax.annotate(f"{columns} keys →", (0, 1), (0, 4), "axes fraction", "offset points", **small)
-        where = {"xy": (0, 1), "xytext": (4 - left, 0), "textcoords": "offset points"}
+        where = {"xy": (0, 1), "xytext": (4 - LEFT, 0), "textcoords": "offset points"}
         ax.annotate(
             f"← {rows} queries", xycoords="axes fraction", rotation=90, va="top", **where, **small
         )
@@ -128,23 +125,6 @@ def rule_cells(ax: Axes, placed: list[Placed]) -> None:
         lines += [((x, top), (x, bottom)) for x in range(left, right + 1)]
         lines += [((left, y), (right, y)) for y in range(top, bottom + 1)]
     ax.add_collection(LineCollection(lines, colors=LIGHT["page"], linewidths=0.7))
-
-
-def label_tokens(ax: Axes, placed: list[Placed]) -> None:
-    for p in placed:
-        if not crosses(p.mask):
-            for i, token in enumerate(p.mask.tokens or []):
-                ax.annotate(
-                    drawable(token[:8]),
-                    (0, p.row + i + 0.5),
-                    (-3, 0),
-                    ("axes fraction", "data"),
-                    "offset points",
-                    ha="right",
-                    va="center",
-                    fontsize=6.5,
-                    color=LIGHT["muted"],
-                )
 
 
 def says(masks: list[Mask]) -> str:

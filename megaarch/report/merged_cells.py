@@ -106,13 +106,11 @@ def merge(cells: Sequence[CellResult]) -> MergedCell:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and key not in ("seed", "budget"):
                 merged[key] = mean_of([getattr(cell, key, None) for cell in cells])
-        warnings = dict.fromkeys(warning for cell in cells for warning in cell.warnings)
         merged |= {
             "curve": mean_curve([cell.curve for cell in cells]),
             "losses": interpolated([cell.losses for cell in cells], LossPoint, "loss"),
             "tuned": all(cell.tuned for cell in cells),
             "learning_rate_at_edge": any(cell.learning_rate_at_edge for cell in cells),
-            "warnings": list(warnings),
         }
     return MergedCell.model_construct(**merged)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from megaarch.report.merged_cells import (
     without_positions,
 )
 from megaarch.report.ranking_table import adaptation_table, columns_of, table
-from megaarch.report.style import Look, Panel, looks, palette, svg
+from megaarch.report.style import Look, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.report.yardsticks import phrases
 from megaarch.study.results import Results, Text
@@ -58,6 +59,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["svg"] = lambda panel: Markup(svg(panel, inline=True))
     cells = merged_cells(results)
     look = looks(cells)
     findings = report_findings.findings(results)
@@ -67,13 +69,12 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         study=results.study,
         created=day(results.created or ""),
         unread=report_findings.unread(findings, results.budget.match, False),
-        arguments=list(map(argued, arguments)),
+        arguments=arguments,
         models=models(cells, look),
         architectures=architectures(cells),
         scale=scale(arguments, cells, results.budget.match) if arguments else "",
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
-        columns=columns,
         tables=[
             table(results.budget.match, finding, columns, look)
             for finding in findings
@@ -84,7 +85,10 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
             for finding in findings
             if finding.adaptation is not None
         ],
-        sections={name: grouped(panels) for name, panels in sections(results, probed).items()},
+        sections={  # by budget
+            name: [(budget, list(group)) for budget, group in groupby(panels, attrgetter("group"))]
+            for name, panels in sections(results, probed).items()
+        },
         inference=inference.table(probed, cells, look),
         laws=laws.table(results, look, cells),
         shared_losses=len({cell.objective for cell in cells}) < len({cell.name for cell in cells}),
@@ -164,49 +168,12 @@ def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], match: str
     )
 
 
-def argued(argument: Argument) -> dict[str, Any]:
-    """An argument as the page shows it."""
-    verdict = argument.verdict
-    missing = "Not measured on these runs, or this study has not the cells for it"
-    if argument.probe != "compare":
-        missing += f": run megaarch probe {argument.probe} --study on its folder"
-    return {
-        "number": argument.number,
-        "title": argument.title,
-        "claim": argument.claim,
-        "rule": argument.rule,
-        "answer": verdict.answer if verdict else "not measured",
-        "kind": verdict.answer.split()[0] if verdict else "none",
-        "found": verdict.found if verdict else f"{missing}.",
-        "panels": [drawing(panel) for panel in argument.panels],
-    }
-
-
 def day(created: str) -> str:
     """An ISO time as people write it; anything else as it is."""
     try:
         return datetime.fromisoformat(created).strftime("%d %B %Y, %H:%M %Z").strip().lstrip("0")
     except ValueError:
         return created
-
-
-def drawing(panel: Panel) -> dict[str, str]:
-    return {
-        "title": panel.title,
-        "caption": panel.caption,
-        "svg": Markup(svg(panel, inline=True)),
-    }
-
-
-def grouped(panels: Sequence[Panel]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(budget, drawings) in the order of the panels; one group where there is one budget."""
-    return [
-        (
-            name,
-            [drawing(panel) for panel in group],
-        )
-        for name, group in groupby(panels, lambda panel: panel.group)
-    ]
 
 
 def shown_settings(settings: dict[str, Any]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.findings import Finding
@@ -30,12 +29,9 @@ class Column(NamedTuple):
 Cell = tuple[str, float | str | None]  # text, value to sort by
 
 
-class Strip(TypedDict):
-    """Where an interval and its value stand in their column's span, in percent."""
-
-    low: float
-    middle: float
-    high: float
+Strip = tuple[
+    float, float, float
+]  # an interval's ends with its value between, in percent of its column
 
 
 class Row(TypedDict):
@@ -56,19 +52,9 @@ class Table(TypedDict):
     """Cells of one budget, best first. groups: those that are not ranked, below a sentence that says why."""
 
     title: str
+    columns: Sequence[Column]
     ranked: list[Row]
     groups: list[tuple[str, list[Row]]]
-
-
-class AdaptationTable(TypedDict):
-    title: str
-    columns: list[Column]
-    rows: list[Row]
-
-
-def interval_of(heldout: Heldout) -> str:
-    interval = heldout.interval()
-    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else notation.MISSING
 
 
 FLOPS = Column(
@@ -169,6 +155,7 @@ def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[st
     tied = {cell.label for cell in finding.tied}
     return {
         "title": f"{notation.budget(match, finding.budget)} each",
+        "columns": columns,
         "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
         "groups": [
             (words, [row(cell, columns, look, None, False) for cell in group])
@@ -184,7 +171,7 @@ def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[st
 
 def adaptation_table(
     match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
-) -> AdaptationTable:
+) -> Table:
     """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
     started from."""
     order = [*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)]
@@ -204,7 +191,8 @@ def adaptation_table(
         found = row(cell, KEPT, look, None, cell.label in tied)
         rows.append({**found, "parent": "", "kind": kind, "numbers": numbers})
     amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
-    return {"title": f"{amount} each", "columns": [*changed, *SPENT], "rows": rows}
+    columns = [*changed, *SPENT]
+    return {"title": f"{amount} each", "columns": columns, "ranked": rows, "groups": []}
 
 
 def before_after(shown: Callable[[Any], str], before: Any, after: Any) -> str:
@@ -227,7 +215,8 @@ def row(
 ) -> Row:
     values = [column.value(cell) for column in columns]
     texts = [column.shown(value) for column, value in zip(columns, values, strict=True)]
-    texts[1] = interval_of(cell.heldout)
+    interval = cell.heldout.interval()
+    texts[1] = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else notation.MISSING
     return {
         "label": cell.label,
         "kind": notation.spelled(f"{cell.architecture}, {cell.objective}"),
@@ -246,5 +235,8 @@ def strip(cell: MergedCell, span: tuple[float, float] | None) -> Strip | None:
     if span is None or value is None:
         return None
     low, high = cell.heldout.interval() or (value, value)
-    places = [round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2) for x in (low, value, high)]
-    return {"low": places[0], "middle": places[1], "high": places[2]}
+
+    def place(x: float) -> float:
+        return round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2)
+
+    return place(low), place(value), place(high)

@@ -142,7 +142,9 @@ def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
         if cell.label in chosen:
             continue
         key, parent = cell.preset, (cell.parent or "").partition("/")[0]
-        like = placed.get((cell.architecture, cell.objective)) if without_positions(cell) else None
+        like = (
+            placed.get((cell.architecture, cell.objective), "") if without_positions(cell) else ""
+        )
         if key not in drawn:
             key = keys.get(cell.name) or keys.get(parent) or keys.get(like) or next(colours)
         keys[cell.name] = key

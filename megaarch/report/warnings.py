@@ -48,16 +48,12 @@ def warnings_for(results: Results) -> list[str]:
         *few_seeds(cells),
         *few_items(cells),
     ]
-    for cell in cells:
-        own = [cause.own(cell) for cause in CAUSES if cause.holds(cell)]
-        found += [f"{label(cell)}: {w}" for w in cell.warnings if w not in own]
     return list(dict.fromkeys([*found, *results.warnings]))
 
 
 def warnings_of(cell: CellResult) -> list[str]:
-    """Everything to know about one cell, its own warnings included."""
-    own = [cause.own(cell) for cause in CAUSES if cause.holds(cell)]
-    return list(dict.fromkeys([*own, *cell.warnings]))
+    """Everything to know about one cell."""
+    return list(dict.fromkeys(cause.own(cell) for cause in CAUSES if cause.holds(cell)))
 
 
 def _axes(cell: CellResult) -> str:

@@ -5,6 +5,7 @@ No single one ranks all architectures without favour; docs/yardsticks.md says wh
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -89,19 +90,21 @@ def mean_paired(paired: Sequence[Paired | None]) -> Paired | None:
     return first.model_copy(update={"amounts": [sum(item) / len(found) for item in items]})
 
 
+def _accuracy(key: str, title: str, phrase: str, read: Callable[[Heldout], Score]) -> Yardstick:
+    return Yardstick(key, title, phrase, read, higher_is_better=True, most=1.0)
+
+
 CONTINUATION = Yardstick(
     MAIN,
     "Bits per byte",
     "whole continuations",
     lambda held: Score(held.continuation_bits_per_byte, held.continuation_interval, held.paired),
 )
-CHOICE = Yardstick(
+CHOICE = _accuracy(
     "choice",
     "Choice",
     "the choice of the true continuation",
     lambda held: Score(held.choice_accuracy, held.choice_interval, held.paired_choice),
-    higher_is_better=True,
-    most=1.0,
 )
 MIDDLE = Yardstick(
     "middle",
@@ -151,40 +154,30 @@ def gain_of_length(length: str) -> Yardstick:
 def of_task(name: str) -> Yardstick:
     def read(held: Heldout) -> Score:
         found = held.tasks.get(name, TaskScore(accuracy=None))
-        paired = None
-        if found.right is not None:
-            items = [float(i) for i in range(len(found.right))]
-            paired = Paired(
-                documents=items, sizes=[1.0] * len(items), amounts=[float(x) for x in found.right]
-            )
-        return Score(found.accuracy, found.interval, paired)
+        return Score(found.accuracy, found.interval, _paired([found]))
 
-    return Yardstick(
-        f"task {name}",
-        name,
-        f"the task {name}",
-        read,
-        higher_is_better=True,
-        most=1.0,
-    )
+    return _accuracy(f"task {name}", name, f"the task {name}", read)
 
 
-def _mean_of_tasks(held: Heldout) -> Score:
-    return _mean(list(held.tasks.values()))
+def _paired(tasks: Sequence[TaskScore]) -> Paired | None:
+    """The items of all tasks, of which every task has one share; None where one was not scored by item."""
+    if not tasks or not all(task.right for task in tasks):
+        return None
+    rights = [np.asarray(task.right, dtype=float) for task in tasks]
+    sizes = np.concatenate([np.full(len(right), 1.0 / len(right)) for right in rights])
+    amounts = np.concatenate(rights) * sizes
+    documents = np.arange(len(sizes), dtype=float)
+    return Paired(documents=documents.tolist(), sizes=sizes.tolist(), amounts=amounts.tolist())
 
 
-def _mean(scored: Sequence[TaskScore]) -> Score:
+def _mean(tasks: Sequence[TaskScore]) -> Score:
     """Every task counts alike, however many items it has."""
-    tasks = [task for task in scored if task.right]
-    if not tasks or len(tasks) < len(scored):
+    paired = _paired(tasks)
+    if paired is None:
         return Score(None)
-    shares = np.concatenate([np.full(len(task.right or ()), 1.0 / task.items) for task in tasks])
-    right = np.concatenate([task.right or () for task in tasks]) * shares
-    items = np.arange(len(right))
-    paired = Paired(
-        documents=items.astype(float).tolist(), sizes=shares.tolist(), amounts=right.tolist()
-    )
-    return Score(float(right.sum() / shares.sum()), ratio_interval(right, shares, items), paired)
+    sizes, amounts = np.array(paired.sizes), np.array(paired.amounts)
+    interval = ratio_interval(amounts, sizes, np.arange(len(sizes)))
+    return Score(float(amounts.sum() / sizes.sum()), interval, paired)
 
 
 def of_shots(number: str) -> Yardstick:
@@ -195,14 +188,7 @@ def of_shots(number: str) -> Yardstick:
             [t.by_shots.get(number, TaskScore(accuracy=None)) for t in held.tasks.values()]
         )
 
-    return Yardstick(
-        f"shots {number}",
-        f"{number} shots",
-        f"{number} shots",
-        read,
-        higher_is_better=True,
-        most=1.0,
-    )
+    return _accuracy(f"shots {number}", f"{number} shots", f"{number} shots", read)
 
 
 def chance_of(held: Heldout) -> float | None:
@@ -218,8 +204,8 @@ def shots(helds: Sequence[Heldout]) -> list[str]:
     return sorted(found, key=int)
 
 
-TASKS = Yardstick(
-    "tasks", "Tasks", "the mean of the tasks", _mean_of_tasks, higher_is_better=True, most=1.0
+TASKS = _accuracy(
+    "tasks", "Tasks", "the mean of the tasks", lambda held: _mean(list(held.tasks.values()))
 )
 
 
@@ -236,14 +222,8 @@ def of_unseen(names: Sequence[str]) -> Yardstick:
     def read(held: Heldout) -> Score:
         return _mean([held.tasks.get(name, TaskScore(accuracy=None)) for name in names])
 
-    return Yardstick(
-        "tasks unseen",
-        "Unseen tasks",
-        f"the mean of {len(names)} tasks that none was trained on",
-        read,
-        higher_is_better=True,
-        most=1.0,
-    )
+    phrase = f"the mean of {len(names)} tasks that none was trained on"
+    return _accuracy("tasks unseen", "Unseen tasks", phrase, read)
 
 
 def lengths(helds: Sequence[Heldout]) -> list[str]:
@@ -301,16 +281,11 @@ def _error(score: Score) -> Error:
     return Error((high - low) / 2 / float(stats.t.ppf(0.975, freedom)), freedom)
 
 
-def distinguished(scores: Sequence[Score]) -> list[list[bool]]:
-    """Whether each two of the scores differ by more than chance, such that in at most 5% of studies
-    of equals any two are said to (Holm over all pairs)."""
-    number = len(scores)
-    pairs = [(i, j) for i in range(number) for j in range(i)]
-    rejected = holm([difference(scores[i], scores[j]) for i, j in pairs], LEVEL)
-    table = [[False] * number for _ in range(number)]
-    for (i, j), differs in zip(pairs, rejected, strict=True):
-        table[i][j] = table[j][i] = differs
-    return table
+def distinguished(scores: Sequence[Score]) -> list[bool]:
+    """Whether each of the scores differs from the first by more than chance, such that in at most 5% of
+    studies of equals any two are said to (Holm over all pairs)."""
+    rejected = holm([difference(a, b) for a, b in combinations(scores, 2)], LEVEL)
+    return [False, *rejected[: len(scores) - 1]]
 
 
 def phrases(yardsticks: Sequence[Yardstick]) -> str:

@@ -66,16 +66,13 @@ class Fit:
         found = zip(NAMES, astuple(self.law), astuple(self.resamples), strict=True)
         return {name: self.interval(value, resampled) for name, value, resampled in found}
 
-    def interval(
-        self, value: float, resampled: np.ndarray, level: float = 0.95, log: bool = True
-    ) -> tuple[float, float]:
-        """Returns the interval of a number that follows from the law, given of all points and of each
-        resample. The distances of quantiles are widened by sqrt(P / (P - 5)), for residuals of a fit are
-        smaller than what they estimate. log: whether its logarithm is what varies evenly."""
-        there, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-        edges = np.quantile(there(resampled), [(1 - level) / 2, (1 + level) / 2])
+    def interval(self, value: float, resampled: np.ndarray) -> tuple[float, float]:
+        """Returns the 95% interval of a number that follows from the law, given of all points and of each
+        resample: that of its logarithm, which is what varies evenly. The distances of quantiles are widened
+        by sqrt(P / (P - 5)), for residuals of a fit are smaller than what they estimate."""
+        edges = np.quantile(np.log(resampled), [0.025, 0.975])
         widened = np.sqrt(len(self.points) / (len(self.points) - len(NAMES)))
-        low, high = back(there(value) + widened * (edges - there(value)))
+        low, high = np.exp(np.log(value) + widened * (edges - np.log(value)))
         return float(low), float(high)
 
 

@@ -19,7 +19,7 @@ from megaarch.study import lanes, lock, preflight, run_cell, sweep
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
-from megaarch.study.folder import StudyFolder, identity
+from megaarch.study.folder import StudyFolder, identity, save_config
 from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
 
 
@@ -32,7 +32,7 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
     folder = StudyFolder.open(raw, directory)  # mistakes in it show before anything is written
     with lock.alone(directory, "study"):
         _check(folder, console)
-        folder.save_config()  # whatever would refuse it has spoken
+        save_config(folder.raw, folder.directory)  # whatever would refuse it has spoken
         trials: list[Trial] = []
         records: dict[str, CellRecord] = {}
         with ProgressDisplay(console) as display:

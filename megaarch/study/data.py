@@ -2,8 +2,7 @@
 
 from functools import lru_cache
 
-from megaarch.config.schema import Data, Evaluation
-from megaarch.evaluation.items import Item, split
+from megaarch.config.schema import Data
 from megaarch.ingest.prepare import Prepared, kind_of, prepare
 from megaarch.ingest.split import Exclusion
 from megaarch.study.cells import StudyCell
@@ -24,12 +23,6 @@ def own_text(base: Data, size: int) -> Prepared:
     """The study's own text, under a vocabulary of `size` ids."""
     text = base.model_dump_json()
     return _read(text, text, size)
-
-
-def held_out(base: Data, size: int, evaluation: Evaluation) -> dict[str, list[Item]]:
-    """The items that score every cell of a study: cut from the study's own text."""
-    prepared = own_text(base, size)
-    return split(prepared.heldout, prepared.tokenizer, evaluation)
 
 
 def text_of(cell: StudyCell, base: Data) -> Prepared:

@@ -23,7 +23,7 @@ from megaarch.data.example import (
     generator,
 )
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.objectives import supervised
+from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import pack
 from megaarch.data.rows import Rows, pair_lengths
 from megaarch.data.segments import fixed_shape, segmentations

@@ -18,7 +18,7 @@ from megaarch.parallel.validate import join
 from megaarch.study import lanes, sweep
 from megaarch.study.cells import expand, find
 from megaarch.study.display import ProgressDisplay
-from megaarch.study.folder import StudyFolder, parent_record
+from megaarch.study.folder import StudyFolder, parent_record, save_config
 from megaarch.study.results import CellRecord, Trial
 from megaarch.study.run_cell import summary
 from megaarch.training.trainer import device_of
@@ -66,7 +66,7 @@ def _run(job: lanes.Job) -> CellRecord | None:
 
     def enter() -> None:
         if grid.is_main:
-            folder.save_config()
+            save_config(folder.raw, folder.directory)
         folder.text_of(cell)
 
     with Heartbeat(grid, cell.settings.training) as heartbeat:

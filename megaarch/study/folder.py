@@ -20,7 +20,7 @@ from megaarch.config.fingerprint import SCORING, changed_settings, fingerprint
 from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks
-from megaarch.evaluation.items import Item
+from megaarch.evaluation.items import Item, split
 from megaarch.files import replacing
 from megaarch.ingest.prepare import Prepared
 from megaarch.study import data, sweep_grid
@@ -69,9 +69,11 @@ class StudyFolder:
         return data.own_text(self.base, self.vocabulary_size)
 
     def held_out(self, size: int | None = None) -> dict[str, list[Item]]:
-        """The items that score every cell. size: of a cell's vocabulary; None: of the study's."""
+        """The items that score every cell, cut from the study's own text. size: of a cell's vocabulary; None:
+        of the study's."""
         size = size or self.vocabulary_size
-        return data.held_out(self.base, size, self.study.evaluation)
+        prepared = data.own_text(self.base, size)
+        return split(prepared.heldout, prepared.tokenizer, self.study.evaluation)
 
     @property
     def tune(self) -> Tune:
@@ -80,12 +82,24 @@ class StudyFolder:
         return self.study.tune
 
     def finished(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> CellRecord | None:
-        """The record of a cell that is done (see the function)."""
-        return finished(cell, self.text_of(cell), self.study.evaluation, parent)
+        """The record of a cell that is done. ConfigError where what decides it has changed since.
 
-    def save_config(self) -> None:
-        """Keeps the configuration as study.yaml."""
-        save_config(self.raw, self.directory)
+        parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
+        is not done either.
+        """
+        record = CellRecord.read(cell.folder)
+        if record is None or (cell.parent and parent is None and not parent_record(cell)):
+            return None
+        now = identity(cell, self.text_of(cell), self.study.evaluation, parent)
+        if differences := changed_settings(record.signature, now):
+            raise config.ConfigError(
+                [
+                    f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "
+                    "Restore them, give the cell another name, or remove its folder "
+                    f"{cell.folder}"
+                ]
+            )
+        return record if record.result else None
 
 
 def save_config(raw: config.Raw, directory: Path) -> None:
@@ -132,32 +146,6 @@ def parent_record(cell: StudyCell) -> CellRecord | None:
     """The record of the cell that this one starts from."""
     start = cell.settings.training.start_from
     return CellRecord.read(Path(start)) if cell.parent and start else None
-
-
-def finished(
-    cell: StudyCell,
-    prepared: Prepared,
-    evaluation: Evaluation,
-    parent: dict[str, Any] | None = None,
-) -> CellRecord | None:
-    """The record of a cell that is done. ConfigError where what decides it has changed since.
-
-    parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
-    is not done either.
-    """
-    record = CellRecord.read(cell.folder)
-    if record is None or (cell.parent and parent is None and not parent_record(cell)):
-        return None
-    differences = changed_settings(record.signature, identity(cell, prepared, evaluation, parent))
-    if differences:
-        raise config.ConfigError(
-            [
-                f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "
-                "Restore them, give the cell another name, or remove its folder "
-                f"{cell.folder}"
-            ]
-        )
-    return record if record.result else None
 
 
 def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:

@@ -68,7 +68,6 @@ class Mask(Record):
     queries: Annotated[Count, Field(gt=0)]
     keys: Annotated[Count, Field(gt=0)]
     parts: list[Annotated[list[Count], Field(min_length=5, max_length=5)]]
-    tokens: list[str] | None = None
 
     @model_validator(mode="after")
     def _parts_within(self) -> Self:
@@ -144,7 +143,6 @@ class CellResult(Record):
     losses: list[LossPoint]
     masks: list[Mask]
     settings: Raw
-    warnings: list[str] = Field(default_factory=list)
     data: Text | None = None
     tuned: bool = False
     learning_rate_at_edge: bool = False

@@ -241,7 +241,6 @@ def result(
         losses=[points[i] for i in thinned],
         masks=masks(trainer),
         settings=settings.model_dump(mode="json", by_alias=True, exclude={"study"}),
-        warnings=[],
         data=Text.model_validate(counts),
     )
 

@@ -10,7 +10,6 @@ import random
 from megaarch.config.catalogue import OBJECTIVES, PRESETS
 
 FULL, CAUSAL = 1, 2
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "went", "out", "to", "play")
 
 # preset: final bits per byte, choice accuracy, middle, parameters (M), seen tokens (M),
 # share of targets, steps, tokens per second
@@ -28,29 +27,26 @@ CELLS = {
 
 def example_masks(preset: str) -> list[dict]:
     """The masks of one short row of each preset, as a converter lays it out."""
-    n = len(WORDS)
+    n = 13
 
-    def mask(title, queries, keys, parts, tokens=None):
-        return {"title": title, "queries": queries, "keys": keys, "parts": parts} | (
-            {"tokens": tokens} if tokens else {}
-        )
+    def mask(title, queries, keys, parts):
+        return {"title": title, "queries": queries, "keys": keys, "parts": parts}
 
     if preset == "gpt":
-        return [mask("self-attention", n, n, [[CAUSAL, 0, n, 0, n]], list(WORDS))]
+        return [mask("self-attention", n, n, [[CAUSAL, 0, n, 0, n]])]
     if preset == "bert":
-        return [mask("self-attention", n, n, [[FULL, 0, n, 0, n]], list(WORDS))]
+        return [mask("self-attention", n, n, [[FULL, 0, n, 0, n]])]
     if preset in ("t5", "bart"):
         return [
-            mask("encoder", 9, 9, [[FULL, 0, 9, 0, 9]], [*WORDS[:6], "<s0>", "to", "play"]),
-            mask("decoder", 6, 6, [[CAUSAL, 0, 5, 0, 5]], ["<bos>", "<s0>", "it", "went", "<s1>"]),
+            mask("encoder", 9, 9, [[FULL, 0, 9, 0, 9]]),
+            mask("decoder", 6, 6, [[CAUSAL, 0, 5, 0, 5]]),
             mask("cross-attention", 6, 9, [[FULL, 0, 5, 0, 9]]),
         ]
     if preset == "xlnet":
-        tokens = [*WORDS[:12], "? and", "? then", "? it"]
         parts = [[FULL, 0, 9, 0, 9], [CAUSAL, 9, 12, 0, 12], [CAUSAL, 12, 15, 0, 11]]
-        return [mask("two streams", 15, 15, parts, tokens)]
+        return [mask("two streams", 15, 15, parts)]
     p = {"prefix_lm": 6, "unilm": 7, "glm": 8}[preset]
-    return [mask("self-attention", n, n, [[FULL, 0, p, 0, p], [CAUSAL, p, n, 0, n]], list(WORDS))]
+    return [mask("self-attention", n, n, [[FULL, 0, p, 0, p], [CAUSAL, p, n, 0, n]])]
 
 
 def example_settings(preset: str, rate: float, seed: int = 0) -> dict:

@@ -10,8 +10,7 @@ from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Evaluation
 from megaarch.model.parameter_count import parameter_count
 from megaarch.study.cells import expand, not_adapted
-from megaarch.study.data import held_out
-from megaarch.study.folder import identity
+from megaarch.study.folder import StudyFolder, identity
 from megaarch.study.sweep_grid import RATE
 
 
@@ -77,15 +76,13 @@ def test_cells_share_a_vocabulary_or_a_tokenizer_file_and_so_their_items(study, 
     assert problem.startswith("study.cells.1.set: model.vocabulary_size is the study's to set")
     study["data"]["tokenizer"] = str(prepared.tokenizer.path)
     gpt, t5 = expand(study, tmp_path)
-    settings = config.resolve(study)
     assert (gpt.settings.model.vocabulary_size, t5.settings.model.vocabulary_size) == (512, 600)
-    evaluation = Evaluation(prefix_tokens=12, continuation_tokens=6)
+    study["study"]["evaluation"] = {"prefix_tokens": 12, "continuation_tokens": 6}
+    opened = StudyFolder.open(study, tmp_path)
     items = [
         [
             (item.left.tolist(), item.span.tolist(), item.right.tolist(), item.span_bytes)
-            for item in held_out(settings.data, cell.settings.model.vocabulary_size, evaluation)[
-                "test"
-            ]
+            for item in opened.held_out(cell.settings.model.vocabulary_size)["test"]
         ]
         for cell in (gpt, t5)
     ]

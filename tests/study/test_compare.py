@@ -96,7 +96,6 @@ def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):
             "tokens_per_second",
             "final_loss",
             "heldout",
-            "warnings",
             "curve",
         ]:
             assert key in cell
@@ -201,8 +200,11 @@ def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path)
         for name, origin in chain
     ]
 
+    def opened_study():
+        return study_folder.StudyFolder.open(study, tmp_path)
+
     def arguments():
-        opened = study_folder.StudyFolder.open(study, tmp_path)
+        opened = opened_study()
         for cell in opened.cells:
             yield cell, opened.text_of(cell), opened.study.evaluation
 
@@ -212,18 +214,18 @@ def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path)
 
     for given in arguments():
         finish(*given)
-    assert all(study_folder.finished(*given) for given in arguments())
+    assert all(map(opened_study().finished, opened_study().cells))
     study["study"]["cells"][0]["set"] = {"training.clip_gradient": 0.7}
     parent, child, _ = arguments()
     folder = Path(parent[0].settings.logging.directory)
     shutil.rmtree(folder)
-    assert study_folder.finished(*child) is None, "nothing is known of its parent"
+    assert opened_study().finished(child[0]) is None, "nothing is known of its parent"
     with pytest.raises(config.ConfigError, match=r"adapted.*from.training.clip_gradient was 1.0"):
         compare(study, tmp_path, QUIET)  # told before the parent is run again
     assert not folder.exists()
     finish(*parent)
     with pytest.raises(config.ConfigError, match="from.training.clip_gradient was 1.0 and is 0.7"):
-        study_folder.finished(*child)
+        opened_study().finished(child[0])
 
 
 def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monkeypatch):

@@ -30,18 +30,24 @@ class Argument:
     """An argument as the report shows it. rule: what ends "It holds where". verdict: None, with no panels, where it was not measured."""
 
     number: int
-    title: str
     claim: str
     probe: str
     rule: str
     verdict: Verdict | None = None
     panels: tuple[Panel, ...] = ()
 
+    @property
+    def missing(self) -> str:
+        """What it takes to measure it."""
+        said = "Not measured on these runs, or this study has not the cells for it"
+        if self.probe == "compare":
+            return f"{said}."
+        return f"{said}: run megaarch probe {self.probe} --study on its folder."
+
 
 ARGUMENTS = (
     Argument(
         1,
-        "Generalization",
         "Decoders generalize better without examples.",
         "compare",
         "the causal decoder answers more of the tasks' questions than every model that is not causal, before any "
@@ -49,7 +55,6 @@ ARGUMENTS = (
     ),
     Argument(
         2,
-        "Rank",
         "Bidirectional attention degenerates to low rank.",
         "rank",
         "causal attention uses more directions than every attention that sees both ways, and the same weights lose "
@@ -57,7 +62,6 @@ ARGUMENTS = (
     ),
     Argument(
         3,
-        "Difficulty",
         "Predicting the next token is harder, and teaches more.",
         "difficulty",
         "a target costs the causal decoder more than one of every other training task, and a probe reads more off its "
@@ -65,7 +69,6 @@ ARGUMENTS = (
     ),
     Argument(
         4,
-        "Context",
         "Decoders learn more directly from examples in context.",
         "regression",
         "a causal model errs less behind all examples than a prefix decoder and an encoder-decoder do; it does not where "
@@ -73,7 +76,6 @@ ARGUMENTS = (
     ),
     Argument(
         5,
-        "Position",
         "Causal attention tells positions by itself.",
         "position",
         "in a causal decoder without positions a token's place is read off the second layer with less than half of "
@@ -82,7 +84,6 @@ ARGUMENTS = (
     ),
     Argument(
         6,
-        "Caches",
         "A decoder keeps its cache over the turns of a dialogue.",
         "dialogue",
         f"the eight turns of a dialogue cost every other architecture at least {rules.DEARER:g} times the FLOPs; it does "
@@ -90,7 +91,6 @@ ARGUMENTS = (
     ),
     Argument(
         7,
-        "Tools",
         "Tools serve causal masks best.",
         "masks",
         f"every other tool runs some other mask at less than {rules.FULL_SPEED:g} of its causal throughput and a kernel "
@@ -113,7 +113,7 @@ def evidence(results: Results, probed: Mapping[str, Probed]) -> list[Argument]:
     found = []
     with matplotlib.rc_context(RC):
         for argument, make in zip(ARGUMENTS, MAKERS, strict=True):
-            made = make(study, probed)
+            made = make(study, probed) if argument.probe in {"compare", *probed} else None
             verdict, *panels = made or (None,)
             found.append(replace(argument, verdict=verdict, panels=tuple(panels)))
     return found
@@ -146,8 +146,6 @@ def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
 
 
 def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
-    if "rank" not in probed:
-        return None
     ranks: dict[str, Ranks]
     ranks, missing = study.probed(probed["rank"], study.raw)
     mine = ranks.pop(study.decoder.label, None)
@@ -185,8 +183,6 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
 
 
 def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:
-    if "difficulty" not in probed:
-        return None
     records: dict[str, Difficulty]
     records, _ = study.probed(probed["difficulty"], study.raw)
     whole = {n: r for n, r in records.items() if r.nats_per_target and r.linear}
@@ -201,8 +197,6 @@ def _difficulty(study: Compared, probed: Mapping[str, Probed]) -> Made:
 
 
 def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
-    if "regression" not in probed:
-        return None
     found: Regressed = probed["regression"].cells[catalogue.ALONE]
     errors = {name: learner.error for name, learner in found.learners.items()}
     if "causal_decoder" not in errors:
@@ -218,8 +212,6 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
 
 
 def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:
-    if "position" not in probed:
-        return None
     records: dict[str, Positions]
     records, missing = study.probed(probed["position"], study.without)
     streams: dict[str, Stream] = {n: next(iter(r.streams.values())) for n, r in records.items()}
@@ -257,8 +249,6 @@ def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:
 
 
 def _tools(study: Compared, probed: Mapping[str, Probed]) -> Made:
-    if "masks" not in probed:
-        return None
     found: Throughput = probed["masks"].cells[catalogue.ALONE]
     return rules.tools(found.least(ours=True), found.least(ours=False)), figures.tools(found)
 

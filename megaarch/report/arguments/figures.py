@@ -64,7 +64,6 @@ def generalization(
         look,
         "mean accuracy of the tasks",
         ("chance", chance),
-        always=True,
     )
     panel.caption = "By rank classification. Finetuned cells trained on other items of tasks, with more compute."
     if prior is not None:
@@ -131,7 +130,6 @@ def difficulty(
         look,
         "mean accuracy of the tasks",
         ("chance", chance),
-        always=True,
     )
     learned.caption = "A probe is trained on the mean state of a text in one layer, and the model is not; held-out items."
     return cost, learned
@@ -226,7 +224,6 @@ def tools(found: Throughput) -> Panel:
         {row: look[row.partition(": ")[0]] for row in rows},
         "ratio at equal area",
         ("causal", 1.0),
-        always=True,
     )
     panel.caption = (
         "Visible pairs of query and key in a second, over those of the causal mask. Dense mask: torch's attention with "

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     if options.study is not None:
         print(catalogue.write(Path(options.study), found), file=sys.stderr)
     if options.json:
-        print(json.dumps(catalogue.as_json(found), indent=1))
+        print(json.dumps(found.model_dump(mode="json"), indent=1))
     else:
         show(found)
     return 0

@@ -24,7 +24,7 @@ from megaarch.probes.attention_weights import (
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.hidden_states import recorded
-from megaarch.probes.probed_model import Rows, Subject
+from megaarch.probes.probed_model import Subject
 from megaarch.probes.random_attention import matched_attention, random_attention, uniform_attention
 
 BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first
@@ -40,7 +40,7 @@ NORMS = {
     "frobenius": matrix_rank.frobenius_norm,
     "composite": matrix_rank.composite_norm,
 }
-Values = dict[str, np.ndarray]  # of each measure [L, H]
+Values = dict[tuple[str, ...], np.ndarray]  # of each measure [L, H], by its path in Attention
 
 
 class Spectrum(Record):
@@ -100,8 +100,7 @@ def measure(subject: Subject, options: Options) -> Ranks:
     residual: dict[tuple[str, str, str], list[torch.Tensor]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for first in range(0, len(rows), BATCH):
-        some = slice(first, first + BATCH)
-        batch = subject.batch(Rows(rows.tokens[some], rows.documents[some]), length // 2)
+        batch = subject.batch(rows[first : first + BATCH], length // 2)
         for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
             found.setdefault((kind, name), []).append(measured(matrices))
             sizes.setdefault(name, (matrices.shape[-2], matrices.shape[-1]))
@@ -197,19 +196,22 @@ def measured(matrices: torch.Tensor) -> Values:
     row that has no weights (see Ranks), which is counted nowhere."""
     least, known = min(matrices.shape[-2:]), matrices.isfinite().all(-1).all(-1)
     matrices = torch.where(known[..., None, None], matrices, 0.0)
-    found = {"entropy": matrix_rank.row_entropy(matrices).nanmean(-1)}
+    found: dict[tuple[str, ...], torch.Tensor] = {
+        ("entropy",): matrix_rank.row_entropy(matrices).nanmean(-1)
+    }
     for kind, each in (
         ("matrix", matrices),
         ("without_mean_row", matrix_rank.without_mean_row(matrices)),
     ):
         values = torch.linalg.svdvals(each)
         for tolerance in matrix_rank.TOLERANCES:
-            found[f"{kind}.{tolerance:g}"] = matrix_rank.numerical_rank(values, tolerance) / least
-        found[f"{kind}.stable_rank"] = matrix_rank.stable_rank(values) / least
-        found[f"{kind}.effective_rank"] = matrix_rank.effective_rank(values) / least
-        ratio = matrix_rank.smallest_over_largest(values)
-        found[f"{kind}.ratio"] = ratio.clamp(min=FLOOR).log10()
-    return {n: torch.where(known, value, torch.nan).numpy() for n, value in found.items()}
+            rank = matrix_rank.numerical_rank(values, tolerance) / least
+            found[kind, "numerical_rank", f"{tolerance:g}"] = rank
+        found[kind, "stable_rank"] = matrix_rank.stable_rank(values) / least
+        found[kind, "effective_rank"] = matrix_rank.effective_rank(values) / least
+        least_over_largest = matrix_rank.smallest_over_largest(values).clamp(min=FLOOR)
+        found[kind, "log10_smallest_over_largest"] = least_over_largest.log10()
+    return {path: torch.where(known, value, torch.nan).numpy() for path, value in found.items()}
 
 
 def _block(
@@ -231,8 +233,8 @@ def _block(
         }
 
     trained = joined("trained")
-    layers, heads = trained["entropy"].shape[1:]
-    causal, full = (joined(f"masks.{mask}")["matrix.effective_rank"] for mask in MASKS)
+    layers, heads = trained["entropy",].shape[1:]
+    causal, full = (joined(f"masks.{mask}")["matrix", "effective_rank"] for mask in MASKS)
     own = "." not in name
     return Block(
         queries=size[0],
@@ -243,10 +245,7 @@ def _block(
             [estimated(trained, documents, np.s_[:, i, j]) for j in range(heads)]
             for i in range(layers)
         ],
-        masks=group("masks"),
-        random=group("random"),
-        matched=group("matched"),
-        uniform=group("uniform"),
+        **{above: group(above) for above in ("masks", "random", "matched", "uniform")},
         lost_by_seeing_ahead=over_rows((causal - full).mean((1, 2)), documents) if own else None,
     )
 
@@ -254,29 +253,14 @@ def _block(
 def estimated(values: Values, documents: np.ndarray, of: Any = np.s_[:]) -> Attention:
     """Returns the means of measures [N, L, H] over the matrices `of` each row, with intervals over rows."""
 
-    def estimate(name: str) -> Estimate:
-        each = values[name][of].reshape(len(values[name]), -1)
-        known = ~np.isnan(each)
-        total = np.where(known, each, 0.0).sum(1)
-        mean = np.where(known.any(1), total / np.maximum(known.sum(1), 1), np.nan)
-        return over_rows(mean, documents[: len(mean)])
-
-    def spectrum(kind: str) -> Spectrum:
-        return Spectrum(
-            numerical_rank={
-                f"{tolerance:g}": estimate(f"{kind}.{tolerance:g}")
-                for tolerance in matrix_rank.TOLERANCES
-            },
-            stable_rank=estimate(f"{kind}.stable_rank"),
-            effective_rank=estimate(f"{kind}.effective_rank"),
-            log10_smallest_over_largest=estimate(f"{kind}.ratio"),
-        )
-
-    return Attention(
-        matrix=spectrum("matrix"),
-        without_mean_row=spectrum("without_mean_row"),
-        entropy=estimate("entropy"),
-    )
+    made: dict[str, Any] = {}
+    for (*above, name), each in values.items():
+        within = made
+        for key in above:
+            within = within.setdefault(key, {})
+        means = torch.from_numpy(each[of]).reshape(len(each), -1).nanmean(1).numpy()
+        within[name] = over_rows(means, documents[: len(means)])
+    return Attention.model_validate(made)
 
 
 def residuals(model: Transformer, batch: Batch) -> dict[tuple[str, str, str], torch.Tensor]:
@@ -292,15 +276,9 @@ def residuals(model: Transformer, batch: Batch) -> dict[tuple[str, str, str], to
             with torch.no_grad():
                 layers = [model.embed(index, batch), *(states[layer] for layer in stack.layers)]
             for name, norm in NORMS.items():
-                found[stack.stream, switch, name] = torch.stack(
-                    [
-                        torch.stack(
-                            [
-                                matrix_rank.residual_to_rank_one(x[:n], norm)
-                                for x, n in zip(layer, lengths, strict=True)
-                            ]
-                        )
-                        for layer in layers
-                    ]
-                )
+                rows = [
+                    torch.stack([matrix_rank.residual_to_rank_one(x[:n], norm) for x in of_row])
+                    for n, of_row in zip(lengths, zip(*layers, strict=True), strict=True)
+                ]
+                found[stack.stream, switch, name] = torch.stack(rows, dim=1)
     return found

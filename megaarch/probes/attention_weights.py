@@ -4,7 +4,7 @@ Letters of shapes: docs/shapes.md.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -63,21 +63,18 @@ def recorded_attention(
 
     Attention is dense meanwhile.
     """
-    found, changed = AttentionWeights(), []
+    found = AttentionWeights()
+    with ExitStack() as undo:
 
-    def record(module: SelfAttention | CrossAttention, into: dict[int, torch.Tensor], index, of):
-        changed.append((module, module.attend))
-        module.attend = _recording(into, index, of)
+        def record(module: SelfAttention | CrossAttention, into: dict, index: str, of) -> None:
+            undo.callback(setattr, module, "attend", module.attend)
+            module.attend = _recording(into, int(index), of)
 
-    for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
-        record(layer.attention, found.own, int(name), mask)
-        if layer.cross_attention is not None:
-            record(layer.cross_attention, found.cross, int(name), same)
-    try:
+        for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
+            record(layer.attention, found.own, name, mask)
+            if layer.cross_attention is not None:
+                record(layer.cross_attention, found.cross, name, same)
         yield found
-    finally:
-        for module, attend in changed:
-            module.attend = attend
 
 
 def _recording(into: dict[int, torch.Tensor], index: int, mask: Callable[[Parts], Parts]):

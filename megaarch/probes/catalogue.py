@@ -31,59 +31,27 @@ class Options:
 
 @dataclass(frozen=True)
 class Probe:
-    """measure: "module:function" of (Subject, Options) that returns a record of the class `record`; of (Options)
-    alone where it looks at no run."""
+    """A probe whose file has a function `measure` of (Subject, Options), or of (Options) alone where it looks at no
+    run, which returns a record of the class `record`."""
 
-    name: str
-    measure: str
+    module: str
     record: str
     of_runs: bool = True
 
+    def load(self, name: str) -> Any:
+        """Returns what its file calls `name`."""
+        return load(f"megaarch.probes.{self.module}:{name}")
+
 
 PROBES = {
-    probe.name: probe
-    for probe in (
-        Probe(
-            "rank",
-            "megaarch.probes.attention_rank:measure",
-            "megaarch.probes.attention_rank:Ranks",
-        ),
-        Probe(
-            "position",
-            "megaarch.probes.position:measure",
-            "megaarch.probes.position:Positions",
-        ),
-        Probe(
-            "difficulty",
-            "megaarch.probes.difficulty:measure",
-            "megaarch.probes.difficulty:Difficulty",
-        ),
-        Probe(
-            "in_context",
-            "megaarch.probes.in_context:measure",
-            "megaarch.probes.in_context:InContext",
-        ),
-        Probe(
-            "dialogue",
-            "megaarch.probes.dialogue:measure",
-            "megaarch.probes.dialogue:Dialogue",
-        ),
-        Probe(
-            "regression",
-            "megaarch.probes.regression:measure",
-            "megaarch.probes.regression:Regressed",
-            of_runs=False,
-        ),
-        Probe(
-            "masks",
-            "megaarch.probes.mask_speed:measure",
-            "megaarch.probes.mask_speed:Throughput",
-            of_runs=False,
-        ),
-    )
+    "rank": Probe("attention_rank", "Ranks"),
+    "position": Probe("position", "Positions"),
+    "difficulty": Probe("difficulty", "Difficulty"),
+    "in_context": Probe("in_context", "InContext"),
+    "dialogue": Probe("dialogue", "Dialogue"),
+    "regression": Probe("regression", "Regressed", of_runs=False),
+    "masks": Probe("mask_speed", "Throughput", of_runs=False),
 }
-
-
 ALONE = "all"
 
 
@@ -123,7 +91,7 @@ def run(
 
     UserError for a run that cannot be opened, and for one that the probe cannot measure.
     """
-    measure: Callable[..., Record] = load(PROBES[name].measure)
+    measure: Callable[..., Record] = PROBES[name].load("measure")
     found: dict[str, list[Record]] = {}
     digests: dict[str, list[str]] = {}
     if not PROBES[name].of_runs:
@@ -151,7 +119,7 @@ def read(folder: Path) -> dict[str, Probed]:
         path = folder / "probes" / f"{name}.json"
         if path.exists():
             made = fit(read_json(path), Probed, path)
-            kind: type[Record] = load(probe.record)
+            kind: type[Record] = probe.load(probe.record)
             cells = {cell: fit(value, kind, path) for cell, value in made.cells.items()}
             found[name] = made.model_copy(update={"cells": cells})
     return found
@@ -161,13 +129,8 @@ def write(folder: Path, probed: Probed) -> Path:
     """Writes what was probed of the study in `folder`; returns the file."""
     path = folder / "probes" / f"{probed.probe}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, as_json(probed))
+    write_json(path, probed.model_dump(mode="json"))
     return path
-
-
-def as_json(probed: Probed) -> dict[str, Any]:
-    """Returns the content of its file."""
-    return probed.model_dump(mode="json")
 
 
 def estimates(record: Any, path: str = "") -> list[tuple[str, Estimate]]:

@@ -13,13 +13,12 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, generator
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.packing import pack
 from megaarch.data.segments import components
 from megaarch.evaluation.record import Record
 from megaarch.probes import representation
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.probed_model import Rows, Subject, largest
+from megaarch.probes.probed_model import Rows, Subject, packed
 from megaarch.probes.representation import Representation
 
 PARTS = (
@@ -125,14 +124,10 @@ def examples(subject: Subject, texts: np.ndarray, seed: int) -> list[Converted]:
 
 
 def _targets(subject: Subject, converted: list[Converted]) -> Iterator[Targets]:
-    model, pad = subject.model, subject.vocabulary.pad
-    shape = largest([each.shape for each in converted])
+    model = subject.model
     for first in range(0, len(converted), BATCH):
         some = converted[first : first + BATCH]
-        index = range(first, first + len(some))
-        batch = pack(
-            [[one] for one in some], shape, pad=pad, axes=model.position_axes, sample_index=index
-        )
+        batch = packed(some, subject.vocabulary, model.position_axes)
         with torch.no_grad():
             hidden = model.target_rows(model.run(batch)[-1], batch)[: batch.head_count]
             logs = model.row_logits(hidden).double().log_softmax(-1)

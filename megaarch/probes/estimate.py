@@ -36,8 +36,14 @@ def over_rows(values: np.ndarray, documents: np.ndarray) -> Estimate:
     values, documents = values[known].astype(float), documents[known]
     if not len(values):
         return Estimate(value=None)
-    interval = ratio_interval(values, np.ones_like(values), documents)
-    return Estimate(value=float(values.mean()), interval=interval, items=len(values))
+    return ratio(values, np.ones_like(values), documents)
+
+
+def ratio(amounts: np.ndarray, sizes: np.ndarray, documents: np.ndarray) -> Estimate:
+    """Returns the sum of `amounts` [N] over that of `sizes` [N], with the interval of drawing whole documents
+    again."""
+    interval = ratio_interval(amounts, sizes, documents)
+    return Estimate(value=float(amounts.sum() / sizes.sum()), interval=interval, items=len(amounts))
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:

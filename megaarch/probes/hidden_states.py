@@ -1,7 +1,8 @@
 """Hidden states of a model, layer by layer, and which slots of a stream hold a token."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,18 +16,13 @@ def recorded(model: Transformer) -> Iterator[dict[int, torch.Tensor]]:
     """Yields a dict that a forward pass fills: global layer index -> the layer's output [B, S, D]."""
     found: dict[int, torch.Tensor] = {}
 
-    def keep(index: int):
-        def hook(module, inputs, output):
-            found[index] = output.detach()
+    def keep(index: int, module, inputs, output):
+        found[index] = output.detach()
 
-        return hook
-
-    hooks = [layer.register_forward_hook(keep(int(name))) for name, layer in model.layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(keep, int(name))))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def of_first_stack(model: Transformer, batch: Batch) -> list[torch.Tensor]:

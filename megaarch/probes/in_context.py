@@ -16,7 +16,7 @@ Attention is a decoder's own, and beside an encoder that to its output: there de
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,6 @@ from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.packing import pack
 from megaarch.errors import UserError
 from megaarch.evaluation.record import Record
 from megaarch.evaluation.scorer import FORM
@@ -38,12 +37,12 @@ from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.fused_projections import projections
-from megaarch.model.layers import CrossAttention, Layer, SelfAttention
+from megaarch.model.layers import Layer
 from megaarch.model.transformer import Transformer
 from megaarch.probes.attention_weights import inputs_of
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.probed_model import Subject, largest
+from megaarch.probes.probed_model import Subject, packed
 
 SHOTS = 4
 LEARNING_RATE = 1e-2  # of a demonstration's step
@@ -99,31 +98,23 @@ def measure(subject: Subject, options: Options) -> InContext:
     tasks = [task for path in options.tasks for task in find(path)]
     if not tasks:
         raise UserError("in_context asks tasks: give some with --tasks, e.g. configs/tasks")
-    return similarities(
-        subject.model,
-        subject.settings,
-        subject.tokenizer,
-        tasks,
-        max(options.rows // len(tasks), 2),
-        seed=options.seed,
-    )
+    return similarities(subject, tasks, max(options.rows // len(tasks), 2), seed=options.seed)
 
 
 def similarities(
-    model: Transformer,
-    settings: Settings,
-    tokenizer: Tokenizer,
+    subject: Subject,
     tasks: Sequence[Task],
     queries: int = 8,
     shots: int = SHOTS,
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
 ) -> InContext:
-    """Compares the three settings on held-out items of tasks; `model` stays as it is.
+    """Compares the three settings on held-out items of tasks; the subject's model stays as it is.
 
     queries: of a task at most. seed: of demonstrations and Gaussian changes. UserError where no task has
     a demonstration and two queries that fit a row.
     """
+    model, settings, tokenizer = subject.model, subject.settings, subject.tokenizer
     rng = np.random.default_rng(seed)
     form = partial(batch_of, settings, tokenizer)
     values: list[np.ndarray] = []
@@ -151,7 +142,7 @@ def similarities(
     return InContext(
         attention="cross" if len(model.stacks) > 1 else "self",
         layers={str(i): _similarity(table[:, i], of) for i in range(table.shape[1])},
-        mean=_similarity(_mean(table, 1), of),
+        mean=_similarity(torch.from_numpy(table).nanmean(1).numpy(), of),
         tasks=names,
         shots=shots,
         learning_rate=learning_rate,
@@ -202,10 +193,7 @@ def batch_of(settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: To
     objective = settings.data.objective
     examples = conditional_forms.continuation(objective, architecture, asked, answer, vocabulary)
     rows = [converter_of(architecture)(example, vocabulary) for example in examples]
-    shape = largest([row.shape for row in rows])
-    axes = catalogue.position_axes(objective)
-    each = [[row] for row in rows]
-    return pack(each, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(rows)))
+    return packed(rows, vocabulary, catalogue.position_axes(objective))
 
 
 def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float) -> Transformer:
@@ -309,36 +297,24 @@ def recorded(model: Transformer) -> Iterator[list[tuple[torch.Tensor, AttentionI
     attention [B, S, D], behind the output projection, and what `attend` was called with. It is
     cross-attention in a decoder beside an encoder."""
     found: list[tuple[torch.Tensor, AttentionInputs]] = []
-    undo: list[Callable[[], None]] = []
-    for index in model.stacks[-1].layers:
-        layer = model.layers[str(index)]
-        assert isinstance(layer, Layer)
-        undo.append(_record(layer.cross_attention or layer.attention, found))
-    try:
-        yield found
-    finally:
-        for restore in undo:
-            restore()
+    calls: list[AttentionInputs] = []  # of the layer that runs
 
-
-def _record(attention: SelfAttention | CrossAttention, found: list) -> Callable[[], None]:
-    attend, calls = attention.attend, []
-
-    def keep(*given: Any, **options: Any) -> torch.Tensor:
+    def keep(attend: Callable[..., torch.Tensor], *given: Any, **options: Any) -> torch.Tensor:
         calls.append(inputs_of(*given, **options))
         return attend(*given, **options)
 
     def after(module, arguments, output):
         found.append((output, calls.pop()))
 
-    attention.attend = keep
-    hook = attention.register_forward_hook(after)
-
-    def restore() -> None:
-        attention.attend = attend
-        hook.remove()
-
-    return restore
+    with ExitStack() as undo:
+        for index in model.stacks[-1].layers:
+            layer = model.layers[str(index)]
+            assert isinstance(layer, Layer)
+            attention = layer.cross_attention or layer.attention
+            undo.callback(setattr, attention, "attend", attention.attend)
+            undo.enter_context(attention.register_forward_hook(after))
+            attention.attend = partial(keep, attention.attend)
+        yield found
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
@@ -349,10 +325,3 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine over the last axis; NaN of a vector of norm 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
-def _mean(x: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is no NaN; NaN where all is."""
-    known = (~np.isnan(x)).sum(axis)
-    with np.errstate(invalid="ignore"):
-        return np.nansum(x, axis) / np.where(known, known, np.nan)

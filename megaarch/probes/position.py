@@ -14,10 +14,9 @@ from torch import nn
 
 from megaarch.data.batch import Batch
 from megaarch.errors import UserError
-from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
-from megaarch.probes.estimate import Estimate
+from megaarch.probes.estimate import Estimate, ratio
 from megaarch.probes.hidden_states import recorded, used_slots
 from megaarch.probes.probed_model import Rows, Subject
 
@@ -91,10 +90,7 @@ def states_of(subject: Subject, rows: Rows) -> dict[str, States]:
     model, vocabulary = subject.model, subject.vocabulary
     found: dict[str, list[States]] = {stack.stream: [] for stack in model.stacks}
     for first in range(0, len(rows), BATCH):
-        some = slice(first, first + BATCH)
-        batch = subject.batch(
-            Rows(rows.tokens[some], rows.documents[some]), rows.tokens.shape[1] // 2
-        )
+        batch = subject.batch(rows[first : first + BATCH], rows.tokens.shape[1] // 2)
         batch = unmasked(batch, vocabulary.mask)
         with torch.no_grad(), recorded(model) as layers:
             model.run(batch)
@@ -143,17 +139,11 @@ def _stream(states: States, documents: np.ndarray, test: np.ndarray, seed: int) 
         of = documents[states.rows[tested]]
         layers.append(
             Layer(
-                distance=_ratio(distance, np.ones(len(said)), of),
-                of_chance=_ratio(distance, guessed, of),
+                distance=ratio(distance, np.ones(len(said)), of),
+                of_chance=ratio(distance, guessed, of),
             )
         )
     return Stream(places=len(slots), chance=float(apart.mean()), layers=layers)
-
-
-def _ratio(amounts: np.ndarray, sizes: np.ndarray, documents: np.ndarray) -> Estimate:
-    interval = ratio_interval(amounts, sizes, documents)
-    value = float(amounts.sum() / sizes.sum())
-    return Estimate(value=value, interval=interval, items=len(amounts))
 
 
 def answers(

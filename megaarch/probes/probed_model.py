@@ -34,6 +34,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __getitem__(self, some: slice) -> "Rows":
+        return Rows(self.tokens[some], self.documents[some])
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -55,8 +58,22 @@ class Subject:
         return self.tokenizer.vocabulary
 
     def rows(self, length: int, count: int) -> Rows:
-        """Returns `count` windows of `length` tokens, at most, in rounds over the documents."""
-        return windows(self.documents, self.tokenizer, length, count)
+        """Returns as many windows of `length` text tokens as there are, `count` at most: the first of each
+        document, then the second, ... UserError where no document is so long."""
+        by_document = []
+        for document in self.documents:
+            tokens = self.tokenizer.encode(document).astype(np.int64)
+            whole = tokens[: len(tokens) // length * length].reshape(-1, length)
+            by_document.append([row for row in whole if self.vocabulary.text[row].all()])
+        most = max(map(len, by_document), default=0)
+        found = [(w[r], d) for r in range(most) for d, w in enumerate(by_document) if r < len(w)]
+        if not found:
+            raise UserError(
+                f"no held-out document has {length} tokens for a row: give --length, or other text with "
+                "--set data.source=FILE"
+            )
+        tokens, of = zip(*found[:count], strict=True)
+        return Rows(np.stack(tokens), np.array(of))
 
     def batch(self, rows: Rows, prefix: int) -> Batch:
         """Returns rows whose first `prefix` tokens condition the rest, in the model's own form."""
@@ -93,26 +110,6 @@ def _name(run: Path, record: CellRecord | None) -> str:
     return f"{folder.parent.name}/{folder.name.rpartition('-seed')[0]}"
 
 
-def windows(documents: Sequence[str], tokenizer: Tokenizer, length: int, count: int) -> Rows:
-    """Returns as many windows of `length` text tokens as there are, `count` at most: the first of each
-    document, then the second, ... UserError where no document is so long."""
-    text = tokenizer.vocabulary.text
-    by_document = []
-    for document in documents:
-        tokens = tokenizer.encode(document).astype(np.int64)
-        whole = tokens[: len(tokens) // length * length].reshape(-1, length)
-        by_document.append([window for window in whole if text[window].all()])
-    most = max(map(len, by_document), default=0)
-    found = [(w[r], d) for r in range(most) for d, w in enumerate(by_document) if r < len(w)]
-    if not found:
-        raise UserError(
-            f"no held-out document has {length} tokens for a row: give --length, or other text with "
-            "--set data.source=FILE"
-        )
-    tokens, of = zip(*found[:count], strict=True)
-    return Rows(np.stack(tokens), np.array(of))
-
-
 def batch_of(
     settings: Settings, vocabulary: Vocabulary, texts: Iterable[np.ndarray], prefix: int
 ) -> Batch:
@@ -129,17 +126,11 @@ def batch_of(
             objective, architecture, given, scored, vocabulary
         )
         converted.append(convert(examples[-1], vocabulary))
-    axes = catalogue.position_axes(objective)
-    shape = largest([each.shape for each in converted])
-    each = [[one] for one in converted]
-    return pack(each, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(each)))
+    return packed(converted, vocabulary, catalogue.position_axes(objective))
 
 
-def largest(shapes: Sequence[RowShape]) -> RowShape:
-    """Returns the shape of a row that holds any one of these."""
-    return RowShape(
-        tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)),
-        max(s.targets for s in shapes),
-        max(s.parts for s in shapes),
-        max(s.cross_parts for s in shapes),
-    )
+def packed(converted: Sequence[Converted], vocabulary: Vocabulary, axes: int) -> Batch:
+    """Returns a row for each example. axes: of positions."""
+    shape = RowShape.largest([each.shape for each in converted])
+    rows = [[one] for one in converted]
+    return pack(rows, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(rows)))

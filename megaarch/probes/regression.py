@@ -22,10 +22,9 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
-from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.evaluation.record import Record
 from megaarch.probes.catalogue import Options
-from megaarch.probes.estimate import Estimate, over_rows, over_seeds
+from megaarch.probes.estimate import Estimate, over_rows, over_seeds, ratio
 from megaarch.probes.regressor import Architecture, Attention, Regressor
 
 REFERENCES = ("least_squares", "ridge", "gradient_step")
@@ -275,21 +274,12 @@ def _learner(
 ) -> Learner:
     """seeds: the errors of each problem by number of examples, for each seed. An error that is not finite is
     no row to leave out: a mean without it would favour the model that diverged, so there is none."""
-    error, ratio = {}, {}
+    error, of_bound = {}, {}
     for count, least in bound.items():
         problems = np.arange(len(least))
         if not all(np.isfinite(found[count]).all() for found in seeds):
-            error[str(count)] = ratio[str(count)] = Estimate(value=None)
+            error[str(count)] = of_bound[str(count)] = Estimate(value=None)
             continue
         error[str(count)] = over_seeds([over_rows(found[count], problems) for found in seeds])
-        ratio[str(count)] = over_seeds(
-            [
-                Estimate(
-                    value=float(found[count].mean() / least.mean()),
-                    interval=ratio_interval(found[count], least, problems),
-                    items=len(least),
-                )
-                for found in seeds
-            ]
-        )
-    return Learner(parameters=parameters, error=error, ratio=ratio)
+        of_bound[str(count)] = over_seeds([ratio(found[count], least, problems) for found in seeds])
+    return Learner(parameters=parameters, error=error, ratio=of_bound)

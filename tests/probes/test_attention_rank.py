@@ -186,4 +186,4 @@ def test_a_matrix_with_a_row_that_has_no_weights_counts_nowhere():
         )
     row = {name: values[None] for name, values in found.items()}
     value = attention_rank.estimated(row, np.zeros(1)).matrix.effective_rank.value
-    assert value == pytest.approx(np.nanmean(found["matrix.effective_rank"]))
+    assert value == pytest.approx(np.nanmean(found["matrix", "effective_rank"]))

@@ -9,10 +9,9 @@ import torch
 
 from megaarch.cli.main import main
 from megaarch.config import catalogue
-from megaarch.data.packing import pack
 from megaarch.probes import difficulty
 from megaarch.probes.catalogue import Options
-from megaarch.probes.probed_model import Subject, largest, open_subject
+from megaarch.probes.probed_model import Subject, open_subject, packed
 from tests.conftest import PRESETS
 
 
@@ -26,9 +25,7 @@ def losses(subject: Subject, converted) -> np.ndarray:
     axes = catalogue.position_axes(subject.settings.data.objective)
     found = []
     for one in converted:
-        batch = pack(
-            [[one]], largest([one.shape]), pad=subject.vocabulary.pad, axes=axes, sample_index=[0]
-        )
+        batch = packed([one], subject.vocabulary, axes)
         with torch.no_grad():
             nll = subject.model(batch).nll
         found.append(nll[batch.target_weights > 0].numpy())

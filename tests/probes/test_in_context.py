@@ -192,6 +192,10 @@ def test_finetuning_moves_keys_and_values_alone_a_step_a_demonstration(preset, m
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def subject_of(made, preset, **given):
+    return Subject(preset, *made(preset, **given)[:3], documents=[])
+
+
 def test_without_a_change_there_is_no_direction_to_compare(made):
     model, alone, behind, *_ = batches(made, "gpt")
     found = in_context.compared(model, model, alone, behind, np.random.default_rng(0))
@@ -204,10 +208,11 @@ def test_without_a_change_there_is_no_direction_to_compare(made):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_architecture_is_compared_and_left_as_it_is(preset, made, task):
-    model, settings, tokenizer, _ = made(preset)
+    subject = subject_of(made, preset)
+    model = subject.model
     before = copy.deepcopy(model.state_dict())
     attends = [layer.attention.attend for layer in model.layers.values()]
-    found = in_context.similarities(model, settings, tokenizer, [task], queries=3, shots=2)
+    found = in_context.similarities(subject, [task], queries=3, shots=2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert attends == [layer.attention.attend for layer in model.layers.values()]
     assert found.attention == ("cross" if preset in ("t5", "ul2") else "self")
@@ -219,30 +224,28 @@ def test_every_architecture_is_compared_and_left_as_it_is(preset, made, task):
                 assert estimate.value is None  # elsewhere, so that no keys are the same
             else:
                 assert estimate.items == 3 and abs(estimate.value) <= 1 + 1e-12
-    again = in_context.similarities(model, settings, tokenizer, [task], queries=3, shots=2)
+    again = in_context.similarities(subject, [task], queries=3, shots=2)
     assert again == found == InContext.model_validate_json(found.model_dump_json())
 
 
 def test_a_gaussian_change_points_nowhere(made, task):
-    model, settings, tokenizer, _ = made("gpt")
+    subject = subject_of(made, "gpt")
     found = [
-        in_context.similarities(model, settings, tokenizer, [task], queries=6, seed=seed).mean
-        for seed in range(5)
+        in_context.similarities(subject, [task], queries=6, seed=seed).mean for seed in range(5)
     ]
     random = [similarity.sim_aou_random.value for similarity in found]
     assert abs(np.mean(random)) < 0.1
 
 
 def test_rows_without_room_for_a_demonstration_are_refused(made, task):
-    model, settings, tokenizer, _ = made("gpt", model__sequence_length=16)
+    subject = subject_of(made, "gpt", model__sequence_length=16)
     with pytest.raises(UserError, match=r"model\.sequence_length: no task"):
-        in_context.similarities(model, settings, tokenizer, [task])
+        in_context.similarities(subject, [task])
 
 
 def test_the_probe_asks_the_tasks_that_it_is_given(made, task):
-    model, settings, tokenizer, _ = made("gpt")
-    subject = Subject("gpt", model, settings, tokenizer, documents=[])
+    subject = subject_of(made, "gpt")
     found = in_context.measure(subject, Options(rows=4, tasks=(str(task.path),)))
-    assert found == in_context.similarities(model, settings, tokenizer, [task], queries=4)
+    assert found == in_context.similarities(subject, [task], queries=4)
     with pytest.raises(UserError, match="--tasks"):
         in_context.measure(subject, Options())

@@ -5,6 +5,7 @@ Shape suffixes: B rows, S tokens of a stream, A position axes, P parts, M target
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -57,17 +58,13 @@ class Counts:
     slots: tuple[int, ...]
 
     def __add__(self, other: "Counts") -> "Counts":
-        def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(x + y for x, y in zip(a, b, strict=True))
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Counts(*(_sum(a, b) for a, b in pairs))
 
-        return Counts(
-            self.rows + other.rows,
-            add(self.tokens, other.tokens),
-            add(self.areas, other.areas),
-            add(self.cross_areas, other.cross_areas),
-            self.targets + other.targets,
-            add(self.slots, other.slots),
-        )
+
+def _sum(a: Any, b: Any) -> Any:
+    """Returns the sum of two numbers, or of two tuples by their places."""
+    return a + b if isinstance(a, int) else tuple(map(sum, zip(a, b, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
 All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -88,36 +88,32 @@ class RowShape:
     parts: int
     cross_parts: int = 0
 
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> "RowShape":
+        """Returns the shape of these `sizes`."""
+        *streams, targets, parts, cross_parts = sizes
+        return cls(tuple(streams), targets, parts, cross_parts)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All of them, one after the other."""
+        return (*self.streams, self.targets, self.parts, self.cross_parts)
+
     def fits(self, other: "RowShape") -> bool:
         """Returns whether a row of shape `other` fits into one of this shape."""
-        return (
-            all(a >= b for a, b in zip(self.streams, other.streams, strict=True))
-            and self.targets >= other.targets
-            and self.parts >= other.parts
-            and self.cross_parts >= other.cross_parts
-        )
+        return all(a >= b for a, b in zip(self.sizes, other.sizes, strict=True))
 
     @classmethod
     def largest(cls, shapes: Sequence["RowShape"]) -> "RowShape":
         """Returns the least shape into which each of `shapes` fits."""
-        return cls(
-            tuple(max(lengths) for lengths in zip(*(s.streams for s in shapes), strict=True)),
-            max(s.targets for s in shapes),
-            max(s.parts for s in shapes),
-            max(s.cross_parts for s in shapes),
-        )
+        return cls.of(map(max, zip(*(shape.sizes for shape in shapes), strict=True)))
 
     def stretched(self, multiple: int) -> "RowShape":
         """Returns streams padded to lengths that `multiple` divides."""
         return replace(self, streams=tuple(-(-n // multiple) * multiple for n in self.streams))
 
     def __add__(self, other: "RowShape") -> "RowShape":
-        return RowShape(
-            tuple(a + b for a, b in zip(self.streams, other.streams, strict=True)),
-            self.targets + other.targets,
-            self.parts + other.parts,
-            self.cross_parts + other.cross_parts,
-        )
+        return RowShape.of(map(sum, zip(self.sizes, other.sizes, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ Blank infilling (GLM) brings its own decoder tokens in `feed`: a decoder's row t
 feed, without a start token, and the prefix is the inputs.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,17 +116,9 @@ class EncoderDecoder:
         feed = example.feed
         if feed is None:
             feed = np.concatenate([[vocabulary.bos], example.targets])[:m]
-        encoder = ConvertedStream(
-            np.asarray(example.inputs, dtype=np.int64),
-            positions_or_range(example.input_positions, n),
-            [full(0, n, 0, n)] if n else [],
-        )
-        decoder = ConvertedStream(
-            np.asarray(feed, dtype=np.int64),
-            positions_or_range(example.feed_positions, m),
-            [causal(0, m, 0, m)] if m else [],
-            [full(0, m, 0, n)] if n and m else [],
-        )
+        cross = [full(0, m, 0, n)] if n and m else []
+        encoder = stream_of(example.inputs, full, example.input_positions)
+        decoder = stream_of(feed, causal, example.feed_positions, cross)
         return finish(example, (encoder, decoder), np.arange(m))
 
     def shape(self, lengths: Lengths) -> RowShape:
@@ -222,6 +215,22 @@ def cloze(example: Example) -> Converted:
     if example.reverse:
         tokens, positions, index = tokens[::-1].copy(), positions[::-1].copy(), n - 1 - index
     return finish(example, (ConvertedStream(tokens, positions, prefix_parts(prefix, n)),), index)
+
+
+def stream_of(
+    tokens: Sequence[int] | np.ndarray,
+    shape: Callable[[int, int, int, int], tuple[int, ...]],
+    positions: np.ndarray | None = None,
+    cross_parts: Sequence[tuple[int, ...]] = (),
+) -> ConvertedStream:
+    """Returns a stream of one part, `causal` or `full`, or of none without tokens."""
+    n = len(tokens)
+    return ConvertedStream(
+        np.asarray(tokens, dtype=np.int64),
+        positions_or_range(positions, n),
+        [shape(0, n, 0, n)] if n else [],
+        list(cross_parts),
+    )
 
 
 def positions_or_range(positions: np.ndarray | None, length: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from megaarch.data.blend import Blend
 from megaarch.data.documents import ORDER, DocumentRows
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.objectives import supervised
+from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import plan_rows
 from megaarch.data.segments import Segmentation, fixed_shape, segmentations
 from megaarch.errors import UserError

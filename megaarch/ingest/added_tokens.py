@@ -5,6 +5,7 @@ write "a" as a thousand billion of them, and the libraries end the process where
 """
 
 import base64
+import math
 import struct
 from typing import Any
 
@@ -35,10 +36,7 @@ def charsmap_growth(charsmap: bytes) -> int:
 
 def _growth(step: Any) -> float:
     if isinstance(step, list):
-        product = 1.0
-        for one in step:
-            product *= _growth(one)
-        return product
+        return math.prod(map(_growth, step))
     if not isinstance(step, dict):
         return 1.0
     if step.get("type") == "Replace":

@@ -154,11 +154,8 @@ def identity(path: str) -> list[list[Any]]:
 def _below(root: Path) -> Found:
     """Finds the files of known formats below a folder."""
     found, skipped = [], []
-    for folder in _folders(root, skipped):
-        for entry in _entries(folder):
-            path = Path(entry.path)
-            if _is_folder(entry):
-                continue
+    for folder, names in _folders(root, skipped):
+        for path in (folder / name for name in names):
             if reason := _reason(path) or _fault(path):
                 skipped.append((reason, path))
             else:
@@ -166,31 +163,29 @@ def _below(root: Path) -> Found:
     return Found(sorted(found), sorted(skipped))
 
 
-def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[Path]:
-    """Yields `root` and all folders below it, through links too, each once.
+def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[tuple[Path, list[str]]]:
+    """Yields `root` and all folders below it, through links too, each once, with the names in it that
+    are no folders.
 
     skipped: takes the hidden ones and those that megaarch wrote, which are not entered.
     """
-    seen, waiting = set(), [root]
-    while waiting:
-        folder = waiting.pop()
-        place = os.path.realpath(folder)  # not its inode: some file systems have none
+    seen = set()
+    for name, below, others in os.walk(root, onerror=_unreadable, followlinks=True):
+        folder, place = Path(name), os.path.realpath(name)  # not its inode: some systems have none
         if place in seen:
+            below.clear()
             continue
         seen.add(place)
-        yield folder
-        below = []
-        for entry in _entries(folder):
-            path = Path(entry.path)
-            if not _is_folder(entry):
-                continue
-            if entry.name.startswith(".") or entry.name in SYSTEM:
-                skipped.append((HIDDEN, path))
-            elif _is_made(path):
-                skipped.append((MADE, path))
-            else:
-                below.append(path)
-        waiting += reversed(below)
+        yield folder, others
+        hidden = [name for name in below if name.startswith(".") or name in SYSTEM]
+        made = [name for name in below if name not in hidden and _is_made(folder / name)]
+        skipped += [(HIDDEN, folder / name) for name in hidden]
+        skipped += [(MADE, folder / name) for name in made]
+        below[:] = sorted(set(below) - {*hidden, *made})
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _is_made(folder: Path) -> bool:
@@ -198,21 +193,6 @@ def _is_made(folder: Path) -> bool:
     parts = folder.name.endswith(PARTS) and (folder / "plan.json").is_file()
     names = ("manifest.json", "heldout.jsonl", "tokenizer")
     return parts or all((folder / name).is_file() for name in names)
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link whose target cannot be looked at
-        return False
 
 
 def _reason(path: Path) -> str | None:
@@ -287,7 +267,7 @@ def _expanded(pattern: str) -> Iterator[str]:
         yield from glob.glob(pattern)  # noqa: PTH207
         return
     for root in glob.glob(head or "."):  # noqa: PTH207
-        for folder in _folders(Path(root), []):
+        for folder, _ in _folders(Path(root), []):
             prefix = glob.escape(str(folder))
             yield from _expanded(f"{prefix}/{rest}") if rest else [str(folder)]
 

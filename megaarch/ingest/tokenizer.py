@@ -172,13 +172,15 @@ class _HuggingFace:
 
 def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
     """Returns the spelling of every id. Schemes: byte-level, WordPiece, words, metaspace."""
+    from tokenizers import decoders
+
     file = parse_json(text, "the file")
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         check_growth(file.get(name))
     model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
     added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
     kinds = set(re.findall(r'"type": *"(\w+)"', json.dumps(steps)))
-    letters = _byte_letters() if "ByteLevel" in kinds else {}
+    byte_level = decoders.ByteLevel() if "ByteLevel" in kinds else None
     prefix = model.get("continuing_subword_prefix") or "##"
     highest = max(ids.values(), default=-1)
     if highest >= LARGEST_VOCABULARY:
@@ -189,9 +191,8 @@ def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
             continue
         if piece in added:
             pieces[i] = piece
-        elif letters:
-            raw = b"".join(letters.get(letter, letter.encode()) for letter in piece)
-            pieces[i] = raw.decode(errors="replace")
+        elif byte_level:
+            pieces[i] = byte_level.decode([piece])
         elif model["type"] == "WordPiece":
             pieces[i] = piece[len(prefix) :] if piece.startswith(prefix) else " " + piece
         elif model["type"] == "WordLevel":
@@ -200,14 +201,6 @@ def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
             is_byte = bool(model.get("byte_fallback")) and bool(re.fullmatch("<0x..>", piece))
             pieces[i] = _spelling(piece, is_byte)
     return pieces
-
-
-def _byte_letters() -> dict[str, bytes]:
-    """Returns the letters of byte-level BPE: printable Latin-1, and U+0100 on for other bytes."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): bytes([byte]) for byte in printable}
-    return letters | {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
 
 
 def _spelling(piece: str, is_byte: bool) -> str:

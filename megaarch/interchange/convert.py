@@ -22,7 +22,7 @@ from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
 from megaarch.interchange.families import FAMILIES
-from megaarch.interchange.files import Saved, SavedRecord
+from megaarch.interchange.files import Saved
 from megaarch.interchange.hf_config import (
     complete,
     config_for,
@@ -128,7 +128,7 @@ def _check_logits(
         say(verify.check_logits(weights, model, folder, family, pieces))
 
 
-def settings_of(record: SavedRecord, where: str = "this checkpoint") -> Settings:
+def settings_of(record: dict[str, Any], where: str = "this checkpoint") -> Settings:
     """The settings that a checkpoint was trained with. ConfigError where they are none."""
     raw = {key: value for key, value in record["settings"].items() if key != "study"}
     return config.resolve(raw, f"the settings of {where}")
@@ -167,7 +167,7 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
     given["architecture"] = own.get("architecture", model.architecture)
     data = {"tokenizer": path, "sentinels": sentinels, "objective": objective}
     settings = config.resolve({"model": given, "data": data}, str(job.source / files.CONFIG))
-    record: SavedRecord = {
+    record: dict[str, Any] = {
         "progress": asdict(Progress()),
         "fingerprint": None,
         "settings": settings.model_dump(mode="json", by_alias=True),
@@ -281,7 +281,7 @@ def _without_padding(weights: dict[str, torch.Tensor], size: int) -> dict[str, t
     return {name: t[:size] if name in TABLES else t for name, t in weights.items()}
 
 
-def _tokenizer_of(record: SavedRecord, settings: Settings, say: Say) -> Tokenizer | None:
+def _tokenizer_of(record: dict[str, Any], settings: Settings, say: Say) -> Tokenizer | None:
     """The tokenizer that a checkpoint was trained with, where its file is still there."""
     given, size = record["tokenizer"], settings.model.vocabulary_size
     try:

@@ -11,15 +11,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from megaarch.checkpoint import checkpoint, manifest
-from megaarch.checkpoint.record import PROGRESS, read_record
+from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.record import CheckpointRecord, read_record
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
@@ -31,61 +30,22 @@ TRAINED = ("tokenizer.megaarch.json", "tokenizer.megaarch.model")  # of `tokeniz
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
-class _Totals(BaseModel):
-    step: NonNegativeInt
-
-
-class _Tokenizer(BaseModel):
-    path: str
-    fingerprint: str | None
-
-
-class _Record(BaseModel):
-    """What every conversion needs of a record."""
-
-    progress: _Totals
-    settings: dict[str, Any]
-    tokenizer: _Tokenizer
-
-
-class _Described(BaseModel):
-    record: _Record
-
-
 class _Index(Schema):
     weight_map: dict[str, str]
 
 
-class SavedTokenizer(TypedDict):
-    path: str
-    fingerprint: str | None
-
-
-class SavedRecord(TypedDict):
-    """What a checkpoint's progress.json holds; keys that no conversion reads are there too."""
-
-    progress: dict[str, Any]
-    fingerprint: str | None
-    settings: dict[str, Any]
-    tokenizer: SavedTokenizer
-
-
 class Saved(NamedTuple):
-    """weights: by parameter name."""
+    """weights: by parameter name. record: what a checkpoint's progress.json holds, of the form
+    `checkpoint.record.CheckpointRecord`."""
 
     weights: Weights
-    record: SavedRecord
+    record: dict[str, Any]
 
 
 def read_checkpoint(path: Path) -> Saved:
     """A checkpoint, or a run's newest complete one. UserError where there is none."""
-    if (path / "manifest.json").exists():
-        if fault := manifest.find_fault(path):
-            raise UserError(f"checkpoint {path} is damaged: {fault}")
-        found = path
-    elif (found := checkpoint.newest(path)) is None:
-        raise UserError(f"{path} holds no complete checkpoint: give the folder of a run")
-    record = _checked(read_record(found).raw(), f"{found / PROGRESS}: the megaarch record")
+    found = checkpoint.find(path)
+    record = read_record(found).raw()
     _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)
 
@@ -105,15 +65,9 @@ def read_safetensors(file: Path) -> Saved:
                 "folder that it lies in, with its config.json"
             )
         where = f"{file}: the megaarch record"
-        record = _checked(parse_json(metadata[KEY], where), where)
+        record = fit(parse_json(metadata[KEY], where), CheckpointRecord, where).raw()
         _check_memory(file, _count(tensors, tensors.keys()))
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
-
-
-def _checked(record: Any, where: str) -> SavedRecord:
-    """Returns the record. UserError where it lacks what a conversion needs, or has it of another type."""
-    fit({"record": record}, _Described, where)
-    return record
 
 
 def write_safetensors(file: Path, saved: Saved) -> None:

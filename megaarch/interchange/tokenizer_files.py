@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, decoders, normalizers
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from megaarch.ingest.tokenizer import SPACE, Tokenizer
 from megaarch.interchange.files import TRAINED
@@ -87,41 +89,25 @@ def _of_sentencepiece(content: bytes) -> dict[str, Any] | None:
             merges += [(-piece.score, pair) for pair in sorted(known)]
     merges.sort(key=lambda merge: merge[0])
     names = [piece.piece for piece in model.pieces]
-    given = [i for i, piece in enumerate(model.pieces) if piece.type == kinds.USER_DEFINED]
-    to_space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    decoders = [to_space, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(i, names[i], special=False) for i in given],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": names[model.trainer_spec.unk_id],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": [[names[a], names[b]] for _, (a, b) in merges],
-        },
-    }
+    pairs = [(names[a], names[b]) for _, (a, b) in merges]
+    unknown = names[model.trainer_spec.unk_id]
+    backend = Backend(BPE(ids, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    own = [piece.piece for piece in model.pieces if piece.type == kinds.USER_DEFINED]
+    backend.add_tokens([AddedToken(name, normalized=False) for name in own])
+    return json.loads(backend.to_str())
 
 
 def _specials(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    ids = tokenizer.vocabulary.special
-    return [_added(i, SPECIAL.format(name), special=True) for name, i in ids.items()]
-
-
-def _added(i: int, content: str, special: bool) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": i, "content": content, **flags, "special": special}
+    ids = tokenizer.vocabulary.special
+    return [
+        {"id": i, "content": SPECIAL.format(name), **flags, "special": True}
+        for name, i in ids.items()
+    ]
 
 
 def _fault(tokenizer: Tokenizer, text: str) -> str | None:

@@ -11,15 +11,14 @@ model's results are those that others publish. x is what the tokenizer's templat
 """
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional_forms
-from megaarch.data.example import Converted, ConvertedStream
-from megaarch.data.feature_converters import converter_of, positions_or_range
+from megaarch.data.example import Converted
+from megaarch.data.feature_converters import converter_of, stream_of
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, position_limit
 from megaarch.inference.prompts import Form, Prompt, ends
@@ -30,27 +29,13 @@ LENGTH = 2048  # lm_eval's, where neither the model nor its tokenizer has a limi
 SHARED = ("causal_decoder", "prefix_decoder", "encoder_decoder")  # architectures that its `hf` runs
 
 
-class TextForm(Protocol):
-    """separate: whether a continuation is tokenized by itself. prefix: the id that stands for an empty
-    context. ends: ids that end an answer. max_length: tokens of a context and a continuation together
-    (causal), or of each."""
-
-    name: str
-    separate: bool
-    prefix: int
-    eot: int
-    ends: tuple[int, ...]
-    max_length: int
-
-    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]: ...
-    def converted(self, context: list[int], continuation: list[int]) -> list[Converted]: ...
-    def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]: ...
-    def most_tokens(self, context: np.ndarray, max_tokens: int) -> int: ...
-    def text(self, answer: Answer, most: int, stops: tuple[str, ...]) -> str: ...
-
-
 class Objective:
-    """The form of the run's objective. Its own start token stands for an empty context."""
+    """The form of the run's objective. Its own start token stands for an empty context.
+
+    separate: whether a continuation is tokenized by itself. prefix: the id that stands for an empty
+    context. ends: ids that end an answer. max_length: tokens of a context and a continuation together
+    (causal), or of each.
+    """
 
     name = "objective"
 
@@ -145,11 +130,14 @@ class Transformers:
             context, scored = context[-self.max_length :], continuation[-self.max_length :]
             fed = [self.start, *scored[:-1]]
             n, m = len(context), len(scored)
-            streams = (_stream(context, full), _stream(fed, causal, [full(0, m, 0, n)]))
+            streams = (
+                stream_of(context, full),
+                stream_of(fed, causal, cross_parts=[full(0, m, 0, n)]),
+            )
             first = 0
         else:
             row, scored = [*context, *continuation][-self.max_length - 1 :][:-1], continuation
-            streams, first = (_stream(row, causal),), len(row) - len(scored)
+            streams, first = (stream_of(row, causal),), len(row) - len(scored)
         index = first + np.arange(len(scored))
         weights = np.ones(len(scored), dtype=np.float32)
         return [Converted(streams, index, np.array(scored, dtype=np.int64), weights)]
@@ -165,9 +153,9 @@ class Transformers:
             )
         tokens = context[-room:]
         if self.separate:
-            made = Prompt(form, _stream([self.start], causal), _stream(tokens, full))
+            made = Prompt(form, stream_of([self.start], causal), stream_of(tokens, full))
         else:
-            made = Prompt(form, _stream(tokens, causal))
+            made = Prompt(form, stream_of(tokens, causal))
         return made, np.array(tokens, dtype=np.int64)
 
     def most_tokens(self, context: np.ndarray, max_tokens: int) -> int:
@@ -183,17 +171,8 @@ class Transformers:
         return text
 
 
-FORMS: dict[str, type[Objective] | type[Transformers]] = {
-    form.name: form for form in (Objective, Transformers)
-}
-
-
-def _stream(tokens: list[int], shape, cross: list | None = None) -> ConvertedStream:
-    n = len(tokens)
-    positions = positions_or_range(None, n)
-    return ConvertedStream(
-        np.array(tokens, dtype=np.int64), positions, [shape(0, n, 0, n)], cross or []
-    )
+TextForm = Objective | Transformers
+FORMS: dict[str, type[TextForm]] = {form.name: form for form in (Objective, Transformers)}
 
 
 def _tokenizer_of(folder: Path):

@@ -6,13 +6,13 @@ returns logits in every layout.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from megaarch.data.example import Converted, ConvertedStream
-from megaarch.inference.batches import Encoded, Heads, batch, encoder_stream, new_rows
+from megaarch.data.example import Converted, RowShape
+from megaarch.data.packing import pack
 from megaarch.inference.generate import Generator
 from megaarch.model.kv_cache import Cache
 
@@ -101,36 +101,27 @@ class TargetScorer:
     def _logits(self, examples: Sequence[Converted]) -> torch.Tensor:
         """Returns the logits [R, V] of the weighted targets of each example, one after the other."""
         layout = self.generator.layout
-        encoder = encoded = None
-        if len(examples[0].streams) > 1:
-            encoders = [_something(example.streams[0], layout.pad) for example in examples]
-            encoder = encoder_stream(encoders, layout)
-            lengths = np.array([len(example.streams[0].tokens) for example in examples])
-            encoded = Encoded(lengths, encoder.tokens.shape[1])
-        streams = [example.streams[-1] for example in examples]
-        kept = np.array([len(stream.tokens) for stream in streams])
-        new = new_rows(streams, kept, layout)
-        cache = Cache(len(examples), layout.axes, layout.device, int(kept.max()))
-        slots = cache.begin(new.counts, new.positions)
-        weighted = [_weighted(example) for example in examples]
-        index = np.zeros((len(examples), max(map(len, weighted))), dtype=np.int64)
-        for row, example, of in zip(index, examples, weighted, strict=True):
-            row[: len(of)] = example.target_index[of]
-        rows = [b * index.shape[1] + np.arange(len(of)) for b, of in enumerate(weighted)]
-        heads = Heads(layout.tensor(index), layout.tensor(np.concatenate(rows)))
+        shape = RowShape.largest([example.shape for example in examples])
+        # an encoder of nothing runs over padding
+        shape = replace(shape, streams=tuple(max(n, 1) for n in shape.streams))
+        batch = pack(
+            [[example] for example in examples],
+            shape,
+            pad=layout.pad,
+            axes=layout.axes,
+            sample_index=range(len(examples)),
+            multiple=layout.multiple,
+        )
+        positions = batch.streams[-1].positions.numpy()
+        rows, width = positions.shape[:2]
+        cache = Cache(rows, layout.axes, layout.device, width)
+        cache.begin(np.full(rows, width), positions)
         with torch.no_grad():
-            return self.generator.forward(batch(new, slots, heads, layout, encoder, encoded), cache)
+            return self.generator.forward(batch.to(layout.device), cache)[: batch.head_count]
 
 
 def _weighted(converted: Converted) -> np.ndarray:
     return np.flatnonzero(converted.target_weights > 0)
-
-
-def _something(stream: ConvertedStream, pad: int) -> ConvertedStream:
-    """Returns an encoder's stream, one of padding in place of an empty one."""
-    if len(stream.tokens):
-        return stream
-    return ConvertedStream(np.array([pad]), np.zeros((1, stream.positions.shape[1]), int), [])
 
 
 def _row(converted: Converted) -> bytes:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from megaarch.data.example import generator
-from megaarch.data.objectives import Denoising, PermutationLM, SpanInfilling
+from megaarch.data.objectives.blank_infilling import SpanInfilling
+from megaarch.data.objectives.denoising import Denoising
+from megaarch.data.objectives.permutation import PermutationLM
 from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 

@@ -14,7 +14,7 @@ from megaarch.attention.mask import Parts
 from megaarch.config.catalogue import ARCHITECTURES, PRESETS
 from megaarch.data.example import Example, Lengths, generator
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.objectives import supervised
+from megaarch.data.objectives.language_modelling import supervised
 from tests.data.mixtures import MIXTURES, build
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 

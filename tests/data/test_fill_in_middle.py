@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.example import generator
 from megaarch.data.feature_converters import CAUSAL_DECODER, PREFIX_DECODER
-from megaarch.data.objectives import FillInMiddle, FullLM, PrefixLM
+from megaarch.data.objectives.fill_in_middle import FillInMiddle
+from megaarch.data.objectives.language_modelling import FullLM, PrefixLM
 from tests.data.mixtures import build
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 

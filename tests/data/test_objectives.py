@@ -6,19 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.data.example import generator, largest_raw
-from megaarch.data.objectives import (
-    Denoising,
-    FullLM,
-    MaskedLM,
-    PermutationLM,
-    PrefixLM,
+from megaarch.data.objectives.blank_infilling import (
     SentenceInfilling,
-    SequentialDenoising,
-    SpanCorruption,
     SpanInfilling,
     SuffixInfilling,
-    supervised,
 )
+from megaarch.data.objectives.cloze import MaskedLM
+from megaarch.data.objectives.denoising import Denoising
+from megaarch.data.objectives.language_modelling import FullLM, PrefixLM, supervised
+from megaarch.data.objectives.permutation import PermutationLM
+from megaarch.data.objectives.span_corruption import SequentialDenoising, SpanCorruption
 from tests.data.mixtures import MIXTURES, build
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 

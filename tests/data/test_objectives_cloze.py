@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.data.example import generator
-from megaarch.data.objectives import MaskedLM, PermutationLM, UniLM
+from megaarch.data.objectives.cloze import MaskedLM, UniLM
+from megaarch.data.objectives.permutation import PermutationLM
 from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import TEXT, toy_text, toy_vocabulary
 

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaarch.data.example import generator
-from megaarch.data.objectives import Denoising, SentenceInfilling, SpanInfilling, SuffixInfilling
+from megaarch.data.objectives.blank_infilling import (
+    SentenceInfilling,
+    SpanInfilling,
+    SuffixInfilling,
+)
+from megaarch.data.objectives.denoising import Denoising
 from tests.data.toy_vocabulary import toy_text, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()

@@ -7,13 +7,10 @@ import pytest
 import torch
 
 from megaarch.data.example import generator, largest_raw
-from megaarch.data.objectives import (
-    Denoising,
-    PermutationLM,
-    SequentialDenoising,
-    SpanCorruption,
-    SpanInfilling,
-)
+from megaarch.data.objectives.blank_infilling import SpanInfilling
+from megaarch.data.objectives.denoising import Denoising
+from megaarch.data.objectives.permutation import PermutationLM
+from megaarch.data.objectives.span_corruption import SequentialDenoising, SpanCorruption
 from tests.data import published
 from tests.data.mixtures import MIXTURES
 from tests.data.toy_vocabulary import toy_vocabulary

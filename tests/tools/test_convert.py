@@ -273,7 +273,7 @@ def test_other_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys):
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     for arguments, said in (
         (("/nowhere", tmp_path / "x"), "/nowhere does not exist"),
-        ((tmp_path / "empty", tmp_path / "x"), "holds no complete checkpoint"),
+        ((tmp_path / "empty", tmp_path / "x"), "has no complete checkpoint"),
         ((folder, tmp_path / "empty"), "empty exists"),
         ((tmp_path / "foreign.safetensors", tmp_path / "x"), "no megaarch record"),
         ((tmp_path / "empty", tmp_path / "x", "--from", "hf"), "it has no config.json"),
@@ -299,13 +299,13 @@ def test_a_safetensors_file_with_a_damaged_record_is_named(run, tmp_path, capsys
     _, record = files.read_checkpoint(folder)
     good = json.dumps(record)
     for text, said in (
-        ("{}", "the megaarch record is damaged: record.progress: Field required"),
-        ("[]", "the megaarch record is damaged: record: "),
+        ("{}", "the megaarch record is damaged: progress: Field required"),
+        ("[]", "the megaarch record is damaged: the file: "),
         ("", "the megaarch record is not JSON"),
-        (json.dumps(record | {"settings": []}), "record.settings: "),
-        (json.dumps(record | {"tokenizer": {}}), "record.tokenizer.path: "),
-        (json.dumps(record | {"progress": {"step": "2nd"}}), "record.progress.step: "),
-        (json.dumps(record | {"settings": {"model": []}}), "the settings of"),
+        (json.dumps(record | {"settings": []}), "settings: "),
+        (json.dumps(record | {"tokenizer": {}}), "tokenizer.path: "),
+        (json.dumps(record | {"progress": {"step": "2nd"}}), "progress.step: "),
+        (json.dumps(record | {"settings": record["settings"] | {"model": []}}), "settings.model: "),
     ):
         save_file({"a": torch.zeros(1)}, file, {files.KEY: text})
         for to in ("checkpoint", "hf"):

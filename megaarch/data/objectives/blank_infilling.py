@@ -14,7 +14,7 @@ blocklm_utils.py (Du et al. 2022, 2.1 and 2.2).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -162,15 +162,8 @@ class SuffixInfilling:
     def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         length = rng.integers(noise_of(len(tokens), self.shortest), len(tokens))
-        start = np.array([len(tokens) - length])
-        example = blank(tokens, start, np.array([length]), vocabulary.suffix_mask, vocabulary, rng)
-        assert example.feed is not None and example.feed_positions is not None
-        return replace(
-            example,
-            targets=example.targets[:-1],
-            feed=example.feed[:-1],
-            feed_positions=example.feed_positions[:-1],
-        )
+        before, suffix = tokens[:-length], tokens[-length:]
+        return one_blank(before, suffix, tokens[:0], vocabulary.suffix_mask, vocabulary)
 
     def lengths(self, raw: int) -> Lengths:
         """Bounds; inputs and targets together are exactly raw + 1."""

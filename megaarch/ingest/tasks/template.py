@@ -8,7 +8,7 @@ This is the notation of promptsource (Bach et al. 2022), whose templates can be 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megaarch.errors import UserError
@@ -82,6 +82,4 @@ class Wording:
 def with_shots(question: Question, shots: Sequence[Question]) -> Question:
     """The question after answered examples."""
     before = [f"{shot.input} {shot.target}{BETWEEN}" for shot in shots]
-    return Question(
-        "".join(before) + question.input, question.target, question.choices, question.answer
-    )
+    return replace(question, input="".join(before) + question.input)

@@ -43,33 +43,6 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def save(
-    run: Path,
-    step: int,
-    engine: Engine,
-    optimizer: Optimizer,
-    record: CheckpointRecord,
-    keep: int,
-    grid: Grid = ALONE,
-    keep_every: int = 0,
-) -> Path:
-    """Write the checkpoint of `step` aside, verify it, rename it, move `latest`.
-
-    keep, keep_every: which ones stay (retention.py). grid: all its processes call this, and write
-    and verify their shards; the main one does the rest. OSError on all of them where something
-    fails.
-    """
-    path = place(run, step)
-    aside = begin(path, grid)
-    with grid.on_main():
-        with as_os_error(f"checkpoint {path} could not be written"):
-            state = state_of(engine, optimizer)
-            storage.save(state, aside / "state", grid.host_group)
-        sealed = manifest.seal(aside, grid)
-    put(aside, path, sealed, record, keep, keep_every, grid)
-    return path
-
-
 def save_weights(
     run: Path, step: int, weights: dict[str, torch.Tensor], record: Mapping[str, object]
 ) -> Path:
@@ -80,7 +53,7 @@ def save_weights(
     aside = begin(path)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
-    put(aside, path, manifest.seal(aside), checked, keep=0, keep_every=0)
+    put(aside, path, manifest.seal(aside), checked)
     return path
 
 
@@ -110,29 +83,25 @@ def put(
     path: Path,
     sealed: Manifest,
     record: CheckpointRecord,
-    keep: int,
-    keep_every: int,
+    keep: int = 0,
+    keep_every: int = 0,
     grid: Grid = ALONE,
 ) -> None:
     """Put a checkpoint in force that every process has sealed its files of; `latest` moves last,
-    and then old ones go. grid: all its processes call this. sealed: what `seal` gave."""
+    and then old ones go. grid: all its processes call this. sealed: what `seal` gave. keep, keep_every:
+    which ones stay (retention.py)."""
     shares = grid.gather(sealed, grid.host_group)
     with grid.on_main() as main:
         if main:
             manifest.bind(
                 aside, {name: entry for share in shares for name, entry in share.items()}, record
             )
-            _enforce(aside, path, keep, keep_every)
-
-
-def _enforce(aside: Path, path: Path, keep: int, keep_every: int) -> None:
-    folder = path.parent
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
-    manifest.flush(folder)
-    with replacing(folder / "latest") as mark:
-        mark.write_text(path.name + "\n")
-    prune(folder, path, keep, keep_every)
+            shutil.rmtree(path, ignore_errors=True)
+            aside.rename(path)
+            manifest.flush(path.parent)
+            with replacing(path.parent / "latest") as mark:
+                mark.write_text(path.name + "\n")
+            prune(path.parent, path, keep, keep_every)
 
 
 @contextmanager
@@ -169,6 +138,24 @@ def newest(run: Path, grid: Grid = ALONE) -> Path | None:
             "back, or remove the folder to start anew"
         )
     return None
+
+
+def find(given: Path, grid: Grid = ALONE) -> Path:
+    """Returns a complete checkpoint: `given`, or the newest of the run whose folder that is. UserError where
+    there is none.
+
+    grid: all its processes call this, verify a share each, and get the same.
+    """
+    if not given.name.startswith("step-") and not (given / manifest.MANIFEST).exists():
+        if (found := newest(given, grid)) is None:
+            raise UserError(f"{given} has no complete checkpoint: give the folder of a trained run")
+        return found
+    if fault := manifest.find_fault(given, grid):
+        raise UserError(
+            f"checkpoint {given} is damaged ({fault}): give the run's folder, and the newest sound one "
+            "is taken"
+        )
+    return given
 
 
 def latest_settings(run: Path) -> dict[str, Any] | None:

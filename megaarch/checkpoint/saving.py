@@ -57,26 +57,30 @@ class Saver:
     def save(
         self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
     ) -> None:
-        """Write the checkpoint of `step`, or begin to; the one before it is finished first."""
+        """Write the checkpoint of `step` aside, seal it and put it in force, or begin to; the one before it is
+        finished first."""
         self.finish()
-        training = self.training
-        if training.async_save:
-            self._begin(step, engine, optimizer, record)
-        else:
-            checkpoint.save(
-                self.run,
-                step,
-                engine,
-                optimizer,
-                record,
-                training.keep_checkpoints,
-                self.grid,
-                training.keep_every,
-            )
+        path = checkpoint.place(self.run, step)
+        aside = checkpoint.begin(path, self.grid)
+        if self.training.async_save:
+            self._flight = self._begin(step, path, aside, engine, optimizer, record)
+            return
+        with self.grid.on_main():
+            with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
+                state = checkpoint.state_of(engine, optimizer)
+                storage.save(state, aside / "state", self.grid.host_group)
+            sealed = manifest.seal(aside, self.grid)
+        self._put(path, aside, sealed, record)
 
     def _begin(
-        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
-    ) -> None:
+        self,
+        step: int,
+        path: Path,
+        aside: Path,
+        engine: Engine,
+        optimizer: Optimizer,
+        record: CheckpointRecord,
+    ) -> _Flight:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
             self._stager = DefaultStager(
@@ -89,8 +93,6 @@ class Saver:
             )
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "seal")
-        path = checkpoint.place(self.run, step)
-        aside = checkpoint.begin(path, self.grid)
         written = state_dict_saver.async_save(
             checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
@@ -100,7 +102,7 @@ class Saver:
         )
         assert isinstance(written, Future), "it is two where the copy is made in the background too"
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)
-        self._flight = _Flight(step, path, aside, record, written, sealed)
+        return _Flight(step, path, aside, record, written, sealed)
 
     @property
     def ready(self) -> int:
@@ -121,16 +123,11 @@ class Saver:
         with self.grid.on_main():
             _wait(flight.written, flight.path)
             sealed = flight.sealed.result()
-        training = self.training
-        checkpoint.put(
-            flight.aside,
-            flight.path,
-            sealed,
-            flight.record,
-            training.keep_checkpoints,
-            training.keep_every,
-            self.grid,
-        )
+        self._put(flight.path, flight.aside, sealed, flight.record)
+
+    def _put(self, path: Path, aside: Path, sealed: Manifest, record: CheckpointRecord) -> None:
+        keep, every = self.training.keep_checkpoints, self.training.keep_every
+        checkpoint.put(aside, path, sealed, record, keep, every, self.grid)
 
 
 def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> Manifest:

@@ -161,12 +161,10 @@ def seconds(time: str, flag: str = "--time") -> int:
         raise UserError(f"{flag} {time}: give it as hours:minutes:seconds or days-hours")
     days, *parts = found.groups()
     numbers = [int(part) for part in parts if part is not None]
-    if days is not None:
-        hours, minutes, rest = [*numbers, 0, 0][:3]
-        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + rest
-    if len(numbers) == 3:
-        return numbers[0] * 3600 + numbers[1] * 60 + numbers[2]
-    return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # hours
+    hours, minutes, rest = [*numbers, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:

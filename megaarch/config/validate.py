@@ -1,11 +1,11 @@
 """Settings that are each right and cannot stand together."""
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from megaarch.config import catalogue
 from megaarch.config.matmuls import head_size, key_heads, layer_products
+from megaarch.config.registry import nearest_of
 from megaarch.config.schema import ADAPTED, Data, Model, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 from megaarch.errors import UserError
@@ -327,14 +327,8 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
         if not _FOLDER.fullmatch(cell.name):
             yield (f"{where}.name",), f"{cell.name!r} cannot be the name of a folder"
         if cell.start_from is not None and cell.start_from not in names:
-            guess = difflib.get_close_matches(cell.start_from, names, 1)
-            yield (
-                (f"{where}.from",),
-                (
-                    f"no cell {cell.start_from!r} stands before this one"
-                    + (f"; did you mean {guess[0]!r}?" if guess else "")
-                ),
-            )
+            hint = nearest_of(cell.start_from, names)
+            yield (f"{where}.from",), f"no cell {cell.start_from!r} stands before this one{hint}"
         if cell.budget is not None and cell.start_from is None:
             yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
         yield from _cell_settings(f"{where}.set", cell.set, study, data)

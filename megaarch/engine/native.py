@@ -13,7 +13,7 @@ from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import AXES, GRADIENT, Grid
 from megaarch.engine.base import Engine, Optimizer
 from megaarch.model import TargetLosses, Transformer
-from megaarch.parallel import compile, float8, gradients
+from megaarch.parallel import compile, context_parallel, float8, fsdp, gradients
 from megaarch.parallel.parallelize import build
 
 # One entry a parameter: a pipeline rank, and another layout's parameter groups, take their own.
@@ -55,13 +55,8 @@ class NativeEngine(Engine):
                 losses = self.model(batch, text_tokens)
             else:
                 losses = self.pipeline.evaluate(batch, text_tokens)
-        if self.grid.gradient_ranks > 1:
-            from megaarch.parallel import fsdp
-
-            fsdp.release(self.model)
+        fsdp.release(self.model)
         if self.grid.size("cp") > 1:
-            from megaarch.parallel import context_parallel
-
             losses = context_parallel.gather(losses, self.grid)
         return losses
 
@@ -74,7 +69,8 @@ class NativeEngine(Engine):
         else:
             loss = torch.zeros((), device=self.grid.device)
             for batch in batches:
-                self._reduce_at(last=batch is batches[-1])
+                if not self.settings.parallel.gathers_again:
+                    fsdp.reduce_at(self.model, last=batch is batches[-1])
                 loss = loss + self._micro_step(batch, weight, self.model, torch.Tensor.backward)
         if self.grid.mesh is not None:
             gradients.reduce_partial(self.model.parameters())
@@ -116,9 +112,3 @@ class NativeEngine(Engine):
             optim_state_dict=state,
             options=BY_NAME,
         )
-
-    def _reduce_at(self, last: bool) -> None:
-        if self.grid.gradient_ranks > 1 and not self.settings.parallel.gathers_again:
-            from megaarch.parallel import fsdp
-
-            fsdp.reduce_at(self.model, last)

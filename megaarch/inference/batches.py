@@ -118,30 +118,14 @@ def batch(
     last = Stream(layout.tensor(new.tokens), layout.tensor(new.positions), parts, cross)
     streams = (last,) if encoder is None else (encoder, last)
     targets, one = len(heads.rows), heads.index
-    count = Counts(
-        rows=rows,
-        tokens=(int(new.counts.sum()),),
-        areas=(new.pairs,),
-        cross_areas=(crossed,),
-        targets=targets,
-        slots=(rows * width,),
-    )
+    of_streams = [(int(new.counts.sum()), new.pairs, crossed, rows * width)]
     if encoder is not None:
-        count = _with_encoder(count, encoder, encoded)
+        assert encoded is not None
+        ran = int(encoded.lengths.sum()) if encoder.slots else 0
+        of_streams.insert(0, (ran, encoder.parts.area(), 0, encoder.slots))
+    tokens, areas, cross_areas, of_slots = zip(*of_streams, strict=True)
+    count = Counts(rows, tokens, areas, cross_areas, targets, of_slots)
     return Batch(streams, one, one, one, heads.rows, targets, one[:, 0], count)
-
-
-def _with_encoder(counts: Counts, encoder: Stream, encoded: Encoded | None) -> Counts:
-    assert encoded is not None
-    ran = encoder.slots > 0
-    return Counts(
-        counts.rows,
-        (int(encoded.lengths.sum()) if ran else 0, *counts.tokens),
-        (encoder.parts.area() if ran else 0, *counts.areas),
-        (0, *counts.cross_areas),
-        counts.targets,
-        (encoder.slots, *counts.slots),
-    )
 
 
 def arrays(streams: Sequence[ConvertedStream], layout: Layout) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,10 @@ the prompt (inference/prompts.py) and equal those of `Decoding`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
+from torch.utils._pytree import tree_map
 
 from megaarch.attention.mask import area
 from megaarch.config.schema import Model
@@ -89,14 +90,8 @@ class Turn:
     @property
     def decode(self) -> Counts:
         """Counts of all steps, of which each has the same number of pairs more than the one before."""
-        first, last, steps = self.step(1).counts, self.step(self.steps).counts, self.steps
-
-        def total(name: str) -> tuple[int, ...]:
-            ends = zip(getattr(first, name), getattr(last, name), strict=True)
-            return tuple((a + b) * steps // 2 for a, b in ends)
-
-        sums = {name: total(name) for name in ("tokens", "areas", "cross_areas", "slots")}
-        return Counts(rows=steps * first.rows, targets=steps * first.targets, **sums)
+        both = self.step(1).counts + self.step(self.steps).counts
+        return Counts(*tree_map(lambda number: number * self.steps // 2, astuple(both)))
 
     @property
     def counts(self) -> Counts:

@@ -5,8 +5,7 @@ Each tensor counts once a pass, as if a kernel read it once; norms, activation f
 sums are left out, for they can run inside the products' kernels. Letters of shapes: docs/shapes.md.
 """
 
-from dataclasses import astuple, dataclass
-from operator import add
+from dataclasses import dataclass
 
 from megaarch.config.matmuls import head_size, key_heads, layer_products, stack_layers
 from megaarch.config.schema import Model
@@ -28,9 +27,6 @@ class MemoryTraffic:
     @property
     def total(self) -> int:
         return self.weights + self.cache + self.activations
-
-    def __add__(self, other: "MemoryTraffic") -> "MemoryTraffic":
-        return MemoryTraffic(*map(add, astuple(self), astuple(other)))
 
 
 def memory_traffic(

@@ -61,8 +61,7 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     ):
         if width % tensor:
             yield f"model.{name}: {width} does not divide among tensor_parallel {tensor} ranks"
-    if parallel.pipeline_parallel > 1:
-        yield from stages.problems(settings)
+    yield from stages.problems(settings)
     yield from _engine_problems(settings)
 
 

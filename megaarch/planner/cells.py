@@ -1,10 +1,10 @@
 """The cells of a study, or the one model of a plain configuration, with layouts of their own."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
 from megaarch import config
+from megaarch.config.registry import nearest_of
 from megaarch.config.schema import Settings
 from megaarch.data import tokens_per_batch
 from megaarch.errors import UserError
@@ -50,8 +50,7 @@ def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None
     if settings.study is not None:
         known = dict(cells(raw))
         if cell not in known:
-            guess = difflib.get_close_matches(cell or "", known, 1)
-            hint = f"; did you mean {guess[0]}?" if guess else f": one of {', '.join(known)}"
+            hint = nearest_of(cell or "", known) or f": one of {', '.join(known)}"
             raise UserError(f"--cell {cell}: names no cell of this study{hint}")
         settings = known[cell]
     elif cell is not None:

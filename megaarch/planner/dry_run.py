@@ -9,8 +9,10 @@ That a step comes to its end shows that shapes and collectives fit; the trace sh
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import getattr_static
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
         engine = _DryEngine(settings, grid, model=build_on_meta(settings, grid))
         count = _enough(settings)
         batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
-        with _as_accelerator(), _agreed():
+        with _as_accelerator():
             return _step(settings, grid, engine, batches)
     finally:
         distributed.destroy_process_group()
@@ -190,16 +192,23 @@ def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
 @contextmanager
 def _as_accelerator() -> Iterator[None]:
     """Fake tensors lie on the CPU: attention is planned, and computes in half precision, as on an
-    accelerator, the loss takes its chunks, and a norm is one kernel that keeps its input."""
-    before = sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm, loss.limits_of
-    sdpa_plan.Costs.of = staticmethod(lambda device_type: sdpa_plan.ACCELERATOR)
-    sdpa.compute_dtype = lambda q: q.dtype
-    F.rms_norm = lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)
-    loss.limits_of = lambda device_type: loss.ACCELERATOR
-    try:
+    accelerator, the loss takes its chunks, and a norm is one kernel that keeps its input. Pipeline stages
+    ask each other whether all know the shapes that they receive, which fake tensors cannot answer (torch
+    2.11 does not ask); the engine gives every stage its shapes."""
+    stage, question = pipelining.PipelineStage, "_warmup_backward_result"
+    yes = SimpleNamespace(item=lambda: 1)
+    changes = [
+        (sdpa_plan.Costs, "of", staticmethod(lambda device_type: sdpa_plan.ACCELERATOR)),
+        (sdpa, "compute_dtype", lambda q: q.dtype),
+        (F, "rms_norm", lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)),
+        (loss, "limits_of", lambda device_type: loss.ACCELERATOR),
+        *([(stage, question, lambda self, result=None: yes)] if hasattr(stage, question) else []),
+    ]
+    with ExitStack() as undo:
+        for owner, name, value in changes:
+            undo.callback(setattr, owner, name, getattr_static(owner, name))
+            setattr(owner, name, value)
         yield
-    finally:
-        sdpa_plan.Costs.of, sdpa.compute_dtype, F.rms_norm, loss.limits_of = before
 
 
 class _Norm(torch.autograd.Function):
@@ -214,24 +223,3 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
-
-
-@contextmanager
-def _agreed() -> Iterator[None]:
-    """Pipeline stages ask each other whether all know the shapes that they receive, which fake
-    tensors cannot answer; the engine gives every stage its shapes. (torch 2.11 does not ask.)"""
-    stage, question = pipelining.PipelineStage, "_warmup_backward_result"
-    if not hasattr(stage, question):
-        yield
-        return
-    answer = getattr(stage, question)
-    setattr(stage, question, lambda self, received_result=None: _Yes())
-    try:
-        yield
-    finally:
-        setattr(stage, question, answer)
-
-
-class _Yes:
-    def item(self) -> int:
-        return 1

@@ -1,6 +1,5 @@
 """GPUs, their links and the planner's constants: hardware.yaml, typed."""
 
-import difflib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from megaarch import config
+from megaarch.config.registry import nearest_of
 from megaarch.config.schema import Section
 from megaarch.errors import UserError
 
@@ -71,7 +71,6 @@ def gpu(name: str) -> Gpu:
     """The GPU of this name. UserError names the nearest."""
     known = hardware().gpus
     if name not in known:
-        guess = difflib.get_close_matches(name.lower(), known, 1, 0.4)
-        hint = f"; did you mean {guess[0]}?" if guess else ""
+        hint = nearest_of(name.lower(), known)
         raise UserError(f"--gpu {name}: unknown; it is one of {', '.join(known)}{hint}")
     return known[name]

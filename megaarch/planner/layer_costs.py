@@ -126,6 +126,14 @@ class Layers:
         training, parallel = self.settings.training, self.settings.parallel
         return training.micro_batch_size * self.row.slots[stream] // parallel.context_parallel
 
+    def received(self, start: int) -> float:
+        """Returns the bytes of the tensors that a stage whose first layer is `start` receives: hidden states,
+        and behind the encoder its output too."""
+        streams = (start > 0) + (start > stacks(self.settings.model)[0].layers.stop)
+        tokens = sum(self.tokens(stream) for stream in range(streams))
+        width = self.settings.model.hidden_size / self.settings.parallel.tensor_parallel
+        return HALF * tokens * width
+
     def products(self, stream: int) -> list[tuple[Product, int, int, int]]:
         """Returns each product of a layer of this stream's stack with its m, n and k on one tensor rank."""
         tensor = self.settings.parallel.tensor_parallel

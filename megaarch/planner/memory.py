@@ -174,17 +174,14 @@ def _kept(settings: Settings, stages: Stages, rank: int) -> tuple[float, float, 
 
 def _received(settings: Settings, stages: Stages, rank: int) -> float:
     """Buffers for what stages receive, activations and gradients: one for each micro-batch."""
-    layers, numbers = Layers(settings), 0
-    last = len(stages.layers) - 1
-    boundary = stacks(settings.model)[0].layers.stop
-    for stage in stages.on(rank):
-        for there in (stage, stage + 1):
-            if 0 < there <= last:
-                start = stages.layers[there].start
-                streams = range(2 if start > boundary else 1)
-                numbers += sum(layers.tokens(stream) for stream in streams)
-    width = settings.model.hidden_size / settings.parallel.tensor_parallel
-    return HALF * numbers * width * micro_batches(settings)
+    layers, last = Layers(settings), len(stages.layers) - 1
+    starts = [
+        stages.layers[there].start
+        for stage in stages.on(rank)
+        for there in (stage, stage + 1)
+        if 0 < there <= last
+    ]
+    return micro_batches(settings) * sum(map(layers.received, starts))
 
 
 def _head(settings: Settings) -> float:

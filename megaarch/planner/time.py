@@ -90,7 +90,7 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     known: dict[tuple, Seconds] = {}  # many stages are alike
 
     def stage(mine: range) -> Seconds:
-        received = _received(layers, mine.start) if parallel.pipeline_parallel > 1 else 0.0
+        received = layers.received(mine.start) if parallel.pipeline_parallel > 1 else 0.0
         key = (received, *layers.contents(mine))
         if key not in known:
             body, head = layers.stage(mine)
@@ -146,17 +146,6 @@ def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
 
 def _add(*parts: Seconds) -> Seconds:
     return Seconds(**{e.name: sum(getattr(x, e.name) for x in parts) for e in fields(Seconds)})
-
-
-def _received(layers: Layers, start: int) -> float:
-    """Bytes of the tensors that a stage receives: hidden states, and in a decoder the memory."""
-    if start == 0:
-        return 0.0
-    model, streams = layers.settings.model, len(layers.row.slots)
-    boundary = model.encoder_layers or model.layers
-    sent = [0, 1] if streams > 1 and start > boundary else [0]
-    tokens = sum(layers.tokens(stream) for stream in sent)
-    return tokens * model.hidden_size * HALF / layers.settings.parallel.tensor_parallel
 
 
 def _passes(rank: Seconds) -> tuple[float, float, float]:

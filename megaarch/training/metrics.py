@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.config.schema import Logging
-from megaarch.files import open_regular
+from megaarch.files import open_regular, replacing
 from megaarch.training.trackers import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,8 @@ def cut_back(path: Path, step: int) -> None:
     """Drop the lines after `step`: what a resumed run will write again."""
     kept = [line for line in read_lines(path) if line["step"] <= step]
     if path.exists():
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.replace(path)
+        with replacing(path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 class Metrics:

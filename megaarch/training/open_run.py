@@ -54,18 +54,15 @@ def open_run(
     run = run_folder(run)
     if not run.is_dir():
         raise UserError(f"{run} is no folder: give the folder of a run")
-    lacking = f"{run} has no complete checkpoint: give the folder of a trained run"
     raw = checkpoint.latest_settings(run)
     if raw is None:
-        raise UserError(lacking)
+        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
     settings = _settings(raw, overrides, run, training or {})
     check(settings)
     device = device_of(settings)
     memory.check_weights(settings, device)
     grid = join(settings, device)
-    path = checkpoint.newest(run, grid)
-    if path is None:
-        raise UserError(lacking)
+    path = checkpoint.find(run, grid)
     saved = checkpoint.read_record(path)
     settings = _settings(saved.raw_settings(), overrides, run, training or {})
     engine = NativeEngine(settings, grid)

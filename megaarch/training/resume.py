@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import checkpoint, manifest
+from megaarch.checkpoint import checkpoint
 from megaarch.checkpoint.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
 from megaarch.config.fingerprint import RESUMABLE, changed_settings
 from megaarch.config.fingerprint import fingerprint as settings_fingerprint
@@ -57,7 +57,10 @@ def resume(
         return progress, Progress.of(saved.inherited) if saved.inherited else Progress()
     inherited = Progress()
     if training.start_from:
-        parent = _find_parent(Path(training.start_from), grid)
+        try:
+            parent = checkpoint.find(Path(training.start_from), grid)
+        except UserError as error:
+            raise UserError(f"training.start_from: {error}") from None
         saved = read_record(parent)
         origins = _check_parent(parent, saved, settings, tokenizer)
         if training.start_optimizer:
@@ -110,21 +113,6 @@ def _check_continued(
             "it with the megaarch that wrote it, or start a new run from these weights in another "
             f"logging.directory with training.start_from={path}"
         )
-
-
-def _find_parent(given: Path, grid: Grid) -> Path:
-    """Returns the checkpoint to start from: `given` itself, or the newest of that run."""
-    if not (given / manifest.MANIFEST).exists():
-        found = checkpoint.newest(given, grid)
-        if found is None:
-            raise UserError(f"training.start_from: no complete checkpoint in {given}")
-        return found
-    if fault := manifest.find_fault(given, grid):
-        raise UserError(
-            f"training.start_from: checkpoint {given} is damaged ({fault}): give the run's "
-            "directory, and the newest sound one is taken"
-        )
-    return given
 
 
 def _check_optimizer(

@@ -2,9 +2,10 @@
 between device and host without either waiting for the other before it must."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from megaarch.data.batch import Batch, Counts
 from megaarch.distributed.mesh import DATA, Grid
@@ -60,34 +61,15 @@ class PendingTotals:
         weight = float(sum(b.target_weights.sum() for b in batches))
         self._own, self._summed = Totals(counts, weight), None
         if grid.data_ranks > 1:
-            numbers = upload([weight, *_flat(counts)], grid.device)
-            self._summed = Readback(grid.sum(numbers, DATA))
+            numbers, self._form = tree_flatten((weight, astuple(counts)))
+            self._summed = Readback(grid.sum(upload(numbers, grid.device), DATA))
 
     def read(self) -> Totals:
         """Returns the totals, the same on every rank."""
         if self._summed is None:
             return self._own
-        weight, *numbers = self._summed.read()
-        return Totals(_counts(numbers, len(self._own.counts.tokens)), weight)
-
-
-def _flat(counts: Counts) -> list[float]:
-    return [
-        counts.rows,
-        counts.targets,
-        *counts.tokens,
-        *counts.areas,
-        *counts.cross_areas,
-        *counts.slots,
-    ]
-
-
-def _counts(numbers: list[float], streams: int) -> Counts:
-    rows, targets, *rest = (int(x) for x in numbers)
-    tokens, areas, cross, slots = (
-        tuple(rest[i : i + streams]) for i in range(0, 4 * streams, streams)
-    )
-    return Counts(rows, tokens, areas, cross, targets, slots)
+        weight, counts = tree_unflatten(self._summed.read(), self._form)
+        return Totals(Counts(*tree_map(int, counts)), weight)
 
 
 @dataclass(frozen=True)

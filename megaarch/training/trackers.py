@@ -1,7 +1,6 @@
 """Where a run's numbers go besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import logging
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from megaarch.errors import UserError
-from megaarch.files import read_text
+from megaarch.files import read_text, replacing
 
 log = logging.getLogger(__name__)
 ID = "wandb.id"  # in a run's directory: W&B's name for the run
@@ -98,12 +97,8 @@ def run_id(directory: Path) -> str:
                 return found
         log.warning("%s is damaged: this start is a new run in Weights & Biases", path)
     new = secrets.token_hex(8)
-    aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-        file.write(f"{new}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with replacing(path) as aside:
+        aside.write_text(f"{new}\n")
     return new
 
 

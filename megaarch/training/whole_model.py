@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 
 from megaarch import config
-from megaarch.checkpoint import checkpoint, manifest
+from megaarch.checkpoint import checkpoint
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
-from megaarch.errors import UserError
 from megaarch.model.transformer import Transformer
 from megaarch.parallel import parallelize
 
@@ -29,17 +28,7 @@ def load_checkpoint(
     folder: a run's, of which the newest complete checkpoint is read, or that of one step. Raises
     UserError where there is none or it is damaged.
     """
-    folder = Path(folder)
-    path = folder
-    if not folder.name.startswith("step-"):
-        found = checkpoint.newest(folder)
-        if found is None:
-            raise UserError(
-                f"{folder} has no complete checkpoint: give the folder of a trained run"
-            )
-        path = found
-    elif fault := manifest.find_fault(path):
-        raise UserError(f"checkpoint {path} is damaged: {fault}")
+    path = checkpoint.find(Path(folder))
     raw = checkpoint.read_record(path).raw_settings()
     settings = config.resolve({k: v for k, v in raw.items() if k not in OF_THE_RUN}, str(path))
     model = build_model(settings, device)

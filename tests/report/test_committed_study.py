@@ -1,10 +1,12 @@
 """The studies whose records are committed: docs/findings.md and docs/wang2022.md say what they say."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from megaarch.files import fit
 from megaarch.probes import catalogue
 from megaarch.report.arguments.evidence import evidence
 from megaarch.report.findings import findings
@@ -93,3 +95,22 @@ def test_what_the_small_grid_s_adaptation_is_said_to_give(wang):
     ends = [runs["prefix-span", seed][-1].heldout for seed in range(3)]
     assert round(sum(ends) / 3, 2) == 2.32
     assert all(a < min(p.heldout for p in runs["prefix-span", s]) for s, a in enumerate(other))
+
+
+def test_the_position_probe_reads_places_off_a_causal_model_alone():
+    record = json.loads(Path("benchmarks/2026-11-29-position-probe.json").read_text())
+    found = fit(record["found"], catalogue.Probed, "the record")
+    chance = {
+        cell.partition("/")[0]: [layer["of_chance"] for layer in stream["layers"][1:]]
+        for cell, probed in found.cells.items()
+        for stream in probed["streams"].values()
+    }
+    assert all(len(of["seeds"]) == 3 for layers in chance.values() for of in layers)
+    causal = [of["interval"] for of in chance["causal-none"]]
+    assert all(high < 0.4 for _, high in causal[1:])
+    assert all(
+        low < 1 < high for low, high in (of["interval"] for of in chance["bidirectional-none"])
+    )
+    said = Path("docs/why.md").read_text()
+    for low, high in causal:
+        assert f"({low:.2f} to {high:.2f})" in said

@@ -16,6 +16,7 @@ from megaarch.probes.catalogue import Probed
 from megaarch.report import findings as report_findings
 from megaarch.report import inference, laws, notation
 from megaarch.report.arguments.evidence import Argument, evidence
+from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.axes import Looks
 from megaarch.report.figures import sections
@@ -72,7 +73,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         arguments=arguments,
         models=models(cells, look),
         architectures=architectures(cells),
-        scale=scale(arguments, cells, results.budget.match) if arguments else "",
+        scale=scale(arguments, cells, results) if arguments else "",
         headline=report_findings.headline(results, leads=False, reading=not arguments),
         leads=leads(results.budget.match, findings),
         tables=[
@@ -149,22 +150,29 @@ def architectures(cells: Sequence[MergedCell]) -> list[tuple[str, str]]:
     return [(notation.spelled(row.name), row.summary) for row in rows if row]
 
 
-def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], match: str) -> str:
+def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], results: Results) -> str:
     """How many arguments hold, and of what models that is said."""
     answers = [argument.verdict.answer for argument in arguments if argument.verdict]
     hold, fail, unknown = (answers.count(answer) for answer in (HOLDS, FAILS, UNKNOWN))
     text = [cell for cell in cells if cell.parent is None] or cells
     sizes = sorted(cell.parameters for cell in text if cell.parameters)
     budgets = notation.listed(
-        [notation.budget(match, amount) for amount in dict.fromkeys(cell.budget for cell in text)]
+        [
+            notation.budget(results.budget.match, amount)
+            for amount in dict.fromkeys(cell.budget for cell in text)
+        ]
     )
     ends = " to ".join(dict.fromkeys(map(notation.count, (*sizes[:1], *sizes[-1:]))))
     of_sizes = f" of {ends} parameters" if ends else ""
     seeds = min(cell.seeds for cell in text)
+    judged = Compared.of(results)
+    decoder = f"; the causal decoder of the rules is {judged.decoder.label}" if judged else ""
     return (
-        f"Of seven arguments {hold} hold here, {fail} do not, and of {unknown} it cannot be told. Models{of_sizes} trained "
-        f"for {budgets}, {seeds} {'seed' if seeds == 1 else 'seeds'} each. Bars and bands are 95% intervals; two models "
-        "are told apart where a test at 5% does so, and are else not distinguishable."
+        f"Of seven arguments {hold} hold here, {fail} do not, and of {unknown} it cannot be told, each by the rule that "
+        "stands below it and was set before. "
+        f"Models{of_sizes} trained for {budgets}, {seeds} {'seed' if seeds == 1 else 'seeds'} each{decoder}. Bars and "
+        "bands are 95% intervals. Models are not distinguishable where a test in pairs of items does not tell them apart "
+        "at 5%, corrected for the number of comparisons."
     )
 
 

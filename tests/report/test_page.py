@@ -118,8 +118,8 @@ def test_every_objective_says_what_a_model_of_it_does():
 
 def test_the_arguments_are_summed_up_and_each_says_its_rule():
     html = page_of(Results.of(arguments()), probed())
-    assert "Of seven arguments 7 hold here, 0 do not, and of 0 it cannot be told." in html
-    assert html.count('<p class="rule">It holds where ') == 7
+    assert "Of seven arguments 7 hold here, 0 do not, and of 0 it cannot be told" in html
+    assert html.count('<p class="rule"><b>Rule.</b> It holds where ') == 7
     found = arguments()
     for cell in found["cells"]:
         cell["parameters"] = None  # of an earlier version

@@ -51,50 +51,50 @@ ARGUMENTS = (
         "Decoders generalize better without examples.",
         "compare",
         "the causal decoder answers more of the tasks' questions than every model that is not causal, before any "
-        "finetuning; it does not where another answers more.",
+        "finetuning; it does not where one of them answers more.",
     ),
     Argument(
         2,
         "Bidirectional attention degenerates to low rank.",
         "rank",
         "causal attention uses more directions than every attention that sees both ways, and the same weights lose "
-        "some where they see both ways; it does not where either is the other way round.",
+        "some where they see both ways; it does not where one that sees both ways uses more, or weights gain some.",
     ),
     Argument(
         3,
         "Predicting the next token is harder, and teaches more.",
         "difficulty",
-        "a target costs the causal decoder more than one of every other training task, and a probe reads more off its "
-        "states; it does not where either is the other way round.",
+        "the causal decoder has a larger loss per target than every other training task gives, and a probe reads more "
+        "off its states than off any other's; it does not where one other has a larger loss, or more is read off it.",
     ),
     Argument(
         4,
         "Decoders learn more directly from examples in context.",
         "regression",
-        "a causal model errs less behind all examples than a prefix decoder and an encoder-decoder do; it does not where "
-        "one of them errs less.",
+        "a causal model errs less behind all examples than a prefix decoder and an encoder-decoder do; it does not "
+        "where one of them errs less.",
     ),
     Argument(
         5,
         "Causal attention tells positions by itself.",
         "position",
-        "in a causal decoder without positions a token's place is read off the second layer with less than half of "
-        "guessing's error, in no other model at all, and doing without costs it the least; it does not where it is read "
-        "off no better than that, or where another loses less.",
+        "a token's place is read off the second layer of a causal decoder without positions with less than half of "
+        "guessing's error, and off no other model at all, and the decoder loses the least by having none; it does not "
+        "where the error is half or more, or another model loses less.",
     ),
     Argument(
         6,
         "A decoder keeps its cache over the turns of a dialogue.",
         "dialogue",
-        f"the eight turns of a dialogue cost every other architecture at least {rules.DEARER:g} times the FLOPs; it does "
-        "not where one costs no more.",
+        "the eight turns of a dialogue cost every other architecture that generates at least "
+        f"{rules.DEARER:g} times the FLOPs; it does not where one costs no more.",
     ),
     Argument(
         7,
         "Tools serve causal masks best.",
         "masks",
-        f"every other tool runs some other mask at less than {rules.FULL_SPEED:g} of its causal throughput and a kernel "
-        "here runs none so slowly, so that the tool is slow and not the mask; it does not where every other tool reaches "
+        f"every other tool runs some mask at less than {rules.FULL_SPEED:g} of its causal throughput and a kernel here "
+        "runs none so slowly, so that tools are slow and not masks; it does not where every other tool reaches "
         f"{rules.FULL_SPEED:g}.",
     ),
 )
@@ -142,7 +142,7 @@ def _generalization(study: Compared, probed: Mapping[str, Probed]) -> Made:
     priors = [t.prior for t in ranked if t.prior is not None]
     prior = sum(priors) / len(priors) if len(priors) == len(ranked) else None
     panel = figures.generalization(every, pseudo, chance, prior, study.look)
-    return rules.generalization(raw, study.decoder.label, chance), panel
+    return rules.generalization(raw, study.decoder.label, chance, prior), panel
 
 
 def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
@@ -208,7 +208,10 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
         if name in regression.ARCHITECTURES
     }
     causal = scores.pop("causal decoder")
-    return rules.in_context(causal, scores), figures.in_context(found)
+    colours = {
+        c.architecture: study.look[c.label].key for c in (*reversed(study.raw), study.decoder)
+    }
+    return rules.in_context(causal, scores), figures.in_context(found, colours)
 
 
 def _position(study: Compared, probed: Mapping[str, Probed]) -> Made:

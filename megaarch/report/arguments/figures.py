@@ -8,8 +8,9 @@ from megaarch.probes.dialogue import TURNS
 from megaarch.probes.estimate import Estimate
 from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Stream
-from megaarch.probes.regression import Regressed
+from megaarch.probes.regression import ARCHITECTURES, Regressed
 from megaarch.report import charts
+from megaarch.report.arguments.rules import FAR_BELOW
 from megaarch.report.axes import Looks
 from megaarch.report.charts import Entry, Point, lines
 from megaarch.report.notation import percent, spelled
@@ -23,8 +24,6 @@ SHORT = {  # masks as labels of rows
     "prefix of three quarters": "prefix \u00be",
     "bidirectional": "both ways",
 }
-# of models that are no cells: the preset whose colour they have
-DRAWN_AS = {"causal_decoder": "gpt", "prefix_decoder": "prefix_lm", "encoder_decoder": "t5"}
 
 
 def entries(scores: Mapping[str, Score], marked: Sequence[str] = ()) -> list[Entry]:
@@ -63,13 +62,16 @@ def generalization(
         entries(accuracies, pseudo),
         look,
         "mean accuracy of the tasks",
-        ("chance", chance),
+        ("guessing", chance) if prior is None else ("commonest answer", prior),
     )
-    panel.caption = "By rank classification. Finetuned cells trained on other items of tasks, with more compute."
+    panel.caption = (
+        "The answer is the choice that a model finds likeliest. Hollow: finetuned on other items of the tasks, with more "
+        "compute."
+    )
     if prior is not None:
-        panel.caption += f" Always giving a task's commonest answer is right in {percent(prior)}."
+        panel.caption += f" Guessing is right in {percent(chance)}."
     if set(pseudo) & set(accuracies):
-        panel.caption += f" {MARK} By a pseudo-likelihood: not compared."
+        panel.caption += f" {MARK} Each token given those on both of its sides: not compared."
     return panel
 
 
@@ -89,24 +91,22 @@ def rank(blocks: Mapping[str, Block], causal: Block, half: Block, look: Looks) -
         },
         look,
         "layer",
-        "effective rank, share of the row",
+        "effective rank, share of the tokens",
     )
     panel.caption = (
-        "How many directions a matrix of attention uses (exp of the entropy of its singular values), as a share of "
-        "its tokens; means over heads and held-out rows. Of the causal decoder as many tokens as are seen both "
-        "ways, of a prefix decoder its prefix, of an encoder-decoder its encoder."
+        "How many directions attention uses (exp of the entropy of a matrix's singular values), as a share of its "
+        "tokens; means over heads and held-out rows. Compared is attention among tokens that see each other both ways: "
+        "a prefix decoder's prefix, an encoder-decoder's encoder; and the causal decoder's over as many tokens."
     )
     for kind, control, over in (
-        ("Random attention as sharp as the causal decoder's", causal.matched, "whole rows"),
-        ("Attention to all that is seen alike", half.uniform, f"{half.queries} tokens"),
+        ("Random attention as sharp as the causal decoder's", causal.matched, causal.queries),
+        ("Equal attention to all that is seen", half.uniform, half.queries),
     ):
         if control:
             one, both = (
                 percent(control[m].matrix.effective_rank.value) for m in ("causal", "full")
             )
-            panel.caption += (
-                f" {kind} has {one} under a causal mask and {both} seeing both ways, over {over}."
-            )
+            panel.caption += f" {kind} has {one} under a causal mask and {both} seeing both ways ({over} tokens)."
     return panel
 
 
@@ -122,7 +122,7 @@ def difficulty(
         "nats a target",
         None,
     )
-    cost.caption = "Each on its own training task, of which cells have seen unequal numbers of targets. A nat is 1.44 bits."
+    cost.caption = "Held-out loss of each on its own training task, of which they have seen unequal numbers of targets (below, under Targets). A nat is 1.44 bits."
     learned = charts.dots(
         "argument-difficulty",
         "What a linear probe reads off frozen states",
@@ -131,15 +131,16 @@ def difficulty(
         "mean accuracy of the tasks",
         ("chance", chance),
     )
-    learned.caption = "A probe is trained on the mean state of a text in one layer, and the model is not; held-out items."
+    learned.caption = "A linear probe is trained on the mean hidden state of a text, and the model stays as it is; held-out items."
     return cost, learned
 
 
-def in_context(found: Regressed) -> Panel:
-    """The error of each learner by the number of examples, and of the causal decoder by seed."""
+def in_context(found: Regressed, colours: Mapping[str, str]) -> Panel:
+    """The error of each learner by the number of examples, and of the causal decoder by seed. colours: of a study's
+    architectures."""
     errors = {spelled(name): one.error for name, one in found.learners.items()}
     look = {
-        spelled(name): Look(DRAWN_AS.get(name, "muted"), "o", "-" if name in DRAWN_AS else ":")
+        spelled(name): Look(colours.get(name, "muted"), "o", "-" if name in ARCHITECTURES else ":")
         for name in found.learners
     }
     seeds = by_seed(errors["causal decoder"])
@@ -158,8 +159,8 @@ def in_context(found: Regressed) -> Panel:
     )
     if len(seeds) > 1:
         panel.caption = (
-            f"Means over {len(seeds)} seeds; thin, each seed of the causal decoder. Least squares peaks where examples are "
-            f"as many as dimensions ({found.settings.dimensions})."
+            f"Small models trained for this alone, means over {len(seeds)} seeds; thin: each seed of the causal decoder. "
+            f"Least squares peaks where examples are as many as dimensions ({found.settings.dimensions})."
         )
     return panel
 
@@ -184,6 +185,7 @@ def position(streams: Mapping[str, Stream], look: Looks) -> Panel:
         look,
         "layer (0: the embedding)",
         "error in a token's place, share of guessing's",
+        ("the rule asks for less than", FAR_BELOW),
     )
     panel.caption = "Of an encoder-decoder, its encoder is shown. 100%: the states tell nothing."
     return panel
@@ -198,19 +200,20 @@ def caches(turns: Mapping[str, Sequence[int]], said: int, row: int, look: Looks)
     panel = lines(
         "argument-caches", "What a turn of a dialogue costs", series, look, "turn", "GFLOPs"
     )
+    panel.caption = (
+        "Counted, not measured. A cache serves on where no new token changes what earlier ones see; else the dialogue so "
+        f"far runs anew at every turn. Turns and answers of {said} tokens each"
+    )
     if 2 * TURNS * said > row > 0:
-        panel.caption = (
-            f"Counted, not measured. Turns and answers of {said} tokens: the whole is longer than the rows of "
-            f"{row} that the models were trained on."
-        )
+        panel.caption += f": together more than the rows of {row} that the models were trained on"
+    panel.caption += ". An encoder does not generate."
     return panel
 
 
 def tools(found: Throughput) -> Panel:
     """The throughput of each kernel under each mask."""
     look = {
-        name: Look("prefix_lm" if name in found.ours else "muted", "o", "-")
-        for name in found.of_kernels
+        name: Look("ink" if name in found.ours else "muted", "o", "-") for name in found.of_kernels
     }
     rows = {
         f"{name}: {SHORT.get(mask, mask)}": estimate
@@ -222,12 +225,13 @@ def tools(found: Throughput) -> Panel:
         "Throughput of other masks over causal's",
         [Entry(n, e.value, e.interval, "") for n, e in rows.items() if e.value is not None],
         {row: look[row.partition(": ")[0]] for row in rows},
-        "ratio at equal area",
+        "over causal throughput",
         ("causal", 1.0),
     )
     panel.caption = (
-        "Visible pairs of query and key in a second, over those of the causal mask. Dense mask: torch's attention with "
-        f"its causal flag, no mask, or a table of the visible pairs. Rows of {found.length:,} tokens"
+        "Pairs of tokens that see each other in a second, over those of the causal mask. Dense mask: torch's attention "
+        "with its causal flag, or a table of these pairs for prefixes; seeing both ways needs neither. Rows of "
+        f"{found.length:,} tokens"
     )
     if found.device == "cpu":
         panel.caption += (

@@ -71,16 +71,19 @@ def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -
     return found
 
 
-def generalization(raw: Scores, decoder: str, chance: float) -> Verdict:
+def generalization(raw: Scores, decoder: str, chance: float, prior: float | None = None) -> Verdict:
     """1. "Decoders generalize better without examples": accuracy on tasks, before any finetuning.
 
     raw: the tasks' mean accuracy of cells that see a prompt whole. decoder: the causal one among them.
-    chance: of guessing. Where no cell is above it nothing can be told.
+    chance: of guessing. Where no cell is above it nothing can be told. prior: of always giving a task's commonest
+    answer, which is said and decides nothing.
     """
     others = {name: score for name, score in raw.items() if name != decoder}
     able = {name for name, score in raw.items() if score.interval and score.interval[0] > chance}
     mine = raw[decoder]
     value = f"{decoder} is right in {percent(mine.value)} of the tasks' questions"
+    if prior is not None:
+        value += f", where a task's commonest answer is right in {percent(prior)}"
     if not able:
         return Verdict(UNKNOWN, f"{value}: no cell is above guessing ({percent(chance)}).")
     found = standing(mine, others, higher_is_better=True)
@@ -103,11 +106,13 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
         answer = FAILS
     elif answer == HOLDS and not (loses and len(loses) == len(swapped)):
         answer = UNKNOWN
-    named = {n: f"{n} ({percent(c.value)} to {percent(o.value)})" for n, (c, o) in pairs.items()}
+    named = {
+        n: f"{n} ({percent(c.value)} against {percent(o.value)})" for n, (c, o) in pairs.items()
+    }
     parts = {
-        "more than": found.better,
-        "less than": found.worse,
-        "not distinguishable from": found.tied,
+        "more than that of": found.better,
+        "less than that of": found.worse,
+        "not distinguishable from that of": found.tied,
     }
     said = [
         f"{words} {listed([named[n] for n in names])}" for words, names in parts.items() if names
@@ -115,10 +120,10 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
     if found.missing:
         said.append(f"not measured against {listed(found.missing)}")
     words = f"causal attention's effective rank, as a share of the tokens, is {', '.join(said)}"
-    if gains:
-        words += f"; the weights of {listed(gains)} gain rank where they see both ways"
-    if loses:
-        words += f"; the weights of {listed(loses)} lose rank where they see both ways"
+    for names, change in ((gains, "gain"), (loses, "lose")):
+        if names:
+            own = [f"{n} ({percent(abs(swapped[n].value or 0.0))})" for n in names]
+            words += f"; seeing both ways in place of causally, the weights of {listed(own)} {change} rank"
     return Verdict(answer, f"{words[0].upper()}{words[1:]}.")
 
 
@@ -132,7 +137,7 @@ def difficulty(nats: Scores, states: Scores, decoder: str) -> Verdict:
     cost, know = nats[decoder], states[decoder]
     return Verdict(
         answer,
-        f"A target of {decoder} costs {fixed(cost.value)} nats, "
+        f"The loss of {decoder} is {fixed(cost.value)} nats a target, "
         f"{_against(harder, 'more', 'less', _without(nats, decoder))}; a linear probe of its frozen states is right "
         f"in {percent(know.value)} of questions, {_against(learned, 'more', 'less', _without(states, decoder))}.",
     )
@@ -146,7 +151,7 @@ def in_context(causal: Score, others: Scores) -> Verdict:
     return Verdict(
         found.answer,
         f"Behind all examples a causal model's squared error is {fixed(causal.value)}{seeds}, "
-        f"{_against(found, 'less', 'more', others)}.",
+        f"{_against(found, 'less', 'more', others, values=True)}.",
     )
 
 
@@ -182,7 +187,8 @@ def position(
         answer,
         f"Without positions, a probe of the second layer misses a token's place by {percent(causal.value)} of what "
         f"guessing does in {decoder}{deepest}{both_ways}. Leaving positions out costs {decoder} "
-        f"{fixed(cost[decoder].value)} bits per byte, {_against(cheaper, 'less', 'more', _without(cost, decoder))}.",
+        f"{fixed(cost[decoder].value)} bits per byte, "
+        f"{_against(cheaper, 'less', 'more', _without(cost, decoder), values=True)}.",
     )
 
 
@@ -216,13 +222,11 @@ def tools(ours: Mapping[str, float], others: Mapping[str, float]) -> Verdict:
     else:
         answer = UNKNOWN
 
-    def ratios(of: Mapping[str, float]) -> str:
-        return listed([f"{ratio:.2f} with {name}" for name, ratio in of.items()])
-
+    ratios = listed([f"{ratio:.2f} with {name}" for name, ratio in {**ours, **others}.items()])
     return Verdict(
         answer,
-        f"The slowest mask that is not causal reaches, at equal area, of the causal throughput {ratios(ours)} here, and "
-        f"{ratios(others)} elsewhere.",
+        "For each pair of tokens that see each other, the slowest mask that is not causal runs at this share of causal "
+        f"throughput: {ratios}.",
     )
 
 
@@ -230,18 +234,23 @@ def _without(scores: Scores, name: str) -> Scores:
     return {other: score for other, score in scores.items() if other != name}
 
 
-def _against(found: Standing, better: str, worse: str, others: Scores) -> str:
-    """Says how a score stands, e.g. "more than a and b, and not distinguishable from c"."""
+def _against(found: Standing, better: str, worse: str, others: Scores, values: bool = False) -> str:
+    """Says how a score stands, e.g. "more than a and b, and not distinguishable from c". values: with each of the
+    others'."""
+
+    def named(of: list[str]) -> str:
+        return listed([f"{name} ({fixed(others[name].value)})" if values else name for name in of])
 
     def names(of: list[str], word: str) -> str:
-        return f"{word} than {listed(of)}"
+        return f"{word} than {named(of)}"
 
-    if others and len(found.better) == len(others):
+    if not values and others and len(found.better) == len(others):
         return f"{better} than every other" if len(others) > 1 else names(found.better, better)
     parts = [names(found.better, better)] if found.better else []
     parts += [names(found.worse, worse)] if found.worse else []
     if found.tied:
-        rest = "any other" if len(found.tied) == len(others) > 1 else listed(found.tied)
+        every = len(found.tied) == len(others) > 1 and not values
+        rest = "any other" if every else named(found.tied)
         parts.append(f"not distinguishable from {rest}")
     if found.missing:
         parts.append(f"not measured against {listed(found.missing)}")

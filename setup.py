@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 REQUIRED = [
     "torch>=2.11,<2.14",
     "numpy",
-    "scipy",
+    "scipy>=1.12",
     "pydantic>=2.7",
     "pyyaml",
     "sentencepiece>=0.2",

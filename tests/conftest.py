@@ -212,14 +212,16 @@ def prepared(raw):
 
 @pytest.fixture(scope="module")
 def runs(raw, prepared, tmp_path_factory):
-    """runs(preset) -> the folder of a run of one step."""
+    """runs(preset, "data.objective=prefix_lm", ...) -> the folder of a run of one step."""
     from megaarch.training.trainer import Trainer
 
     @lru_cache
-    def run(preset):
+    def run(preset, *given):
         mine = copy.deepcopy(raw)
         mine["model"]["preset"] = preset
         mine["training"]["steps"] = 1
+        for text in given:
+            config.set_path(mine, *config.parse_override(text))
         mine["logging"]["directory"] = str(tmp_path_factory.mktemp(preset))
         Trainer(config.resolve(mine), prepared).run()
         return mine["logging"]["directory"]

@@ -60,8 +60,11 @@ def test_a_new_model_is_what_a_run_starts_from(tiny, prepared):
 def test_a_folder_without_a_sound_checkpoint_is_refused(names, tmp_path):
     with pytest.raises(UserError, match="has no complete checkpoint"):
         megaarch.load_checkpoint(tmp_path)
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
-        megaarch.load_checkpoint(tmp_path / "step-00000001")
+        megaarch.load_checkpoint(folder)
 
 
 def test_flops_of_a_row_and_of_a_batch_agree(tiny, prepared):

@@ -146,7 +146,7 @@ def find(given: Path, grid: Grid = ALONE) -> Path:
 
     grid: all its processes call this, verify a share each, and get the same.
     """
-    if not given.name.startswith("step-") and not (given / manifest.MANIFEST).exists():
+    if not (given / manifest.MANIFEST).exists():
         if (found := newest(given, grid)) is None:
             raise UserError(f"{given} has no complete checkpoint: give the folder of a trained run")
         return found

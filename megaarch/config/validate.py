@@ -356,7 +356,10 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
         written = [form.format(value) for value in values]
         twice = sorted({value for value in written if written.count(value) > 1})
         if twice:
-            yield (f"study.{key}",), f"{', '.join(twice)} is given twice"
+            close = (
+                "" if len({*values}) < len(values) else ", to the digits that folders are named by"
+            )
+            yield (f"study.{key}",), f"{', '.join(twice)} is given twice{close}"
     if study.tune and study.rates:
         yield (
             ("study.tune", "study.rates"),

@@ -64,7 +64,7 @@ class Counts:
 
 def _sum(a: Any, b: Any) -> Any:
     """Returns the sum of two numbers, or of two tuples by their places."""
-    return a + b if isinstance(a, int) else tuple(map(sum, zip(a, b, strict=True)))
+    return tuple(map(sum, zip(a, b, strict=True))) if isinstance(a, tuple) else a + b
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def charsmap_growth(charsmap: bytes) -> int:
 
 def _growth(step: Any) -> float:
     if isinstance(step, list):
-        return math.prod(map(_growth, step))
+        return math.prod(map(_growth, step), start=1.0)
     if not isinstance(step, dict):
         return 1.0
     if step.get("type") == "Replace":

@@ -170,18 +170,24 @@ def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[tuple[Path
     skipped: takes the hidden ones and those that megaarch wrote, which are not entered.
     """
     seen = set()
-    for name, below, others in os.walk(root, onerror=_unreadable, followlinks=True):
-        folder, place = Path(name), os.path.realpath(name)  # not its inode: some systems have none
-        if place in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        yield folder, others
-        hidden = [name for name in below if name.startswith(".") or name in SYSTEM]
-        made = [name for name in below if name not in hidden and _is_made(folder / name)]
-        skipped += [(HIDDEN, folder / name) for name in hidden]
-        skipped += [(MADE, folder / name) for name in made]
-        below[:] = sorted(set(below) - {*hidden, *made})
+    try:
+        for name, below, others in os.walk(root, onerror=_unreadable, followlinks=True):
+            folder, place = (
+                Path(name),
+                os.path.realpath(name),
+            )  # not its inode: some systems have none
+            if place in seen:
+                below.clear()
+                continue
+            seen.add(place)
+            yield folder, others
+            hidden = [name for name in below if name.startswith(".") or name in SYSTEM]
+            made = [name for name in below if name not in hidden and _is_made(folder / name)]
+            skipped += [(HIDDEN, folder / name) for name in hidden]
+            skipped += [(MADE, folder / name) for name in made]
+            below[:] = sorted(set(below) - {*hidden, *made})
+    except RecursionError:  # of Python before 3.12
+        raise UserError(f"{root} has folders that are nested too deeply") from None
 
 
 def _unreadable(error: OSError) -> None:

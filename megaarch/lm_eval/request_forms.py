@@ -132,7 +132,7 @@ class Transformers:
             n, m = len(context), len(scored)
             streams = (
                 stream_of(context, full),
-                stream_of(fed, causal, cross_parts=[full(0, m, 0, n)]),
+                stream_of(fed, causal, cross_parts=[full(0, m, 0, n)] if m and n else []),
             )
             first = 0
         else:

@@ -61,7 +61,8 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     ):
         if width % tensor:
             yield f"model.{name}: {width} does not divide among tensor_parallel {tensor} ranks"
-    yield from stages.problems(settings)
+    if parallel.pipeline_parallel > 1:
+        yield from stages.problems(settings)
     yield from _engine_problems(settings)
 
 

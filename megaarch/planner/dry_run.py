@@ -202,7 +202,11 @@ def _as_accelerator() -> Iterator[None]:
         (sdpa, "compute_dtype", lambda q: q.dtype),
         (F, "rms_norm", lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)),
         (loss, "limits_of", lambda device_type: loss.ACCELERATOR),
-        *([(stage, question, lambda self, result=None: yes)] if hasattr(stage, question) else []),
+        *(
+            [(stage, question, lambda self, received_result=None: yes)]
+            if hasattr(stage, question)
+            else []
+        ),
     ]
     with ExitStack() as undo:
         for owner, name, value in changes:

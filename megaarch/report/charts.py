@@ -265,11 +265,12 @@ def ranges(
         xs = [p.x * apart ** (shift - len(series) / 2) for p in points]
         ys = [p.value for p in points]
         reach = [(max(0.0, p.value - p.low), max(0.0, p.high - p.value)) for p in points]
-        says = f"{label}: " + ", ".join(f"{p.value:.3f} at {written(p.x)}" for p in points)
+        values = ", ".join(f"{p.value:.3f} at {written(p.x)}" for p in points)
         ax.errorbar(
             xs, ys, tuple(zip(*reach, strict=True)), fmt="none", ecolor=style.colour, alpha=0.45
         )
-        ax.plot(xs, ys, linestyle=style.dash, gid=panel.gid(label, says), **style.marks)
+        gid = panel.gid(label, f"{label}: {values} ({y})")
+        ax.plot(xs, ys, linestyle=style.dash, gid=gid, **style.marks)
         ends[label] = xs[-1], ys[-1]
     low, high = ax.get_ylim()
     if low < 0 < high:

@@ -29,9 +29,12 @@ class Column(NamedTuple):
 Cell = tuple[str, float | str | None]  # text, value to sort by
 
 
-Strip = tuple[
-    float, float, float
-]  # an interval's ends with its value between, in percent of its column
+class Strip(NamedTuple):
+    """Where an interval and its value stand in their column's span, in percent."""
+
+    low: float
+    middle: float
+    high: float
 
 
 class Row(TypedDict):
@@ -239,4 +242,4 @@ def strip(cell: MergedCell, span: tuple[float, float] | None) -> Strip | None:
     def place(x: float) -> float:
         return round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2)
 
-    return place(low), place(value), place(high)
+    return Strip(place(low), place(value), place(high))

@@ -135,19 +135,19 @@ def looks(cells: Sequence[MergedCell]) -> dict[str, Look]:
     drawn = [preset.name for preset in PRESETS.values() if preset.colour]
     spare = [name for name in drawn if name not in used] or drawn
     colours = cycle(spare)
-    placed = {(c.architecture, c.objective): c.name for c in cells if not without_positions(c)}
     chosen: dict[str, Look] = {}
-    keys: dict[str, str] = {}
-    for cell in cells:
+    keys: dict[str, str] = {}  # of names, and of what those with positions do
+    for cell in sorted(cells, key=without_positions):
         if cell.label in chosen:
             continue
         key, parent = cell.preset, (cell.parent or "").partition("/")[0]
-        like = (
-            placed.get((cell.architecture, cell.objective), "") if without_positions(cell) else ""
-        )
+        does = f"{cell.architecture} {cell.objective}"
         if key not in drawn:
-            key = keys.get(cell.name) or keys.get(parent) or keys.get(like) or next(colours)
+            like = keys.get(does) if without_positions(cell) else None
+            key = keys.get(cell.name) or keys.get(parent) or like or next(colours)
         keys[cell.name] = key
+        if not parent:
+            keys.setdefault(does, key)
         again = sum(look.key == key for look in chosen.values())
         dash = DASHES[again % len(DASHES)] if cell.heldout.comparable else "--"
         hollow = parent in keys

@@ -12,8 +12,7 @@ from megaarch.data.batch import Counts
 from megaarch.data.loader import Steps
 from megaarch.data.rows import Rows
 from megaarch.model import Transformer, flops, initialize
-from megaarch.parallel.stages import layer_costs, row_shape, split
-from megaarch.parallel.validate import check
+from megaarch.parallel.stages import check, layer_costs, row_shape, split
 from tests.conftest import PRESETS
 
 Z_LOSS = 1e-2
@@ -302,4 +301,4 @@ def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
 )
 def test_a_pipeline_that_cannot_be_is_refused(given, message, tiny):
     with pytest.raises(ConfigError, match=message):
-        check(tiny(**given), given.get(PIPELINE, 1))
+        check(tiny(**given))

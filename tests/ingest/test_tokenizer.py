@@ -1,3 +1,4 @@
+import base64
 import itertools
 import json
 import pickle
@@ -13,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import embedded
-from megaarch.ingest.added_tokens import charsmap_growth
+from megaarch.ingest.added_tokens import charsmap_growth, check_growth
 from megaarch.ingest.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
 
 PROSE = [
@@ -357,6 +358,10 @@ def test_a_charsmap_grows_a_text_by_its_longest_entry():
     charsmap = struct.pack("<I", 8) + bytes(8) + b"one\0" + "five\u2581".encode() + b"\0"
     assert charsmap_growth(charsmap) == 7
     assert charsmap_growth(b"") == 1
+    large = struct.pack("<I", 0) + b"a" * 4000 + b"\0"
+    step = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(large).decode()}
+    with pytest.raises(ValueError, match="may make a text inf times as long"):
+        check_growth([step] * 400)
 
 
 def test_a_process_that_is_sent_a_tokenizer_twice_reads_its_file_once(tmp_path):

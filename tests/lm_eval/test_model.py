@@ -50,6 +50,17 @@ def test_loglikelihoods_are_those_of_the_conditional_form(preset, runs):
     np.testing.assert_allclose([value for value, _ in found], wanted(lm, tokens).text, atol=1e-3)
 
 
+def test_an_encoder_that_has_nothing_to_read_is_scored_in_any_batch(runs):
+    lm = MegaarchLM(run=runs("t5", "data.objective=prefix_lm"), batch_size=3)
+    encode = lm.generator.tokenizer.encode
+    pairs = (("", " opens the door"), ("The garden", " opens"), ("", " The river"))
+    groups = [[lm.form.converted(*(encode(x).tolist() for x in pair))[0]] for pair in pairs]
+    assert [len(one.streams[0].tokens) for [one] in groups][::2] == [0, 0]
+    alone = [lm.scorer([group])[0].loglikelihood for group in groups]
+    together = [score.loglikelihood for score in lm.scorer(groups)]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p != "bert"])
 def test_what_is_generated_is_greedy_and_nothing_else_is(preset, runs):
     lm = MegaarchLM(run=runs(preset))

@@ -122,9 +122,10 @@ def test_a_cell_without_positions_has_the_colour_of_its_like_and_other_dashes():
     cells = [
         cell_at("b", 2, 1, 3, preset=None, objective="span_corruption"),
         cell_at("a", 2, 1, 3, preset=None, objective="full_lm"),
-        cell_at("a-nopos", 2, 1, 3, preset=None, objective="full_lm", settings=blind),
+        cell_at("b-tuned", 2, 1, 3, preset=None, objective="full_lm", parent="b/base-3e+13-seed0"),
         cell_at("other-nopos", 2, 1, 3, preset=None, objective="prefix_lm", settings=blind),
     ]
+    cells.insert(0, cell_at("a-nopos", 2, 1, 3, preset=None, objective="full_lm", settings=blind))
     look = looks(merged_cells(Results.of(example_results(cells))))
     assert look["a-nopos"].key == look["a"].key and look["a-nopos"].dash != look["a"].dash
     assert len({look[name].key for name in ("b", "a", "other-nopos")}) == 3

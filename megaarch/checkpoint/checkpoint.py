@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.engine.base import Engine
 from megaarch.errors import StorageError, UserError
-from megaarch.files import fit, replacing
+from megaarch.files import replacing
 from megaarch.model.weight_transfer import Origin, Origins
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import shard_of
@@ -44,16 +44,15 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def save_weights(
-    run: Path, step: int, weights: dict[str, torch.Tensor], record: Mapping[str, object]
+    run: Path, step: int, weights: dict[str, torch.Tensor], record: CheckpointRecord
 ) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name."""
     path = place(run, step)
-    checked = fit({**record, "weights_only": True}, CheckpointRecord, path / PROGRESS)
     aside = begin(path)
     with as_os_error(f"checkpoint {path} could not be written"):
         storage.save({"model": weights}, aside / "state")
-    put(aside, path, manifest.seal(aside), checked)
+    put(aside, path, manifest.seal(aside), record.model_copy(update={"weights_only": True}))
     return path
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from megaarch import config
+from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
 from megaarch.errors import UserError
@@ -128,9 +129,9 @@ def _check_logits(
         say(verify.check_logits(weights, model, folder, family, pieces))
 
 
-def settings_of(record: dict[str, Any], where: str = "this checkpoint") -> Settings:
+def settings_of(record: CheckpointRecord, where: str = "this checkpoint") -> Settings:
     """The settings that a checkpoint was trained with. ConfigError where they are none."""
-    raw = {key: value for key, value in record["settings"].items() if key != "study"}
+    raw = {key: value for key, value in record.raw_settings().items() if key != "study"}
     return config.resolve(raw, f"the settings of {where}")
 
 
@@ -167,13 +168,13 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
     given["architecture"] = own.get("architecture", model.architecture)
     data = {"tokenizer": path, "sentinels": sentinels, "objective": objective}
     settings = config.resolve({"model": given, "data": data}, str(job.source / files.CONFIG))
-    record: dict[str, Any] = {
+    record = {
         "progress": asdict(Progress()),
         "fingerprint": None,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "tokenizer": {"path": path, "fingerprint": tokenizer.fingerprint},
     }
-    return Saved(weights, record)
+    return Saved(weights, CheckpointRecord.model_validate(record))
 
 
 @contextmanager
@@ -240,7 +241,7 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
             "architecture": model.architecture,
             "objective": settings.data.objective,
             "sentinels": settings.data.sentinels,
-            "tokenizer": saved.record["tokenizer"]["fingerprint"],
+            "tokenizer": saved.record.tokenizer.fingerprint,
         },
     }
     tensors = to_hf(weights, model, family)
@@ -281,23 +282,23 @@ def _without_padding(weights: dict[str, torch.Tensor], size: int) -> dict[str, t
     return {name: t[:size] if name in TABLES else t for name, t in weights.items()}
 
 
-def _tokenizer_of(record: dict[str, Any], settings: Settings, say: Say) -> Tokenizer | None:
+def _tokenizer_of(record: CheckpointRecord, settings: Settings, say: Say) -> Tokenizer | None:
     """The tokenizer that a checkpoint was trained with, where its file is still there."""
-    given, size = record["tokenizer"], settings.model.vocabulary_size
+    given, size = record.tokenizer, settings.model.vocabulary_size
     try:
-        tokenizer = Tokenizer(given["path"], settings.data.sentinels, size)
+        tokenizer = Tokenizer(given.path, settings.data.sentinels, size)
     except ValueError as error:
         say(f"without tokenizer and special ids: {error}")
         return None
-    if tokenizer.fingerprint != given["fingerprint"]:
-        say(f"without tokenizer and special ids: {given['path']} has changed since the training")
+    if tokenizer.fingerprint != given.fingerprint:
+        say(f"without tokenizer and special ids: {given.path} has changed since the training")
         return None
     return tokenizer
 
 
 def _write_start(run: Path, saved: Saved, settings: Settings) -> None:
     """start.yaml: the settings of a run that starts from these weights."""
-    tokenizer = Path(saved.record["tokenizer"]["path"])
+    tokenizer = Path(saved.record.tokenizer.path)
     model = settings.model.model_dump(exclude_defaults=True)
     data = {
         "tokenizer": str(tokenizer.resolve() if tokenizer.exists() else tokenizer),

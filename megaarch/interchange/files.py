@@ -35,24 +35,23 @@ class _Index(Schema):
 
 
 class Saved(NamedTuple):
-    """weights: by parameter name. record: what a checkpoint's progress.json holds, of the form
-    `checkpoint.record.CheckpointRecord`."""
+    """weights: by parameter name. record: what a checkpoint's progress.json holds."""
 
     weights: Weights
-    record: dict[str, Any]
+    record: CheckpointRecord
 
 
 def read_checkpoint(path: Path) -> Saved:
     """A checkpoint, or a run's newest complete one. UserError where there is none."""
     found = checkpoint.find(path)
-    record = read_record(found).raw()
+    record = read_record(found)
     _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)
 
 
 def write_checkpoint(run: Path, saved: Saved) -> Path:
     """The folder of a run with one checkpoint, without the optimizer's state."""
-    return checkpoint.save_weights(run, saved.record["progress"]["step"], *saved)
+    return checkpoint.save_weights(run, saved.record.progress.step, *saved)
 
 
 def read_safetensors(file: Path) -> Saved:
@@ -65,7 +64,7 @@ def read_safetensors(file: Path) -> Saved:
                 "folder that it lies in, with its config.json"
             )
         where = f"{file}: the megaarch record"
-        record = fit(parse_json(metadata[KEY], where), CheckpointRecord, where).raw()
+        record = fit(parse_json(metadata[KEY], where), CheckpointRecord, where)
         _check_memory(file, _count(tensors, tensors.keys()))
         return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
 
@@ -74,7 +73,7 @@ def write_safetensors(file: Path, saved: Saved) -> None:
     """One file: the weights, and the record in its metadata."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as aside:
-        _save(saved.weights, aside, {"format": "pt", KEY: json.dumps(saved.record)})
+        _save(saved.weights, aside, {"format": "pt", KEY: json.dumps(saved.record.raw())})
 
 
 def _save(weights: Weights, file: Path, metadata: dict[str, str]) -> None:

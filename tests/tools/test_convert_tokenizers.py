@@ -9,6 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from megaarch.checkpoint.record import SavedTokenizer
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files, verify
 from megaarch.interchange.convert import settings_of
@@ -45,12 +46,12 @@ def test_what_goes_out_encodes_as_training_did_and_comes_back(family, tmp_path):
     ):
         assert convert(source, tmp_path / target, "--to", to) == 0
     before, after = (files.read_checkpoint(tmp_path / name) for name in ("run", "again"))
-    record = before.record["tokenizer"]
+    record = before.record.tokenizer
     settings = settings_of(before.record)
     size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
-    trained = Tokenizer(record["path"], sentinels, size)
+    trained = Tokenizer(record.path, sentinels, size)
     encodes_as_trained(tmp_path / "hf", trained, TEXT)
-    assert after.record["tokenizer"]["fingerprint"] == record["fingerprint"]
+    assert after.record.tokenizer.fingerprint == record.fingerprint
     assert settings_of(after.record).model == settings.model
     verify.check_tensors(before.weights, after.weights, "again")
 
@@ -82,7 +83,7 @@ def test_a_sentencepiece_model_goes_out_as_a_tokenizer_json_that_encodes_alike(r
     assert convert(folder, tmp_path / "hf", "--to", "hf") == 0
     record = files.read_checkpoint(folder).record
     size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
-    trained = Tokenizer(record["tokenizer"]["path"], sentinels, size)
+    trained = Tokenizer(record.tokenizer.path, sentinels, size)
     text = "The river carries  the stone.\n\n  near 1234 \u6f22 caf\u00e9\t</s> <unk> [MASK] "
     encodes_as_trained(tmp_path / "hf", trained, text)
 
@@ -100,11 +101,11 @@ def test_a_tokenizer_that_transformers_has_no_like_of_is_told(run, tmp_path, cap
     settings = settings_of(record)
     size, sentinels = settings.model.vocabulary_size, settings.data.sentinels
     given = Tokenizer(tmp_path / "t.model", sentinels, size)
-    record["tokenizer"] = {"path": given.path, "fingerprint": given.fingerprint}
+    record.tokenizer = SavedTokenizer(path=given.path, fingerprint=given.fingerprint)
     files.write_checkpoint(tmp_path / "other", files.Saved(weights, record))
     assert convert(tmp_path / "other", tmp_path / "hf", "--to", "hf") == 0
     assert "without tokenizer.json" in capsys.readouterr().out
     assert not (tmp_path / "hf" / "tokenizer.json").exists()
     assert convert(tmp_path / "hf", tmp_path / "again") == 0
-    again = files.read_checkpoint(tmp_path / "again").record["tokenizer"]
-    assert again["fingerprint"] == given.fingerprint
+    again = files.read_checkpoint(tmp_path / "again").record.tokenizer
+    assert again.fingerprint == given.fingerprint

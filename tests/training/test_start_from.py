@@ -146,14 +146,15 @@ def test_an_optimizer_that_cannot_be_taken_along_is_told(tiny, prepared, tmp_pat
     with pytest.raises(UserError, match="has already come to 6 steps, for training.steps"):
         started(tiny, prepared, tmp_path, training__steps=6)
     path = checkpoint.newest(tmp_path / "run")
-    record = checkpoint.read_record(path).raw()
+    record = checkpoint.read_record(path)
     checkpoint.save_weights(tmp_path / "run", 7, checkpoint.read_weights(path), at(record, 7))
     with pytest.raises(UserError, match="step-00000007 holds weights alone: leave it out"):
         started(tiny, prepared, tmp_path)
 
 
 def at(record, step):
-    return record | {"progress": record["progress"] | {"step": step}}
+    progress = record.progress.model_copy(update={"step": step})
+    return record.model_copy(update={"progress": progress})
 
 
 # what an encoder-decoder takes of a decoder, and what GLM's second axis begins with

@@ -17,7 +17,6 @@ from megaarch.scaling.crossing import comparisons
 from megaarch.scaling.law import Fit, fit
 from megaarch.study.results import Results
 
-RESAMPLES = 400
 STEPS = 60  # budgets at which a law is drawn
 
 
@@ -37,7 +36,7 @@ def fits(results: Results) -> dict[str, Fit]:
 @lru_cache(maxsize=64)
 def _fit(name: str, rows: tuple[tuple[float, float, float], ...]) -> Fit | None:
     try:
-        return fit(points.of(name, rows), RESAMPLES)
+        return fit(points.of(name, rows))  # as `megaarch fit` does
     except UserError:
         return None
 

@@ -5,7 +5,8 @@ import numpy as np
 from megaarch import report
 from megaarch.report import laws, notation
 from megaarch.report.page import page
-from megaarch.scaling.law import Law
+from megaarch.scaling.law import Law, fit
+from megaarch.scaling.points import of_study
 from megaarch.study.results import Results
 from tests.study.example_results import example_cell, example_results, scaling_results
 
@@ -39,6 +40,7 @@ def test_the_page_shows_each_law_and_says_who_is_better():
     for name, law in LAWS.items():
         low, high = found[name].intervals()["E"]
         assert low < law.E < high
+        assert found[name].intervals() == fit(of_study(results)[name]).intervals(), "megaarch fit's"
     html = page(results)
     assert (
         f"gpt is better at {notation.power(1e13)} and at" in html

@@ -25,6 +25,8 @@ from megaarch.config.registry import load
 from megaarch.data.example import Example, Tokens, Vocabulary
 from megaarch.errors import UserError
 
+ADDED = 8  # tokens that a form adds at most, whatever the prefix (specials, a mode, sentinels)
+
 
 def continuation(
     objective: str,

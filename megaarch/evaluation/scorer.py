@@ -21,8 +21,6 @@ from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.model.transformer import Transformer
 
-FORM = 8  # tokens that a conditional form adds, whatever the prefix (specials, a mode)
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -168,7 +166,9 @@ def fitted(scorer: Scorer, prefix: np.ndarray, continuation: np.ndarray) -> np.n
     """Returns the prefix, int64, without those tokens at its left end for which a row of training beside the
     continuation has no room. The same for every objective, but where its form adds a share of the prefix, as
     sentinels are."""
-    room = max(scorer.settings.model.sequence_length - len(continuation) - FORM, 1)
+    room = max(
+        scorer.settings.model.sequence_length - len(continuation) - conditional_forms.ADDED, 1
+    )
     prefix = prefix[-room:].astype(np.int64)
     if scorer.holds(prefix, continuation):
         return prefix

@@ -17,13 +17,13 @@ import numpy as np
 from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional_forms
+from megaarch.data.conditional_forms import ADDED
 from megaarch.data.example import Converted
 from megaarch.data.feature_converters import converter_of, stream_of
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, position_limit
 from megaarch.inference.prompts import Form, Prompt, ends
 
-ADDED = 8  # tokens that a conditional form adds at most (specials, a mode, sentinels)
 UNSET = 10**9  # tokenizers without a limit state one above
 LENGTH = 2048  # lm_eval's, where neither the model nor its tokenizer has a limit
 SHARED = ("causal_decoder", "prefix_decoder", "encoder_decoder")  # architectures that its `hf` runs

@@ -32,7 +32,6 @@ from megaarch.data.batch import Batch
 from megaarch.data.feature_converters import converter_of
 from megaarch.errors import UserError
 from megaarch.evaluation.record import Record
-from megaarch.evaluation.scorer import FORM
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.ingest.tokenizer import Tokenizer
@@ -159,7 +158,7 @@ def prompts_of(
 ) -> Prompts | None:
     """Returns a task's first wording with demonstrations drawn of the items to train on, which fill half
     a row at most, and the first held-out items that fit beside them. None where none or one fits."""
-    wording, room = task.wordings[0], settings.model.sequence_length - FORM
+    wording, room = task.wordings[0], settings.model.sequence_length - conditional_forms.ADDED
     separate = settings.data.objective == "supervised"
 
     def pair(question: Question) -> tuple[Tokens, Tokens]:

@@ -7,8 +7,9 @@ import pytest
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Evaluation
+from megaarch.data.conditional_forms import ADDED
 from megaarch.evaluation import rank_classification, tasks
-from megaarch.evaluation.scorer import FORM, Scorer, Scores
+from megaarch.evaluation.scorer import Scorer, Scores
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from tests.conftest import PRESETS
@@ -139,7 +140,7 @@ def test_a_long_question_gives_way_at_its_left_end(preset, objective, length, ti
     whole = prepared.tokenizer.encode(text)
     assert np.array_equal(asked, whole[-len(asked) :])
     assert np.isfinite(scorer.loglikelihoods([(asked, answer)]).text).all()
-    room = length - len(answer) - FORM
+    room = length - len(answer) - ADDED
     more = whole[-len(asked) - 1 :]
     assert len(asked) == room or (len(asked) < room and not scorer.holds(more, answer))
 

@@ -344,22 +344,19 @@ def _study(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
     for i, name in enumerate(sizes):
         if not _FOLDER.fullmatch(name):
             yield (f"study.sizes.{i}.name",), f"{name!r} cannot be the name of a folder"
+    tune = study.tune.model_dump() if study.tune else {}
     for key, form, values in (  # forms: as the names of folders have them
         ("sizes", "{}", sizes),
         ("budgets", "{:.4g}", study.budgets),
         ("seeds", "{}", study.seeds),
-        ("tune.learning_rates", "{:.3g}", study.tune.learning_rates if study.tune else []),
-        ("tune.global_batch_tokens", "{}", study.tune.global_batch_tokens if study.tune else []),
-        ("tune.encoder_shares", "{:.3g}", study.tune.encoder_shares if study.tune else []),
+        *((f"tune.{n}", "{:.3g}", tune.get(n, [])) for n in ("learning_rates", "encoder_shares")),
+        ("tune.global_batch_tokens", "{}", tune.get("global_batch_tokens", [])),
         ("evaluation.shots", "{}", study.evaluation.numbers_of_shots),
     ):
         written = [form.format(value) for value in values]
-        twice = sorted({value for value in written if written.count(value) > 1})
-        if twice:
-            close = (
-                "" if len({*values}) < len(values) else ", to the digits that folders are named by"
-            )
-            yield (f"study.{key}",), f"{', '.join(twice)} is given twice{close}"
+        if twice := sorted({value for value in written if written.count(value) > 1}):
+            rounded = ", as folders are named" if "g" in form else ""
+            yield (f"study.{key}",), f"{', '.join(twice)} is given twice{rounded}"
     if study.tune and study.rates:
         yield (
             ("study.tune", "study.rates"),

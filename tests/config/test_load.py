@@ -216,7 +216,7 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
         config.resolve({"model": {"preset": ["gpt"]}})
     study = {"budgets": [1e9, 1.00001e9], "seeds": [0, 0], "cells": [{"name": "a", "budget": 1.0}]}
     found = problems({"study": study})
-    assert "study.budgets: 1e+09 is given twice, to the digits that folders are named by" in found
+    assert "study.budgets: 1e+09 is given twice, as folders are named" in found
     assert "study.seeds: 0 is given twice" in found
     assert any(problem.startswith("study.cells.0.budget") for problem in found)
     tune = {"learning_rates": [0.0012341, 0.0012342], "encoder_shares": [0.5, 0.50001]}
@@ -228,11 +228,11 @@ def test_oddities_of_yaml_and_of_set(tmp_path):
     }
     found = problems({"study": study})
     assert any(
-        problem.startswith("study.tune.learning_rates: 0.00123 is given twice, to")
+        problem.startswith("study.tune.learning_rates: 0.00123 is given twice, as")
         for problem in found
     )
     assert any(
-        problem.startswith("study.tune.encoder_shares: 0.5 is given twice, to") for problem in found
+        problem.startswith("study.tune.encoder_shares: 0.5 is given twice, as") for problem in found
     )
     assert "study.evaluation.shots: 1 is given twice" in found
 

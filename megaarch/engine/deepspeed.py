@@ -200,27 +200,29 @@ def _deepspeed(grid: Grid):
                 "or use parallel.engine=torch, which shards as ZeRO does"
             ]
         ) from None
-    _check_build_locks()
+    _check_build_lock()
     if not distributed.is_initialized():  # one process, as for offload on one GPU
         backend = "nccl" if grid.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    if grid.device.type == "cpu":
+        # it would compile collectives of its own for the processes of a machine, for 40 s; gloo has them
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=distributed.get_backend(), verbose=False)
     return deepspeed
 
 
-def _check_build_locks() -> None:
-    """DeepSpeed compiles these where they are first used, and waits for the lock file of another
+def _check_build_lock() -> None:
+    """DeepSpeed compiles its optimizer where it is first used, and waits for the lock file of another
     process that does. A process killed at that moment leaves its file, and all later ones wait."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    for name in ("deepspeed_shm_comm", "cpu_adam"):
-        for lock in Path(root).glob(f"**/{name}/lock"):
-            with suppress(FileNotFoundError):  # released meanwhile
-                minutes = (time.time() - lock.stat().st_mtime) / 60
-                if minutes > LONGEST_BUILD:
-                    raise ConfigError(
-                        [
-                            f"parallel.engine: {lock} says that a process has been compiling this "
-                            f"part of DeepSpeed for {minutes:.0f} minutes, and DeepSpeed would wait "
-                            "for it; if it has ended, remove this file"
-                        ]
-                    )
+    for lock in Path(root).glob("**/cpu_adam/lock"):
+        with suppress(FileNotFoundError):  # released meanwhile
+            minutes = (time.time() - lock.stat().st_mtime) / 60
+            if minutes > LONGEST_BUILD:
+                raise ConfigError(
+                    [
+                        f"parallel.engine: {lock} says that a process has been compiling this "
+                        f"part of DeepSpeed for {minutes:.0f} minutes, and DeepSpeed would wait "
+                        "for it; if it has ended, remove this file"
+                    ]
+                )

@@ -161,7 +161,7 @@ def test_a_value_in_place_of_a_section_is_told(given, words, raw, tmp_path):
 
 def test_a_lock_that_a_killed_build_has_left_is_told(tiny, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock = tmp_path / "cpu_adam" / "lock"
     lock.parent.mkdir()
     lock.touch()
     os.utime(lock, (0, 0))

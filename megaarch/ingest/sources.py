@@ -172,10 +172,8 @@ def _folders(root: Path, skipped: list[tuple[str, Path]]) -> Iterator[tuple[Path
     seen = set()
     try:
         for name, below, others in os.walk(root, onerror=_unreadable, followlinks=True):
-            folder, place = (
-                Path(name),
-                os.path.realpath(name),
-            )  # not its inode: some systems have none
+            folder = Path(name)
+            place = os.path.realpath(name)  # not its inode: some file systems have none
             if place in seen:
                 below.clear()
                 continue

@@ -66,8 +66,8 @@ class Attention(Record):
 class Block(Record):
     """queries, keys: of the first row. trained: over all layers and heads; layers: over heads; heads: of each
     layer. masks: the same weights, the network being run under another mask. random: Gaussian q and k under
-    either mask; matched: the same, each as sharp as a trained matrix; uniform: all that the mask shows alike. lost_by_seeing_ahead: effective rank of
-    the same weights under the causal mask less that under the full one."""
+    either mask; matched: the same, each as sharp as a trained matrix; uniform: all that the mask shows alike.
+    lost_by_seeing_ahead: effective rank of the same weights under the causal mask less that under the full one."""
 
     queries: int
     keys: int
@@ -84,8 +84,9 @@ class Block(Record):
 class Ranks(Record):
     """blocks: attention by stream, e.g. "decoder": its keys are all tokens but XLNet's queries; of a decoder
     also "decoder.prefix" and "decoder.rest", its two square blocks (of a causal one its halves), the latter's rows
-    divided by their sums (where a row's is 0, to fp64, its matrix counts nowhere); of one that attends to an encoder "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states,
-    by stream, what is switched off, and norm: of the embedding and behind each layer of the stack."""
+    divided by their sums (where a row's is 0, to fp64, its matrix counts nowhere); of one that attends to an encoder
+    "decoder.cross". residual: ||X - 1 x'|| / ||X|| of hidden states, by stream, what is switched off, and norm: of the
+    embedding and behind each layer of the stack."""
 
     blocks: dict[str, Block]
     residual: dict[str, dict[str, dict[str, list[Estimate]]]]

@@ -115,7 +115,8 @@ def batch_of(
 ) -> Batch:
     """Returns a row for each text, in the form in which its tokens behind the first `prefix` are scored.
 
-    prefix: as Python slices it. Where that form takes an example for each token, it is the last one's, which holds the whole row.
+    prefix: as Python slices it. Where that form takes an example for each token, it is the last one's, which holds the
+    whole row.
     """
     objective, architecture = settings.data.objective, settings.model.architecture
     convert = converter_of(architecture)

@@ -315,8 +315,8 @@ def lines(
     logarithmic: bool = False,
     thin: Mapping[str, Sequence[Points]] | None = None,
 ) -> Panel:
-    """A line with its interval for each name that has points. x, y: what the axes say. logarithmic: the y axis, within the
-    values; intervals end at the frame. thin: further curves of a name, e.g. of its seeds."""
+    """A line with its interval for each name that has points. x, y: what the axes say. logarithmic: the y axis, within
+    the values; intervals end at the frame. thin: further curves of a name, e.g. of its seeds."""
     panel = Panel(name, title, canvas(WIDTH, HEIGHT))
     series = {label: points for label, points in series.items() if points}
     ax = axes(panel, 50, margin(list(series)) + 8)

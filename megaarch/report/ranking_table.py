@@ -38,7 +38,8 @@ class Strip(NamedTuple):
 
 
 class Row(TypedDict):
-    """A row as the page shows it. unread: whether the cell's own prefix is not shown to serve it better than a wrong one."""
+    """A row as the page shows it. unread: whether the cell's own prefix is not shown to serve it better than a wrong
+    one."""
 
     label: str
     kind: str

@@ -27,7 +27,8 @@ SECOND = 2  # the layer whose states tell places, counted from the embedding (0)
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument as the report shows it. rule: what ends "It holds where". verdict: None, with no panels, where it was not measured."""
+    """An argument as the report shows it. rule: what ends "It holds where". verdict: None, with no panels, where it
+    was not measured."""
 
     number: int
     claim: str

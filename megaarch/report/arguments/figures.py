@@ -122,7 +122,10 @@ def difficulty(
         "nats a target",
         None,
     )
-    cost.caption = "Held-out loss of each on its own training task, of which they have seen unequal numbers of targets (below, under Targets). A nat is 1.44 bits."
+    cost.caption = (
+        "Held-out loss of each on its own training task, of which they have seen unequal numbers of targets (below, "
+        "under Targets). A nat is 1.44 bits."
+    )
     learned = charts.dots(
         "argument-difficulty",
         "What a linear probe reads off frozen states",
@@ -131,7 +134,10 @@ def difficulty(
         "mean accuracy of the tasks",
         ("chance", chance),
     )
-    learned.caption = "A linear probe is trained on the mean hidden state of a text, and the model stays as it is; held-out items."
+    learned.caption = (
+        "A linear probe is trained on the mean hidden state of a text, and the model stays as it is; held-out "
+        "items."
+    )
     return cost, learned
 
 

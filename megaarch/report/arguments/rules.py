@@ -1,8 +1,8 @@
 """The rules by which a study answers the seven arguments for decoders: docs/why.md, "Rules".
 
-Each rule is a function of scores, and was written before any cell of the committed study was finished. A difference counts where it is more
-than chance explains, corrected for the comparisons of its argument (Holm). An argument holds here only where
-all that it claims was found, and does not where the opposite of a part of it was.
+Each rule is a function of scores, and was written before any cell of the committed study was finished. A difference
+counts where it is more than chance explains, corrected for the comparisons of its argument (Holm). An argument holds
+here only where all that it claims was found, and does not where the opposite of a part of it was.
 """
 
 import math

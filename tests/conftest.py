@@ -1,6 +1,7 @@
 """What many tests share: a small corpus, prepared once, and the settings of a tiny run."""
 
 import copy
+import gc
 import json
 import os
 import random
@@ -114,6 +115,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _order(item: pytest.Item) -> int:
     folder = item.path.relative_to(TESTS).parts[0]
     return LONG.index(folder) if folder in LONG else len(LONG)
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Leaves modules, collected tests and what lasts for a session out of garbage collections: each run begins
+    with one, which would look at all of them, for longer than a tiny run takes."""
+    gc.collect()
+    gc.freeze()
 
 
 def made_up_text(seed: int, sentences: int) -> str:

@@ -14,6 +14,7 @@ A run does several presets in one go where that saves time.
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -179,6 +180,7 @@ def _work(
     timeout: float,
     variables: dict[str, str],
 ) -> None:
+    gc.freeze()  # a collection looks at no module of the server's: it would copy each of their pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable((folder / f"fault{rank}").open("w"))
     place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank}  # as torchrun says it

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from megaarch.evaluation.heldout_scores import Paired
 
@@ -89,7 +89,7 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
     if not variance:
         return float(difference == 0)
     freedom = variance**2 / sum(error.deviation**4 / error.freedom for error in errors)
-    return float(2 * stats.t.sf(abs(difference) / math.sqrt(variance), freedom))
+    return float(2 * stdtr(freedom, -abs(difference) / math.sqrt(variance)))
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
@@ -106,6 +106,6 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 def widened(interval: Sequence[float], value: float, seeds: Error | None) -> list[float]:
     """An interval about `value` with an independent error over seeds: half-widths are added in
     quadrature, each side for itself."""
-    half = seeds.deviation * stats.t.ppf(0.975, seeds.freedom) if seeds else 0.0
+    half = seeds.deviation * float(stdtrit(seeds.freedom, 0.975)) if seeds else 0.0
     low, high = interval
     return [value - math.hypot(value - low, half), value + math.hypot(high - value, half)]

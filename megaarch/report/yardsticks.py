@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from megaarch.config import catalogue
 from megaarch.evaluation.confidence_intervals import (
@@ -278,7 +278,7 @@ def _error(score: Score) -> Error:
     assert score.interval is not None
     low, high = score.interval
     freedom = len(score.by_seed) - 1 if len(score.by_seed) > 1 else MANY
-    return Error((high - low) / 2 / float(stats.t.ppf(0.975, freedom)), freedom)
+    return Error((high - low) / 2 / float(stdtrit(freedom, 0.975)), freedom)
 
 
 def distinguished(scores: Sequence[Score]) -> list[bool]:

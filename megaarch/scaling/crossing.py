@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from megaarch.scaling.law import NAMES, Fit
 
@@ -78,7 +78,7 @@ def _widened(points: int) -> float:
     what they estimate, and their size is itself an estimate (Student's t over the normal quantile)."""
     free = points - len(NAMES)
     tail = (1 + LEVEL) / 2
-    return float(np.sqrt(points / free) * stats.t.ppf(tail, free) / stats.norm.ppf(tail))
+    return float(np.sqrt(points / free) * stdtrit(free, tail) / ndtri(tail))
 
 
 def _differences(first: Fit, second: Fit, budgets: np.ndarray) -> np.ndarray:

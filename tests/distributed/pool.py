@@ -37,11 +37,16 @@ GRACE = 3.0  # seconds that the other ranks have to answer once one has failed
 PRELOAD = [
     "pytest",
     "torch",
+    "torch._inductor.compile_fx",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
+    "torch.distributed.tensor.experimental",
     "torch.distributed.tensor.parallel",
+    "torchao.float8",
     "megaarch.ingest.prepare",
+    "megaarch.study.compare",
+    "megaarch.study.evaluate_run",
     "megaarch.training.trainer",
 ]
 

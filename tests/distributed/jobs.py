@@ -8,6 +8,7 @@
 The processes are forked from one server that has imported torch (pool.py says why).
 """
 
+import gc
 import math
 import multiprocessing
 import os
@@ -116,6 +117,7 @@ def _train(
     before: Callable[[Any], None] | None,
     argument: Any,
 ) -> None:
+    gc.freeze()  # as in pool.py
     os.environ |= {name: str(value) for name, value in place.items()}
     file = os.open(errors, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)

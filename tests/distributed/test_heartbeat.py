@@ -53,8 +53,8 @@ def stumble(how):
         honest(self, *given)
 
     def slow_evaluation(self, before, done=False):
-        if self.progress.step == 2 and os.environ["RANK"] == "1":
-            time.sleep(8)
+        if how == "slow" and self.progress.step == 2 and os.environ["RANK"] == "1":
+            time.sleep(5)
 
     Trainer.train_step = launch
     Trainer._evaluate = slow_evaluation

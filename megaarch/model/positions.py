@@ -37,7 +37,7 @@ def position_scheme(model: Model, objective: str) -> dict[str, str | int]:
 
 def scheme_fault(theirs: dict[str, str | int], mine: dict[str, str | int]) -> str | None:
     """Returns a sentence on the first difference of two schemes; None: weights of one fit the other.
-    Learned positions may gain axes, whose tables are new (transfer.py)."""
+    Learned positions may gain axes, whose tables are new (weight_transfer.py)."""
     for name in {**theirs, **mine}:
         of_them, of_me = theirs.get(name, "absent"), mine.get(name, "absent")
         if of_them == of_me:

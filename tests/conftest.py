@@ -80,7 +80,7 @@ SLOW_FILES = {
         "study/test_lanes.py",
     ),
     *("study/test_compare.py", "study/test_preflight.py", "evaluation/test_yardsticks.py"),
-    *("study/test_copy_task.py", "probes/test_regression.py"),
+    *("study/test_copy_task.py", "probes/test_in_context_regression.py"),
     *("interchange/test_folders.py", "interchange/test_huggingface.py", "ingest/test_tokenizer.py"),
     *("kernels/test_bindings.py", "kernels/test_training.py", "attention/test_kernels.py"),
     *("inference/test_generate.py", "inference/test_huggingface.py"),

@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
     from megaarch.ingest.sources import notes
     from megaarch.ingest.workers import workers
-    from megaarch.study.display import ProgressDisplay
+    from megaarch.study.progress_bar import ProgressDisplay
 
     request = Request(
         tuple(options.input),
@@ -121,7 +121,7 @@ class Meter:
         self.documents = self.bytes = self.kept = self.shards = 0
 
     def __call__(self, done: int, of: int, summary, found: bool) -> None:
-        from megaarch.study.display import clock
+        from megaarch.study.progress_bar import clock
 
         if found:
             self.kept += 1

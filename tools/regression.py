@@ -1,4 +1,4 @@
-"""Trains models on in-context linear regression and writes what they learned (megaarch/probes/regression.py).
+"""Trains models on in-context linear regression and writes what they learned (megaarch/probes/in_context_regression.py).
 
     python -m tools.regression [SETTING=VALUE ...] --output benchmarks/DATE-regression.json
 
@@ -19,7 +19,7 @@ from megaarch.cli.errors import run_command
 from megaarch.cli.options import Parser
 from megaarch.errors import UserError
 from megaarch.files import write_json
-from megaarch.probes.regression import Regression, compare
+from megaarch.probes.in_context_regression import Regression, compare
 from megaarch.study.environment import environment
 
 

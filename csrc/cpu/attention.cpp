@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "common.h"
-#include "versions.h"
+#include "isa.h"
 
 constexpr double LOG2E = 1.4426950408889634;
 enum Part { UNUSED, FULL, CAUSAL };
@@ -131,7 +131,7 @@ struct Backward : Call {
 
 #define TILES "attention_tiles.h"
 #define HALVES
-#include "each_version.h"
+#include "each_isa.h"
 
 #ifdef X86_VERSIONS
 template <template <typename> class Each, typename T>

@@ -1,4 +1,4 @@
-// Attention of one batch row and one key head in vectors of LANES floats. each_version.h includes it
+// Attention of one batch row and one key head in vectors of LANES floats. each_isa.h includes it
 // once an instruction set, inside of a namespace.
 //
 // A panel of queries, PANEL of them, lies across the lanes, so that a softmax is vertical and a

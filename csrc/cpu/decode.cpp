@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "gate.h"
-#include "turn.h"
-#include "versions.h"
+#include "rope.h"
+#include "isa.h"
 
 // The threads that run a call.
 struct Team {
@@ -35,7 +35,7 @@ struct Scratch {
 typedef int32_t Integers4 __attribute__((vector_size(16)));
 
 #define TILES "decode_tiles.h"
-#include "each_version.h"
+#include "each_isa.h"
 
 #ifdef X86_VERSIONS
 #define VERSION(name) \

@@ -1,4 +1,4 @@
-#include "turn.h"
+#include "rope.h"
 
 FOR_EACH_PROCESSOR
 static int forward(const void* qkv, const void* cos, const void* sin, void* q, void* k, void* v,

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from megaarch.attention.intervals import IntervalKernel, intervals, tensors
 from megaarch.attention.kernel_interface import HALF, AttentionInputs
+from megaarch.attention.key_intervals import IntervalKernel, intervals, tensors
 from megaarch.attention.mask import Parts
 from megaarch.attention.packages import Gpu, Package
 

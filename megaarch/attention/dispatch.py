@@ -1,7 +1,7 @@
 """The table of kernels, and which of them `attend` runs, and why.
 
 To add one: a file beside this one with a `Kernel` (kernel_interface.py), or with a `VarlenKernel` (varlen.py) or
-an `IntervalKernel` (intervals.py) of a library of that kind, and its entry in the catalogue; docs/kernels.md
+an `IntervalKernel` (key_intervals.py) of a library of that kind, and its entry in the catalogue; docs/kernels.md
 says what it must promise. A kernel of another package registers itself there (config/registry.py).
 """
 

@@ -17,8 +17,8 @@ import torch
 
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.flash import FLASH4
-from megaarch.attention.intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.kernel_interface import HALF, AttentionInputs
+from megaarch.attention.key_intervals import IntervalKernel, blocks, intervals, tensors
 from megaarch.attention.mask import Parts
 from megaarch.attention.packages import Gpu, describe
 from megaarch.attention.plan import to_device

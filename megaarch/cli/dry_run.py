@@ -25,11 +25,11 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.planner import display
     from megaarch.planner.cells import chosen
     from megaarch.planner.dry_run import dry_run, fullest, planned
-    from megaarch.training import memory
+    from megaarch.training import memory_check
 
     cluster = cluster_of(options)
     settings = chosen(read(options), options.cell, cluster, options.gpus)
-    memory.check_training(settings, cluster.gpu.memory * 1e9, options.gpu)
+    memory_check.check_training(settings, cluster.gpu.memory * 1e9, options.gpu)
     rank = fullest(settings) if options.rank is None else options.rank
     expected = planned(settings, rank)
     found = dry_run(settings, rank)

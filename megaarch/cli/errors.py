@@ -83,7 +83,7 @@ def user_sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError) and str(error) == "embedded null byte":
         return "a path has a NUL character, which no file's name has: give another"
     if isinstance(error, (RuntimeError, MemoryError)):
-        from megaarch.training.memory import out_of_memory
+        from megaarch.training.memory_check import out_of_memory
 
         return out_of_memory(error)
     return None

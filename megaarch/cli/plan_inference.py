@@ -28,8 +28,8 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from megaarch.planner import inference_display as display
     from megaarch.planner.hardware import gpu
+    from megaarch.planner.hardware_rates import Cluster
     from megaarch.planner.inference import Lengths, costs
-    from megaarch.planner.rates import Cluster
 
     lengths = Lengths(options.prompt, options.answer, options.turns, options.batch)
     cluster = Cluster(gpu(options.gpu))

@@ -25,9 +25,9 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.ingest.prepare import prepare
     from megaarch.parallel.validate import join
     from megaarch.study import lock
-    from megaarch.study.display import ProgressBar, ProgressDisplay
-    from megaarch.training import memory
-    from megaarch.training.progress import Limit
+    from megaarch.study.progress_bar import ProgressBar, ProgressDisplay
+    from megaarch.training import memory_check
+    from megaarch.training.train_state import Limit
     from megaarch.training.trainer import Trainer, device_of
 
     settings = config.resolve(read(options), options.config)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     Limit.of(settings.training)  # or says what lacks, before the data
     device = device_of(settings)
-    memory.check(settings, device)
+    memory_check.check(settings, device)
     grid = join(settings, device)
     directory = Path(settings.logging.directory)
     for folder in (directory, directory / "checkpoints"):

@@ -18,12 +18,12 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, open_regular
 from megaarch.study import lock
 from megaarch.study.cells import StudyCell, expand
-from megaarch.study.display import clock
 from megaarch.study.folder import load_config
+from megaarch.study.progress_bar import clock
 from megaarch.study.results import CellRecord
 from megaarch.training.metrics import parse_line
 from megaarch.training.preemption import REQUEUE
-from megaarch.training.progress import Limit
+from megaarch.training.train_state import Limit
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read
 ENDED = ("failed", "not run")  # states with a reason worth a line of its own

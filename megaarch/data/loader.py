@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from megaarch.attention import warm
 from megaarch.data.batch import Batch
+from megaarch.data.dataset import Rows
 from megaarch.data.packing import pack
-from megaarch.data.rows import Rows
 
 WORKERS = {"cuda": 4}  # by device, where settings name no number
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from megaarch.config.schema import Settings, Training
-from megaarch.data.rows import Rows
+from megaarch.data.dataset import Rows
 from megaarch.errors import UserError
 
 FEWEST, MOST = 64, 2048  # rows whose tokens are counted

@@ -5,7 +5,7 @@ Files of other versions load: what an earlier one did not write has a default.
 
 from pydantic import Field
 
-from megaarch.evaluation.record import Amount, Count, Interval, Number, Record
+from megaarch.evaluation.record_schema import Amount, Count, Interval, Number, Record
 
 
 class Paired(Record):

@@ -4,6 +4,8 @@ continuation  bits per byte of a continuation given its prefix
 by length     the same of the first 1, 2, 4, ... tokens, and what a wrong document's prefix adds to it
 middle        bits per byte of a middle given both of its sides, where the objective can state it
 choice        share of prefixes whose true continuation is chosen among four (chance 0.25)
+
+heldout_scores.py has their record, report/yardsticks.py shows and compares them.
 """
 
 import math

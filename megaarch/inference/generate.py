@@ -14,8 +14,8 @@ from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
+from megaarch.inference.loaded_run import open_run
 from megaarch.inference.prompts import Prompt, prompt
-from megaarch.inference.run import open_run
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
 from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.tokenizer import Tokenizer

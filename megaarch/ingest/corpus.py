@@ -11,7 +11,7 @@ from typing import Any
 
 from megaarch.errors import UserError
 from megaarch.files import check_regular
-from megaarch.ingest import embedded
+from megaarch.ingest import embedded_corpus
 from megaarch.ingest.lines import Location, OnError, RecordError, Shard, read_lines
 from megaarch.ingest.sources import EMBEDDED, files, format_of, indexed_prefix
 from megaarch.ingest.tasks.task import Task
@@ -57,7 +57,7 @@ def read(
             raise UserError(f"{shard.file} is a task, whose items are pairs: leave data.kind out")
         rows = Task(shard.file).pairs()
     elif str(shard.file) == EMBEDDED:
-        rows = ((text,) for text in embedded.documents())
+        rows = ((text,) for text in embedded_corpus.documents())
     elif plain:
         rows = ((text,) for text in _text_documents(shard, on_error))
     else:

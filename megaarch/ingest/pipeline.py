@@ -16,7 +16,7 @@ import numpy as np
 
 from megaarch.files import replacing
 from megaarch.ingest import lines, shards, split
-from megaarch.ingest.indexed import IndexedWriter, mapped
+from megaarch.ingest.indexed_dataset import IndexedWriter, mapped
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import Counts
 from megaarch.ingest.sharded_split import ShardedSplit

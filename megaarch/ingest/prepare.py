@@ -19,12 +19,12 @@ from typing import Annotated
 from pydantic import Field
 
 from megaarch.config.schema import Data
-from megaarch.data.rows import check_kind
+from megaarch.data.dataset import check_kind
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, parse_json, read_bytes, read_json
 from megaarch.ingest import corpus, manifest, shards, sources
-from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments
+from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedDocuments
 from megaarch.ingest.manifest import Counts, PreparedManifest
 from megaarch.ingest.pipeline import Pipeline
 from megaarch.ingest.shards import SHARD_BYTES, Job

@@ -18,7 +18,7 @@ from pathlib import Path
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, check_regular, read_json, take_lock
 from megaarch.ingest import corpus, manifest, shards, sources
-from megaarch.ingest.indexed import IndexedDataset, prefix_of
+from megaarch.ingest.indexed_dataset import IndexedDataset, prefix_of
 from megaarch.ingest.manifest import DatasetManifest, Plan
 from megaarch.ingest.pipeline import Pipeline, Progress
 from megaarch.ingest.shards import SHARD_BYTES, Job

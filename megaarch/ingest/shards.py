@@ -22,7 +22,7 @@ from pydantic import Field
 
 from megaarch.files import Schema, fit, read_json, size_and_checksum
 from megaarch.ingest import corpus, lines, sources, split
-from megaarch.ingest.indexed import mapped, token_dtype
+from megaarch.ingest.indexed_dataset import mapped, token_dtype
 from megaarch.ingest.lines import RecordError, Shard
 from megaarch.ingest.tokenizer import Tokenizer
 

@@ -1,7 +1,7 @@
 """The files of a data source: a file, a folder or a glob, and what is left out of it.
 
 A folder is searched through links too, each folder once. Hidden files, copies by editors and file
-managers and what megaarch writes are skipped there, and `notes` says so.
+managers and what megaarch writes are skipped there, and `notes` says so. corpus.py reads what a file holds.
 """
 
 import glob
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megaarch.errors import UserError
-from megaarch.ingest.indexed import prefix_of
+from megaarch.ingest.indexed_dataset import prefix_of
 from megaarch.ingest.tasks.task import ENDING, Task
 
 EMBEDDED = "embedded"

@@ -8,7 +8,7 @@ import numpy as np
 from megaarch.data.example import SPECIALS
 from megaarch.errors import UserError
 from megaarch.ingest import corpus
-from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments
+from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedDocuments
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import DatasetManifest
 from megaarch.ingest.sources import HELD_OUT

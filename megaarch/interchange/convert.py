@@ -34,7 +34,7 @@ from megaarch.interchange.hf_config import (
 from megaarch.interchange.hf_weights import Weights, from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
-from megaarch.training.progress import Progress
+from megaarch.training.train_state import Progress
 
 FORMATS = ("checkpoint", "safetensors", "hf")
 OWN = "megaarch"  # in config.json: what Hugging Face's settings cannot say

@@ -22,7 +22,7 @@ from megaarch.checkpoint.record import CheckpointRecord, read_record
 from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
-from megaarch.training import memory
+from megaarch.training import memory_check
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -117,11 +117,11 @@ def _count(tensors: Any, names: Iterable[str]) -> int:
 
 def _check_memory(source: Path, numbers: int) -> None:
     """UserError where so many weights in fp32, which every conversion holds, exceed the memory."""
-    need, there = 4 * numbers, memory.memory_of(torch.device("cpu"))
+    need, there = 4 * numbers, memory_check.memory_of(torch.device("cpu"))
     if need > there:
         raise UserError(
-            f"{source} holds {memory.in_words(need)} of weights in fp32 and this machine has "
-            f"{memory.in_words(there)} of memory: convert it on a machine with more"
+            f"{source} holds {memory_check.in_words(need)} of weights in fp32 and this machine has "
+            f"{memory_check.in_words(there)} of memory: convert it on a machine with more"
         )
 
 

@@ -16,7 +16,7 @@ from megaarch.interchange.family import Family
 from megaarch.interchange.hf_config import complete, family_in, settings_from
 from megaarch.interchange.transforms import Transform
 from megaarch.model.transformer import Transformer, stacks
-from megaarch.training.memory import out_of_memory
+from megaarch.training.memory_check import out_of_memory
 
 Weights = dict[str, torch.Tensor]
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}

@@ -14,7 +14,7 @@ from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import Transformer
-from megaarch.training.memory import out_of_memory
+from megaarch.training.memory_check import out_of_memory
 
 ROWS, TOKENS, TARGETS = 2, 24, 16
 # Both models run in fp64, where transformers computes some norms and softmaxes in fp32 all the same;

@@ -54,7 +54,7 @@ class Cache:
         self.layers: dict[int, LayerCache] = {}
         self.in_use = 0
         self.slot_BS = np.zeros((rows, 0), dtype=np.int64)
-        self.kernels: dict[range, Any] = {}  # of model/decode.py, by layers
+        self.kernels: dict[range, Any] = {}  # of model/fused_decode.py, by layers
         self._to: torch.Tensor | None = None
         self._taken: torch.Tensor | None = None
 

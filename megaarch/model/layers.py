@@ -20,7 +20,7 @@ from megaarch.attention.mask import Parts
 from megaarch.config import schema
 from megaarch.config.matmuls import GATED, head_size, key_heads
 from megaarch.kernels.bindings import serves
-from megaarch.kernels.gated import Gated
+from megaarch.kernels.gated_activation import Gated
 from megaarch.kernels.rms_norm import RMSNorm
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.kv_cache import LayerCache

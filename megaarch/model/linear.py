@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from megaarch.kernels import processor
+from megaarch.kernels import cpu_features
 from megaarch.kernels.bindings import accumulator, plain
 from megaarch.kernels.decode import DTYPES, FEW, few_rows, may_run
 
 HALF = (torch.bfloat16, torch.float16)
-CPU_HAS_UNITS = processor.has_units_for_half()
-ONEDNN_IS_FASTER = processor.multiplies_faster_by_onednn()
+CPU_HAS_UNITS = cpu_features.has_units_for_half()
+ONEDNN_IS_FASTER = cpu_features.multiplies_faster_by_onednn()
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from megaarch.config.catalogue import ARCHITECTURES, position_axes
 from megaarch.config.schema import Model, RopeScaling
 from megaarch.kernels.bindings import serves
-from megaarch.kernels.heads import Heads
+from megaarch.kernels.qkv_rope import Heads
 from megaarch.model.rope_scaling import attention_factor, scaled
 
 AXES = "the number of position axes"

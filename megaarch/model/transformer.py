@@ -17,8 +17,8 @@ from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.config.matmuls import head_size, key_heads, stack_layers
 from megaarch.data.batch import Batch, Stream
 from megaarch.errors import UserError
-from megaarch.model.decode import few_tokens
 from megaarch.model.dropout import DropoutKeys, dropout
+from megaarch.model.fused_decode import few_tokens
 from megaarch.model.kv_cache import Cache
 from megaarch.model.layers import (
     ACTIVATIONS,

@@ -18,7 +18,7 @@ from megaarch.config import ConfigError
 from megaarch.config.cached import cached
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Counts
-from megaarch.data.segments import segmentations
+from megaarch.data.row_lengths import segmentations
 from megaarch.model import flops
 from megaarch.model.transformer import Transformer, overlap, stacks
 

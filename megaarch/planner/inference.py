@@ -22,9 +22,9 @@ from megaarch.inference.memory_traffic import cache_bytes
 from megaarch.inference.prompts import Prompt, prompt
 from megaarch.model import flops
 from megaarch.model.parameter_count import parameter_count
+from megaarch.planner.hardware_rates import Cluster, Rates
 from megaarch.planner.layer_costs import HALF, Work
-from megaarch.planner.rates import Cluster, Rates
-from megaarch.planner.software import OURS
+from megaarch.planner.software_stacks import OURS
 from megaarch.study.cells import expand
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from megaarch.errors import UserError
+from megaarch.planner.hardware_rates import Cluster
 from megaarch.planner.inference import InferenceCost, Lengths, TurnCost
-from megaarch.planner.rates import Cluster
 
 SHOWN = 4  # turns of a dialogue that stand in its table
 COLUMNS = 110

@@ -18,7 +18,7 @@ from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
-from megaarch.planner.software import OURS, Bytes, Software
+from megaarch.planner.software_stacks import OURS, Bytes, Software
 from megaarch.study.describe import made_up_rows, row_counts
 
 HALF, FULL = 2, 4  # bytes of bf16 and fp32

@@ -1,4 +1,4 @@
-"""How long a training step takes: the work of layer_costs.py at the rates of rates.py.
+"""How long a training step takes: the work of layer_costs.py at the rates of hardware_rates.py.
 
 A matrix product takes its FLOPs at the product rate and, on top, its operands at the memory's
 bandwidth: small or thin ones are slow because of what they move. Collectives run as rings. Messages
@@ -15,11 +15,11 @@ from megaarch.config.schema import Settings
 from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages
+from megaarch.planner.hardware_rates import Cluster, Rates, exposed
 from megaarch.planner.layer_costs import HALF, Layers, Work
 from megaarch.planner.memory import micro_batches, parameters_by_rank
 from megaarch.planner.pipeline_bubble import bubble
-from megaarch.planner.rates import Cluster, Rates, exposed
-from megaarch.planner.software import Software, ours
+from megaarch.planner.software_stacks import Software, ours
 
 FUSED_BACKWARD = 2.5  # fused attention computes the scores again (Dao et al. 2022, section 3.1)
 OPTIMIZER_BYTES = 40  # read and written for a parameter: norm 4, clipping 8, AdamW 28

@@ -9,7 +9,7 @@ import torch
 from megaarch.attention.mask import CAUSAL, FULL, Parts
 from megaarch.config.matmuls import head_size
 from megaarch.data.batch import Batch
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
 from megaarch.probes.ablation import switched

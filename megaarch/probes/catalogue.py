@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from megaarch.config.registry import load
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.files import fit, read_json, write_json
 from megaarch.probes.estimate import Estimate, merged
 from megaarch.probes.probed_model import Subject, open_subject

@@ -3,7 +3,7 @@
 from functools import partial
 
 from megaarch.config.catalogue import OBJECTIVES
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.memory_traffic import cache_bytes
 from megaarch.inference.prompts import prompt

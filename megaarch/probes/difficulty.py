@@ -13,13 +13,13 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, generator
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.segments import components
-from megaarch.evaluation.record import Record
-from megaarch.probes import representation
+from megaarch.data.row_lengths import components
+from megaarch.evaluation.record_schema import Record
+from megaarch.probes import linear_probe
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
+from megaarch.probes.linear_probe import Representation
 from megaarch.probes.probed_model import Rows, Subject, packed
-from megaarch.probes.representation import Representation
 
 PARTS = (
     2,
@@ -61,11 +61,11 @@ def measure(subject: Subject, options: Options) -> Difficulty:
     if not OBJECTIVES[subject.settings.data.objective].of_pairs:
         rows = subject.rows(options.length_of(subject), options.rows)
         found = of_task(subject, rows, options.seed)
-    tasks = representation.measure(subject, options)
+    tasks = linear_probe.measure(subject, options)
     found.representation = tasks
     if tasks:
-        found.linear = representation.mean([each.linear for each in tasks.values()])
-        found.nearest = representation.mean([each.nearest for each in tasks.values()])
+        found.linear = linear_probe.mean([each.linear for each in tasks.values()])
+        found.nearest = linear_probe.mean([each.nearest for each in tasks.values()])
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from megaarch.evaluation.confidence_intervals import Error, ratio_interval, seed_error, widened
-from megaarch.evaluation.record import Interval, Number, Record
+from megaarch.evaluation.record_schema import Interval, Number, Record
 
 
 class Estimate(Record):

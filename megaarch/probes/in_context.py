@@ -31,7 +31,7 @@ from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.feature_converters import converter_of
 from megaarch.errors import UserError
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
 from megaarch.ingest.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from megaarch.attention import Parts, attend, choose
 from megaarch.attention.dispatch import KERNELS
 from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import causal, full
-from megaarch.evaluation.record import Machine, Record
+from megaarch.evaluation.record_schema import Machine, Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.study.environment import machine

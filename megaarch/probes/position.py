@@ -14,7 +14,7 @@ from torch import nn
 
 from megaarch.data.batch import Batch
 from megaarch.errors import UserError
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, ratio
 from megaarch.probes.hidden_states import recorded, used_slots

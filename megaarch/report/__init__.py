@@ -7,6 +7,6 @@ results ──> cells (seeds merged, ranked) ──> text, csv, latex, figures, 
 from megaarch.report.figures import write_figures
 from megaarch.report.page import write_page
 from megaarch.report.plain_text import text
-from megaarch.report.tables import csv, latex
+from megaarch.report.table_export import csv, latex
 
 __all__ = ["csv", "latex", "text", "write_figures", "write_page"]

@@ -7,7 +7,7 @@ import matplotlib
 
 from megaarch.config import catalogue
 from megaarch.probes.catalogue import Probed
-from megaarch.report import charts, inference, laws, notation
+from megaarch.report import charts, dialogue_costs, notation, scaling_laws
 from megaarch.report import findings as report_findings
 from megaarch.report.arguments.evidence import evidence
 from megaarch.report.axes import Looks
@@ -69,8 +69,8 @@ def sections(
                     panel.group = each if suffix else ""
                     found.setdefault(section, []).append(panel)
             found.setdefault("scaling", []).extend(scaling(group, look, number, each))
-        found["laws"] = laws.panels(results, cells, look)
-        found["inference"] = inference.panels(probed or {}, every, look)
+        found["laws"] = scaling_laws.panels(results, cells, look)
+        found["inference"] = dialogue_costs.panels(probed or {}, every, look)
     return found
 
 

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from megaarch.config import catalogue
 from megaarch.config.suggest import flatten
 from megaarch.probes.catalogue import Probed
+from megaarch.report import dialogue_costs, notation, scaling_laws
 from megaarch.report import findings as report_findings
-from megaarch.report import inference, laws, notation
 from megaarch.report.arguments.evidence import Argument, evidence
 from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
@@ -90,8 +90,8 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
             name: [(budget, list(group)) for budget, group in groupby(panels, attrgetter("group"))]
             for name, panels in sections(results, probed).items()
         },
-        inference=inference.table(probed, cells, look),
-        laws=laws.table(results, look, cells),
+        inference=dialogue_costs.table(probed, cells, look),
+        laws=scaling_laws.table(results, look, cells),
         shared_losses=len({cell.objective for cell in cells}) < len({cell.name for cell in cells}),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),

@@ -17,9 +17,9 @@ from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
 from megaarch.study import lanes, lock, preflight, run_cell, sweep
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
-from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, identity, save_config
+from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
 
 

@@ -13,6 +13,7 @@ from megaarch.config import Raw, catalogue
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Batch
 from megaarch.data.blend import Blend
+from megaarch.data.dataset import Rows, pair_lengths
 from megaarch.data.example import (
     SPECIALS,
     Converted,
@@ -25,8 +26,7 @@ from megaarch.data.example import (
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import pack
-from megaarch.data.rows import Rows, pair_lengths
-from megaarch.data.segments import fixed_shape, segmentations
+from megaarch.data.row_lengths import fixed_shape, segmentations
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared, prepare
 from megaarch.model import flops

@@ -17,8 +17,8 @@ from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.study import lanes, sweep
 from megaarch.study.cells import expand, find
-from megaarch.study.display import ProgressDisplay
 from megaarch.study.folder import StudyFolder, parent_record, save_config
+from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
 from megaarch.study.run_cell import summary
 from megaarch.training.trainer import device_of

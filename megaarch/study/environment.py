@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 import megaarch
-from megaarch.evaluation.record import Hardware, Machine
-from megaarch.kernels import processor
+from megaarch.evaluation.record_schema import Hardware, Machine
+from megaarch.kernels import cpu_features
 
 
 def machine() -> Machine:
@@ -20,7 +20,7 @@ def machine() -> Machine:
     has_affinity = hasattr(os, "sched_getaffinity")
     return Machine(
         hardware=Hardware(
-            cpu=processor.name(),
+            cpu=cpu_features.name(),
             cores=len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             memory_gib=round(_memory() / 2**30, 1),

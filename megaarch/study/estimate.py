@@ -11,7 +11,7 @@ from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings, Training
 from megaarch.data import tokens_per_batch
-from megaarch.data.rows import Rows
+from megaarch.data.dataset import Rows
 from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.fused_projections import projections
@@ -21,7 +21,7 @@ from megaarch.study.cells import StudyCell
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
 from megaarch.training import adafactor
-from megaarch.training.progress import Limit
+from megaarch.training.train_state import Limit
 from megaarch.training.trainer import Trainer
 
 TIMED_STEPS = 3

@@ -29,11 +29,11 @@ from megaarch.errors import UserError
 from megaarch.ingest.prepare import Prepared
 from megaarch.study import lock, run_cell, sweep_grid
 from megaarch.study.cells import StudyCell, title
-from megaarch.study.display import ProgressBar, ProgressDisplay, Show
 from megaarch.study.folder import StudyFolder
+from megaarch.study.progress_bar import ProgressBar, ProgressDisplay, Show
 from megaarch.study.results import CellRecord
 from megaarch.study.sweep_grid import Choice
-from megaarch.training.memory import out_of_memory
+from megaarch.training.memory_check import out_of_memory
 from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.trainer import device_of
 

@@ -13,8 +13,8 @@ import numpy as np
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms, tokens_per_batch
+from megaarch.data.dataset import Rows
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.rows import Rows
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks

@@ -26,7 +26,7 @@ from pydantic import (
 from megaarch.config import Raw
 from megaarch.errors import UserError
 from megaarch.evaluation.heldout_scores import Heldout, Paired
-from megaarch.evaluation.record import Amount, Count, Machine, Number, Record
+from megaarch.evaluation.record_schema import Amount, Count, Machine, Number, Record
 from megaarch.files import fit, read_json, write_json
 from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import read_lines

@@ -21,7 +21,6 @@ from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import Prepared
 from megaarch.model.parameter_count import non_embedding_parameter_count
 from megaarch.study.cells import StudyCell
-from megaarch.study.display import ProgressBar
 from megaarch.study.environment import machine
 from megaarch.study.folder import (
     finished_trial,
@@ -30,6 +29,7 @@ from megaarch.study.folder import (
     trial_cell,
     trial_identity,
 )
+from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.results import (
     CellRecord,
     CellResult,
@@ -43,7 +43,7 @@ from megaarch.study.results import (
 )
 from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import cut_back
-from megaarch.training.progress import Progress
+from megaarch.training.train_state import Progress
 from megaarch.training.trainer import Trainer
 
 LOSS_POINTS = 200

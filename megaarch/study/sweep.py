@@ -13,9 +13,9 @@ from megaarch.config.schema import Tune
 from megaarch.files import write_json
 from megaarch.study import lanes, sweep_grid
 from megaarch.study.cells import StudyCell, expand, study_of
-from megaarch.study.display import ProgressDisplay
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, finished_trial, trial_cell
+from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, DECIDES, RATE, Choice
 

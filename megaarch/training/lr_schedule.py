@@ -3,7 +3,7 @@
 import math
 
 from megaarch.config.schema import Training
-from megaarch.training.progress import Limit, Progress
+from megaarch.training.train_state import Limit, Progress
 
 
 def learning_rate(training: Training, step: int, share: float) -> float:

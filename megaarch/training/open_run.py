@@ -17,7 +17,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
-from megaarch.training import memory
+from megaarch.training import memory_check
 from megaarch.training.trainer import device_of
 
 DEEPSPEED = ("engine", "zero_stage", "offload", "deepspeed_config")
@@ -60,7 +60,7 @@ def open_run(
     settings = _settings(raw, overrides, run, training or {})
     check(settings)
     device = device_of(settings)
-    memory.check_weights(settings, device)
+    memory_check.check_weights(settings, device)
     grid = join(settings, device)
     path = checkpoint.find(run, grid)
     saved = checkpoint.read_record(path)

@@ -18,7 +18,7 @@ from megaarch.model import weight_transfer
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.model.weight_transfer import Origins
 from megaarch.training.lr_schedule import limit_change
-from megaarch.training.progress import Limit, Progress
+from megaarch.training.train_state import Limit, Progress
 
 log = logging.getLogger(__name__)
 

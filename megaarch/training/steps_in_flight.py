@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from megaarch.data.batch import Batch, Counts
 from megaarch.distributed.mesh import DATA, Grid
-from megaarch.training.progress import Progress
+from megaarch.training.train_state import Progress
 
 
 class Readback:

@@ -24,8 +24,8 @@ from megaarch.checkpoint.saving import Saver
 from megaarch.config.schema import Settings
 from megaarch.data import tokens_per_batch
 from megaarch.data.batch import Batch
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps, prefetch
-from megaarch.data.rows import Rows
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
@@ -37,16 +37,16 @@ from megaarch.model.parameter_count import parameter_count
 from megaarch.parallel import float8
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
-from megaarch.training import memory, optimizer
+from megaarch.training import memory_check, optimizer
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
 from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
-from megaarch.training.progress import Limit, Progress
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
+from megaarch.training.train_state import Limit, Progress
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Trainer:
             torch.set_num_threads(training.threads)
         torch.use_deterministic_algorithms(training.deterministic)
         check(settings, self.grid.world_size)
-        memory.check(settings, self.device)
+        memory_check.check(settings, self.device)
         float8.check(training, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -25,8 +25,8 @@ from megaarch.attention import (
     warm,
 )
 from megaarch.attention.packages import Gpu, describe
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
 from tests.attention.cases import CASES, prefix
 from tests.attention.gpus import GPUS, MODES, Machine, on_gpu

@@ -23,7 +23,7 @@ from megaarch.attention import (
     cudnn,
     cudnn_ragged,
     full,
-    intervals,
+    key_intervals,
     varlen,
     warm,
 )
@@ -273,7 +273,7 @@ def test_the_overlay_wastes_what_is_published(share, waste):
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_are_the_mask(name):
     parts = Parts.of(*CASES[name])
-    found = intervals.intervals(parts)
+    found = key_intervals.intervals(parts)
     keys = np.arange(parts.keys)
     dense = (keys >= found.first[..., None]) & (keys < found.last[..., None])
     assert np.array_equal(dense, parts.dense())
@@ -287,7 +287,7 @@ def test_intervals_are_the_mask(name):
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_are_the_masks_blocks(name, size):
     parts = Parts.of(*CASES[name])
-    dense, found = parts.dense(), intervals.blocks(parts, size)
+    dense, found = parts.dense(), key_intervals.blocks(parts, size)
     for b, i in np.ndindex(len(parts), -(-parts.queries // size[0])):
         rows = dense[b, i * size[0] : (i + 1) * size[0]]
         cut = [rows[:, j : j + size[1]] for j in range(0, parts.keys, size[1])]

@@ -9,9 +9,9 @@ import torch
 
 from megaarch import config
 from megaarch.attention import KERNELS, Parts, RelativeBias, choose, cudnn, sdpa, varlen, warm
-from megaarch.attention.intervals import intervals, tensors
+from megaarch.attention.key_intervals import intervals, tensors
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
 from tests.attention.cases import prefix
 from tests.attention.gpus import GPUS, Machine, on_gpu

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megaarch.data import loader
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps, prefetch
-from megaarch.data.rows import Rows
 
 
 @pytest.fixture

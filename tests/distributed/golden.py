@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megaarch.checkpoint import storage
-from megaarch.kernels.processor import description
+from megaarch.kernels.cpu_features import description
 from tests import conftest
 from tests.distributed import runs
 from tests.distributed.layouts import DEEPER, PP2, TP2

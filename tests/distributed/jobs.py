@@ -45,7 +45,7 @@ class Job:
         raw = settings.model_dump(mode="json", exclude_none=True, exclude={"study"})
         config.write_text(yaml.safe_dump(raw))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOAD, "megaarch.cli", "megaarch.study.display"])
+        context.set_forkserver_preload([*PRELOAD, "megaarch.cli", "megaarch.study.progress_bar"])
         port = free_port()
         self.processes = []
         for rank in range(self.world_size):

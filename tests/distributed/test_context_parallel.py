@@ -14,8 +14,8 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 from megaarch import config
 from megaarch.config import schema
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.model import initialize

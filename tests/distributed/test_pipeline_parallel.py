@@ -9,8 +9,8 @@ import torch
 
 from megaarch.config import ConfigError, catalogue
 from megaarch.data.batch import Counts
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.model import Transformer, flops, initialize
 from megaarch.parallel.stages import check, layer_costs, row_shape, split
 from tests.conftest import PRESETS

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from megaarch.attention import KERNELS, dispatch
 from megaarch.attention.packages import Package
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.model import initialize
 from megaarch.parallel import recompute
 from megaarch.parallel.parallelize import build_model

@@ -3,7 +3,7 @@ loader, whose samples depend on seed and index alone."""
 
 from torch import distributed
 
-from megaarch.data import rows
+from megaarch.data import dataset
 from tests.distributed import runs
 
 PP4 = {
@@ -20,8 +20,8 @@ def masks_seen(raw, preset, by_rank):
     fork did.
     """
     if by_rank:
-        keyed = rows.generator
-        rows.generator = lambda seed, *key: keyed(seed + distributed.get_rank(), *key)
+        keyed = dataset.generator
+        dataset.generator = lambda seed, *key: keyed(seed + distributed.get_rank(), *key)
     trainer = runs.trainer_of(runs.settings_of(raw, preset, PP4))
     seen = []
     for module in trainer.model.modules():

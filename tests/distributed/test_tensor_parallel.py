@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from megaarch import config
 from megaarch.config import schema
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
 from megaarch.parallel import context_parallel, parallelize, tensor_parallel

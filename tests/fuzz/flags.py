@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from megaarch import cli
 from megaarch.config.schema import Settings
-from megaarch.study import display
-from megaarch.training import memory
+from megaarch.study import progress_bar
+from megaarch.training import memory_check
 from tests.fuzz.isolated import isolated
 from tests.tools.run import module
 from tools.planning import at_scale
@@ -397,12 +397,12 @@ def _begun(main: Callable[[list[str]], int], given: list[str]) -> int:
 
     def checked(settings: Settings, there: float, holder: str) -> None:
         check(settings, there, holder)
-        need = memory.least_bytes(settings) + memory.activation_bytes(settings)
+        need = memory_check.least_bytes(settings) + memory_check.activation_bytes(settings)
         if need > LARGE or settings.model.layers > DEEP:
             raise _Begun
 
-    check, memory.check_training = memory.check_training, checked
-    display.ProgressBar.update = peers.Apart.__init__ = pytest_cases.run = (
+    check, memory_check.check_training = memory_check.check_training, checked
+    progress_bar.ProgressBar.update = peers.Apart.__init__ = pytest_cases.run = (
         stop  # the latter start processes
     )
     torch.compile = lambda function, **_: function

@@ -14,7 +14,7 @@ from megaarch.checkpoint.manifest import find_fault
 from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
 from megaarch.engine import deepspeed_config
-from megaarch.ingest.indexed import IndexedDataset
+from megaarch.ingest.indexed_dataset import IndexedDataset
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import files

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from megaarch import config
 from megaarch.checkpoint import checkpoint
-from megaarch.ingest.indexed import IndexedWriter
+from megaarch.ingest.indexed_dataset import IndexedWriter
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert

@@ -21,7 +21,7 @@ from megaarch.cli.main import main
 from megaarch.errors import UserError
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.generate import Generator, Options, room
-from megaarch.inference.run import tokenizer_of
+from megaarch.inference.loaded_run import tokenizer_of
 from megaarch.inference.sampling import Sampler, Sampling, draw
 from megaarch.inference.text_stream import TextStream
 from tests.conftest import PRESETS, WORDS

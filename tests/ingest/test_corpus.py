@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from megaarch.errors import UserError
-from megaarch.ingest import corpus, embedded, lines
+from megaarch.ingest import corpus, embedded_corpus, lines
 
 TEXTS = ["First document.\nTwo lines.", "Zweites, mit Umlaut: größer.", "第三"]
 
@@ -109,7 +109,7 @@ def test_supervised_pairs_and_kinds(tmp_path):
 
 
 def test_embedded_corpus():
-    texts = embedded.documents()
+    texts = embedded_corpus.documents()
     assert sum(map(len, texts)) > 2_000_000
     assert len(texts) > 400
     assert texts == tuple(corpus.documents("embedded"))

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from megaarch import config
-from megaarch.data.rows import Rows
+from megaarch.data.dataset import Rows
 from megaarch.ingest import corpus
 from megaarch.ingest.prepare import prepare
 from megaarch.study.data import text_of

@@ -10,7 +10,7 @@ import pytest
 from megaarch.config.schema import Data, Source
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import corpus, prepare, split
-from megaarch.ingest.indexed import IndexedDataset, IndexedWriter
+from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
 WORDS = "time person year way day thing man world life hand part child eye woman place".split()  # noqa: SIM905

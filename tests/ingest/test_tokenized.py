@@ -8,8 +8,8 @@ import pytest
 
 from megaarch import config
 from megaarch.config.schema import Data
-from megaarch.data.rows import Rows
-from megaarch.ingest.indexed import IndexedDataset, IndexedWriter
+from megaarch.data.dataset import Rows
+from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.conftest import made_up_text, tiny_raw

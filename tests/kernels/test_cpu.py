@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megaarch.kernels import bindings
-from megaarch.kernels.gated import Gated
-from megaarch.kernels.heads import Heads
+from megaarch.kernels.gated_activation import Gated
+from megaarch.kernels.qkv_rope import Heads
 from megaarch.kernels.softmax import less_target
 from megaarch.model.layers import ACTIVATIONS
 from megaarch.model.loss import cross_entropy

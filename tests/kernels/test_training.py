@@ -7,8 +7,8 @@ import torch
 
 from megaarch.attention import KERNELS
 from megaarch.config import catalogue
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.kernels import bindings
 from megaarch.model import initialize
 from megaarch.parallel.parallelize import build_model

@@ -10,8 +10,8 @@ import pytest
 from megaarch import config
 from megaarch.cli import main
 from megaarch.planner.hardware import gpu, hardware
+from megaarch.planner.hardware_rates import Cluster
 from megaarch.planner.inference import InferenceCost, Lengths, costs
-from megaarch.planner.rates import Cluster
 
 CLUSTER = Cluster(gpu("h100"))
 D, H, HKV, DH, F, L, V = 2048, 32, 2, 64, 8192, 2, 8192

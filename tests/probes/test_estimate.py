@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.probes.estimate import Estimate, merged, over_rows, over_seeds
 
 

@@ -26,8 +26,8 @@ from megaarch.report.warnings import warnings_for
 from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lanes, lock, run_cell
-from megaarch.study.display import ProgressBar
 from megaarch.study.estimate import dry_run
+from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.results import CellRecord, Results
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 from megaarch.training.preemption import Stopped

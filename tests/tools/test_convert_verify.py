@@ -10,7 +10,7 @@ import torch
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files, verify
 from megaarch.interchange.convert import settings_of
-from megaarch.training import memory
+from megaarch.training import memory_check
 from tests.tools.conversions import PIECES, convert, saved
 
 
@@ -105,9 +105,9 @@ def test_weights_larger_than_the_memory_are_refused_before_they_are_read(
         sources, readers, (found[0].weights, found[1].weights, found[2][1]), strict=True
     ):
         need = 4 * sum(tensor.numel() for tensor in weights.values())
-        monkeypatch.setattr(memory, "memory_of", lambda device, need=need: need)
+        monkeypatch.setattr(memory_check, "memory_of", lambda device, need=need: need)
         read(source)
-        monkeypatch.setattr(memory, "memory_of", lambda device, need=need: need - 1)
+        monkeypatch.setattr(memory_check, "memory_of", lambda device, need=need: need - 1)
         capsys.readouterr()
         assert convert(source, tmp_path / "out") == 2
         told = capsys.readouterr().err

@@ -15,8 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from megaarch.config.schema import Data
-from megaarch.ingest import corpus, indexed, manifest, preprocess, shards
-from megaarch.ingest.indexed import IndexedDataset
+from megaarch.ingest import corpus, indexed_dataset, manifest, preprocess, shards
+from megaarch.ingest.indexed_dataset import IndexedDataset
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
@@ -67,9 +67,9 @@ def copied(made, settings, tmp_path, monkeypatch):
     """Settings of a copy that is too large to be read in full at every start."""
     for suffix in OUTPUTS:
         shutil.copy2(f"{made}{suffix}", tmp_path / f"y{suffix}")
-    monkeypatch.setattr(indexed, "WHOLE", 1 << 10)
-    monkeypatch.setattr(indexed, "SAMPLES", 2)
-    monkeypatch.setattr(indexed, "SAMPLE_BYTES", 1 << 7)
+    monkeypatch.setattr(indexed_dataset, "WHOLE", 1 << 10)
+    monkeypatch.setattr(indexed_dataset, "SAMPLES", 2)
+    monkeypatch.setattr(indexed_dataset, "SAMPLE_BYTES", 1 << 7)
     return settings.model_copy(update={"source": str(tmp_path / "y.bin")})
 
 

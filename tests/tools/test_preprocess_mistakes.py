@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from megaarch.ingest.indexed import IndexedDataset
+from megaarch.ingest.indexed_dataset import IndexedDataset
 from tests.tools.preprocessing import OUTPUTS, command, document
 from tests.tools.run import tool
 

@@ -10,7 +10,7 @@ import pytest
 
 from megaarch.config.schema import Data
 from megaarch.ingest import preprocess, split
-from megaarch.ingest.indexed import IndexedDataset
+from megaarch.ingest.indexed_dataset import IndexedDataset
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 from tests.conftest import made_up_text

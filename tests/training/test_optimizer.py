@@ -11,7 +11,7 @@ from torch import nn
 from megaarch.config.schema import Training
 from megaarch.training import optimizer
 from megaarch.training.lr_schedule import learning_rate
-from megaarch.training.progress import Limit, Progress
+from megaarch.training.train_state import Limit, Progress
 
 
 def rates(steps=1000, **given):

@@ -14,7 +14,7 @@ import yaml
 
 from megaarch.checkpoint import checkpoint
 from megaarch.data.loader import prefetch
-from megaarch.training.memory import out_of_memory
+from megaarch.training.memory_check import out_of_memory
 from megaarch.training.preemption import REQUEUE, Stopped, Watch
 from megaarch.training.trainer import Trainer
 

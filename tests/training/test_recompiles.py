@@ -6,8 +6,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from megaarch.config import catalogue
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.parallel import compile

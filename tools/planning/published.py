@@ -10,7 +10,7 @@ from megaarch import config
 from megaarch.cli.options import Parser
 from megaarch.config.schema import Settings
 from megaarch.planner.hardware import Constants, gpu, hardware
-from megaarch.planner.software import TRAFFIC, Software
+from megaarch.planner.software_stacks import TRAFFIC, Software
 from megaarch.planner.time import Cluster, step_seconds
 
 FILE = Path(__file__).with_name("published.yaml")

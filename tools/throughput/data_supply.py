@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from megaarch import config
+from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
 from tools.throughput.record import PEAKS

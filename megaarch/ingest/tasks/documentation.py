@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from megaarch.errors import UserError
-from megaarch.ingest import embedded, split
+from megaarch.ingest import embedded_corpus, split
 
 HELD_OUT = 0.1  # of the documents; data.held_out of a study may be no smaller
 FARTHEST = 2 * HELD_OUT  # a split's threshold climbs at most so far (split.Places.choose)
@@ -77,7 +77,7 @@ def items(task: str, held_out: bool) -> list[Item]:
 def documents(held_out: bool) -> tuple[Document, ...]:
     """The documents of one side of every split."""
     found = []
-    for name, text in embedded.named_documents():
+    for name, text in embedded_corpus.named_documents():
         place = split.place(split.digest(text))
         if place < HELD_OUT if held_out else place >= FARTHEST:
             entries = tuple(_entries(name)) if name.endswith(".py") else ()
@@ -86,15 +86,15 @@ def documents(held_out: bool) -> tuple[Document, ...]:
 
 
 def _entries(name: str) -> Iterator[Entry]:
-    tree = ast.parse((embedded.library() / name).read_bytes())
+    tree = ast.parse((embedded_corpus.library() / name).read_bytes())
     owners = {
         id(inner): node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
         for inner in node.body
     }
-    for node in embedded.statements(tree):
-        if not isinstance(node, embedded.DOCUMENTED) or node.name.startswith("_"):
+    for node in embedded_corpus.statements(tree):
+        if not isinstance(node, embedded_corpus.DOCUMENTED) or node.name.startswith("_"):
             continue
         lines = (ast.get_docstring(node) or "").strip().splitlines()
         summary = lines[0].strip() if lines else ""

@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 
 import matplotlib
 
-from megaarch.probes import catalogue, regression
+from megaarch.probes import catalogue, in_context_regression
 from megaarch.probes.attention_rank import Ranks
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
+from megaarch.probes.in_context_regression import Regressed
 from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Positions, Stream
-from megaarch.probes.regression import Regressed
 from megaarch.report.arguments import figures, rules
 from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import Verdict
-from megaarch.report.inference import cheapest, dialogues
+from megaarch.report.dialogue_costs import cheapest, dialogues
 from megaarch.report.notation import spelled
 from megaarch.report.style import RC, Panel
 from megaarch.report.yardsticks import TASKS, Score, chance_of
@@ -206,7 +206,7 @@ def _in_context(study: Compared, probed: Mapping[str, Probed]) -> Made:
     scores = {
         spelled(name): as_score(error[last])
         for name, error in errors.items()
-        if name in regression.ARCHITECTURES
+        if name in in_context_regression.ARCHITECTURES
     }
     causal = scores.pop("causal decoder")
     colours = {

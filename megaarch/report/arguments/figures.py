@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from megaarch.probes.attention_rank import Block
 from megaarch.probes.dialogue import TURNS
 from megaarch.probes.estimate import Estimate
+from megaarch.probes.in_context_regression import ARCHITECTURES, Regressed
 from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Stream
-from megaarch.probes.regression import ARCHITECTURES, Regressed
 from megaarch.report import charts
 from megaarch.report.arguments.rules import FAR_BELOW
 from megaarch.report.axes import Looks

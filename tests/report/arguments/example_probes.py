@@ -1,15 +1,15 @@
 """Results and probes of a made-up study in which each argument has what its rule asks for."""
 
-from megaarch.evaluation.record import Machine
+from megaarch.evaluation.record_schema import Machine
 from megaarch.probes.attention_rank import Attention, Block, Ranks, Spectrum
 from megaarch.probes.catalogue import Probed
 from megaarch.probes.dialogue import Dialogue
 from megaarch.probes.difficulty import Difficulty
 from megaarch.probes.estimate import Estimate
+from megaarch.probes.in_context_regression import Learner, Regressed, Regression
+from megaarch.probes.linear_probe import Representation
 from megaarch.probes.mask_speed import Throughput
 from megaarch.probes.position import Layer, Positions, Stream
-from megaarch.probes.regression import Learner, Regressed, Regression
-from megaarch.probes.representation import Representation
 from tests.study.example_results import example_results
 
 CELLS = {  # name: (architecture, objective, positions)

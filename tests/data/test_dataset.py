@@ -11,11 +11,11 @@ import pytest
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.data.conditional_forms import continuation
-from megaarch.data.documents import ORDER
+from megaarch.data.dataset import Rows
+from megaarch.data.document_rows import ORDER
 from megaarch.data.example import generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.loader import Steps
-from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
 from tests.conftest import PRESETS
 

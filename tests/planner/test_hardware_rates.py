@@ -8,9 +8,9 @@ from megaarch import config
 from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.planner.hardware import gpu
+from megaarch.planner.hardware_rates import exposed
 from megaarch.planner.layer_costs import Layers
-from megaarch.planner.rates import exposed
-from megaarch.planner.software import OURS
+from megaarch.planner.software_stacks import OURS
 from megaarch.planner.time import Cluster, step_seconds
 
 CLUSTER = Cluster(gpu("h100"))

@@ -8,8 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.ingest import indexed
-from megaarch.ingest.indexed import IndexedDataset, IndexedDocuments, IndexedWriter, token_dtype
+from megaarch.ingest import indexed_dataset
+from megaarch.ingest.indexed_dataset import (
+    IndexedDataset,
+    IndexedDocuments,
+    IndexedWriter,
+    token_dtype,
+)
 
 DOCUMENTS = [[[1, 2, 3], [4]], [[65535, 0]], [[], [7, 8]]]  # documents of sequences
 SEQUENCES = [sequence for document in DOCUMENTS for sequence in document]
@@ -255,9 +260,9 @@ def test_checksum_sees_any_change_of_a_file_up_to_a_gibibyte(tmp_path):
 
 
 def test_checksum_of_a_larger_file_is_of_a_sample_and_its_digest_of_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexed, "WHOLE", 1 << 16)
-    monkeypatch.setattr(indexed, "SAMPLES", 4)
-    monkeypatch.setattr(indexed, "SAMPLE_BYTES", 1 << 12)
+    monkeypatch.setattr(indexed_dataset, "WHOLE", 1 << 16)
+    monkeypatch.setattr(indexed_dataset, "SAMPLES", 4)
+    monkeypatch.setattr(indexed_dataset, "SAMPLE_BYTES", 1 << 12)
     tokens = np.arange(1 << 15, dtype=np.int32)
     first, same, seen = tokens, tokens.copy(), tokens.copy()
     same[2000] += 1  # between the first and the second piece

@@ -3,7 +3,7 @@
 import numpy as np
 
 from megaarch import report
-from megaarch.report import laws, notation
+from megaarch.report import notation, scaling_laws
 from megaarch.report.page import page
 from megaarch.scaling.law import Law, fit
 from megaarch.scaling.points import of_study
@@ -35,7 +35,7 @@ def planted_results() -> dict:
 
 def test_the_page_shows_each_law_and_says_who_is_better():
     results = Results.of(planted_results())
-    found = laws.fits(results)
+    found = scaling_laws.fits(results)
     assert set(found) == set(LAWS)
     for name, law in LAWS.items():
         low, high = found[name].intervals()["E"]
@@ -53,7 +53,7 @@ def test_a_study_of_few_points_has_no_law():
     few = scaling_results()
     few["cells"] = few["cells"][:4]
     for results in map(Results.of, (example_results(), few)):
-        assert laws.fits(results) == {} and 'id="laws"' not in page(results)
+        assert scaling_laws.fits(results) == {} and 'id="laws"' not in page(results)
 
 
 def test_its_figure_is_a_file_of_its_own(tmp_path):

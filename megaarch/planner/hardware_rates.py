@@ -10,7 +10,7 @@ from megaarch.config.schema import Parallel
 from megaarch.distributed.mesh import processes
 from megaarch.planner.hardware import Constants, Gpu, hardware
 from megaarch.planner.layer_costs import HALF, Work
-from megaarch.planner.software import Software
+from megaarch.planner.software_stacks import Software
 
 
 @dataclass(frozen=True)

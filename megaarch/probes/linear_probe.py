@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
 from megaarch.probes import hidden_states

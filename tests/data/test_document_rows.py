@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaarch.data.documents import SHORTEST, DocumentRows, Kind, cut
+from megaarch.data.dataset import Rows
+from megaarch.data.document_rows import SHORTEST, DocumentRows, Kind, cut
 from megaarch.data.example import generator
 from megaarch.data.loader import Steps
 from megaarch.data.objectives.language_modelling import FullLM
-from megaarch.data.rows import Rows
 from megaarch.ingest.prepare import prepare
 from tests.conftest import PRESETS, made_up_text
 from tests.data.mixtures import MIXTURES

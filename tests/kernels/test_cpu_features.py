@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megaarch.kernels import processor
+from megaarch.kernels import cpu_features
 
 
 @pytest.mark.parametrize(
@@ -21,16 +21,16 @@ def test_onednn_multiplies_where_mkl_leaves_avx512_alone(vendor, avx512, onednn,
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
     told = {} if vendor is None else {"vendor_id": vendor}
-    monkeypatch.setattr(processor, "description", lambda: told)
-    assert processor.multiplies_faster_by_onednn() == onednn
+    monkeypatch.setattr(cpu_features, "description", lambda: told)
+    assert cpu_features.multiplies_faster_by_onednn() == onednn
 
 
 def test_the_name_of_the_first_processor_is_read(tmp_path, monkeypatch):
     text = "processor\t: 0\nvendor_id\t: V\nmodel name\t: A: B\n\nprocessor\t: 1\nmodel name\t: C\n"
     (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(processor, "Path", lambda _: tmp_path / "cpuinfo")
-    processor.description.cache_clear()
+    monkeypatch.setattr(cpu_features, "Path", lambda _: tmp_path / "cpuinfo")
+    cpu_features.description.cache_clear()
     try:
-        assert (processor.name(), processor.description()["vendor_id"]) == ("A: B", "V")
+        assert (cpu_features.name(), cpu_features.description()["vendor_id"]) == ("A: B", "V")
     finally:
-        processor.description.cache_clear()
+        cpu_features.description.cache_clear()

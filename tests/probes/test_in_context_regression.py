@@ -9,11 +9,11 @@ import torch
 
 from megaarch.config import schema
 from megaarch.errors import UserError
-from megaarch.probes import regression
-from megaarch.probes.regression import Regressed, Regression
+from megaarch.probes import in_context_regression
+from megaarch.probes.in_context_regression import Regressed, Regression
 from megaarch.probes.regressor import Regressor
 
-ARCHITECTURES = regression.ARCHITECTURES
+ARCHITECTURES = in_context_regression.ARCHITECTURES
 RECORD = Path(__file__).parents[2] / "benchmarks" / "2026-11-28-regression.json"
 
 
@@ -42,10 +42,10 @@ def constructed(architecture: str, layers: int, dimensions: int, size: float, n:
     return made
 
 
-def row(n: int, dimensions: int, queries: int = 2, rows: int = 2) -> regression.Problems:
+def row(n: int, dimensions: int, queries: int = 2, rows: int = 2) -> in_context_regression.Problems:
     settings = Regression(dimensions=dimensions, examples=n, queries=queries, noise=0.5)
-    made = regression.draw(settings, rows, n, torch.Generator().manual_seed(3))
-    return regression.Problems(*(x.double() for x in made))
+    made = in_context_regression.draw(settings, rows, n, torch.Generator().manual_seed(3))
+    return in_context_regression.Problems(*(x.double() for x in made))
 
 
 def batch_descent(x, y, size, steps):
@@ -85,7 +85,7 @@ def test_one_layer_is_the_reference_of_one_gradient_step():
     x, y, queries, _ = row(n=7, dimensions=3)
     with torch.no_grad():
         found = constructed("causal_decoder", 1, 3, 0.3, n=7)(x, y, queries)
-    wanted = regression.at(regression.gradient_step(x, y, 0.3), queries)
+    wanted = in_context_regression.at(in_context_regression.gradient_step(x, y, 0.3), queries)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
 
@@ -101,29 +101,34 @@ def test_a_causal_mask_leaves_later_layers_stale():
 @pytest.mark.parametrize("n", [3, 5, 11])
 def test_least_squares_and_ridge_are_numpys(n):
     x, y, *_ = row(n, dimensions=5)
-    squares, ridge = regression.least_squares(x, y), regression.ridge(x, y, 0.25)
+    squares, ridge = (
+        in_context_regression.least_squares(x, y),
+        in_context_regression.ridge(x, y, 0.25),
+    )
     for b in range(len(x)):
         by_numpy = np.linalg.lstsq(x[b], y[b], rcond=None)[0]
         np.testing.assert_allclose(squares[b], by_numpy, atol=1e-9)
         # the penalty as five more examples of 0
         longer = np.vstack([x[b], 0.5 * np.eye(5)]), np.append(y[b], np.zeros(5))
         np.testing.assert_allclose(ridge[b], np.linalg.lstsq(*longer, rcond=None)[0], atol=1e-9)
-    np.testing.assert_allclose(regression.ridge(x, y, 0.0), squares)
+    np.testing.assert_allclose(in_context_regression.ridge(x, y, 0.0), squares)
 
 
 @pytest.mark.parametrize("n", [2, 9])
 def test_the_best_step_leaves_the_least_error(n):
     settings = Regression(dimensions=4, noise=0.7, queries=1)
-    made = regression.draw(settings, 100_000, n, torch.Generator().manual_seed(0))
-    direction = regression.at(regression.gradient_step(made.x, made.y, 1.0), made.queries)
+    made = in_context_regression.draw(settings, 100_000, n, torch.Generator().manual_seed(0))
+    direction = in_context_regression.at(
+        in_context_regression.gradient_step(made.x, made.y, 1.0), made.queries
+    )
     of_sample = (direction * made.truth).mean() / (direction**2).mean()
-    assert regression.best_size(settings, n) == pytest.approx(of_sample.item(), rel=0.03)
+    assert in_context_regression.best_size(settings, n) == pytest.approx(of_sample.item(), rel=0.03)
 
 
 def models(attention: str):
     settings = Regression(dimensions=3, examples=6, hidden_size=16, heads=2, attention=attention)
     for architecture in ARCHITECTURES:
-        yield architecture, regression.model_of(settings, architecture, seed=1).double()
+        yield architecture, in_context_regression.model_of(settings, architecture, seed=1).double()
 
 
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
@@ -153,17 +158,17 @@ def test_every_place_of_a_causal_decoder_sees_the_examples_before_it(attention):
 @pytest.mark.parametrize("attention, layers", [("linear", 4), ("softmax", 6)])
 def test_models_have_the_same_number_of_parameters(attention, layers):
     settings = Regression(attention=attention, layers=layers)
-    counts = [regression.model_of(settings, each, 0).count for each in ARCHITECTURES]
+    counts = [in_context_regression.model_of(settings, each, 0).count for each in ARCHITECTURES]
     assert max(counts) < 1.01 * min(counts)
 
 
 def test_models_of_a_seed_begin_alike_and_see_the_same_rows():
     settings = Regression(dimensions=2, examples=1, steps=3, hidden_size=8, layers=1)
-    one = regression.train(settings, "causal_decoder", 5)
-    other = regression.train(settings, "prefix_decoder", 5)
+    one = in_context_regression.train(settings, "causal_decoder", 5)
+    other = in_context_regression.train(settings, "prefix_decoder", 5)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)  # with one example both masks are the same
-    third = regression.train(settings, "causal_decoder", 6)
+    third = in_context_regression.train(settings, "causal_decoder", 6)
     assert not torch.equal(one.read_in.weight, third.read_in.weight)
 
 
@@ -171,14 +176,14 @@ def test_a_model_that_diverges_has_no_error_to_compare():
     """Without its worst row, or its worst seed, it would look better than it is."""
     even = {1: np.ones(4), 2: np.ones(4)}
     bad = {1: np.ones(4), 2: np.array([1.0, np.inf, 1.0, 1.0])}
-    found = regression._learner([even, bad, even], even)
+    found = in_context_regression._learner([even, bad, even], even)
     assert found.error["1"].value == found.ratio["1"].value == 1
     assert found.error["2"].value is found.ratio["2"].value is None
 
 
 def test_numbers_of_examples_that_no_row_has_are_refused():
     with pytest.raises(UserError, match="1 to 8 examples"):
-        regression.compare(Regression(examples=8, counts=(4, 9)))
+        in_context_regression.compare(Regression(examples=8, counts=(4, 9)))
 
 
 SMALL = Regression(
@@ -197,7 +202,7 @@ SMALL = Regression(
 
 
 def test_trained_prefix_decoders_reach_least_squares_and_causal_ones_do_less():
-    found = regression.compare(SMALL, show=lambda words: None)
+    found = in_context_regression.compare(SMALL, show=lambda words: None)
     holds_the_claim(found, "32")
     again = Regressed.model_validate_json(found.model_dump_json())
     assert again == found

@@ -1,8 +1,8 @@
 """Rows: sample i of a run, as a pure function of (seed, i).
 
-A task is one dataset under one objective. `TextRows` cuts text into segments (`segments.py`) that run
+A task is one dataset under one objective. `TextRows` cuts text into segments (`row_lengths.py`) that run
 over document boundaries, where the eos token stands, as in T5 and GPT pretraining; `DocumentRows`
-(`documents.py`) keeps documents apart; `PairRows` packs short supervised examples. `Rows` blends tasks
+(`document_rows.py`) keeps documents apart; `PairRows` packs short supervised examples. `Rows` blends tasks
 and gives every one of them the same fixed row shape. The sample index never wraps: each epoch has its
 own order and noise.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.blend import Blend
-from megaarch.data.documents import ORDER, DocumentRows
+from megaarch.data.document_rows import ORDER, DocumentRows
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import plan_rows
-from megaarch.data.segments import Segmentation, fixed_shape, segmentations
+from megaarch.data.row_lengths import Segmentation, fixed_shape, segmentations
 from megaarch.errors import UserError
 
 ROWS_ORDER = 0x9085  # as ORDER, of rows of pairs

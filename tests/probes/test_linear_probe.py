@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megaarch.probes.representation import Items, neighbours, probe, ridge
+from megaarch.probes.linear_probe import Items, neighbours, probe, ridge
 
 
 def planted(rng, number: int, choices: int, strength: float, width: int = 16) -> Items:

@@ -30,7 +30,7 @@ from megaarch.data.example import (
     Vocabulary,
     generator,
 )
-from megaarch.data.segments import Mixed, fixed_shape, pair_shape
+from megaarch.data.row_lengths import Mixed, fixed_shape, pair_shape
 from megaarch.errors import UserError
 
 ORDER = 0xD0C5  # keeps the generators of orders apart from those of noise

@@ -1,4 +1,4 @@
-"""How far a run has come, and what it may spend."""
+"""The state of a run beside its model: how far it has come, and what it may spend."""
 
 from dataclasses import dataclass, fields
 

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
-from megaarch.evaluation.record import Record
+from megaarch.evaluation.record_schema import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds, ratio
 from megaarch.probes.regressor import Architecture, Attention, Regressor

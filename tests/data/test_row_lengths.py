@@ -10,7 +10,7 @@ from megaarch.data.example import generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import PrefixLM
 from megaarch.data.objectives.span_corruption import SequentialDenoising
-from megaarch.data.segments import fixed_shape, segmentations
+from megaarch.data.row_lengths import fixed_shape, segmentations
 from megaarch.study.describe import made_up_tokens, made_up_vocabulary
 from tests.data.mixtures import MIXTURES
 

@@ -55,7 +55,9 @@ class SavedTokenizer(_Open):
 class CheckpointRecord(_Open):
     """A checkpoint's progress.json. fingerprint: of the data. weights_only: of a converted one, which
     has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it.
-    inherited: of `progress`, what the run began with (training.start_optimizer); None: nothing."""
+    inherited: of `progress`, what the run began with (training.start_optimizer); None: nothing.
+    generation: how many runs there were before it, of whose weights it began with samples of its own; 0 also
+    where an earlier version wrote it, whose runs began their parents' samples anew."""
 
     progress: SavedTotals
     inherited: SavedTotals | None = None
@@ -64,6 +66,7 @@ class CheckpointRecord(_Open):
     tokenizer: SavedTokenizer
     weights_only: bool = False
     samples: Count | None = None
+    generation: Count = 0
 
     def raw(self) -> Section:
         """Returns the record as JSON has it, without what was not in the file."""

@@ -152,6 +152,11 @@ class Converted:
             max(len(stream.cross_parts) for stream in self.streams),
         )
 
+    @property
+    def positions(self) -> int:
+        """How many positions the longest stream takes, on any axis."""
+        return max(int(s.positions.max()) + 1 if s.positions.size else 0 for s in self.streams)
+
 
 class TooManySpans(UserError):
     """A row or a prompt with more spans than there are sentinels."""

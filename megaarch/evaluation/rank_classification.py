@@ -16,6 +16,7 @@ from itertools import zip_longest
 import numpy as np
 
 from megaarch.config.schema import Evaluation
+from megaarch.data.dataset import pair_lengths
 from megaarch.evaluation import exact_match
 from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.heldout_scores import TaskScore
@@ -44,6 +45,13 @@ def score(
 ) -> dict[str, TaskScore]:
     """Returns the score of each task by its name, behind so many answered examples."""
     return {task.name: _score(scorer, tokenizer, task, evaluation, shots) for task in _tasks(paths)}
+
+
+def check(paths: Sequence[str], evaluation: Evaluation, shots: int) -> None:
+    """Asks every item that `score` asks. UserError for one that cannot be asked."""
+    for task in _tasks(paths):
+        for wording in task.wordings:
+            task.questions(wording, evaluation.task_items, shots)
 
 
 def _tasks(paths: Sequence[str]) -> list[Task]:
@@ -128,13 +136,18 @@ def _is_right(question: Question, logs) -> tuple[bool, bool]:
 def target_bits(
     scorer: Scorer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> float | None:
-    """Returns the bits per byte of the targets of (input, target) pairs; None without a target's byte."""
-    encoded, size = [], 0
+    """Returns the bits per byte of the targets of (input, target) pairs, cut to what training keeps of them;
+    None without a target's byte."""
+    settings, encoded, size = scorer.settings, [], 0
     for given, target in pairs:
-        answer = tokenizer.encode(target).astype(np.int64)
+        asked, answer = tokenizer.encode(given), tokenizer.encode(target).astype(np.int64)
+        lengths = np.array([[len(asked), len(answer)]])
+        [[_, most]], _ = pair_lengths(lengths, settings.model, settings.data)
+        if len(answer) > most:
+            answer = answer[:most]
+            target = tokenizer.decode(answer)
         if len(answer):
-            asked = fitted(scorer, tokenizer.encode(given), answer)
-            encoded.append((asked, answer))
+            encoded.append((fitted(scorer, asked, answer), answer))
             size += len(target.encode())
     if not size:
         return None

@@ -107,8 +107,8 @@ class Scorer:
 
     def holds(self, prefix: np.ndarray, continuation: np.ndarray) -> bool:
         """Whether the pair fits a row of training."""
-        [examples] = self._continuations([(prefix, continuation)])
         try:
+            [examples] = self._continuations([(prefix, continuation)])
             row_limit(self.settings, [self.converter(e, self.vocabulary) for e in examples])
         except UserError:
             return False
@@ -189,7 +189,7 @@ def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
         raise UserError(
             f"an item takes a row of {max(longest)} tokens and {settings.data.objective} was "
             f"trained on rows of {room}: lower study.evaluation.prefix_tokens and "
-            "continuation_tokens, or raise model.sequence_length"
+            "continuation_tokens, leave out tasks with longer answers, or raise model.sequence_length"
         )
     fit = max(1, room // max(longest[0], 1))
     return RowShape.of(fit * size for size in shape.sizes)

@@ -70,6 +70,13 @@ def check(evaluation: Evaluation, settings: Settings) -> None:
         )
 
 
+def check_items(evaluation: Evaluation) -> None:
+    """UserError where an item of a study's own tasks cannot be asked as it is to be."""
+    paths, _ = by_place(evaluation.tasks)
+    for shots in evaluation.numbers_of_shots:
+        rank_classification.check(paths, evaluation, shots)
+
+
 def trained_on(data: Data) -> set[str]:
     """Returns the names of the tasks among the sources of pairs that a run trains on."""
     if data.objective != "supervised":

@@ -215,6 +215,12 @@ class _Preparation:
             dropped_paragraphs=0,
             notes=[n for source in found for n in source.notes(self.data.tokenizer, eos)],
         )
+        shares = {source.manifest.request.held_out if source.manifest else None for source in found}
+        if texts and len(shares) > 1:
+            counts.notes.append(
+                "these datasets hold out different shares of their documents: one that stands in several "
+                "is trained on as well as scored, unless all are preprocessed with one --held-out"
+            )
         share, known = 0.0, [source.manifest for source in found if source.manifest]
         if len(known) == len(found):
             for name in ("documents", "duplicates", "train_bytes", "dropped_paragraphs"):

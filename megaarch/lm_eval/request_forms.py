@@ -10,7 +10,10 @@ model's results are those that others publish. x is what the tokenizer's templat
     seq2seq    encoder p x, decoder ^ c   R[0:p; 0:p], C[0:c; 0:c], cross
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,14 +21,15 @@ from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional_forms
 from megaarch.data.conditional_forms import ADDED
-from megaarch.data.example import Converted
+from megaarch.data.example import Converted, TooManySpans
 from megaarch.data.feature_converters import converter_of, stream_of
 from megaarch.errors import UserError
-from megaarch.inference.generate import Answer, Generator, position_limit
+from megaarch.inference.generate import Answer, Generator, longest, position_limit, room
 from megaarch.inference.prompts import Form, Prompt, ends
 
 UNSET = 10**9  # tokenizers without a limit state one above
 LENGTH = 2048  # lm_eval's, where neither the model nor its tokenizer has a limit
+Made = TypeVar("Made")
 SHARED = ("causal_decoder", "prefix_decoder", "encoder_decoder")  # architectures that its `hf` runs
 
 
@@ -62,28 +66,46 @@ class Objective:
     def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
         """The context gives way at its left end. UserError for a continuation that is too long by itself."""
         if len(continuation) > self.max_length:
-            raise UserError(
-                f"a continuation of {len(continuation)} tokens has no room in the model's row of "
-                f"{self.max_length + ADDED}, with the form's own tokens: leave the task out"
-            )
+            raise self._no_room(continuation)
         if context[:1] == [self.prefix]:
             context = context[1:]
-        room = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed
-        prefix = np.array(context[max(len(context) - room, 0) :], dtype=np.int64)
+        most = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed
+        prefix = np.array(context[max(len(context) - most, 0) :], dtype=np.int64)
         scored = np.array(continuation, dtype=np.int64)
-        examples = conditional_forms.continuation(
-            self.objective, self.architecture, prefix, scored, self.vocabulary
+
+        def rows(prefix: np.ndarray) -> list[Converted] | None:
+            examples = conditional_forms.continuation(
+                self.objective, self.architecture, prefix, scored, self.vocabulary
+            )
+            made = [self.converter(example, self.vocabulary) for example in examples]
+            fit = all(each.positions <= self.max_length + ADDED for each in made)
+            return made if fit else None
+
+        if (found := _of_longest_end(prefix, 0, rows)) is None:
+            raise self._no_room(continuation)
+        return found
+
+    def _no_room(self, continuation: list[int]) -> UserError:
+        return UserError(
+            f"a continuation of {len(continuation)} tokens has no room in the model's row of "
+            f"{self.max_length + ADDED}, with the form's own tokens: leave the task out"
         )
-        return [self.converter(example, self.vocabulary) for example in examples]
 
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """The context gives way at its left end to `max_tokens`, up to half of what there is."""
-        limit = position_limit(self.generator.settings.model)
-        room = self.max_length
+        model = self.generator.settings.model
+        limit, most = position_limit(model), self.max_length
         if limit is not None and self.architecture != "encoder_decoder":
-            room = max(min(room, limit - ADDED - max_tokens), self.max_length // 2)
-        tokens = np.array(context[-room:], dtype=np.int64)
-        return self.generator.prompt_of(tokens), tokens
+            most = max(min(most, limit - ADDED - max_tokens), self.max_length // 2)
+        wanted, row = min(max_tokens, self.max_length // 2), self.max_length + ADDED
+
+        def made_of(given: np.ndarray) -> tuple[Prompt, np.ndarray] | None:
+            made = self.generator.unbounded(given)
+            return (made, given) if longest(made) <= row and room(made, model) >= wanted else None
+
+        tokens = np.array(context[-most:], dtype=np.int64)
+        last = tokens[-1:]
+        return _of_longest_end(tokens, 1, made_of) or (self.generator.prompt_of(last), last)
 
     def most_tokens(self, context: np.ndarray, max_tokens: int) -> int:
         return max_tokens
@@ -125,7 +147,7 @@ class Transformers:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
-        """What is too long gives way at its left end."""
+        """The context gives way at its left end. UserError for a continuation that is too long by itself."""
         if self.separate:
             context, scored = context[-self.max_length :], continuation[-self.max_length :]
             fed = [self.start, *scored[:-1]]
@@ -136,6 +158,11 @@ class Transformers:
             )
             first = 0
         else:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"a continuation of {len(continuation)} tokens has no room in the model's "
+                    f"{self.max_length}: leave the task out"
+                )
             row, scored = [*context, *continuation][-self.max_length - 1 :][:-1], continuation
             streams, first = (stream_of(row, causal),), len(row) - len(scored)
         index = first + np.arange(len(scored))
@@ -145,13 +172,13 @@ class Transformers:
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """UserError where an answer of `max_tokens` leaves no room for a context, as the harness says."""
         form = Form((1,), None, True, self.ends, follows=False)
-        room = self.max_length - (0 if self.separate else max_tokens)
-        if room < 1:
+        most = self.max_length - (0 if self.separate else max_tokens)
+        if most < 1:
             raise UserError(
                 f"max_gen_toks: {max_tokens} has to be below the model's {self.max_length} positions: "
                 "lower it (--gen_kwargs max_gen_toks=N)"
             )
-        tokens = context[-room:]
+        tokens = context[-most:]
         if self.separate:
             made = Prompt(form, stream_of([self.start], causal), stream_of(tokens, full))
         else:
@@ -169,6 +196,25 @@ class Transformers:
         for stop in filter(None, stops):
             text = text.split(stop)[0]
         return text
+
+
+def _of_longest_end(
+    tokens: np.ndarray, least: int, make: Callable[[np.ndarray], Made | None]
+) -> Made | None:
+    """What `make` makes of the longest end of `tokens` for which there is room; None where not even `least`
+    have some. Forms add a share of their context: its sentinels, or all of it once more."""
+
+    def of_end(number: int) -> Made | None:
+        try:
+            return make(tokens[len(tokens) - number :])
+        except TooManySpans:
+            return None
+
+    if (whole := of_end(len(tokens))) is not None:
+        return whole
+    lengths = range(least, len(tokens))
+    fitting = bisect_left(lengths, True, key=lambda number: of_end(number) is None)
+    return of_end(lengths[fitting - 1]) if fitting else None
 
 
 TextForm = Objective | Transformers

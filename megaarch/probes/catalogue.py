@@ -49,7 +49,7 @@ PROBES = {
     "difficulty": Probe("difficulty", "Difficulty"),
     "in_context": Probe("in_context", "InContext"),
     "dialogue": Probe("dialogue", "Dialogue"),
-    "regression": Probe("regression", "Regressed", of_runs=False),
+    "regression": Probe("in_context_regression", "Regressed", of_runs=False),
     "masks": Probe("mask_speed", "Throughput", of_runs=False),
 }
 ALONE = "all"

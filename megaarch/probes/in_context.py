@@ -29,6 +29,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
+from megaarch.data.example import Converted
 from megaarch.data.feature_converters import converter_of
 from megaarch.errors import UserError
 from megaarch.evaluation.record_schema import Record
@@ -175,24 +176,33 @@ def prompts_of(
             demonstrations.append(pair(question))
         if len(before) == shots:
             break
-    taken = sum(map(len, before))
+    if not before:
+        return None
+    given = np.concatenate(before)
     asked: list[tuple[Tokens, Tokens]] = []
     for question in filter(None, map(wording.question, task.test)):
-        query = pair(question)
-        if len(asked) < queries and taken + sum(map(len, query)) <= room:
-            asked.append(query)
-    if not before or len(asked) < 2:
-        return None
-    return Prompts(demonstrations, np.concatenate(before), asked)
+        query, answer = pair(question)
+        if len(asked) < queries and len(given) + len(query) + len(answer) <= room:
+            rows = converted(settings, tokenizer, np.concatenate([given, query]), answer)
+            if all(row.positions <= settings.model.sequence_length for row in rows):
+                asked.append((query, answer))
+    return Prompts(demonstrations, given, asked) if len(asked) > 1 else None
 
 
 def batch_of(settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: Tokens) -> Batch:
     """Returns `answer` after `asked` as the objective scores it; a row for each of its examples."""
-    architecture, vocabulary = settings.model.architecture, tokenizer.vocabulary
-    objective = settings.data.objective
+    rows = converted(settings, tokenizer, asked, answer)
+    return packed(rows, tokenizer.vocabulary, catalogue.position_axes(settings.data.objective))
+
+
+def converted(
+    settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: Tokens
+) -> list[Converted]:
+    """Returns the examples of `answer` after `asked`, as the model eats them."""
+    objective, architecture = settings.data.objective, settings.model.architecture
+    vocabulary = tokenizer.vocabulary
     examples = conditional_forms.continuation(objective, architecture, asked, answer, vocabulary)
-    rows = [converter_of(architecture)(example, vocabulary) for example in examples]
-    return packed(rows, vocabulary, catalogue.position_axes(objective))
+    return [converter_of(architecture)(example, vocabulary) for example in examples]
 
 
 def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float) -> Transformer:

@@ -292,9 +292,8 @@ def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) ->
     """The iso-budget curve of budget `number`: held-out bits per byte against parameters, where sizes
     are several."""
     series: dict[str, list[MergedCell]] = {}
-    for cell in cells:
-        known = cell.bits_per_byte is not None and cell.parameters is not None
-        if cell.heldout.comparable and known:
+    for cell in report_findings.ranked(cells):
+        if cell.bits_per_byte is not None and cell.parameters is not None:
             series.setdefault(cell.name, []).append(cell)
     series = {name: group for name, group in series.items() if len(group) > 1}
     if series:

@@ -126,8 +126,8 @@ def merged_heldout(helds: Sequence[Heldout]) -> MergedHeldout:
         merged[raw] = mean_of([getattr(held, raw) for held in helds])
         merged["paired"] = CONTINUATION.score(helds).paired
         merged["interval_kind"] = OVER_SEEDS
-    if (gain := merged["prefix_gain_interval"]) and len(helds) > 1:
-        merged["reads_prefix"] = gain[0] > 0
+        gain = merged["prefix_gain_interval"]  # None where a seed has none: it cannot be told then
+        merged["reads_prefix"] = gain[0] > 0 if gain else None
     return MergedHeldout.model_construct(**merged)
 
 

@@ -18,6 +18,11 @@ MATCHED = {
 }
 
 
+def plain(text: str) -> str:
+    """Returns a text whose powers of ten read 3.02e14, for what knows no superscripts."""
+    return text.replace(f" {TIMES} 10", "e").translate(PLAIN_DIGITS)
+
+
 def fixed(number: float | None, digits: int = 3, missing: str = MISSING) -> str:
     return missing if number is None else f"{number:.{digits}f}"
 

@@ -240,5 +240,5 @@ def items(cells: list[MergedCell]) -> str:
 
 def ascii_only(page: str) -> str:
     """A login node's terminal may know no Unicode: 3.02 × 10¹⁴ becomes 3.02e14."""
-    page = page.replace(f" {notation.TIMES} 10", "e").replace(notation.MISSING, "-")
-    return page.translate(notation.PLAIN_DIGITS).encode("ascii", "replace").decode("ascii")
+    page = notation.plain(page).replace(notation.MISSING, "-")
+    return page.encode("ascii", "replace").decode("ascii")

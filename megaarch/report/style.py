@@ -114,7 +114,8 @@ def drawable(text: str) -> str:
 
 
 def slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    """A name as an id and as a part of a file's name. All that a cell's name may hold stays, so that no two are one."""
+    return re.sub(r"[^\w.+-]+", "-", name)
 
 
 def palette() -> dict[str, tuple[str, str]]:

@@ -88,7 +88,7 @@ def latex(found: Results | dict) -> str:
         )
     if any(cell.inherited_flops for cell in results.cells):
         caption += " FLOPs with those spent on the weights that a cell starts from."
-    caption += "".join(f" {escaped(sentence)}" for sentence in unequal_flops(results))
+    caption += "".join(f" {escaped(notation.plain(s))}" for s in unequal_flops(results))
     name = "".join(letter if letter.isalnum() else "-" for letter in results.study)
     lines += [
         r"    \bottomrule",

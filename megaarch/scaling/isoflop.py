@@ -8,16 +8,18 @@ import numpy as np
 from megaarch.scaling.points import Points
 
 ALIKE = 1.05  # budgets that are one
+LARGEST = 700.0  # log of a number of parameters
 
 
 @dataclass(frozen=True)
 class Valley:
     """The parabola of a budget: loss = lowest + curvature (log N - log parameters)^2. inside: whether its
-    lowest point is one, and lies within the sizes that were run."""
+    lowest point is one, and lies within the sizes that were run. parameters, loss: of the lowest point; None
+    where there is none, or it lies beyond all numbers."""
 
     flops: float
-    parameters: float
-    loss: float
+    parameters: float | None
+    loss: float | None
     curvature: float
     inside: bool
 
@@ -62,8 +64,12 @@ def isoflop(points: Points, resamples: int = 1000, seed: int = 0) -> IsoFlop | N
 def budgets(points: Points) -> list[np.ndarray]:
     """Returns the places of the points of each budget, in ascending order of budgets."""
     order = np.argsort(points.flops, kind="stable")
-    flops = points.flops[order]
-    return np.split(order, np.flatnonzero(flops[1:] > ALIKE * flops[:-1]) + 1)
+    found: list[list[int]] = []
+    for place in order.tolist():
+        if not found or points.flops[place] > ALIKE * points.flops[found[-1][0]]:
+            found.append([])
+        found[-1].append(place)
+    return [np.array(places) for places in found]
 
 
 class _Parabola:
@@ -79,15 +85,13 @@ class _Parabola:
 
     def valley(self, loss: np.ndarray) -> Valley:
         square, slope, level = self._coefficients(loss)
-        lowest = -slope / (2 * square) if square > 0 else np.nan
-        inside = bool(self.x.min() <= lowest + self.middle <= self.x.max())
-        return Valley(
-            self.flops,
-            float(np.exp(lowest + self.middle)),
-            float(level - slope**2 / (4 * square)) if square > 0 else float("nan"),
-            float(square),
-            inside,
-        )
+        if square <= 0:
+            return Valley(self.flops, None, None, float(square), False)
+        place = self.middle - slope / (2 * square)
+        inside = bool(self.x.min() <= place <= self.x.max())
+        parameters = float(np.exp(place)) if place < LARGEST else None
+        lowest = float(level - slope**2 / (4 * square))
+        return Valley(self.flops, parameters, lowest, float(square), inside)
 
 
 def _exponent(valleys: list[Valley]) -> float | None:

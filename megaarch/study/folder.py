@@ -91,7 +91,13 @@ class StudyFolder:
         if record is None or (cell.parent and parent is None and not parent_record(cell)):
             return None
         now = identity(cell, self.text_of(cell), self.study.evaluation, parent)
-        if differences := changed_settings(record.signature, now):
+        before = record.signature
+        if record.result is None:  # nothing is scored yet
+            before, now = (
+                {key: value for key, value in each.items() if not key.startswith(SCORING)}
+                for each in (before, now)
+            )
+        if differences := changed_settings(before, now):
             raise config.ConfigError(
                 [
                     f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "

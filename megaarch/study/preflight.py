@@ -40,6 +40,7 @@ def check(folder: StudyFolder) -> None:
     for cell in reversed(first.values()):
         named = f"cell {cell.name}" + (f" ({cell.size})" if cell.size else "")
         problems += [f"{named}: {said}" for said in _problems(cell, folder)]
+    problems += _said(lambda: tasks.check_items(folder.study.evaluation))
     if problems:
         raise ConfigError(problems)
 

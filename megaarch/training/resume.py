@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from torch.optim import Optimizer
 
@@ -20,10 +21,50 @@ from megaarch.model.weight_transfer import Origins
 from megaarch.training.lr_schedule import limit_change
 from megaarch.training.train_state import Limit, Progress
 
+APART = 0x9E3779B97F4A7C15  # odd, so that no two generations of a seed share one
 log = logging.getLogger(__name__)
 
 
+class Start(NamedTuple):
+    """Where a run begins: a checkpoint of its own, or of the run whose weights it starts from; path and
+    record are None at step 0."""
+
+    path: Path | None = None
+    record: CheckpointRecord | None = None
+    own: bool = False
+    generation: int = 0
+
+    def data_seed(self, seed: int) -> int:
+        """Returns the seed of samples. A run that starts from weights draws others than all before it: with
+        theirs it would read again what they have read, which is worth less, and for some objectives the
+        very same samples."""
+        return (seed + self.generation * APART) % 2**64
+
+
+def find_start(settings: Settings, grid: Grid) -> Start:
+    """Finds where a run begins. Every process calls it. UserError where there is a run that is not to be
+    continued, or none to start from."""
+    training, directory = settings.training, Path(settings.logging.directory)
+    if (path := checkpoint.newest(directory, grid)) is not None:
+        if not training.resume:
+            raise UserError(
+                f"training.resume: {directory} holds a run, up to {path.name}: remove it, or give "
+                "another logging.directory"
+            )
+        record = read_record(path)
+        return Start(path, record, True, record.generation)
+    if not training.start_from:
+        return Start()
+    try:
+        parent = checkpoint.find(Path(training.start_from), grid)
+    except UserError as error:
+        raise UserError(f"training.start_from: {error}") from None
+    record = read_record(parent)
+    return Start(parent, record, False, record.generation + (not training.start_optimizer))
+
+
 def resume(
+    start: Start,
     settings: Settings,
     fingerprint: str | None,
     tokenizer: str | None,
@@ -37,15 +78,10 @@ def resume(
     fingerprint, tokenizer: fingerprints of the data and of its tokenizer. UserError where the run
     cannot continue, or begin, from what is there.
     """
-    training, directory = settings.training, Path(settings.logging.directory)
-    path = checkpoint.newest(directory, grid)
-    if path is not None:
-        if not training.resume:
-            raise UserError(
-                f"training.resume: {directory} holds a run, up to {path.name}: remove it, or give "
-                "another logging.directory"
-            )
-        saved = read_record(path)
+    training, path, saved = settings.training, start.path, start.record
+    if path is None or saved is None:
+        return Progress(), Progress()
+    if start.own:
         _check_continued(path, saved, settings, fingerprint)
         checkpoint.load(path, engine, optimizer, grid)
         progress = Progress.of(saved.progress)
@@ -56,19 +92,13 @@ def resume(
             log.warning("%s: %s", path, change)
         return progress, Progress.of(saved.inherited) if saved.inherited else Progress()
     inherited = Progress()
-    if training.start_from:
-        try:
-            parent = checkpoint.find(Path(training.start_from), grid)
-        except UserError as error:
-            raise UserError(f"training.start_from: {error}") from None
-        saved = read_record(parent)
-        origins = _check_parent(parent, saved, settings, tokenizer)
-        if training.start_optimizer:
-            inherited = Progress.of(saved.progress)
-            _check_optimizer(parent, saved, training, inherited, origins)
-            _load_with_optimizer(parent, engine, optimizer, grid)
-        else:
-            checkpoint.load(parent, engine, None, grid, origins)
+    origins = _check_parent(path, saved, settings, tokenizer)
+    if training.start_optimizer:
+        inherited = Progress.of(saved.progress)
+        _check_optimizer(path, saved, training, inherited, origins)
+        _load_with_optimizer(path, engine, optimizer, grid)
+    else:
+        checkpoint.load(path, engine, None, grid, origins)
     return inherited, inherited
 
 

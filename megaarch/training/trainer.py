@@ -44,7 +44,7 @@ from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.rank_agreement import Agreement
-from megaarch.training.resume import resume
+from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
 from megaarch.training.train_state import Limit, Progress
 
@@ -93,7 +93,10 @@ class Trainer:
         self._set_up_process()
         self.heartbeat = heartbeat or Heartbeat(self.grid, training)
         self.directory = Path(settings.logging.directory)
-        self.rows = Rows(settings.model, settings.data, prepared, training.seed)
+        start = find_start(settings, self.grid)
+        self.generation = start.generation
+        data_seed = start.data_seed(training.seed)
+        self.rows = Rows(settings.model, settings.data, prepared, data_seed)
         self.rows_a_step, error = tokens_per_batch.rows_a_step(training, self.rows)
         self.settings = settings = tokens_per_batch.in_rows(settings, self.rows_a_step)
         for sentence in (self.rows.truncation, tokens_per_batch.uncertain(error)):
@@ -115,7 +118,13 @@ class Trainer:
         self.metrics: Metrics | None = None
         # totals up to the step that was read last, and that was launched last
         self.progress, self.inherited = resume(
-            self.given, self.fingerprint, used.fingerprint, self.engine, self.optimizer, self.grid
+            start,
+            self.given,
+            self.fingerprint,
+            used.fingerprint,
+            self.engine,
+            self.optimizer,
+            self.grid,
         )
         self.launched = self.progress
         self._saved = -1 if self.is_new else self.progress.step
@@ -325,6 +334,7 @@ class Trainer:
                 "settings": self.given.model_dump(mode="json", by_alias=True),
                 "tokenizer": self.tokenizer,
                 "samples": SAMPLES,
+                "generation": self.generation,
             }
             if self.inherited.step:
                 record["inherited"] = asdict(self.inherited)

@@ -9,7 +9,7 @@ from megaarch.config import ConfigError
 from megaarch.config.schema import Evaluation
 from megaarch.data.conditional_forms import ADDED
 from megaarch.evaluation import rank_classification, tasks
-from megaarch.evaluation.scorer import Scorer, Scores
+from megaarch.evaluation.scorer import Scorer, Scores, fitted
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from tests.conftest import PRESETS
@@ -170,3 +170,21 @@ def test_the_commonest_answer_is_told_apart_from_guessing(task, tiny, prepared):
     task.write_text(json.dumps(said))
     found, _ = scored(task, tiny("gpt"), prepared.tokenizer, lambda *_: 0.0, task_items=7)
     assert found.prior == pytest.approx(3 / 7)  # 1, 3 and 5
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+def test_a_target_longer_than_a_row_is_cut_as_training_cuts_it(preset, tiny, prepared):
+    settings = tiny(preset, data__objective="supervised", model__sequence_length=32)
+    scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, rows=2)
+    pairs = [("the stone", " ".join(["river"] * 200)), ("the light", "opens")]
+    assert 0 < rank_classification.target_bits(scorer, prepared.tokenizer, pairs) < 20
+
+
+def test_a_prompt_of_more_spans_than_sentinels_gives_way(tiny, prepared):
+    settings = tiny("t5", model__sequence_length=512, data__mean_span_length=8)
+    scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, rows=2)
+    prefix = np.resize(prepared.tokenizer.encode("The river finds the stone"), 500)
+    answer = np.array(prefix[:4], dtype=np.int64)
+    assert not scorer.holds(prefix, answer)
+    kept = fitted(scorer, prefix, answer)
+    assert scorer.holds(kept, answer) and not scorer.holds(prefix[-len(kept) - 1 :], answer)

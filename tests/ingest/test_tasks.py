@@ -1,6 +1,8 @@
 """Tasks: what wordings make of items, what is read of promptsource, and items of the documentation."""
 
 import json
+import random
+from itertools import islice
 
 import pytest
 
@@ -8,7 +10,7 @@ from megaarch.errors import UserError
 from megaarch.ingest import corpus, embedded_corpus, sources, split
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.tasks import documentation, promptsource
-from megaarch.ingest.tasks.task import Task, find
+from megaarch.ingest.tasks.task import Task, find, shuffled
 from megaarch.ingest.tasks.template import Question, Wording, with_shots
 
 SHIPPED = "configs/tasks"
@@ -310,3 +312,25 @@ def test_items_are_the_same_in_every_process():
         UserError, match="the documentation has no task 'x': it has name_to_summary"
     ):
         documentation.items("x", held_out=True)
+
+
+@pytest.mark.parametrize("items, shots", [(1, 1), (7, 7), (5000, 3)])
+def test_examples_are_drawn_as_a_sample_of_all_is(items, shots):
+    drawn = list(islice(shuffled(range(items), "a 7"), shots))
+    assert drawn == random.Random("a 7").sample(range(items), items)[:shots]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'" + "%(a)999999d" * 300 + "' | format(a=1)",
+        "'" + "%999999d" * 300 + "' % " + repr((1,) * 300),
+        "'" + "{0:999999}" * 300 + "'.format(1)",
+        repr([1] * 300) + " | tojson(indent=999999)",
+        repr([[[[1] * 300]]]) + " | tojson(indent=99999)",
+    ],
+    ids=lambda text: text[:20] + text[-20:],
+)
+def test_widths_add_up(text):
+    with pytest.raises(UserError, match="it takes too much work"):
+        wording("{% if " + text + " %}{% endif %} ||| x").question(ITEM)

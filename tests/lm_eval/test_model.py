@@ -15,6 +15,7 @@ from lm_eval.api.model import CachingLM  # noqa: E402
 
 from megaarch.errors import UserError  # noqa: E402
 from megaarch.evaluation.scorer import Scorer  # noqa: E402
+from megaarch.inference.generate import longest, room  # noqa: E402
 from megaarch.lm_eval.model import MegaarchLM  # noqa: E402
 from tests.conftest import PRESETS  # noqa: E402
 
@@ -216,3 +217,33 @@ def test_unknown_options_of_generation_are_refused(given, told, runs):
     request = requests("generate_until", ("The river", {"until": ["."]} | given))
     with pytest.raises(UserError, match=told):
         lm.generate_until(request, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("objective", ["span_corruption", "denoising"])
+@pytest.mark.parametrize("positions", ["rope", "learned", "relative"])
+def test_a_form_that_grows_with_its_context_stays_within_the_row(objective, positions, runs):
+    """One adds sentinels, the other all of the context once more."""
+    given = (f"data.objective={objective}", f"model.position_encoding={positions}")
+    lm = MegaarchLM(run=runs("gpt", *given))
+    row = lm.generator.settings.model.sequence_length
+    context = np.resize(lm.generator.tokenizer.encode(CONTEXTS[0]), 3 * row).tolist()
+    for few in (1, 5, 12):
+        continuation = context[:few]
+        [made] = lm.form.converted(context, continuation)
+        assert made.positions <= row, few
+        assert made.target_tokens[made.target_weights > 0][:few].tolist() == continuation
+        assert lm.scorer([[made]])
+        prompt, kept = lm.form.prompt(context, few)
+        assert len(kept) > 1 and longest(prompt) <= row
+        assert room(prompt, lm.generator.settings.model) >= few
+    short = context[:4]
+    whole = lm.form.converted(short, context[:2])[0]
+    assert whole.positions < row and lm.form.prompt(short, 2)[1].tolist() == short
+
+
+def test_a_t5_whose_context_has_more_spans_than_sentinels_reads_its_end(runs):
+    lm = MegaarchLM(run=runs("t5", "model.sequence_length=512", "data.mean_span_length=8"))
+    context = np.resize(lm.generator.tokenizer.encode(CONTEXTS[0]), 600).tolist()
+    [made] = lm.form.converted(context, context[:3])
+    assert 100 < len(made.streams[0].tokens) < 512
+    assert len(lm.form.prompt(context, 3)[1]) > 100

@@ -124,3 +124,11 @@ def test_places_that_are_written_in_the_states_are_read(subject):
     told, blind = found.layers
     assert told.distance.value < 0.05
     assert 0.85 < blind.of_chance.value < 1.15
+
+
+def test_rows_longer_than_learned_positions_are_told(subject):
+    given = {"model__position_encoding": "learned", "model__sequence_length": 16}
+    short = subject("bert", **given)
+    limit = short.settings.model.position_rows
+    with pytest.raises(UserError, match=f"the model knows {limit}: lower --length"):
+        short.batch(short.rows(limit + 4, 2), 4)

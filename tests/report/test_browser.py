@@ -40,12 +40,12 @@ PANELS = {
     "middle": (FILLS, 3),
     **{f"mask-{name.replace('_', '-')}": ([name], 4) for name in CELLS},
     "loss-full-lm": (["gpt"], 150),
-    "loss-prefix-lm": (["prefix_lm"], 150),
+    "loss-prefix_lm": (["prefix_lm"], 150),
     "loss-unilm": (["unilm"], 150),
     "loss-span-corruption": (["t5"], 150),
     "loss-denoising": (["bart"], 150),
     "loss-masked-lm": (["bert"], 150),
-    "loss-blank-infilling": (["glm"], 150),
+    "loss-blank_infilling": (["glm"], 150),
     "loss-permutation-lm": (["xlnet"], 150),
 }
 MEASURE = """id => {
@@ -133,7 +133,7 @@ def test_every_plot_has_its_data(browser, pages):
 def test_iso_budget_curves_have_a_point_for_each_size(browser, pages):
     tab, _ = look(browser, pages["scaling"])
     for panel in ("scaling-1", "scaling-2"):
-        for cell in ("gpt", "prefix-lm", "t5"):
+        for cell in ("gpt", "prefix_lm", "t5"):
             assert tab.evaluate(MEASURE, f"{panel}--{cell}")["corners"] >= 3
     tab.context.close()
 

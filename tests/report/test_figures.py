@@ -170,3 +170,30 @@ def test_a_curve_of_examples_is_the_mean_of_the_tasks(tmp_path):
     said = list(panel.groups.values())
     assert len(said) == len({cell["name"] for cell in results["cells"]})
     assert all("1 at the end" in words for words in said)
+
+
+def test_cells_whose_names_differ_in_marks_have_drawings_and_values_of_their_own():
+    results = example_results()
+    for cell, name in zip(results["cells"], ("t5", "t5+", "v1.1", "v1_1", "v1-1"), strict=False):
+        cell["name"] = name
+    panels = [panel for panels in sections(results).values() for panel in panels]
+    for panel in panels:
+        others = [says for other in panels if other is not panel for says in other.groups]
+        assert not set(panel.groups) & set(others)
+    names = [panel.name for panel in figures.masks(merged_cells(Results.of(results)))]
+    assert len(set(names)) == len(names)
+    final = next(panel for panel in panels if panel.name.startswith("heldout-final"))
+    assert {says.partition(":")[0] for says in final.groups.values()} >= {"t5", "t5+", "v1.1"}
+
+
+def test_iso_budget_curves_are_of_cells_that_rank_together():
+    results = scaling_results()
+    cells = merged_cells(Results.of(results))
+    look = looks(cells)
+    [panel] = figures.scaling(cells, look, 1, "1e15 FLOPs")
+    for cell in results["cells"]:
+        if cell["name"] == results["cells"][0]["name"]:
+            cell["objective"] = "supervised"
+    cells = merged_cells(Results.of(results))
+    [without] = figures.scaling(cells, looks(cells), 1, "1e15 FLOPs")
+    assert 0 < len(without.groups) < len(panel.groups)

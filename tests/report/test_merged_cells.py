@@ -305,3 +305,13 @@ def test_sizes_and_budgets_stay_apart():
         "t5 medium",
         "t5 large",
     }
+
+
+@pytest.mark.parametrize("gains", [(None, 0.2), (0.2, None), (None, -0.2), (-0.2, None)])
+def test_seeds_of_which_one_has_no_gain_do_not_say_whether_a_cell_reads(gains):
+    seeds = [cell_at("a", 2.0, 1.9, 2.1) | {"seed": seed} for seed in (1, 2)]
+    for cell, gain in zip(seeds, gains, strict=True):
+        cell["heldout"]["prefix_gain"] = gain
+        cell["heldout"]["prefix_gain_interval"] = gain and [gain - 0.01, gain + 0.01]
+        cell["heldout"]["reads_prefix"] = None if gain is None else gain > 0
+    assert merge(seeds)["heldout"]["reads_prefix"] is None

@@ -100,3 +100,10 @@ def test_latex_is_balanced_and_escaped():
     assert all(len(re.findall(r"(?<!\\)&", line)) == 6 for line in rows)
     assert all(line.endswith(r"\\") for line in rows)
     assert r"prefix\_lm" in source and r"bert$^{\dagger}$" in source
+
+
+def test_latex_has_no_superscript_digits():
+    results = example_results()
+    results["cells"][0]["flops"] *= 2
+    text = report.latex(results)
+    assert "Unequal compute" in text and text.isascii()

@@ -56,3 +56,15 @@ def test_two_sizes_make_no_parabola():
 def test_budgets_that_differ_by_rounding_are_one():
     places = budgets(of("p", [(1e8, 1.01e9, 3), (1e8, 4e9, 2), (2e8, 0.5e9, 3)]))
     assert [sorted(p.tolist()) for p in places] == [[0, 2], [1]]
+
+
+def test_a_budget_whose_losses_have_no_lowest_point_has_none():
+    rows = [(size, 1e15 / 6 / size, loss) for size, loss in ((1e6, 3.0), (2e6, 3.1), (4e6, 2.95))]
+    [valley] = isoflop(of("runs", rows)).valleys
+    assert (valley.parameters, valley.loss, valley.inside) == (None, None, False)
+
+
+def test_dense_budgets_do_not_chain():
+    flops = 1e18 * 1.04 ** np.arange(20)
+    found = budgets(of("runs", [(2e8, f / 6 / 2e8, 3.0) for f in flops]))
+    assert [len(places) for places in found] == [2] * 10

@@ -13,7 +13,7 @@ from megaarch.config import ConfigError
 from megaarch.study.compare import compare
 from megaarch.study.describe import describe_all
 from megaarch.study.estimate import dry_run
-from megaarch.study.folder import StudyFolder
+from megaarch.study.folder import StudyFolder, identity
 from megaarch.study.preflight import check
 
 
@@ -248,3 +248,34 @@ def test_a_mistake_in_a_cell_is_one_sentence_of_the_command(study, tmp_path, cap
     path.write_text(yaml.safe_dump(study))
     assert main(["compare", str(path), "--output", str(tmp_path / "out")]) == 2
     assert "megaarch: cell t5: sentinel 21 asked for" in capsys.readouterr().err
+
+
+def test_a_task_that_cannot_be_asked_is_told_before_any_cell_trains(study, tmp_path):
+    (tmp_path / "items.jsonl").write_text(json.dumps({"text": "one", "label": 0}))
+    said = {
+        "summary": "a test",
+        "data": {"test": "items.jsonl"},
+        "wordings": [{"name": "w", "prompt": "{{ text }} ||| x", "choices": "x ||| y"}],
+    }
+    task = tmp_path / "a.task.yaml"
+    task.write_text(json.dumps(said))
+    study["study"]["evaluation"] |= {"tasks": [str(task)], "shots": 4}
+    with pytest.raises(ConfigError, match="4 examples were asked for, and it has 0 items"):
+        check(StudyFolder.open(study, tmp_path / "s"))
+    study["study"]["evaluation"]["shots"] = 0
+    check(StudyFolder.open(study, tmp_path / "s"))
+
+
+def test_a_cell_that_is_not_scored_yet_takes_other_yardsticks(study, tmp_path):
+    folder = StudyFolder.open(study, tmp_path / "s")
+    [cell] = folder.cells
+    signature = identity(cell, folder.text_of(cell), folder.study.evaluation)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(json.dumps({"signature": signature, "key": cell.key}))
+    study["study"]["evaluation"]["middles"] = 8
+    again = StudyFolder.open(study, tmp_path / "s")
+    assert again.finished(again.cells[0]) is None
+    study["training"]["learning_rate"] = 1e-4
+    other = StudyFolder.open(study, tmp_path / "s")
+    with pytest.raises(ConfigError, match="training.learning_rate was"):
+        other.finished(other.cells[0])

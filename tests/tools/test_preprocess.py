@@ -53,6 +53,19 @@ def test_the_same_files_as_prepare_makes_of_the_text(made, settings):
     )
 
 
+def test_datasets_that_hold_out_other_shares_are_told_of(
+    made, source, tokenizer, settings, tmp_path
+):
+    """What one of them holds out the other may train on."""
+    told = "these datasets hold out different shares"
+    for share, said in (("0", True), ("0.1", False)):
+        other = tmp_path / f"held{share}"
+        assert tool("preprocess")(command(source, tokenizer, other, "--held-out", share)) == 0
+        both = [{"path": f"{path}.bin", "weight": 1.0} for path in (made, other)]
+        blended = prepare(Data.model_validate(settings.model_dump() | {"source": both}), 400)
+        assert any(told in note for note in blended.manifest.notes) is said
+
+
 def test_training_data_are_the_same_from_text_and_from_tokens(made, settings):
     text = prepare(settings, 400)
     tokens = prepare(settings.model_copy(update={"source": f"{made}.bin"}), 400)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint import checkpoint, manifest
+from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config import ConfigError
 from megaarch.errors import UserError
 from megaarch.training.trainer import Trainer
@@ -272,3 +273,44 @@ def test_weights_that_cannot_pass_are_told(tiny, prepared, tmp_path):
         UserError, match="has no state of encoder_norm.weight, which starts from other"
     ):
         Trainer(tiny("t5", **start, **along), prepared)
+
+
+def test_a_child_draws_other_samples_than_all_before_it(tiny, prepared, tmp_path):
+    """With its parent's it would see again what the weights have learned of; one that takes the optimizer
+    along goes on in them, and one that was stopped in its own."""
+
+    def run(name, parent=None, **given):
+        start = {"training__start_from": str(tmp_path / parent)} if parent else {}
+        where = {"logging__directory": str(tmp_path / name)}
+        trainer = Trainer(tiny("t5", **{"training__steps": 4, **start, **where, **given}), prepared)
+        tokens = trainer.steps[1][0].streams[0].tokens
+        trainer.run()
+        return trainer.generation, tokens
+
+    longer = {"training__steps": 6}
+    found = {
+        "first": run("first"),
+        "child": run("child", "first"),
+        "grandchild": run("grandchild", "child"),
+        "same": run("same", "child", training__start_optimizer=True, **longer),
+        "again": run("child", "first", **longer),
+    }
+    generations = {name: generation for name, (generation, _) in found.items()}
+    assert generations == {"first": 0, "child": 1, "grandchild": 2, "same": 1, "again": 1}
+    for name, (generation, tokens) in found.items():
+        for other, (its, theirs) in found.items():
+            assert torch.equal(tokens, theirs) is (generation == its), (name, other)
+
+
+def test_a_child_that_an_earlier_version_began_goes_on_in_its_samples(tiny, prepared, tmp_path):
+    parent = {"logging__directory": str(tmp_path / "parent"), "training__steps": 2}
+    Trainer(tiny("gpt", **parent), prepared).run()
+    child = {"training__start_from": str(tmp_path / "parent")}
+    Trainer(tiny("gpt", training__steps=2, **child), prepared).run()
+    path = checkpoint.newest(tmp_path / "run")
+    record = json.loads((path / "progress.json").read_text())
+    assert record.pop("generation") == 1
+    (path / manifest.MANIFEST).unlink()
+    (path / "progress.json").unlink()
+    manifest.bind(path, manifest.seal(path), CheckpointRecord.model_validate(record))
+    assert Trainer(tiny("gpt", training__steps=3, **child), prepared).generation == 0

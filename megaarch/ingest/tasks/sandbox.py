@@ -26,6 +26,7 @@ STEP = 256  # what a call, a filter or a turn of a loop counts beside what it is
 ITEM = 32
 # %*d and {:{}} take their width from an argument
 WIDTH = re.compile(r"%[^a-zA-Z]*\*|\{[^{}]*\{|\d{7}")
+DIGITS = re.compile(r"\d+")
 SLOW = ("lipsum", "pprint", "striptags", "urlize", "wordwrap")  # not linear in what they are given
 
 
@@ -119,9 +120,20 @@ def _work(values: Iterable[Any], widths: Iterable[Any] = ()) -> int:
     return STEP + second * longest + lines * width
 
 
-def _check_widths(text: Any) -> None:
-    if isinstance(text, str) and WIDTH.search(text):
+def _depth(value: Any) -> int:
+    """Returns how deep collections are nested in a value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
+
+
+def _widths(text: Any) -> int:
+    """Returns a bound on how much the widths of a format add. SecurityError for those that are not told."""
+    if not isinstance(text, str):
+        return 0
+    if WIDTH.search(text):
         raise SecurityError("such a width is not for templates")
+    return sum(map(int, DIGITS.findall(text)))
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -146,9 +158,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @pass_context
         def bounded(context: _Context, value: Any, *arguments: Any, **named: Any) -> Any:
-            if name == "format":
-                _check_widths(value)
             given = (*arguments, *named.values())
+            if name == "format":
+                context.spend(_widths(value))
+            if name == "tojson":  # a line an item, each indented by its depth
+                indent = max((abs(n) for n in given if isinstance(n, int)), default=0)
+                context.spend(_size(value) * _depth(value) * indent)
             context.spend(_work((value, *given), () if name == "format" else given))
             first = {"context": context, "eval_context": context.eval_ctx, "environment": self}
             leading = (first[kind],) if kind else ()
@@ -163,21 +178,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         both_numbers = all(isinstance(x, int | float) for x in (left, right))
         if operator == "**" or (operator == "*" and not both_numbers):
             raise SecurityError(f"the operator {operator} is not for templates")
-        if not both_numbers:
-            _check_widths(left)
-        context.spend(_work((left, right)))
+        context.spend(_work((left, right)) + (0 if both_numbers else _widths(left)))
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Any:
         made = super().wrap_str_format(value)
         if made is not None:
-            _check_widths(value.__self__)
+            _widths(value.__self__)
         return made
 
     def call(__self, __context, __object, *args: Any, **kwargs: Any) -> Any:
         given, owner = (*args, *kwargs.values()), getattr(__object, "__self__", None)
         widths = given if isinstance(owner, str | bytes | int) else ()  # as of str.center
-        __context.spend(_work((owner, *given), widths))
+        formatted = getattr(getattr(__object, "__wrapped__", None), "__self__", None)
+        __context.spend(_work((owner, *given), widths) + _widths(formatted))
         return super().call(__context, __object, *args, **kwargs)
 
 

@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -124,9 +125,8 @@ class Task:
         return asked
 
     def _shots(self, wording: Wording, place: int, number: int) -> list[Question]:
-        order = random.Random(f"{self.name} {place}").sample(self.train, len(self.train))
-        found = (wording.question(fields) for fields in order)
-        return [question for question, _ in zip(filter(None, found), range(number), strict=False)]
+        found = map(wording.question, shuffled(self.train, f"{self.name} {place}"))
+        return list(islice(filter(None, found), number))
 
     def _records(self, name: str) -> Sequence[Fields]:
         path = inside(self.path.parent, name)
@@ -142,6 +142,15 @@ class Task:
         if not records:
             raise UserError(f"{path} has no record")
         return records
+
+
+def shuffled(items: Sequence[Any], seed: str) -> Iterator[Any]:
+    """Yields all items in random order (Fisher and Yates), each drawn when it is asked for."""
+    rng, moved = random.Random(seed), {}
+    for last in reversed(range(len(items))):
+        place = rng.randrange(last + 1)
+        yield items[moved.get(place, place)]
+        moved[place] = moved.get(last, last)
 
 
 def find(path: str) -> list[Task]:

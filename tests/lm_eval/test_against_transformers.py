@@ -10,7 +10,8 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install
 from accelerate.state import AcceleratorState  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-import megaarch.lm_eval.model  # noqa: E402, F401  (registers the model)
+from megaarch.errors import UserError  # noqa: E402
+from megaarch.lm_eval.model import MegaarchLM  # noqa: E402  (registers the model)
 from tests.lm_eval.local import FAMILIES, TASKS, write_pair, write_tasks  # noqa: E402
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -71,3 +72,13 @@ def test_every_output_type_equals_transformers(pair, tasks, shots):
         for metric in ("acc,none", "acc_norm,none", "exact_match,none"):
             assert ours["results"][name].get(metric) == theirs["results"][name].get(metric)
     assert len(set(answers)) > 2 and any(answers)
+
+
+def test_a_continuation_that_no_row_holds_is_told(pair):
+    _, run = pair
+    form = MegaarchLM(run=str(run), max_length=16).form
+    [made] = form.converted([5] * 40, [7] * 16)
+    assert made.positions <= 16 and (made.target_index >= 0).all() and len(made.target_index) == 16
+    if not form.separate:  # a decoder beside an encoder scores its end, as transformers' does
+        with pytest.raises(UserError, match="17 tokens has no room in the model's 16"):
+            form.converted([5], [7] * 17)

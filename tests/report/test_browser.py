@@ -38,15 +38,15 @@ PANELS = {
     "throughput-flops": (list(CELLS), 4),
     "choice": (list(CELLS), 3),
     "middle": (FILLS, 3),
-    **{f"mask-{name.replace('_', '-')}": ([name], 4) for name in CELLS},
-    "loss-full-lm": (["gpt"], 150),
+    **{f"mask-{name}": ([name], 4) for name in CELLS},
+    "loss-full_lm": (["gpt"], 150),
     "loss-prefix_lm": (["prefix_lm"], 150),
     "loss-unilm": (["unilm"], 150),
-    "loss-span-corruption": (["t5"], 150),
+    "loss-span_corruption": (["t5"], 150),
     "loss-denoising": (["bart"], 150),
-    "loss-masked-lm": (["bert"], 150),
+    "loss-masked_lm": (["bert"], 150),
     "loss-blank_infilling": (["glm"], 150),
-    "loss-permutation-lm": (["xlnet"], 150),
+    "loss-permutation_lm": (["xlnet"], 150),
 }
 MEASURE = """id => {
   const group = document.getElementById(id);
@@ -122,7 +122,7 @@ def test_every_plot_has_its_data(browser, pages):
     assert sorted(drawn) == sorted(PANELS)
     for panel, (cells, corners) in PANELS.items():
         for cell in cells:
-            found = tab.evaluate(MEASURE, f"{panel}--{cell.replace('_', '-')}")
+            found = tab.evaluate(MEASURE, f"{panel}--{cell}")
             assert found, f"{panel} draws no {cell}"
             assert found["corners"] >= corners, (panel, cell, found)
             assert found["width"] > 3 and found["height"] > 1 and found["inside"], (panel, cell)

@@ -38,6 +38,7 @@ import numpy as np
 from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import ARCHITECTURES
 from megaarch.config.registry import load
+from megaarch.data import conditional_forms
 from megaarch.data.example import (
     Converted,
     ConvertedStream,
@@ -45,6 +46,7 @@ from megaarch.data.example import (
     Example,
     Lengths,
     RowShape,
+    Tokens,
     Vocabulary,
 )
 from megaarch.errors import UserError
@@ -179,6 +181,15 @@ ENCODER_DECODER, ENCODER, TWO_STREAM = EncoderDecoder(), Encoder(), TwoStream()
 def converter_of(architecture: str) -> Converter:
     """Returns the feature converter that the architecture's row in the catalogue names."""
     return load(ARCHITECTURES[architecture].converter)
+
+
+def converted_continuation(
+    objective: str, architecture: str, prefix: Tokens, scored: Tokens, vocabulary: Vocabulary
+) -> list[Converted]:
+    """Returns the examples of conditional_forms.continuation as the architecture eats them."""
+    convert = converter_of(architecture)
+    examples = conditional_forms.continuation(objective, architecture, prefix, scored, vocabulary)
+    return [convert(example, vocabulary) for example in examples]
 
 
 def require(example: Example, wanted: str, architecture: str) -> None:

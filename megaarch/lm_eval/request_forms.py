@@ -19,10 +19,9 @@ import numpy as np
 
 from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
-from megaarch.data import conditional_forms
 from megaarch.data.conditional_forms import ADDED
 from megaarch.data.example import Converted, TooManySpans
-from megaarch.data.feature_converters import converter_of, stream_of
+from megaarch.data.feature_converters import converted_continuation, stream_of
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, longest, position_limit, room
 from megaarch.inference.prompts import Form, Prompt, ends
@@ -47,7 +46,6 @@ class Objective:
         settings, words = generator.settings, generator.vocabulary
         self.generator, self.vocabulary = generator, words
         self.objective, self.architecture = settings.data.objective, settings.model.architecture
-        self.converter = converter_of(self.architecture)
         self.separate = self.objective == "supervised"
         self.prefix, self.eot = words.bos, words.eos
         self.ends = ends(OBJECTIVES[self.objective].ends, words)
@@ -74,10 +72,9 @@ class Objective:
         scored = np.array(continuation, dtype=np.int64)
 
         def rows(prefix: np.ndarray) -> list[Converted] | None:
-            examples = conditional_forms.continuation(
+            made = converted_continuation(
                 self.objective, self.architecture, prefix, scored, self.vocabulary
             )
-            made = [self.converter(example, self.vocabulary) for example in examples]
             fit = all(each.positions <= self.max_length + ADDED for each in made)
             return made if fit else None
 

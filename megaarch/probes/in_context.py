@@ -30,7 +30,7 @@ from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted
-from megaarch.data.feature_converters import converter_of
+from megaarch.data.feature_converters import converted_continuation
 from megaarch.errors import UserError
 from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
@@ -200,9 +200,7 @@ def converted(
 ) -> list[Converted]:
     """Returns the examples of `answer` after `asked`, as the model eats them."""
     objective, architecture = settings.data.objective, settings.model.architecture
-    vocabulary = tokenizer.vocabulary
-    examples = conditional_forms.continuation(objective, architecture, asked, answer, vocabulary)
-    return [converter_of(architecture)(example, vocabulary) for example in examples]
+    return converted_continuation(objective, architecture, asked, answer, tokenizer.vocabulary)
 
 
 def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float) -> Transformer:

@@ -69,8 +69,8 @@ class NativeEngine(Engine):
         else:
             loss = torch.zeros((), device=self.grid.device)
             for batch in batches:
-                if not self.settings.parallel.gathers_again:
-                    fsdp.reduce_at(self.model, last=batch is batches[-1])
+                whole = not self.settings.parallel.gathers_again
+                fsdp.before_backward(self.model, batch is batches[-1], whole)
                 loss = loss + self._micro_step(batch, weight, self.model, torch.Tensor.backward)
         if self.grid.mesh is not None:
             gradients.reduce_partial(self.model.parameters())

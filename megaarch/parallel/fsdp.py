@@ -69,11 +69,14 @@ def _clone_losses(module: nn.Module, args: tuple, out: Any) -> Any:
     return out.map(torch.clone) if isinstance(out, TargetLosses) else out
 
 
-def reduce_at(model: nn.Module, last: bool) -> None:
-    """Says whether the next micro-batch is a step's last one: gradients stay whole until then and
-    are reduced once. For parameters that stay gathered."""
+def before_backward(model: nn.Module, last: bool, whole: bool) -> None:
+    """Says whether the next micro-batch is a step's last one. Until then nothing waits for a reduction,
+    and gradients are not summed over dp_replicate; where they stay `whole` (parameters stay gathered),
+    they are not reduced at all."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+        model.set_requires_all_reduce(last)
+        model.set_requires_gradient_sync(last or not whole)
 
 
 def release(model: nn.Module) -> None:

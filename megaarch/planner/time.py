@@ -183,12 +183,13 @@ def _data(
     if again or not once:  # each micro-batch gives back what it has gathered
         gathers *= batches if once or not again else 2 * batches
     reductions = ring * software.gradient_bytes + hops
+    sums = 0.0  # over the copies, once a step
     if copies > 1:
         share = parameters / shard * 2 * (copies - 1) / copies
-        reductions += share * software.gradient_bytes / rates.data(span * copies, span)
-        reductions += units * cluster.tree_hops(copies, span * copies)
+        sums = share * software.gradient_bytes / rates.data(span * copies, span)
+        sums += units * cluster.tree_hops(copies, span * copies)
     if pipelined:  # all gradients are reduced at the end
-        return exposed(gathers, busy) + reductions
+        return exposed(gathers, busy) + reductions + sums
     if again:
-        return exposed(gathers + batches * reductions, busy)
-    return exposed(gathers, busy) + exposed(reductions, backward)  # at the last micro-batch
+        return exposed(gathers + batches * reductions + sums, busy)
+    return exposed(gathers, busy) + exposed(reductions + sums, backward)  # at the last micro-batch

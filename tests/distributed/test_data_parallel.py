@@ -2,9 +2,11 @@
 
 import pytest
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor.debug import CommDebugMode
 
 from tests.conftest import PRESETS
 from tests.distributed import runs
+from tests.distributed.layouts import DEEPER
 from tests.steps import forward_backward
 
 LAYOUTS = {
@@ -109,3 +111,21 @@ def test_the_loss_is_divided_by_the_weight_of_all_ranks(pool, raw, prepared):
         assert found == pytest.approx(loss, rel=1e-6)
         for name, value in wanted.items():
             assert runs.distance(gradients[name], value) < 1e-5, name
+
+
+def all_reduces(raw, count):
+    """How many all-reduces a step of so many micro-batches makes."""
+    given = DEEPER | LAYOUTS["hsdp"] | {"training.global_batch_size": 4 * count}
+    trainer = runs.trainer_of(runs.settings_of(raw, "t5", given | {"training.micro_batch_size": 1}))
+    batches = trainer.steps[0]
+    assert len(batches) == count
+    with CommDebugMode() as messages:
+        forward_backward(trainer, batches)
+    counts = messages.get_comm_counts()
+    return sum(n for operator, n in counts.items() if "allreduce" in str(operator))
+
+
+def test_gradients_are_summed_over_copies_once_a_step(pool, raw, prepared):
+    (one, *_), (four, *_) = (pool.run(4, all_reduces, raw, count) for count in (1, 4))
+    assert one > 3, "each layer's, and those of what is outside of layers"
+    assert four == one

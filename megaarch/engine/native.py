@@ -72,8 +72,7 @@ class NativeEngine(Engine):
                 whole = not self.settings.parallel.gathers_again
                 fsdp.before_backward(self.model, batch is batches[-1], whole)
                 loss = loss + self._micro_step(batch, weight, self.model, torch.Tensor.backward)
-        if self.grid.mesh is not None:
-            gradients.reduce_partial(self.model.parameters())
+        gradients.sum_summands(self.model)
         return self.grid.sum(loss, GRADIENT)
 
     def update(self, optimizer: Optimizer, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

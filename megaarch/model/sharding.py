@@ -10,7 +10,14 @@ from megaarch.model.linear import product
 
 class Sharding:
     """One process holds everything whole. Tensor parallelism overrides all five methods
-    (parallel/tensor_parallel.py): the model calls them, and so knows no process group."""
+    (parallel/tensor_parallel.py): the model calls them, and so knows no process group.
+
+    summands: names of the parameters that every rank of `group` holds whole, and of whose gradients it
+    has a summand.
+    """
+
+    summands: frozenset[str] = frozenset()
+    group: Any = None
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
         """Returns the hidden states [B, S, D] that the head reads, from the tokens held here."""

@@ -1,43 +1,29 @@
 """The norm of gradients that are spread over a grid, equal to that of one process; clipping."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
-from torch import _foreach_mul_, _foreach_norm, distributed, nn  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils.clip_grad_norm_ does
+from torch import _foreach_mul_, _foreach_norm, distributed  # pyright: ignore[reportPrivateImportUsage]  # as torch.nn.utils.clip_grad_norm_ does
 from torch.distributed.tensor import DTensor
 
 from megaarch.distributed.mesh import Grid
+from megaarch.model.transformer import Transformer
 
 
 @torch.no_grad()
-def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
-    """Reduces gradients that do not have their parameter's placement, so that all have it. Those of
-    replicated parameters that are summands on each rank (norms under sequence parallelism) are summed
-    together, one collective for each group of ranks and type."""
-    together: dict[tuple, list[torch.Tensor]] = defaultdict(list)
-    for p in parameters:
-        grad = p.grad
-        if not (isinstance(p, DTensor) and isinstance(grad, DTensor)):
-            continue
-        if grad.placements == p.placements:
-            continue
-        pairs = list(zip(grad.placements, p.placements))
-        axes = tuple(axis for axis, (given, wanted) in enumerate(pairs) if given != wanted)
-        if not all(pairs[a][0].is_partial("sum") and pairs[a][1].is_replicate() for a in axes):
-            p.grad = grad.redistribute(placements=p.placements)
-            continue
-        mesh, summand = grad.device_mesh, local(grad).contiguous()
-        together[mesh, axes, summand.dtype].append(summand)
-        p.grad = DTensor.from_local(
-            summand, mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-        )
-    for (mesh, axes, _), summands in together.items():
+def sum_summands(model: Transformer) -> None:
+    """Sums over the tensor-parallel ranks what each has a summand of (`Sharding.summands`: norms under
+    sequence parallelism), with one collective for each type. Once a step, behind FSDP's reductions: of
+    each parameter's shard, in the type that the optimizer takes."""
+    together: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if name in model.sharding.summands and parameter.grad is not None:
+            together[parameter.grad.dtype].append(local(parameter.grad))
+    for summands in together.values():
         flat = torch.cat([x.flatten() for x in summands])
-        for axis in axes:
-            distributed.all_reduce(flat, group=mesh.get_group(axis))
+        distributed.all_reduce(flat, group=model.sharding.group)
         for summand, total in zip(summands, flat.split([x.numel() for x in summands])):
-            summand.view(-1).copy_(total)
+            summand.copy_(total.view_as(summand))
 
 
 @torch.no_grad()

@@ -58,12 +58,14 @@ def apply(model: Transformer, grid: Grid) -> None:
     mesh, rank, ranks = grid.submesh("tp"), grid.rank("tp"), grid.size("tp")
     heads = model.settings.heads
     assert heads % ranks == 0, f"{heads} heads among {ranks} ranks"
-    styles = plan(model.settings, rank, ranks)
+    styles, summands = plan(model.settings, rank, ranks), set()
     for name, module in list(model.named_modules()):
         fitting = [style for pattern, style in styles.items() if fnmatchcase(name, pattern)]
         assert len(fitting) <= 1, f"{name} stands in the tensor plan twice"
         for style in fitting:
             parallelize_module(module, mesh, style, src_data_rank=None)
+            if isinstance(style, Whole) and style.share:
+                summands |= {f"{name}.{own}" for own, _ in module.named_parameters()}
     for stream in model.relative_bias:
         _split(model.relative_bias, stream, mesh, Shard(1))
     if model.output_bias is not None:
@@ -74,14 +76,14 @@ def apply(model: Transformer, grid: Grid) -> None:
         assert isinstance(layer, Layer)
         # Where ranks share a key head, each runs only some of its queries.
         layer.attention.group = min(layer.attention.group, heads // ranks)
-    model.sharding = TensorSharding(mesh)
+    model.sharding = TensorSharding(mesh, frozenset(summands))
 
 
 class TensorSharding(Sharding):
     """What the ranks of `mesh` hold under tensor and sequence parallelism."""
 
-    def __init__(self, mesh: DeviceMesh):
-        self.mesh = mesh
+    def __init__(self, mesh: DeviceMesh, summands: frozenset[str]):
+        self.mesh, self.summands, self.group = mesh, summands, mesh.get_group()
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
         return _gather(x_BsD, self.mesh, Replicate())
@@ -94,7 +96,7 @@ class TensorSharding(Sharding):
         return parameter.to_local()
 
     def vocabulary(self, ids: int) -> dict[str, Any]:
-        return {"first": self.mesh.get_local_rank() * ids, "group": self.mesh.get_group()}
+        return {"first": self.mesh.get_local_rank() * ids, "group": self.group}
 
     def logits(
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
@@ -102,7 +104,7 @@ class TensorSharding(Sharding):
         """weight and bias: DTensors split by ids. Without gradient."""
         mine = super().logits(hidden, weight_VD, bias_V).contiguous()
         every = [torch.empty_like(mine) for _ in range(self.mesh.size())]
-        distributed.all_gather(every, mine, group=self.mesh.get_group())
+        distributed.all_gather(every, mine, group=self.group)
         return torch.cat(every, -1)
 
 
@@ -139,27 +141,25 @@ class Whole(ParallelStyle):
     """Every rank holds the parameters whole.
 
     split: the input [B, S, ...] is the same on every rank, which takes its share of the sequence.
-    share: what runs is a share of the sequence, so a rank's gradients are a summand: they are
-        summed over the ranks. Otherwise every rank runs the same and has all of the gradient.
+    share: what runs is a share of the sequence, so a rank's gradients are a summand, which
+        gradients.sum_summands sums once a step. Otherwise every rank has all of the gradient.
 
-    Not torch's SequenceParallel, which leaves such gradients unsummed on the parameters (placement
-    Partial), so that their norm, and every other reader, must know.
+    Not torch's SequenceParallel, whose gradients have the placement Partial: FSDP would sum each of
+    them by itself for every micro-batch, in the type of the compute.
     """
 
     def __init__(self, *, split: bool, share: bool):
         self.split, self.share = split, share
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        mesh, split, of_gradient = device_mesh, self.split, Partial() if self.share else Replicate()
+        mesh, split = device_mesh, self.split
         for name, _ in list(module.named_parameters()):
             _split(module, name, mesh, Replicate())
 
         def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
             if split:
                 x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-            parameters = {  # held whole: a summand of a gradient stays one until all are summed
-                name: p.to_local(grad_placements=[of_gradient]) for name, p in _parameters(module)
-            }
+            parameters = {name: p.to_local() for name, p in _parameters(module)}
             return run(module, x, **parameters)
 
         module.forward = MethodType(forward, module)

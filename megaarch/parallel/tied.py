@@ -36,7 +36,6 @@ class TiedParameters:
     def sum_gradients(self, model: Transformer) -> None:
         """Sums the gradients of each of these parameters over the ranks that hold it."""
         parameters = dict(model.named_parameters())
-        gradients.reduce_partial(parameters[name] for name in self.ranks)
         for name, ranks in self.ranks.items():
             parameter = parameters[name]
             if parameter.grad is None:

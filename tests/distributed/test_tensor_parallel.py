@@ -14,7 +14,7 @@ from megaarch.data.loader import Steps
 from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
 from megaarch.parallel import context_parallel, parallelize, tensor_parallel
-from megaarch.parallel.gradients import reduce_partial
+from megaarch.parallel.gradients import sum_summands
 from tests.conftest import PRESETS
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
@@ -105,7 +105,7 @@ def run(given, batches, dtype, grid=None, half=False):
     for losses, batch in zip(found, batches, strict=True):
         penalty = 1e-2 * losses.log_partition.square()
         (scale * (losses.nll + penalty) * batch.target_weights).sum().backward()
-    reduce_partial(model.parameters())
+    sum_summands(model)
     for name, p in model.named_parameters():
         assert grid is None or p.grad.placements == p.placements, name
     if grid is not None:
@@ -208,7 +208,7 @@ def cross_entropies(rows, kept_bytes, dtype):
     split = [
         distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_() for x in (weight, bias)
     ]
-    sharding = tensor_parallel.TensorSharding(mesh)
+    sharding = tensor_parallel.TensorSharding(mesh, frozenset())
     weight_share, bias_share = (sharding.local(x) for x in split)
     options |= sharding.vocabulary(len(weight_share))
     found = loss.cross_entropy(hidden, weight_share, bias_share, target, **options)

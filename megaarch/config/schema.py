@@ -230,7 +230,9 @@ class Parallel(Section):
     zero_stage: Annotated[int, Field(ge=1, le=3)] | None = None  # deepspeed's; None: 1
     offload: bool | None = None  # deepspeed: optimizer (and stage 3's parameters) in host memory
     deepspeed_config: Text | None = None  # a DeepSpeed JSON, in place of the two above
-    reshard_after_forward: bool = True  # gather a layer's parameters again for its backward
+    # gather a layer's parameters again for its backward; None: unless there is a pipeline, which
+    # would gather them for each micro-batch
+    reshard_after_forward: bool | None = None
     # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
     recompute: Literal["none", "selective", "full"] = "none"
     schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
@@ -245,8 +247,10 @@ class Parallel(Section):
     def gathers_again(self) -> bool:
         """Whether a layer's parameters are given back after its forward pass and gathered again for
         its backward pass. Where they are not sharded they stay, whatever the setting says."""
-        shards = self.data_parallel_shard * self.context_parallel
-        return self.reshard_after_forward and shards > 1
+        if self.data_parallel_shard * self.context_parallel == 1:
+            return False
+        given = self.reshard_after_forward
+        return self.pipeline_parallel == 1 if given is None else given
 
 
 class Logging(Section):

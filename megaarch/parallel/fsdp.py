@@ -39,9 +39,10 @@ def shard(model: Transformer, grid: Grid, settings: Settings) -> None:
         reduce_dtype=torch.float32 if half else None,
         cast_forward_inputs=False,
     )
-    again = settings.parallel.gathers_again
-    for module in (*model.layers.values(), model):
-        reshard = again and module is not model
+    layers = list(model.layers.values())
+    last = layers[-1:]  # the backward pass begins with it
+    for module in (*layers, model):
+        reshard = settings.parallel.gathers_again and module not in (*last, model)
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         module.register_forward_pre_hook(_hide, prepend=True)
         module.register_forward_pre_hook(_reveal)
@@ -75,8 +76,8 @@ def before_backward(model: nn.Module, last: bool, whole: bool) -> None:
     they are not reduced at all."""
     if isinstance(model, FSDPModule):
         model.set_is_last_backward(last)
+        model.set_requires_gradient_sync(last or not whole)  # which sets the next one too
         model.set_requires_all_reduce(last)
-        model.set_requires_gradient_sync(last or not whole)
 
 
 def release(model: nn.Module) -> None:

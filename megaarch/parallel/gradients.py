@@ -43,8 +43,8 @@ def total_norm(gradients: list[torch.Tensor], grid: Grid) -> torch.Tensor:
         by_groups[tuple(names)].append(local(gradient))
     sums = []
     for names, shards in sorted(by_groups.items()):
-        squares = [norm.square() for norm in _foreach_norm(shards)] if shards else []
-        sums.append(torch.stack(squares).sum() if squares else torch.zeros((), device=grid.device))
+        norms = torch.stack(_foreach_norm(shards)) if shards else torch.zeros(1, device=grid.device)
+        sums.append(norms.square().sum())
         for name in names:
             distributed.all_reduce(sums[-1], group=groups[name])
     return grid.sum(torch.stack(sums).sum(), ("pp",)).sqrt()

@@ -6,6 +6,7 @@ import pytest
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
+from megaarch.config.schema import Parallel
 from tests.conftest import PRESETS
 from tests.distributed import runs
 from tests.distributed.layouts import DEEPER
@@ -113,6 +114,38 @@ def test_the_loss_is_divided_by_the_weight_of_all_ranks(pool, raw, prepared):
         assert found == pytest.approx(loss, rel=1e-6)
         for name, value in wanted.items():
             assert runs.distance(gradients[name], value) < 1e-5, name
+
+
+def left_gathered(raw, given):
+    """Names of the layers whose parameters are whole after a forward pass."""
+    trainer = runs.trainer_of(runs.settings_of(raw, "gpt", DEEPER | given))
+    trainer.model(trainer.steps[0][0])
+    return [
+        n
+        for n, x in trainer.model.layers.items()
+        if not hasattr(x.attention_norm.weight, "placements")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted"), [("fsdp2", ["2"]), ("fsdp2 no reshard", ["0", "1", "2"])]
+)
+def test_the_layer_that_the_backward_pass_begins_with_stays_gathered(layout, wanted, pool, raw):
+    assert pool.run(2, left_gathered, raw, LAYOUTS[layout]) == [wanted] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "again"),
+    [
+        ({"data_parallel_shard": 2}, True),
+        ({"data_parallel_shard": 2, "pipeline_parallel": 2}, False),
+        ({"data_parallel_shard": 2, "pipeline_parallel": 2, "reshard_after_forward": True}, True),
+        ({"context_parallel": 2, "reshard_after_forward": False}, False),
+        ({"data_parallel_replicate": 2}, False),
+    ],
+)
+def test_a_pipeline_gathers_parameters_once(given, again):
+    assert Parallel(**given).gathers_again == again
 
 
 def all_reduces(raw, count):

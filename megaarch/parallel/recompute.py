@@ -25,8 +25,11 @@ from megaarch.model.layers import Context
 ONEDNN = "mkldnn::_linear_pointwise"  # model/linear.py
 ATTEND = "megaarch::attend"  # attention/torch_operator.py
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm", ONEDNN)
-# The operators that cost the most to compute again: attention's kernels and the products of linear
-# layers. The project's fused kernels (kernels/) are not among them: they only move memory.
+# What follows a row-wise product, and the exchanges of heads around attention. Gathers are small
+# before and large behind: they are sent again.
+MESSAGES = ("_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_to_all_single")
+# The operators that cost the most to compute again: attention's kernels, the products of linear
+# layers, messages. The project's fused kernels (kernels/) are not among them: they only move memory.
 
 
 def apply(model: Transformer, mode: str) -> None:
@@ -60,7 +63,7 @@ def _recomputed(eager: Callable, compiled: Callable, forward: Callable) -> Calla
 def kept() -> frozenset[str]:
     """Names of the operators. At import a plugin's kernels are not there yet."""
     kernels = (kernel.forward_operators for kernel in KERNELS.values())
-    return frozenset((*PRODUCTS, ATTEND)).union(*kernels)
+    return frozenset((*PRODUCTS, *MESSAGES, ATTEND)).union(*kernels)
 
 
 def _keep_costly(_, operator, *args, **kwargs) -> CheckpointPolicy:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ from torch import distributed
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaarch import config
 from megaarch.config import schema
@@ -20,6 +23,7 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.model import initialize
 from megaarch.parallel import context_parallel, fsdp, recompute, tensor_parallel
+from megaarch.parallel.gradients import sum_summands
 from megaarch.parallel.parallelize import build_model
 from tests.conftest import PRESETS
 from tests.distributed import runs
@@ -30,6 +34,7 @@ LAYOUTS = {
     "cp4": schema.Parallel(context_parallel=4),
     "cp2 x tp2": schema.Parallel(context_parallel=2, tensor_parallel=2),
 }
+MESSAGES = ("_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_to_all_single")
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative L2 of a parameter's gradient
 TARGET_LENGTH = {"t5": 24, "ul2": 32, "bart": 48}
 RELATIVE = {"position_encoding": "relative", "relative_buckets": 8, "relative_max_distance": 16}
@@ -85,6 +90,7 @@ def run(given: schema.Settings, batch, dtype, grid=None, mode="none", half=False
     losses = model(batch)
     penalty = 1e-2 * losses.log_partition.square()
     ((losses.nll + penalty) * batch.target_weights).sum().backward()
+    sum_summands(model)
     gradients = {name: p.grad for name, p in model.named_parameters()}
     if grid is not None:
         if grid.size("tp") > 1:
@@ -133,8 +139,40 @@ def test_gradients_and_losses_are_those_of_one_process(pool, cases, layout, dtyp
         check(differences, fitting.keys(), dtype)
 
 
+class Sent(TorchDispatchMode):
+    """Counts the messages between ranks by their operator. (torch's CommDebugMode follows modules, and fails
+    under a checkpoint.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented
+        self.counts[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def messages(given, batch, parallel):
+    """How many messages of each kind a micro-batch sends, by way to recompute."""
+    grid, found = Grid.build(parallel, torch.device("cpu")), {}
+    for mode in ("none", "selective", "full"):
+        with Sent() as sent:
+            run(given, batch, torch.float32, grid, mode)
+        found[mode] = sent.counts
+    return found
+
+
+def test_selective_recomputation_sends_only_gathers_again(pool, cases):
+    for found in pool.run(4, messages, *cases["t5"], LAYOUTS["cp2 x tp2"]):
+        once, again = found["none"], found["full"]
+        for name in MESSAGES:
+            assert 0 < once[name] == found["selective"][name] < again[name], name
+
+
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_layers_exchange_again_when_they_recompute(pool, cases, mode):
+def test_recomputed_layers_equal_one_process(pool, cases, mode):
     some = {name: cases[name] for name in ("gpt", "t5", "xlnet", "relative bias", "dropout")}
     parallel = LAYOUTS["cp2 x tp2"].model_copy(update={"recompute": mode})
     for differences in pool.run(4, largest_differences, some, parallel, torch.float64):

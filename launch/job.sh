@@ -33,6 +33,7 @@ site_is_read=1
 # srun does not take it over from sbatch; where it is not given, --cpus-per-gpu or the node's may be
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 : "${MAX_LOSSES:=3}"
+[[ -v SRUN_OPTIONS ]] || SRUN_OPTIONS=()
 if [[ ! $MAX_LOSSES =~ ^[0-9]+$ ]]; then
   echo "$launch/site.sh: MAX_LOSSES must be a number from 0, not '$MAX_LOSSES'" >&2
   exit 2
@@ -45,7 +46,8 @@ fi
 
 # This task, as SLURM's commands take it: the id alone of an array's last task means all of them.
 task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-: "${losses:=slurm-$task.losses}" # a line for each start since the job was last told to stop and saved
+: "${losses:=slurm-$task.losses}" # a line for each start that lost a rank since a step was saved
+export MEGAARCH_LOSSES=$losses    # which a checkpoint removes
 
 # train COMMAND...: the command as the job's tasks, one a rank. Told to stop (SIGUSR1 ahead of the
 # time limit, SIGTERM at a preemption), the ranks finish their step, save and end with code 75; the
@@ -59,7 +61,7 @@ task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TA
 train() {
   local code=0 why="a rank was lost"
   trap : USR1 TERM # they are the ranks' to answer; this shell waits until they have saved
-  srun --mpi=none --kill-on-bad-exit=0 --wait=120 "${CONTAINER[@]}" "$@" || code=$?
+  srun --mpi=none --kill-on-bad-exit=0 --wait=120 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@" || code=$?
   if ((code == 75)); then
     rm -f "$losses"
     again "told to stop (code $code)"

@@ -16,8 +16,9 @@ GPUS_PER_NODE=8                # 0 on a cluster without GPUs
 RANKS_PER_NODE=$GPUS_PER_NODE  # processes of a full node, one a GPU; on CPUs as many as you like
 CPUS_PER_RANK=8
 WARNING_SECONDS=300  # ahead of its time limit a study's job is told to save; more for a large model
-MAX_LOSSES=3  # times in a row that a job continues by itself where no step is known to be saved: a
-              # rank died or hung, or it was told to stop before its first step
+MAX_LOSSES=3  # times in a row that a job continues by itself without a checkpoint in between: a rank
+              # died or hung, the network or a GPU failed, or it was told to stop before its first step
+SRUN_OPTIONS=()  # more for the ranks' srun, e.g. (--cpu-bind=map_cpu:...) or (--container-image=...)
 
 # --- inside jobs: the environment, from modules, a virtual environment or a container
 #module load cuda/13.0

@@ -10,7 +10,9 @@ The threads have the host group to themselves: between `_begin` and the end of t
 the main thread uses other groups only, so that collectives have one order on all processes.
 """
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 
+LOSSES = "MEGAARCH_LOSSES"  # names launch/job.sh's list of starts that have lost a rank since a step was saved
 # torch 2.11 closes a stager behind the first state that it has copied
 STAGES_ONCE = torch.__version__ < "2.13"
 
@@ -128,6 +131,9 @@ class Saver:
     def _put(self, path: Path, aside: Path, sealed: Manifest, record: CheckpointRecord) -> None:
         keep, every = self.training.keep_checkpoints, self.training.keep_every
         checkpoint.put(aside, path, sealed, record, keep, every, self.grid)
+        if (losses := os.environ.get(LOSSES)) and self.grid.is_main:
+            with suppress(OSError):
+                Path(losses).unlink(missing_ok=True)
 
 
 def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> Manifest:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,8 +25,8 @@ def run_command(
 ) -> int:
     """Runs a command and returns its exit code.
 
-    What a user can mend is one sentence and code 2; what stopped a run, code 130 or REQUEUE; a bug
-    shows its traceback and has code 1. program: the name before the sentence. debug: raise every
+    What a user can mend is one sentence and code 2; what stopped a run, code 130 or REQUEUE; a fault of
+    the network or of a GPU has code LOST, as a lost rank has; a bug shows its traceback and has code 1. program: the name before the sentence. debug: raise every
     error. continues: whether the same command goes on where it was interrupted; a KeyboardInterrupt with
     words says them.
     """
@@ -50,6 +51,15 @@ def run_command(
         sentence = user_sentence(error)
         if sentence is None:
             traceback.print_exc()
+            if part := _failed_part(error):
+                from megaarch.distributed.heartbeat import LOST
+
+                print(
+                    f"{program}: {part} failed, seen from {socket.gethostname()}: the same command continues "
+                    "from the last checkpoint; where it fails there again, leave that machine out",
+                    file=sys.stderr,
+                )
+                return LOST
             print(
                 f"{program}: this is a bug of megaarch {__version__}: report it with the traceback "
                 "and the command (CONTRIBUTING.md, Reporting a bug)",
@@ -60,6 +70,15 @@ def run_command(
         if is_first_process() or not isinstance(error, (UserError, FloatingPointError)):
             print(f"{program}: {sentence}", file=sys.stderr)
         return 2
+
+
+def _failed_part(error: Exception) -> str | None:
+    """Returns what of the machines has failed, where torch says so: a part of the job is gone, as a rank is."""
+    if (torch := sys.modules.get("torch")) is None:
+        return None
+    if isinstance(error, torch.AcceleratorError):
+        return "a GPU"
+    return "the network" if isinstance(error, torch.distributed.DistError) else None
 
 
 def is_first_process() -> bool:

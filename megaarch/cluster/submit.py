@@ -27,7 +27,20 @@ from megaarch.study.cells import StudyCell, expand, generations, study_of
 from megaarch.study.folder import save_config
 from megaarch.study.results import CellRecord
 
-FOR_GPUS = ("SBATCH_CONSTRAINT", "SBATCH_QOS")  # of site.sh; the CPU partition may refuse them
+# of site.sh; the CPU partition may refuse them, or never have them
+FOR_GPUS = tuple(
+    f"SBATCH_{name}"
+    for name in (
+        "CONSTRAINT",
+        "EXCLUSIVE",
+        "GPUS",
+        "GPUS_PER_NODE",
+        "GPUS_PER_TASK",
+        "GRES",
+        "QOS",
+        "RESERVATION",
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ import itertools
 import os
 import pickle
 import re
+import resource
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -105,13 +107,14 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
     starter, process = find()
     bound = None  # NCCL connects to this device at once, and its barriers need not guess
     if device.type == "cuda":
-        bound = torch.device("cuda", process.local_rank % torch.cuda.device_count())
+        bound = torch.device("cuda", _gpu(process.local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(bound)
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
             # segments that grow: batches of differing sizes leave no gaps behind
             torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     if process.world_size == 1 or distributed.is_initialized():
         return process
+    _allow_files()
     address, port = rendezvous(starter, process)
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     os.environ |= {name: str(value) for name, value in zip(_STARTERS["torchrun"], process)}
@@ -131,6 +134,24 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
             "by another program: start again with MASTER_PORT set to a free one"
         ) from None
     return process
+
+
+def _gpu(local_rank: int, visible: int) -> int:
+    """Returns the number of a process's GPU: of its machine's, or the only one that its launcher lets it see."""
+    if visible == 1 or local_rank < visible:
+        return local_rank % visible
+    raise UserError(
+        f"{socket.gethostname()} has {visible} GPUs that torch finds, and process {local_rank} of this machine (from 0) has none "
+        "left: start fewer on it, or leave the machine out"
+    )
+
+
+def _allow_files() -> None:
+    """Lets this process open as many files as it may: gloo keeps one open for each other rank, and 1,024 is
+    the usual limit that a shell hands on."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def first(action: Callable[[], Result]) -> Result:

@@ -60,11 +60,22 @@ def _free_bytes() -> float:
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        free.append(int(limit) - int(used))
+    for group in _control_groups():
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+            free.append(int(limit) - int(used))
     return min(free)
+
+
+def _control_groups(
+    process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[Path]:
+    """Returns the control groups that hold this process, from its own (a SLURM step's) up to the root."""
+    own = Path()
+    with suppress(OSError):
+        lines = process.read_text().splitlines()
+        own = Path(next((line[4:] for line in lines if line.startswith("0::/")), ""))
+    return [root / group for group in (own, *own.parents)]
 
 
 @torch.no_grad()

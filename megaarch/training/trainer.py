@@ -10,6 +10,8 @@ device never waits for the host. What a save or an evaluation needs is read befo
 """
 
 import logging
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,6 +62,12 @@ def device_of(settings: Settings) -> torch.device:
         raise UserError("training.device: cuda is asked for and torch finds none; use cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+        if wanted == "cpu" and gpus not in ("", "0"):
+            raise UserError(
+                f"SLURM gave this job {gpus} GPUs on {socket.gethostname()}, and torch finds none: leave "
+                "the machine out, mend the environment, or set training.device to cpu"
+            )
     return torch.device(wanted)
 
 

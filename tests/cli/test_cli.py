@@ -11,10 +11,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import distributed
 
 from megaarch import __version__, config
 from megaarch.cli import compare, describe, main
+from megaarch.distributed.heartbeat import LOST
 from megaarch.errors import StorageError, UserError
 from megaarch.study import lock
 from megaarch.study.results import Results
@@ -220,6 +223,28 @@ def test_a_bug_shows_its_traceback_and_where_to_report_it(error, file, capsys, m
     assert shown.splitlines()[-1].startswith(f"megaarch: this is a bug of megaarch {__version__}")
     with pytest.raises(type(error)):
         main(["--debug", "describe", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (distributed.DistBackendError("NCCL error: remote process exited"), "the network"),
+        (distributed.DistStoreError("timed out: 1/2 clients joined"), "the network"),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error", 214), "a GPU"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_of_network_or_gpu_sends_the_job_back_to_the_queue(
+    error, part, file, capsys, monkeypatch
+):
+    def broken(options):
+        raise error
+
+    monkeypatch.setattr(describe, "run", broken)
+    assert main(["describe", str(file)]) == LOST
+    shown = capsys.readouterr().err
+    assert "in broken" in shown and "this is a bug" not in shown
+    assert shown.splitlines()[-1].startswith(f"megaarch: {part} failed, seen from ")
 
 
 @pytest.mark.parametrize(

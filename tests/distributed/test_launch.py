@@ -19,9 +19,10 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.launch import Process, find, hosts, rendezvous
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import train_sentencepiece
-from megaarch.training.trainer import Trainer
+from megaarch.training.trainer import Trainer, device_of
 from tests.conftest import made_up_text
 from tests.distributed import pool as pools
 from tests.tools.run import tool
@@ -389,3 +390,23 @@ def test_a_layout_that_does_not_fit_is_one_sentence(tiny, tmp_path):
     assert process.returncode == 2 and out == ""
     assert len(told.splitlines()) == 1 and "1 process was started" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "number"), [(7, 8, 7), (5, 1, 0)])
+def test_a_process_takes_the_gpu_of_its_number_or_the_only_one(local_rank, visible, number):
+    assert launch._gpu(local_rank, visible) == number
+
+
+def test_a_machine_that_has_lost_a_gpu_is_named():
+    with pytest.raises(UserError, match="has 7 GPUs that torch finds, and process 7 of this"):
+        launch._gpu(7, 7)
+
+
+def test_without_the_gpus_that_slurm_gave_a_run_does_not_go_to_the_cpu(tiny, monkeypatch):
+    settings = tiny("gpt", training__device="auto")
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    assert device_of(settings).type == "cpu"
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    with pytest.raises(UserError, match="gave this job 8 GPUs on .*, and torch finds none"):
+        device_of(settings)
+    assert device_of(tiny("gpt")).type == "cpu"

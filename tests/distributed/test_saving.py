@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 
 from megaarch.checkpoint import checkpoint, storage
+from megaarch.training.trainer import Trainer
 from tests.distributed import runs
 
 LAYOUTS = {
@@ -131,3 +132,14 @@ def test_one_ranks_gradient_ends_the_run_of_all(layout, pool, raw, prepared, tmp
     assert "2 steps in a row, up to step 3 with samples 16 to 23" in told[0][0]
     found = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["skipped"]
     assert [line["step"] for line in found] == [2, 3]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_checkpoint_begins_the_count_of_lost_ranks_anew(
+    background, tiny, prepared, tmp_path, monkeypatch
+):
+    losses = tmp_path / "losses"
+    losses.write_text("a start that lost a rank\n")
+    monkeypatch.setenv("MEGAARCH_LOSSES", str(losses))
+    Trainer(tiny("gpt", training__async_save=background, training__save_every=2), prepared).run()
+    assert not losses.exists()

@@ -69,7 +69,7 @@ def job(tmp_path):
         folder.mkdir()
     (launch / "job.sh").write_text((LAUNCH / "job.sh").read_text())
     (launch / "site.sh").write_text((LAUNCH / "site.example.sh").read_text())
-    programs.joinpath("srun").write_text("#!/bin/sh\nenv >variables\nexit $CODE\n")
+    programs.joinpath("srun").write_text('#!/bin/sh\nGIVEN="$*" env >variables\nexit $CODE\n')
     programs.joinpath("squeue").write_text(
         '#!/bin/sh\n[ "$SQUEUE_STATES" ] || echo "$STATE"\n[ "$STATE" != fails ]\n'
     )
@@ -109,6 +109,18 @@ def test_what_was_told_to_stop_goes_back_to_the_queue_alone_of_its_array(job):
     # job 7 is this task and its whole array
     assert (ended, asked) == (75, "requeue 7_2\n") and "goes back to the queue" in said
     assert not job.losses.exists()  # it saved: losses are counted anew
+    assert job.variables()["MEGAARCH_LOSSES"] == "slurm-7_2.losses"  # for the ranks to do so
+
+
+def test_options_of_a_site_go_to_the_ranks_srun(job):
+    site = job.losses.parent / "launch" / "site.sh"
+    options = "SRUN_OPTIONS=(--cpu-bind=map_cpu:0,1 '--container-image=a b')"
+    site.write_text(site.read_text().replace("SRUN_OPTIONS=()", options))
+    job(0)
+    given = job.variables()["GIVEN"]
+    assert "--wait=120 --cpu-bind=map_cpu:0,1 --container-image=a b python" in given
+    site.write_text(site.read_text().replace(options, ""))  # of an earlier version
+    assert job(0)[1] == 0
 
 
 def test_a_start_that_outlasts_the_time_limit_each_time_ends(job):

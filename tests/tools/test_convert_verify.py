@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -133,3 +134,17 @@ def test_files_and_folders_get_the_mode_that_the_umask_leaves(mask, run, words, 
     for path in written:
         usual = 0o777 if path.is_dir() else 0o666
         assert oct(path.stat().st_mode & 0o777) == oct(usual & ~mask), path
+
+
+def test_free_memory_is_that_of_the_tightest_control_group(tmp_path, monkeypatch):
+    """A SLURM step's limit lies below the root."""
+    (tmp_path / "self").write_text("0::/slurm/job_7/step_0\n")
+    for group, limit in (("slurm", "max"), ("slurm/job_7", "5000"), ("slurm/job_7/step_0", "9000")):
+        folder = tmp_path / "groups" / group
+        folder.mkdir(parents=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("2000\n")
+    groups = partial(verify._control_groups, tmp_path / "self", tmp_path / "groups")
+    assert len(groups()) == 4
+    monkeypatch.setattr(verify, "_control_groups", groups)
+    assert verify._free_bytes() == 3000

@@ -184,19 +184,19 @@ def tasks(
     whole = unseen([held for cell in cells for held in cell.heldout.each])
     for name in names:
         yardstick = of_task(name)
-        scores = [(cell.label, cell.heldout.score(yardstick)) for cell in cells]
-        rows = [Entry(label, s.value, s.interval, "") for label, s in scores if s.value is not None]
+        scores = [(cell, cell.heldout.score(yardstick)) for cell in cells]
+        rows = [
+            Entry(cell.label, s.value, s.interval, "" if cell.heldout.comparable else PSEUDO)
+            for cell, s in scores
+            if s.value is not None
+        ]
         rows.sort(key=lambda row: -row.value)
         chance = next((t.chance for c in cells if (t := c.heldout.tasks.get(name))), None)
         reference = None if chance is None else ("chance", chance)
-        yield charts.dots(
-            f"task-{slug(name)}{suffix}",
-            f"{name} (held out whole)" if name in whole else name,
-            rows,
-            look,
-            "accuracy",
-            reference,
-        )
+        title = f"{name} (held out whole)" if name in whole else name
+        panel = charts.dots(f"task-{slug(name)}{suffix}", title, rows, look, "accuracy", reference)
+        panel.caption = note(rows)
+        yield panel
 
 
 def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:

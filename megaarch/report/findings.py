@@ -19,6 +19,7 @@ from megaarch.report.yardsticks import (
     LEVEL,
     MAIN,
     MIDDLE,
+    TASKS,
     Score,
     Yardstick,
     difference,
@@ -115,15 +116,13 @@ def tuned(cells: Sequence[MergedCell]) -> list[MergedCell]:
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 
-    No heirs. Continuations and the choice: comparable cells that are not finetuned. A middle is a likelihood
-    for every cell that has one (the chain rule, from left to right), but not an equal task for those
-    that are told its length. Tasks: those that are not finetuned.
+    No heirs, and none that is finetuned. A middle is a likelihood for every cell that has one (the chain
+    rule, from left to right), but not an equal task for those that are told its length. All else:
+    comparable cells.
     """
-    text = [cell for cell in cells if not finetuned(cell) and not cell.heir]
     if yardstick is MIDDLE:
+        text = [cell for cell in cells if not finetuned(cell) and not cell.heir]
         return [cell for cell in text if not knows_length(cell.objective)]
-    if yardstick.key.startswith("task"):
-        return text
     return ranked(cells)
 
 
@@ -261,7 +260,7 @@ def when(match: str, finding: Finding, plain: bool) -> str:
     if finding.adaptation is not None:
         return f"After {budget(match, finding.adaptation, plain)} more of adaptation each"
     if match == "flops":
-        if flops_spread([cell for cell in finding.cells if not cell.heir]) > FLOPS_TOLERANCE:
+        if flops_spread([*ranked(finding.cells), *tuned(finding.cells)]) > FLOPS_TOLERANCE:
             return f"At a budget of {amount} each, which was not spent equally"
         return f"At equal compute ({amount} each)"
     return f"At {amount} each"
@@ -280,9 +279,16 @@ def longer(match: str, finding: Finding) -> list[str]:
     return [f"{listed(sums)} {start} from another cell's weights, and {verb} ranked with no other."]
 
 
+def votes(yardstick: Yardstick) -> bool:
+    """Whether a yardstick may deny that one cell is best. Of the tasks their mean alone: of many on which cells
+    are equal, chance gives some one another winner."""
+    return yardstick is TASKS or not yardstick.key.startswith("task")
+
+
 def disagrees(finding: Finding) -> bool:
-    """Whether no cell is at the top of every yardstick that judges all comparable cells."""
-    tops = [{cell.label for cell in v.top} for v in finding.rankings if v.complete]
+    """Whether no cell is at the top of every yardstick that votes and judges all comparable cells."""
+    rankings = [v for v in finding.rankings if v.complete and votes(v.yardstick)]
+    tops = [{cell.label for cell in v.top} for v in rankings]
     return len(tops) > 1 and not set.intersection(*tops)
 
 

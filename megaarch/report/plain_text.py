@@ -145,7 +145,7 @@ def by_length(cells: list[MergedCell]) -> list[str]:
 
 
 def by_task(cells: list[MergedCell]) -> list[str]:
-    """The mean accuracy of each cell over the tasks; empty where there are none."""
+    """The mean accuracy of each cell over the tasks, those of pseudo-likelihoods last; empty where there are none."""
     scored = [(cell, cell.heldout.score(TASKS)) for cell in cells]
     scored = [(cell, score) for cell, score in scored if score.value is not None]
     if not scored:
@@ -163,12 +163,14 @@ def by_task(cells: list[MergedCell]) -> list[str]:
     header = "   mean  95% interval  above" + ("  unseen  95% interval" if known else "")
     lines.append("cell".ljust(NAME_WIDTH) + header)
     lines.append("-" * len(lines[-1]))
-    for cell, score in sorted(scored, key=lambda pair: -(pair[1].value or 0.0)):
+    scored.sort(key=lambda pair: (not pair[0].heldout.comparable, -(pair[1].value or 0.0)))
+    for cell, score in scored:
         each = [(cell.heldout.score(of_task(name)).interval, t.chance) for name, t in tasks.items()]
         above = sum(bool(ends and ends[0] > (chance or 0.0)) for ends, chance in each)
         lines.append(f"{name_of(cell)} {accuracy(score)} {above:>6}")
         if known:
             lines[-1] += f"  {accuracy(values[cell.label])}"
+        lines[-1] += "" if cell.heldout.comparable else "*"
     if known:
         lines += ["", f"unseen: {whole.phrase}"]
     return lines

@@ -15,6 +15,7 @@ from megaarch.study.results import Results
 from tests.study.example_results import (
     adapted_results,
     cell_at,
+    example_cell,
     example_results,
     panel_results,
     with_lengths,
@@ -165,6 +166,43 @@ def test_the_mean_of_tasks_is_a_yardstick_and_a_column(tmp_path):
     page = write_page(results, tmp_path / "with.html").read_text()
     assert ">Tasks</th>" in page and ">65%</td>" in page
     assert ">Tasks</th>" not in write_page(example_results(), tmp_path / "none.html").read_text()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.99])
+def test_a_pseudo_likelihood_changes_no_sentence_about_the_others(share):
+    """However many of the tasks' questions it answers, and whatever it spent."""
+    few, many = (with_tasks(plain(n, x), {"a": y}) for n, x, y in (("f", 2, 0.3), ("m", 2.3, 0.9)))
+    bert = with_tasks(example_cell("bert") | {"flops": 3.2e13}, {"a": share})
+    without, found = (
+        headline(example_results([few, many])),
+        headline(example_results([few, many, bert])),
+    )
+    assert "no cell is best on every yardstick" in without[0]
+    assert found == [*without, found[-1]] and found[-1].startswith("bert is scored by pseudo")
+
+
+def test_a_pseudo_likelihood_s_accuracies_stand_apart():
+    cells = [with_tasks(plain(n, 2.0), {"a": y}) for n, y in (("few", 0.3), ("many", 0.6))]
+    results = example_results([with_tasks(example_cell("bert"), {"a": 0.99}), *cells])
+    assert tops(results)["tasks"] == ["many"] == tops(results)["task a"]
+    lines = report.text(results).splitlines()
+    rows = lines[next(i for i, line in enumerate(lines) if line.endswith("above")) + 2 :]
+    assert [row.split()[0] for row in rows[:3]] == ["many", "few", "bert"]
+    assert [row.endswith("*") for row in rows[:3]] == [False, False, True]
+    [panel] = sections(Results.of(results))["tasks"]
+    assert panel.caption.startswith("* Each token given both of its sides")
+
+
+def test_of_the_tasks_their_mean_alone_denies_that_one_cell_is_best():
+    """One cell predicts text better; thirty tasks on which both are equal lean to either by chance."""
+    leaning = {f"t{i}": (0.3, 0.6) if i < 2 else (0.45, 0.43) for i in range(30)}
+    best, other = (
+        with_tasks(plain(name, bits), {task: shares[i] for task, shares in leaning.items()})
+        for i, (name, bits) in enumerate((("best", 2.0), ("other", 2.3)))
+    )
+    found = headline(example_results([best, other]))
+    assert "no cell is best" not in found[0]
+    assert "on the tasks t0 and t1 other leads" in found[1].lower()
 
 
 def test_tasks_held_out_whole_have_a_yardstick_and_a_column_of_their_own(tmp_path):

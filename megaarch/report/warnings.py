@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megaarch.config import catalogue
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
@@ -21,6 +22,8 @@ from megaarch.study.results import CellResult, Results
 from megaarch.study.sweep_grid import AXES
 
 PADDING_LIMIT = 0.05
+PARAMETERS_TOLERANCE = 0.1  # of parameters
+MATCHED_TOLERANCE = 0.02  # of parameters, where a study matches these
 BATCH_TOLERANCE = 0.25  # of seen tokens a step
 TARGETS_TOLERANCE = 0.5  # of target tokens
 HEAD_TOLERANCE = 0.1  # of the head's share of a cell's FLOPs
@@ -39,6 +42,7 @@ def warnings_for(results: Results) -> list[str]:
     cells = results.cells
     found = [
         *unequal_flops(results),
+        *unequal_parameters(results),
         *unequal_batches(results),
         *unequal_targets(results),
         *unequal_heads(results),
@@ -168,6 +172,45 @@ def unequal_flops(results: Results) -> Iterator[str]:
                 f"Unequal compute at {budget}: {greedy} spent {100 * spread:.1f}% more FLOPs than "
                 f"{frugal}{why}."
             )
+
+
+def unequal_parameters(results: Results) -> Iterator[str]:
+    """Of each size, the two cells that rank together whose parameters differ most: by more than 2% where a study
+    matches parameters, else by more than 10%."""
+    matched = results.budget.match == "parameters"
+    limit = MATCHED_TOLERANCE if matched else PARAMETERS_TOLERANCE
+    widest: dict[str | None, tuple[float, CellResult, CellResult]] = {}
+    for _, group in by_budget(results):
+        for size in dict.fromkeys(cell.size for cell in group):
+            cells = [cell for cell in group if cell.size == size and cell.parameters]
+            cells.sort(key=lambda cell: cell.parameters or 0)
+            spread = (cells[-1].parameters or 0) / (cells[0].parameters or 1) - 1 if cells else 0
+            if spread > widest.get(size, (limit,))[0]:
+                widest[size] = (spread, cells[0], cells[-1])
+    for spread, small, large in widest.values():
+        found = (
+            f"{label(large)} has {notation.count(large.parameters)}, {notation.percent(spread)} more than "
+            f"{label(small)} with {notation.count(small.parameters)}."
+        )
+        if matched:
+            yield (
+                f"Unequal parameters, though the study matches them: {found} Stacks are of whole layers: more "
+                "and narrower ones come nearer."
+            )
+        else:
+            matches = notation.MATCHED.get(results.budget.match, results.budget.match)
+            yield f"Unequal parameters, for the study matches {matches}: {found}{_of_two_stacks(large)}"
+
+
+def _of_two_stacks(cell: CellResult) -> str:
+    """Says why an encoder-decoder has more parameters; empty for other cells."""
+    row = catalogue.ARCHITECTURES.get(cell.architecture)
+    if row is None or len(row.streams) == 1:
+        return ""
+    return (
+        " An encoder-decoder passes each token through one of two stacks, and so has up to twice the parameters "
+        "at equal FLOPs (Wang et al. 2022)."
+    )
 
 
 def unequal_batches(results: Results) -> Iterator[str]:

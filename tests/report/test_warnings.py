@@ -38,6 +38,10 @@ def setting(section, key, value):
 
 CAUSES = [
     (change(flops=3.1e13), "Unequal compute"),
+    (
+        change(parameters=4_093_000),
+        "Unequal parameters, for the study matches training FLOPs: unilm",
+    ),
     (change(seen_tokens=588 * 5300), "unilm sees 5,300 tokens a step in 588 steps and"),
     (change(target_tokens=600_000), "Unequal targets at"),
     (setting("model", "vocabulary_size", 60_000), "Unequal heads at"),
@@ -114,6 +118,38 @@ def test_flops_within_two_percent_and_at_other_budgets_are_equal():
     for cell in results["cells"][:3]:
         cell |= {"budget": 6e13, "flops": 6e13}
     assert warnings_for(results) == []
+
+
+@pytest.mark.parametrize("match, limit", [("flops", 1.1), ("parameters", 1.02)])
+def test_parameters_within_a_limit_and_of_other_sizes_are_equal(match, limit):
+    cells = [
+        example_cell(preset, seed=seed, size=size) | {"target_tokens": 1_000_000}
+        for size in ("small", "large")
+        for preset in ("gpt", "unilm")
+        for seed in (0, 1, 2)
+    ]
+    results = example_results(cells, match)
+    largest = [cell for cell in cells if cell["name"] == "unilm" and cell["size"] == "large"]
+    for cell in largest:
+        cell["parameters"] *= limit - 0.001
+    assert not [said for said in warnings_for(results) if "Unequal parameters" in said]
+    for cell in largest:
+        cell["parameters"] *= limit + 0.001
+    [said] = [said for said in warnings_for(results) if "Unequal parameters" in said]
+    assert "unilm large has " in said and " than gpt large with 7.07 M." in said
+
+
+def test_an_encoder_decoder_s_parameters_are_said_once_however_many_groups_rank():
+    results = clean_results()
+    for cell in results["cells"][3:]:
+        cell |= {"name": "t5", "architecture": "encoder_decoder", "parameters": 7_440_000}
+    tuned = [
+        cell | {"name": f"{cell['name']}-tuned", "objective": "supervised"}
+        for cell in results["cells"]
+    ]
+    results["cells"] += tuned
+    [said] = warnings_for(results)
+    assert "t5 has 7.44 M, 100% more than gpt with 3.72 M. An encoder-decoder passes" in said
 
 
 def test_batches_within_a_quarter_and_at_other_budgets_are_equal():

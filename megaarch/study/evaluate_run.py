@@ -1,19 +1,22 @@
 """`megaarch evaluate`: the yardsticks of one trained run, from its newest checkpoint."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megaarch import config
-from megaarch.config.schema import Evaluation
+from megaarch.checkpoint import checkpoint
+from megaarch.config.schema import Data, Evaluation
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout
-from megaarch.evaluation.items import cut, unfaithful
+from megaarch.evaluation.items import cut, split, unfaithful
 from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import Prepared, prepare
+from megaarch.study.folder import load_config
 from megaarch.study.results import CellRecord
 from megaarch.training.open_run import Opened, open_run
 
@@ -22,7 +25,8 @@ SPLIT = ("source", "kind", "text_field", "held_out")  # the settings that choose
 
 
 def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, list[str]]:
-    """Returns the scores of the run in folder `run` on its held-out text, and warnings.
+    """Returns the scores of the run in folder `run` on its held-out text, and warnings. A study's cell is scored on
+    the documents that judge it there; a run of no study, by whose documents nothing was chosen, on all.
 
     overrides: `--set` settings, e.g. data.source to score other text, or study.evaluation.tasks. One process holds the whole
     model; several take the run's layout, or what overrides say of it, and return the same.
@@ -35,11 +39,14 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
     evaluation = _evaluation(settings.model.sequence_length, scoring)
-    items = cut(prepared.heldout, prepared.tokenizer, evaluation)
+    if _chose(found):
+        items = split(prepared.heldout, prepared.tokenizer, evaluation)["test"]
+    else:
+        items = cut(prepared.heldout, prepared.tokenizer, evaluation)
     vocabulary = prepared.tokenizer.vocabulary
     scorer = Scorer(found.engine, settings, vocabulary, evaluation.batch_rows)
     heldout = yardsticks.evaluate(scorer, items, evaluation)
-    trained = tasks.trained_on(found.settings.data)
+    trained = _trained_on(found.record.raw_settings())
     heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     warnings = [
         unfaithful(prepared.heldout, prepared.tokenizer),
@@ -47,6 +54,35 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
         _left_out(heldout, evaluation),
     ]
     return heldout, [warning for warning in warnings if warning]
+
+
+def _chose(found: Opened) -> bool:
+    """Whether a study may have chosen the run's settings by some of the held-out documents at hand: those of
+    its cell's own text, or of the study's."""
+    if CellRecord.read(found.run) is None:
+        return False
+    sources = [found.as_trained().data.source]
+    folders = [path for path in found.run.resolve().parents if (path / "study.yaml").is_file()]
+    sources += [config.resolve(load_config(path)).data.source for path in folders[:1]]
+    return found.settings.data.source in sources
+
+
+def _trained_on(raw: config.Raw | None, before: Sequence[str] = ()) -> set[str]:
+    """Returns the names of the tasks that a run of these settings was trained on, or any whose weights it comes
+    from, as far as they can be found. before: the runs that are known to come from it."""
+    if raw is None:
+        return set()
+    data, names = {name: raw["data"][name] for name in ("objective", "source")}, set()
+    with suppress(UserError):  # its files are there no more
+        names = tasks.trained_on(Data.model_validate(data))
+    start = raw["training"].get("start_from")
+    if not start or start in before:
+        return names
+    with suppress(UserError):
+        parent = checkpoint.latest_settings(Path(start))
+        parent = parent or checkpoint.latest_settings(Path(start).parent.parent)  # of a checkpoint
+        names |= _trained_on(parent, [*before, start])
+    return names
 
 
 def _left_out(found: Heldout, evaluation: Evaluation) -> str | None:

@@ -27,6 +27,7 @@ from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
 from megaarch.study import lanes, lock, run_cell
 from megaarch.study.estimate import dry_run
+from megaarch.study.evaluate_run import evaluate_run
 from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.results import CellRecord, Results
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
@@ -439,6 +440,9 @@ def test_tasks_that_a_cell_or_its_parent_trained_on_are_marked(study, tmp_path):
     }
     assert marks["raw"] == {"seen": False, "unseen": False}
     assert marks["tuned"] == marks["again"] == {"seen": True, "unseen": False}
+    of_tasks = [f"study.evaluation.tasks=[{tmp_path}]", "study.evaluation.task_items=4"]
+    heldout, _ = evaluate_run(tmp_path / "s" / "again", of_tasks)
+    assert {n: score.trained_on for n, score in heldout.tasks.items()} == marks["again"]
 
 
 def test_lanes_give_what_one_after_another_gives(study, tmp_path):

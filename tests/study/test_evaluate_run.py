@@ -70,6 +70,26 @@ def test_a_cell_with_text_of_its_own_is_scored_with_a_warning(run):
     assert "cannot be told" in warning
 
 
+def test_a_cell_is_scored_on_documents_that_chose_nothing_and_a_run_of_no_study_on_all(
+    run, tmp_path
+):
+    """On other text, by which nothing was chosen, a cell too."""
+    folder, corpus = run
+    other = tmp_path / "other.jsonl"
+    other.write_text(corpus.read_text())
+
+    def thirds(*overrides):
+        paired = evaluate_run.evaluate_run(folder, overrides)[0].paired
+        return {document % 3 for document in paired.documents}
+
+    assert thirds() == {0, 1, 2}
+    (folder / "cell.json").write_text(json.dumps({"signature": {}}))
+    assert thirds() == {1, 2}
+    assert thirds(f"data.source={other}") == {0, 1, 2}
+    (tmp_path / "study.yaml").write_text(json.dumps({"data": {"source": str(other)}}))
+    assert thirds(f"data.source={other}") == {1, 2}
+
+
 def test_what_is_scored_can_be_set(run):
     """Also what the sentence on short documents advises."""
     folder, _ = run

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megaarch.config import catalogue
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.model import flops
@@ -28,8 +27,14 @@ BATCH_TOLERANCE = 0.25  # of seen tokens a step
 TARGETS_TOLERANCE = 0.5  # of target tokens
 HEAD_TOLERANCE = 0.1  # of the head's share of a cell's FLOPs
 TRIAL_LIMIT = 2.0  # how many times more, or less, compute a trial may have had than its cell
+ENDS_LIMIT = 0.25  # of the rows of span corruption that end a document
 SEEDS_WANTED = 3
 ITEMS_WANTED = 100
+
+TWO_STACKS = (
+    " An encoder-decoder passes each token through one of two stacks: at equal FLOPs it has up to twice the parameters "
+    "(Wang et al. 2022)."
+)
 
 Cells = Sequence[CellResult]
 
@@ -67,6 +72,16 @@ def _axes(cell: CellResult) -> str:
 def _trial_ratio(cell: CellResult) -> float | None:
     """FLOPs of the trials that chose the learning rate over the cell's own."""
     return cell.trial_flops / cell.flops if cell.trial_flops and cell.flops else None
+
+
+def _document_ends(cell: CellResult) -> float:
+    """About which share of a cell's rows end a document where it is trained by T5's objective, for which the last
+    span of a row is then the end of a document; else 0."""
+    row, text = section(cell, "model").get("sequence_length"), cell.data
+    masked = section(cell, "data").get("document_masks")
+    if cell.objective != "span_corruption" or not (row and masked and text and text.train_tokens):
+        return 0.0
+    return min(row * (text.train_documents or 0) / text.train_tokens, 1.0)
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,13 @@ CAUSES = (
         "Pairs of input and target cut to fit their limits, or documents of one token left out: "
         "{names}.",
         lambda cell: notation.percent(cell.truncated_share),
+    ),
+    Cause(
+        lambda cell: _document_ends(cell) > ENDS_LIMIT,
+        lambda cell: f"about {notation.percent(_document_ends(cell))} of its rows end a document",
+        "Rows of span corruption that end a document, in their last span: {names}. A scored continuation ends none, "
+        "which costs the cell (docs/yardsticks.md).",
+        lambda cell: f"about {notation.percent(_document_ends(cell))}",
     ),
     Cause(
         lambda cell: (cell.epochs or 0) > 1,
@@ -177,40 +199,24 @@ def unequal_flops(results: Results) -> Iterator[str]:
 def unequal_parameters(results: Results) -> Iterator[str]:
     """Of each size, the two cells that rank together whose parameters differ most: by more than 2% where a study
     matches parameters, else by more than 10%."""
-    matched = results.budget.match == "parameters"
+    match = results.budget.match
+    matched, what = match == "parameters", notation.MATCHED.get(match, match)
     limit = MATCHED_TOLERANCE if matched else PARAMETERS_TOLERANCE
+    why = "though the study matches them" if matched else f"for the study matches {what}"
     widest: dict[str | None, tuple[float, CellResult, CellResult]] = {}
     for _, group in by_budget(results):
-        for size in dict.fromkeys(cell.size for cell in group):
-            cells = [cell for cell in group if cell.size == size and cell.parameters]
-            cells.sort(key=lambda cell: cell.parameters or 0)
-            spread = (cells[-1].parameters or 0) / (cells[0].parameters or 1) - 1 if cells else 0
-            if spread > widest.get(size, (limit,))[0]:
-                widest[size] = (spread, cells[0], cells[-1])
+        counts = [(cell.size, cell.parameters, cell) for cell in group if cell.parameters]
+        for size in dict.fromkeys(size for size, _, _ in counts):
+            order = sorted((c for c in counts if c[0] == size), key=lambda c: c[1])
+            (_, least, small), (_, most, large) = order[0], order[-1]
+            if most / least - 1 > widest.get(size, (limit,))[0]:
+                widest[size] = (most / least - 1, small, large)
     for spread, small, large in widest.values():
-        found = (
-            f"{label(large)} has {notation.count(large.parameters)}, {notation.percent(spread)} more than "
-            f"{label(small)} with {notation.count(small.parameters)}."
+        yield (
+            f"Unequal parameters, {why}: {label(large)} has {notation.count(large.parameters)}, "
+            f"{notation.percent(spread)} more than {label(small)} with {notation.count(small.parameters)}."
+            + ("" if matched or large.architecture != "encoder_decoder" else TWO_STACKS)
         )
-        if matched:
-            yield (
-                f"Unequal parameters, though the study matches them: {found} Stacks are of whole layers: more "
-                "and narrower ones come nearer."
-            )
-        else:
-            matches = notation.MATCHED.get(results.budget.match, results.budget.match)
-            yield f"Unequal parameters, for the study matches {matches}: {found}{_of_two_stacks(large)}"
-
-
-def _of_two_stacks(cell: CellResult) -> str:
-    """Says why an encoder-decoder has more parameters; empty for other cells."""
-    row = catalogue.ARCHITECTURES.get(cell.architecture)
-    if row is None or len(row.streams) == 1:
-        return ""
-    return (
-        " An encoder-decoder passes each token through one of two stacks, and so has up to twice the parameters "
-        "at equal FLOPs (Wang et al. 2022)."
-    )
 
 
 def unequal_batches(results: Results) -> Iterator[str]:

@@ -36,6 +36,13 @@ def setting(section, key, value):
     return lambda cell: cell["settings"][section].update({key: value})
 
 
+def short_documents(cell, mean):
+    """Trained by span corruption, in rows of 128 tokens, on documents of so many in the mean."""
+    cell |= {"objective": "span_corruption"}
+    cell |= {"data": {"train_documents": 10, "train_tokens": 10 * mean}}
+    cell["settings"]["data"]["document_masks"] = True
+
+
 CAUSES = [
     (change(flops=3.1e13), "Unequal compute"),
     (
@@ -50,6 +57,10 @@ CAUSES = [
     (change(trial_flops=1.4e13), "tuned at a share of the compute: unilm (0.47)"),
     (change(padding_share=0.051), "More than 5% padding: unilm"),
     (change(truncated_share=0.2), "left out: unilm (20%)"),
+    (
+        lambda cell: short_documents(cell, 400),
+        "Rows of span corruption that end a document, in their last span: unilm (about 32%)",
+    ),
     (change(epochs=1.01), "More than one epoch over the training text: unilm"),
     (change(seed=1), "2 seeds in some cells"),
     (items("continuation", 99), "Only 99 held-out continuation items"),
@@ -150,6 +161,20 @@ def test_an_encoder_decoder_s_parameters_are_said_once_however_many_groups_rank(
     results["cells"] += tuned
     [said] = warnings_for(results)
     assert "t5 has 7.44 M, 100% more than gpt with 3.72 M. An encoder-decoder passes" in said
+
+
+def test_documents_that_are_long_or_cut_by_no_mask_or_of_another_objective_end_few_rows():
+    for change_more in (
+        lambda cell: short_documents(cell, 513),
+        lambda cell: cell["settings"]["data"].update(document_masks=False),
+        change(objective="full_lm"),
+    ):
+        results = clean_results()
+        cell = results["cells"][-1]
+        short_documents(cell, 400)
+        assert len(warnings_for(results)) == 1
+        change_more(cell)
+        assert warnings_for(results) == []
 
 
 def test_batches_within_a_quarter_and_at_other_budgets_are_equal():

@@ -12,21 +12,19 @@ import multiprocessing
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from megaarch.config.schema import Data
 from megaarch.data.dataset import check_kind
 from megaarch.distributed import launch
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, Schema, fit, parse_json, read_bytes, read_json
+from megaarch.files import LARGEST, check_regular, fit, read_json
 from megaarch.ingest import corpus, manifest, shards, sources
 from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedDocuments
 from megaarch.ingest.manifest import Counts, PreparedManifest
 from megaarch.ingest.pipeline import Pipeline
+from megaarch.ingest.prepared_data import HELD_OUT, Prepared, changed, checksum, damaged
 from megaarch.ingest.shards import SHARD_BYTES, Job
 from megaarch.ingest.split import Exclusion
 from megaarch.ingest.tokenized import TokenizedSource
@@ -39,34 +37,6 @@ TOKENIZER_BYTES = 1 << 25  # a larger corpus trains its tokenizer on a sample of
 LEAST_BYTES = 1000  # of a corpus
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data ready to train on.
-
-    train: (documents, weight) of each blended source. Every document ends with eos, if it is made
-        of text here. For supervised sources (dataset, weight): the sequences alternate input,
-        target, and each ends with eos.
-    supervised: whether they do.
-    heldout: held-out documents, less the paragraphs that also stand in train. For supervised
-        sources, input and target joined by a newline. For tokenized sources, those of the file
-        next to them.
-    heldout_pairs: (input, target) of supervised sources, else empty.
-    fingerprint: of the content (train and held-out text, all tokens of tokenized sources,
-        tokenizer, weights), so it is the same wherever the same data are prepared.
-    """
-
-    tokenizer: Tokenizer
-    train: list[tuple[IndexedDocuments | IndexedDataset, float]]
-    supervised: bool
-    heldout: list[str]
-    heldout_pairs: list[tuple[str, str]]
-    manifest: PreparedManifest
-
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.fingerprint
 
 
 def prepare(
@@ -166,7 +136,7 @@ class _Preparation:
         numbers = iter(range(len(pipeline.shards)))
         for k, of_source in enumerate(cut):
             pipeline.write_train(aside / f"train-{k}", [next(numbers) for _ in of_source])
-        held_out = pipeline.write_held_out(aside / "heldout.jsonl")
+        held_out = pipeline.write_held_out(aside / HELD_OUT)
         keys = hashlib.blake2b(digest_size=16)
         for of_shard in pipeline.train_keys():
             keys.update(of_shard)
@@ -202,7 +172,7 @@ class _Preparation:
             digests.update(source.check(tokenizer).encode())
         texts = dict.fromkeys(text for source in found for text in source.heldout)
         rows = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-        (aside / "heldout.jsonl").write_bytes("".join(rows).encode())
+        (aside / HELD_OUT).write_bytes("".join(rows).encode())
         documents, eos = sum(len(source.documents) for source in found), tokenizer.vocabulary.eos
         counts = Counts(
             documents=documents,
@@ -256,7 +226,7 @@ class _Preparation:
                     f"data source {source.path} has no train text that other sources do not have"
                     + (" and that is not held out" if self.exclude else "")
                 )
-        heldout = (aside / "heldout.jsonl").read_bytes()
+        heldout = (aside / HELD_OUT).read_bytes()
         text.update(heldout)
         checksums = [dataset.checksum() for dataset in datasets]
         weights = [source.weight for source in self.sources]
@@ -273,60 +243,39 @@ class _Preparation:
             tokenizer_fingerprint=tokenizer.fingerprint,
             checksums=checksums,
             heldout_share=share,
-            heldout_checksum=_checksum(heldout),
+            heldout_checksum=checksum(heldout),
             bytes_per_token=train_bytes / tokens if train_bytes else None,
             **dict(counts),
         )
 
     def load(self) -> Prepared:
         """Opens what lies in `self.directory`. UserError where it is not what was written."""
-        file, held_out = self.directory / "manifest.json", self.directory / "heldout.jsonl"
+        file = self.directory / "manifest.json"
         try:
             made = fit(read_json(file, LARGEST), PreparedManifest, file)
-            content = read_bytes(held_out, limit=1 << 50)
+            check_regular(self.directory / HELD_OUT)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"prepared data in {self.directory} are damaged ({error}): delete "
-                "that directory to prepare them again"
-            ) from error
+            raise damaged(self.directory, error) from error
         tokenizer = Tokenizer(
             self.directory / "tokenizer", self.data.sentinels, self.vocabulary_size
         )
         datasets = self._datasets(self.directory)
         now = zip(datasets, made.checksums, strict=True)
-        changed = [dataset.path for dataset, before in now if dataset.checksum() != before]
+        others = [dataset.path for dataset, before in now if dataset.checksum() != before]
         if tokenizer.fingerprint != made.tokenizer_fingerprint:
-            changed.append(tokenizer.path)
-        if _checksum(content) != made.heldout_checksum:
-            changed.append(str(held_out))
-        if changed:
-            raise UserError(
-                f"{changed[0]} has changed since the data were prepared: restore it, or delete "
-                f"{self.directory} to prepare them again"
-            )
-        rows = [parse_json(line, held_out) for line in content.decode().split("\n") if line]
+            others.append(tokenizer.path)
+        if others:
+            raise changed(others[0], self.directory)
         supervised = self.kind == "supervised"
-        fit({"rows": rows}, _HeldOut, held_out)
         weights = [source.weight for source in self.sources]
         train = datasets if supervised else [IndexedDocuments(dataset) for dataset in datasets]
         return Prepared(
             tokenizer=tokenizer,
             train=list(zip(train, weights, strict=True)),
             supervised=supervised,
-            heldout=["\n".join(row) if supervised else row["text"] for row in rows],
-            heldout_pairs=[tuple(row) for row in rows if supervised],
+            directory=self.directory,
             manifest=made,
         )
-
-
-class _Text(Schema):
-    text: str
-
-
-class _HeldOut(Schema):
-    """The rows of heldout.jsonl."""
-
-    rows: list[_Text] | list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
 def kind_of(data: Data) -> str:
@@ -357,7 +306,3 @@ def _is_first_process() -> bool:
     """Whether this process shows notes: of a job's processes the first one, of a study's the one
     that started the others."""
     return launch.find()[1].rank == 0 and multiprocessing.parent_process() is None
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -3,7 +3,8 @@
 from functools import lru_cache
 
 from megaarch.config.schema import Data
-from megaarch.ingest.prepare import Prepared, kind_of, prepare
+from megaarch.ingest.prepare import kind_of, prepare
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.ingest.split import Exclusion
 from megaarch.study.cells import StudyCell
 

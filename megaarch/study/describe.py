@@ -28,7 +28,8 @@ from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import pack
 from megaarch.data.row_lengths import fixed_shape, segmentations
 from megaarch.errors import UserError
-from megaarch.ingest.prepare import Prepared, prepare
+from megaarch.ingest.prepare import prepare
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.model import flops
 from megaarch.model.parameter_count import non_embedding_parameter_count, parameter_count
 from megaarch.study import data as study_data

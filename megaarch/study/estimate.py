@@ -13,7 +13,7 @@ from megaarch.config.schema import Settings, Training
 from megaarch.data import tokens_per_batch
 from megaarch.data.dataset import Rows
 from megaarch.distributed.mesh import processes
-from megaarch.ingest.prepare import Prepared
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.model.fused_projections import projections
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.study import preflight, sweep_grid

@@ -15,7 +15,8 @@ from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import cut, split, unfaithful
 from megaarch.evaluation.scorer import Scorer
-from megaarch.ingest.prepare import Prepared, prepare
+from megaarch.ingest.prepare import prepare
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.study.folder import load_config
 from megaarch.study.results import CellRecord
 from megaarch.training.open_run import Opened, open_run

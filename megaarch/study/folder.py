@@ -22,7 +22,7 @@ from megaarch.errors import UserError
 from megaarch.evaluation import tasks
 from megaarch.evaluation.items import Item, split
 from megaarch.files import replacing
-from megaarch.ingest.prepare import Prepared
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import data, sweep_grid
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial

@@ -26,7 +26,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
-from megaarch.ingest.prepare import Prepared
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import lock, run_cell, sweep_grid
 from megaarch.study.cells import StudyCell, title
 from megaarch.study.folder import StudyFolder

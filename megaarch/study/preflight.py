@@ -19,7 +19,7 @@ from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.scorer import row_limit
-from megaarch.ingest.prepare import Prepared
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.model import weight_transfer
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault

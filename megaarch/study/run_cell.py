@@ -18,7 +18,7 @@ from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import Item
 from megaarch.evaluation.rank_classification import target_bits
 from megaarch.evaluation.scorer import Scorer
-from megaarch.ingest.prepare import Prepared
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.model.parameter_count import non_embedding_parameter_count
 from megaarch.study.cells import StudyCell
 from megaarch.study.environment import machine

@@ -9,7 +9,7 @@ import pytest
 
 from megaarch.config.schema import Data, Source
 from megaarch.data.example import SPECIALS
-from megaarch.ingest import corpus, prepare, split
+from megaarch.ingest import corpus, prepare, prepared_data, split
 from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
@@ -249,7 +249,18 @@ def test_changed_data_are_refused(settings, damage):
     file.write_bytes(raw)
     said = "has changed since|are damaged|is truncated|is damaged|tokenizer file"
     with pytest.raises(ValueError, match=said):
-        prepare.prepare(settings, 512)
+        prepare.prepare(settings, 512).heldout  # noqa: B018  # which is read when it is asked for
+
+
+def test_what_trains_does_not_read_held_out_text(settings, monkeypatch):
+    made = prepare.prepare(settings, 512)
+    read = []
+    monkeypatch.setattr(prepared_data, "read_bytes", lambda file, **_: read.append(file) or b"")
+    found = prepare.prepare(settings, 512)
+    assert found.fingerprint == made.fingerprint and not read
+    with pytest.raises(ValueError, match="has changed since"):
+        found.heldout  # noqa: B018
+    assert read == [made.directory / "heldout.jsonl"]
 
 
 def run(settings, barrier, queue):

@@ -52,6 +52,19 @@ def segmentations(model: Model, data: Data) -> Mixed:
     return max(alone, _rows(model, _pairs(mixture)), key=lambda rows: _filled(model, rows))
 
 
+def longest_example(model: Model, data: Data) -> tuple[int, int]:
+    """Returns the tokens of the longest text that an example of the objective is made of, and the most
+    positions that a stream of one takes, on the axis that counts text. UserError as `segmentations`, and
+    for pairs."""
+    converter, axes = converter_of(model.architecture), catalogue.position_axes(data.objective)
+    rows = [row for _, row in segmentations(model, data)]
+    bounds = [objective.lengths(row.raw) for row in rows for objective in row.objectives]
+    positions = (
+        n.inputs if n.in_place or axes > 1 else max(converter.shape(n).streams) for n in bounds
+    )
+    return max(row.raw for row in rows), max(positions)
+
+
 def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mixed:
     """Returns a row for each group, whose weight is that of a segment of each of its objectives."""
     rows = [(weight, segmentation(model, group)) for weight, group in groups]

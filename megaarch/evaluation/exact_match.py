@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from megaarch.config.schema import Evaluation
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
@@ -18,23 +16,23 @@ END = "\n"  # of the answer of a model of text, which reads on
 
 def right(
     scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], evaluation: Evaluation
-) -> list[bool]:
-    """Returns whether each answer is the target, spaces around both left out. The greedy answer ends
-    where the model ends it, at a line's end, or past the longest target.
+) -> list[tuple[bool, bool]]:
+    """Returns whether each answer is the target, spaces around both left out, and whether its question was
+    shortened. The greedy answer ends where the model ends it, at a line's end, or past the longest target.
 
     UserError under a layout that cannot generate.
     """
     if not questions:
         return []
     longest = max(len(tokenizer.encode(question.target)) for question in questions)
-    room = np.full(longest + 1, scorer.vocabulary.text.argmax())  # any text
-    prompts = [fitted(scorer, tokenizer.encode(q.input), room) for q in questions]
+    room = scorer.room(longest + 1)
+    prompts, cut = zip(*(fitted(tokenizer, q, room) for q in questions), strict=True)
     options = Options(longest + 1, stops=(END,), batch_size=evaluation.batch_rows)
     with generator_of(scorer, tokenizer) as generator:
         answers = list(generator.answers(prompts, options))
     return [
-        answer.text.strip() == question.target
-        for answer, question in zip(answers, questions, strict=True)
+        (answer.text.strip() == question.target, is_cut)
+        for answer, question, is_cut in zip(answers, questions, cut, strict=True)
     ]
 
 

@@ -3,6 +3,8 @@
 Files of other versions load: what an earlier one did not write has a default.
 """
 
+from collections.abc import Iterable, Mapping
+
 from pydantic import Field
 
 from megaarch.evaluation.record_schema import Amount, Count, Interval, Number, Record
@@ -46,7 +48,8 @@ class TaskScore(Record):
     without choices, and the accuracy too where there are no others. prior: the accuracy of always giving the
     answer that is commonest among the items to train on. by_shots: the same behind each number of
     answered examples, where a study asks for several; the rest is of the first of them. trained_on: whether the
-    cell, or one whose weights it starts from, was trained on other items of the task."""
+    cell, or one whose weights it starts from, was trained on other items of the task. shortened: the share of
+    prompts that lost an example, or the left end of a question, for lack of room; None: not counted."""
 
     accuracy: Number
     interval: Interval = None
@@ -58,6 +61,7 @@ class TaskScore(Record):
     exact_match: Number = None
     exact_match_interval: Interval = None
     trained_on: bool = False
+    shortened: Number = None
     by_wording: dict[str, Amount] = Field(default_factory=dict)
     by_shots: dict[str, "TaskScore"] = Field(default_factory=dict)
 
@@ -94,3 +98,28 @@ class Heldout(Record):
     def interval(self, measure: str = "continuation_bits_per_byte") -> list[float] | None:
         """[low, high] of one of INTERVALS' measures."""
         return getattr(self, INTERVALS[measure])
+
+
+def shortened_prompts(scored: Iterable[Mapping[str, TaskScore]]) -> str | None:
+    """Returns a sentence on the share of prompts that was shortened, of the model with the most, for each number
+    of answered examples; None where none was."""
+    most: dict[str, float] = {}
+    for tasks in scored:
+        shares: dict[str, list[float]] = {}
+        for task in tasks.values():
+            for number, score in (task.by_shots or {"": task}).items():
+                if score.shortened is not None:
+                    shares.setdefault(number, []).append(score.shortened)
+        for number, each in shares.items():
+            most[number] = max(most.get(number, 0.0), sum(each) / len(each))
+    said = [
+        f"{share:.1%}" + (f" with {number} examples" if number else "")
+        for number, share in most.items()
+        if share
+    ]
+    if not said:
+        return None
+    return (
+        f"Prompts of tasks shortened to what training rows hold: {', '.join(said)}. They lack their first "
+        "answered examples, or the left end of a question."
+    )

@@ -20,7 +20,7 @@ from megaarch.data.dataset import pair_lengths
 from megaarch.evaluation import exact_match
 from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.heldout_scores import TaskScore
-from megaarch.evaluation.scorer import Scorer, fitted
+from megaarch.evaluation.scorer import Room, Scorer, fitted
 from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
@@ -70,18 +70,21 @@ def _score(
         for has_choices in (True, False)
     )
     asked = [question for each in ranked.values() for question in each if question]
-    pairs = [pair for question in asked for pair in tokens(scorer, tokenizer, question)]
+    encoded = [tokens(scorer, tokenizer, question) for question in asked]
+    pairs = [pair for of_question, _ in encoded for pair in of_question]
     logs = iter(scorer.loglikelihoods(pairs).text if pairs else ())
     right: dict[str, Answers] = {
         name: [question and _is_right(question, logs) for question in questions]
         for name, questions in ranked.items()
     }
     open_ended = [question for each in free.values() for question in each if question]
-    matches = iter(exact_match.right(scorer, tokenizer, open_ended, evaluation))
+    found = exact_match.right(scorer, tokenizer, open_ended, evaluation)
+    matches = iter(found)
     exact: dict[str, Answers] = {
-        name: [question and (hit := next(matches), hit) for question in questions]
+        name: [question and (hit := next(matches)[0], hit) for question in questions]
         for name, questions in free.items()
     }
+    shortened = [is_cut for _, is_cut in (*encoded, *found)]
     matched = _by_item(exact, 0)
     plain = _by_item(right, 0) or matched
     normalized = _by_item(right, 1)
@@ -97,6 +100,7 @@ def _score(
         normalized_accuracy=float(np.mean(normalized)) if normalized else None,
         exact_match=float(np.mean(matched)) if matched else None,
         exact_match_interval=share_interval(matched) if matched else None,
+        shortened=float(np.mean(shortened)),
         by_wording={
             name: float(np.mean([one[0] for one in each if one]))
             for name, each in (right | exact).items()
@@ -139,6 +143,7 @@ def target_bits(
     """Returns the bits per byte of the targets of (input, target) pairs, cut to what training keeps of them;
     None without a target's byte."""
     settings, encoded, size = scorer.settings, [], 0
+    room = Room([(settings, scorer.vocabulary)])  # training cuts no pair for another cell's sake
     for given, target in pairs:
         asked, answer = tokenizer.encode(given), tokenizer.encode(target).astype(np.int64)
         lengths = np.array([[len(asked), len(answer)]])
@@ -147,29 +152,27 @@ def target_bits(
             answer = answer[:most]
             target = tokenizer.decode(answer)
         if len(answer):
-            encoded.append((fitted(scorer, asked, answer), answer))
+            encoded.append((asked[-room(len(answer)) :].astype(np.int64), answer))
             size += len(target.encode())
     if not size:
         return None
     return float(-scorer.loglikelihoods(encoded).text.sum() / size / np.log(2))
 
 
-def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> list[Pair]:
-    """(input, choice) of each choice. The input gives way at its left end where a row has no room.
+def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> tuple[list[Pair], bool]:
+    """Returns (input, choice) of each choice, and whether the input was shortened: to what there is room
+    for before the longest choice, the same for all of them.
 
     A model of text reads on: a choice is tokenized behind its input. A finetuned one was trained on
     targets that stand by themselves.
     """
-    asked = tokenizer.encode(question.input)
-    pairs = []
-    for choice in question.choices:
-        if scorer.objective == "supervised":
-            answer = tokenizer.encode(choice)
-        else:
-            answer = _behind(tokenizer, question.input, asked, choice)
-        answer = answer.astype(np.int64)
-        pairs.append((fitted(scorer, asked, answer), answer))
-    return pairs
+    if scorer.objective == "supervised":
+        answers = [tokenizer.encode(choice) for choice in question.choices]
+    else:
+        whole = tokenizer.encode(question.input)
+        answers = [_behind(tokenizer, question.input, whole, c) for c in question.choices]
+    asked, is_cut = fitted(tokenizer, question, scorer.room(max(map(len, answers))))
+    return [(asked, answer.astype(np.int64)) for answer in answers], is_cut
 
 
 def _behind(tokenizer: Tokenizer, text: str, asked: np.ndarray, choice: str) -> np.ndarray:

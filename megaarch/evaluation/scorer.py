@@ -15,10 +15,13 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
-from megaarch.data.feature_converters import converter_of
+from megaarch.data.feature_converters import converted_continuation, converter_of
 from megaarch.data.packing import pack, plan_rows
+from megaarch.data.row_lengths import longest_example
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
+from megaarch.ingest.tasks.template import Question
+from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.transformer import Transformer
 
 
@@ -33,11 +36,53 @@ class Scores:
     raw: np.ndarray
 
 
+class Room:
+    """How long a prompt may be: one answer for all cells of a study, that of the cell with the least.
+
+    A cell has room for what its training rows hold: no more text than an example of its objective is made
+    of, and, in the form that it is scored in, no longer a row and no more positions than examples take.
+
+    cells: the settings and the vocabulary of each.
+    """
+
+    def __init__(self, cells: Sequence[tuple[Settings, Vocabulary]]):
+        self.cells = tuple(cells)
+        self._found: dict[int, int] = {}
+
+    def __call__(self, behind: int) -> int:
+        """Returns the most tokens of a prompt before `behind` others, at least 1."""
+        if behind not in self._found:
+            self._found[behind] = max(1, min(_own_room(*cell, behind) for cell in self.cells))
+        return self._found[behind]
+
+    @property
+    def text(self) -> int:
+        """The most tokens of a prompt and what is behind it together, and of a row."""
+        return min(self(1) + 1, *(settings.model.sequence_length for settings, _ in self.cells))
+
+
+def _own_room(settings: Settings, vocabulary: Vocabulary, behind: int) -> int:
+    model, data = settings.model, settings.data
+    if catalogue.OBJECTIVES[data.objective].of_pairs:
+        most = (data.max_input_length or model.sequence_length) - 1  # an input ends in eos
+        positions = None
+    else:
+        text, positions = longest_example(model, data)
+        most = text - behind
+    token = int(vocabulary.text.argmax())  # lengths alone decide
+
+    def lacks(length: int) -> bool:
+        prompt, others = (np.full(n, token, dtype=np.int64) for n in (length, behind))
+        return not fits(settings, vocabulary, prompt, others, positions)
+
+    return bisect_left(range(1, most + 1), True, key=lacks)
+
+
 class Scorer:
     """Scores token spans with a model under the settings it was trained with.
 
     model: a Transformer, or the Engine of a layout, every process of which scores the same.
-    rows: batch rows of a forward pass.
+    rows: batch rows of a forward pass. room: of prompts; None: the model's own.
     """
 
     def __init__(
@@ -46,8 +91,10 @@ class Scorer:
         settings: Settings,
         vocabulary: Vocabulary,
         rows: int,
+        room: Room | None = None,
     ):
         self.model, self.vocabulary, self.rows = model, vocabulary, rows
+        self.room = room or Room([(settings, vocabulary)])
         self.settings = settings
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
@@ -107,12 +154,7 @@ class Scorer:
 
     def holds(self, prefix: np.ndarray, continuation: np.ndarray) -> bool:
         """Whether the pair fits a row of training."""
-        try:
-            [examples] = self._continuations([(prefix, continuation)])
-            row_limit(self.settings, [self.converter(e, self.vocabulary) for e in examples])
-        except UserError:
-            return False
-        return True
+        return fits(self.settings, self.vocabulary, prefix, continuation)
 
     def examples(self, groups: Sequence[Sequence[Example]]) -> Scores:
         """Log-likelihoods of the weighted targets of each group of examples, summed over the group."""
@@ -162,19 +204,35 @@ class Scorer:
         return both.double().cpu().numpy()
 
 
-def fitted(scorer: Scorer, prefix: np.ndarray, continuation: np.ndarray) -> np.ndarray:
-    """Returns the prefix, int64, without those tokens at its left end for which a row of training beside the
-    continuation has no room. The same for every objective, but where its form adds a share of the prefix, as
-    sentinels are."""
-    room = max(
-        scorer.settings.model.sequence_length - len(continuation) - conditional_forms.ADDED, 1
-    )
-    prefix = prefix[-room:].astype(np.int64)
-    if scorer.holds(prefix, continuation):
-        return prefix
-    lengths = range(1, len(prefix))
-    kept = bisect_left(lengths, True, key=lambda n: not scorer.holds(prefix[-n:], continuation))
-    return prefix[-max(kept, 1) :]
+def fitted(tokenizer: Tokenizer, question: Question, room: int) -> tuple[np.ndarray, bool]:
+    """Returns a question's tokens, int64, behind as many of its examples, the last ones, as `room` tokens
+    hold, and whether that is less than all. Without any, a question that is too long gives way at its left
+    end."""
+    asked = whole = tokenizer.encode(question.input)
+    for text in question.shorter():
+        if len(asked) <= room:
+            break
+        asked = tokenizer.encode(text)
+    asked = asked[-room:].astype(np.int64)
+    return asked, len(asked) < len(whole)
+
+
+def fits(
+    settings: Settings,
+    vocabulary: Vocabulary,
+    prefix: np.ndarray,
+    continuation: np.ndarray,
+    positions: int | None = None,
+) -> bool:
+    """Whether a continuation behind its prefix fits a row of training, in the objective's form, and takes
+    no more than `positions`, where that is given."""
+    form = settings.data.objective, settings.model.architecture
+    try:
+        made = converted_continuation(*form, prefix, continuation, vocabulary)
+        row_limit(settings, made)
+    except UserError:
+        return False
+    return positions is None or all(each.positions <= positions for each in made)
 
 
 def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:

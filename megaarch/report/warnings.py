@@ -7,6 +7,7 @@ from typing import Any
 
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
+from megaarch.evaluation import heldout_scores
 from megaarch.model import flops
 from megaarch.report import notation
 from megaarch.report.merged_cells import (
@@ -56,6 +57,7 @@ def warnings_for(results: Results) -> list[str]:
         *shared_causes(cells),
         *few_seeds(cells),
         *few_items(cells),
+        *shortened_prompts(cells),
     ]
     return list(dict.fromkeys([*found, *results.warnings]))
 
@@ -314,6 +316,11 @@ def few_items(cells: Cells) -> Iterator[str]:
         counts = [count for cell in cells if (count := cell.heldout.items.get(kind))]
         if counts and min(counts) < ITEMS_WANTED:
             yield f"Only {min(counts)} held-out {kind} items: differences must be large to show."
+
+
+def shortened_prompts(cells: Cells) -> Iterator[str]:
+    if said := heldout_scores.shortened_prompts(cell.heldout.tasks for cell in cells):
+        yield said
 
 
 def mixed_conditions(cells: Cells) -> Iterator[str]:

@@ -12,7 +12,7 @@ from megaarch.config.schema import Data, Evaluation
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
-from megaarch.evaluation.heldout_scores import Heldout
+from megaarch.evaluation.heldout_scores import Heldout, shortened_prompts
 from megaarch.evaluation.items import cut, split, unfaithful
 from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepare import prepare
@@ -53,6 +53,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
         unfaithful(prepared.heldout, prepared.tokenizer),
         *warnings,
         _left_out(heldout, evaluation),
+        shortened_prompts([heldout.tasks]),
     ]
     return heldout, [warning for warning in warnings if warning]
 

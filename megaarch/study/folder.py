@@ -9,6 +9,7 @@ cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the 
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,12 +22,15 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks
 from megaarch.evaluation.items import Item, split
+from megaarch.evaluation.scorer import Room
 from megaarch.files import replacing
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import data, sweep_grid
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 from megaarch.study.sweep_grid import Choice
+
+ROOM_BEHIND = (1, 32)  # tokens of an answer: what two studies' rooms are told apart by
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,14 @@ class StudyFolder:
         prepared = data.own_text(self.base, size)
         return split(prepared.heldout, prepared.tokenizer, self.study.evaluation)
 
+    @cached_property
+    def room(self) -> Room:
+        """The room of prompts, one for all cells."""
+        cells = {(cell.name, cell.size): cell.settings for cell in self.cells}.values()
+        sizes = {settings.model.vocabulary_size for settings in cells}
+        words = {n: data.own_text(self.base, n).tokenizer.vocabulary for n in sizes}
+        return Room([(settings, words[settings.model.vocabulary_size]) for settings in cells])
+
     @property
     def tune(self) -> Tune:
         """What is swept, where anything is."""
@@ -90,7 +102,7 @@ class StudyFolder:
         record = CellRecord.read(cell.folder)
         if record is None or (cell.parent and parent is None and not parent_record(cell)):
             return None
-        now = identity(cell, self.text_of(cell), self.study.evaluation, parent)
+        now = identity(cell, self.text_of(cell), self.study.evaluation, parent, self.room)
         before = record.signature
         if record.result is None:  # nothing is scored yet
             before, now = (
@@ -134,17 +146,22 @@ def identity(
     prepared: Prepared,
     evaluation: Evaluation,
     parent: dict[str, Any] | None = None,
+    room: Room | None = None,
 ) -> dict[str, Any]:
     """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
-    decides its parent's. parent: the parent's identity; None: that with which it was run."""
+    decides its parent's. parent: the parent's identity; None: that with which it was run. room: of its
+    prompts, which earlier versions did not record, nor give all cells alike; None where none is asked."""
     scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
     if evaluation.tasks:
         scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
+        if room:
+            scoring[f"{SCORING}tasks.room"] = [room(behind) for behind in ROOM_BEHIND]
     about = {"data": prepared.fingerprint, "from": cell.parent}
     if cell.parent:
         record = parent_record(cell)
         parent = parent or (record.signature if record else {})
-        about |= {f"from.{key}": value for key, value in parent.items() if key not in scoring}
+        kept = {key: value for key, value in parent.items() if not key.startswith(SCORING)}
+        about |= {f"from.{key}": value for key, value in kept.items()}
     return fingerprint(cell.settings) | scoring | about
 
 
@@ -173,10 +190,11 @@ def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
 
 
 def trial_identity(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns all that decides what a trial finds: trials of cells of pairs were once scored on text."""
+    """Returns all that decides what a trial finds: trials of cells of pairs were once scored on text, and then
+    on targets behind inputs cut to less than rows hold."""
     found = identity(trial, prepared, evaluation)
     of_pairs = catalogue.OBJECTIVES[trial.settings.data.objective].of_pairs
-    return found | ({"validation": "targets"} if of_pairs else {})
+    return found | ({"validation": "targets in rows"} if of_pairs else {})
 
 
 def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:

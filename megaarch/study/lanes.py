@@ -26,6 +26,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
+from megaarch.evaluation.scorer import Room
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import lock, run_cell, sweep_grid
 from megaarch.study.cells import StudyCell, title
@@ -80,14 +81,15 @@ def perform(
     bar.set_text("building")
     with ExitStack() as locked:
 
-        def enter() -> Prepared:
+        def enter() -> tuple[Prepared, Room]:
             if grid.is_main:
                 locked.enter_context(lock.alone(job.locked, "cell"))
-            return folder.text_of(cell)
+            return folder.text_of(cell), folder.room
 
-        prepared = launch.first(enter)
+        prepared, room = launch.first(enter)
         held = folder.held_out(cell.settings.model.vocabulary_size)
-        setup = run_cell.Setup(prepared, held, folder.study.evaluation, bar, grid, heartbeat, lanes)
+        evaluation = folder.study.evaluation
+        setup = run_cell.Setup(prepared, held, room, evaluation, bar, grid, heartbeat, lanes)
         if job.choice is None:
             return run_cell.run(cell, setup)
         return run_cell.trial(cell, job.choice, folder.tune.budget, setup)

@@ -17,7 +17,7 @@ from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import Item
 from megaarch.evaluation.rank_classification import target_bits
-from megaarch.evaluation.scorer import Scorer
+from megaarch.evaluation.scorer import Room, Scorer
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.model.parameter_count import non_embedding_parameter_count
 from megaarch.study.cells import StudyCell
@@ -54,12 +54,14 @@ VALIDATION_PAIRS = 512
 class Setup:
     """The surroundings that a cell runs in.
 
-    prepared: what it trains on. held: held-out items by use. grid: its processes, all of which run
-    it; the main one writes. lanes: how many cells run side by side, itself among them.
+    prepared: what it trains on. held: held-out items by use. room: of prompts, one for all cells of the
+    study. grid: its processes, all of which run it; the main one writes. lanes: how many cells run side
+    by side, itself among them.
     """
 
     prepared: Prepared
     held: dict[str, list[Item]]
+    room: Room
     evaluation: Evaluation
     bar: ProgressBar
     grid: Grid
@@ -78,7 +80,7 @@ class Setup:
 
     def scorer(self, model, settings: Settings) -> Scorer:
         vocabulary = self.prepared.tokenizer.vocabulary
-        return Scorer(model, settings, vocabulary, self.evaluation.batch_rows)
+        return Scorer(model, settings, vocabulary, self.evaluation.batch_rows, self.room)
 
     def validation_bits(self, scorer: Scorer) -> float | None:
         """Returns the bits per byte by which a sweep chooses: of what the cell is trained to predict."""
@@ -94,7 +96,8 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
     other processes than the main one."""
     settings, prepared, grid = cell.settings, setup.prepared, setup.grid
     evaluation, held = setup.evaluation, setup.held
-    record = CellRecord(key=cell.key, signature=identity(cell, prepared, evaluation))
+    signature = identity(cell, prepared, evaluation, room=setup.room)
+    record = CellRecord(key=cell.key, signature=signature)
     curve = cell.folder / "heldout.jsonl"
     if grid.is_main:
         record.write(cell.folder)

@@ -66,12 +66,12 @@ def test_a_task_without_choices_has_its_matches_as_accuracy(task, tiny, prepared
     said = json.loads(task.read_text())
     said["wordings"] = said["wordings"][:1]
     task.write_text(json.dumps(said))
-    given = [True, False, True, True]
+    given = [(True, False), (False, True), (True, False), (True, False)]
     monkeypatch.setattr(exact_match, "right", lambda scorer, tokenizer, asked, evaluation: given)
     evaluation = Evaluation(tasks=[str(task)])
     [found] = tasks.score(None, prepared.tokenizer, evaluation).values()
     assert found.right == [1.0, 0.0, 1.0, 1.0] and found.chance is None
-    assert found.accuracy == found.exact_match == 0.75
+    assert found.accuracy == found.exact_match == 0.75 and found.shortened == 0.25
     low, high = found.exact_match_interval
     assert low < 0.75 < high
 

@@ -7,9 +7,9 @@ import pytest
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Evaluation
-from megaarch.data.conditional_forms import ADDED
+from megaarch.data.row_lengths import longest_example
 from megaarch.evaluation import rank_classification, tasks
-from megaarch.evaluation.scorer import Scorer, Scores, fitted
+from megaarch.evaluation.scorer import Room, Scorer, Scores, fits
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from tests.conftest import PRESETS
@@ -22,10 +22,8 @@ class Planted:
     def __init__(self, settings, tokenizer, rule):
         self.settings, self.tokenizer, self.rule = settings, tokenizer, rule
         self.objective = settings.data.objective
+        self.room = Room([(settings, tokenizer.vocabulary)])
         self.seen = []
-
-    def holds(self, prefix, continuation):
-        return True
 
     def loglikelihoods(self, pairs):
         texts = [tuple(self.tokenizer.decode(side).strip() for side in pair) for pair in pairs]
@@ -134,21 +132,27 @@ def test_a_long_question_gives_way_at_its_left_end(preset, objective, length, ti
         pytest.skip(f"{preset} is not trained on {objective}")
     scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, 4)
     text = " ".join(["one two three"] * 200)
-    [(asked, answer)] = rank_classification.tokens(
+    [(asked, answer)], is_cut = rank_classification.tokens(
         scorer, prepared.tokenizer, Question(text, "yes", ("yes",), 0)
     )
+    assert is_cut
     whole = prepared.tokenizer.encode(text)
     assert np.array_equal(asked, whole[-len(asked) :])
     assert np.isfinite(scorer.loglikelihoods([(asked, answer)]).text).all()
-    room = length - len(answer) - ADDED
-    more = whole[-len(asked) - 1 :]
-    assert len(asked) == room or (len(asked) < room and not scorer.holds(more, answer))
+    text, positions = longest_example(settings.model, settings.data)
+    more = whole[-len(asked) - 1 :].astype(np.int64)
+    form = settings, scorer.vocabulary
+    assert fits(*form, more[1:], answer, positions) and len(asked) + len(answer) <= text
+    assert not fits(*form, more, answer, positions) or len(more) + len(answer) > text
 
 
 def test_a_choice_is_read_behind_its_question(tiny, prepared):
     tokenizer = prepared.tokenizer
     planted = Planted(tiny("gpt"), tokenizer, None)
-    pairs = rank_classification.tokens(planted, tokenizer, Question("a b", "c d", ("c d",), 0))
+    pairs, is_cut = rank_classification.tokens(
+        planted, tokenizer, Question("a b", "c d", ("c d",), 0)
+    )
+    assert not is_cut
     assert tokenizer.decode(np.concatenate(pairs[0])) == "a b c d"
 
 
@@ -186,5 +190,5 @@ def test_a_prompt_of_more_spans_than_sentinels_gives_way(tiny, prepared):
     prefix = np.resize(prepared.tokenizer.encode("The river finds the stone"), 500)
     answer = np.array(prefix[:4], dtype=np.int64)
     assert not scorer.holds(prefix, answer)
-    kept = fitted(scorer, prefix, answer)
+    kept = prefix[-scorer.room(len(answer)) :]
     assert scorer.holds(kept, answer) and not scorer.holds(prefix[-len(kept) - 1 :], answer)

@@ -65,6 +65,16 @@ CAUSES = [
     (change(seed=1), "2 seeds in some cells"),
     (items("continuation", 99), "Only 99 held-out continuation items"),
     (items("choice", 20), "Only 20 held-out choice items"),
+    (
+        lambda cell: cell["heldout"].update(
+            tasks={
+                name: {"accuracy": 0.5, "by_shots": {"0": {"accuracy": 0.5}, "4": four}}
+                for name, share in (("a", 0.5), ("b", 1.0))
+                for four in [{"accuracy": 0.5, "shortened": share}]
+            }
+        ),
+        "Prompts of tasks shortened to what training rows hold: 75.0% with 4 examples.",
+    ),
     (setting("data", "source", "other.txt"), "Cells differ in data"),
     (setting("data", "tokenizer", "other.model"), "Cells differ in tokenizer"),
     (change(precision="bf16"), "Cells differ in precision"),

@@ -332,7 +332,7 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     )
     bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
-    setup = run_cell.Setup(opened.text_of(cell), held, evaluation, bar, grid)
+    setup = run_cell.Setup(opened.text_of(cell), held, opened.room, evaluation, bar, grid)
     assert run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
     chosen = held["validation"][: evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
@@ -357,7 +357,7 @@ def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_pat
     prepared = opened.text_of(cell)
     grid = Grid.single(torch.device("cpu"))
     bar = ProgressBar("trial", lambda *message: None)
-    setup = run_cell.Setup(prepared, held, evaluation, bar, grid)
+    setup = run_cell.Setup(prepared, held, opened.room, evaluation, bar, grid)
     found = run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup)
     said = [tuple(prepared.tokenizer.decode(side).strip() for side in pair) for pair in scored]
     assert said == [tuple(pair) for pair in prepared.heldout_pairs] and len(said) > 5
@@ -443,6 +443,46 @@ def test_tasks_that_a_cell_or_its_parent_trained_on_are_marked(study, tmp_path):
     of_tasks = [f"study.evaluation.tasks=[{tmp_path}]", "study.evaluation.task_items=4"]
     heldout, _ = evaluate_run(tmp_path / "s" / "again", of_tasks)
     assert {n: score.trained_on for n, score in heldout.tasks.items()} == marks["again"]
+
+
+def test_all_cells_are_asked_what_the_one_with_least_room_holds(study, tmp_path, monkeypatch):
+    """Rows of 48 hold two examples and a question, and those of an encoder with 32 lack the room. A cell that
+    was scored in another room is named."""
+    items = "".join(f'{{"i": {i}, "label": {i % 2}}}\n' for i in range(40))
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.jsonl").write_text(items)
+    wording = {"name": "w", "prompt": "the river finds the stone near number {{ i }}? ||| "}
+    wording["prompt"] += "{{ answer_choices[label] }}"
+    said = {
+        "summary": "odd?",
+        "data": {part: f"{part}.jsonl" for part in ("train", "test")},
+        "wordings": [wording | {"choices": "no ||| yes"}],
+    }
+    (tmp_path / "odd.task.yaml").write_text(json.dumps(said))
+    more = {"tasks": [str(tmp_path / "odd.task.yaml")], "task_items": 4, "shots": 2, "points": 1}
+    study["study"]["evaluation"] |= more
+    gpt, t5, _ = study["study"]["cells"]
+    t5["set"] = {"model.sequence_length": 32}
+    study["study"] |= {"cells": [gpt, t5], "budgets": [2e8]}
+    asked, honest = {}, run_cell.Scorer.loglikelihoods
+
+    def spied(scorer, pairs):
+        found = honest(scorer, pairs)
+        prompts = [tuple(prompt) for prompt, _ in pairs]
+        asked.setdefault(scorer.architecture, []).append(prompts)
+        return found
+
+    monkeypatch.setattr(run_cell.Scorer, "loglikelihoods", spied)
+    results = compare(study, tmp_path / "s", QUIET)
+    prompts = [each[-1] for each in asked.values()]  # the tasks come last
+    assert len(prompts) == 2 and prompts[0] == prompts[1]
+    shares = [cell["heldout"]["tasks"]["odd"]["shortened"] for cell in results["cells"]]
+    assert shares == [1.0, 1.0]
+    told = warnings_for(Results.model_validate(results))
+    assert any("Prompts of tasks shortened" in warning for warning in told)
+    study["study"]["cells"] = [gpt]  # whose room alone is another
+    with pytest.raises(config.ConfigError, match=r"cell gpt.*study.evaluation.tasks.room was"):
+        compare(study, tmp_path / "s", QUIET)
 
 
 def test_lanes_give_what_one_after_another_gives(study, tmp_path):

@@ -7,7 +7,7 @@ This is the notation of promptsource (Bach et al. 2022), whose templates can be 
 (promptsource.py). Templates are jinja in a sandbox (sandbox.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,12 +24,20 @@ Fields = Mapping[str, Any]
 @dataclass(frozen=True)
 class Question:
     """A rendered item. choices: those of a rank classification, () where any text may answer;
-    answer: the place of the right one."""
+    answer: the place of the right one. examples: the answered ones that its input begins with."""
 
     input: str
     target: str
     choices: tuple[str, ...] = ()
     answer: int | None = None
+    examples: tuple[str, ...] = ()
+
+    def shorter(self) -> Iterator[str]:
+        """Yields its input without its first example, without its first two, and so on to none."""
+        text = self.input
+        for example in self.examples:
+            text = text.removeprefix(example)
+            yield text
 
 
 @dataclass(frozen=True)
@@ -81,5 +89,5 @@ class Wording:
 
 def with_shots(question: Question, shots: Sequence[Question]) -> Question:
     """The question after answered examples."""
-    before = [f"{shot.input} {shot.target}{BETWEEN}" for shot in shots]
-    return replace(question, input="".join(before) + question.input)
+    before = tuple(f"{shot.input} {shot.target}{BETWEEN}" for shot in shots)
+    return replace(question, input="".join(before) + question.input, examples=before)

@@ -114,7 +114,9 @@ def _of_harness(
     if harness is None:
         return {}
     with generator_of(scorer, tokenizer) as generator:
-        found = harness.score(generator, shots, evaluation.task_items, evaluation.batch_rows)
+        found = harness.score(
+            generator, shots, evaluation.task_items, evaluation.batch_rows, scorer.room.text
+        )
     return {name: _task_score(items) for name, items in found.items()}
 
 

@@ -110,14 +110,16 @@ class Tasks:
                 found[name] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return found
 
-    def score(self, generator: "Generator", shots: int, most: int, rows: int) -> dict[str, Items]:
+    def score(
+        self, generator: "Generator", shots: int, most: int, rows: int, text: int
+    ) -> dict[str, Items]:
         """Returns what a model gets right of the first `most` items of each task, behind so many answered
-        examples. All processes of the model call this."""
+        examples, in prompts and answers of at most `text` tokens. All processes of the model call this."""
         from megaarch.lm_eval.model import GeneratorLM
 
         with redirect_stderr(io.StringIO()):  # bars of progress, between those of a study's cells
             results = self._run(
-                model=GeneratorLM(generator, rows=rows, quiet=True),
+                model=GeneratorLM(generator, rows=rows, quiet=True, text=text),
                 num_fewshot=shots,
                 limit=most,
                 bootstrap_iters=0,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from megaarch.checkpoint.record import read_record
 from megaarch.checkpoint.retention import complete
 from megaarch.config.catalogue import OBJECTIVES
+from megaarch.data.conditional_forms import ADDED
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.inference.generate import Generator, Options, Task
@@ -38,6 +39,7 @@ class GeneratorLM(TemplateLM):
     """A generator, whose processes hold the model together: each answers all requests.
 
     form: its name (request_forms.py). max_length: tokens of a row; None: the model's. rows: of a batch.
+    text: tokens of a context and a continuation at most, with what a form adds; None: what the row holds.
     """
 
     def __init__(
@@ -47,12 +49,15 @@ class GeneratorLM(TemplateLM):
         max_length: int | None = None,
         rows: int = ROWS,
         quiet: bool = False,
+        text: int | None = None,
     ):
         super().__init__()
         if form not in FORMS:
             raise UserError(f"form={form}: is not one of {', '.join(FORMS)}")
         self.generator, self.rows, self.quiet = generator, rows, quiet
         self.form: TextForm = FORMS[form](generator, max_length)
+        if text is not None:
+            self.form.max_length = min(self.form.max_length, max(text - ADDED, 2))
         self.backend = "seq2seq" if self.form.separate else "causal"
         self.max_length = self.form.max_length
         ids = np.arange(generator.settings.model.vocabulary_size) < generator.tokenizer.base_size
@@ -99,6 +104,7 @@ class GeneratorLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
+        self._warn_of_cut([request[1:] for request in requests])
         order = sorted(
             range(len(requests)), key=lambda i: (-sum(map(len, requests[i][1:])), requests[i][1:])
         )
@@ -111,6 +117,19 @@ class GeneratorLM(TemplateLM):
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
                 progress.update(len(some))
         return found
+
+    def _warn_of_cut(self, pairs: Sequence[Pair]) -> None:
+        apart = self.form.name == "hf" and self.form.separate  # else both share the room
+        cut = sum(
+            len(context) + (0 if apart else len(continuation) - 1) > self.max_length
+            for context, continuation in pairs
+        )
+        if cut and not self.quiet and self.generator.grid.is_main:
+            log.warning(
+                "%d of %d contexts are longer than there is room for, and give way at their left end.",
+                cut,
+                len(pairs),
+            )
 
     def _scores(self, pairs: Sequence[Pair]) -> list[Score]:
         return self.scorer([self.form.converted(*pair) for pair in pairs])

@@ -22,6 +22,7 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.conditional_forms import ADDED
 from megaarch.data.example import Converted, TooManySpans
 from megaarch.data.feature_converters import converted_continuation, stream_of
+from megaarch.data.row_lengths import longest_example
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, longest, position_limit, room
 from megaarch.inference.prompts import Form, Prompt, ends
@@ -36,8 +37,9 @@ class Objective:
     """The form of the run's objective. Its own start token stands for an empty context.
 
     separate: whether a continuation is tokenized by itself. prefix: the id that stands for an empty
-    context. ends: ids that end an answer. max_length: tokens of a context and a continuation together
-    (causal), or of each.
+    context. ends: ids that end an answer. row: positions that they and what the form adds may take.
+    max_length: tokens of a context and a continuation together (causal), or of each: no more than
+    training had in an example.
     """
 
     name = "objective"
@@ -54,9 +56,12 @@ class Objective:
             raise UserError(
                 f"max_length: {row} is more than the {limit} positions that the model knows"
             )
-        self.max_length = row - ADDED
+        self.row, text = row, row
+        if max_length is None and not OBJECTIVES[self.objective].of_pairs:
+            text = min(row, *longest_example(settings.model, settings.data))
+        self.max_length = text - ADDED
         if self.max_length < 2:
-            raise UserError(f"max_length: {row} leaves no room beside the form's own tokens")
+            raise UserError(f"max_length: {text} leaves no room beside the form's own tokens")
 
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         return self.generator.tokenizer.encode(text).tolist()
@@ -75,7 +80,7 @@ class Objective:
             made = converted_continuation(
                 self.objective, self.architecture, prefix, scored, self.vocabulary
             )
-            fit = all(each.positions <= self.max_length + ADDED for each in made)
+            fit = all(each.positions <= self.row for each in made)
             return made if fit else None
 
         if (found := _of_longest_end(prefix, 0, rows)) is None:
@@ -84,8 +89,8 @@ class Objective:
 
     def _no_room(self, continuation: list[int]) -> UserError:
         return UserError(
-            f"a continuation of {len(continuation)} tokens has no room in the model's row of "
-            f"{self.max_length + ADDED}, with the form's own tokens: leave the task out"
+            f"a continuation of {len(continuation)} tokens has no room in the model's row of {self.row}, of "
+            f"which text takes {self.max_length}: leave the task out"
         )
 
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
@@ -94,7 +99,7 @@ class Objective:
         limit, most = position_limit(model), self.max_length
         if limit is not None and self.architecture != "encoder_decoder":
             most = max(min(most, limit - ADDED - max_tokens), self.max_length // 2)
-        wanted, row = min(max_tokens, self.max_length // 2), self.max_length + ADDED
+        wanted, row = min(max_tokens, self.max_length // 2), self.row
 
         def made_of(given: np.ndarray) -> tuple[Prompt, np.ndarray] | None:
             made = self.generator.unbounded(given)

@@ -13,10 +13,11 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is missing: pip install
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
 
+from megaarch.data.conditional_forms import ADDED  # noqa: E402
 from megaarch.errors import UserError  # noqa: E402
 from megaarch.evaluation.scorer import Scorer  # noqa: E402
 from megaarch.inference.generate import longest, room  # noqa: E402
-from megaarch.lm_eval.model import MegaarchLM  # noqa: E402
+from megaarch.lm_eval.model import GeneratorLM, MegaarchLM  # noqa: E402
 from tests.conftest import PRESETS  # noqa: E402
 
 CONTEXTS = ("The river finds the stone near", "", "The garden")
@@ -117,6 +118,22 @@ def test_a_long_context_gives_way_at_its_left_end(runs):
     assert cut == whole
     given = requests("generate_until", (" ".join(["The river"] * 90), {"max_gen_toks": 4}))
     assert lm.generate_until(given, disable_tqdm=True) != []
+
+
+@pytest.mark.parametrize("preset, share", [("gpt", 1), ("xlnet", 0.9), ("ul2", 0.8)])
+def test_a_context_is_no_longer_than_the_text_of_a_training_row(preset, share, runs, caplog):
+    """XLNet's rows of 48 hold 41 tokens of text, and each of the two segments in one of UL2's some 30."""
+    lm = MegaarchLM(run=runs(preset))
+    row = lm.generator.settings.model.sequence_length
+    assert lm.max_length + ADDED <= share * row
+    long = "The river finds the stone near number 4. " * 12
+    given = requests("loglikelihood", (long, " The river"), ("The garden", " opens"))
+    with caplog.at_level("WARNING", logger="megaarch"):
+        lm.loglikelihood(given, disable_tqdm=True)
+    assert "1 of 2 contexts are longer than there is room for" in caplog.text
+    made = lm.form.converted(lm.tok_encode(long), lm.tok_encode(" The river"))
+    assert max(each.positions for each in made) <= share * row
+    assert GeneratorLM(lm.generator, text=20).max_length == 20 - ADDED  # as a study's cells have
 
 
 def test_results_that_a_cache_holds_are_not_computed_again(runs, tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ class Saver:
         with self.grid.on_main():
             with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
                 state = checkpoint.state_of(engine, optimizer)
-                storage.save(state, aside / "state", self.grid.host_group)
+                values = self.grid.is_first_of_stage
+                storage.save(state, aside / "state", self.grid.host_group, values)
             sealed = manifest.seal(aside, self.grid)
         self._put(path, aside, sealed, record)
 
@@ -99,7 +100,7 @@ class Saver:
         written = state_dict_saver.async_save(
             checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
-            planner=storage.SavePlanner(),
+            planner=storage.SavePlanner(self.grid.is_first_of_stage),
             process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )

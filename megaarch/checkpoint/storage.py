@@ -12,6 +12,8 @@ import io
 import json
 import math
 import pickle
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +36,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
 from megaarch.checkpoint import pickled_metadata
 from megaarch.errors import UserError
@@ -109,7 +111,20 @@ class Writer(FileSystemWriter):
 
 
 class SavePlanner(DefaultSavePlanner):
-    """Plain values become JSON, where torch would pickle them."""
+    """Plain values become JSON, where torch would pickle them. values: whether this process plans any: of those
+    that have the same, one has to, and thousands would each send theirs to the one that joins the plans."""
+
+    def __init__(self, values: bool = True):
+        super().__init__()
+        self.values = values
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        if self.values:
+            return plan
+        items = [item for item in plan.items if item.type != WriteItemType.BYTE_IO]
+        self.plan = replace(plan, items=items)
+        return self.plan
 
     def transform_object(self, write_item: Any, object: Any) -> Any:
         if write_item.type != WriteItemType.BYTE_IO:
@@ -135,10 +150,14 @@ class _LoadPlanner(DefaultLoadPlanner):
         raise UserError(f"{read_item.dest_index.fqn} is no tensor in the checkpoint")
 
 
-def save(state: State, folder: Path, group: ProcessGroup | None = None) -> None:
-    """Write tensors and plain values by name. group: its processes call this, each with its own."""
+def save(
+    state: State, folder: Path, group: ProcessGroup | None = None, values: bool = True
+) -> None:
+    """Write tensors and plain values by name. group: its processes call this, each with its own.
+    values: as SavePlanner's."""
+    planner = SavePlanner(values)
     state_dict_saver.save(
-        state, storage_writer=Writer(folder), planner=SavePlanner(), process_group=group
+        state, storage_writer=Writer(folder), planner=planner, process_group=group
     )
 
 
@@ -184,6 +203,7 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
     """The plain values of `wanted`, as the state has them. UserError where one is missing or no
     plain value, or where a tensor of `wanted` is none in the state."""
     found: State = {part: {} for part in wanted}
+    wanted_of = defaultdict(list)  # a file
     for part, named in wanted.items():
         for name, value in named.items():
             full = f"{part}.{name}"
@@ -192,7 +212,16 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
                 kind = "tensor" if isinstance(value, torch.Tensor) else "plain value"
                 raise UserError(f"{folder} has no {kind} {full}")
             if not isinstance(value, torch.Tensor):
-                found[part][name] = _value(folder, full, index)
+                wanted_of[index.values[full][0]].append((part, name))
+    for file, names in wanted_of.items():
+        with open_regular(folder / file) as stream:
+            for part, name in names:
+                full = f"{part}.{name}"
+                _, start, length = index.values[full]
+                stream.seek(start)
+                found[part][name] = _value(
+                    stream.read(length), f"{full} in {folder}", index.pickled
+                )
     return found
 
 
@@ -214,25 +243,20 @@ def read_whole(
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _value(folder: Path, name: str, index: Index) -> Any:
-    file, start, length = index.values[name]
-    with open_regular(folder / file) as stream:
-        stream.seek(start)
-        content = stream.read(length)
+def _value(content: bytes, name: str, pickled: bool) -> Any:
     try:
-        if not index.pickled:
+        if not pickled:
             value = json.loads(content)
         else:
             value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, RecursionError, EOFError, pickle.UnpicklingError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{name} in {folder} is no plain value and was not loaded: {type(error).__name__}: "
-            f"{said[:120]}"
+            f"{name} is no plain value and was not loaded: {type(error).__name__}: {said[:120]}"
         ) from None
     items = value if isinstance(value, list | tuple) else [value]
     if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
-        raise UserError(f"{name} in {folder} is no plain value: {type(value).__name__}")
+        raise UserError(f"{name} is no plain value: {type(value).__name__}")
     return tuple(value) if isinstance(value, list) else value
 
 

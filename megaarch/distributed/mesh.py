@@ -114,6 +114,11 @@ class Grid:
         """Whether this process prints and writes files."""
         return self.global_rank == 0
 
+    @property
+    def is_first_of_stage(self) -> bool:
+        """Whether no process of a lower rank has the same part of the pipeline."""
+        return not any(self.rank(axis) for axis in AXES if axis != "pp")
+
     def sum(self, values: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
         """Sums `values` in place over the ranks along `axes`, and returns them."""
         for axis in axes:

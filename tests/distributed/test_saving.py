@@ -143,3 +143,21 @@ def test_a_checkpoint_begins_the_count_of_lost_ranks_anew(
     monkeypatch.setenv("MEGAARCH_LOSSES", str(losses))
     Trainer(tiny("gpt", training__async_save=background, training__save_every=2), prepared).run()
     assert not losses.exists()
+
+
+def one_step(raw, given):
+    runs.trainer_of(runs.settings_of(raw, "gpt", given)).run()
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted"), [("fsdp2", {"__0_0"}), ("tp2", {"__0_0"}), ("pp2", {"__0_0", "__1_0"})]
+)
+def test_plain_values_are_planned_by_one_rank_of_a_stage(
+    layout, wanted, pool, raw, prepared, tmp_path
+):
+    """An optimizer has several for each parameter, and each rank's plan goes to one rank."""
+    given = LAYOUTS[layout] | {"logging.directory": str(tmp_path), "training.save_every": 1}
+    pool.run(2, one_step, raw, given | {"training.steps": 1})
+    index = storage.read_index(checkpoint.find(tmp_path) / "state")
+    files = {file.removesuffix(".distcp") for file, *_ in index.values.values()}
+    assert len(index.values) > 20 and files == wanted

@@ -15,7 +15,8 @@ def add(command: Adder) -> None:
         "fit",
         "Fit scaling laws to a study over sizes and budgets, or to points of a CSV file",
         "L(N, D) = E + A/N^alpha + B/D^beta for each architecture, with bootstrap intervals; which of "
-        "two is better at which budget; isoFLOP curves where there are several sizes at a budget.",
+        "two is better at which budget; isoFLOP curves where there are several sizes at a budget. Intervals of a "
+        "study are over runs and held-out documents, of a file over its points alone.",
     )
     fit.add_argument(
         "study", metavar="STUDY", nargs="?", help="a study's folder, with results.json"
@@ -66,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         console = Console(highlight=False, markup=False)
         display.show(fits, curves, console)
-        for pair in pairs:
-            console.print(display.sentence(pair), soft_wrap=True)
+        for sentence in [*map(display.sentence, pairs), *display.caveats(fits)]:
+            console.print(sentence, soft_wrap=True)
         return 0
     records = {name: display.record(fit, curves[name]) for name, fit in fits.items()}
     if len(records) == 1:

@@ -23,20 +23,17 @@ STEPS = 60  # budgets at which a law is drawn
 def fits(results: Results) -> dict[str, Fit]:
     """Maps the name of each cell whose points decide a law to the law."""
     try:
-        found = points.of_study(results)
+        found = points.runs_of_study(results)
     except UserError:
         return {}
-    made = {
-        name: _fit(name, tuple(zip(of.parameters, of.tokens, of.loss, strict=True)))
-        for name, of in found.items()
-    }
+    made = {name: _fit(name, runs) for name, runs in found.items()}
     return {name: one for name, one in made.items() if one is not None}
 
 
 @lru_cache(maxsize=64)
-def _fit(name: str, rows: tuple[tuple[float, float, float], ...]) -> Fit | None:
+def _fit(name: str, runs: tuple[points.Run, ...]) -> Fit | None:
     try:
-        return fit(points.of(name, rows))  # as `megaarch fit` does
+        return fit(points.of(name, runs))  # as `megaarch fit` does
     except UserError:
         return None
 
@@ -76,6 +73,8 @@ def panels(results: Results, cells: Sequence[MergedCell], looks: Looks) -> list[
     panel.caption = (
         "Points are runs of all sizes, each of one schedule; a band is the law's 95% interval."
     )
+    if not display.caveats(found):
+        panel.caption += " Bands of laws that differ may overlap: hard documents are hard for each."
     return [panel]
 
 
@@ -88,6 +87,7 @@ def table(results: Results, looks: Looks, cells: Sequence[MergedCell]) -> dict[s
     return {
         "rows": [_row(name, one, colours[name]) for name, one in found.items()],
         "sentences": [display.sentence(pair, notation.power) for pair in comparisons(found)],
+        "caveats": display.caveats(found),
     }
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from megaarch.scaling.law import NAMES, Fit
+from megaarch.scaling.law import NAMES, Fit, Law
 
 LEVEL = 0.975  # of the interval at each of the two ends, so that both hold at once in 95%
 STEPS = 512  # budgets between the ends at which a crossing is looked for
@@ -16,7 +16,8 @@ STEPS = 512  # budgets between the ends at which a crossing is looked for
 class Comparison:
     """budgets: lowest and highest FLOPs that both have points at. differences: of the loss of `first` less
     that of `second` at both, with their intervals. crossing: the budget from which the other one is
-    better, with its interval, where each is better at one end."""
+    better, with its interval, where each is better at one end. documents: whether the intervals hold the choice
+    of held-out documents, which are drawn again for both at once."""
 
     first: str
     second: str
@@ -25,6 +26,7 @@ class Comparison:
     intervals: tuple[tuple[float, float], tuple[float, float]]
     crossing: float | None = None
     crossing_interval: tuple[float, float] | None = None
+    documents: bool = False
 
     @property
     def better(self) -> tuple[str | None, str | None]:
@@ -55,7 +57,7 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
     budgets = np.geomspace(low, high, STEPS)
     found = first.law.best_loss(budgets) - second.law.best_loss(budgets)
     resampled = _differences(first, second, budgets)
-    widened = _widened(min(len(first.points), len(second.points)))
+    widened = max(_widened(*sample) for one in (first, second) for sample in one.resampled)
     edges = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     bounds = found + widened * (edges - found)
     of = Comparison(
@@ -64,6 +66,7 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
         (float(low), float(high)),
         (float(found[0]), float(found[-1])),
         ((bounds[0, 0].item(), bounds[1, 0].item()), (bounds[0, -1].item(), bounds[1, -1].item())),
+        documents=None not in (first.points.documents, second.points.documents),
     )
     if None in of.better or of.better[0] == of.better[1]:
         return of
@@ -73,22 +76,19 @@ def compare(first: Fit, second: Fit) -> Comparison | None:
     return replace(of, crossing=crossing.item(), crossing_interval=(low.item(), high.item()))
 
 
-def _widened(points: int) -> float:
-    """By how much quantiles of resamples of so many points are widened: residuals of a fit are smaller than
-    what they estimate, and their size is itself an estimate (Student's t over the normal quantile)."""
-    free = points - len(NAMES)
+def _widened(number: int, free: int) -> float:
+    """By how much quantiles of resamples of so many points or documents are widened: residuals are smaller
+    than what they estimate, and their size is itself an estimate (Student's t over the normal quantile)."""
     tail = (1 + LEVEL) / 2
-    return float(np.sqrt(points / free) * stdtrit(free, tail) / ndtri(tail))
+    return float(np.sqrt(number / free) * stdtrit(free, tail) / ndtri(tail))
 
 
 def _differences(first: Fit, second: Fit, budgets: np.ndarray) -> np.ndarray:
-    """[R, budgets]: of as many resamples as the one with fewer has."""
-    number = min(len(first.resamples.E), len(second.resamples.E))
+    """[R, budgets]: of the resamples that both have, which are of the same documents."""
+    _, *places = np.intersect1d(first.draws, second.draws, return_indices=True)
     losses = [
-        type(f.resamples)(*(getattr(f.resamples, n)[:number, None] for n in NAMES)).best_loss(
-            budgets
-        )
-        for f in (first, second)
+        Law(*(getattr(one.resamples, n)[place, None] for n in NAMES)).best_loss(budgets)
+        for one, place in zip((first, second), places, strict=True)
     ]
     return losses[0] - losses[1]
 

@@ -1,6 +1,6 @@
 """Fitted laws as a terminal shows them, and as JSON."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,11 @@ from megaarch.scaling.crossing import Comparison
 from megaarch.scaling.isoflop import IsoFlop
 from megaarch.scaling.law import NAMES, Fit
 
+WITHOUT_DOCUMENTS = (
+    "These losses are not known document by document: the intervals leave out the choice of held-out documents, "
+    "which moves all losses of an architecture together. The fewer documents, the more often two equal "
+    "architectures are called different."
+)
 DIGITS = {"A": 5, "B": 5, "E": 5, "alpha": 4, "beta": 4}
 
 
@@ -21,6 +26,7 @@ def record(fit: Fit, isoflop: IsoFlop | None) -> dict[str, Any]:
         **{name: getattr(fit.law, name) for name in NAMES},
         "intervals": {name: list(interval) for name, interval in fit.intervals().items()},
         "points": len(fit.points),
+        "documents": fit.points.documents,
         "huber": fit.huber,
         "allocation": [_allocation(fit, budget) for budget in flops],
         "isoflop": asdict(isoflop) if isoflop else None,
@@ -57,6 +63,12 @@ def sentence(found: Comparison, shown: Callable[[float], str] = "{:.3g}".format)
         return f"{at_low} is better at {low} and at {high} FLOPs."
     known, where, unknown = (at_low, low, high) if at_low else (at_high, high, low)
     return f"{known} is better at {where} FLOPs; at {unknown} it cannot be told."
+
+
+def caveats(fits: Mapping[str, Fit]) -> list[str]:
+    """Says what is not in the intervals of these laws, if anything."""
+    unknown = any(fit.points.documents is None for fit in fits.values())
+    return [WITHOUT_DOCUMENTS] if unknown else []
 
 
 def show(fits: dict[str, Fit], isoflops: dict[str, IsoFlop | None], console: Console) -> None:

@@ -1,8 +1,9 @@
 """The parametric scaling law L(N, D) = E + A/N^alpha + B/D^beta (Hoffmann et al. 2022, approach 3).
 
 It is fitted by the sum of Huber losses of log L (delta 1e-3) from many starts; intervals are of a
-bootstrap over points. Besiroglu et al. 2024 show what a fit that stops early, or intervals that do not
-resample, get wrong.
+bootstrap over points and, at once, over the held-out documents that all points were scored on: these move the
+points of an architecture together, which no residual shows. Besiroglu et al. 2024 show what a fit that stops
+early, or intervals that do not resample, get wrong.
 
 All fits of a batch, of other starts or other resamples, go on at once, each by Newton's method with a
 trust in its quadratic model that grows and shrinks (Levenberg 1944). Letters: R fits, P points, five
@@ -53,13 +54,22 @@ class Law:
 
 @dataclass(frozen=True)
 class Fit:
-    """law: of all points. resamples: of each bootstrap sample, its numbers arrays. huber: the sum of
-    Huber losses. points: those that it is fitted to."""
+    """law: of all points. resamples: of each bootstrap sample, its numbers arrays. draws: which samples these
+    are, for one that decides no law is left out; two laws' samples of one number are of the same documents.
+    huber: the sum of Huber losses. points: those that it is fitted to."""
 
     law: Law
     resamples: Law
+    draws: np.ndarray
     huber: float
     points: Points
+
+    @property
+    def resampled(self) -> list[tuple[int, int]]:
+        """How many points are drawn again, and how many documents, each with its degrees of freedom."""
+        found, documents = len(self.points), self.points.documents
+        over_points = found, found - len(NAMES)
+        return [over_points] + ([(documents, documents - 1)] if documents else [])
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Maps each parameter's name to its 95% interval."""
@@ -69,9 +79,10 @@ class Fit:
     def interval(self, value: float, resampled: np.ndarray) -> tuple[float, float]:
         """Returns the 95% interval of a number that follows from the law, given of all points and of each
         resample: that of its logarithm, which is what varies evenly. The distances of quantiles are widened
-        by sqrt(P / (P - 5)), for residuals of a fit are smaller than what they estimate."""
+        by sqrt(P / (P - 5)), for residuals of a fit are smaller than what they estimate, or by that of documents
+        about their mean, where it is more."""
         edges = np.quantile(np.log(resampled), [0.025, 0.975])
-        widened = np.sqrt(len(self.points) / (len(self.points) - len(NAMES)))
+        widened = max(np.sqrt(number / free) for number, free in self.resampled)
         low, high = np.exp(np.log(value) + widened * (edges - np.log(value)))
         return float(low), float(high)
 
@@ -81,16 +92,19 @@ def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
     _check(points)
     x, z, y = (np.log(values) for values in (points.parameters, points.tokens, points.loss))
     middle = x.mean(), z.mean()
-    data = x - middle[0], z - middle[1], y
+    data = x - middle[0], z - middle[1]
     starts = _starts(points.loss)
-    rough, values = _minimize(*data, np.ones((len(starts), len(y))), starts, ROUGH)
+    rough, values = _minimize(*data, *_alike(y, len(starts)), starts, ROUGH)
     starts = rough[np.argsort(values)[:KEPT]]
-    found, values = _minimize(*data, np.ones((len(starts), len(y))), starts)
+    found, values = _minimize(*data, *_alike(y, len(starts)), starts)
     best = found[values.argmin()]
     weights = np.random.default_rng(seed).multinomial(
         len(y), np.full(len(y), 1 / len(y)), size=resamples
     )
-    again, _ = _minimize(*data, weights.astype(float), np.tile(best, (resamples, 1)))
+    redrawn = np.log(points.redrawn_losses(resamples))
+    starts = np.tile(best, (resamples, 1))
+    starts[:, :3] += (redrawn - y).mean(axis=1, keepdims=True)  # each of the law's terms
+    again, _ = _minimize(*data, redrawn, weights.astype(float), starts)
     with np.errstate(over="ignore"):
         law, resampled = np.array(_law(best, middle)), np.array(_law(again.T, middle))
     known = np.isfinite(resampled).all(axis=0) & (resampled[3:] > 0).all(axis=0)
@@ -99,7 +113,8 @@ def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
             f"{points.name}: {len(points)} points do not decide the exponents of a law, which come out "
             "negative or without bound: give more sizes and budgets, or more seeds"
         )
-    return Fit(Law(*law.tolist()), Law(*resampled[:, known]), float(values.min()), points)
+    draws = np.flatnonzero(known)
+    return Fit(Law(*law.tolist()), Law(*resampled[:, known]), draws, float(values.min()), points)
 
 
 def _check(points: Points) -> None:
@@ -133,22 +148,29 @@ def _starts(loss: np.ndarray) -> np.ndarray:
     )
 
 
+def _alike(y: np.ndarray, fits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns log L and weights of fits that all have every point once, [R, P] each."""
+    shape = fits, len(y)
+    return np.broadcast_to(y, shape), np.ones(shape)
+
+
 def _minimize(
     x_P: np.ndarray,
     z_P: np.ndarray,
-    y_P: np.ndarray,
+    y_RP: np.ndarray,
     weights_RP: np.ndarray,
     start_R5: np.ndarray,
     iterations: int = ITERATIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns where each fit ends, [R, 5], and its weighted sum of Huber losses, [R]."""
-    theta, value = start_R5.copy(), _value(x_P, z_P, y_P, weights_RP, start_R5)
+    theta, value = start_R5.copy(), _value(x_P, z_P, y_RP, weights_RP, start_R5)
     damping = np.ones(len(theta))
     going = np.arange(len(theta))
     for _ in range(iterations):
-        gradient, hessian, scale = _derivatives(x_P, z_P, y_P, weights_RP[going], theta[going])
+        at = y_RP[going], weights_RP[going]
+        gradient, hessian, scale = _derivatives(x_P, z_P, *at, theta[going])
         largest = np.abs(gradient).max(axis=1)
-        on = (largest > FINE * DELTA * len(y_P)) & (damping[going] < 1e12)
+        on = (largest > FINE * DELTA * len(x_P)) & (damping[going] < 1e12)
         if not on.any():
             break
         going, gradient, hessian, scale = going[on], gradient[on], hessian[on], scale[on]
@@ -156,7 +178,7 @@ def _minimize(
         curvature = np.maximum(np.abs(curvature), 1e-15)  # downhill along each axis
         step = axes @ (np.swapaxes(axes, 1, 2) @ gradient[..., None] / curvature[..., None])
         tried = theta[going] - step[..., 0]
-        found = _value(x_P, z_P, y_P, weights_RP[going], tried)
+        found = _value(x_P, z_P, y_RP[going], weights_RP[going], tried)
         better = found < value[going]
         theta[going[better]], value[going[better]] = tried[better], found[better]
         damping[going] *= np.where(better, 0.2, 5.0)

@@ -49,6 +49,28 @@ def test_the_page_shows_each_law_and_says_who_is_better():
     assert html.count('id="laws--') == 2, "a curve of each"
 
 
+def test_what_the_documents_favour_is_no_difference():
+    """One law for both; the documents cost t5 5% more, most of it on three of twelve."""
+    favours = 1 + np.where(np.arange(12) < 3, 0.2, 0.0)
+    raw, sizes = planted_results(), np.full(12, 100.0)
+    for cell in raw["cells"]:
+        loss = cell["heldout"]["continuation_bits_per_byte"]
+        if cell["name"] == "t5":
+            loss -= LAWS["t5"].E - LAWS["gpt"].E
+        amounts = loss * sizes * (favours if cell["name"] == "t5" else 1)
+        cell["heldout"] |= {"continuation_bits_per_byte": amounts.sum() / sizes.sum()}
+        lists = {"documents": np.arange(12), "sizes": sizes, "amounts": amounts}
+        cell["heldout"]["paired"] = {key: value.tolist() for key, value in lists.items()}
+    html = page(Results.of(raw))
+    assert "gpt and t5 cannot be told apart" in html
+    assert "a bootstrap over runs and held-out documents" in html
+    for cell in raw["cells"]:
+        del cell["heldout"]["paired"]
+    html = page(Results.of(raw))
+    assert "gpt is better at" in html and "leave out the choice of held-out documents" in html
+    assert "a bootstrap over runs." in html
+
+
 def test_a_study_of_few_points_has_no_law():
     few = scaling_results()
     few["cells"] = few["cells"][:4]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megaarch.scaling.isoflop import budgets, isoflop
-from megaarch.scaling.points import of
+from megaarch.scaling.points import Run, of
 
 BUDGETS = (1e18, 4e18, 1.6e19)
 
@@ -22,7 +22,7 @@ def runs(noise=0.0, seeds=1, away=1.0, draw=0):
             rows += [
                 (size, flops / 6 / size, loss + noise * rng.standard_normal()) for _ in range(seeds)
             ]
-    return of("runs", rows)
+    return of("runs", [Run(*row) for row in rows])
 
 
 def test_planted_parabolas_give_their_lowest_points_back():
@@ -50,21 +50,23 @@ def test_a_lowest_point_beyond_the_sizes_is_none():
 
 
 def test_two_sizes_make_no_parabola():
-    assert isoflop(of("two", [(1e8, 1e9, 3.0), (2e8, 5e8, 2.9)])) is None
+    assert isoflop(of("two", [Run(1e8, 1e9, 3.0), Run(2e8, 5e8, 2.9)])) is None
 
 
 def test_budgets_that_differ_by_rounding_are_one():
-    places = budgets(of("p", [(1e8, 1.01e9, 3), (1e8, 4e9, 2), (2e8, 0.5e9, 3)]))
+    places = budgets(of("p", [Run(1e8, 1.01e9, 3), Run(1e8, 4e9, 2), Run(2e8, 0.5e9, 3)]))
     assert [sorted(p.tolist()) for p in places] == [[0, 2], [1]]
 
 
 def test_a_budget_whose_losses_have_no_lowest_point_has_none():
-    rows = [(size, 1e15 / 6 / size, loss) for size, loss in ((1e6, 3.0), (2e6, 3.1), (4e6, 2.95))]
+    rows = [
+        Run(size, 1e15 / 6 / size, loss) for size, loss in ((1e6, 3.0), (2e6, 3.1), (4e6, 2.95))
+    ]
     [valley] = isoflop(of("runs", rows)).valleys
     assert (valley.parameters, valley.loss, valley.inside) == (None, None, False)
 
 
 def test_dense_budgets_do_not_chain():
     flops = 1e18 * 1.04 ** np.arange(20)
-    found = budgets(of("runs", [(2e8, f / 6 / 2e8, 3.0) for f in flops]))
+    found = budgets(of("runs", [Run(2e8, f / 6 / 2e8, 3.0) for f in flops]))
     assert [len(places) for places in found] == [2] * 10

@@ -80,7 +80,7 @@ def test_what_decides_no_law_is_refused():
     few = planted(noise=0.01)
     with pytest.raises(UserError, match="5 points do not decide the five parameters"):
         law.fit(few.without_lowest_ratios(len(few) - 5))
-    one = points.of("one size", [(1e8, 1e9 * k, 3 / k) for k in range(1, 9)])
+    one = points.of("one size", [points.Run(1e8, 1e9 * k, 3 / k) for k in range(1, 9)])
     with pytest.raises(UserError, match="one or two numbers of parameters"):
         law.fit(one)
 

@@ -9,7 +9,7 @@ from megaarch.cli import main
 from megaarch.errors import UserError
 from megaarch.scaling import points
 from megaarch.study.results import Results
-from tests.scaling.planted import planted
+from tests.scaling.planted import Documents, planted
 from tests.study.example_results import panel_results
 
 
@@ -29,8 +29,50 @@ def test_flops_become_tokens(tmp_path):
 
 
 def test_the_points_of_the_fewest_tokens_a_parameter_are_left_out():
-    found = points.of("p", [(1, 9, 1), (1, 2, 2), (2, 2, 3), (1, 5, 4)])
+    found = points.of(
+        "p", [points.Run(*row) for row in ((1, 9, 1), (1, 2, 2), (2, 2, 3), (1, 5, 4))]
+    )
     assert found.without_lowest_ratios(2).loss.tolist() == [1, 4]
+
+
+ITEMS = ((3.0, 1.0, 3.0), (10.0, 20.0, 30.0))  # two of document 3
+
+
+def run(*amounts, items=ITEMS):
+    return points.Run(1e6, 1e8, 2.0, points.Items(*items, amounts))
+
+
+def test_items_are_added_up_by_document():
+    found = points.of("p", [run(1.0, 2.0, 4.0), run(2.0, 2.0, 2.0)])
+    assert found.documents == 2
+    assert found.sizes.tolist() == [20, 40] and found.amounts.tolist() == [[2, 5], [2, 4]]
+    assert found.without_lowest_ratios(1).amounts.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [run(1.0, 2.0, 4.0), points.Run(1e6, 1e8, 2.0)],  # of an earlier version
+        [run(1.0, 2.0, 4.0), run(1.0, 2.0, 4.0, items=((1.0, 1.0, 3.0), ITEMS[1]))],
+        [run(1.0, 2.0, 4.0, items=((1.0, 1.0, 1.0), ITEMS[1]))],  # one document
+        [run(1.0, 0.0, 4.0)],
+    ],
+)
+def test_documents_that_are_not_those_of_all_runs_are_not_drawn_again(runs):
+    found = points.of("p", runs)
+    assert found.documents is None
+    assert found.redrawn_losses(3).tolist() == [[2.0] * len(runs)] * 3
+
+
+def test_losses_are_those_of_drawn_documents():
+    """Of two documents a draw holds both, or one twice."""
+    sizes, rows = np.array([20.0, 40.0]), np.array([[2.0, 5.0], [2.0, 4.0], [1.0, 9.0]])
+    column = np.full(3, 1e6)
+    found = points.Points("p", column, column, rows.sum(1) / 60, sizes, rows).redrawn_losses(400)
+    kinds, often = np.unique(found.round(9), axis=0, return_counts=True)
+    wanted = np.array([rows.sum(1) / 60, rows[:, 0] / 20, rows[:, 1] / 40])
+    np.testing.assert_allclose(kinds, wanted[np.lexsort(wanted.T[::-1])])
+    assert sorted(often)[2] > 160 and sorted(often)[0] > 70, "half of the draws, and a quarter each"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +126,38 @@ def test_points_of_a_study_are_its_comparable_cells_that_read_text():
         np.testing.assert_allclose(of.flops, [c.flops + (c.inherited_flops or 0) for c in cells])
 
 
+def test_points_of_a_study_know_their_documents():
+    raw = panel_results()
+    items = dict(zip(("documents", "sizes"), map(list, ITEMS), strict=True))
+    for cell in raw["cells"]:
+        cell["heldout"]["paired"] = items | {"amounts": [1.0, 2.0, 4.0]}
+    raw["cells"][0]["heldout"]["paired"]["amounts"] = [1.0]  # a damaged file
+    first, *others = points.of_study(Results.of(raw)).values()
+    assert first.documents is None and {of.documents for of in others} == {2}
+
+
+def test_the_command_says_whether_documents_are_drawn_again(tmp_path, capsys):
+    held = Documents.drawn(0)
+    of = planted(0.01, documents=held)
+    [cell] = (c for c in panel_results()["cells"] if c["name"] == "gpt")
+    cells = []
+    for size, flops, loss, amounts in zip(
+        of.parameters, of.flops, of.loss, of.amounts, strict=True
+    ):
+        items = {"documents": list(range(36)), "sizes": held.sizes.tolist()}
+        paired = items | {"amounts": amounts.tolist()}
+        heldout = cell["heldout"] | {"continuation_bits_per_byte": loss, "paired": paired}
+        cells.append(cell | {"parameters": size, "flops": flops, "heldout": heldout})
+    (tmp_path / "results.json").write_text(json.dumps(panel_results() | {"cells": cells}))
+    path = write(tmp_path / "points.csv", of)
+    for arguments, known in (([str(tmp_path)], True), (["--points", str(path)], False)):
+        assert main(["fit", *arguments, "--resamples", "50"]) == 0
+        text = capsys.readouterr().out
+        assert ("leave out the choice of held-out documents" in text) is not known
+        assert main(["fit", *arguments, "--resamples", "50", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["documents"] == (36 if known else None)
+
+
 def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys):
     path = write(tmp_path / "one.csv", planted(0.01))
     arguments = ["fit", "--points", str(path), "--resamples", "50", "--leave-out", "2"]
@@ -104,6 +178,7 @@ def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys)
     assert set(found["architectures"]) == {"gpt", "t5"}
     [pair] = found["comparisons"]
     assert {pair["first"], pair["second"]} == {"gpt", "t5"} and pair["sentence"]
+    assert pair["documents"] is False
 
 
 @pytest.mark.parametrize(

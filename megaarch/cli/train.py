@@ -15,6 +15,11 @@ def add(command: Adder) -> None:
         "it continues from the newest checkpoint there.",
     )
     config_arguments(train)
+    train.add_argument(
+        "--prepare",
+        action="store_true",
+        help="prepare the text or check the tokens, in one process, and end: a run then begins at once",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +39,11 @@ def run(options: argparse.Namespace) -> int:
     if settings.study:
         raise config.ConfigError(["study: this is a study; run it with megaarch compare"])
     Limit.of(settings.training)  # or says what lacks, before the data
+    if options.prepare:
+        prepared = prepare(settings.data, settings.model.vocabulary_size)
+        tokens = prepared.manifest.train_tokens
+        print(f"{tokens:,} tokens to train on, prepared in {prepared.directory}")
+        return 0
     device = device_of(settings)
     memory_check.check(settings, device)
     grid = join(settings, device)

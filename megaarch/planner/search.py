@@ -123,8 +123,9 @@ def candidates(
         data = parallel.data_ranks
         if wanted is None and settings.training.global_batch_size % data:
             refused[
-                f"training.global_batch_size: {settings.training.global_batch_size} rows do not "
-                f"divide among {data} data-parallel ranks"
+                f"training.global_batch_size: {settings.training.global_batch_size} rows do not divide "
+                f"among the data-parallel ranks that {gpus} GPUs leave: give another number of rows, "
+                "training.global_batch_tokens, or another number of GPUs"
             ] += 1
             continue
         tried = set()

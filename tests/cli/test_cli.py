@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -124,6 +125,17 @@ def test_evaluate_prints_the_panel(file, tmp_path, capsys):
         assert f"{entry['prefix_gain']:.4f}  {low:.4f} to {high:.4f}" in lines[length]
     assert ("not above 0" in printed.out) is not found["reads_prefix"]
     assert "Continuations of 32 tokens are left out" in printed.err
+
+
+def test_text_is_prepared_ahead_of_a_run(file, tmp_path, capsys):
+    assert main(["train", str(file), "--prepare"]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"[\d,]+ tokens to train on, prepared in \S+\n", said), said
+    folder = Path(said.split()[-1])
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert before and not (tmp_path / "run").exists()
+    assert main(["train", str(file), "--set", "training.steps=1"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 def test_describe_prints_cells(file, capsys):

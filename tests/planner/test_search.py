@@ -156,6 +156,11 @@ def test_a_study_has_one_layout_a_cell(planned, tmp_path, capsys):
         (["--gpus", "8", "--gpu", "h10"], "did you mean h100?"),
         (["--gpus", "12"], "does not divide into nodes of 8"),
         (["--gpus", "8", "--set", "training.global_batch_size=12"], "do not divide"),
+        # no number of data-parallel ranks divides the batch, each for a reason of its own number
+        (
+            ["--gpus", "504", "--set", "training.global_batch_size=512"],
+            "512 rows do not divide among",
+        ),
         (["--gpus", "0"], "--gpus 0: must be at least 1"),
         (["--gpus", "-8"], "--gpus -8: must be at least 1"),
         (["--gpus", "8", "--set", "training.precision=fp32"], "set it to bf16"),

@@ -39,6 +39,7 @@ from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import shard_of
 
 log = logging.getLogger(__name__)
+WANTED = "give the folder of a trained run, or of one of its checkpoints"
 # one process without a process group is a layout like any other
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -147,7 +148,7 @@ def find(given: Path, grid: Grid = ALONE) -> Path:
     """
     if not (given / manifest.MANIFEST).exists():
         if (found := newest(given, grid)) is None:
-            raise UserError(f"{given} has no complete checkpoint: give the folder of a trained run")
+            raise UserError(f"{given} has no complete checkpoint: {WANTED}")
         return found
     if fault := manifest.find_fault(given, grid):
         raise UserError(
@@ -155,6 +156,16 @@ def find(given: Path, grid: Grid = ALONE) -> Path:
             "is taken"
         )
     return given
+
+
+def locate(given: Path) -> Path:
+    """Returns what `find` does where no checkpoint is damaged, and reads none. UserError where there is
+    none."""
+    if (given / manifest.MANIFEST).exists():
+        return given
+    if there := complete(given / "checkpoints"):
+        return there[-1]
+    raise UserError(f"{given} has no complete checkpoint: {WANTED}")
 
 
 def latest_settings(run: Path) -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """The manifest of a checkpoint: size and checksum of its files, written as they are sealed and held against
 them where the checkpoint is taken up."""
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -31,6 +33,12 @@ def read(path: Path) -> Manifest:
     for name in found:
         inside(path, name)
     return found
+
+
+def digest(path: Path) -> str:
+    """A short text of the sizes and checksums of a checkpoint's files, which tells it from others."""
+    text = json.dumps(read(path), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def seal(aside: Path, grid: Grid = ALONE) -> Manifest:

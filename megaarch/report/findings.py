@@ -260,7 +260,12 @@ def when(match: str, finding: Finding, plain: bool) -> str:
     if finding.adaptation is not None:
         return f"After {budget(match, finding.adaptation, plain)} more of adaptation each"
     if match == "flops":
-        if flops_spread([*ranked(finding.cells), *tuned(finding.cells)]) > FLOPS_TOLERANCE:
+        rivals = [*ranked(finding.cells), *tuned(finding.cells)]
+        if not all(cell.start_known for cell in rivals):
+            return (
+                f"At {amount} each, beside what is not known of the weights that cells start from"
+            )
+        if flops_spread(rivals) > FLOPS_TOLERANCE:
             return f"At a budget of {amount} each, which was not spent equally"
         return f"At equal compute ({amount} each)"
     return f"At {amount} each"
@@ -270,13 +275,20 @@ def longer(match: str, finding: Finding) -> list[str]:
     """Says which cells have trained longer than the others, from another's weights."""
     if not (found := heirs(finding.cells)):
         return []
-    if match == "flops":
-        sums = [f"{cell.label} ({power(cell.total_flops)} FLOPs in all)" for cell in found]
-    else:
-        sums = [f"{cell.label} ({count(cell.total_tokens)} tokens in all)" for cell in found]
+    sums = [f"{cell.label} ({in_all(match, cell)})" for cell in found]
     verb = "is" if len(found) == 1 else "are"
+    whose = "another cell's" if all(cell.parent for cell in found) else "other"
     start = "started" if finding.adaptation is None else "had been trained longer, and started"
-    return [f"{listed(sums)} {start} from another cell's weights, and {verb} ranked with no other."]
+    return [f"{listed(sums)} {start} from {whose} weights, and {verb} ranked with no other."]
+
+
+def in_all(match: str, cell: MergedCell) -> str:
+    """How much the cell has trained with the weights that it starts from."""
+    if not cell.start_known:
+        return "how long in all is not known"
+    if match == "flops":
+        return f"{power(cell.total_flops)} FLOPs in all"
+    return f"{count(cell.total_tokens)} tokens in all"
 
 
 def votes(yardstick: Yardstick) -> bool:

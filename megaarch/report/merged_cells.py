@@ -63,12 +63,12 @@ def merged_cells(results: Results) -> list[MergedCell]:
 
 def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:
     """Marks the heirs of each place: cells with more ancestors than others that rank there, and with more than
-    any of these in all of what the study matches (tokens where parameters are matched)."""
+    any of these in all of what the study matches (tokens where parameters are matched), or not known how much."""
     by_key = {seedless(cell.key): cell for cell in cells if cell.key}
     groups: dict[tuple, list[tuple[int, float, MergedCell]]] = {}
     for cell in cells:
         line = _line(cell, by_key)
-        number = max(len(line) - 1, int(bool(cell.parent)))  # a parent may be of another study
+        number = len(line) - 1 + bool(line[-1].start)  # from outside, or of another study
         amount = {
             "flops": cell.total_flops,
             "target_tokens": sum(each.target_tokens or 0 for each in line),
@@ -78,7 +78,8 @@ def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:
         fewest = min(number for number, _, _ in group)
         most = max(amount for number, amount, _ in group if number == fewest)
         for number, amount, cell in group:
-            cell.heir = number > fewest and bool(most) and amount > (1 + FLOPS_TOLERANCE) * most
+            longer = bool(most) and amount > (1 + FLOPS_TOLERANCE) * most
+            cell.heir = number > fewest and (longer or not cell.start_known)
 
 
 def _line(cell: MergedCell, by_key: dict[str, MergedCell]) -> list[MergedCell]:

@@ -154,7 +154,7 @@ def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], results: R
     """How many arguments hold, and of what models that is said."""
     answers = [argument.verdict.answer for argument in arguments if argument.verdict]
     hold, fail, unknown = (answers.count(answer) for answer in (HOLDS, FAILS, UNKNOWN))
-    text = [cell for cell in cells if cell.parent is None] or cells
+    text = [cell for cell in cells if cell.start is None] or cells
     sizes = sorted(cell.parameters for cell in text if cell.parameters)
     budgets = notation.listed(
         [

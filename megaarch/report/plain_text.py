@@ -82,7 +82,7 @@ def table(match: str, finding: Finding) -> list[str]:
         row(c, "~" if c.label in tied else " ") for c in report_findings.ranked(finding.cells)
     ]
     if longer := report_findings.heirs(finding.cells):
-        lines += ["", "trained longer, from another's weights", *(row(c, " ") for c in longer)]
+        lines += ["", "trained longer, from other weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
         lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
     if tuned := report_findings.tuned(finding.cells):

@@ -13,7 +13,7 @@ from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 PSEUDO = (
     "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."
 )
-LONGER = "Trained longer, from another cell's weights: ranked with no other."
+LONGER = "Trained longer, from other weights: ranked with no other."
 TUNED = "Finetuned on pairs of input and target: ranked by tasks, and never by raw text."
 
 
@@ -225,7 +225,7 @@ def row(
         "label": cell.label,
         "kind": notation.spelled(f"{cell.architecture}, {cell.objective}"),
         "seeds": cell.seeds,
-        "parent": (cell.parent or "").partition("/")[0],
+        "parent": cell.parent.partition("/")[0] if cell.parent else cell.start or "",
         "tied": tied,
         "unread": cell.heldout.reads_prefix is False,
         "colour": look[cell.label].variable,

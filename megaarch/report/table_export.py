@@ -44,7 +44,7 @@ def csv(found: Results | dict) -> str:
     writer.writeheader()
     for cell in merged_cells(Results.of(found)):
         heldout = cell.heldout
-        line = dict(cell) | dict(heldout)
+        line = dict(cell) | {"parent": cell.start} | dict(heldout)
         line |= {f"{kind}_items": number for kind, number in heldout.items.items()}
         for measure in INTERVALS:
             low, high = heldout.interval(measure) or (None, None)
@@ -83,9 +83,7 @@ def latex(found: Results | dict) -> str:
     if any(not cell.heldout.comparable for cell in results.cells):
         caption += r" $^{\dagger}$Pseudo-likelihood, not comparable."
     if any(cell.heir for cell in merged_cells(results)):
-        caption += (
-            r" $^{\ddagger}$Trained longer, from another cell's weights: ranked with no other."
-        )
+        caption += r" $^{\ddagger}$Trained longer, from other weights: ranked with no other."
     if any(cell.inherited_flops for cell in results.cells):
         caption += " FLOPs with those spent on the weights that a cell starts from."
     caption += "".join(f" {escaped(notation.plain(s))}" for s in unequal_flops(results))

@@ -281,17 +281,17 @@ def unequal_heads(results: Results) -> Iterator[str]:
 
 
 def inherited_compute(cells: Cells) -> Iterator[str]:
-    """Cells that start from others; a sentence for all seeds."""
-    heirs = [cell for cell in cells if cell.parent and cell.adaptation is None]
+    """Cells that start from other weights; a sentence for all seeds."""
+    heirs = [cell for cell in cells if cell.start and cell.adaptation is None]
     first: dict[tuple[str, str], CellResult] = {}
     for cell in heirs:
-        first.setdefault((label(cell), seedless(cell.parent)), cell)
+        first.setdefault((label(cell), seedless(cell.start)), cell)
     for cell in first.values():
         counted = "whose compute is not known and not counted"
         if cell.inherited_flops:
             spent = notation.power(cell.inherited_flops)
             counted = f"so {spent} FLOPs spent before count as its own"
-        yield f"{label(cell)} starts from the weights of {seedless(cell.parent)}, {counted}."
+        yield f"{label(cell)} starts from the weights of {seedless(cell.start)}, {counted}."
 
 
 def few_seeds(cells: Cells) -> Iterator[str]:

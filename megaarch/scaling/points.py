@@ -126,7 +126,7 @@ def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
     points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose
     value is a pseudo-likelihood or that were finetuned on pairs are left out; so are those that begin with another's
     weights, whose schedule ran twice, unless they go on with its optimizer as one run would
-    (training.start_optimizer)."""
+    (training.start_optimizer) and all of it is counted."""
     found: dict[str, list[Run]] = {}
     for cell in results.cells:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
@@ -134,7 +134,11 @@ def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
         objective = OBJECTIVES.get(cell.objective)
         of_pairs = objective is not None and objective.of_pairs
         goes_on = cell.settings.get("training", {}).get("start_optimizer")
-        one_run = cell.adaptation is None and (cell.parent is None or goes_on) and not of_pairs
+        one_run = (
+            cell.adaptation is None
+            and (cell.start is None or (goes_on and cell.start_known))
+            and not of_pairs
+        )
         if one_run and cell.heldout.comparable and loss and size and flops:
             run = Run(size, flops / (6 * size), loss, _items(cell.heldout.paired))
             found.setdefault(cell.name, []).append(run)

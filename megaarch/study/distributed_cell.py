@@ -17,10 +17,11 @@ from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.study import lanes, sweep
 from megaarch.study.cells import expand, find
-from megaarch.study.folder import StudyFolder, parent_record, save_config
+from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
 from megaarch.study.run_cell import summary
+from megaarch.study.start import parent_record
 from megaarch.training.trainer import device_of
 
 

@@ -25,7 +25,7 @@ from megaarch.evaluation.items import Item, split
 from megaarch.evaluation.scorer import Room
 from megaarch.files import replacing
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.study import data, sweep_grid
+from megaarch.study import data, start, sweep_grid
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 from megaarch.study.sweep_grid import Choice
@@ -100,7 +100,7 @@ class StudyFolder:
         is not done either.
         """
         record = CellRecord.read(cell.folder)
-        if record is None or (cell.parent and parent is None and not parent_record(cell)):
+        if record is None or (cell.parent and parent is None and not start.parent_record(cell)):
             return None
         now = identity(cell, self.text_of(cell), self.study.evaluation, parent, self.room)
         before = record.signature
@@ -149,26 +149,22 @@ def identity(
     room: Room | None = None,
 ) -> dict[str, Any]:
     """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
-    decides its parent's. parent: the parent's identity; None: that with which it was run. room: of its
-    prompts, which earlier versions did not record, nor give all cells alike; None where none is asked."""
+    decides its parent's, or the checkpoint from outside that it starts from. parent: the parent's identity;
+    None: that with which it was run. room: of its prompts, which earlier versions did not record, nor give all
+    cells alike; None where none is asked."""
     scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
     if evaluation.tasks:
         scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
         if room:
             scoring[f"{SCORING}tasks.room"] = [room(behind) for behind in ROOM_BEHIND]
     about = {"data": prepared.fingerprint, "from": cell.parent}
+    about |= start.identity(cell)
     if cell.parent:
-        record = parent_record(cell)
+        record = start.parent_record(cell)
         parent = parent or (record.signature if record else {})
         kept = {key: value for key, value in parent.items() if not key.startswith(SCORING)}
         about |= {f"from.{key}": value for key, value in kept.items()}
     return fingerprint(cell.settings) | scoring | about
-
-
-def parent_record(cell: StudyCell) -> CellRecord | None:
-    """The record of the cell that this one starts from."""
-    start = cell.settings.training.start_from
-    return CellRecord.read(Path(start)) if cell.parent and start else None
 
 
 def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:

@@ -1,15 +1,18 @@
 """Checks that every cell of a study can run, before the first one starts.
 
 `expand` has checked the configuration alone. Here is what needs the data too: rows that cannot be
-made, items that fit no row, a parent of another shape or with other positions, a layout or a device
-that is not there.
+made, items that fit no row, a parent of another shape, with other positions or of another tokenizer,
+a layout or a device that is not there.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.record import read_record
 from megaarch.config import ConfigError, catalogue
 from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms, tokens_per_batch
@@ -24,9 +27,10 @@ from megaarch.model import weight_transfer
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.parallel import float8, validate
+from megaarch.study import start
 from megaarch.study.cells import StudyCell
 from megaarch.study.folder import StudyFolder
-from megaarch.training import optimizer
+from megaarch.training import optimizer, resume
 from megaarch.training.trainer import device_of
 
 Task = TypeVar("Task", bound=tuple[np.ndarray, ...])
@@ -52,12 +56,16 @@ def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
     if settings.training.optimizer == "apex_adam":
         yield from _said(optimizer.fused_adam)
     if cell.parent:
-        yield from _misfits(cell, next(c for c in folder.cells if c.key == cell.parent))
+        parent = next(c for c in folder.cells if c.key == cell.parent)
+        yield from _misfits(settings, parent.settings, parent.name)
     try:
         prepared = folder.text_of(cell)
     except (ValueError, OSError) as error:
         yield str(error)
         return
+    alike = [c for c in folder.cells if (c.name, c.size) == (cell.name, cell.size)]
+    if (given := start.outside(cell)) and not all(map(start.has_run, alike)):
+        yield from _unfit_start(settings, given, prepared)
     seed = settings.training.seed
     yield from _said(
         lambda: tokens_per_batch.rows_a_step(
@@ -76,21 +84,35 @@ def _said(action: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
-    """Says how the parent's weights differ from the cell's in shape, or in what positions mean."""
+def _unfit_start(settings: Settings, given: Path, prepared: Prepared) -> Iterator[str]:
+    """Says why a cell cannot start from the outside checkpoint that it is given."""
+    try:
+        path = checkpoint.locate(given)
+        saved = read_record(path)
+    except (ValueError, OSError) as error:
+        yield f"training.start_from: {error}"
+        return
+    tokenizer = prepared.tokenizer.fingerprint
+    faults = list(_said(lambda: resume.check_parent(path, saved, settings, tokenizer)))
+    yield from faults or _misfits(settings, resume.parent_settings(path, saved, settings), path)
+
+
+def _misfits(settings: Settings, parent: Settings, name: str | Path) -> Iterator[str]:
+    """Says how the parent's weights differ from the cell's in shape, or in what positions mean. name: of
+    the parent."""
     other = scheme_fault(
-        *(position_scheme(c.settings.model, c.settings.data.objective) for c in (parent, cell))
+        *(position_scheme(each.model, each.data.objective) for each in (parent, settings))
     )
     if other:
         yield (
-            f"cannot start from the weights of {parent.name}, to which positions mean something "
+            f"cannot start from the weights of {name}, to which positions mean something "
             f"else: {other}"
         )
-    mine, theirs = (_shapes(c.settings) for c in (cell, parent))
+    mine, theirs = (_shapes(each) for each in (settings, parent))
     try:
-        found = weight_transfer.origins(parent.settings, cell.settings)
+        found = weight_transfer.origins(parent, settings)
     except UserError as error:
-        yield f"cannot start from the weights of {parent.name}: {error}"
+        yield f"cannot start from the weights of {name}: {error}"
         return
     theirs = weight_transfer.renamed(found, theirs)
     mine = {name: shape for name, shape in mine.items() if name in found and found[name].whole}
@@ -98,16 +120,16 @@ def _misfits(cell: StudyCell, parent: StudyCell) -> Iterator[str]:
     if other:  # their tables are told with the scheme
         names = [name for name in names if not name.startswith(("positions.", "relative_bias."))]
     if names:
-        name = names[0]
+        first = names[0]
         yield (
-            f"cannot start from the weights of {parent.name}: {name} is "
-            f"{theirs.get(name, 'absent')} there and {mine.get(name, 'absent')} here "
+            f"cannot start from the weights of {name}: {first} is "
+            f"{theirs.get(first, 'absent')} there and {mine.get(first, 'absent')} here "
             f"({len(names)} parameters differ)"
         )
-    sizes = [c.settings.model.vocabulary_size for c in (cell, parent)]
+    sizes = [each.model.vocabulary_size for each in (settings, parent)]
     if sizes[0] != sizes[1]:
         yield (
-            f"cannot start from the weights of {parent.name}: its vocabulary has {sizes[1]} ids and "
+            f"cannot start from the weights of {name}: its vocabulary has {sizes[1]} ids and "
             f"not {sizes[0]}"
         )
 

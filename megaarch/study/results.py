@@ -104,7 +104,7 @@ class CellResult(Record):
     """One cell of results.json.
 
     adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
-    inherited_flops, inherited_tokens: what all its ancestors spent and saw. tuned,
+    inherited_flops, inherited_tokens: what all its ancestors spent and saw, None where that is not known. tuned,
     learning_rate_at_edge, more_at_edge, trial_flops: what a sweep knows of it (`sweep.verdict`).
     settings: as a configuration has them. digest: of its record (`CellRecord.digest`); None: an earlier
     version wrote it.
@@ -155,6 +155,18 @@ class CellResult(Record):
     def bits_per_byte(self) -> float | None:
         """Held-out bits per byte of the continuation."""
         return self.heldout.continuation_bits_per_byte
+
+    @property
+    def start(self) -> str | None:
+        """Whose weights it starts from: the key of a cell, or a checkpoint from outside the study."""
+        training = self.settings.get("training")
+        given = training.get("start_from") if isinstance(training, dict) else None
+        return self.parent or (str(given) if given else None)
+
+    @property
+    def start_known(self) -> bool:
+        """Whether all is counted that was spent on the weights that it starts from, if on any."""
+        return self.start is None or bool(self.inherited_flops or self.inherited_tokens)
 
     @property
     def total_flops(self) -> float | None:

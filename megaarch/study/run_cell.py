@@ -25,7 +25,6 @@ from megaarch.study.environment import machine
 from megaarch.study.folder import (
     finished_trial,
     identity,
-    parent_record,
     trial_cell,
     trial_identity,
 )
@@ -41,6 +40,7 @@ from megaarch.study.results import (
     Trial,
     read_points,
 )
+from megaarch.study.start import inherited, parent_record
 from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import cut_back
 from megaarch.training.train_state import Progress
@@ -205,8 +205,7 @@ def result(
         {int(i) for i in np.linspace(0, len(points) - 1, min(len(points), LOSS_POINTS))}
     )
     rows = trainer.rows
-    before = parent_record(cell)
-    parent = before.result if before else None
+    inherited_flops, inherited_tokens = inherited(cell)
     counts = {name: getattr(prepared.manifest, name) for name in Text.OF_A_CELL}
     return CellResult(
         name=cell.name,
@@ -224,8 +223,8 @@ def result(
             model, catalogue.position_axes(settings.data.objective)
         ),
         flops=own.flops,
-        inherited_flops=(parent.total_flops or 0.0) if parent else 0.0,
-        inherited_tokens=(parent.total_tokens or 0) if parent else 0,
+        inherited_flops=inherited_flops,
+        inherited_tokens=inherited_tokens,
         palm_flops=own.palm_flops,
         seen_tokens=own.seen_tokens,
         target_tokens=own.target_tokens,

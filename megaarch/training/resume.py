@@ -92,10 +92,9 @@ def resume(
             log.warning("%s: %s", path, change)
         return progress, Progress.of(saved.inherited) if saved.inherited else Progress()
     inherited = Progress()
-    origins = _check_parent(path, saved, settings, tokenizer)
+    origins = check_parent(path, saved, settings, tokenizer)
     if training.start_optimizer:
         inherited = Progress.of(saved.progress)
-        _check_optimizer(path, saved, training, inherited, origins)
         _load_with_optimizer(path, engine, optimizer, grid)
     else:
         checkpoint.load(path, engine, None, grid, origins)
@@ -146,7 +145,7 @@ def _check_continued(
 
 
 def _check_optimizer(
-    found: Path, saved: CheckpointRecord, training: Training, totals: Progress, origins: Origins
+    found: Path, saved: CheckpointRecord, training: Training, origins: Origins
 ) -> None:
     """Raises UserError where a run under `training` cannot go on with this optimizer's state."""
     where, theirs = "training.start_optimizer", saved.settings.training.get("optimizer")
@@ -162,26 +161,32 @@ def _check_optimizer(
             f"{where}: {found} has no state of {moved[0]}, which starts from other weights "
             f"({len(moved)} parameters): leave it out"
         )
-    if (limit := Limit.of(training)).reached(totals):
+    if (limit := Limit.of(training)).reached(Progress.of(saved.progress)):
         raise UserError(
             f"{where}: {found} has already come to {limit}, for training.steps and training.budget "
             "count what the parent has spent too: raise them"
         )
 
 
-def _check_parent(
+def parent_settings(found: Path, saved: CheckpointRecord, settings: Settings) -> Settings:
+    """Returns `settings` with the model and the objective of a checkpoint."""
+    model = fit(saved.settings.model, Model, found / PROGRESS)
+    data = settings.data.model_copy(update={"objective": saved.settings.data.objective})
+    return settings.model_copy(update={"model": model, "data": data})
+
+
+def check_parent(
     found: Path, saved: CheckpointRecord, settings: Settings, tokenizer: str | None
 ) -> Origins:
     """Returns where the model's parameters come from. UserError where tokens or positions mean
-    something else to these weights, or where they cannot become the model's."""
+    something else to these weights, where they cannot become the model's, or where the run cannot
+    take their optimizer's state along (`training.start_optimizer`)."""
     if saved.tokenizer.fingerprint != tokenizer:
         raise UserError(
             f"training.start_from: {found} was trained with another tokenizer: set "
             f"data.tokenizer={saved.tokenizer.path}"
         )
-    model = fit(saved.settings.model, Model, found / PROGRESS)
-    data = settings.data.model_copy(update={"objective": saved.settings.data.objective})
-    parent = settings.model_copy(update={"model": model, "data": data})
+    parent = parent_settings(found, saved, settings)
     fault = scheme_fault(
         *(position_scheme(each.model, each.data.objective) for each in (parent, settings))
     )
@@ -190,6 +195,9 @@ def _check_parent(
             f"training.start_from: positions mean something else to the weights of {found}: {fault}"
         )
     try:
-        return weight_transfer.origins(parent, settings)
+        origins = weight_transfer.origins(parent, settings)
     except UserError as error:
         raise UserError(f"training.start_from: {found}: {error}") from None
+    if settings.training.start_optimizer:
+        _check_optimizer(found, saved, settings.training, origins)
+    return origins

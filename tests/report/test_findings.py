@@ -247,9 +247,9 @@ def test_a_cell_that_trained_longer_from_another_s_weights_is_ranked_with_no_oth
     [finding] = findings.findings(Results.of(results))
     assert all(cell.label != "child" for v in finding.rankings for cell in v.order)
     lines = report.text(results).splitlines()
-    assert lines[lines.index("trained longer, from another's weights") + 1].startswith("child ")
+    assert lines[lines.index("trained longer, from other weights") + 1].startswith("child ")
     page = write_page(results, tmp_path / "report.html").read_text()
-    assert "Trained longer, from another cell&#39;s weights" in page
+    assert "Trained longer, from other weights" in page
     child["seen_tokens"] = 6e5
     assert "800 k seen tokens each, child predicts" in headline(results)[0]
 

@@ -3,13 +3,14 @@ timed step of the cells whose layout is this one process."""
 
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.config.schema import Settings, Training
+from megaarch.config.schema import Settings, Study, Training
 from megaarch.data import tokens_per_batch
 from megaarch.data.dataset import Rows
 from megaarch.distributed.mesh import processes
@@ -17,7 +18,7 @@ from megaarch.ingest.prepared_data import Prepared
 from megaarch.model.fused_projections import projections
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.study import preflight, sweep_grid
-from megaarch.study.cells import StudyCell
+from megaarch.study.cells import StudyCell, generations
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
 from megaarch.training import adafactor
@@ -29,13 +30,14 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of one cell. tokens: seen. disk: bytes of the checkpoints that stay. hours: None
-    where it runs in several processes."""
+    """The cost of one cell. tokens: seen. disk: bytes of the checkpoints that stay. checkpoint: of one.
+    hours: None where it runs in several processes."""
 
     steps: int
     tokens: float
     epochs: float
     disk: float
+    checkpoint: float
     hours: float | None
 
 
@@ -45,24 +47,29 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
     study = folder.study
     folder.held_out()  # a fault of the study's own text shows once, and not for each cell
     preflight.check(folder)
-    lines = [f"{'cell':<26}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"]
+    width = max(24, *(len(cell.key) for cell in folder.cells)) + 2
+    lines = [
+        f"{'cell':<{width}}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"
+    ]
     total, swept, several = 0.0, 0.0, 0
+    costs: dict[str, Estimate] = {}
     for cell in folder.cells:
-        found = estimate(cell, folder.text_of(cell))
+        found = costs[cell.key] = estimate(cell, folder.text_of(cell))
         total += found.hours or 0.0
         several += found.hours is None
-        if study.tune and cell.seed == study.seeds[0]:
-            grid = sweep_grid.of_architecture(study.tune, cell.settings.model.architecture)
-            swept += (found.hours or 0.0) * study.tune.budget * len(grid)
+        if study.tune:
+            swept += (found.hours or 0.0) * study.tune.budget * _trials(cell, study)
         lines.append(
-            f"{cell.key:<26.25}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
+            f"{cell.key:<{width}}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
             f"{found.disk / 2**20:>10.1f}{'-' if found.hours is None else f'{found.hours:.3f}':>9}"
         )
+    disk = f"{disk_peak(folder, costs) / 2**20:>10.1f}"
+    lines.append(f"{'disk at its fullest':<{width + 27}}{disk}")
     if several < len(folder.cells):
         what = "cells of one process" if several else "all cells"
-        lines.append(f"{f'{what}, training alone':<63}{total:>9.3f}")
+        lines.append(f"{f'{what}, training alone':<{width + 37}}{total:>9.3f}")
         if study.tune:
-            lines.append(f"{'their sweep before that':<63}{swept:>9.3f}")
+            lines.append(f"{'their sweep before that':<{width + 37}}{swept:>9.3f}")
     if several:
         lines.append(
             "-: its layout is of several processes, and this is one. For the hours of such cells: "
@@ -92,7 +99,8 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
         steps=steps,
         tokens=steps * spent["seen_tokens"],
         epochs=steps * each / rows.per_epoch,
-        disk=checkpoints(training, steps) * checkpoint_bytes(settings),
+        disk=checkpoints(training, steps) * (each_bytes := checkpoint_bytes(settings)),
+        checkpoint=each_bytes,
         hours=steps * _step_seconds(cell, prepared) / 3600 if alone else None,
     )
 
@@ -100,11 +108,52 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
 def checkpoints(training: Training, steps: int) -> int:
     """Returns how many checkpoints stay of a run of so many steps: the newest, and those of
     `keep_every`."""
-    every = training.save_every or steps
-    saved = [*range(every, steps, every), steps]
+    saved = _saved(training, steps)
     newest = min(training.keep_checkpoints or len(saved), len(saved))
     older, keep_every = saved[:-newest], training.keep_every
     return newest + sum(step % keep_every == 0 for step in older if keep_every)
+
+
+def most_checkpoints(training: Training, steps: int) -> int:
+    """Returns how many checkpoints such a run has at most: one that leaves does so once the next is
+    complete."""
+    stay = checkpoints(training, steps)
+    return stay + (stay < len(_saved(training, steps)))
+
+
+def _saved(training: Training, steps: int) -> list[int]:
+    every = training.save_every or steps
+    return [*range(every, steps, every), steps]
+
+
+def disk_peak(folder: StudyFolder, costs: Mapping[str, Estimate]) -> float:
+    """The most bytes of checkpoints at a time: of cells that are done, and of as many as `study.lanes` runs
+    side by side, or of as many trials of a sweep, which leave theirs once they are done."""
+    study = folder.study
+
+    def side_by_side(sizes: Iterable[float]) -> float:
+        return sum(sorted(sizes)[-study.lanes :])
+
+    def most(cell: StudyCell, share: float = 1.0) -> float:
+        steps = max(1, round(costs[cell.key].steps * share))
+        return most_checkpoints(cell.settings.training, steps) * costs[cell.key].checkpoint
+
+    done, peaks = 0.0, []
+    for generation in generations(folder.cells):
+        if study.tune:
+            tried = [cell for cell in generation for _ in range(_trials(cell, study))]
+            peaks.append(done + side_by_side(most(cell, study.tune.budget) for cell in tried))
+        beside = side_by_side(most(cell) - costs[cell.key].disk for cell in generation)
+        done += sum(costs[cell.key].disk for cell in generation)
+        peaks.append(done + beside)
+    return max(peaks)
+
+
+def _trials(cell: StudyCell, study: Study) -> int:
+    """How many trials a sweep makes of a cell: of the first seed's alone."""
+    if study.tune is None or cell.seed != study.seeds[0]:
+        return 0
+    return len(sweep_grid.of_architecture(study.tune, cell.settings.model.architecture))
 
 
 def checkpoint_bytes(settings: Settings) -> float:

@@ -5,7 +5,7 @@ rates.json, results.json        what a sweep chose; all finished cells
 cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the result
                                 heldout.jsonl  the held-out value along the run
                                 metrics.jsonl, checkpoints/, tensorboard/
-                                tune/          the trials of a sweep on it
+                                tune/          the trials of a sweep on it; a finished one keeps no checkpoint
 """
 
 from dataclasses import dataclass, replace

@@ -157,12 +157,15 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
     """One trial of a sweep: the validation value after `share` of the cell's budget, in bits per byte of
     continuations, or of the targets of a cell of pairs. cell: with the settings that are tried.
 
-    One that was interrupted continues; what other settings left there is removed. All processes of
-    the cell's layout call this.
+    One that was interrupted continues; what other settings left there is removed, and the checkpoints of
+    one that is done. All processes of the cell's layout call this.
     """
     tried, grid, evaluation = trial_cell(cell, choice, share), setup.grid, setup.evaluation
     mark = trial_identity(tried, setup.prepared, evaluation)
+    kept = tried.folder / "checkpoints"
     if found := finished_trial(tried, setup.prepared, evaluation):
+        if grid.is_main:
+            shutil.rmtree(kept, ignore_errors=True)
         return CellRecord(signature=mark, trial=found)
     if grid.is_main:
         record = CellRecord.read(tried.folder)
@@ -189,6 +192,7 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
     record = CellRecord(signature=mark, trial=found)
     if grid.is_main:
         record.write(tried.folder)
+        shutil.rmtree(kept, ignore_errors=True)
     setup.bar.set_text("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
     return record
 

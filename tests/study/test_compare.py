@@ -284,6 +284,10 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
     assert cell["learning_rate"] == 1e-3 and cell["tuned"] and cell["learning_rate_at_edge"]
     assert [trial["learning_rate"] for trial in results["tuning"]] == [1e-5, 1e-3]
     assert all(abs(t["flops"] / 0.6e9 - 1) < 0.2 for t in results["tuning"])
+    [run] = (tmp_path / "sweep/cells").glob("*/*")
+    trials = list(run.glob("tune/rate-*"))
+    assert len(trials) == 2 and not any((trial / "checkpoints").exists() for trial in trials)
+    assert (run / "checkpoints").exists()
     # its file serves another study on the same text
     del study["study"]["tune"]
     study["study"]["rates"] = str(tmp_path / "sweep" / "rates.json")
@@ -292,6 +296,30 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
     study["study"]["rates"] = str(tmp_path / "absent.json")
     with pytest.raises(ValueError, match="study.rates: cannot read"):
         compare(study, tmp_path / "x", QUIET)
+
+
+def test_a_trial_that_was_interrupted_continues_from_its_checkpoint(study, tmp_path, monkeypatch):
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    study["study"]["tune"] = {"learning_rates": [1e-3], "budget": 0.5}
+    study["training"]["save_every"] = 2
+    whole = compare(study, tmp_path / "whole", QUIET)["tuning"]
+    honest, begun = Trainer.train_step, []
+
+    def counted(self, *given):
+        begun.append(self.progress.step)
+        if self.progress.step == 3 and begun.count(3) == 1:
+            raise KeyboardInterrupt
+        return honest(self, *given)
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(study, tmp_path / "part", QUIET)
+    assert compare(study, tmp_path / "part", QUIET)["tuning"] == whole
+    assert begun[:5] == [0, 1, 2, 3, 2]
+    [trial] = (tmp_path / "part/cells").glob("*/*/tune/rate-*")
+    (trial / "checkpoints" / "step-00000002").mkdir(parents=True)  # killed ahead of the removal
+    compare(study, tmp_path / "part", QUIET)
+    assert not (trial / "checkpoints").exists()
 
 
 def test_a_sweep_chooses_batches_and_depths_too(study, tmp_path):

@@ -219,7 +219,7 @@ def test_a_dry_run_counts_cells_of_several_processes_and_times_the_others(study,
     gpt, wide = (line.split()[1:] for line in lines[1:3])
     assert wide[:4] == gpt[:4]  # a layout changes neither steps nor tokens, epochs or disk
     assert float(gpt[4]) >= 0 and wide[4] == "-"
-    assert lines[3].startswith("cells of one process") and "megaarch plan" in lines[4]
+    assert lines[4].startswith("cells of one process") and "megaarch plan" in lines[5]
     # as many steps as the run then takes
     ran = compare(
         study | {"study": study["study"] | {"cells": study["study"]["cells"][:1]}},

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         type=Path,
-        help="a run's folder (its newest checkpoint), a checkpoint, a .safetensors file of this "
+        help="a run's folder or STUDY/CELL (its newest checkpoint), a checkpoint, a .safetensors file of this "
         "tool, or a Hugging Face folder with config.json and safetensors",
     )
     top.add_argument("output", metavar="OUTPUT", type=Path, help="a new file or folder")

@@ -169,11 +169,12 @@ def locate(given: Path) -> Path:
 
 
 def latest_settings(run: Path) -> dict[str, Any] | None:
-    """Returns the settings that a run's latest checkpoint was saved with, whether or not the rest of
-    it is sound (that takes reading all of it: `newest`), or None where there is no checkpoint.
-    UserError where no record of one can be read; it names the newest."""
+    """Returns the settings that a run's latest checkpoint, or the checkpoint `run`, was saved with, whether
+    or not the rest of it is sound (that takes reading all of it: `newest`), or None where there is no
+    checkpoint. UserError where no record of one can be read; it names the newest."""
     damaged = None
-    for path in reversed(complete(run / "checkpoints")):
+    there = [run] if (run / manifest.MANIFEST).exists() else complete(run / "checkpoints")
+    for path in reversed(there):
         try:
             return read_record(path).raw_settings()
         except (OSError, ValueError) as error:

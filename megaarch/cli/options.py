@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megaarch import config
 
-RUN_HELP = "a run's folder, with checkpoints in it, or STUDY/CELL for a study's cell"
+RUN_HELP = "a run's folder, with checkpoints in it, one of these, or STUDY/CELL for a study's cell"
 SET_HELP = (
     "settings that replace those of the file, e.g. --set model.layers=4 training.seed=1; the value "
     "is read as YAML, and the flag can be given more than once"

@@ -34,6 +34,7 @@ from megaarch.interchange.hf_config import (
 from megaarch.interchange.hf_weights import Weights, from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
+from megaarch.training.open_run import run_folder
 from megaarch.training.train_state import Progress
 
 FORMATS = ("checkpoint", "safetensors", "hf")
@@ -89,7 +90,7 @@ def format_of(source: Path) -> str:
     """What a source is, by its looks."""
     if source.is_file():
         return "safetensors"
-    if not source.is_dir():
+    if not source.is_dir() and not run_folder(source).is_dir():
         raise UserError(f"{source} does not exist")
     return "hf" if (source / files.CONFIG).exists() else "checkpoint"
 

@@ -23,6 +23,7 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
 from megaarch.interchange.hf_weights import Weights
 from megaarch.training import memory_check
+from megaarch.training.open_run import run_folder
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -42,8 +43,8 @@ class Saved(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Saved:
-    """A checkpoint, or a run's newest complete one. UserError where there is none."""
-    found = checkpoint.find(path)
+    """A checkpoint, or the newest complete one of a run or of STUDY/CELL. UserError where there is none."""
+    found = checkpoint.find(run_folder(path))
     record = read_record(found)
     _check_memory(found, checkpoint.count_weights(found))
     return Saved(checkpoint.read_weights(found), record)

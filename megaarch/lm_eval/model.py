@@ -17,8 +17,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import distributed
 from tqdm import tqdm
 
+from megaarch.checkpoint import checkpoint
 from megaarch.checkpoint.record import read_record
-from megaarch.checkpoint.retention import complete
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.conditional_forms import ADDED
 from megaarch.distributed import launch
@@ -232,7 +232,7 @@ class MegaarchLM(GeneratorLM):
     """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
     together.
 
-    run: its folder, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf for a checkpoint that was
+    run: its folder, a checkpoint in it, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf for a checkpoint that was
     converted from Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no
     longer where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
     or else a GPU where there is one.
@@ -306,7 +306,7 @@ def layout(tensor_parallel: int) -> list[str]:
 def converted_from_elsewhere(run: Path) -> bool:
     """Whether a run's newest checkpoint came from Hugging Face and has neither been trained here nor
     before it went there."""
-    record = read_record(complete(run / "checkpoints")[-1])
+    record = read_record(checkpoint.locate(run))
     trained = record.fingerprint is not None or record.progress.step > 0
     return not trained and Path(record.tokenizer.path).name not in TRAINED
 

@@ -150,9 +150,10 @@ def _may_have_seen(found: Opened, prepared: Prepared) -> str | None:
 
 
 def _lacks_held_out(run: Path) -> bool:
-    """Whether the run is a study's cell whose own text lacks what the study holds out. One that is
+    """Whether the run, or that of the checkpoint `run`, is a study's cell whose own text lacks what the study holds out. One that is
     not finished may be."""
-    record = CellRecord.read(run)
+    of_one = run.parent.name == "checkpoints"
+    record = CellRecord.read(run.parent.parent if of_one else run)
     if record is None:
         return False
     text = record.result.data if record.result else None

@@ -1,4 +1,4 @@
-"""A trained run, opened: the model of its newest checkpoint, in the layout of the processes at hand."""
+"""A trained run, opened: the model of its newest checkpoint, or of the one that is given, in the layout of the processes at hand."""
 
 import copy
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 from megaarch import config
 from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.manifest import MANIFEST
 from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.checkpoint.retention import complete
 from megaarch.config.schema import Settings
@@ -25,7 +26,7 @@ DEEPSPEED = ("engine", "zero_stage", "offload", "deepspeed_config")
 
 @dataclass(frozen=True)
 class Opened:
-    """A run's weights in an engine. settings: as trained, where `open_run` was not told otherwise."""
+    """A run's weights in an engine. run: its folder, or the checkpoint's that was given. settings: as trained, where `open_run` was not told otherwise."""
 
     run: Path
     engine: NativeEngine
@@ -56,7 +57,7 @@ def open_run(
         raise UserError(f"{run} is no folder: give the folder of a run")
     raw = checkpoint.latest_settings(run)
     if raw is None:
-        raise UserError(f"{run} has no complete checkpoint: give the folder of a trained run")
+        raise UserError(f"{run} has no complete checkpoint: {checkpoint.WANTED}")
     settings = _settings(raw, overrides, run, training or {})
     check(settings)
     device = device_of(settings)
@@ -71,10 +72,10 @@ def open_run(
 
 
 def run_folder(given: Path) -> Path:
-    """Returns the folder of a run: the given one, or of STUDY/NAME the run that lies in
+    """Returns the folder of a run or of a checkpoint: the given one, or of STUDY/NAME the run that lies in
     STUDY/cells/NAME/SIZE-BUDGET-seedN. UserError where a path in a study names no run, several, or one that
     has no complete checkpoint."""
-    if complete(given / "checkpoints"):
+    if (given / MANIFEST).exists() or complete(given / "checkpoints"):
         return given
     path = given.resolve()
 

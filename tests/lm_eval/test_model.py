@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_one_token_choices_share_a_row(runs, monkeypatch):
     np.testing.assert_allclose(
         [s.loglikelihood for s in together], [s.loglikelihood for s in alone], atol=1e-5
     )
+
+
+def test_a_checkpoint_of_a_run_is_scored(runs):
+    run = Path(runs("gpt"))
+    pairs = requests("loglikelihood", *zip(CONTEXTS, CONTINUATIONS, strict=True))
+    found = [
+        MegaarchLM(run=str(given)).loglikelihood(pairs, disable_tqdm=True)
+        for given in (run, run / "checkpoints" / "step-00000001")
+    ]
+    assert found[0] == found[1]
 
 
 def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):

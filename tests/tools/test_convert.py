@@ -293,6 +293,20 @@ def test_other_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_cell_is_named_by_its_study(run, tmp_path, capsys):
+    folder, _ = run()
+    study = tmp_path / "study"
+    cell = study / "cells" / "gpt" / "base-1e+10-seed0"
+    cell.parent.mkdir(parents=True)
+    folder.rename(cell)
+    (study / "study.yaml").touch()
+    assert convert(study / "gpt", tmp_path / "gpt.safetensors", "--to", "safetensors") == 0
+    assert convert(study / "t5", tmp_path / "x") == 2
+    assert f"names no runs of the study {study}" in capsys.readouterr().err
+    assert convert(study, tmp_path / "x") == 2
+    assert f"is a study: give one of them:\n  {cell}" in capsys.readouterr().err
+
+
 def test_a_safetensors_file_with_a_damaged_record_is_named(run, tmp_path, capsys):
     folder, _ = run()
     file = tmp_path / "model.safetensors"

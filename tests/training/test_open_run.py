@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from megaarch.checkpoint import checkpoint
 from megaarch.cli.main import main
 from megaarch.errors import UserError
-from megaarch.training.open_run import run_folder
+from megaarch.training.open_run import open_run, run_folder
+from megaarch.training.trainer import Trainer
 
 GPT, SMALL, LARGE, BERT = (
     f"cells/{name}/{key}-1e+10-seed0"
@@ -96,3 +99,19 @@ def test_a_link_and_a_folder_within_a_study_name_its_cell(study, tmp_path_factor
 def test_every_command_that_opens_a_run_lists_a_studys_cells(command, study, capsys):
     assert main([*command, str(study)]) == 2
     assert f"\n  {study / GPT}\n" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_run_is_opened_and_not_the_newest(tiny, prepared, tmp_path):
+    settings = tiny("gpt", training__steps=4, training__save_every=2)
+    Trainer(settings, prepared).run()
+    run = tmp_path / "run"
+    given = run / "checkpoints" / "step-00000002"
+    assert run_folder(given) == given
+    older, newest = open_run(given), open_run(run)
+    assert (older.record.progress.step, newest.record.progress.step) == (2, 4)
+    stored = checkpoint.read_weights(given)
+    kept = older.engine.model.state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in stored.items())
+    assert main(["evaluate", str(given), "--set", "study.evaluation.middles=0"]) == 0
+    assert main(["generate", str(given), "--prompt", "The river", "--max-tokens", "2"]) == 0
+    assert main(["probe", "rank", str(given)]) == 0

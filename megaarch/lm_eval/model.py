@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from megaarch.checkpoint import checkpoint
 from megaarch.checkpoint.record import read_record
 from megaarch.config.catalogue import OBJECTIVES
+from megaarch.config.schema import Training
 from megaarch.data.conditional_forms import ADDED
 from megaarch.distributed import launch
 from megaarch.errors import UserError
@@ -32,6 +33,7 @@ from megaarch.training.open_run import run_folder
 
 log = logging.getLogger("megaarch")
 ROWS = 8
+PRECISIONS = get_args(Training.model_fields["precision"].annotation)
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 
 
@@ -85,6 +87,7 @@ class GeneratorLM(TemplateLM):
             "model_preset": settings.model.preset,
             "model_architecture": settings.model.architecture,
             "model_objective": settings.data.objective,
+            "model_precision": settings.training.precision,
         }
 
     def tok_encode(
@@ -234,7 +237,7 @@ class MegaarchLM(GeneratorLM):
 
     run: its folder, a checkpoint in it, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf for a checkpoint that was
     converted from Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no
-    longer where it was. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
+    longer where it was. precision: "fp32" or "bf16"; None: that of training. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
     or else a GPU where there is one.
     """
 
@@ -243,6 +246,7 @@ class MegaarchLM(GeneratorLM):
         run: str | None = None,
         form: str | None = None,
         tokenizer: str | None = None,
+        precision: str | None = None,
         max_length: int | None = None,
         tensor_parallel: int = 1,
         batch_size: int | str = ROWS,
@@ -252,8 +256,8 @@ class MegaarchLM(GeneratorLM):
     ):
         if unknown or run is None:
             raise UserError(
-                "--model_args: give run=RUN, and none but form, tokenizer, max_length and "
-                f"tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
+                "--model_args: give run=RUN, and none but form, tokenizer, precision, max_length "
+                f"and tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
             )
         given = {
             "max_length": max_length,
@@ -263,6 +267,10 @@ class MegaarchLM(GeneratorLM):
         sizes = {name: _whole(name, value) for name, value in given.items()}
         folder, overrides = run_folder(Path(run)), [*layout(sizes["tensor_parallel"] or 1)]
         overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
+        if precision is not None:
+            if precision not in PRECISIONS:
+                raise UserError(f"precision={precision}: is not one of {', '.join(PRECISIONS)}")
+            overrides.append(f"training.precision={precision}")
         generator = Generator.of_run(folder, overrides, tokenizer)
         if form is None:
             shared = generator.settings.model.architecture in SHARED

@@ -185,6 +185,23 @@ def test_a_checkpoint_of_a_run_is_scored(runs):
     assert found[0] == found[1]
 
 
+def test_a_run_is_scored_in_the_precision_that_is_asked_for_and_the_record_says_which(runs):
+    """bf16 has weights and products of 16 bits; unasked it is that of training."""
+    pairs = requests("loglikelihood", *zip(CONTEXTS, CONTINUATIONS, strict=True))
+    values = {}
+    for asked, used in ((None, "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
+        lm = MegaarchLM(run=runs("gpt"), precision=asked)
+        assert lm.get_model_info()["model_precision"] == used
+        kinds = {weight.dtype for weight in lm.generator.model.parameters()}
+        assert kinds == {torch.bfloat16 if used == "bf16" else torch.float32}
+        values[asked] = [value for value, _ in lm.loglikelihood(pairs, disable_tqdm=True)]
+    assert values[None] == values["fp32"] != values["bf16"]
+    np.testing.assert_allclose(values["bf16"], values["fp32"], rtol=0.02)
+    trained = runs("gpt", "training.precision=bf16")
+    assert MegaarchLM(run=trained).get_model_info()["model_precision"] == "bf16"
+    assert MegaarchLM(run=trained, precision="fp32").scorer is not None
+
+
 def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):
     """Converted or not: `lm_eval --model hf` runs no encoder."""
     monkeypatch.setattr("megaarch.lm_eval.model.converted_from_elsewhere", lambda run: True)
@@ -200,6 +217,7 @@ def test_bert_is_flagged_and_does_not_generate(runs, caplog, monkeypatch):
     [
         ({"form": "x"}, "form=x: is not one of objective, hf"),
         ({"colour": 3}, "not colour"),
+        ({"precision": "fp8"}, "precision=fp8: is not one of fp32, bf16"),
         ({"tensor_parallel": 2}, "1 started processes do not divide"),
         ({"max_length": 9}, "max_length: 9 leaves no room"),
         ({"max_length": 4096}, "max_length: 4096 is more than the 48 positions"),

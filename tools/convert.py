@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
         help="room in a Hugging Face model's vocabulary for those of T5's objective (default: 100)",
     )
     top.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights, with --to hf (float32)",
+    )
+    top.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
         help="compare every tensor, and with Hugging Face the logits of random tokens (default: the "

@@ -47,7 +47,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Conversion:
     """What is to be made of what. given: the source's format. tokenizer, sentinels: of a model from
-    Hugging Face; None is what its folder says. verify: read the output back and compare, with
+    Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read the output back and compare, with
     Hugging Face logits too; None: the logits where transformers and the memory for it are there."""
 
     source: Path
@@ -57,6 +57,7 @@ class Conversion:
     family: str | None = None
     tokenizer: str | None = None
     sentinels: int | None = None
+    dtype: str = "float32"
     verify: bool | None = None
 
 
@@ -65,6 +66,8 @@ def convert(job: Conversion, say: Say) -> None:
     is overwritten and nothing half done is left."""
     if job.output.exists():
         raise UserError(f"{job.output} exists: give another output, or delete it")
+    if job.dtype != "float32" and job.to != "hf":
+        raise UserError(f"--dtype {job.dtype}: is for --to hf; what trains here has fp32 weights")
     given = job.given or format_of(job.source)
     if given == "hf":
         saved = _from_hf(job, say)
@@ -230,13 +233,18 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
     family = job.family or family_of(model)
     if family not in FAMILIES:
         raise UserError(f"--family {family}: is not one of {', '.join(FAMILIES)}")
-    theirs = config_for(model, family, axes)
-    weights = {name: tensor.float() for name, tensor in saved.weights.items()}
+    theirs, dtype = config_for(model, family, axes), getattr(torch, job.dtype)
+    if settings_from(theirs).architecture != model.architecture:
+        say(
+            f"{theirs['architectures'][0]} has a causal mask: transformers and vLLM will run this "
+            f"{model.architecture} so that no token of a prompt sees a later one, as it was not trained"
+        )
+    weights = {name: tensor.to(dtype).float() for name, tensor in saved.weights.items()}
     tokenizer = _tokenizer_of(saved.record, settings, say)
     ids, beside = _special_tokens(model, tokenizer, say)
     theirs |= ids
     theirs |= {
-        "torch_dtype": "float32",
+        "torch_dtype": job.dtype,
         OWN: {
             "preset": model.preset,
             "architecture": model.architecture,
@@ -247,7 +255,7 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
     }
     tensors = to_hf(weights, model, family)
     with _kept_if_right(job.output):
-        files.write_hf(job.output, theirs, tensors, beside)
+        files.write_hf(job.output, theirs, tensors, beside, dtype)
         if job.verify is not False:
             say(_check_hf(job.output, weights, model, family))
         _check_logits(job, weights, model, job.output, family, model.vocabulary_size, say)
@@ -273,6 +281,7 @@ def _special_tokens(
 
 def _check_hf(folder: Path, weights: Weights, model: Model, family: str) -> str:
     config_again, again = files.read_hf(folder)
+    again = {name: tensor.float() for name, tensor in again.items()}
     again, config_again = settle(again, config_again)
     back = from_hf(again, settings_from(config_again), family)
     kept, back = (_without_padding(tensors, model.vocabulary_size) for tensors in (weights, back))

@@ -20,13 +20,22 @@ from safetensors.torch import save_file
 from megaarch.checkpoint import checkpoint
 from megaarch.checkpoint.record import CheckpointRecord, read_record
 from megaarch.errors import UserError
-from megaarch.files import Schema, check_regular, fit, parse_json, read_json, replacing
+from megaarch.files import (
+    Schema,
+    check_regular,
+    fit,
+    parse_json,
+    read_json,
+    replacing,
+    write_json,
+)
 from megaarch.interchange.hf_weights import Weights
 from megaarch.training import memory_check
 from megaarch.training.open_run import run_folder
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = 5_000_000_000  # bytes of a file of weights, as transformers divides them
 TRAINED = ("tokenizer.megaarch.json", "tokenizer.megaarch.model")  # of `tokenizer_files`
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -151,20 +160,45 @@ def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
 
 
 def write_hf(
-    folder: Path, config: dict[str, Any], weights: Weights, beside: dict[str, bytes]
+    folder: Path,
+    config: dict[str, Any],
+    weights: Weights,
+    beside: dict[str, bytes],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """config.json, model.safetensors and what stands beside them, by name. Of tied tensors the first
-    is written, as `from_pretrained` expects."""
+    """config.json, the weights in `dtype` and what stands beside them, by name. Of tied tensors the first
+    is written, as `from_pretrained` expects; more than `SHARD` bytes lie in several files."""
     aside = folder.with_name(folder.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     kept = {id(tensor): name for name, tensor in reversed(weights.items())}
-    once = {name: weights[name].clone() for name in kept.values()}
-    _save(once, aside / SINGLE, {"format": "pt"})
+    shards = _shards({name: weights[name] for name in kept.values()}, dtype)
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(names if len(shards) > 1 else [SINGLE], shards, strict=True):
+        once = {name: tensor.to(dtype, copy=True) for name, tensor in shard.items()}
+        _save(once, aside / file, {"format": "pt"})
+    if len(shards) > 1:
+        size = sum(tensor.numel() for shard in shards for tensor in shard.values()) * dtype.itemsize
+        owners = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        write_json(aside / INDEX, {"metadata": {"total_size": size}, "weight_map": owners})
     for name, content in beside.items():
         (aside / name).write_bytes(content)
     aside.rename(folder)
+
+
+def _shards(weights: Weights, dtype: torch.dtype) -> list[Weights]:
+    """Divides tensors, in their order, among files of at most `SHARD` bytes; a larger one has its own."""
+    shards: list[Weights] = [{}]
+    room = SHARD
+    for name, tensor in weights.items():
+        size = tensor.numel() * dtype.itemsize
+        if size > room and shards[-1]:
+            shards.append({})
+            room = SHARD
+        shards[-1][name] = tensor
+        room -= size
+    return shards
 
 
 def find_tokenizer(folder: Path) -> Path:

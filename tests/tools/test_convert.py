@@ -17,6 +17,7 @@ from megaarch.checkpoint import checkpoint
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.interchange import FAMILIES, files, verify
 from megaarch.interchange.convert import settings_of
+from megaarch.interchange.vocabulary import TABLES
 from tests.interchange.models import MODELS, V
 from tests.tools.conversions import PIECES, convert, saved
 
@@ -53,6 +54,48 @@ def test_every_family_comes_in_and_goes_out_with_the_same_logits(theirs, tmp_pat
     record = json.loads((tmp_path / "back" / "config.json").read_text())
     assert record["eos_token_id"] == PIECES + 2  # behind the pieces, where training has it
     assert (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_weights_go_out_in_bf16_and_in_files_of_a_bounded_size(
+    theirs, tmp_path, capsys, monkeypatch
+):
+    folder, model = theirs
+    assert convert(folder, tmp_path / "run", "--from", "hf") == 0
+    monkeypatch.setattr(files, "SHARD", 9_000)
+    given = ("--to", "hf", "--dtype", "bfloat16", "--verify")
+    assert convert(tmp_path / "run", tmp_path / "back", *given) == 0
+    said = capsys.readouterr().out
+    assert "equal bit for bit" in said and "random tokens differ by at most" in said
+    shards = sorted((tmp_path / "back").glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    assert len(shards) > 1 and not (tmp_path / "back" / "model.safetensors").exists()
+    assert shards[-1].name == f"model-{len(shards):05}-of-{len(shards):05}.safetensors"
+    size, owners = 0, {}
+    for shard in shards:
+        tensors = load_file(shard)
+        assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+        own = sum(t.nbytes for t in tensors.values())
+        assert own <= 9_000 or len(tensors) == 1
+        size, owners = size + own, owners | dict.fromkeys(tensors, shard.name)
+    assert index == {"metadata": {"total_size": size}, "weight_map": owners}
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert convert(tmp_path / "back", tmp_path / "again", "--verify") == 0
+    kept, rounded = (files.read_checkpoint(tmp_path / name).weights for name in ("run", "again"))
+    for name, weight in kept.items():  # rows of padding do not go out
+        rows = weight[: len(rounded[name])].bfloat16().float()
+        same = rounded[name][: len(rows)] == rows
+        assert same.all() or (name in TABLES and not rows[~same].any())
+    again = CLASS[model.config.model_type].from_pretrained(tmp_path / "back", dtype=torch.bfloat16)
+    assert again.dtype == torch.bfloat16
+
+
+def test_a_prefix_decoder_is_said_to_run_with_a_causal_mask_elsewhere(run, tmp_path, capsys):
+    for preset, said in (("prefix_lm", True), ("gpt", False)):
+        folder, _ = run(preset, logging__directory=str(tmp_path / preset))
+        assert convert(folder, tmp_path / f"{preset}-hf", "--to", "hf") == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = [line for line in lines if "LlamaForCausalLM has a causal mask" in line]
+        assert len(told) == said
 
 
 def test_weights_in_several_files_and_under_old_names(words, tmp_path):
@@ -277,6 +320,7 @@ def test_other_mistakes_are_one_sentence_and_exit_code_2(run, tmp_path, capsys):
         ((folder, tmp_path / "empty"), "empty exists"),
         ((tmp_path / "foreign.safetensors", tmp_path / "x"), "no megaarch record"),
         ((tmp_path / "empty", tmp_path / "x", "--from", "hf"), "it has no config.json"),
+        ((folder, tmp_path / "x", "--dtype", "bfloat16"), "--dtype bfloat16: is for --to hf"),
         ((folder, tmp_path / "x", "--sentinels", "-1"), "--sentinels must be from 0 to"),
         (
             (folder, tmp_path / "x", "--sentinels", "2000000"),

@@ -1,6 +1,7 @@
 """`megaarch submit`: a study as SLURM jobs."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from megaarch.cli.options import Adder, read_study, study_arguments
@@ -58,5 +59,5 @@ def run(options: argparse.Namespace) -> int:
     for job in submit.submit(raw, directory, site, order):
         tasks = "" if job.tasks is None else f"  {len(job.tasks)} x {job.nodes} nodes"
         print(f"{job.id:>8}  {job.name}{tasks}")
-    print(f"\nmegaarch status {directory}")
+    print(f"\nmegaarch status {shlex.quote(str(directory))}")
     return 0

@@ -48,13 +48,13 @@ def heading(width: int) -> str:
     """Above the lines of plans. width: of the longest name of a cell, 0 without names."""
     return (
         (f"{'cell':<{width + 2}}" if width else "")
-        + f"{'layout':<21}{'schedule':<13}{'rows':>5} {'recompute':<10}{'GB':>5}{'s/step':>8}"
-        + f"{'MFU':>6}{'GPU-h':>9}{'days':>8}  limit"
+        + f"{'layout':<21}{'schedule':<13}{'rows':>5} {'recompute':<10}{'GB':>5}{'s/step':>9}"
+        + f"{'MFU':>6}{'GPU-h':>9}{'days':>9}  limit"
     )
 
 
 def line(name: str, plan: PlannedLayout, width: int) -> str:
-    """A plan, within 95 columns behind the name."""
+    """A plan, within 97 columns behind the name."""
     parallel = plan.settings.parallel
     schedule = {"interleaved_1f1b": "interleaved", "zero_bubble": "zero bubble"}.get(
         parallel.schedule, parallel.schedule
@@ -67,8 +67,8 @@ def line(name: str, plan: PlannedLayout, width: int) -> str:
         + f"{layout(plan.settings):<21}"
         + f"{schedule if parallel.pipeline_parallel > 1 else '-':<13}"
         + f"{plan.settings.training.micro_batch_size:>5} {parallel.recompute:<10}"
-        + f"{plan.memory.total / 1e9:>5.0f}{plan.seconds.total:>8.3g}{plan.mfu:>6.1%}"
-        + f"{cost:>9}{days:>8}  {plan.seconds.limit}"
+        + f"{plan.memory.total / 1e9:>5.0f}{plan.seconds.total:>9.3g}{plan.mfu:>6.1%}"
+        + f"{cost:>9}{days:>9}  {plan.seconds.limit}"
     )
 
 

@@ -178,14 +178,14 @@ def test_submitting_prints_and_keeps_the_ids_and_one_study_runs_once(
         file.chmod(0o755)
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
-    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path, out = tmp_path / "study.yaml", tmp_path / "my out"
     path.write_text(yaml.safe_dump(study))
     arguments = ["submit", str(path), "--output", str(out), "--launch", str(site_folder)]
     arguments += ["--nodes", "8", "--time", "60"]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert [job.id for job in submit.read(out)] == [1, 2, 3, 4, 5, 6]
-    assert "2  cells-0-single  2 x 1 nodes" in shown and f"megaarch status {out}" in shown
+    assert "2  cells-0-single  2 x 1 nodes" in shown and f"megaarch status '{out}'" in shown
     commands = (tmp_path / "log").read_text().splitlines()
     assert all(line.startswith("my-project ") for line in commands)
     assert "--dependency=afterok:1,afterok:2" in commands[4]

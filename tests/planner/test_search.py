@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from megaarch import config
 from megaarch.cli import main
 from megaarch.config import ConfigError
 from megaarch.parallel.validate import check
+from megaarch.planner import display
 from megaarch.planner.hardware import gpu, hardware
 from megaarch.planner.search import candidates, search
 from megaarch.planner.time import Cluster, Seconds, step_seconds
@@ -148,6 +150,17 @@ def test_a_study_has_one_layout_a_cell(planned, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["cell", "gpt", "t5-of-a-long-name"]
     assert len({line.index(word) for line, word in zip(lines, ("layout", "dp8", "dp8"))}) == 1
+
+
+def test_columns_of_small_and_of_large_plans_stand_apart(planned):
+    plan = search(config.resolve(planned), 8, Cluster(gpu("a100")))[0]
+
+    def words(seconds, steps):
+        found = replace(plan, seconds=Seconds(products=seconds), steps=steps)
+        return len(display.line("name", found, 4).split())
+
+    usual = words(1.0, 100)
+    assert {words(t, n) for t in (3.4567e-4, 1.2345e-7, 1.2345e5) for n in (1, 10**7)} == {usual}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ shard has the means of the whole: what is summed over a split axis is summed ove
 shapes: docs/shapes.md; O outputs, D inputs, K projections, o and d what is held here.
 """
 
+from collections import defaultdict
+from collections.abc import Generator
 from math import prod
 from typing import Any
 
@@ -53,12 +55,15 @@ class Adafactor(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One step. closure: None."""
         assert closure is None
+        updates = []
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     if p not in self._held:
                         self._held[p] = _Held(p)
-                    _update(self._held[p], self.state[p], float(group["lr"]), group["weight_decay"])
+                    rate, decay = float(group["lr"]), group["weight_decay"]
+                    updates.append(_update(self._held[p], self.state[p], rate, decay))
+        _sum_together(updates)
 
 
 class _Held:
@@ -74,18 +79,25 @@ class _Held:
         sizes = torch.tensor(self.fused.sizes(p.shape[0])).clamp(min=1)
         self.sizes = sizes.to(self.members)[:, None]  # [K, 1], rows of the whole
 
-    def summed(self, x: torch.Tensor, *axes: int) -> torch.Tensor:
-        """Sums what was summed over these axes of the shard over the ranks that split them."""
+    def over_ranks(self, x: torch.Tensor, *axes: int) -> "_Sum":
+        """What was summed over these axes of the shard, with the groups of ranks that split them."""
+        groups = []
         if isinstance(self.p, DTensor):
-            for axis, placement in enumerate(self.p.placements):
-                if getattr(placement, "dim", None) in axes:  # a strided shard's too
-                    distributed.all_reduce(x, group=self.p.device_mesh.get_group(axis))
-        return x
+            groups = [
+                self.p.device_mesh.get_group(axis)
+                for axis, placement in enumerate(self.p.placements)
+                if getattr(placement, "dim", None) in axes  # a strided shard's too
+            ]
+        return x, groups
 
-    def root_mean_squares(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """Returns of each tensor [o, ...] the RMS of each projection, spread to its rows [o, 1...]."""
+    def sums_of_squares(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of each projection's squares in each tensor [o, ...]: [K, tensors]."""
         sums = [self.members @ x.square().flatten(1).sum(1) for x in map(_matrix, tensors)]
-        means = self.summed(torch.stack(sums, 1), 0, 1) / self.sizes / prod(self.p.shape[1:])
+        return torch.stack(sums, 1)
+
+    def root_mean_squares(self, sums: torch.Tensor) -> list[torch.Tensor]:
+        """Returns of each tensor the RMS of each projection, spread to its rows [o, 1...]."""
+        means = sums / self.sizes / prod(self.p.shape[1:])
         shape = (-1, *[1] * (self.p.ndim - 1))
         return [mean[self.of_row].view(shape) for mean in means.sqrt().unbind(1)]
 
@@ -109,7 +121,29 @@ def _matrix(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim > 1 else x[:, None]
 
 
-def _update(held: _Held, state: dict[str, Any], rate: float, weight_decay: float) -> None:
+_Sum = tuple[torch.Tensor, list[distributed.ProcessGroup]]
+_Update = Generator[list[_Sum], None, None]
+
+
+def _sum_together(updates: list[_Update]) -> None:
+    """Takes the updates of all parameters, in which each pauses where it needs sums over ranks: one message for
+    each group of ranks then has those of all, and not one for each parameter."""
+    while updates:
+        wanted = [next(update, None) for update in updates]
+        updates = [u for u, sums in zip(updates, wanted, strict=True) if sums is not None]
+        together: dict[tuple[Any, torch.dtype], list[torch.Tensor]] = defaultdict(list)
+        for x, groups in (each for sums in wanted for each in sums or ()):
+            for group in groups:
+                together[group, x.dtype].append(x)
+        for (group, _), tensors in together.items():
+            flat = torch.cat([x.flatten() for x in tensors])
+            distributed.all_reduce(flat, group=group)
+            for x, total in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+                x.copy_(total.view_as(x))
+
+
+def _update(held: _Held, state: dict[str, Any], rate: float, weight_decay: float) -> _Update:
+    """One step of a parameter, whose gradient becomes its update. Yields what is to be summed, in place."""
     p = held.p
     assert p.grad is not None
     weight, grad = local(p), local(p.grad)
@@ -123,19 +157,26 @@ def _update(held: _Held, state: dict[str, Any], rate: float, weight_decay: float
             state["row_var"] = held.zeros((outputs, 1), split=(0,))
             state["col_var"] = held.zeros((kinds, inputs), split=(1,))
         row, column = local(state["row_var"]), local(state["col_var"])
-        _average(row, held.summed(square.sum(1, keepdim=True), 1) / inputs, fresh)
-        _average(column, held.summed(held.members @ square, 0) / held.sizes, fresh)
-        mean = held.summed(column.sum(1, keepdim=True), 1) / inputs
-        by_column = (column / mean).rsqrt()
+        of_rows, of_columns = square.sum(1, keepdim=True), held.members @ square
+        del square
+        yield [held.over_ranks(of_rows, 1), held.over_ranks(of_columns, 0)]
+        _average(row, of_rows / inputs, fresh)
+        _average(column, of_columns / held.sizes, fresh)
+        mean = column.sum(1, keepdim=True)
+        yield [held.over_ranks(mean, 1)]
+        by_column = (column / (mean / inputs)).rsqrt()
         by_column = by_column if kinds == 1 else by_column[held.of_row]
-        update = grad * row.rsqrt() * by_column
+        update = grad.mul_(row.rsqrt()).mul_(by_column)
     else:
         if "variance" not in state:
             state["variance"] = held.zeros(tuple(p.shape), split=(0, 1))
         variance = local(state["variance"])
         _average(variance, square, fresh)
-        update = grad * variance.rsqrt()
-    size, scale = held.root_mean_squares(update, weight)
+        del square
+        update = grad.mul_(variance.rsqrt())
+    sums = held.sums_of_squares(update, weight)
+    yield [held.over_ranks(sums, 0, 1)]
+    size, scale = held.root_mean_squares(sums)
     update.div_(size.clamp(min=1.0)).mul_(scale.clamp(min=EPSILON_SCALE))
     weight.mul_(1 - rate * weight_decay).sub_(update, alpha=rate)
 

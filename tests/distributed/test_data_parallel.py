@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from megaarch.config.schema import Parallel
 from tests.conftest import PRESETS
 from tests.distributed import runs
-from tests.distributed.layouts import DEEPER
+from tests.distributed.layouts import DEEPER, FACTORED
 from tests.steps import forward_backward
 
 LAYOUTS = {
@@ -163,3 +163,19 @@ def test_gradients_are_summed_over_copies_once_a_step(pool, raw, prepared):
     (one, *_), (four, *_) = (pool.run(4, all_reduces, raw, count) for count in (1, 4))
     assert one > 3, "each layer's, and those of what is outside of layers"
     assert four == one
+
+
+def all_reduces_of_adafactor(raw):
+    """How many all-reduces Adafactor's step makes of sharded parameters, and how many parameters it has."""
+    given = LAYOUTS["fsdp2"] | FACTORED | {"training.optimizer": "adafactor"}
+    trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
+    forward_backward(trainer, trainer.steps[0])
+    with patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as called:
+        trainer.optimizer.step()
+    return called.call_count, len(list(trainer.model.parameters()))
+
+
+def test_adafactor_sums_for_all_parameters_at_once(pool, raw, prepared):
+    """Means of columns, and roots of mean squares: rows are what FSDP splits."""
+    for messages, parameters in pool.run(2, all_reduces_of_adafactor, raw):
+        assert messages == 2 < parameters

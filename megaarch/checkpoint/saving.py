@@ -30,7 +30,8 @@ from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.base import Engine
 
-LOSSES = "MEGAARCH_LOSSES"  # names launch/job.sh's list of starts that have lost a rank since a step was saved
+# names launch/job.sh's list of starts that have lost a rank since a step was saved
+LOSSES = "MEGAARCH_LOSSES"
 # torch 2.11 closes a stager behind the first state that it has copied
 STAGES_ONCE = torch.__version__ < "2.13"
 

@@ -26,9 +26,9 @@ def run_command(
     """Runs a command and returns its exit code.
 
     What a user can mend is one sentence and code 2; what stopped a run, code 130 or REQUEUE; a fault of
-    the network or of a GPU has code LOST, as a lost rank has; a bug shows its traceback and has code 1. program: the name before the sentence. debug: raise every
-    error. continues: whether the same command goes on where it was interrupted; a KeyboardInterrupt with
-    words says them.
+    the network or of a GPU has code LOST, as a lost rank has; a bug shows its traceback and has code 1.
+    program: the name before the sentence. debug: raise every error. continues: whether the same command
+    goes on where it was interrupted; a KeyboardInterrupt with words says them.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megaarch").setLevel(logging.INFO)

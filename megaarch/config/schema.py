@@ -233,7 +233,8 @@ class Parallel(Section):
     # gather a layer's parameters again for its backward; None: unless there is a pipeline, which
     # would gather them for each micro-batch
     reshard_after_forward: bool | None = None
-    # What a layer's backward recomputes: selective keeps outputs of attention and matrix products.
+    # What a layer's backward recomputes: selective keeps outputs of attention, matrix products and
+    # messages other than gathers.
     recompute: Literal["none", "selective", "full"] = "none"
     schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble"] = "1f1b"
     stages_per_rank: Degree = 1  # of the pipeline; 2 or more: interleaved; zero_bubble with 2: a V

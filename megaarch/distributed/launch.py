@@ -137,13 +137,16 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
 
 
 def _gpu(local_rank: int, visible: int) -> int:
-    """Returns the number of a process's GPU: of its machine's, or the only one that its launcher lets it see."""
-    if visible == 1 or local_rank < visible:
-        return local_rank % visible
-    raise UserError(
-        f"{socket.gethostname()} has {visible} GPUs that torch finds, and process {local_rank} of this machine (from 0) has none "
-        "left: start fewer on it, or leave the machine out"
-    )
+    """Returns the number of a process's GPU: of its machine's, or the only one that its launcher lets it
+    see."""
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise UserError(
+            f"{socket.gethostname()} has {visible} GPUs that torch finds, and process {local_rank} of this "
+            "machine (from 0) has none left: start fewer on it, or leave the machine out"
+        )
+    return local_rank
 
 
 def _allow_files() -> None:

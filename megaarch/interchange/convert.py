@@ -47,8 +47,9 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Conversion:
     """What is to be made of what. given: the source's format. tokenizer, sentinels: of a model from
-    Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read the output back and compare, with
-    Hugging Face logits too; None: the logits where transformers and the memory for it are there."""
+    Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read
+    the output back and compare, with Hugging Face logits too; None: the logits where transformers and the
+    memory for it are there."""
 
     source: Path
     output: Path

@@ -235,10 +235,11 @@ class MegaarchLM(GeneratorLM):
     """A run. Several processes take a share of the requests each; `tensor_parallel` of them hold a model
     together.
 
-    run: its folder, a checkpoint in it, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf for a checkpoint that was
-    converted from Hugging Face and not trained since, else objective. tokenizer: the run's file, where it is no
-    longer where it was. precision: "fp32" or "bf16"; None: that of training. max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu",
-    or else a GPU where there is one.
+    run: its folder, a checkpoint in it, or STUDY/CELL. form: "objective" or "hf" (request_forms.py); None: hf
+    for a checkpoint that was converted from Hugging Face and not trained since, else objective. tokenizer:
+    the run's file, where it is no longer where it was. precision: "fp32" or "bf16"; None: that of training.
+    max_length: tokens of a row; None: the model's. batch_size: rows of a batch. device: "cpu", or else a GPU
+    where there is one.
     """
 
     def __init__(

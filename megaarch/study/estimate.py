@@ -94,13 +94,13 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
     steps = max(
         1, round((limit.amount - cell.inherited) / spent[limit.kind])
     )  # as many as Limit.reached allows
-    alone = processes(settings.parallel) == 1
+    alone, size = processes(settings.parallel) == 1, checkpoint_bytes(settings)
     return Estimate(
         steps=steps,
         tokens=steps * spent["seen_tokens"],
         epochs=steps * each / rows.per_epoch,
-        disk=checkpoints(training, steps) * (each_bytes := checkpoint_bytes(settings)),
-        checkpoint=each_bytes,
+        disk=checkpoints(training, steps) * size,
+        checkpoint=size,
         hours=steps * _step_seconds(cell, prepared) / 3600 if alone else None,
     )
 

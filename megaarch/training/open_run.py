@@ -1,4 +1,5 @@
-"""A trained run, opened: the model of its newest checkpoint, or of the one that is given, in the layout of the processes at hand."""
+"""A trained run, opened: the model of its newest checkpoint, or of the one that is given, in the layout of
+the processes at hand."""
 
 import copy
 import os
@@ -26,7 +27,8 @@ DEEPSPEED = ("engine", "zero_stage", "offload", "deepspeed_config")
 
 @dataclass(frozen=True)
 class Opened:
-    """A run's weights in an engine. run: its folder, or the checkpoint's that was given. settings: as trained, where `open_run` was not told otherwise."""
+    """A run's weights in an engine. run: its folder, or the checkpoint's that was given. settings: as trained,
+    where `open_run` was not told otherwise."""
 
     run: Path
     engine: NativeEngine

@@ -34,6 +34,12 @@ def test_a_checkpoint_holds_the_weights_and_what_the_optimizer_keeps(name, prese
     assert checkpoint_bytes(settings) == held
 
 
+def saving(tiny, every, keep, keep_every):
+    """Settings of a run of seven steps."""
+    given = {"save_every": every, "keep_checkpoints": keep, "keep_every": keep_every}
+    return tiny("gpt", training__steps=7, **{f"training__{name}": n for name, n in given.items()})
+
+
 @pytest.mark.parametrize(
     ("every", "keep", "keep_every", "stay"),
     [(0, 2, 0, 1), (2, 2, 0, 2), (2, 0, 0, 4), (2, 1, 4, 2), (20, 3, 0, 1)],
@@ -41,13 +47,7 @@ def test_a_checkpoint_holds_the_weights_and_what_the_optimizer_keeps(name, prese
 def test_as_many_checkpoints_are_counted_as_stay(
     every, keep, keep_every, stay, tiny, prepared, tmp_path
 ):
-    settings = tiny(
-        "gpt",
-        training__steps=7,
-        training__save_every=every,
-        training__keep_checkpoints=keep,
-        training__keep_every=keep_every,
-    )
+    settings = saving(tiny, every, keep, keep_every)
     assert checkpoints(settings.training, 7) == stay
     Trainer(settings, prepared).run()
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == stay
@@ -59,13 +59,7 @@ def test_as_many_checkpoints_are_counted_as_stay(
 def test_a_run_has_one_more_while_it_writes_the_next(
     every, keep, keep_every, tiny, prepared, tmp_path, monkeypatch
 ):
-    settings = tiny(
-        "gpt",
-        training__steps=7,
-        training__save_every=every,
-        training__keep_checkpoints=keep,
-        training__keep_every=keep_every,
-    )
+    settings = saving(tiny, every, keep, keep_every)
     honest, seen = checkpoint.prune, []
 
     def watched(folder, *given):

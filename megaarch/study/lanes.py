@@ -39,6 +39,7 @@ from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.trainer import device_of
 
 LISTEN = 1.0  # seconds until a signal to the study is noticed
+PATIENCE = 10  # seconds that a lane without a job gives its study to end it
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,19 @@ def _finished(job: Job, future: "Future[CellRecord]") -> tuple[Job, CellRecord]:
 
 class _Lane:
     """What a worker process keeps. queue: leads to the display. stop: ends when the study does. stopped:
-    set once a signal ended a job here; the pool hands out the next one, which must not begin."""
+    set once a signal ended a job here; the pool hands out the next one, which must not begin. at_work:
+    whether it has a job. SIGTERM is ignored between jobs: it would end this process with the lock of the pool's
+    queue in its hand, for which the others wait without end."""
 
     queue: Any
     stop: Connection
     stopped = threading.Event()
+    at_work = False
 
 
 def _enter(queue: Any, stop: Connection) -> None:
     _Lane.queue, _Lane.stop = queue, stop
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave, daemon=True).start()
 
 
@@ -179,19 +184,27 @@ def _leave() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    _Lane.stopped.wait(60)
+    while parent.is_alive() and _Lane.at_work:
+        parent.join(1)
+    parent.join(PATIENCE)  # a pool that is whole ends this process by itself
+    if _Lane.at_work:
+        _Lane.stopped.wait(60)
     os._exit(1)
 
 
 def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord:
     if _Lane.stopped.is_set() or _Lane.stop.poll():
         raise Stopped(signal.SIGTERM)
+    _Lane.at_work = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         return _attempt(job, lambda *message: _Lane.queue.put(message), threads, lanes)
     except (Stopped, KeyboardInterrupt):
         _Lane.stopped.set()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _Lane.at_work = False
 
 
 def _drain(queue, display: ProgressDisplay) -> None:

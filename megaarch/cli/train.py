@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
     from megaarch.distributed import launch
     from megaarch.distributed.heartbeat import Heartbeat
+    from megaarch.evaluation.validation import validate
     from megaarch.ingest.prepare import prepare
     from megaarch.parallel.validate import join
     from megaarch.study import lock
@@ -53,11 +54,18 @@ def run(options: argparse.Namespace) -> int:
             raise config.ConfigError([f"logging.directory: {folder} is a file"])
     with Heartbeat(grid, settings.training) as heartbeat:
         prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
+        evaluates = settings.training.eval_every > 0
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
             bar = ProgressBar(settings.model.preset or settings.model.architecture, display.show)
             with lock.alone(directory, "run", grid):
                 trainer = Trainer(
-                    settings, prepared, grid=grid, heartbeat=heartbeat, watch=bar.update
+                    settings,
+                    prepared,
+                    grid=grid,
+                    heartbeat=heartbeat,
+                    watch=bar.update,
+                    hold_out=validate(settings, prepared) if evaluates else None,
+                    shares=(1.0,),
                 )
                 progress = trainer.run()
     if grid.is_main:

@@ -50,6 +50,8 @@ class _Line(Schema):
     share: Annotated[float, Field(ge=0, le=1)] | None = None
     flops: Amount | None = None
     target_tokens: Amount | None = None
+    mfu: Amount | None = None
+    peak_memory: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class State:
 
     state: done, running, waiting, failed, stopped (it has begun, and no job of it is left), not
     run (its job ended before it began, e.g. because an earlier one failed), not started.
+    mfu, peak_memory: as metrics.jsonl has them, of a run on GPUs.
     """
 
     name: str
@@ -69,6 +72,8 @@ class State:
     loss: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
+    mfu: float | None = None
+    peak_memory: float | None = None
 
 
 def status(directory: Path) -> list[State]:
@@ -209,6 +214,7 @@ def _measured(state: State, lines: list[_Line], share: float | None) -> State:
     spent = last.seconds - first.seconds
     speed = (last.seen_tokens - first.seen_tokens) / spent if spent > 0 else None
     left = last.seconds * (1 - share) / share if share else None
+    used = [line.mfu for line in lines if line.mfu is not None]
     return replace(
         state,
         step=last.step,
@@ -216,6 +222,8 @@ def _measured(state: State, lines: list[_Line], share: float | None) -> State:
         loss=last.loss,
         tokens_per_second=speed or last.tokens_per_second,
         seconds_left=left if state.state in ("running", "waiting", "stopped") else None,
+        mfu=sum(used) / len(used) if used else None,
+        peak_memory=last.peak_memory,
     )
 
 
@@ -251,7 +259,8 @@ def table(states: list[State]) -> str:
     head = (
         f"{'':<{names}}  {'state':<{says}}{'step':>8}{'done':>6}{'loss':>8}{'tok/s':>11}{'left':>9}"
     )
-    lines = [head]
+    on_gpus = any(s.peak_memory is not None for s in states)
+    lines = [head + f"{'MFU':>7}{'GB':>7}" * on_gpus]
     for s, word in zip(states, words, strict=True):
         lines.append(
             f"{s.name:<{names}}  {word:<{says}}"
@@ -260,6 +269,11 @@ def table(states: list[State]) -> str:
             f"{'-' if s.loss is None else f'{s.loss:.3f}':>8}"
             f"{'-' if s.tokens_per_second is None else f'{s.tokens_per_second:,.0f}':>11}"
             f"{'-' if s.seconds_left is None else clock(s.seconds_left):>9}"
+            + (
+                f"{'-' if s.mfu is None else f'{s.mfu:.1%}':>7}"
+                f"{'-' if s.peak_memory is None else f'{s.peak_memory / 1e9:.1f}':>7}"
+            )
+            * on_gpus
         )
         if s.state in ENDED and s.why:
             lines.append(f"  {s.task}: {s.why}")

@@ -23,6 +23,8 @@ VOLATILE = (
     "training.float8_emulate",
     "training.deterministic",
     "training.micro_batch_size",
+    "training.eval_every",
+    "training.eval_documents",
     "training.save_every",
     "training.keep_checkpoints",
     "training.keep_every",

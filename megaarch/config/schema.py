@@ -205,6 +205,8 @@ class Training(Section):
     compile: bool | None = None  # None: on CUDA (parallel/compile.py)
     deterministic: bool = False
     threads: Annotated[int, Field(ge=0, le=1024)] = 0  # 0: torch's own choice
+    eval_every: NonNegative = 0  # steps from one scoring of held-out text to the next; 0: none
+    eval_documents: Number = 64  # that are scored then
     save_every: NonNegative = 0  # steps; 0: at the end only
     keep_checkpoints: NonNegative = 2  # newest ones; 0: all
     keep_every: NonNegative = 0  # steps; checkpoints at its multiples stay for good

@@ -1,16 +1,17 @@
 """Data that `prepare` has made, as training and scoring read them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from megaarch.errors import UserError
-from megaarch.files import Schema, fit, parse_json, read_bytes
+from megaarch.files import Schema, fit, open_regular, parse_json, read_bytes
 from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedDocuments
 from megaarch.ingest.manifest import PreparedManifest
 from megaarch.ingest.tokenizer import Tokenizer
@@ -22,10 +23,28 @@ class _Text(Schema):
     text: str
 
 
-class _HeldOut(Schema):
+class _Rows(Schema):
     """The rows of heldout.jsonl."""
 
     rows: list[_Text] | list[Annotated[tuple[str, str], Field(strict=False)]]  # JSON has no tuples
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text, or all that was read of it."""
+
+    rows: Sequence[_Text | tuple[str, str]]
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """The held-out documents, less the paragraphs that also stand in train. For supervised sources, input
+        and target joined by a newline. For tokenized sources, those of the file next to them."""
+        return [row.text if isinstance(row, _Text) else "\n".join(row) for row in self.rows]
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(input, target) of supervised sources, else empty."""
+        return [row for row in self.rows if not isinstance(row, _Text)]
 
 
 @dataclass(frozen=True)
@@ -51,19 +70,18 @@ class Prepared:
         which is the same wherever the same data are prepared."""
         return self.manifest.fingerprint
 
-    @cached_property
+    @property
     def heldout(self) -> list[str]:
-        """The held-out documents, less the paragraphs that also stand in train. For supervised sources, input
-        and target joined by a newline. For tokenized sources, those of the file next to them."""
-        return [row.text if isinstance(row, _Text) else "\n".join(row) for row in self._rows]
+        """The held-out documents, as `HeldOut.documents`."""
+        return self._held.documents
 
-    @cached_property
+    @property
     def heldout_pairs(self) -> list[tuple[str, str]]:
-        """(input, target) of supervised sources, else empty."""
-        return [row for row in self._rows if not isinstance(row, _Text)]
+        """The held-out pairs, as `HeldOut.pairs`."""
+        return self._held.pairs
 
     @cached_property
-    def _rows(self) -> Sequence[_Text | tuple[str, str]]:
+    def _held(self) -> HeldOut:
         """What heldout.jsonl holds, read when something scores it: it may be far larger than what a process that
         trains needs. UserError where it is not what was written."""
         file = self.directory / HELD_OUT
@@ -73,9 +91,22 @@ class Prepared:
             raise damaged(self.directory, error) from error
         if checksum(content) != self.manifest.heldout_checksum:
             raise changed(file, self.directory)
+        return self._parsed(content.split(b"\n"))
+
+    def first_heldout(self, count: int) -> HeldOut:
+        """Returns the first `count` documents or pairs that are held out, read without the others and so without
+        the checksum of all. UserError where they cannot be read."""
         try:
-            rows = [parse_json(line, file) for line in content.decode().split("\n") if line]
-            return fit({"rows": rows}, _HeldOut, file).rows
+            with open_regular(self.directory / HELD_OUT) as file:
+                return self._parsed(islice(file, count))
+        except OSError as error:
+            raise damaged(self.directory, error) from error
+
+    def _parsed(self, lines: Iterable[bytes]) -> HeldOut:
+        file = self.directory / HELD_OUT
+        try:
+            rows = [parse_json(line, file) for line in lines if line.strip()]
+            return HeldOut(fit({"rows": rows}, _Rows, file).rows)
         except ValueError as error:
             raise damaged(self.directory, error) from error
 

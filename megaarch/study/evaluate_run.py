@@ -15,6 +15,7 @@ from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout, shortened_prompts
 from megaarch.evaluation.items import cut, split, unfaithful
 from megaarch.evaluation.scorer import Scorer
+from megaarch.evaluation.validation import usual_items
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study.folder import load_config
@@ -165,19 +166,8 @@ def _evaluation(row: int, overrides: Sequence[str]) -> Evaluation:
     given = dict(config.parse_override(text) for text in overrides)
     given = {name.removeprefix(SCORING): value for name, value in given.items()}
     try:
-        return Evaluation.model_validate(fitted(row).model_dump() | given)
+        return Evaluation.model_validate(usual_items(row).model_dump() | given)
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         name = ".".join(map(str, fault["loc"]))
         raise UserError(f"--set {SCORING}{name}: {fault['msg']}") from None
-
-
-def fitted(row: int) -> Evaluation:
-    """The default items, shortened where the run's rows of `row` tokens are too short for them."""
-    usual = Evaluation()
-    return usual.model_copy(
-        update={
-            "prefix_tokens": min(usual.prefix_tokens, max(row // 2, 1)),
-            "continuation_tokens": min(usual.continuation_tokens, max(row // 8, 1)),
-        }
-    )

@@ -73,7 +73,8 @@ class ProgressBar:
         progress = step.progress
         speed = progress.seen_tokens / max(progress.seconds, 1e-9)
         left = clock(progress.seconds * (1 - step.share) / max(step.share, 1e-9))
-        text = f"step {progress.step}  loss {step.loss:.3f}  {speed:,.0f} tok/s  {left} left"
+        mfu = f"  {step.utilization['mfu']:.0%} MFU" if "mfu" in step.utilization else ""
+        text = f"step {progress.step}  loss {step.loss:.3f}  {speed:,.0f} tok/s{mfu}  {left} left"
         self.show(self.name, step.share, text)
 
 

@@ -1,7 +1,6 @@
 """Runs one cell of a study: trains it to its budget, scores it and keeps its record; or one trial of
 a sweep on it."""
 
-import json
 import shutil
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ from megaarch.study.results import (
 )
 from megaarch.study.start import inherited, parent_record
 from megaarch.study.sweep_grid import RATE, Choice
-from megaarch.training.metrics import cut_back
+from megaarch.training.metrics import HELD_OUT
 from megaarch.training.train_state import Progress
 from megaarch.training.trainer import Trainer
 
@@ -98,25 +97,15 @@ def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
     evaluation, held = setup.evaluation, setup.held
     signature = identity(cell, prepared, evaluation, room=setup.room)
     record = CellRecord(key=cell.key, signature=signature)
-    curve = cell.folder / "heldout.jsonl"
     if grid.is_main:
         record.write(cell.folder)
 
-    def score_curve(model, progress: Progress) -> None:
+    def curve_point(model, _: Progress) -> float:
         scorer = setup.scorer(model, settings)
-        value = yardsticks.curve_point(scorer, held["validation"], evaluation)
-        if grid.is_main:
-            own = progress.since(trainer.inherited)
-            point = CurvePoint(
-                step=progress.step, flops=own.flops, seconds=own.seconds, heldout=value
-            )
-            with curve.open("a") as file:
-                file.write(json.dumps(point.as_json()) + "\n")
+        return yardsticks.curve_point(scorer, held["validation"], evaluation)
 
     shares = tuple(np.linspace(0, 1, evaluation.points + 1))
-    trainer = setup.trainer(settings, hold_out=score_curve, shares=shares)
-    if grid.is_main:
-        cut_back(curve, -1 if trainer.is_new else trainer.progress.step)
+    trainer = setup.trainer(settings, hold_out=curve_point, shares=shares)
     progress = trainer.run(more=True)
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine, settings)
@@ -243,7 +232,7 @@ def result(
         precision=settings.training.precision,
         learning_rate=settings.training.learning_rate,
         heldout=heldout,
-        curve=list(read_points(cell.folder / "heldout.jsonl", CurvePoint)),
+        curve=list(read_points(cell.folder / HELD_OUT, CurvePoint)),
         losses=[points[i] for i in thinned],
         masks=masks(trainer),
         settings=settings.model_dump(mode="json", by_alias=True, exclude={"study"}),

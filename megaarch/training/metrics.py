@@ -1,4 +1,5 @@
-"""Metrics of a run: `metrics.jsonl`, one object a step, and the boards that draw them."""
+"""Metrics of a run: `metrics.jsonl`, one object a step, `heldout.jsonl`, one for each time that held-out text
+was scored, and the boards that draw them."""
 
 import json
 import logging
@@ -14,6 +15,8 @@ from megaarch.files import open_regular, replacing
 from megaarch.training.trackers import Board, NotInstalled, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
+
+HELD_OUT = "heldout.jsonl"
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,11 +54,11 @@ class Metrics:
     """Writes a step's numbers everywhere they are wanted. Close it at the end. A board that fails, at
     the start or on the way, is left out with a warning.
 
-    directory: of the run. start: step that the run continues from; later lines are cut. UserError
-    where Weights & Biases is wanted and not installed.
+    directory: of the run. start: step that the run continues from; later lines are cut. new: whether
+    the run has taken no step yet. UserError where Weights & Biases is wanted and not installed.
     """
 
-    def __init__(self, logging: Logging, start: int, settings: dict[str, Any]):
+    def __init__(self, logging: Logging, start: int, settings: dict[str, Any], new: bool = False):
         directory = Path(logging.directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.boards: list[Board] = []
@@ -68,6 +71,8 @@ class Metrics:
         path = directory / "metrics.jsonl"
         cut_back(path, start)
         self.file = path.open("a", buffering=1)
+        self.heldout = directory / HELD_OUT
+        cut_back(self.heldout, -1 if new else start)
 
     def write(self, line: Mapping[str, float]) -> None:
         """line: has at least `step`; the other numbers go to the boards too. One that is not finite (a
@@ -76,7 +81,18 @@ class Metrics:
         self.file.write(
             json.dumps({name: numbers.get(name) for name in line}, allow_nan=False) + "\n"
         )
-        step = int(numbers.pop("step"))
+        self._draw(int(numbers.pop("step")), numbers)
+
+    def write_heldout(self, step: int, flops: int, seconds: float, value: float | None) -> None:
+        """value: held-out bits per byte after `step`. flops, seconds: that the run itself has taken."""
+        value = value if value is not None and math.isfinite(value) else None
+        point = {"step": step, "flops": flops, "seconds": seconds, "heldout": value}
+        with self.heldout.open("a") as file:
+            file.write(json.dumps(point) + "\n")
+        if value is not None:
+            self._draw(step, {"heldout_bits_per_byte": value})
+
+    def _draw(self, step: int, numbers: dict[str, float]) -> None:
         for board in tuple(self.boards):
             with self._goes_on_without(board.name):
                 board.write(numbers, step)

@@ -75,7 +75,7 @@ class PendingTotals:
 @dataclass(frozen=True)
 class Step:
     """What one step did. loss: nats a target. seconds: of this step, with the wait for its batches.
-    rate: learning rate."""
+    rate: learning rate. utilization: of its GPUs (`Utilization.of_step`)."""
 
     progress: Progress
     share: float
@@ -84,6 +84,7 @@ class Step:
     rate: float
     seconds: float
     tokens: int
+    utilization: dict[str, float]
 
     def line(self) -> dict[str, float]:
         """Returns its line of metrics."""
@@ -95,6 +96,7 @@ class Step:
             "learning_rate": self.rate,
             "gradient_norm": self.gradient_norm,
             "tokens_per_second": self.tokens / self.seconds,
+            **self.utilization,
             "flops": progress.flops,
             "palm_flops": progress.palm_flops,
             "seen_tokens": progress.seen_tokens,

@@ -49,6 +49,7 @@ from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
 from megaarch.training.train_state import Limit, Progress
+from megaarch.training.utilization import Utilization
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ class Trainer:
     grid: the processes of the layout; None: this one alone. `model` is what this one holds.
     heartbeat: theirs, which the caller has started.
     watch: called after every step, on every process; on a GPU once the next one is launched.
-    hold_out: called with (engine, progress) at `shares` of what the limit leaves to this run, on
-    every process, not counted as training time.
+    hold_out: takes (engine, progress) and returns the model's bits per byte of held-out text, None for no
+    value. Called at `shares` of what the limit leaves to this run and every `training.eval_every`
+    steps, on every process, not counted as training time.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Trainer:
         grid: Grid | None = None,
         heartbeat: Heartbeat | None = None,
         watch: Callable[[Step], None] = lambda step: None,
-        hold_out: Callable[[Engine, Progress], None] | None = None,
+        hold_out: Callable[[Engine, Progress], float | None] | None = None,
         shares: tuple[float, ...] = (),
     ):
         self.given, self.settings, self.watch = settings, settings, watch
@@ -121,6 +123,7 @@ class Trainer:
         self.in_flight: deque[Launched] = deque()
         self._read_at = 0.0  # when the numbers of a step came in last
         self.ahead = AHEAD.get(self.device.type, 0)
+        self.utilization = Utilization(self.device, self.grid.world_size)
         self.guard = Guard(self.directory, training, self.steps.samples, writes=self.grid.is_main)
         self.saver = Saver(self.directory, training, self.grid)
         self.metrics: Metrics | None = None
@@ -198,7 +201,7 @@ class Trainer:
         """Writes metrics and listens for signals inside the block."""
         if self.grid.is_main:
             given = self.given.model_dump(mode="json")
-            self.metrics = Metrics(self.settings.logging, self.progress.step, given)
+            self.metrics = Metrics(self.settings.logging, self.progress.step, given, self.is_new)
         try:
             with Watch() as signals:
                 try:
@@ -295,6 +298,7 @@ class Trainer:
         now = time.perf_counter()
         seconds = now - max(launched.started, self._read_at)
         self._read_at = now
+        flops = launched.progress.flops - self.progress.flops
         self.progress = replace(
             launched.progress,
             seconds=self.progress.seconds + seconds,
@@ -308,6 +312,7 @@ class Trainer:
             launched.rate,
             seconds,
             sum(launched.totals.counts.tokens),
+            self.utilization.of_step(flops, seconds),
         )
 
     def read_steps(self, ahead: int = 0) -> Iterator[Step]:
@@ -323,14 +328,21 @@ class Trainer:
             self.watch(step)
 
     def _evaluates(self, before: float, done: bool) -> bool:
+        if self.hold_out is None:
+            return False
+        every = self.settings.training.eval_every
         share = 1.0 if done else self.limit.share(self.launched)
-        return bool(self.hold_out) and any(before < point <= share for point in self.shares)
+        is_due = every > 0 and self.launched.step % every == 0
+        return is_due or any(before < point <= share for point in self.shares)
 
     def _evaluate(self, before: float, done: bool = False) -> None:
         if self.hold_out and self._evaluates(before, done):
             self.engine.eval()
             with torch.no_grad():
-                self.hold_out(self.engine, self.progress)
+                value = self.hold_out(self.engine, self.progress)
+            if self.metrics:
+                own = self.progress.since(self.inherited)
+                self.metrics.write_heldout(self.progress.step, own.flops, own.seconds, value)
 
     def save(self, wait: bool = True) -> None:
         """Saves a checkpoint of this moment, unless there is one. wait: until it is complete, even

@@ -258,6 +258,20 @@ def test_a_run_of_train_has_a_status(tiny, prepared, tmp_path, capsys):
     assert status(run)[0].state == "stopped"
 
 
+def test_a_run_on_gpus_shows_its_utilization_and_memory(tiny, prepared, tmp_path):
+    Trainer(tiny(training__steps=2), prepared).run()
+    assert "MFU" not in table(status(tmp_path / "run"))
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, mfu in zip(lines, (0.40, 0.44), strict=True):
+        line |= {"mfu": mfu, "peak_memory": 61.5e9}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (state,) = status(tmp_path / "run")
+    assert (state.mfu, state.peak_memory) == (pytest.approx(0.42), 61.5e9)
+    head, row = table([state]).splitlines()
+    assert head.split()[-2:] == ["MFU", "GB"] and row.split()[-2:] == ["42.0%", "61.5"]
+
+
 def test_a_folder_that_is_no_study_is_one_sentence(tmp_path, capsys):
     assert main(["status", str(tmp_path / "absent")]) == 2
     assert "is no study's folder" in capsys.readouterr().err

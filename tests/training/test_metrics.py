@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from megaarch.training.metrics import cut_back, read_lines
 from megaarch.training.trainer import Trainer
+from megaarch.training.utilization import Utilization, peak_flops
 
 DAMAGED = ["\0" * 300, "{", "[1]", "3", "null", '{"loss": 1}', '{"step": "4"}', "[" * 3000]
 
@@ -35,3 +37,36 @@ def test_a_run_whose_metrics_hold_nuls_goes_on(tiny, prepared, tmp_path):
     path.write_text("\n".join([first, "\0" * 4096, *rest]) + "\n")
     Trainer(tiny(training__steps=5), prepared).run()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_on_gpus_tells_its_utilization_and_memory(tiny, prepared, tmp_path, monkeypatch):
+    """MFU by the FLOPs of all ranks, over the peak of all their GPUs; on a CPU there is none."""
+    trainer = Trainer(tiny(training__steps=1), prepared)
+    trainer.run()
+    (line,) = [json.loads(text) for text in (tmp_path / "run/metrics.jsonl").open()]
+    assert "mfu" not in line and "peak_memory" not in line
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 5)
+    gpus = Utilization(torch.device("cuda", 0), ranks=4)
+    found = gpus.of_step(flops=int(989.4e12), seconds=0.5)
+    assert found == {"mfu": pytest.approx(0.5), "peak_memory": 5}
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "another maker's")
+    assert Utilization(torch.device("cuda", 0), ranks=4).of_step(1, 0.5) == {"peak_memory": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA H20", 148),
+    ],
+)
+def test_a_name_has_its_own_peak(name, teraflops, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == teraflops * 1e12

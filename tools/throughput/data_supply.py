@@ -14,7 +14,7 @@ from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
 from megaarch.ingest.prepare import prepare
 from megaarch.model import flops
-from tools.throughput.record import PEAKS
+from megaarch.training.utilization import PEAKS
 from tools.throughput.timing import Times
 from tools.throughput.training import of_preset
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megaarch.study.environment import environment
+from megaarch.training import utilization
 
 PACKAGES = (
     "transformers",
@@ -22,8 +23,6 @@ PACKAGES = (
     "flash-attn-4",
     "nvidia-cudnn-frontend",
 )
-# Dense bf16 FLOP/s of NVIDIA's data sheets (SXM parts), by a part of the device's name.
-PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 
 
 class Event(NamedTuple):
@@ -129,12 +128,9 @@ def _claim(found: dict[str, Any], name: str, directory: Path) -> Path:
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
     """FLOP/s that utilization is a share of, and where the figure comes from: a data sheet's dense
-    bf16, or, for a device without one here, a product of two matrices timed now."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, flops in PEAKS.items():
-            if part in name:
-                return flops, f"data sheet of {part}, dense bf16"
+    bf16, or, for a device without one, a product of two matrices timed now."""
+    if peak := utilization.peak_flops(device):
+        return peak, f"data sheet of {torch.cuda.get_device_name(device)}, dense bf16"
     return matmul_flops(device), "measured: fp32 product of two 1024 x 1024 matrices"
 
 

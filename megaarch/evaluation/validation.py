@@ -1,0 +1,48 @@
+"""Validation of a run that trains by itself (`training.eval_every`): bits per byte of what it learns to predict."""
+
+from collections.abc import Callable
+
+from megaarch.config import catalogue
+from megaarch.config.schema import Evaluation, Settings
+from megaarch.engine.base import Engine
+from megaarch.errors import UserError
+from megaarch.evaluation import yardsticks
+from megaarch.evaluation.items import cut
+from megaarch.evaluation.rank_classification import target_bits
+from megaarch.evaluation.scorer import Scorer
+from megaarch.ingest.prepared_data import Prepared
+from megaarch.training.train_state import Progress
+
+READ = 8  # held-out documents for each one that is scored: a short one gives no item
+
+
+def usual_items(row: int) -> Evaluation:
+    """Returns the default items, shortened where rows of `row` tokens are too short for them."""
+    usual = Evaluation()
+    return usual.model_copy(
+        update={
+            "prefix_tokens": min(usual.prefix_tokens, max(row // 2, 1)),
+            "continuation_tokens": min(usual.continuation_tokens, max(row // 8, 1)),
+        }
+    )
+
+
+def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progress], float | None]:
+    """Returns what scores the model: the continuations of `training.eval_documents` held-out documents,
+    or as many targets of held-out pairs. No more of the held-out text is read.
+
+    UserError where there is none.
+    """
+    count, tokenizer = settings.training.eval_documents, prepared.tokenizer
+    held = prepared.first_heldout(READ * count)
+    if not held.documents:
+        raise UserError("training.eval_every: this data has no held-out text to score; set it to 0")
+    rows = settings.training.micro_batch_size
+
+    def scorer(engine: Engine) -> Scorer:
+        return Scorer(engine, settings, tokenizer.vocabulary, rows)
+
+    if catalogue.OBJECTIVES[settings.data.objective].of_pairs and held.pairs:
+        return lambda engine, _: target_bits(scorer(engine), tokenizer, held.pairs[:count])
+    items = cut(held.documents, tokenizer, usual_items(settings.model.sequence_length))[:count]
+    return lambda engine, _: yardsticks.continuation_bits(scorer(engine), items)

@@ -1,0 +1,104 @@
+"""Held-out text scored while a run trains: when, by what, and what a continued run keeps of it."""
+
+import json
+
+import pytest
+import torch
+
+from megaarch import config
+from megaarch.cli.main import main
+from megaarch.config.schema import Evaluation
+from megaarch.errors import UserError
+from megaarch.evaluation import validation
+from megaarch.evaluation.items import cut
+from megaarch.evaluation.rank_classification import target_bits
+from megaarch.evaluation.scorer import Scorer
+from megaarch.evaluation.yardsticks import continuation_bits
+from megaarch.ingest.prepare import prepare
+from megaarch.training.trainer import Trainer
+from tests.conftest import made_up_text
+
+
+def points(folder):
+    return [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
+
+
+def test_text_is_scored_every_so_many_steps_and_at_both_ends(tiny, prepared, tmp_path):
+    """The values go to heldout.jsonl and change nothing of the run."""
+    plain = Trainer(tiny(logging__directory=str(tmp_path / "plain")), prepared)
+    plain.run()
+    settings = tiny(training__eval_every=4)
+    score = validation.validate(settings, prepared)
+    trainer = Trainer(settings, prepared, hold_out=score, shares=(1.0,))
+    trainer.run()
+    found = points(tmp_path / "run")
+    assert [point["step"] for point in found] == [0, 4, 6]
+    assert found[-1]["heldout"] == score(trainer.engine, trainer.progress) > 0
+    assert found[0]["heldout"] != found[-1]["heldout"] and found[0]["flops"] == 0
+    assert found[-1]["flops"] == trainer.progress.flops
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+
+
+def test_a_continued_run_drops_what_it_scores_again(tiny, prepared, tmp_path):
+    settings = tiny(training__eval_every=1, training__save_every=3)
+    score = validation.validate(settings, prepared)
+    dying = Trainer(settings, prepared, hold_out=score)
+    dying.watch = lambda step: 1 / (step.progress.step - 5)
+    with pytest.raises(ZeroDivisionError):
+        dying.run()
+    before = points(tmp_path / "run")
+    assert [point["step"] for point in before] == [0, 1, 2, 3, 4]
+    Trainer(settings, prepared, hold_out=score).run()
+    after = points(tmp_path / "run")
+    assert [point["step"] for point in after] == [0, 1, 2, 3, 4, 5, 6]
+    assert [point["heldout"] for point in after[:5]] == [point["heldout"] for point in before]
+
+
+def test_train_scores_the_continuations_of_its_first_held_out_documents(raw, tmp_path):
+    mine = {name: dict(section) for name, section in raw.items()}
+    mine["logging"]["directory"] = str(tmp_path / "run")
+    mine["training"] |= {"eval_every": 3, "eval_documents": 5}
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(mine))
+    assert main(["train", str(file)]) == 0
+    assert [point["step"] for point in points(tmp_path / "run")] == [0, 3, 6]
+    settings = config.resolve(mine)
+    text = prepare(settings.data, settings.model.vocabulary_size)
+    trainer = Trainer(settings, text)
+    assert trainer.progress.step == 6
+    evaluation = Evaluation(prefix_tokens=24, continuation_tokens=6)  # half and an eighth of a row
+    items = cut(text.heldout, text.tokenizer, evaluation)[:5]
+    assert [item.document for item in items] == sorted({item.document for item in items})
+    scorer = Scorer(trainer.engine, settings, text.tokenizer.vocabulary, 2)
+    value = continuation_bits(scorer, items)
+    assert points(tmp_path / "run")[-1]["heldout"] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_run_of_pairs_is_scored_on_held_out_targets(tiny, tmp_path):
+    pairs = [{"input": made_up_text(i, 6), "target": made_up_text(-i, 3)} for i in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = {"data__source": str(tmp_path / "pairs.jsonl"), "data__objective": "supervised"}
+    settings = tiny("t5", **data, training__eval_every=6)
+    text = prepare(settings.data, settings.model.vocabulary_size)
+    trainer = Trainer(settings, text, hold_out=validation.validate(settings, text))
+    trainer.run()
+    scorer = Scorer(trainer.engine, settings, text.tokenizer.vocabulary, 4)
+    value = target_bits(scorer, text.tokenizer, text.heldout_pairs[:64])
+    assert points(tmp_path / "run")[-1]["heldout"] == pytest.approx(value, rel=1e-6)
+
+
+def test_no_more_held_out_text_is_read_than_is_scored(prepared, monkeypatch):
+    whole = prepared.heldout
+    monkeypatch.setattr(
+        "megaarch.ingest.prepared_data.read_bytes", lambda *_: pytest.fail("all of it is read")
+    )
+    assert prepared.first_heldout(3).documents == whole[:3]
+
+
+def test_data_that_hold_nothing_out_are_one_sentence(tiny, prepared, monkeypatch):
+    settings = tiny(training__eval_every=2)
+    empty = type(prepared.first_heldout(0))([])
+    monkeypatch.setattr(type(prepared), "first_heldout", lambda *_: empty)
+    with pytest.raises(UserError, match=r"training.eval_every: this data has no held-out text"):
+        validation.validate(settings, prepared)

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megaarch.config.schema import Model
-from megaarch.data.batch import Counts
 from megaarch.evaluation import heldout_scores
-from megaarch.model import flops
 from megaarch.report import notation
+from megaarch.report.flops_shares import head_share, unread_share
 from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
     flops_spread,
@@ -51,7 +49,7 @@ def warnings_for(results: Results) -> list[str]:
         *unequal_parameters(results),
         *unequal_batches(results),
         *unequal_targets(results),
-        *unequal_heads(results),
+        *unequal_shares(results),
         *mixed_conditions(cells),
         *inherited_compute(cells),
         *shared_causes(cells),
@@ -254,30 +252,32 @@ def unequal_targets(results: Results) -> Iterator[str]:
         )
 
 
-def head_share(cell: CellResult) -> float | None:
-    """The share of a cell's FLOPs that its output layer took."""
-    model = section(cell, "model")
-    sizes = {
-        k: model[k] for k in ("hidden_size", "vocabulary_size", "head_transform") if k in model
-    }
-    if not {"hidden_size", "vocabulary_size"} <= sizes.keys() or not cell.flops:
-        return None
-    counts = Counts(0, (0, 0), (0, 0), (0, 0), int(cell.target_tokens or 0), (0, 0))
-    return flops.training(Model.model_validate(sizes), counts) / cell.flops
-
-
-def unequal_heads(results: Results) -> Iterator[str]:
-    """Cells of one budget whose heads take shares of their FLOPs that differ by more than 10%."""
-    for budget, group in by_budget(results):
-        shares = [(share, label(cell)) for cell in group if (share := head_share(cell)) is not None]
-        if not shares or max(shares)[0] - min(shares)[0] <= HEAD_TOLERANCE:
-            continue
-        (least, light), (most, heavy) = min(shares), max(shares)
-        yield (
-            f"Unequal heads at {budget}: the output layer takes {notation.percent(most)} of the FLOPs "
-            f"of {heavy} and {notation.percent(least)} of those of {light}. These shares fall as models "
-            "grow, so the ranking of larger ones may be another."
-        )
+def unequal_shares(results: Results) -> Iterator[str]:
+    """Cells of one budget whose heads take shares of their FLOPs that differ by more than 10%, or the outputs of
+    their last layers that nothing reads by more than 2%."""
+    for share_of, tolerance, what, why in (
+        (
+            head_share,
+            HEAD_TOLERANCE,
+            "Unequal heads at {}: the output layer takes",
+            "These shares fall as models grow, so the ranking of larger ones may be another.",
+        ),
+        (
+            unread_share,
+            FLOPS_TOLERANCE,
+            "Unequal last layers at {}: outputs that no target reads take",
+            "These shares fall with the number of layers, so deeper models may rank otherwise (docs/counting.md).",
+        ),
+    ):
+        for budget, group in by_budget(results):
+            shares = [(s, label(cell)) for cell in group if (s := share_of(cell)) is not None]
+            if not shares or max(shares)[0] - min(shares)[0] <= tolerance:
+                continue
+            (least, light), (most, heavy) = min(shares), max(shares)
+            yield (
+                f"{what.format(budget)} {notation.percent(most)} of the FLOPs of {heavy} and "
+                f"{notation.percent(least)} of those of {light}. {why}"
+            )
 
 
 def inherited_compute(cells: Cells) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from megaarch import report
-from megaarch.report import warnings
+from megaarch.report import flops_shares, warnings
 from megaarch.report.page import page
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
@@ -210,4 +210,23 @@ def test_the_share_of_the_head_is_that_of_the_output_product():
     cell = CellResult(**clean_results()["cells"][0])
     sizes = cell.settings["model"]
     multiply_adds = cell.target_tokens * sizes["hidden_size"] * sizes["vocabulary_size"]
-    assert warnings.head_share(cell) == pytest.approx(6 * multiply_adds / cell.flops)
+    assert flops_shares.head_share(cell) == pytest.approx(6 * multiply_adds / cell.flops)
+
+
+def test_outputs_that_no_target_reads_are_told():
+    """Of a gated layer of 192, heads of 48: the output product and three of the feed-forward, for each token that
+    is no target; none where all are, and none behind an encoder."""
+    results = clean_results()
+    for cell in results["cells"]:
+        cell["settings"]["model"]["activation"] = "swiglu"
+        cell["target_tokens"] = cell["seen_tokens"] = 2_000_000
+    assert warnings_for(results) == []
+    cell = results["cells"][-1]
+    cell["seen_tokens"] = 2_400_000
+    share = 6 * 400_000 * (192 * 192 + 3 * 192 * 512) / cell["flops"]
+    assert flops_shares.unread_share(CellResult(**cell)) == pytest.approx(share)
+    [warning] = warnings_for(results)
+    assert warning.startswith("Unequal last layers at ")
+    assert f"{100 * share:.1f}% of the FLOPs of unilm and 0" in warning
+    cell["architecture"] = "encoder_decoder"
+    assert flops_shares.unread_share(CellResult(**cell)) == 0

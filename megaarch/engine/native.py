@@ -39,11 +39,11 @@ class NativeEngine(Engine):
     def __init__(self, settings: Settings, grid: Grid, model: Transformer | None = None):
         super().__init__(settings, grid, build(settings, grid) if model is None else model)
         self.pipeline = None
+        self.compiled = compile.wanted(settings, grid.device)
         if grid.size("pp") > 1:
             from megaarch.parallel.pipeline_parallel import Pipeline
 
-            self.pipeline = Pipeline(self.model, grid, settings)
-        self.compiled = compile.wanted(settings, grid.device)
+            self.pipeline = Pipeline(self.model, grid, settings, self.compiled)
         if self.compiled:
             compile.apply(self.model)
 

@@ -10,6 +10,7 @@ micro-batches, and a stage looks one up by its index.
     embed 0..2 -h-> 3 -h-> norm, embed, 4..6 -(memory, h)-> 7, norm, head, loss
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ SCHEDULES = {
 
 class Pipeline:
     """Runs steps and evaluations over the pipeline ranks of `grid`. model: what `keep_stages` left of
-    the Transformer on this rank.
+    the Transformer on this rank. compiled: whether its layers compile as they first run.
 
     Micro-batches come as the model of one rank takes them (context parallelism: its shards).
     Activations between stages have the dtype of the residual stream.
@@ -48,8 +49,8 @@ class Pipeline:
     `counts` says on which one it counts in the gradient norm.
     """
 
-    def __init__(self, model: Transformer, grid: Grid, settings: Settings):
-        self.model, self.grid, self.settings = model, grid, settings
+    def __init__(self, model: Transformer, grid: Grid, settings: Settings, compiled: bool = False):
+        self.model, self.grid, self.settings, self.compiled = model, grid, settings, compiled
         self.group, self.rank = grid.group("pp"), grid.rank("pp")
         self.stages = Stages.of(settings)
         self.modules = {s: _StageModule(self, s) for s in self.stages.on(self.rank)}
@@ -71,6 +72,9 @@ class Pipeline:
         self.scale = scale
         self.sums = torch.zeros(len(batches), dtype=self._loss_dtype, device=self.grid.device)
         self._hold_reductions()
+        if self.compiled and self._shape is None:
+            self._compile_stages()
+            self._hold_reductions()
         self._schedule_for(batches).step(target=torch.zeros(len(batches)), return_outputs=False)
         self._reduce()
         self.tied.sum_gradients(self.model)
@@ -176,6 +180,20 @@ class Pipeline:
         if stage + 1 < len(self.stages.layers):
             return self._inputs(stage + 1, batch)
         return (torch.empty((), dtype=self._loss_dtype, device="meta", requires_grad=True),)
+
+    def _compile_stages(self) -> None:
+        """Runs this rank's stages forward and backward on the first micro-batch, each on inputs of zeros, and
+        drops the gradients. All ranks so compile at the same time: in a schedule each would wait for the
+        stages before it to compile, and with many of them a message's time would be over."""
+        for stage, module in self.modules.items():
+            module.micro_batch = 0
+            shapes = self._inputs(stage, self.batches[0])
+            zeros = partial(torch.zeros_like, device=self.grid.device, requires_grad=True)
+            out = module(*map(zeros, shapes))
+            ends = [x for x in (out if isinstance(out, tuple) else (out,)) if x.requires_grad]
+            torch.autograd.backward(ends, [torch.zeros_like(x) for x in ends])
+        self._reduce()
+        self.model.zero_grad(set_to_none=True)
 
     def _hold_reductions(self) -> None:
         """Keeps gradients on the rank, and parameters gathered, until `_reduce`."""

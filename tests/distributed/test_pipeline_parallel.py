@@ -6,14 +6,19 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.distributed import pipelining
 
 from megaarch.config import ConfigError, catalogue
 from megaarch.data.batch import Counts
 from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
 from megaarch.model import Transformer, flops, initialize
+from megaarch.parallel import compile
 from megaarch.parallel.stages import check, layer_costs, row_shape, split
 from tests.conftest import PRESETS
+from tests.distributed import runs
 
 Z_LOSS = 1e-2
 PRECISION = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -55,6 +60,50 @@ def case(tiny, prepared):
         return Case(f"{preset} {given}", settings, steps[0], dtype)
 
     return make
+
+
+def compiled(settings):
+    """How many graphs this rank had compiled, forward and backward, at the begin and the end of the schedule in two
+    steps."""
+    made = []
+
+    def count(graph, inputs):
+        made.append(graph)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    seen = []
+    backend = aot_autograd(fw_compiler=count, bw_compiler=count)
+    make = pipelining.Schedule1F1B.step
+
+    def step(self, *given, **more):
+        seen.append(len(made))
+        make(self, *given, **more)
+        seen.append(len(made))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile, "BACKEND", backend)
+        patch.setattr(pipelining.Schedule1F1B, "step", step)
+        trainer = runs.trainer_of(settings)
+        for number in range(2):
+            trainer.step(trainer.steps[number])
+    return seen
+
+
+@pytest.mark.parametrize("preset", ["prefix_lm", "t5"])
+@pytest.mark.parametrize("shard", [1, 2])
+def test_all_stages_compile_before_a_message_waits_for_them(preset, shard, pool, raw):
+    """One after the other they would take as many times as long as a pipeline has stages."""
+    given = {
+        "model.layers": 4 // (1 + (preset == "t5")),
+        "parallel.pipeline_parallel": 2,
+        "parallel.data_parallel_shard": shard,
+        "training.compile": True,
+    }
+    settings = runs.settings_of(raw, preset, given)
+    for seen in pool.run(2 * shard, compiled, settings):
+        first, *later = seen
+        assert first >= 2 and set(later) == {first}, seen
 
 
 def one_process(case):

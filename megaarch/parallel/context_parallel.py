@@ -8,8 +8,10 @@ more trades back. No mask knowledge is needed.
     rank 0: tokens 0..s, all heads          all tokens, heads 0..h
     rank 1: tokens s..2s, all heads  --->   all tokens, heads h..2h   --> attend --> and back
 
-The head runs on the targets whose row lies in the rank's shard, so that losses and gradients of
-parameters are partial: their sums over the ranks are those of one process.
+Before the head one exchange more gives each rank every W-th token of all shards. The head runs on the
+targets that are read off there: these stand together (in a suffix, in spans), and would else lie with the
+last ranks. So losses and gradients of parameters are partial: their sums over the ranks are those of one
+process.
 
 Letters of shapes: docs/shapes.md. W ranks; s of S tokens and h of H heads, a share each.
 """
@@ -18,7 +20,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed._functional_collectives import all_to_all_single, wait_tensor
 
 from megaarch.attention import Parts, RelativeBias, attend
@@ -41,6 +43,7 @@ def apply(model: Transformer, grid: Grid) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.attend = exchange
+    model.deal_rows = exchange.deal
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ class Ulysses:
         sent_WBshDh = x_BShDh.unflatten(1, (self.ranks, -1)).movedim(1, 0)
         return _AllToAll.apply(sent_WBshDh, self.group).movedim(0, 2).flatten(2, 3)
 
+    def deal(self, x_BsD: torch.Tensor) -> torch.Tensor:
+        """Returns every W-th of each rank's tokens [B, s, D], as `_dealt` says; zeros fill up what W does not
+        divide."""
+        x_BsD = nn.functional.pad(x_BsD, (0, 0, 0, -x_BsD.shape[1] % self.ranks))
+        sent_WBtD = x_BsD.unflatten(1, (-1, self.ranks)).movedim(2, 0).roll(self.rank, 0)
+        return _AllToAll.apply(sent_WBtD, self.group).movedim(0, 1).flatten(1, 2)
+
 
 class _AllToAll(torch.autograd.Function):
     """Sends message r of x [W, ...] to rank r; message r of the result came from rank r. It is its own
@@ -109,29 +119,35 @@ def _exchange(x: torch.Tensor, group: distributed.ProcessGroup) -> torch.Tensor:
 
 
 def local_batch(batch: Batch, grid: Grid) -> Batch:
-    """Returns this rank's shard of a batch: its tokens of each stream, and the targets read off there.
+    """Returns this rank's shard of a batch: its tokens of each stream, and the targets whose rows it is
+    dealt (`Ulysses.deal`).
 
     Positions, parts, targets, weights and counts stay those of the whole batch; `target_index`
-    counts from the shard's first slot. Call it on the host, before `Batch.to`: on a device it
+    counts the rows dealt. Call it on the host, before `Batch.to`: on a device it
     waits for the choice of head rows. UserError where a row does not divide among the ranks.
     """
     ranks, rank = grid.size("cp"), grid.rank("cp")
     if ranks == 1:
         return batch
     streams = tuple(_shard(stream, rank, ranks) for stream in batch.streams)
-    last = streams[-1]
-    index = batch.target_index - last.first
+    dealt, index = _dealt(batch.target_index, streams[-1].tokens.shape[1], ranks)
     used = batch.head_rows[: batch.head_count]
-    here = index.flatten()[used]
-    used = used[(here >= 0) & (here < last.tokens.shape[1])]
+    used = used[dealt.flatten()[used] == rank]
     padding = -len(used) % HEAD_MULTIPLE if len(used) else HEAD_MULTIPLE
     return replace(
         batch,
         streams=streams,
-        target_index=index.clamp(0, last.tokens.shape[1] - 1),
+        target_index=index,
         head_rows=torch.cat((used, used.new_zeros(padding))),
         head_count=len(used),
     )
+
+
+def _dealt(token: torch.Tensor, share: int, ranks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which rank is dealt a token of a row whose shards are of `share` tokens, and its place there. Each
+    shard is dealt from its own rank on, so that short ones do not all begin with the first."""
+    holder, place = token // share, token % share
+    return (holder + place) % ranks, holder * -(-share // ranks) + place // ranks
 
 
 def _shard(stream: Stream, rank: int, ranks: int) -> Stream:

@@ -13,6 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaarch import config
@@ -238,10 +239,22 @@ def test_shards_hold_every_token_and_every_target_once(cases, name):
     used = [shard.head_rows[: shard.head_count] for shard in shards]
     assert torch.cat(used).sort().values.equal(batch.head_rows[: batch.head_count].sort().values)
     tokens = batch.streams[-1].tokens
-    for shard, rows in zip(shards, used, strict=True):
+    share = tokens.shape[1] // 4
+    for rank, (shard, rows) in enumerate(zip(shards, used, strict=True)):
         assert len(shard.head_rows) % 128 == 0 < len(shard.head_rows)
-        held = shard.streams[-1].tokens.gather(1, shard.target_index)
+        padded = [pad(other.streams[-1].tokens, (0, -share % 4)) for other in shards]
+        dealt = torch.cat([held[:, (rank - r) % 4 :: 4] for r, held in enumerate(padded)], 1)
+        held = dealt.gather(1, shard.target_index)
         assert held.flatten()[rows].equal(tokens.gather(1, batch.target_index).flatten()[rows])
+
+
+@pytest.mark.parametrize("preset", ["prefix_lm", "glm", "xlnet", "t5", "gpt"])
+def test_every_rank_has_its_share_of_the_head_s_rows(preset, raw, prepared):
+    """Targets stand together; the last ranks would have all of them."""
+    _, batch = make(raw, prepared, preset, {"sequence_length": 192})
+    counts = [context_parallel.local_batch(batch, place(r, 4)).head_count for r in range(4)]
+    assert sum(counts) == batch.head_count > 40
+    assert max(counts) - min(counts) <= 0.3 * sum(counts) / 4, counts
 
 
 def test_rows_that_do_not_divide_are_told(cases):

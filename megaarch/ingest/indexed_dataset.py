@@ -28,6 +28,7 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 CODES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f8", 7: "f4", 8: "u2"}
 WHOLE = 1 << 30  # bytes of tokens that a checksum reads in full: a second or two
+SPANS = 1 << 20  # sequences of an index that are checked at a time
 SAMPLES, SAMPLE_BYTES = 4096, 1 << 16  # of more than that
 
 
@@ -43,7 +44,7 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 class _Indexed:
-    """Items of tokens by index. A subclass sets `path` and `lengths` (int64 [items]), names its
+    """Items of tokens by index. A subclass sets `path` and `lengths` (int [items]), names its
     items, and reads tokens that are known to exist."""
 
     path: str
@@ -121,31 +122,52 @@ class IndexedDataset(_Indexed):
     def _read_tokens(self) -> None:
         file, index = self.path + ".bin", self.path + ".idx"
         size, item = Path(file).stat().st_size, self.dtype.itemsize
-        starts, lengths = self._pointers, self.lengths.astype(np.int64)
-        total = int(lengths.sum())
+        starts, lengths = self._pointers, self.lengths
         for other in {1, 2, 4, 8} - {item}:
-            if (
-                total
-                and total * other == size
-                and _one_after_another(starts, starts + lengths * other)
-            ):
+            if self.tokens and self.tokens * other == size and self._end_to_end(other):
                 raise UserError(
                     f"{index} is damaged: its dtype {self.dtype.name} is not that of its pointers "
                     f"and of {file}, whose tokens have {other} bytes each"
                 )
-        if (lengths < 0).any() or (starts < 0).any() or (starts % item).any():
+        if len(starts) and (
+            lengths.min() < 0 or starts.min() < 0 or np.bitwise_or.reduce(starts) % item
+        ):
             raise UserError(f"{index} is damaged: a length or a pointer is impossible")
-        ends = np.minimum(starts, size + 1) + lengths * item  # a wild pointer must not overflow
-        if len(ends) and ends.max() > size:
+        end = max((ends.max() for _, ends in self._spans(item)), default=0)
+        if end > size:
             raise UserError(
-                f"{file} is truncated: {size} bytes, but {index} points up to byte {ends.max()}"
+                f"{file} is truncated: {size} bytes, but {index} points up to byte {end}"
             )
         bounds = self.document_index
-        if len(bounds) and (bounds[0] < 0 or bounds[-1] > len(self) or (np.diff(bounds) < 0).any()):
+        if len(bounds) and (
+            bounds[0] < 0 or bounds[-1] > len(self) or (bounds[1:] < bounds[:-1]).any()
+        ):
             raise UserError(f"{index} is damaged: its document boundaries are out of order")
-        self._contiguous = _one_after_another(starts, ends)
+        self._contiguous = self._end_to_end(item)
         self._tokens = mapped(file, np.dtype(np.uint8))[: size - size % item].view(self.dtype)
         self._given = np.int64 if item == 8 else np.int32
+
+    def _spans(self, item: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields where sequences begin and end in the .bin if tokens have `item` bytes, SPANS at a time."""
+        size = Path(self.path + ".bin").stat().st_size
+        for i in range(0, len(self), SPANS):
+            starts, lengths = self._pointers[i : i + SPANS], self.lengths[i : i + SPANS]
+            # a wild pointer must not overflow
+            yield starts, np.minimum(starts, size + 1) + lengths.astype(np.int64) * item
+
+    def _end_to_end(self, item: int) -> bool:
+        end = 0
+        for starts, ends in self._spans(item):
+            if starts[0] != end or not np.array_equal(starts[1:], ends[:-1]):
+                return False
+            end = ends[-1]
+        return True
+
+    def starts(self, sequences: int | np.ndarray) -> np.ndarray:
+        """Returns the places in the stream at which these sequences begin."""
+        if self._contiguous:
+            return self._pointers[sequences] // self.dtype.itemsize
+        return self._ends[sequences] - self.lengths[sequences]
 
     def __reduce__(self):
         return IndexedDataset, (self.path,)
@@ -215,7 +237,8 @@ class IndexedDocuments(_Indexed):
 
     Sequences of no document are documents of their own. Pickles as its dataset.
 
-    path, tokens: of the dataset. lengths: int64 [documents], tokens of each.
+    path, tokens: of the dataset. lengths: int32 or int64 [documents], tokens of each; those of the dataset,
+    memory-mapped, where each document is a sequence.
     """
 
     item = "document"
@@ -224,19 +247,22 @@ class IndexedDocuments(_Indexed):
         self.dataset, self.path, self.tokens = dataset, dataset.path, dataset.tokens
         bounds = dataset.document_index if len(dataset.document_index) else np.zeros(1, np.int64)
         before, behind = np.arange(bounds[0]), np.arange(bounds[-1], len(dataset)) + 1
-        bounds = np.concatenate([before, bounds, behind])
-        starts = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])[bounds]
-        self._starts, self.lengths = starts[:-1], np.diff(starts)
+        if len(before) or len(behind):
+            bounds = np.concatenate([before, bounds, behind])
+        self.lengths, self._starts = dataset.lengths, dataset.starts
+        if len(bounds) <= len(dataset) or (bounds[1:] == bounds[:-1]).any():  # not a sequence each
+            starts = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])[bounds]
+            self.lengths, self._starts = np.diff(starts), starts[:-1].__getitem__
 
     def __reduce__(self):
         return IndexedDocuments, (self.dataset,)
 
     def _read(self, index: int, offset: int, length: int) -> np.ndarray:
-        return self.dataset.stream(int(self._starts[index]) + offset, length)
+        return self.dataset.stream(int(self._starts(index)) + offset, length)
 
     def last_tokens(self, documents: np.ndarray) -> np.ndarray:
         """Returns the last token of each of these documents, all non-empty, [documents]."""
-        return self.dataset.at(self._starts[documents] + self.lengths[documents] - 1)
+        return self.dataset.at(self._starts(documents) + self.lengths[documents] - 1)
 
     def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
         """Yields all tokens of the .bin as stored, in views of up to `tokens`."""
@@ -314,10 +340,6 @@ class IndexedWriter:
         self._bin.close()
         for suffix in (".bin", ".idx"):
             Path(self._aside + suffix).unlink(missing_ok=True)
-
-
-def _one_after_another(starts: np.ndarray, ends: np.ndarray) -> bool:
-    return len(ends) == 0 or bool(starts[0] == 0 and np.array_equal(starts[1:], ends[:-1]))
 
 
 def mapped(file: str | os.PathLike, dtype: np.dtype) -> np.ndarray:

@@ -1,5 +1,6 @@
 import pickle
 import struct
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_document_is_its_sequences_end_to_end(tmp_path):
         assert len(documents) == 2
         assert documents.lengths.tolist() == [5, 1]
         assert [documents[i].tolist() for i in range(2)] == [[1, 2, 3, 4, 5], [6]]
-        assert documents[-2].dtype == np.int32
+        assert (documents[-2].tolist(), documents[-2].dtype) == ([1, 2, 3, 4, 5], np.int32)
         for start in range(6):
             for end in range(start, 6):
                 found = documents.get(0, start, end - start).tolist()
@@ -148,6 +149,22 @@ def test_sequences_of_no_document_are_documents_of_their_own(tmp_path, bounds, w
     (tmp_path / "d.idx").write_bytes(index_bytes([[1], [2], [3], [4]], bounds, 4, 4))
     documents = IndexedDocuments(IndexedDataset(tmp_path / "d"))
     assert [documents[i].tolist() for i in range(len(documents))] == wanted
+
+
+def test_an_index_of_documents_of_one_sequence_each_is_mapped_and_not_copied(tmp_path, monkeypatch):
+    """Of hundreds of millions of documents, a copy of it in each rank is gigabytes."""
+    monkeypatch.setattr(indexed_dataset, "SPANS", 1 << 10)
+    documents = 1 << 18
+    with IndexedWriter(tmp_path / "d") as writer:
+        writer.add_documents(np.ones(documents, np.int32), np.ones((documents, 1), np.int64))
+    tracemalloc.start()
+    try:
+        found = IndexedDocuments(IndexedDataset(tmp_path / "d"))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * documents
+    assert found.lengths.sum() == len(found) == documents
 
 
 def test_dtype_as_megatron_chooses():

@@ -17,7 +17,7 @@ import numpy as np
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.blend import Blend
-from megaarch.data.document_rows import ORDER, DocumentRows
+from megaarch.data.document_rows import BLOCK, ORDER, DocumentRows, permutation
 from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocabulary, generator
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import supervised
@@ -26,6 +26,7 @@ from megaarch.data.row_lengths import Segmentation, fixed_shape, segmentations
 from megaarch.errors import UserError
 
 ROWS_ORDER = 0x9085  # as ORDER, of rows of pairs
+STRIDE = 16  # documents, of whose first it is known where it stands in an epoch
 
 
 class Task(Protocol):
@@ -49,8 +50,8 @@ class DocumentOrder:
     """The order of a dataset's documents in each epoch. All components of a mixture read by one: of a large
     dataset it takes gigabytes.
 
-    dataset: IndexedDocuments that end in eos. epoch(n): the documents [D], in turn, where
-    each ends in their concatenation [D], and the generator behind the draw.
+    dataset: IndexedDocuments that end in eos. epoch(n): the documents [D], in turn, the tokens before every
+    STRIDE-th of them [D / STRIDE], and the generator behind the draw.
     """
 
     def __init__(self, dataset, seed: int):
@@ -61,13 +62,13 @@ class DocumentOrder:
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
         rng = generator(self.seed ^ ORDER, epoch)
         documents = permutation(rng, len(self.lengths))
-        return documents, np.cumsum(self.lengths[documents], dtype=np.int64), rng
+        blocks = (documents[d : d + BLOCK] for d in range(0, len(documents), BLOCK))
+        tokens = np.concatenate([_sums(self.lengths[block], STRIDE) for block in blocks])
+        return documents, np.cumsum(tokens) - tokens, rng
 
 
-def permutation(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws an order of `size` things, in 32 bits where they do."""
-    order = rng.permutation(size)
-    return order.astype(np.uint32) if size < 1 << 32 else order
+def _sums(values: np.ndarray, stride: int) -> np.ndarray:
+    return np.add.reduceat(values, np.arange(0, len(values), stride), dtype=np.int64)
 
 
 class TextRows:
@@ -105,9 +106,9 @@ class TextRows:
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         epoch, place = divmod(i, self.per_epoch)
-        documents, ends, _ = self.documents.epoch(epoch)
+        documents, before, _ = self.documents.epoch(epoch)
         order = self._epoch(epoch)
-        tokens = self._read(documents, ends, self.first + int(order[place]) * self.plan.tokens)
+        tokens = self._read(documents, before, self.first + int(order[place]) * self.plan.tokens)
         segments = np.split(tokens, len(self.plan.objectives))
         rng, examples = generator(*rng_key), []
         for objective, segment in zip(self.plan.objectives, segments, strict=True):
@@ -116,11 +117,13 @@ class TextRows:
             examples.append(objective(segment, self.vocabulary, rng))
         return [self.converter(example, self.vocabulary) for example in examples]
 
-    def _read(self, documents: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
+    def _read(self, documents: np.ndarray, before: np.ndarray, start: int) -> np.ndarray:
         """Returns `plan.tokens` tokens from `start` in the concatenation of `documents`."""
         need, pieces = self.plan.tokens, []
-        d = int(np.searchsorted(ends, start, side="right"))
-        offset = start - (int(ends[d]) - int(self.lengths[documents[d]]))
+        stride = int(np.searchsorted(before, start, side="right")) - 1
+        d, offset = stride * STRIDE, start - int(before[stride])
+        while offset >= (length := int(self.lengths[documents[d]])):
+            offset, d = offset - length, d + 1
         while need:
             length = min(need, int(self.lengths[documents[d]]) - offset)
             pieces.append(self.documents.dataset.get(int(documents[d]), offset, length))
@@ -145,34 +148,41 @@ class PairRows:
         seed: int,
     ):
         self.dataset, self.converter, self.vocabulary = dataset, converter, vocabulary
-        lengths = np.asarray(dataset.lengths, dtype=np.int64).reshape(-1, 2)
+        lengths = dataset.lengths.reshape(-1, 2)
         self.lengths, room = pair_lengths(lengths, model, data)
         self.examples = len(lengths)
         self.truncated = int((self.lengths != lengths).any(axis=1).sum())
-        kinds, which = np.unique(self.lengths, axis=0, return_inverse=True)  # few of many pairs
-        of_kind = [converter.shape(Lengths(int(n), int(m))) for n, m in kinds]
-        shapes, one = [of_kind[i] for i in which.reshape(-1)], RowShape.largest(of_kind)
+        self.pairs = permutation(generator(seed ^ ORDER, 0), self.examples)
+        kinds = self.lengths[self.pairs] @ np.array([1 << 32, 1])  # few of many pairs
+        shape_of = {
+            kind: converter.shape(Lengths(*divmod(kind, 1 << 32)))
+            for kind in np.unique(kinds).tolist()
+        }
+        one = RowShape.largest(list(shape_of.values()))
         most = room[0] if data.pack else 1  # no bound on parts but a token each
         limit = RowShape(room, room[-1], most * one.parts, most * one.cross_parts)
-        order = generator(seed ^ ORDER, 0).permutation(self.examples)
-        rows = [[i] for i in range(self.examples)]
+        starts = np.arange(self.examples)
         if data.pack:
-            rows = plan_rows([shapes[i] for i in order], limit)
-        self.rows = [[int(order[i]) for i in row] for row in rows]
-        self.per_epoch = len(self.rows)
-        targets = max(sum(shapes[i].targets for i in row) for row in self.rows)
-        most = max(len(row) for row in self.rows)
+            rows = plan_rows((shape_of[kind] for kind in kinds.data), limit)
+            starts = np.fromiter((row.start for row in rows), np.int64)
+        targets = np.fromiter((shape_of[kind].targets for kind in kinds.data), np.int64)
+        targets = int(np.add.reduceat(targets, starts).max())
+        self.edges = np.append(starts, self.examples)  # of rows, in `pairs`
+        self.per_epoch = len(starts)
+        most = int(np.diff(self.edges).max())
         self.shape = RowShape(room, targets, most * one.parts, most * one.cross_parts)
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return generator(self.seed ^ ROWS_ORDER, epoch).permutation(self.per_epoch)
+        return permutation(generator(self.seed ^ ROWS_ORDER, epoch), self.per_epoch)
 
     def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
         """See Task; pairs have no noise, so the key is not used."""
         epoch, place = divmod(i, self.per_epoch)
-        return [self._example(pair) for pair in self.rows[self._epoch(epoch)[place]]]
+        row = int(self._epoch(epoch)[place])
+        pairs = self.pairs[self.edges[row] : self.edges[row + 1]]
+        return [self._example(pair) for pair in pairs.tolist()]
 
     def _example(self, pair: int) -> Converted:
         n, m = (int(x) for x in self.lengths[pair])
@@ -197,13 +207,13 @@ def pair_lengths(
     if len(catalogue.ARCHITECTURES[model.architecture].streams) == 2:
         room = (row, model.target_length or row)
         limits[1] = data.max_target_length or room[1]
-        return np.minimum(np.minimum(lengths, limits), room), room
+        return np.minimum(lengths, np.minimum(limits, room).astype(lengths.dtype)), room
     if row < 2:
         raise UserError(
             f"model.sequence_length: rows of {row} tokens are too short for supervised on "
             f"{model.architecture}"
         )
-    inputs, targets = np.minimum(lengths, limits).T
+    inputs, targets = np.minimum(lengths, np.array(limits, lengths.dtype)).T
     targets = np.minimum(targets, np.maximum(row - inputs, row // 2))
     return np.stack([np.minimum(inputs, row - targets), targets], axis=1), (row,)
 

@@ -9,7 +9,7 @@ isolated from each other. What is left of a row is padding: in no part, of weigh
 Legend: B rows, S tokens of a stream, A position axes, P parts, M targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,22 +21,21 @@ from megaarch.data.example import Converted, RowShape
 HEAD_MULTIPLE = 128
 
 
-def plan_rows(shapes: Sequence[RowShape], limit: RowShape) -> list[list[int]]:
-    """Returns the examples of each row: in order, a new row where the next one does not fit.
+def plan_rows(shapes: Iterable[RowShape], limit: RowShape) -> Iterator[range]:
+    """Yields the examples of each row: in order, a new row where the next one does not fit.
 
     shapes: a bound for each example, each of which fits `limit` alone.
     """
-    rows: list[list[int]] = []
-    room: RowShape | None = None
-    for i, shape in enumerate(shapes):
-        assert limit.fits(shape), f"example {i} of shape {shape} fits no row of shape {limit}"
-        if room is not None and limit.fits(room + shape):
-            rows[-1].append(i)
-            room = room + shape
-        else:
-            rows.append([i])
-            room = shape
-    return rows
+    start, stop, room = 0, 0, None
+    for stop, shape in enumerate(shapes):
+        assert limit.fits(shape), f"example {stop} of shape {shape} fits no row of shape {limit}"
+        together = shape if room is None else room + shape
+        if not limit.fits(together):
+            yield range(start, stop)
+            start, together = stop, shape
+        room = together
+    if room is not None:
+        yield range(start, stop + 1)
 
 
 def pack(

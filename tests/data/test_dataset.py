@@ -11,7 +11,7 @@ import pytest
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.data.conditional_forms import continuation
-from megaarch.data.dataset import Rows
+from megaarch.data.dataset import STRIDE, Rows
 from megaarch.data.document_rows import ORDER
 from megaarch.data.example import generator
 from megaarch.data.feature_converters import converter_of
@@ -208,8 +208,10 @@ def test_components_of_a_mixture_share_the_order_of_their_documents(raw, prepare
     draws for its own rows follows the documents' draw, whichever component asks first."""
     tasks = rows_of(raw, prepared, "unilm").tasks
     assert len(tasks) > 2 and len({id(task.documents) for task in tasks}) == 1
-    documents, ends, _ = tasks[0].documents.epoch(1)
-    assert documents.dtype == np.uint32 and (ends == np.cumsum(tasks[0].lengths[documents])).all()
+    documents, before, _ = tasks[0].documents.epoch(1)
+    lengths = tasks[0].lengths[documents]
+    assert documents.dtype == np.uint32
+    assert (before == (np.cumsum(lengths) - lengths)[::STRIDE]).all()
     orders = [task._order(1) for task in reversed(tasks)][::-1]
     for task, order in zip(tasks, orders, strict=True):
         rng = generator(tasks[0].documents.seed ^ ORDER, 1)

@@ -35,7 +35,7 @@ LIMIT = RowShape((20, 12), 12, 4, 4)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=12))
 def test_packed_rows_hold_every_example_in_a_block_of_its_own(sizes):
     examples = [two_stacks(n, m, 100 * (i + 1)) for i, (n, m) in enumerate(sizes)]
-    planned = plan_rows([e.shape for e in examples], LIMIT)
+    planned = list(plan_rows([e.shape for e in examples], LIMIT))
     assert [i for row in planned for i in row] == list(range(len(examples)))
     rows = [[examples[i] for i in row] for row in planned]
     batch = pack(rows, LIMIT, pad=7, axes=1, sample_index=range(len(rows)))

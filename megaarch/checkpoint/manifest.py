@@ -14,7 +14,7 @@ from pydantic import Field
 from megaarch.checkpoint import storage
 from megaarch.checkpoint.record import PROGRESS, CheckpointRecord, Count, read_record
 from megaarch.distributed.mesh import ALONE, Grid
-from megaarch.errors import StorageError
+from megaarch.errors import StorageError, UserError
 from megaarch.files import Schema, fit, inside, read_json, size_and_checksum, write_json
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ def seal(aside: Path, grid: Grid = ALONE) -> Manifest:
     manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
     for file in files:
         flush(file)
-    if fault := _first_fault(aside, manifest.items()):
+    if fault := first_fault(aside, manifest.items()):
         raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
     return manifest
 
@@ -61,7 +61,7 @@ def bind(aside: Path, manifest: Manifest, record: CheckpointRecord) -> None:
     for written in (aside / "state", aside):
         flush(written)
     # of files that other machines wrote too: a folder that they do not share has not all of them
-    if fault := _first_fault(aside, manifest.items(), read=False):
+    if fault := first_fault(aside, manifest.items(), read=False):
         raise StorageError(f"checkpoint {aside} does not read back as written: {fault}")
 
 
@@ -76,7 +76,7 @@ def find_fault(path: Path, grid: Grid = ALONE) -> str | None:
     if isinstance(listed, str):
         return listed
     with grid.on_main():
-        fault = _first_fault(path, listed[grid.global_rank :: grid.world_size])
+        fault = first_fault(path, listed[grid.global_rank :: grid.world_size])
     return next(filter(None, grid.gather(fault, grid.host_group)), None)
 
 
@@ -87,13 +87,17 @@ def _listed(path: Path) -> list[tuple[str, tuple[int, int]]] | str:
         read_record(path)
     except (OSError, ValueError) as error:
         return str(error)
-    indexes = {f"state/{name}" for name in (storage.INDEX, storage.PICKLED)}
-    if PROGRESS not in manifest or not indexes & manifest.keys():
+    if not {PROGRESS, f"state/{storage.INDEX}"} <= manifest.keys():
+        if f"state/{storage.PICKLED}" in manifest:
+            raise UserError(
+                f"{path} is of megaarch 0.1, whose index is a pickle: bring it to this version with "
+                f"python tools/upgrade_checkpoint.py {path}"
+            )
         return f"{MANIFEST} does not list what a checkpoint holds"
     return list(manifest.items())
 
 
-def _first_fault(
+def first_fault(
     path: Path, entries: Iterable[tuple[str, tuple[int, int]]], read: bool = True
 ) -> str | None:
     """What is wrong with these files of a checkpoint. read: look at more than their sizes."""

@@ -5,13 +5,12 @@ state/__RANK_0.distcp   tensors, as torch.save writes them, read with weights_on
 state/metadata.json     of each tensor its type, size and chunks, of each chunk and value its place
 
 Nothing that is read can execute. torch's own reader unpickles `.metadata` and loads values without
-weights_only; both are never used here. A `.metadata` of version 0.1 is parsed (pickled_metadata.py).
+weights_only; both are never used here. A `.metadata` of version 0.1 is refused (interchange/upgrade.py brings it to this version).
 """
 
 import io
 import json
 import math
-import pickle
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
-from megaarch.checkpoint import pickled_metadata
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
 from megaarch.model.weight_transfer import Origins, renamed
@@ -52,7 +50,8 @@ Shape = list[Whole]
 File = Annotated[str, Field(pattern=r"^__\d{1,9}_\d{1,9}\.distcp$")]
 Place = tuple[File, Whole, Whole]  # file, first byte, bytes
 Chunk = tuple[Shape, Shape, File, Whole, Whole]  # offsets, sizes, and its place
-_NAMES = core_schema.literal_schema(sorted(pickled_metadata.DTYPES))
+DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_NAMES = core_schema.literal_schema(sorted(DTYPES))
 DType = Annotated[str, GetPydanticSchema(lambda source, handler: _NAMES)]
 
 
@@ -63,13 +62,11 @@ class Tensor(Schema):
 
 
 class Index(Schema):
-    """What a state holds and where, by name ("model.NAME", "optimizer.NAME"). pickled: whether
-    values are torch's, of version 0.1, and not JSON."""
+    """What a state holds and where, by name ("model.NAME", "optimizer.NAME")."""
 
     format: Literal[1]
     tensors: dict[str, Tensor]
     values: dict[str, Annotated[Place, Field(strict=False)]]
-    pickled: bool = False
 
     def renamed(self, origins: Origins) -> "Index":
         """The index with weights by the names of those that are read from them."""
@@ -165,20 +162,8 @@ def read_index(folder: Path) -> Index:
     """What a state holds. UserError where it is damaged, or not a plain list of tensors and values
     whose bytes lie in the folder."""
     file = folder / INDEX
-    if file.exists():
-        found = parse_json(read_bytes(file, LARGEST), file)
-        pickled = False
-    else:
-        file = folder / PICKLED
-        try:
-            found = pickled_metadata.parse(read_bytes(file, LARGEST))
-        except pickled_metadata.Refused as error:
-            raise UserError(
-                f"{file} is not the metadata of a checkpoint and was not loaded: {error}"
-            ) from None
-        pickled = True
-    index = fit(found, Index, file).model_copy(update={"pickled": pickled})
-    _check(index, folder, file)
+    index = fit(parse_json(read_bytes(file, LARGEST), file), Index, file)
+    check(index, folder, file)
     return index
 
 
@@ -219,9 +204,7 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
                 full = f"{part}.{name}"
                 _, start, length = index.values[full]
                 stream.seek(start)
-                found[part][name] = _value(
-                    stream.read(length), f"{full} in {folder}", index.pickled
-                )
+                found[part][name] = _value(stream.read(length), f"{full} in {folder}")
     return found
 
 
@@ -243,24 +226,23 @@ def read_whole(
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _value(content: bytes, name: str, pickled: bool) -> Any:
+def _value(content: bytes, name: str) -> Any:
     try:
-        if not pickled:
-            value = json.loads(content)
-        else:
-            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, RecursionError, EOFError, pickle.UnpicklingError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{name} is no plain value and was not loaded: {type(error).__name__}: {said[:120]}"
-        ) from None
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is no plain value and was not loaded: {error}") from None
+    return tuple(plain(value, name)) if isinstance(value, list) else plain(value, name)
+
+
+def plain(value: Any, name: str) -> Any:
+    """Returns a plain value, or a list of them. UserError for anything else; it calls it by `name`."""
     items = value if isinstance(value, list | tuple) else [value]
     if not all(item is None or isinstance(item, bool | int | float | str) for item in items):
         raise UserError(f"{name} is no plain value: {type(value).__name__}")
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
-def _check(index: Index, folder: Path, where: Path) -> None:
+def check(index: Index, folder: Path, where: Path) -> None:
     """UserError where chunks do not make up their tensors, or bytes are not there."""
     sizes: dict[str, int] = {}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaarch import cli, config
-from megaarch.checkpoint import checkpoint, pickled_metadata, record
+from megaarch.checkpoint import checkpoint, record
 from megaarch.checkpoint.manifest import find_fault
 from megaarch.cli import generate, report
 from megaarch.cli.errors import user_sentence
@@ -17,7 +17,7 @@ from megaarch.engine import deepspeed_config
 from megaarch.ingest.indexed_dataset import IndexedDataset
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tokenizer import Tokenizer
-from megaarch.interchange import files
+from megaarch.interchange import files, pickled_metadata
 from megaarch.interchange.convert import Conversion, convert
 from megaarch.scaling import points
 from megaarch.training.metrics import read_lines

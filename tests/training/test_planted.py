@@ -1,5 +1,5 @@
 """Checkpoints that someone has tampered with, manifest and all: whatever is planted in them, no reading
-command executes it, each says one sentence; and those of version 0.1 are still read."""
+command executes it, each says one sentence; and those of version 0.1 are brought to this one."""
 
 import copy
 import functools
@@ -20,8 +20,9 @@ import yaml
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from megaarch import cli, config
-from megaarch.checkpoint import checkpoint, pickled_metadata, storage
+from megaarch.checkpoint import checkpoint, storage
 from megaarch.checkpoint.manifest import find_fault
+from megaarch.interchange import pickled_metadata, upgrade
 from megaarch.training.trainer import Trainer
 from tests.lm_eval.local import write_tasks
 from tests.tools.run import tool
@@ -104,6 +105,7 @@ def commands(given, tmp_path):
         "lm-eval": lambda: cli.main(["lm-eval", *of_model, "--tasks", "local_word"]),
         "convert": lambda: convert([run, out, "--to", "safetensors"]),
         "verify": lambda: convert([run, out, "--to", "checkpoint", "--verify"]),
+        "upgrade": lambda: tool("upgrade_checkpoint")([run]),
     }
 
 
@@ -199,29 +201,35 @@ def test_what_is_planted_would_run_where_it_is_unpickled(kind, pickled, tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_planted_pickle_never_runs(command, kind, given, pickled, tmp_path, capsys):
+def test_a_planted_pickle_never_runs(kind, given, pickled, tmp_path, capsys):
     file = pickled / "state" / ".metadata"
     file.write_bytes(planted(kind, tmp_path / "witness", file.read_bytes()))
     seal(pickled)
-    refused(command, given, tmp_path, capsys, f"{file} is not the metadata of a checkpoint")
+    refused("upgrade", given, tmp_path, capsys, f"{file} is not the metadata of a checkpoint")
 
 
-@pytest.mark.parametrize("kind", ["reduce", "true metadata follows", "nested"])
-def test_a_planted_pickle_never_runs_in_lm_eval(
-    kind, given, pickled, tmp_path, capsys, monkeypatch
-):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_reads_a_pickle(command, given, pickled, tmp_path, capsys):
+    """Each says how the checkpoint is brought to this version."""
+    file = pickled / "state" / ".metadata"
+    file.write_bytes(planted("reduce", tmp_path / "witness", file.read_bytes()))
+    seal(pickled)
+    said = f"{pickled} is of megaarch 0.1, whose index is a pickle: bring it to this version with python"
+    refused(command, given, tmp_path, capsys, said)
+
+
+def test_lm_eval_reads_no_pickle(given, pickled, tmp_path, capsys, monkeypatch):
     tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is missing")
     few = functools.partialmethod(tasks.TaskManager.__init__, include_defaults=False)
     monkeypatch.setattr(tasks.TaskManager, "__init__", few)
     write_tasks(tmp_path / "tasks")
     file = pickled / "state" / ".metadata"
-    file.write_bytes(planted(kind, tmp_path / "witness", file.read_bytes()))
+    file.write_bytes(planted("reduce", tmp_path / "witness", file.read_bytes()))
     seal(pickled)
     assert commands(given, tmp_path)["lm-eval"]() == 2
     assert not (tmp_path / "witness").exists()
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megaarch: ")]
-    assert len(said) == 1 and f"{file} is not the metadata of a checkpoint" in said[0]
+    assert len(said) == 1 and f"{pickled} is of megaarch 0.1" in said[0]
 
 
 def refused(command, given, tmp_path, capsys, sentence):
@@ -262,18 +270,34 @@ def test_what_is_no_metadata_of_torch_is_refused(content):
         pickled_metadata.parse(content)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_checkpoints_of_version_0_1_are_read(command, given, pickled, trained, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["train", "start_from", "evaluate", "convert"])
+def test_an_upgraded_checkpoint_is_read(command, given, pickled, trained, tmp_path, capsys):
     assert not (pickled / "state" / "metadata.json").exists()
+    assert commands(given, tmp_path)["upgrade"]() == 0, capsys.readouterr().err
+    assert f"{pickled} is of this version now" in capsys.readouterr().out
+    assert find_fault(pickled) is None
     assert commands(given, tmp_path)[command]() == 0, capsys.readouterr().err
     weights = checkpoint.read_weights(pickled)
     for name, value in trained.model.named_parameters():
         assert torch.equal(weights[name], value), name
+    assert commands(given, tmp_path)["upgrade"]() == 0
+    assert "is of this version already" in capsys.readouterr().out
 
 
-def test_the_optimizer_s_state_of_version_0_1_is_read(given, pickled, trained, prepared):
+def test_an_upgrade_that_dies_may_be_made_again(pickled, monkeypatch):
+    before = (pickled / "manifest.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "size_and_checksum", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            upgrade.upgrade(pickled)
+    assert (pickled / "manifest.json").read_bytes() == before
+    assert upgrade.upgrade(pickled) == [pickled] and find_fault(pickled) is None
+
+
+def test_an_upgraded_optimizer_s_state_is_what_it_was(given, pickled, trained, prepared):
     mine = copy.deepcopy(given)
     config.set_path(mine, "logging.directory", str(pickled.parents[1]))
+    assert upgrade.upgrade(pickled.parents[1]) == [pickled]
     again = Trainer(config.resolve(mine), prepared)
     _, theirs = trained.engine.state(trained.optimizer)
     _, ours = again.engine.state(again.optimizer)
@@ -341,7 +365,7 @@ def test_bytes_in_place_of_an_entry_are_not_loaded(entry, given, pickled, tmp_pa
     metadata.storage_data[MetadataIndex(name)] = info
     file.write_bytes(pickle.dumps(metadata))
     seal(pickled)
-    refused("train", given, tmp_path, capsys, name.removeprefix("model."))
+    refused("upgrade", given, tmp_path, capsys, f"{name} in {pickled / 'state'} is no plain value")
 
 
 def index_of(step):

@@ -9,8 +9,7 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from megaarch.checkpoint.storage import DTYPES
 from megaarch.errors import UserError
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -25,7 +24,6 @@ LISTED = {
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),  # Python 3.13
 }
-DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
 

@@ -114,12 +114,12 @@ def planned(settings: Settings, rank: int) -> float:
 
 def _enough(settings: Settings) -> int:
     """Micro-batches after which no later one finds more in memory: the pipeline is full, and the
-    sum of gradients is there."""
+    sums of gradients of all stages are there."""
     parallel, count = settings.parallel, micro_batches(settings)
     if parallel.schedule == "gpipe" and parallel.pipeline_parallel > 1:
         return count
-    rounds = 1 if parallel.schedule == "1f1b" else parallel.pipeline_parallel
-    return min(count, parallel.pipeline_parallel + rounds)
+    later = 1 if parallel.schedule == "1f1b" else 2 * parallel.pipeline_parallel
+    return min(count, parallel.pipeline_parallel + later)
 
 
 class _DryEngine(NativeEngine):

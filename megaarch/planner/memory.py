@@ -25,7 +25,7 @@ from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import stacks
 from megaarch.parallel.stages import Stages, overlap
 from megaarch.planner.layer_costs import FULL, HALF, Layers
-from megaarch.planner.pipeline_bubble import in_flight
+from megaarch.planner.pipeline_bubble import InFlight, in_flight
 from megaarch.study.describe import made_up_batch
 
 WHOLE = ("norm", "positions.", "segments.", "head_transform.")  # on every tensor-parallel rank
@@ -114,16 +114,19 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     parallel, training = settings.parallel, settings.training
     shards = parallel.data_parallel_shard * parallel.context_parallel
     sharded = shards * parallel.data_parallel_replicate > 1
-    held = _held(settings, stages, rank)
-    root, layers = held.pop(None), list(held.values())
+    by_layer = _held(settings, stages, rank)
+    root, layers = by_layer.pop(None), list(by_layer.values())
     count, layer = root + sum(layers), max(layers)
     shard, batches = count / shards, micro_batches(settings)
-    kept, one, work = _kept(settings, stages, rank)
+    ends = stages.layers[-1].stop in {stages.layers[s].stop for s in stages.on(rank)}
+    sizes = np.array([sum(by_layer[i] for i in stages.layers[s]) for s in stages.on(rank)])
+    kept, summed, one, work = _kept(settings, stages, rank, sizes)
     pipelined = parallel.pipeline_parallel > 1
     whole = HALF * count  # parameters in half precision
-    if pipelined or (not parallel.gathers_again and batches > 1):
+    if pipelined:
+        whole += max(0.0, summed + FULL * (root - shard))
+    elif not parallel.gathers_again and batches > 1:
         whole += FULL * (count - shard)  # and the sum of gradients, until the last micro-batch
-    ends = stages.layers[-1].stop in {stages.layers[s].stop for s in stages.on(rank)}
     head = _head(settings) if ends else 0.0
     if not sharded:
         last, moments = HALF * count, [(HALF * count, kept + max(head, work))]
@@ -132,10 +135,11 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
         last = HALF * root + LAYER_COPIES * layer
         moments = [(whole, kept + head), (whole + HALF * layer, kept + work)]
     else:
-        # the end of the forward pass; and the backward pass of the last layer but one, while the
+        # the end of the forward pass, which leaves the last layer gathered; and the backward pass of the
+        # last layer but one, while the
         # last one's gradients are on their way
         last = 2 * HALF * root + LAYER_COPIES * layer
-        moments = [(2 * HALF * root, kept + head), (last, kept - one + work)]
+        moments = [(HALF * (root + layer), kept + head), (last, kept - one + work)]
     # of a step's only micro-batch the gradients are there at the end of its backward pass alone
     early = 0.0 if batches == 1 and not pipelined else FULL * shard
     found = [(early, *moment) for moment in moments] + [(FULL * shard, last, one + work)]
@@ -151,25 +155,30 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     )
 
 
-def _kept(settings: Settings, stages: Stages, rank: int) -> tuple[float, float, float]:
-    """Bytes kept for the backward passes of the micro-batches in flight; of these, one layer's; and
-    what the layer at work has besides."""
+def _kept(
+    settings: Settings, stages: Stages, rank: int, sizes: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Bytes kept for backward passes and of whole gradients, at the moment that has most of both; what one
+    layer keeps; and what the layer at work has besides. sizes: parameters of the layers of each stage."""
     recompute, counter = settings.parallel.recompute, Kept(settings)
-    whole, least, total, pending = 0.0, 0.0, 0.0, 0.0
-    for stage in stages.on(rank):
+    whole, least = 0.0, 0.0
+    bytes_of = np.zeros((len(sizes), len(InFlight._fields)))
+    bytes_of[:, 2:] = sizes[:, None] * (FULL, HALF)
+    for place, stage in enumerate(stages.on(rank)):
         for stream, stack in enumerate(stacks(settings.model)):
-            mine = len(overlap(stack.layers, stages.layers[stage]))
+            mine = overlap(stack.layers, stages.layers[stage])
             if not mine:
                 continue
             each = counter.layer(stream)
             whole, least = max(whole, each["none"]), max(least, each[recompute])
-            total += mine * each[recompute]
-            pending += mine * each["pending"]
-    passes = len(stages.on(rank))
+            bytes_of[place, 0] += len(mine) * each[recompute]
+            bytes_of[place, 0] += counter.beside_layers(stream, mine.start == stack.layers.start)
+            bytes_of[place, 1] += len(mine) * each["pending"]
     moments = in_flight(settings.parallel, micro_batches(settings), rank)
-    kept = max((passed * total + late * pending) / passes for passed, late in moments)
+    by_kind = (moments * bytes_of).sum(axis=1)  # [moments, 4]
+    kept, late, summed, unsummed = by_kind[by_kind.sum(axis=1).argmax()].tolist()
     # the backward pass of a layer gives back as it goes; recomputed, it first makes all again
-    return kept, least, max(0.0, whole - least) + counter.gradients()
+    return kept + late, summed + unsummed, least, max(0.0, whole - least) + counter.gradients()
 
 
 def _received(settings: Settings, stages: Stages, rank: int) -> float:
@@ -185,16 +194,20 @@ def _received(settings: Settings, stages: Stages, rank: int) -> float:
 
 
 def _head(settings: Settings) -> float:
-    """Returns the bytes of the output layer: gathered hidden states, rows of targets, logits kept and at work, and
-    the gradient of the table."""
+    """Returns the bytes of the output layer: gathered hidden states, rows of targets, slopes kept; and the
+    logits at work or, in the backward pass, the gradient of the table, in fp32 and as it is added to or cast."""
     model, tensor = settings.model, settings.parallel.tensor_parallel
     counter = Layers(settings)
     rows, columns = counter.head().products[0][:2]
-    d = model.hidden_size
+    d, table = model.hidden_size, columns * model.hidden_size
     kept = min(ACCELERATOR.kept, HALF * rows * columns)
-    chunk = min(rows, rows_of_chunk(ACCELERATOR, columns)) * columns
+    chunk = min(rows, rows_of_chunk(ACCELERATOR, columns))
+    logits = 3 * FULL * chunk * columns
+    work = max(logits, FULL * table + (FULL if chunk < rows else HALF) * table)
+    if kept < HALF * rows * columns:  # the other slopes are made again
+        work = max(work, logits + FULL * table)
     gathered = counter.tokens(-1) * d * (HALF if tensor > 1 else 0)
-    return gathered + 3 * HALF * rows * d + kept + 3 * FULL * chunk
+    return gathered + 3 * HALF * rows * d + kept + work
 
 
 class Kept:
@@ -229,15 +242,25 @@ class Kept:
             attention, out = attention + crossed, out + more
             if tensor > 1:  # every layer gathers the memory for itself
                 norms += HALF * memory * d
-        late = sum(size for column, size in returned if column)
+        late = sum(size for column, size in returned if column) + branches * residual  # and norms'
         if tensor > 1:  # gradients of what a row-wise product returns, gathered
             late += branches * HALF * n * d
         return {
             "pending": late,
             "none": branches * residual + norms + attention + blocks + dropped,
-            "selective": residual + products + out,
+            "selective": residual + products + out + (branches * residual if tensor > 1 else 0.0),
             "full": residual,
         }
+
+    def beside_layers(self, stream: int, begins: bool) -> float:
+        """Returns what a stage keeps of a stack besides its layers: rotary tables; of one that `begins`
+        there, its embedded tokens and the memory, normalized; of another, the memory that it passes on."""
+        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
+        rope = model.position_encoding == "rope"
+        tables = 2 * FULL * self.work.tokens(stream) * head_size(model) if rope else 0.0
+        memory = self.work.tokens(stream - 1) if stream > 0 else 0
+        rows = memory + self.work.tokens(stream) * begins
+        return tables + HALF * rows * model.hidden_size / tensor
 
     def gradients(self) -> float:
         """Returns the gradients of activations in the layer at work: those of its widest product's inputs and outputs."""
@@ -249,8 +272,8 @@ class Kept:
     def _attention(
         self, stream: int, cross: int, queries: float, keys: float
     ) -> tuple[float, float]:
-        """What attention keeps, and of that what its kernels return. queries, keys: widths on a
-        tensor-parallel rank."""
+        """What attention keeps, and of that what its kernels and exchanges of heads return. queries, keys:
+        widths on a tensor-parallel rank."""
         parallel, rope = self.settings.parallel, self.settings.model.position_encoding == "rope"
         context, n = parallel.context_parallel, self.work.tokens(stream)
         memory = self.work.tokens(stream - 1) if cross else n
@@ -265,7 +288,8 @@ class Kept:
         if self.settings.model.position_encoding == "relative" and not cross:
             bias = calls.pairs * (HALF * heads + 8)  # and the bucket of each pair
         inputs = fused if context > 1 else fused + turned
-        return inputs + copied + out + laid + bias + HALF * calls.masked, out
+        whole = inputs + copied + out + laid + bias + HALF * calls.masked
+        return whole, out + (fused + laid if context > 1 else 0.0)
 
 
 @dataclass(frozen=True)

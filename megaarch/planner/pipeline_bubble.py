@@ -6,8 +6,9 @@ F forward, B backward, or its halves where a schedule splits it: I gradients of 
 
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 
@@ -17,6 +18,17 @@ from megaarch.parallel.pipeline_parallel import ONE_STAGE, SCHEDULES
 Action = tuple[int, str, int]  # stage, one of FBIW, micro-batch
 Order = tuple[tuple[Action, ...], ...]  # of each rank
 GRAIN = 40  # costs are rounded to parts of a micro-batch, so that few are told apart
+
+
+class InFlight(NamedTuple):
+    """Of one stage at a moment. kept: forward passes whose activations are there. late: of these, those
+    whose gradients of inputs are made and of weights are not. summed: 1 once gradients of its weights are
+    summed in fp32. unsummed: 1 while those of a second half wait for that in half precision."""
+
+    kept: int = 0
+    late: int = 0
+    summed: int = 0
+    unsummed: int = 0
 
 
 def bubble(parallel: Parallel, batches: int, costs: tuple[float, float, float]) -> float:
@@ -30,29 +42,28 @@ def bubble(parallel: Parallel, batches: int, costs: tuple[float, float, float]) 
     shares = (1, 1, 1)  # all one where the backward pass stays whole
     if parallel.schedule == "zero_bubble":
         shares = tuple(round(cost / sum(costs) * GRAIN) for cost in costs)
-    idle = _idle(*_order_of(parallel, batches), shares)
+    idle = _idle(*_order_of(parallel, batches, rounds=2), shares)
     return idle / sum(shares) * sum(costs)
 
 
-def in_flight(parallel: Parallel, batches: int, rank: int) -> tuple[tuple[int, int], ...]:
-    """At the moments of a step that may be the fullest: forward passes of the rank's stages that
-    are kept, and of these, those whose gradients of inputs are made and of weights are not."""
+def in_flight(parallel: Parallel, batches: int, rank: int) -> np.ndarray:
+    """Counts [moments, stages of the rank, 4], each an InFlight, after the rank's passes in a step."""
     if parallel.pipeline_parallel == 1:
-        return ((1, 0),)
+        return np.array([[InFlight(kept=1)]])
     if parallel.schedule == "gpipe":
-        return ((batches, 0),)
-    return _in_flight(*_order_of(parallel, batches), rank)
+        return np.array([[InFlight(kept=batches)], [InFlight(kept=batches - 1, summed=1)]])
+    return _in_flight(*_order_of(parallel, batches, rounds=3), rank)
 
 
-def _order_of(parallel: Parallel, batches: int) -> tuple[str, int, int, int]:
-    """What `order` takes for such a step. With more micro-batches than twice the ranks no rank waits
-    longer and none keeps more: so many are enough, unless the schedule cuts them into rounds that
-    are longer than its ranks."""
+def _order_of(parallel: Parallel, batches: int, rounds: int) -> tuple[str, int, int, int]:
+    """What `order` takes for such a step. With more micro-batches than so many for each rank nothing
+    changes: after two no rank waits longer, after three no moment has more in flight. Where a schedule
+    cuts them into rounds that are longer than its ranks, all are taken."""
     ranks, each = parallel.pipeline_parallel, parallel.stages_per_rank
     schedule = parallel.schedule
-    rounds = schedule == "interleaved_1f1b" or (schedule == "zero_bubble" and each != 2)
-    if not (rounds and batches % ranks):
-        batches = min(batches, 2 * ranks)
+    in_rounds = schedule == "interleaved_1f1b" or (schedule == "zero_bubble" and each != 2)
+    if not (in_rounds and batches % ranks):
+        batches = min(batches, rounds * ranks)
     return schedule, ranks, each, batches
 
 
@@ -134,17 +145,19 @@ def _idle(schedule: str, ranks: int, each: int, batches: int, costs: tuple[int, 
 
 
 @lru_cache(maxsize=4096)
-def _in_flight(
-    schedule: str, ranks: int, each: int, batches: int, rank: int
-) -> tuple[tuple[int, int], ...]:
-    kept, late = 0, 0
-    found: dict[int, int] = {}  # the most that wait for their second half, by passes kept
-    for _, kind, _ in order(schedule, ranks, each, batches)[rank]:
-        kept += {"F": 1, "B": -1, "I": 0, "W": -1}[kind]
-        late += {"F": 0, "B": 0, "I": 1, "W": -1}[kind]
-        found[kept] = max(found.get(kept, 0), late)
-    return tuple(
-        (kept, late)
-        for kept, late in sorted(found.items())
-        if not any(k > kept and found[k] >= late for k in found)
-    )
+def _in_flight(schedule: str, ranks: int, each: int, batches: int, rank: int) -> np.ndarray:
+    actions = order(schedule, ranks, each, batches)[rank]
+    places = {stage: place for place, stage in enumerate(sorted({stage for stage, *_ in actions}))}
+    now, found = [InFlight()] * len(places), []
+    for stage, kind, _ in actions:
+        kept, late, summed, unsummed = now[places[stage]]
+        now[places[stage]] = {
+            "F": InFlight(kept + 1, late, summed, unsummed),
+            "B": InFlight(kept - 1, late, 1, 0),
+            "I": InFlight(kept, late + 1, summed or unsummed, 0),
+            "W": InFlight(kept - 1, late - 1, summed, 1),
+        }[kind]
+        found.append(list(now))
+        if kind in "BI":  # FSDP's callback at the end sums what W has left, of all stages
+            now = [s._replace(summed=s.summed or s.unsummed, unsummed=0) for s in now]
+    return np.unique(np.array(found, np.int32), axis=0)

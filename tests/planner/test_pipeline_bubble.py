@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 
 from megaarch import config
@@ -68,14 +69,19 @@ def test_a_long_step_is_as_if_all_its_micro_batches_were_simulated(schedule, eac
         whole = pipeline_bubble._idle(schedule, ranks, each, batches, shares)
         assert bubble(parallel, batches, shares) == pytest.approx(whole)
         for rank in range(ranks):
+            # whatever passes and gradients of the stages weigh, no moment of the whole step weighs more
+            found = in_flight(parallel, batches, rank)
             kept = pipeline_bubble._in_flight(schedule, ranks, each, batches, rank)
-            assert in_flight(parallel, batches, rank) == kept
+            weights = np.random.default_rng(rank).random((20, *found.shape[1:]))
+            heaviest = [(weights[:, None] * x).sum((2, 3)).max(axis=1) for x in (found, kept)]
+            assert heaviest[0] == pytest.approx(heaviest[1])
 
 
 def test_forward_passes_that_a_rank_keeps():
     def most(schedule, each, batches):
         parallel = pipeline(schedule, 4, each)
-        return [max(k for k, _ in in_flight(parallel, batches, rank)) for rank in range(4)]
+        found = [in_flight(parallel, batches, rank) for rank in range(4)]
+        return [moments[..., 0].sum(axis=1).max() for moments in found]
 
     assert most("1f1b", 1, 16) == [4, 3, 2, 1]
     assert most("gpipe", 1, 16) == [16] * 4
@@ -84,7 +90,23 @@ def test_forward_passes_that_a_rank_keeps():
     assert most("zero_bubble", 2, 16) == [8] * 4
     assert most("zero_bubble", 2, 2) == [3, 4, 4, 4]
     assert most("zero_bubble", 1, 16) == [4] * 4  # a rank's later weights wait, and keep its inputs
-    assert in_flight(pipeline("zero_bubble", 4, 1), 16, 3) == ((4, 4),)
+    late = in_flight(pipeline("zero_bubble", 4, 1), 16, 3)
+    assert (late[..., 0] == late[..., 1]).any() and late[..., 1].max() == 4
+
+
+def test_a_rank_keeps_more_passes_of_its_first_stage_than_of_its_last():
+    """Narayanan et al. 2021: 10 passes to warm up on the first of 4 ranks, in groups of 4, and one."""
+    moments = in_flight(pipeline("interleaved_1f1b", 4, 2), 16, 0)
+    fullest = moments[moments[..., 0].sum(axis=1).argmax()]
+    assert fullest[:, 0].tolist() == [7, 4]
+
+
+def test_gradients_of_a_second_half_wait_for_the_next_backward_pass_to_be_summed():
+    moments = in_flight(pipeline("zero_bubble", 2, 2), 8, 0)
+    unsummed = moments[..., 3]
+    assert unsummed.max() == 1 and set(moments[..., 2][unsummed == 1].tolist()) == {0, 1}
+    whole = in_flight(pipeline("interleaved_1f1b", 2, 2), 8, 0)
+    assert not whole[..., 3].any() and not whole[..., 1].any()
 
 
 def test_a_step_of_few_micro_batches_costs_its_bubble(raw):

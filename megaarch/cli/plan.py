@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 
 from megaarch.cli.options import Adder, config_arguments, read
 from megaarch.errors import UserError
@@ -14,7 +15,7 @@ def add(command: Adder) -> None:
         "plan",
         "List the best layouts on so many GPUs: memory, time, MFU, cost and what limits each",
         "The model, the data and the global batch stay; the section parallel and the "
-        "micro-batch are searched. Of a study: the best layout of each cell.",
+        "micro-batch are searched. Of a study: the best layout of each cell, and what all take.",
     )
     config_arguments(plan)
     cluster_arguments(plan, required=True)
@@ -32,22 +33,26 @@ def cluster_arguments(command: argparse.ArgumentParser, *, required: bool) -> No
 
 def run(options: argparse.Namespace) -> int:
     from megaarch.planner import display
-    from megaarch.planner.cells import cells, plans
+    from megaarch.planner.cells import cells, plans, totals
 
     raw = read(options)
-    found = plans(raw, cluster_of(options), options.gpus, options.top)
-    if options.json:
-        print(json.dumps({"plans": [display.record(name, plan) for name, plan in found]}, indent=1))
-        return 0
     width = max((len(name) for name, _ in cells(raw)), default=0)
-    best = None
-    for name, plan in found:  # a large study takes minutes: each line as it is found
-        if best is None:
-            best = plan
+    found = []
+    for name, plan in plans(raw, cluster_of(options), options.gpus, options.top):
+        found.append((name, plan))
+        if options.json:
+            continue
+        if len(found) == 1:  # a large study takes minutes: each line as it is found
             print(display.heading(width), flush=True)
         print(display.line(name, plan, width), flush=True)
-    if best and not width:
-        print(f"\nthe best one\n{display.details(best)}")
+    study = totals(raw, dict(found)) if width else None
+    if options.json:
+        record = {"plans": [display.record(name, plan) for name, plan in found]}
+        print(json.dumps(record | ({"study": asdict(study)} if study else {}), indent=1))
+    elif study:
+        print(f"\n{display.study(study)}")
+    elif found:
+        print(f"\nthe best one\n{display.details(found[0][1])}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The cells of a study, or the one model of a plain configuration, with layouts of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaarch import config
@@ -10,7 +11,22 @@ from megaarch.data import tokens_per_batch
 from megaarch.errors import UserError
 from megaarch.planner.search import PlannedLayout, counted, rows_a_step, search
 from megaarch.planner.time import Cluster
-from megaarch.study.cells import expand
+from megaarch.study.cells import StudyCell, expand
+from megaarch.study.estimate import checkpoint_bytes, checkpoints, trials
+
+
+@dataclass(frozen=True)
+class StudyTotals:
+    """What a whole study takes, its cells one after another on all GPUs. runs: cells and seeds. sweep_gpu_hours:
+    of the trials before them. disk: bytes of the checkpoints that stay. longest: the cell of most hours."""
+
+    runs: int
+    gpu_hours: float
+    sweep_gpu_hours: float
+    hours: float
+    disk: float
+    longest: str
+    longest_hours: float
 
 
 def plans(
@@ -24,23 +40,56 @@ def plans(
     if settings.study is None:
         yield from (("", plan) for plan in search(settings, gpus, cluster)[:top])
         return
-    for name, cell in cells(raw):
+    for name, cell in _first_seeds(raw):
         try:
-            yield name, search(cell, gpus, cluster)[0]
+            plan = search(cell.settings, gpus, cluster)[0]
         except ValueError as error:
             raise UserError(f"cell {name}: {error}") from None
+        budget = cell.settings.training.budget
+        assert plan.steps is not None and budget is not None, "a study gives every cell a budget"
+        own = 1 - cell.inherited / budget.amount  # the rest its parents have spent
+        yield name, replace(plan, steps=max(1, round(own * plan.steps)))
+
+
+def totals(raw: config.Raw, found: Mapping[str, PlannedLayout]) -> StudyTotals:
+    """The sums of a study over its cells and seeds. found: the plan of each cell, by its name."""
+    study = config.resolve(raw).study
+    assert study is not None
+    seeds, hours, swept, disk = len(study.seeds), {}, 0.0, 0.0
+    for name, cell in _first_seeds(raw):
+        plan = found[name]
+        assert plan.hours is not None and plan.steps is not None
+        hours[name] = plan.hours
+        if study.tune:
+            swept += plan.hours * plan.gpus * study.tune.budget * trials(cell, study)
+        stay = checkpoints(plan.settings.training, plan.steps)
+        disk += seeds * stay * checkpoint_bytes(plan.settings)
+    longest = max(hours, key=lambda name: hours[name])
+    return StudyTotals(
+        runs=seeds * len(hours),
+        gpu_hours=seeds * sum(plan.gpus * hours[name] for name, plan in found.items()),
+        sweep_gpu_hours=swept,
+        hours=seeds * sum(hours.values()),
+        disk=disk,
+        longest=longest,
+        longest_hours=hours[longest],
+    )
 
 
 def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
     """Name and settings of each cell of a study, seeds left out; none without a study. Budgets tell apart cells
     that would else have one name."""
+    return ((name, cell.settings) for name, cell in _first_seeds(raw))
+
+
+def _first_seeds(raw: config.Raw) -> Iterator[tuple[str, StudyCell]]:
     study = config.resolve(raw).study
     if study is None:
         return
     for cell in expand(raw, Path("runs") / study.name):
         if cell.seed == study.seeds[0]:
             name = f"{cell.name}/{cell.size}" if cell.size else cell.name
-            yield (name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"), cell.settings
+            yield (name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"), cell
 
 
 def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None) -> Settings:

@@ -4,8 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from megaarch.config.schema import Settings
+from megaarch.planner.cells import StudyTotals
 from megaarch.planner.dry_run import DryRun
 from megaarch.planner.search import PlannedLayout, layout
+from megaarch.training.memory_check import in_words
 
 SET = (
     "tensor_parallel",
@@ -87,6 +89,18 @@ def details(plan: PlannedLayout) -> str:
             f"--set {flags}",
         )
     )
+
+
+def study(found: StudyTotals) -> str:
+    """What all cells of a study take together."""
+    lines = [
+        f"all {found.runs} runs: {found.gpu_hours:,.3g} GPU-hours, {found.hours / 24:.3g} days one after another",
+        f"the longest: {found.longest}, {found.longest_hours / 24:.3g} days",
+        f"checkpoints that stay: {in_words(found.disk)}",
+    ]
+    if found.sweep_gpu_hours:
+        lines.insert(1, f"their sweep before that: {found.sweep_gpu_hours:,.3g} GPU-hours")
+    return "\n".join(lines)
 
 
 def dry_record(cell: str | None, settings: Settings, found: DryRun, planned: float) -> dict:

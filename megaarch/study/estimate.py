@@ -58,7 +58,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
         total += found.hours or 0.0
         several += found.hours is None
         if study.tune:
-            swept += (found.hours or 0.0) * study.tune.budget * _trials(cell, study)
+            swept += (found.hours or 0.0) * study.tune.budget * trials(cell, study)
         lines.append(
             f"{cell.key:<{width}}{found.steps:>8,}{found.tokens:>11.3e}{found.epochs:>8.2f}"
             f"{found.disk / 2**20:>10.1f}{'-' if found.hours is None else f'{found.hours:.3f}':>9}"
@@ -141,7 +141,7 @@ def disk_peak(folder: StudyFolder, costs: Mapping[str, Estimate]) -> float:
     done, peaks = 0.0, []
     for generation in generations(folder.cells):
         if study.tune:
-            tried = [cell for cell in generation for _ in range(_trials(cell, study))]
+            tried = [cell for cell in generation for _ in range(trials(cell, study))]
             peaks.append(done + side_by_side(most(cell, study.tune.budget) for cell in tried))
         beside = side_by_side(most(cell) - costs[cell.key].disk for cell in generation)
         done += sum(costs[cell.key].disk for cell in generation)
@@ -149,8 +149,8 @@ def disk_peak(folder: StudyFolder, costs: Mapping[str, Estimate]) -> float:
     return max(peaks)
 
 
-def _trials(cell: StudyCell, study: Study) -> int:
-    """How many trials a sweep makes of a cell: of the first seed's alone."""
+def trials(cell: StudyCell, study: Study) -> int:
+    """Returns how many trials a sweep makes of a cell: of the first seed's alone."""
     if study.tune is None or cell.seed != study.seeds[0]:
         return 0
     return len(sweep_grid.of_architecture(study.tune, cell.settings.model.architecture))

@@ -17,7 +17,8 @@ FILE = Path(__file__).with_name("hardware.yaml")
 
 class Gpu(Section):
     """One kind of GPU in its usual node. peak, product, attention, flash2: TFLOP/s, the last two of
-    fused attention over long rows, by the best kernel and by FlashAttention-2. memory: GB. bandwidth (of
+    fused attention over long rows, by the best kernel and by FlashAttention-2. memory: GB in all, of which
+    `Cluster.room` is left to tensors. bandwidth (of
     its memory), link (inside a node), network (between nodes; a GPU's share): GB/s in one direction."""
 
     peak: Rate
@@ -38,11 +39,14 @@ class Constants(Section):
     their mean. overlap: share of a tensor-parallel message that pieces of its product can hide.
     float8: how many times faster float8 products are. launch: microseconds of a kernel beside its
     work. hop, network_hop: microseconds of a collective's hop, inside a node and between nodes.
-    attention_length: tokens of the row at which fused attention runs at half of its rate. usable:
-    share of the memory that tensors may take.
+    attention_length: tokens of the row at which fused attention runs at half of its rate. The reserve of
+    a GPU's memory: context: GB of a process; communicator: GB of each process group; fragments: share of
+    the rest.
     """
 
-    usable: Rate
+    context: Rate
+    communicator: Rate
+    fragments: Annotated[float, Field(ge=0, lt=1)]
     product: Rate
     bandwidth: Rate
     link: Rate

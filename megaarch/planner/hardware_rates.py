@@ -21,6 +21,22 @@ class Cluster:
     gpus_per_node: int = 8
     constants: Constants = hardware().constants
 
+    def room(self, parallel: Parallel | None = None) -> float:
+        """Bytes of a GPU that tensors may take: what the reserve leaves. parallel: a layout, whose axes
+        have a communicator each, as have all ranks together and those that shard parameters."""
+        groups = 0
+        if parallel is not None and processes(parallel) > 1:
+            sizes = (
+                parallel.tensor_parallel,
+                parallel.context_parallel,
+                parallel.pipeline_parallel,
+                parallel.data_parallel_shard,
+                parallel.data_parallel_replicate,
+            )
+            groups = 1 + sum(size > 1 for size in sizes) + (sizes[1] > 1 and sizes[3] > 1)
+        reserve = self.constants.context + groups * self.constants.communicator
+        return max(0.0, self.gpu.memory - reserve) * 1e9 * (1 - self.constants.fragments)
+
     @property
     def memory_rate(self) -> float:
         """Bytes a second."""

@@ -91,9 +91,8 @@ class InferenceCost:
         return max(turn.cache_bytes for turns in self.dialogues.values() for turn in turns)
 
     def fits(self, cluster: Cluster) -> bool:
-        """Whether weights and the fullest cache are within the GPU's usable memory."""
-        usable = cluster.gpu.memory * 1e9 * cluster.constants.usable
-        return self.weight_bytes + self.fullest_cache <= usable
+        """Whether the GPU has room for weights and the fullest cache."""
+        return self.weight_bytes + self.fullest_cache <= cluster.room()
 
 
 def costs(

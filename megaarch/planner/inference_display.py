@@ -32,11 +32,10 @@ def record(found: Found, gpu: str, cluster: Cluster, lengths: Lengths) -> dict[s
 
 def tables(found: Found, gpu: str, cluster: Cluster, lengths: Lengths) -> str:
     """Both tables for a terminal."""
-    usable = cluster.gpu.memory * cluster.constants.usable
     costs = [cost for _, cost in found if isinstance(cost, InferenceCost)]
     width = max(7, *(len(cost.name) + 2 for cost in costs))  # of "model" at least
     lines = [
-        f"one {gpu}, bf16, {usable:.0f} GB for tensors; batch of {lengths.batch}, turns of "
+        f"one {gpu}, bf16, {cluster.room() / 1e9:.0f} GB for tensors; batch of {lengths.batch}, turns of "
         f"{lengths.prompt} tokens, answers of {lengths.answer}",
         "",
         *_first_turns(costs, width, cluster, lengths),

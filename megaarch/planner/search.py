@@ -69,10 +69,9 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
             f"--gpus {gpus} does not divide into nodes of {cluster.gpus_per_node}: give a multiple, "
             "or --gpus-per-node"
         )
-    room = cluster.gpu.memory * 1e9 * cluster.constants.usable
     plans: list[PlannedLayout] = []
     refused: Counter[str] = Counter()
-    leanest: tuple[float, Settings] | None = None
+    leanest: tuple[float, float, Settings] | None = None
     for candidate in candidates(settings, gpus, cluster, refused):
         for recompute in RECOMPUTE:
             tried = _with(candidate, recompute=recompute)
@@ -80,13 +79,14 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
                 refused.update(reasons)
                 continue
             memory = step_memory(tried)
-            if leanest is None or memory.total < leanest[0]:
-                leanest = memory.total, tried
+            room = cluster.room(tried.parallel)
+            if leanest is None or memory.total - room < leanest[0] - leanest[1]:
+                leanest = memory.total, room, tried
             if memory.total <= room:
                 plans.append(plan(tried, gpus, cluster, memory))
                 break
     if not plans:
-        raise UserError(_nothing(settings, gpus, room, leanest, refused))
+        raise UserError(_nothing(gpus, leanest, refused))
     return sorted(plans, key=lambda found: found.seconds.total)
 
 
@@ -224,19 +224,16 @@ def _steps(settings: Settings, flops: float) -> int | None:
 
 
 def _nothing(
-    settings: Settings,
-    gpus: int,
-    room: float,
-    leanest: tuple[float, Settings] | None,
-    refused: Counter[str],
+    gpus: int, leanest: tuple[float, float, Settings] | None, refused: Counter[str]
 ) -> str:
+    """Why no layout is listed. leanest: bytes that it needs, bytes that tensors may take, the layout."""
     if leanest is None:
         reason = refused.most_common(1)[0][0] if refused else "no micro-batch divides the batch"
         return f"no layout of {gpus} GPUs runs this model: {reason}"
-    memory, found = leanest
+    memory, room, found = leanest
     return (
         f"nothing fits {gpus} GPUs: the leanest layout ({layout(found)}) needs "
-        f"{memory / 1e9:.0f} GB on a GPU and {room / 1e9:.0f} GB are usable; take more GPUs, GPUs "
+        f"{memory / 1e9:.0f} GB on a GPU and tensors may take {room / 1e9:.0f} GB; take more GPUs, GPUs "
         "with more memory, or a smaller model"
     )
 

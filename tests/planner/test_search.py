@@ -11,12 +11,16 @@ import yaml
 from megaarch import config
 from megaarch.cli import main
 from megaarch.config import ConfigError
+from megaarch.config.schema import Parallel
+from megaarch.model.parameter_count import parameter_count
 from megaarch.parallel.validate import check
 from megaarch.planner import display
+from megaarch.planner.cells import cells
 from megaarch.planner.hardware import gpu, hardware
 from megaarch.planner.search import candidates, search
 from megaarch.planner.time import Cluster, Seconds, step_seconds
 from megaarch.study.describe import describe
+from megaarch.training.memory_check import in_words
 
 PRESETS = ("gpt", "t5", "xlnet", "glm")
 
@@ -38,7 +42,7 @@ def test_no_listed_layout_is_refused_and_all_fit(preset, planned):
     for plan in plans:
         check(plan.settings, 16)
         config.resolve(plan.settings.model_dump(exclude={"study"}))
-        assert plan.memory.total <= cluster.gpu.memory * 1e9 * hardware().constants.usable
+        assert plan.memory.total <= cluster.room(plan.settings.parallel)
         assert 0 < plan.mfu < 1 and plan.steps and plan.gpu_hours > 0
     times = [plan.seconds.total for plan in plans]
     assert times == sorted(times)
@@ -80,7 +84,7 @@ def test_batches_in_tokens_have_room_in_every_layout(preset, planned):
 def test_a_run_takes_what_is_listed_though_zero_bubble_cannot_be_compiled(planned):
     planned["model"] |= {"layers": 12, "hidden_size": 1024, "feed_forward_size": 2816}
     planned["model"] |= {"sequence_length": 512}
-    small = Cluster(gpu("h100").model_copy(update={"memory": 2}))
+    small = Cluster(gpu("h100").model_copy(update={"memory": 8}))
     free = search(config.resolve(planned), 8, small)
     assert "zero_bubble" in {plan.settings.parallel.schedule for plan in free}
     planned["training"]["compile"] = True
@@ -138,18 +142,90 @@ def test_the_command_prints_layouts_and_json(planned, tmp_path, capsys):
     )
 
 
-def test_a_study_has_one_layout_a_cell(planned, tmp_path, capsys):
+@pytest.fixture
+def study(planned, tmp_path):
+    """Writes a study of two presets, changed by `given`; returns its path."""
     del planned["training"]["steps"]
-    planned["study"] = {
-        "budgets": [1e15],
-        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5-of-a-long-name", "preset": "t5"}],
-    }
-    path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(planned))
-    assert main(["plan", str(path), "--gpus", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    cells = [{"name": "gpt", "preset": "gpt"}, {"name": "t5-of-a-long-name", "preset": "t5"}]
+
+    def write(**given):
+        path = tmp_path / "study.yaml"
+        whole = {"budgets": [1e15], "cells": cells} | given
+        path.write_text(yaml.safe_dump(planned | {"study": whole}))
+        return str(path)
+
+    return write
+
+
+def test_a_study_has_one_layout_a_cell(study, capsys):
+    assert main(["plan", study(), "--gpus", "8"]) == 0
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == ["cell", "gpt", "t5-of-a-long-name"]
     assert len({line.index(word) for line, word in zip(lines, ("layout", "dp8", "dp8"))}) == 1
+
+
+def test_a_study_is_summed_over_cells_and_seeds(study, capsys):
+    ask = ["plan", study(seeds=[0, 1, 2]), "--gpus", "8"]
+    ask += ["--set", "training.save_every=1", "training.keep_checkpoints=2"]
+    assert main([*ask, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    hours = {plan["name"]: plan["hours"] for plan in found["plans"]}
+    assert all(plan["steps"] > 1 for plan in found["plans"])
+    whole = found["study"]
+    assert whole["runs"] == 6 and whole["sweep_gpu_hours"] == 0
+    assert whole["hours"] == pytest.approx(3 * sum(hours.values()))
+    assert whole["gpu_hours"] == pytest.approx(8 * whole["hours"])
+    assert whole["longest"] == max(hours, key=lambda name: hours[name])
+    assert whole["longest_hours"] == max(hours.values())
+    cells_of = dict(cells(config.read_yaml(ask[1])))
+    weights = sum(parameter_count(cell.model, 1) for cell in cells_of.values())
+    assert whole["disk"] == 3 * 2 * 3 * 4 * weights  # seeds, checkpoints, AdamW's copies, fp32
+    assert main(ask) == 0
+    text = capsys.readouterr().out
+    assert "all 6 runs: " in text and f"the longest: {whole['longest']}, " in text
+    assert f"checkpoints that stay: {in_words(whole['disk'])}" in text
+
+
+def test_a_sweep_is_summed_apart(study, capsys):
+    tune = {"learning_rates": [1e-3, 2e-3, 4e-3], "budget": 0.1}
+    ask = ["plan", study(seeds=[0, 1], tune=tune), "--gpus", "8"]
+    assert main([*ask, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["study"]
+    assert found["sweep_gpu_hours"] == pytest.approx(3 * 0.1 * found["gpu_hours"] / 2)
+    assert main(ask) == 0
+    assert "their sweep before that: " in capsys.readouterr().out
+
+
+def test_a_cell_that_goes_on_takes_its_own_budget_alone(study, capsys):
+    goes_on = {"set": {"training.start_optimizer": True}, "from": "gpt", "budget": 2.5e14}
+    parts = [{"name": "gpt", "preset": "gpt"}, {"name": "more", "preset": "gpt"} | goes_on]
+    assert main(["plan", study(cells=parts), "--gpus", "8", "--json"]) == 0
+    first, more = (plan["steps"] for plan in json.loads(capsys.readouterr().out)["plans"])
+    assert more == pytest.approx(first / 4, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "torch"),  # nvidia-smi's total; GiB in all by torch's out-of-memory message
+    [
+        ("a100", 81920, 79.15),
+        ("a100-40gb", 40960, 39.39),
+        ("h100", 81559, 79.10),
+        ("h200", 143771, 139.72),
+        ("b200", 183359, 178.35),
+    ],
+)
+def test_tensors_may_take_what_a_process_and_its_communicators_leave(name, mib, torch):
+    kind, constants = gpu(name), hardware().constants
+    assert kind.memory == pytest.approx(mib * 2**20 / 1e9, abs=0.005)
+    cluster = Cluster(kind)
+    assert cluster.room() < torch * 2**30 - 0.5e9  # a context beside them
+    alone = Parallel()
+    assert cluster.room(alone) == cluster.room()
+    left = [cluster.room(Parallel(data_parallel_shard=8))]
+    left.append(cluster.room(Parallel(data_parallel_shard=8, tensor_parallel=2)))
+    each = constants.communicator * 1e9 * (1 - constants.fragments)
+    assert cluster.room() - left[0] == pytest.approx(2 * each)  # its axis, and all ranks
+    assert left[0] - left[1] == pytest.approx(each)
 
 
 def test_columns_of_small_and_of_large_plans_stand_apart(planned):

@@ -19,7 +19,7 @@ examples:
   megaarch train runs/gpt2/start.yaml --set training.steps=100 logging.directory=runs/mine
 
 A checkpoint belongs to no parallel layout: any layout reads what any other wrote, and a run's
-folder converted to a checkpoint is its newest one in a single shard. Optimizer states are not
+folder converted to a checkpoint is its newest one in whole tensors. Optimizer states are not
 converted, so what comes out is for training.start_from and not for continuing a run.
 """
 

@@ -10,7 +10,6 @@ and an equal part of all, to verify a checkpoint that is taken up.
 """
 
 import logging
-import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import manifest, storage
+from megaarch.checkpoint import lazy, manifest, storage
+from megaarch.checkpoint.lazy import Lazy, Weights
 from megaarch.checkpoint.manifest import Manifest
 from megaarch.checkpoint.record import (
     PROGRESS,
@@ -44,15 +44,17 @@ WANTED = "give the folder of a trained run, or of one of its checkpoints"
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def save_weights(
-    run: Path, step: int, weights: dict[str, torch.Tensor], record: CheckpointRecord
-) -> Path:
+def save_weights(run: Path, step: int, weights: Weights, record: CheckpointRecord) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
-    be continued. weights: whole tensors by parameter name."""
+    be continued. weights: whole tensors by parameter name, each looked up once, as it is written."""
     path = place(run, step)
     aside = begin(path)
     with as_os_error(f"checkpoint {path} could not be written"):
-        storage.save({"model": weights}, aside / "state")
+        storage.save(
+            {"model": lazy.like(weights)},
+            aside / "state",
+            read=lambda name: weights[name.removeprefix("model.")],
+        )
     put(aside, path, manifest.seal(aside), record.model_copy(update={"weights_only": True}))
     return path
 
@@ -222,25 +224,15 @@ def _fill(weight: torch.Tensor, origin: Origin, path: Path, stored: storage.Inde
     if origin.name is None:
         own.zero_()
         return
-    with as_os_error(f"checkpoint {path} could not be read"):
-        read = storage.read_whole(path / "state", f"model.{origin.name}", stored)
-    [value] = read.values()
-    value = value[origin.rows]
+    value = storage.read_tensor(path / "state", f"model.{origin.name}", stored)[origin.rows]
     shard = shard_of(weight) or tuple(map(range, value.shape))
     own.copy_(value[tuple(slice(part.start, part.stop) for part in shard)])
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU by parameter name, whatever layout wrote them."""
-    with as_os_error(f"checkpoint {path} could not be read"):
-        return storage.read_whole(path / "state", "model.")
-
-
-def count_weights(path: Path) -> int:
-    """Returns how many numbers `read_weights` reads."""
-    with as_os_error(f"checkpoint {path} could not be read"):
-        tensors = storage.read_index(path / "state").tensors
-        return sum(math.prod(t.size) for name, t in tensors.items() if name.startswith("model."))
+def read_weights(path: Path) -> Lazy:
+    """Whole tensors on the CPU by parameter name, whatever layout wrote them; each is read when it is looked
+    up, with an OSError where it cannot be."""
+    return storage.read_whole(path / "state", "model.")
 
 
 def _compare(

@@ -12,9 +12,11 @@ import io
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, GetPydanticSchema
@@ -35,9 +37,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, WriteItemType
+from torch.distributed.checkpoint.utils import _create_file_view
+from torch.futures import Future
 
-from megaarch.errors import UserError
+from megaarch.checkpoint.lazy import Lazy
+from megaarch.errors import StorageError, UserError
 from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
 from megaarch.model.weight_transfer import Origins, renamed
 
@@ -109,11 +114,15 @@ class Writer(FileSystemWriter):
 
 class SavePlanner(DefaultSavePlanner):
     """Plain values become JSON, where torch would pickle them. values: whether this process plans any: of those
-    that have the same, one has to, and thousands would each send theirs to the one that joins the plans."""
+    that have the same, one has to, and thousands would each send theirs to the one that joins the plans.
+    read: gives the tensor of a name when it is written, where the state has it on "meta"."""
 
-    def __init__(self, values: bool = True):
+    def __init__(self, values: bool = True, read: Callable[[str], torch.Tensor] | None = None):
         super().__init__()
-        self.values = values
+        self.values, self.read = values, read
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self.read(index.fqn) if self.read else super().lookup_object(index)
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
@@ -130,7 +139,8 @@ class SavePlanner(DefaultSavePlanner):
 
 
 class _Reader(FileSystemReader):
-    """torch's reader of tensors, given what the index says."""
+    """torch's reader of tensors, given what the index says. torch's own reads a chunk whole; this one reads the
+    rows of it that are asked for."""
 
     def __init__(self, folder: Path, index: Index):
         super().__init__(folder)
@@ -139,22 +149,38 @@ class _Reader(FileSystemReader):
     def read_metadata(self) -> Metadata:
         return self.metadata
 
-
-class _LoadPlanner(DefaultLoadPlanner):
-    """Loads tensors alone."""
-
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise UserError(f"{read_item.dest_index.fqn} is no tensor in the checkpoint")
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        parts = [(self.storage_data[item.storage_index], item) for item in plan.items]
+        parts.sort(key=lambda part: (part[0].relative_path, part[0].offset))
+        for file, of_file in groupby(parts, key=lambda part: part[0].relative_path):
+            with (Path(self.path) / file).open("rb") as stream:
+                for place, item in of_file:
+                    chunk = self._slice_file(stream, place)
+                    part = _read_part(chunk, item.storage_offsets, item.lengths)
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(part)
+                    planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 def save(
-    state: State, folder: Path, group: ProcessGroup | None = None, values: bool = True
+    state: State,
+    folder: Path,
+    group: ProcessGroup | None = None,
+    values: bool = True,
+    read: Callable[[str], torch.Tensor] | None = None,
 ) -> None:
     """Write tensors and plain values by name. group: its processes call this, each with its own.
-    values: as SavePlanner's."""
-    planner = SavePlanner(values)
+    values, read: as SavePlanner's."""
+    planner = SavePlanner(values, read)
     state_dict_saver.save(
-        state, storage_writer=Writer(folder), planner=planner, process_group=group
+        state,
+        # torch holds what it has written until the file is closed
+        storage_writer=Writer(folder, single_file_per_rank=read is None),
+        planner=planner,
+        process_group=group,
     )
 
 
@@ -179,7 +205,7 @@ def read_tensors(
     state_dict_loader.load(
         tensors,
         storage_reader=_Reader(folder, index),
-        planner=_LoadPlanner(),
+        planner=DefaultLoadPlanner(),
         process_group=group,
     )
 
@@ -208,22 +234,61 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
     return found
 
 
-def read_whole(
-    folder: Path, prefix: str = "", index: Index | None = None
-) -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU whose names start with `prefix`, by the rest of the name. index: the
-    folder's, where it has been read."""
-    index = index or read_index(folder)
-    tensors = {
-        name: torch.empty(tensor.size, dtype=getattr(torch, tensor.dtype))
-        for name, tensor in index.tensors.items()
-        if name.startswith(prefix)
-    }
-    # each process for itself: those of a pipeline read different ones
-    state_dict_loader.load(
-        tensors, storage_reader=_Reader(folder, index), planner=_LoadPlanner(), no_dist=True
-    )
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def read_whole(folder: Path, prefix: str = "") -> Lazy:
+    """Whole tensors on the CPU whose names start with `prefix`, by the rest of the name."""
+    index = read_index(folder)
+    there = {n.removeprefix(prefix): t for n, t in index.tensors.items() if n.startswith(prefix)}
+    shapes = {name: _empty(tensor, "meta") for name, tensor in there.items()}
+    return Lazy(shapes, lambda name: read_tensor(folder, prefix + name, index))
+
+
+def read_tensor(folder: Path, name: str, index: Index) -> torch.Tensor:
+    """A whole tensor on the CPU. index: the folder's. UserError where it has no such tensor, OSError where that
+    cannot be read."""
+    if name not in index.tensors:
+        raise UserError(f"{folder} has no tensor {name}")
+    found = _empty(index.tensors[name])
+    for offsets, sizes, file, start, length in index.tensors[name].chunks:
+        try:
+            with open_regular(folder / file) as stream:
+                chunk = _create_file_view(cast(io.IOBase, stream), start, length)
+                part = _read_part(chunk, [0] * len(sizes), sizes)
+        except Exception as error:  # of many kinds, by what torch.load finds
+            said = (str(error).splitlines() or [""])[0]
+            raise StorageError(
+                f"{name} of {folder} could not be read: {type(error).__name__}: {said}"
+            ) from error
+        if sizes == index.tensors[name].size and part.dtype == found.dtype:
+            return part
+        found[_slices(offsets, sizes)] = part
+    return found
+
+
+def _empty(tensor: Tensor, device: str = "cpu") -> torch.Tensor:
+    return torch.empty(tensor.size, dtype=getattr(torch, tensor.dtype), device=device)
+
+
+def _slices(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+
+
+def _read_part(chunk: Any, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+    """Returns a part of the tensor that a chunk (a file) holds, and reads the part's rows alone."""
+    part = _slices(offsets, sizes)
+    whole = torch.load(chunk, map_location="meta", weights_only=True)
+    if whole[part].shape != torch.Size(sizes):
+        raise ValueError(f"a tensor of {list(whole.shape)} has no {list(sizes)} at {list(offsets)}")
+    first = getattr(whole.untyped_storage(), "_checkpoint_offset", None)
+    if not part or first is None or not whole.is_contiguous():
+        chunk.seek(0)
+        return torch.load(chunk, map_location="cpu", weights_only=True)[part]
+    wanted = whole[part[:1]]
+    rows = torch.empty(wanted.shape, dtype=wanted.dtype)
+    content = rows.reshape(-1).view(torch.uint8).numpy().data
+    chunk.seek(first + wanted.storage_offset() * wanted.itemsize)
+    if chunk.readinto(content) != len(content):
+        raise EOFError("a file of the checkpoint ends within a tensor")
+    return rows[(slice(None), *part[1:])]
 
 
 def _value(content: bytes, name: str) -> Any:

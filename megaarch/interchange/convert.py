@@ -1,7 +1,7 @@
 """From one format to another: a checkpoint, one safetensors file, a Hugging Face folder.
 
-Everything passes through `files.Saved`. A checkpoint belongs to no layout, so reading it whole and
-writing it again is all that re-sharding takes.
+Everything passes through `files.Saved`, one tensor at a time (`lazy.Lazy`). A checkpoint belongs to no
+layout, so reading it and writing it again is all that re-sharding takes.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from megaarch import config
+from megaarch.checkpoint.lazy import Lazy, Weights, changed, like
 from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
@@ -31,7 +32,7 @@ from megaarch.interchange.hf_config import (
     family_of,
     settings_from,
 )
-from megaarch.interchange.hf_weights import Weights, from_hf, settle, to_hf
+from megaarch.interchange.hf_weights import from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
 from megaarch.training.open_run import run_folder
@@ -87,7 +88,8 @@ def convert(job: Conversion, say: Say) -> None:
             files.write_checkpoint(job.output, saved)
             _write_start(job.output, saved, settings)
             _check(job, saved, files.read_checkpoint, say)
-    say(f"{job.output}: {sum(t.numel() for t in saved.weights.values()):,} parameters, {job.to}")
+    numbers = sum(tensor.numel() for tensor in like(saved.weights).values())
+    say(f"{job.output}: {numbers:,} parameters, {job.to}")
 
 
 def format_of(source: Path) -> str:
@@ -146,15 +148,15 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
     with _told_of(job.source / files.CONFIG):
         settings_from(theirs)
     with _told_of(job.source):
-        tensors, theirs = settle({name: t.float() for name, t in tensors.items()}, theirs)
+        tensors, theirs = settle(changed(tensors, lambda _, t: t.float()), theirs)
         family, model = family_in(theirs), settings_from(theirs)
         weights = from_hf(tensors, model, family)
     path = str(Path(job.tokenizer or files.find_tokenizer(job.source)).resolve())
     pieces = min(Tokenizer(path, sentinels=0).base_size, model.vocabulary_size)
     if job.verify is not False:
         back = to_hf(weights, model, family)
-        back = {name: back[name] for name in tensors}
-        say(verify.check_tensors(tensors, back, str(job.source)))
+        kept = Lazy({name: back.like[name] for name in tensors}, back.__getitem__)
+        say(verify.check_tensors(tensors, kept, str(job.source)))
     sentinels = job.sentinels if job.sentinels is not None else own.get("sentinels", SENTINELS)
     tokenizer = _same_tokenizer(path, sentinels, model.vocabulary_size, own)
     if tokenizer is None:
@@ -240,7 +242,7 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
             f"{theirs['architectures'][0]} has a causal mask: transformers and vLLM will run this "
             f"{model.architecture} so that no token of a prompt sees a later one, as it was not trained"
         )
-    weights = {name: tensor.to(dtype).float() for name, tensor in saved.weights.items()}
+    weights = changed(saved.weights, lambda _, tensor: tensor.to(dtype).float())
     tokenizer = _tokenizer_of(saved.record, settings, say)
     ids, beside = _special_tokens(model, tokenizer, say)
     theirs |= ids
@@ -282,15 +284,14 @@ def _special_tokens(
 
 def _check_hf(folder: Path, weights: Weights, model: Model, family: str) -> str:
     config_again, again = files.read_hf(folder)
-    again = {name: tensor.float() for name, tensor in again.items()}
-    again, config_again = settle(again, config_again)
+    again, config_again = settle(changed(again, lambda _, tensor: tensor.float()), config_again)
     back = from_hf(again, settings_from(config_again), family)
     kept, back = (_without_padding(tensors, model.vocabulary_size) for tensors in (weights, back))
     return verify.check_tensors(kept, back, str(folder))
 
 
-def _without_padding(weights: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-    return {name: t[:size] if name in TABLES else t for name, t in weights.items()}
+def _without_padding(weights: Weights, size: int) -> Lazy:
+    return changed(weights, lambda name, tensor: tensor[:size] if name in TABLES else tensor)
 
 
 def _tokenizer_of(record: CheckpointRecord, settings: Settings, say: Say) -> Tokenizer | None:

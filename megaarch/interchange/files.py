@@ -1,12 +1,12 @@
 """Models on disk, in three formats: a megaarch checkpoint, one safetensors file, Hugging Face's.
 
 Reading gives a `Saved`, writing takes one. The first two hold the same: weights whole and by global
-name, whatever layout trained them, and the record of the run (settings, tokenizer, totals). What is
-written stands aside until it is complete. No pickle is ever read.
+name, whatever layout trained them, and the record of the run (settings, tokenizer, totals). A tensor is
+read when it is looked up, and written before the next is. What is written stands aside until it is
+complete. No pickle is ever read.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from megaarch.checkpoint import checkpoint
+from megaarch.checkpoint.lazy import Lazy, Weights, changed, like
 from megaarch.checkpoint.record import CheckpointRecord, read_record
 from megaarch.errors import UserError
 from megaarch.files import (
@@ -29,12 +29,16 @@ from megaarch.files import (
     replacing,
     write_json,
 )
-from megaarch.interchange.hf_weights import Weights
-from megaarch.training import memory_check
 from megaarch.training.open_run import run_folder
 
 KEY = "megaarch"  # of the record in a safetensors file's metadata
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+DTYPES = {  # safetensors' names
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 SHARD = 5_000_000_000  # bytes of a file of weights, as transformers divides them
 TRAINED = ("tokenizer.megaarch.json", "tokenizer.megaarch.model")  # of `tokenizer_files`
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
@@ -54,9 +58,7 @@ class Saved(NamedTuple):
 def read_checkpoint(path: Path) -> Saved:
     """A checkpoint, or the newest complete one of a run or of STUDY/CELL. UserError where there is none."""
     found = checkpoint.find(run_folder(path))
-    record = read_record(found)
-    _check_memory(found, checkpoint.count_weights(found))
-    return Saved(checkpoint.read_weights(found), record)
+    return Saved(checkpoint.read_weights(found), read_record(found))
 
 
 def write_checkpoint(run: Path, saved: Saved) -> Path:
@@ -75,8 +77,25 @@ def read_safetensors(file: Path) -> Saved:
             )
         where = f"{file}: the megaarch record"
         record = fit(parse_json(metadata[KEY], where), CheckpointRecord, where)
-        _check_memory(file, _count(tensors, tensors.keys()))
-        return Saved({name: tensors.get_tensor(name) for name in tensors.keys()}, record)  # noqa: SIM118
+        names = tensors.keys()
+    return Saved(_stored(dict.fromkeys(names, file)), record)
+
+
+def _stored(owners: dict[str, Path]) -> Lazy:
+    """Tensors by the files that they are in, which are opened anew for each: no page of one is kept."""
+    shapes: dict[str, torch.Tensor] = {}
+    for file in dict.fromkeys(owners.values()):
+        with _opened(file) as tensors:
+            for name in (name for name, owner in owners.items() if owner == file):
+                slices = tensors.get_slice(name)
+                dtype = slices[:0].dtype if slices.get_shape() else tensors.get_tensor(name).dtype
+                shapes[name] = torch.empty(slices.get_shape(), dtype=dtype, device="meta")
+
+    def read(name: str) -> torch.Tensor:
+        with _opened(owners[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    return Lazy(shapes, read)
 
 
 def write_safetensors(file: Path, saved: Saved) -> None:
@@ -87,15 +106,25 @@ def write_safetensors(file: Path, saved: Saved) -> None:
 
 
 def _save(weights: Weights, file: Path, metadata: dict[str, str]) -> None:
-    """With the mode of any other new file: the library's own leaves others no right to read."""
-    file.unlink(missing_ok=True)
-    file.touch()
-    mode = file.stat().st_mode
-    save_file(weights, file, metadata)
-    file.chmod(mode)
+    """Write a safetensors file, tensor by tensor: the library's own writer takes all of them at once."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in sorted(like(weights).items()):
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(weights):
+            stream.write(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
+def read_hf(folder: Path) -> tuple[dict[str, Any], Lazy]:
     """(config.json, tensors) of a Hugging Face folder, from one safetensors file or several."""
     try:
         config = read_json(folder / CONFIG)
@@ -103,36 +132,15 @@ def read_hf(folder: Path) -> tuple[dict[str, Any], Weights]:
         raise UserError(f"{folder} is no Hugging Face model: it has no {CONFIG}") from None
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} holds no JSON object")
-    found, numbers = [], 0
+    owners: dict[str, Path] = {}
     for name, wanted in _files(folder):
         with _opened(folder / name) as tensors:
             there = tensors.keys()
             missing = sorted(set(wanted or ()) - set(there))
             if missing:
                 raise UserError(f"{folder / name} lacks {missing[0]}, which {INDEX} says it has")
-            found.append((folder / name, wanted or there))
-            numbers += _count(tensors, wanted or there)
-    _check_memory(folder, numbers)
-    weights: Weights = {}
-    for file, keys in found:
-        with _opened(file) as tensors:
-            weights |= {key: tensors.get_tensor(key) for key in keys}
-    return config, weights
-
-
-def _count(tensors: Any, names: Iterable[str]) -> int:
-    """Returns the numbers in these tensors of an opened file, without reading them."""
-    return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-
-
-def _check_memory(source: Path, numbers: int) -> None:
-    """UserError where so many weights in fp32, which every conversion holds, exceed the memory."""
-    need, there = 4 * numbers, memory_check.memory_of(torch.device("cpu"))
-    if need > there:
-        raise UserError(
-            f"{source} holds {memory_check.in_words(need)} of weights in fp32 and this machine has "
-            f"{memory_check.in_words(there)} of memory: convert it on a machine with more"
-        )
+        owners |= dict.fromkeys(wanted or there, folder / name)
+    return config, _stored(owners)
 
 
 def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
@@ -172,12 +180,14 @@ def write_hf(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    kept = {id(tensor): name for name, tensor in reversed(weights.items())}
-    shards = _shards({name: weights[name] for name in kept.values()}, dtype)
+    shapes = like(weights)
+    kept = {id(tensor): name for name, tensor in reversed(shapes.items())}.values()
+    shards = _shards({name: shapes[name] for name in kept}, dtype)
+    rounded = changed(weights, lambda _, tensor: tensor.to(dtype))
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(names if len(shards) > 1 else [SINGLE], shards, strict=True):
-        once = {name: tensor.to(dtype, copy=True) for name, tensor in shard.items()}
-        _save(once, aside / file, {"format": "pt"})
+        own = {name: rounded.like[name] for name in shard}
+        _save(Lazy(own, rounded.__getitem__), aside / file, {"format": "pt"})
     if len(shards) > 1:
         size = sum(tensor.numel() for shard in shards for tensor in shard.values()) * dtype.itemsize
         owners = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
@@ -187,9 +197,9 @@ def write_hf(
     aside.rename(folder)
 
 
-def _shards(weights: Weights, dtype: torch.dtype) -> list[Weights]:
+def _shards(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
     """Divides tensors, in their order, among files of at most `SHARD` bytes; a larger one has its own."""
-    shards: list[Weights] = [{}]
+    shards: list[dict[str, torch.Tensor]] = [{}]
     room = SHARD
     for name, tensor in weights.items():
         size = tensor.numel() * dtype.itemsize

@@ -5,10 +5,12 @@ Each tensor of a file is used, or has no effect on the logits, or is refused by 
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from megaarch.checkpoint.lazy import Lazy, Weights, like
 from megaarch.config import schema
 from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
@@ -16,10 +18,9 @@ from megaarch.interchange.family import Family
 from megaarch.interchange.hf_config import complete, family_in, settings_from
 from megaarch.interchange.transforms import Transform
 from megaarch.model.transformer import Transformer, stacks
-from megaarch.training.memory_check import out_of_memory
 
-Weights = dict[str, torch.Tensor]
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_Sources = dict[str, str | None]  # a current name -> the file's; None: of zeros
 _Names = dict[str, tuple[Transform, tuple[str, ...], tuple[str, ...]]]
 
 
@@ -34,18 +35,18 @@ def settle(weights: Weights, config: Mapping[str, Any]) -> tuple[Weights, dict[s
     name, config = family_in(config), dict(config)
     family, used = FAMILIES[name], complete(config, name)
     model = settings_from(config)
-    found = _current_names(weights, model, name)
+    found: _Sources = _current_names(weights, model, name)
     tied = family.always_tied or used["tie_word_embeddings"]
     has_output = family.output in found
     if family.zero_if_missing:
-        found.setdefault(family.zero_if_missing, torch.zeros(1, model.vocabulary_size))
+        found.setdefault(family.zero_if_missing, None)
     for ours, copies in family.copies.items():
         first = family.hf_name(ours)
         if tied:
             _share(found, (first, *copies))
         inputs = [copy for copy in copies if copy != family.output]
         if inputs:
-            _replace(found, first, inputs, name)
+            _replace(found, weights, first, inputs, name)
     first = family.hf_name("embedding.weight")
     if family.always_tied:
         scaled = used["scale_decoder_outputs"]
@@ -53,14 +54,27 @@ def settle(weights: Weights, config: Mapping[str, Any]) -> tuple[Weights, dict[s
         config["scale_decoder_outputs"] = said if scaled is None else scaled
         tied = said or not has_output
     if tied and first in found:
-        tied = torch.equal(found[first], found[family.output])
+        tied = _equal(weights, found[first], found[family.output])
     if tied:
         found.pop(family.output, None)
     config["tie_word_embeddings"] = tied
-    return found, config
+    zeros, shapes = torch.zeros(1, model.vocabulary_size), like(weights)
+    shapes = {n: shapes[old] if old else zeros.to("meta") for n, old in found.items()}
+
+    def read(name: str) -> torch.Tensor:
+        old = found[name]
+        return weights[old] if old else zeros
+
+    return Lazy(shapes, read), config
 
 
-def _share(found: Weights, names: tuple[str, ...]) -> None:
+def _equal(weights: Weights, *names: str | None) -> bool:
+    """Whether two tensors of a file are equal."""
+    first, second = names
+    return first == second or torch.equal(weights[str(first)], weights[str(second)])
+
+
+def _share(found: _Sources, names: tuple[str, ...]) -> None:
     """Give the first of the names that is there to all that are not."""
     there = next((name for name in names if name in found), None)
     if there:
@@ -68,28 +82,27 @@ def _share(found: Weights, names: tuple[str, ...]) -> None:
             found.setdefault(name, found[there])
 
 
-def _replace(found: Weights, first: str, inputs: list[str], family: str) -> None:
+def _replace(found: _Sources, weights: Weights, first: str, inputs: list[str], family: str) -> None:
     """Put the tensor that is looked up, under its several names, in the place of `first`."""
     if not found.keys() & {first, *inputs}:
         return  # `from_hf` tells it
     missing = [name for name in (first, *inputs) if name not in found]
     if missing:
         raise UserError(f"the {family} weights lack {missing[0]}")
-    tensors = [found.pop(name) for name in inputs]
-    for name, tensor in zip(inputs[1:], tensors[1:], strict=True):
-        if not torch.equal(tensors[0], tensor):
+    sources = [found.pop(name) for name in inputs]
+    for name, source in zip(inputs[1:], sources[1:], strict=True):
+        if not _equal(weights, sources[0], source):
             raise UserError(
                 f"the {family} weights {inputs[0]} and {name} differ, and megaarch has one embedding"
             )
-    found[first] = tensors[0]
+    found[first] = sources[0]
 
 
-def _current_names(weights: Weights, model: schema.Model, family: str) -> Weights:
+def _current_names(weights: Weights, model: schema.Model, family: str) -> _Sources:
     """Old files lack the base model's prefix, or call a norm's weight and bias gamma and beta."""
     known, prefix = _all_names(model, family), FAMILIES[family].prefix
-    found: Weights = {}
-    origin: dict[str, str] = {}
-    for name, tensor in weights.items():
+    found: _Sources = {}
+    for name in weights:
         if without_effect(name, family):
             continue
         current = name
@@ -100,13 +113,14 @@ def _current_names(weights: Weights, model: schema.Model, family: str) -> Weight
         elif prefix + current in known:
             current = prefix + current
         if current in found:
-            raise UserError(f"the {family} weights hold {current} twice: {origin[current]}, {name}")
-        found[current], origin[current] = tensor, name
+            raise UserError(f"the {family} weights hold {current} twice: {found[current]}, {name}")
+        found[current] = name
     return found
 
 
-def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
-    """Returns our state dict, from a Hugging Face state dict of `family` ("gpt2", "llama", ...).
+def from_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
+    """Returns our state dict, from a Hugging Face state dict of `family` ("gpt2", "llama", ...); a tensor of it
+    is made when it is looked up.
 
     A file's tensors, and what config.json says of ties, go through `settle` first. UserError
     names tensors that are missing, left over, of a wrong shape, or not the same where the model has
@@ -114,14 +128,12 @@ def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: st
     """
     table, shapes = _table(model, family), _shapes(model)
     _check_names(weights, table, family)
-    ours = {}
+    given, ours = like(weights), {}
     for name, (layout, names, _) in table.items():
-        parts = [weights[n] for n in names]
+        parts = [given[n] for n in names]
         try:
             ours[name] = layout.fuse(parts, model).contiguous()
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            if out_of_memory(error):
-                raise
             have = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, parts, strict=True))
             raise UserError(
                 f"{have} does not make {name}, which has {list(shapes[name])} in these model "
@@ -132,10 +144,15 @@ def from_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: st
                 f"{', '.join(names)} make {list(ours[name].shape)} of {name}, which has "
                 f"{list(shapes[name])} in these model settings"
             )
-    return ours
+
+    def read(name: str) -> torch.Tensor:
+        layout, names, _ = table[name]
+        return layout.fuse([weights[n] for n in names], model).contiguous()
+
+    return Lazy(ours, read)
 
 
-def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str) -> None:
+def _check_names(weights: Weights, table: _Names, family: str) -> None:
     known = {name for _, names, copies in table.values() for name in (*names, *copies)}
     missing = {name for _, names, _ in table.values() for name in names} - weights.keys()
     extra = [n for n in weights if n not in known and not without_effect(n, family)]
@@ -147,22 +164,35 @@ def _check_names(weights: Mapping[str, torch.Tensor], table: _Names, family: str
             raise UserError(f"the {family} weights {what} {', '.join(names[:5])}")
     for _, (first, *_), copies in table.values():
         for name in copies:
-            if name in weights and not torch.equal(weights[first], weights[name]):
+            if name in weights and not _equal(weights, first, name):
                 raise UserError(
                     f"the {family} weights {first} and {name} differ, and the model has one tensor"
                 )
 
 
-def to_hf(weights: Mapping[str, torch.Tensor], model: schema.Model, family: str) -> Weights:
-    """Returns a Hugging Face state dict of `family`, tied copies included, from ours."""
-    theirs = {}
+def to_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
+    """Returns a Hugging Face state dict of `family`, tied copies included, from ours; a tensor of it is made
+    when it is looked up. What is tied is one tensor in `like`."""
+    table, given = _table(model, family), like(weights)
+    theirs: dict[str, torch.Tensor] = {}
+    origin: dict[str, tuple[str, int]] = {}
     tied = model.tied_embedding or FAMILIES[family].always_tied
-    for ours, (layout, names, copies) in _table(model, family).items():
-        tensors = layout.split(weights[ours], model)
-        theirs |= {n: t.contiguous() for n, t in zip(names, tensors, strict=True)}
+    for ours, (layout, names, copies) in table.items():
+        for i, (name, part) in enumerate(zip(names, layout.split(given[ours], model), strict=True)):
+            theirs[name], origin[name] = part.contiguous(), (ours, i)
         for copy in copies:  # a tensor of its own where transformers would not tie it
             theirs[copy] = theirs[names[0]] if tied else theirs[names[0]].clone()
-    return theirs
+            origin[copy] = origin[names[0]]
+
+    @lru_cache(maxsize=1)  # parts of one tensor are looked up in turn
+    def parts(ours: str) -> list[torch.Tensor]:
+        return table[ours][0].split(weights[ours], model)
+
+    def read(name: str) -> torch.Tensor:
+        ours, i = origin[name]
+        return parts(ours)[i].contiguous()
+
+    return Lazy(theirs, read)
 
 
 def without_effect(name: str, family: str) -> bool:

@@ -8,11 +8,11 @@ import torch
 
 from megaarch.attention import mask
 from megaarch.attention.mask import Parts
+from megaarch.checkpoint.lazy import Weights, like
 from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
-from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import Transformer
 from megaarch.training.memory_check import out_of_memory
 
@@ -21,14 +21,14 @@ ROWS, TOKENS, TARGETS = 2, 24, 16
 # so they may differ by a multiple of what fp32 changes in our logits, and at most by a share of the
 # largest, which a model must not reach whatever its rounding errors do.
 OWN_ERRORS, LEAST, MOST = 8, 1e-6, 0.05
-BYTES = 10  # a parameter, beside the weights that a conversion holds
+BYTES = 12  # a parameter, as measured
 
 
 def check_tensors(before: Weights, after: Weights, what: str) -> str:
     """A sentence. UserError names the tensors that only one side has or that differ in a bit."""
     wrong = [
         name
-        for name in sorted({**before, **after})
+        for name in sorted({*before, *after})
         if name not in before or name not in after or not _same_bits(before[name], after[name])
     ]
     if wrong:
@@ -47,7 +47,7 @@ def cannot_run(weights: Weights) -> str | None:
     """Why logits cannot be compared here, or None."""
     if find_spec("transformers") is None:
         return "transformers is missing: pip install transformers"
-    need, free = BYTES * sum(t.numel() for t in weights.values()), _free_bytes()
+    need, free = BYTES * sum(t.numel() for t in like(weights).values()), _free_bytes()
     if need > free:
         return f"it takes {need / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free"
     return None
@@ -63,8 +63,17 @@ def _free_bytes() -> float:
     for group in _control_groups():
         with suppress(OSError, ValueError):  # "max" where there is no limit
             limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-            free.append(int(limit) - int(used))
+            free.append(int(limit) - int(used) + _cached(group))
     return min(free)
+
+
+def _cached(group: Path) -> int:
+    """Returns the bytes of files that a control group's memory counts, which give way to what needs it."""
+    with suppress(OSError, ValueError):
+        lines = (group / "memory.stat").read_text().splitlines()
+        found = dict(line.split() for line in lines)
+        return int(found["active_file"]) + int(found["inactive_file"])
+    return 0
 
 
 def _control_groups(
@@ -93,7 +102,10 @@ def check_logits(
     batch, given = _inputs(model, tokens, targets[:, :length])
     theirs = _their_logits(folder, family, given)[..., :pieces]
     ours = Transformer(model)
-    ours.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    parameters = dict(ours.named_parameters())
+    assert parameters.keys() == weights.keys()
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
     single = ours.eval().logits(batch)[..., :pieces]
     double = ours.double().logits(batch)[..., :pieces]
     own = float((single - double).abs().max())

@@ -2,10 +2,10 @@
 
 import torch
 
+from megaarch.checkpoint.lazy import Lazy, Weights, changed
 from megaarch.config import schema
 from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
-from megaarch.interchange.hf_weights import Weights
 from megaarch.model.transformer import padded_vocabulary
 
 TABLES = ("embedding.weight", "output.weight", "output_bias")
@@ -21,7 +21,7 @@ SENTINEL = "<extra_id_{}>"  # T5's
 
 def fitted(
     weights: Weights, model: schema.Model, path: str, sentinels: int, ids: dict[str, int | None]
-) -> tuple[Weights, schema.Model, Tokenizer]:
+) -> tuple[Lazy, schema.Model, Tokenizer]:
     """Weights and settings whose vocabulary is that of `Tokenizer(path, sentinels)`.
 
     ids: special -> id in the old vocabulary, as the model's config has it. A special or sentinel
@@ -40,17 +40,20 @@ def fitted(
     tokenizer = Tokenizer(path, sentinels, max(old, least))
     size = tokenizer.vocabulary.size
     sources = _sources(tokenizer, old, ids)
-    grown = dict(weights)
-    for name in TABLES:
-        if name in weights:
-            table = weights[name][:old]
-            mean = table[:pieces].mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
-            rows = torch.cat((table, mean.expand(size - old, *table.shape[1:]))).clone()
-            for row, source in sources.items():
-                rows[row] = mean[0] if source is None else table[source]
-            padding = rows.new_zeros(padded_vocabulary(size) - size, *rows.shape[1:])
-            grown[name] = torch.cat((rows, padding))
-    return grown, model.model_copy(update={"vocabulary_size": size}), tokenizer
+
+    def grown(name: str, table: torch.Tensor) -> torch.Tensor:
+        if name not in TABLES:
+            return table
+        mean = table[:pieces].mean(0, dtype=torch.float32).to(table.dtype)
+        rows = table.new_zeros(padded_vocabulary(size), *table.shape[1:])
+        rows[:old] = table[:old]
+        rows[old:size] = mean
+        for row, source in sources.items():
+            rows[row] = mean if source is None else table[source]
+        return rows
+
+    model = model.model_copy(update={"vocabulary_size": size})
+    return changed(weights, grown), model, tokenizer
 
 
 def _sources(tokenizer: Tokenizer, old: int, ids: dict[str, int | None]) -> dict[int, int | None]:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +26,11 @@ class Stop(Exception):
     pass
 
 
-def train_to(raw, given, steps):
+def train_to(raw, given, steps, preset="t5"):
     """Runs on towards step 8 and is stopped past step `steps`, of which there is a checkpoint."""
-    settings = runs.settings_of(raw, "t5", given | {"training.steps": 8, "training.save_every": 2})
+    settings = runs.settings_of(
+        raw, preset, given | {"training.steps": 8, "training.save_every": 2}
+    )
     trainer = runs.trainer_of(settings)
     start = trainer.progress.step
 
@@ -77,6 +80,33 @@ def test_weights_are_read_whole_whatever_layout_wrote_them(pool, raw, prepared, 
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
+
+
+def bytes_read(raw, given, path):
+    """(bytes that this rank reads to load weights, bytes of all weights)"""
+    trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
+
+    def read():
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+    before = read()
+    checkpoint.load(path, trainer.engine, None, trainer.grid)
+    taken = read() - before
+    return taken, sum(tensor.nbytes for tensor in checkpoint.read_weights(path).values())
+
+
+def test_a_rank_reads_the_rows_that_it_holds_of_whole_weights(pool, raw, prepared, tmp_path):
+    """Of a weight that is divided by columns it reads all, at one time one."""
+    wide = {"model.hidden_size": 256, "model.heads": 4, "model.feed_forward_size": 1024}
+    given = wide | {"logging.directory": str(tmp_path / "run")}
+    [(_, weights)] = pool.run(1, train_to, raw, given, 2, "gpt")
+    record = checkpoint.read_record(checkpoint.newest(tmp_path / "run"))
+    path = checkpoint.save_weights(tmp_path / "whole", record.progress.step, weights, record)
+    given |= {"logging.directory": str(tmp_path / "other")}
+    for layout, most in ((FSDP2, 0.6), ({"parallel.tensor_parallel": 2}, 0.8)):
+        for taken, whole in pool.run(2, bytes_read, raw, given | layout, path):
+            assert 0.4 * whole < taken < most * whole, layout
 
 
 def broken_save(raw, given):

@@ -71,7 +71,7 @@ READERS = {
     ),
     "metadata.json": Reader(
         "step-00000003/state/metadata.json",
-        lambda folder: checkpoint.read_weights(folder / "step-00000003"),
+        lambda folder: dict(checkpoint.read_weights(folder / "step-00000003")),
         structured=True,
     ),
     "pickled metadata": Reader(
@@ -79,7 +79,7 @@ READERS = {
     ),
     "shard": Reader(
         "step-00000003/state/__0_0.distcp",
-        lambda folder: checkpoint.read_weights(folder / "step-00000003"),
+        lambda folder: dict(checkpoint.read_weights(folder / "step-00000003")),
     ),
     "results.json": Reader("results.json", _report, structured=True),
     "metrics.jsonl": Reader(
@@ -91,11 +91,12 @@ READERS = {
     ),
     "idx": Reader("d.idx", lambda folder: IndexedDataset(folder / "d")),
     "safetensors": Reader(
-        "model.safetensors", lambda folder: files.read_safetensors(folder / "model.safetensors")
+        "model.safetensors",
+        lambda folder: dict(files.read_safetensors(folder / "model.safetensors").weights),
     ),
     "safetensors index": Reader(
         "hf/model.safetensors.index.json",
-        lambda folder: files.read_hf(folder / "hf"),
+        lambda folder: dict(files.read_hf(folder / "hf")[1]),
         structured=True,
     ),
     "deepspeed": Reader(

@@ -15,17 +15,15 @@ def gpt2():
 
 
 def llama(**options):
+    small = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
     c = transformers.LlamaConfig(
         vocab_size=V,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=8,
         rms_norm_eps=1e-3,
         rope_parameters={"rope_theta": 100.0, "rope_type": "default"},
-        **options,
+        **small | options,
     )
     return transformers.LlamaForCausalLM(c)
 

@@ -150,6 +150,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path beside `path`, to be written. At the end of the block that file is on the disk and
     takes the place of `path`; an error leaves `path` as it was."""
     aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
+    aside.unlink(missing_ok=True)  # a link there would lead the writer elsewhere
     try:
         yield aside
         with aside.open("rb") as written:

@@ -1,6 +1,7 @@
 """Validation of a run that trains by itself (`training.eval_every`): bits per byte of what it learns to predict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation, Settings
@@ -13,6 +14,7 @@ from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.training.train_state import Progress
 
+Held = TypeVar("Held")
 READ = 8  # held-out documents for each one that is scored: a short one gives no item
 
 
@@ -27,14 +29,20 @@ def usual_items(row: int) -> Evaluation:
     )
 
 
-def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progress], float | None]:
-    """Returns what scores the model: the continuations of `training.eval_documents` held-out documents,
-    or as many targets of held-out pairs. No more of the held-out text is read.
+def spread(items: Sequence[Held], count: int) -> list[Held]:
+    """Returns at most `count` of the items, evenly from all of them."""
+    taken = min(count, len(items))
+    return [items[i * len(items) // taken] for i in range(taken)]
 
-    UserError where there is none.
+
+def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progress], float | None]:
+    """Returns what scores the model: the continuations of `training.eval_documents` held-out documents, from
+    all over them, or as many targets of held-out pairs. Little more of the held-out text is read.
+
+    UserError where there is none, or too short.
     """
     count, tokenizer = settings.training.eval_documents, prepared.tokenizer
-    held = prepared.first_heldout(READ * count)
+    held = prepared.some_heldout(READ * count)
     if not held.documents:
         raise UserError("training.eval_every: this data has no held-out text to score; set it to 0")
     rows = settings.training.micro_batch_size
@@ -43,6 +51,16 @@ def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progre
         return Scorer(engine, settings, tokenizer.vocabulary, rows)
 
     if catalogue.OBJECTIVES[settings.data.objective].of_pairs and held.pairs:
-        return lambda engine, _: target_bits(scorer(engine), tokenizer, held.pairs[:count])
-    items = cut(held.documents, tokenizer, usual_items(settings.model.sequence_length))[:count]
+        pairs = spread(held.pairs, count)
+        return lambda engine, _: target_bits(scorer(engine), tokenizer, pairs)
+    usual = usual_items(settings.model.sequence_length)
+    try:
+        firsts = {item.document: item for item in reversed(cut(held.documents, tokenizer, usual))}
+    except UserError:
+        raise UserError(
+            f"training.eval_every: none of {len(held.documents)} held-out documents has the "
+            f"{usual.prefix_tokens + usual.continuation_tokens} tokens of one item; set it to 0, or give "
+            "longer documents"
+        ) from None
+    items = spread([firsts[number] for number in sorted(firsts)], count)
     return lambda engine, _: yardsticks.continuation_bits(scorer(engine), items)

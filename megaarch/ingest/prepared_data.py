@@ -1,10 +1,10 @@
 """Data that `prepare` has made, as training and scoring read them."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -93,14 +93,22 @@ class Prepared:
             raise changed(file, self.directory)
         return self._parsed(content.split(b"\n"))
 
-    def first_heldout(self, count: int) -> HeldOut:
-        """Returns the first `count` documents or pairs that are held out, read without the others and so without
-        the checksum of all. UserError where they cannot be read."""
+    def some_heldout(self, count: int) -> HeldOut:
+        """Returns up to `count` of the held-out documents or pairs, from places that divide their file evenly (its
+        sources stand one after the other), read without the others and so without the checksum of all. UserError
+        where they cannot be read."""
+        lines: dict[int, bytes] = {}
         try:
             with open_regular(self.directory / HELD_OUT) as file:
-                return self._parsed(islice(file, count))
+                size = file.seek(0, os.SEEK_END)
+                for i in range(count):
+                    file.seek(size * i // count)
+                    if i:
+                        file.readline()
+                    lines.setdefault(file.tell(), file.readline())
         except OSError as error:
             raise damaged(self.directory, error) from error
+        return self._parsed(lines.values())
 
     def _parsed(self, lines: Iterable[bytes]) -> HeldOut:
         file = self.directory / HELD_OUT

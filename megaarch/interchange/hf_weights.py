@@ -184,7 +184,9 @@ def to_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
             theirs[copy] = theirs[names[0]] if tied else theirs[names[0]].clone()
             origin[copy] = origin[names[0]]
 
-    @lru_cache(maxsize=1)  # parts of one tensor are looked up in turn
+    @lru_cache(
+        maxsize=2
+    )  # by the order of names o_proj stands between the parts of queries, keys and values
     def parts(ours: str) -> list[torch.Tensor]:
         return table[ours][0].split(weights[ours], model)
 

@@ -15,30 +15,47 @@ from megaarch.checkpoint import manifest, storage
 from megaarch.checkpoint.record import read_record
 from megaarch.checkpoint.retention import complete
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, fit, open_regular, read_bytes, size_and_checksum, write_json
+from megaarch.files import (
+    LARGEST,
+    fit,
+    open_regular,
+    read_bytes,
+    replacing,
+    size_and_checksum,
+    write_json,
+)
 from megaarch.interchange import pickled_metadata
 
 VALUES = "__0_{}.distcp"  # beside the shards, which are numbered from 0
 
 
 def upgrade(given: Path) -> list[Path]:
-    """Upgrades a checkpoint, or all of a run's folder; returns those that were of version 0.1. What fails leaves
-    a checkpoint as it was. UserError where there is none, or one is damaged."""
+    """Upgrades a checkpoint, or all of a run's folder, the newest first; returns those that were of version 0.1.
+    One that is damaged stays as it was, and a UserError names it once the others are upgraded."""
     one = (given / manifest.MANIFEST).exists()
     found = [given] if one else complete(given / "checkpoints")
     if not found:
         raise UserError(f"{given} has no complete checkpoint: give a run's folder, or a checkpoint")
-    old = [path for path in found if f"state/{storage.INDEX}" not in manifest.read(path)]
-    for path in old:
-        _upgrade(path)
-    return old
+    upgraded, faults = [], []
+    for path in reversed(found):
+        try:
+            if _upgrade(path):
+                upgraded.append(path)
+        except (OSError, UserError) as error:
+            faults.append(f"{path} was not upgraded: {error}")
+    if faults:
+        raise UserError("; ".join(faults))
+    return upgraded
 
 
-def _upgrade(path: Path) -> None:
+def _upgrade(path: Path) -> bool:
+    """Returns whether it was of version 0.1."""
     sealed, state = manifest.read(path), path / "state"
+    if f"state/{storage.INDEX}" in sealed:
+        return False
     read_record(path)
     if fault := manifest.first_fault(path, sealed.items()):
-        raise UserError(f"{path} is damaged and was not upgraded: {fault}")
+        raise UserError(f"it is damaged ({fault}): bring it back, or remove its folder")
     file = state / storage.PICKLED
     try:
         found = pickled_metadata.parse(read_bytes(file, LARGEST))
@@ -56,13 +73,15 @@ def _upgrade(path: Path) -> None:
         places[key] = (name, len(content), len(text))
         content += text
     written = index.model_copy(update={"values": places}).model_dump(mode="json")
-    (state / name).write_bytes(content)
+    with replacing(state / name) as aside:
+        aside.write_bytes(content)
     write_json(state / storage.INDEX, written)
     for made in (name, storage.INDEX):
         manifest.flush(state / made)
         sealed[f"state/{made}"] = size_and_checksum(state / made)
     manifest.flush(state)
     write_json(path / manifest.MANIFEST, dict(sorted(sealed.items())))  # what puts it in force
+    return True
 
 
 def _value(state: Path, place: storage.Place, name: str) -> Any:

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         self.sharding = Sharding()
         self.slope: Slope | None = None  # of the loss; None: that of `cross_entropy`
         # exchanges tokens [B, S, D] before the head (context parallelism)
-        self.deal_rows: Callable[[torch.Tensor], torch.Tensor] = lambda x_BSD: x_BSD
+        self.deal_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
         streams = [stack.stream for stack in self.stacks]
         rows, width = padded_vocabulary(model.vocabulary_size), model.hidden_size
 
@@ -291,7 +291,9 @@ class Transformer(nn.Module):
 
     def target_rows(self, hidden_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Returns what the output layer multiplies of `batch.head_rows`, [R, D]."""
-        hidden_BSD = self.deal_rows(self.sharding.gather_sequence(hidden_BSD))
+        hidden_BSD = self.sharding.gather_sequence(hidden_BSD)
+        if self.deal_rows is not None:
+            hidden_BSD = self.deal_rows(hidden_BSD)
         slot_R, M = batch.head_rows, batch.target_index.shape[1]
         row_R = slot_R // M * hidden_BSD.shape[1] + batch.target_index.flatten()[slot_R]
         return self.before_output(hidden_BSD.flatten(0, 1).index_select(0, row_R))

@@ -1,5 +1,7 @@
 """What share of a cell's FLOPs goes where architectures and sizes differ in a way that a ranking does not show."""
 
+from pydantic import ValidationError
+
 from megaarch.config.matmuls import layer_products
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
@@ -42,4 +44,7 @@ def _model(cell: CellResult, needed: set[str], more: set[str]) -> Model | None:
     found = section if isinstance(section, dict) else {}
     if not needed <= found.keys():
         return None
-    return Model.model_validate({name: found[name] for name in (needed | more) & found.keys()})
+    try:
+        return Model.model_validate({name: found[name] for name in (needed | more) & found.keys()})
+    except ValidationError:  # of another version's settings
+        return None

@@ -54,11 +54,14 @@ class Metrics:
     """Writes a step's numbers everywhere they are wanted. Close it at the end. A board that fails, at
     the start or on the way, is left out with a warning.
 
-    directory: of the run. start: step that the run continues from; later lines are cut. new: whether
-    the run has taken no step yet. UserError where Weights & Biases is wanted and not installed.
+    directory: of the run. start: step that the run continues from; later lines are cut. scored: the last
+    step whose scores stay, of a run that scores held-out text. UserError where Weights & Biases is wanted
+    and not installed.
     """
 
-    def __init__(self, logging: Logging, start: int, settings: dict[str, Any], new: bool = False):
+    def __init__(
+        self, logging: Logging, start: int, settings: dict[str, Any], scored: int | None = None
+    ):
         directory = Path(logging.directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.boards: list[Board] = []
@@ -72,7 +75,8 @@ class Metrics:
         cut_back(path, start)
         self.file = path.open("a", buffering=1)
         self.heldout = directory / HELD_OUT
-        cut_back(self.heldout, -1 if new else start)
+        if scored is not None:
+            cut_back(self.heldout, scored)
 
     def write(self, line: Mapping[str, float]) -> None:
         """line: has at least `step`; the other numbers go to the boards too. One that is not finite (a

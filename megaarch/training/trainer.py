@@ -201,7 +201,9 @@ class Trainer:
         """Writes metrics and listens for signals inside the block."""
         if self.grid.is_main:
             given = self.given.model_dump(mode="json")
-            self.metrics = Metrics(self.settings.logging, self.progress.step, given, self.is_new)
+            step = self.progress.step
+            scored = (-1 if self.is_new else step) if self.hold_out else None
+            self.metrics = Metrics(self.settings.logging, step, given, scored)
         try:
             with Watch() as signals:
                 try:

@@ -6,11 +6,13 @@ import torch
 PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
+    "H200 NVL": 835e12,
     "H200": 989.4e12,  # and GH200
     "H20": 148e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989.4e12,
+    "H800 PCIe": 756e12,
     "H800": 989.4e12,
     "A100": 312e12,
     "A800": 312e12,
@@ -18,10 +20,10 @@ PEAKS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Returns the FLOP/s that MFU is a share of; None for a device whose data sheet is not in PEAKS."""
-    if device.type != "cuda":
+    """Returns the FLOP/s that MFU is a share of; None for a device whose data sheet is not in PEAKS, and for a
+    part of a GPU (MIG)."""
+    if device.type != "cuda" or "MIG" in (name := torch.cuda.get_device_name(device)):
         return None
-    name = torch.cuda.get_device_name(device)
     return next((flops for part, flops in PEAKS.items() if part in name), None)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from megaarch import config
 from megaarch.model import flops
@@ -12,8 +13,24 @@ from megaarch.planner.hardware_rates import exposed
 from megaarch.planner.layer_costs import Layers
 from megaarch.planner.software_stacks import OURS
 from megaarch.planner.time import Cluster, step_seconds
+from megaarch.training.utilization import peak_flops
 
 CLUSTER = Cluster(gpu("h100"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reported"),
+    [
+        ("a100", "NVIDIA A100-SXM4-80GB"),
+        ("h100", "NVIDIA H100 80GB HBM3"),
+        ("h200", "NVIDIA H200"),
+        ("b200", "NVIDIA B200"),
+    ],
+)
+def test_plans_and_runs_count_utilization_of_the_same_peak(name, reported, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: reported)
+    measured = peak_flops(torch.device("cuda"))
+    assert measured == pytest.approx(gpu(name).peak * 1e12, rel=1e-3)
 
 
 def settings(preset="gpt", **parallel):

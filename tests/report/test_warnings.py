@@ -230,3 +230,7 @@ def test_outputs_that_no_target_reads_are_told():
     assert f"{100 * share:.1f}% of the FLOPs of unilm and 0" in warning
     cell["architecture"] = "encoder_decoder"
     assert flops_shares.unread_share(CellResult(**cell)) == 0
+    cell["architecture"] = "causal_decoder"
+    cell["settings"]["model"]["activation"] = "of another version"
+    assert flops_shares.unread_share(CellResult(**cell)) is None
+    assert warnings_for(results) == []

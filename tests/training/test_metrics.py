@@ -61,6 +61,8 @@ def test_a_run_on_gpus_tells_its_utilization_and_memory(tiny, prepared, tmp_path
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989.4),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA H800 PCIe", 756),
         ("NVIDIA GH200 480GB", 989.4),
         ("NVIDIA B200", 2250),
         ("NVIDIA GB200", 2500),
@@ -70,3 +72,5 @@ def test_a_run_on_gpus_tells_its_utilization_and_memory(tiny, prepared, tmp_path
 def test_a_name_has_its_own_peak(name, teraflops, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == teraflops * 1e12
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"{name} MIG 1g.10gb")
+    assert peak_flops(torch.device("cuda")) is None

@@ -294,6 +294,29 @@ def test_an_upgrade_that_dies_may_be_made_again(pickled, monkeypatch):
     assert upgrade.upgrade(pickled) == [pickled] and find_fault(pickled) is None
 
 
+def test_an_upgrade_writes_through_no_link(pickled, tmp_path):
+    (tmp_path / "profile").write_text("mine")
+    for name in ("__0_1.distcp", "metadata.json"):
+        (pickled / "state" / name).symlink_to(tmp_path / "profile")
+    assert upgrade.upgrade(pickled) == [pickled] and find_fault(pickled) is None
+    assert (tmp_path / "profile").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_keeps_no_other_from_its_upgrade(pickled, tmp_path, given, capsys):
+    older = pickled.with_name("step-00000002")
+    shutil.copytree(pickled, older)
+    step = json.loads((older / "progress.json").read_text())
+    step["progress"]["step"] = 2
+    (older / "progress.json").write_text(json.dumps(step))
+    seal(older)
+    (older / "state" / "__0_0.distcp").write_bytes(b"half")
+    assert commands(given, tmp_path)["upgrade"]() == 2
+    error = capsys.readouterr().err
+    assert f"{older} was not upgraded: " in error and str(pickled) not in error
+    assert "it is damaged (state/__0_0.distcp has 4 bytes" in error
+    assert find_fault(pickled) is None
+
+
 def test_an_upgraded_optimizer_s_state_is_what_it_was(given, pickled, trained, prepared):
     mine = copy.deepcopy(given)
     config.set_path(mine, "logging.directory", str(pickled.parents[1]))

@@ -55,7 +55,7 @@ def test_a_continued_run_drops_what_it_scores_again(tiny, prepared, tmp_path):
     assert [point["heldout"] for point in after[:5]] == [point["heldout"] for point in before]
 
 
-def test_train_scores_the_continuations_of_its_first_held_out_documents(raw, tmp_path):
+def test_train_scores_continuations_of_documents_from_all_over_the_held_out_text(raw, tmp_path):
     mine = {name: dict(section) for name, section in raw.items()}
     mine["logging"]["directory"] = str(tmp_path / "run")
     mine["training"] |= {"eval_every": 3, "eval_documents": 5}
@@ -68,8 +68,12 @@ def test_train_scores_the_continuations_of_its_first_held_out_documents(raw, tmp
     trainer = Trainer(settings, text)
     assert trainer.progress.step == 6
     evaluation = Evaluation(prefix_tokens=24, continuation_tokens=6)  # half and an eighth of a row
-    items = cut(text.heldout, text.tokenizer, evaluation)[:5]
-    assert [item.document for item in items] == sorted({item.document for item in items})
+    every = cut(text.heldout, text.tokenizer, evaluation)
+    firsts = sorted(
+        {item.document: item for item in every[::-1]}.values(), key=lambda x: x.document
+    )
+    items = [firsts[i * len(firsts) // 5] for i in range(5)]
+    assert items[-1].document > 0.7 * len(text.heldout) > 0
     scorer = Scorer(trainer.engine, settings, text.tokenizer.vocabulary, 2)
     value = continuation_bits(scorer, items)
     assert points(tmp_path / "run")[-1]["heldout"] == pytest.approx(value, rel=1e-6)
@@ -84,7 +88,9 @@ def test_a_run_of_pairs_is_scored_on_held_out_targets(tiny, tmp_path):
     trainer = Trainer(settings, text, hold_out=validation.validate(settings, text))
     trainer.run()
     scorer = Scorer(trainer.engine, settings, text.tokenizer.vocabulary, 4)
-    value = target_bits(scorer, text.tokenizer, text.heldout_pairs[:64])
+    pairs = text.heldout_pairs
+    assert len(pairs) < 64
+    value = target_bits(scorer, text.tokenizer, pairs)
     assert points(tmp_path / "run")[-1]["heldout"] == pytest.approx(value, rel=1e-6)
 
 
@@ -93,12 +99,30 @@ def test_no_more_held_out_text_is_read_than_is_scored(prepared, monkeypatch):
     monkeypatch.setattr(
         "megaarch.ingest.prepared_data.read_bytes", lambda *_: pytest.fail("all of it is read")
     )
-    assert prepared.first_heldout(3).documents == whole[:3]
+    few, half = (prepared.some_heldout(n).documents for n in (3, len(whole) // 2))
+    assert few[0] == whole[0] and len(few) == 3 and whole.index(few[2]) > len(whole) / 2
+    assert len(half) > len(whole) / 3 and half == sorted(set(half), key=whole.index)
+    assert prepared.some_heldout(50 * len(whole)).documents == whole
 
 
 def test_data_that_hold_nothing_out_are_one_sentence(tiny, prepared, monkeypatch):
     settings = tiny(training__eval_every=2)
-    empty = type(prepared.first_heldout(0))([])
-    monkeypatch.setattr(type(prepared), "first_heldout", lambda *_: empty)
+    empty = type(prepared.some_heldout(0))([])
+    monkeypatch.setattr(type(prepared), "some_heldout", lambda *_: empty)
     with pytest.raises(UserError, match=r"training.eval_every: this data has no held-out text"):
         validation.validate(settings, prepared)
+
+
+def test_documents_that_are_all_too_short_are_one_sentence(tiny, prepared, monkeypatch):
+    short = type(prepared.some_heldout(0))(prepared.some_heldout(3).rows)
+    short.__dict__["documents"] = ["two words"] * 3
+    monkeypatch.setattr(type(prepared), "some_heldout", lambda *_: short)
+    with pytest.raises(UserError, match=r"training.eval_every: none of 3 held-out documents has"):
+        validation.validate(tiny(training__eval_every=2), prepared)
+
+
+def test_a_run_that_scores_nothing_leaves_a_file_of_that_name(tiny, prepared, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "heldout.jsonl").write_text('{"text": "mine"}\n')
+    Trainer(tiny(training__steps=1), prepared).run()
+    assert (tmp_path / "run" / "heldout.jsonl").read_text() == '{"text": "mine"}\n'

@@ -57,7 +57,8 @@ class CheckpointRecord(_Open):
     has no optimizer's state. samples: `SAMPLES` of the run; None where an earlier version wrote it.
     inherited: of `progress`, what the run began with (training.start_optimizer); None: nothing.
     generation: how many runs there were before it, of whose weights it began with samples of its own; 0 also
-    where an earlier version wrote it, whose runs began their parents' samples anew."""
+    where an earlier version wrote it, whose runs began their parents' samples anew. unscored: held-out text is
+    to be scored at this step, after the save."""
 
     progress: SavedTotals
     inherited: SavedTotals | None = None
@@ -67,6 +68,7 @@ class CheckpointRecord(_Open):
     weights_only: bool = False
     samples: Count | None = None
     generation: Count = 0
+    unscored: bool = False
 
     def raw(self) -> Section:
         """Returns the record as JSON has it, without what was not in the file."""

@@ -34,6 +34,11 @@ class Start(NamedTuple):
     own: bool = False
     generation: int = 0
 
+    @property
+    def is_unscored(self) -> bool:
+        """Whether a run of its own was saved, and ended before it scored held-out text at that step."""
+        return self.own and self.record is not None and self.record.unscored
+
     def data_seed(self, seed: int) -> int:
         """Returns the seed of samples. A run that starts from weights draws others than all before it: with
         theirs it would read again what they have read, which is worth less, and for some objectives the

@@ -141,6 +141,8 @@ class Trainer:
         self._saved = -1 if self.is_new else self.progress.step
         begin = self.limit.share(self.inherited)
         self.shares = tuple(begin + (1 - begin) * share for share in shares)
+        # whether held-out text is to be scored at this step: behind the step's save, if there is one
+        self.unscored = self._evaluates(-1.0) if self.is_new else start.is_unscored
 
     @property
     def is_new(self) -> bool:
@@ -187,10 +189,10 @@ class Trainer:
         last save raises Stopped too.
         """
         with self._session() as signals:
-            if self.is_new:
-                self._evaluate(-1.0)
+            self._evaluate()
             self._train(signals)
             self.save()
+            self._evaluate()
             asked = Agreement(self.grid).reach(signals.asked, 0)[0] if more else 0
         if asked:
             raise Stopped(asked, self.progress.step)
@@ -202,7 +204,8 @@ class Trainer:
         if self.grid.is_main:
             given = self.given.model_dump(mode="json")
             step = self.progress.step
-            scored = (-1 if self.is_new else step) if self.hold_out else None
+            scored = -1 if self.is_new else step - self.unscored
+            scored = scored if self.hold_out else None
             self.metrics = Metrics(self.settings.logging, step, given, scored)
         try:
             with Watch() as signals:
@@ -233,11 +236,11 @@ class Trainer:
                     self.train_step(*next(with_totals), started)
                     step, done = self.launched.step, self.limit.reached(self.launched)
                     saves = every and step % every == 0
+                    self.unscored = self._evaluates(before, done)
                     # a save and an evaluation need the numbers of all steps before them
-                    waits = done or saves or self._evaluates(before, done)
+                    waits = done or saves or self.unscored
                     self._report(0 if waits else self.ahead)
                 collect(step)
-                self._evaluate(before, done)
                 if done:
                     break
                 asked, ready = agreement.reach(signals.asked, self.saver.ready)
@@ -247,6 +250,7 @@ class Trainer:
                     self.save(wait=bool(asked))
                 if asked:
                     raise Stopped(asked, self.progress.step)
+                self._evaluate()
 
     def with_totals(
         self, batches: Iterator[list[Batch]]
@@ -329,7 +333,8 @@ class Trainer:
                 self.metrics.write(step.line())
             self.watch(step)
 
-    def _evaluates(self, before: float, done: bool) -> bool:
+    def _evaluates(self, before: float, done: bool = False) -> bool:
+        """Whether held-out text is to be scored now. before: share of the limit before the last step."""
         if self.hold_out is None:
             return False
         every = self.settings.training.eval_every
@@ -337,14 +342,15 @@ class Trainer:
         is_due = every > 0 and self.launched.step % every == 0
         return is_due or any(before < point <= share for point in self.shares)
 
-    def _evaluate(self, before: float, done: bool = False) -> None:
-        if self.hold_out and self._evaluates(before, done):
+    def _evaluate(self) -> None:
+        if self.hold_out and self.unscored:
             self.engine.eval()
             with torch.no_grad():
                 value = self.hold_out(self.engine, self.progress)
             if self.metrics:
                 own = self.progress.since(self.inherited)
                 self.metrics.write_heldout(self.progress.step, own.flops, own.seconds, value)
+            self.unscored = False
 
     def save(self, wait: bool = True) -> None:
         """Saves a checkpoint of this moment, unless there is one. wait: until it is complete, even
@@ -360,6 +366,8 @@ class Trainer:
             }
             if self.inherited.step:
                 record["inherited"] = asdict(self.inherited)
+            if self.unscored:
+                record["unscored"] = True
             self.saver.save(
                 self.progress.step,
                 self.engine,

@@ -52,7 +52,7 @@ def stumble(how):
                 raise ArithmeticError("made up")
         honest(self, *given)
 
-    def slow_evaluation(self, before, done=False):
+    def slow_evaluation(self):
         if how == "slow" and self.progress.step == 2 and os.environ["RANK"] == "1":
             time.sleep(5)
 

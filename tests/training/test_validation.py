@@ -1,6 +1,8 @@
 """Held-out text scored while a run trains: when, by what, and what a continued run keeps of it."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from megaarch.evaluation.rank_classification import target_bits
 from megaarch.evaluation.scorer import Scorer
 from megaarch.evaluation.yardsticks import continuation_bits
 from megaarch.ingest.prepare import prepare
+from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 from tests.conftest import made_up_text
 
@@ -53,6 +56,37 @@ def test_a_continued_run_drops_what_it_scores_again(tiny, prepared, tmp_path):
     after = points(tmp_path / "run")
     assert [point["step"] for point in after] == [0, 1, 2, 3, 4, 5, 6]
     assert [point["heldout"] for point in after[:5]] == [point["heldout"] for point in before]
+
+
+@pytest.mark.parametrize("dies_at", [0, 4, 6])
+def test_what_dies_while_it_scores_loses_no_step_and_scores_then(dies_at, tiny, prepared, tmp_path):
+    settings = tiny(training__eval_every=2, training__save_every=2)
+    score, whole = validation.validate(settings, prepared), tmp_path / "whole"
+    told = settings.logging.model_copy(update={"directory": str(whole)})
+    Trainer(settings.model_copy(update={"logging": told}), prepared, hold_out=score).run()
+
+    def dying(engine, progress):
+        return 1 / 0 if progress.step == dies_at else score(engine, progress)
+
+    with pytest.raises(ZeroDivisionError):
+        Trainer(settings, prepared, hold_out=dying).run()
+    again = Trainer(settings, prepared, hold_out=score)
+    assert again.progress.step == dies_at
+    again.run()
+    for found, wanted in zip(points(tmp_path / "run"), points(whole), strict=True):
+        assert found | {"seconds": 0} == wanted | {"seconds": 0}
+
+
+def test_a_signal_is_answered_before_the_score_that_is_due(tiny, prepared, tmp_path):
+    settings = tiny(training__eval_every=3)
+    score = validation.validate(settings, prepared)
+    stopping = Trainer(settings, prepared, hold_out=score)
+    stopping.watch = lambda step: step.progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="saved at step 3"):
+        stopping.run()
+    assert [point["step"] for point in points(tmp_path / "run")] == [0]
+    Trainer(settings, prepared, hold_out=score).run()
+    assert [point["step"] for point in points(tmp_path / "run")] == [0, 3, 6]
 
 
 def test_train_scores_continuations_of_documents_from_all_over_the_held_out_text(raw, tmp_path):

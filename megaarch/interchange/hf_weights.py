@@ -184,9 +184,8 @@ def to_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
             theirs[copy] = theirs[names[0]] if tied else theirs[names[0]].clone()
             origin[copy] = origin[names[0]]
 
-    @lru_cache(
-        maxsize=2
-    )  # by the order of names o_proj stands between the parts of queries, keys and values
+    # by the order of names o_proj stands between the parts of queries, keys and values
+    @lru_cache(maxsize=2)
     def parts(ours: str) -> list[torch.Tensor]:
         return table[ours][0].split(weights[ours], model)
 

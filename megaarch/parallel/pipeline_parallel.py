@@ -71,10 +71,9 @@ class Pipeline:
         self.batches = [batch.to(self.grid.device) for batch in batches]
         self.scale = scale
         self.sums = torch.zeros(len(batches), dtype=self._loss_dtype, device=self.grid.device)
-        self._hold_reductions()
         if self.compiled and self._shape is None:
             self._compile_stages()
-            self._hold_reductions()
+        self._hold_reductions()
         self._schedule_for(batches).step(target=torch.zeros(len(batches)), return_outputs=False)
         self._reduce()
         self.tied.sum_gradients(self.model)
@@ -185,6 +184,7 @@ class Pipeline:
         """Runs this rank's stages forward and backward on the first micro-batch, each on inputs of zeros, and
         drops the gradients. All ranks so compile at the same time: in a schedule each would wait for the
         stages before it to compile, and with many of them a message's time would be over."""
+        self._hold_reductions()
         for stage, module in self.modules.items():
             module.micro_batch = 0
             shapes = self._inputs(stage, self.batches[0])

@@ -136,8 +136,7 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
         moments = [(whole, kept + head), (whole + HALF * layer, kept + work)]
     else:
         # the end of the forward pass, which leaves the last layer gathered; and the backward pass of the
-        # last layer but one, while the
-        # last one's gradients are on their way
+        # last layer but one, while the last one's gradients are on their way
         last = 2 * HALF * root + LAYER_COPIES * layer
         moments = [(HALF * (root + layer), kept + head), (last, kept - one + work)]
     # of a step's only micro-batch the gradients are there at the end of its backward pass alone

@@ -204,8 +204,8 @@ class Trainer:
         if self.grid.is_main:
             given = self.given.model_dump(mode="json")
             step = self.progress.step
-            scored = -1 if self.is_new else step - self.unscored
-            scored = scored if self.hold_out else None
+            last_scored = -1 if self.is_new else step - self.unscored
+            scored = last_scored if self.hold_out else None
             self.metrics = Metrics(self.settings.logging, step, given, scored)
         try:
             with Watch() as signals:

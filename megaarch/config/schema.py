@@ -260,6 +260,9 @@ class Logging(Section):
     directory: Text = "runs/train"
     tensorboard: bool = True
     wandb: bool = False
+    profile_from: NonNegative = 0  # first step of a trace by torch's profiler; 0: no trace
+    profile_steps: Positive = 3
+    profile_ranks: Annotated[tuple[NonNegative, ...], Field(strict=False)] = (0,)  # that write one
 
 
 class Size(Section):

@@ -45,6 +45,9 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
                 f"parallel: the layout {given} needs {product} processes and {started} started: "
                 f"start as many (torchrun --nproc-per-node {product}), or change the layout"
             )
+    absent = [rank for rank in settings.logging.profile_ranks if rank >= world_size]
+    if settings.logging.profile_from and absent:
+        yield f"logging.profile_ranks: there is no rank {absent[0]}: the last one is {world_size - 1}"
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
     among = f"tensor_parallel {tensor} x context_parallel {context}"
     if model.heads % (tensor * context):

@@ -45,6 +45,7 @@ from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
+from megaarch.training.profile import traced
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
@@ -227,6 +228,7 @@ class Trainer:
         with (
             prefetch(self.steps, self.progress.step, workers) as batches,
             collected_by_hand() as collect,
+            traced(self.settings.logging, self.grid, self.progress.step) as end_of_step,
         ):
             with_totals = self.with_totals(batches)
             while not self.limit.reached(self.launched):
@@ -251,6 +253,7 @@ class Trainer:
                 if asked:
                     raise Stopped(asked, self.progress.step)
                 self._evaluate()
+                end_of_step()
 
     def with_totals(
         self, batches: Iterator[list[Batch]]

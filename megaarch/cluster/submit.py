@@ -99,8 +99,9 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     home: dict[str, str] = {}  # the job of each cell
     for g, generation in enumerate(generations(grid)):
         keys, tuned_by = {cell.key for cell in generation}, []
-        tried = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
-        for layout, group in _by_layout(tried if study.tune else []):
+        first = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
+        tried = [c for c in first if study.tune and sweep_grid.holds(study.tune, c.size)]
+        for layout, group in _by_layout(tried):
             tasks = {
                 i: f"{cell.key} {sweep_grid.label(choice)}"
                 for i, (cell, choice) in enumerate(trials)

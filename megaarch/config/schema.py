@@ -306,11 +306,13 @@ class Adapt(Section):
 
 class Tune(Section):
     """A sweep: each cell of the first seed tries every rate, with every batch and, if it has two stacks,
-    every division of its layers (study/sweep_grid.py)."""
+    every division of its layers (study/sweep_grid.py). Cells of other sizes than `sizes` get their rate by a law
+    of those of their name (study/rate_law.py)."""
 
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     global_batch_tokens: list[Positive] = []
     encoder_shares: list[Annotated[float, Field(gt=0, lt=1)]] = []  # of both stacks' layers
+    sizes: list[Text] = []  # names of study.sizes; empty: all
     budget: Annotated[float, Field(gt=0, le=1)] = 0.3  # share of the cell's budget for each trial
 
 

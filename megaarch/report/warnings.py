@@ -97,7 +97,16 @@ class Cause:
 
 CAUSES = (
     Cause(
-        lambda cell: not cell.tuned,
+        lambda cell: cell.extrapolation,
+        lambda cell: (
+            f"its learning rate ({cell.learning_rate}) is extrapolated: {cell.extrapolation}"
+        ),
+        "Learning rate extrapolated, by a law of a sweep of smaller cells: {names}. What the law misses, the "
+        "ranking may show.",
+        lambda cell: str(cell.extrapolation),
+    ),
+    Cause(
+        lambda cell: not (cell.tuned or cell.extrapolation),
         lambda cell: f"its learning rate ({cell.learning_rate}) was not tuned",
         "Learning rate not tuned for {names}: a better rate could change the ranking.",
     ),

@@ -15,8 +15,8 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
-from megaarch.study import lanes, sweep
-from megaarch.study.cells import expand, find
+from megaarch.study import lanes, sweep, sweep_grid
+from megaarch.study.cells import find
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
@@ -85,6 +85,8 @@ def _tuned(job: lanes.Job) -> lanes.Job:
     """The cell with what its trials chose. UserError where one of them is not finished."""
     folder, cell = job.folder, job.cell
     alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
+    if not sweep_grid.holds(folder.tune, cell.size):  # its rate is by the law of its name
+        alike = [c for c in folder.cells if c.name == cell.name]
     found = sweep.finished(folder, alike)
     wanted = len(sweep.trials(folder.raw, folder.directory, alike))
     if len(found) < wanted:
@@ -92,5 +94,5 @@ def _tuned(job: lanes.Job) -> lanes.Job:
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "
             "them first (compare --trial)"
         )
-    cells = expand(folder.raw, folder.directory, sweep.best(found))
+    cells = folder.with_choices(sweep.record(found, alike, folder.tune)).cells
     return lanes.Job(folder, find(cells, cell.key))

@@ -25,7 +25,7 @@ from megaarch.evaluation.items import Item, split
 from megaarch.evaluation.scorer import Room
 from megaarch.files import replacing
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.study import data, start, sweep_grid
+from megaarch.study import data, rate_law, start, sweep_grid
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 from megaarch.study.sweep_grid import Choice
@@ -60,8 +60,9 @@ class StudyFolder:
         return folder.with_choices(Sweep.read(study.rates)) if study.rates else folder
 
     def with_choices(self, sweep: Sweep) -> Self:
-        """Returns the study with what a sweep chose."""
-        return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, sweep.chosen))
+        """Returns the study with what a sweep chose, and what its laws choose for cells that it did not hold."""
+        chosen = sweep.chosen | rate_law.choices(sweep, self.cells)
+        return replace(self, sweep=sweep, cells=expand(self.raw, self.directory, chosen))
 
     def text_of(self, cell: StudyCell) -> Prepared:
         """Returns what a cell trains on."""

@@ -100,12 +100,46 @@ class Text(Record):
     bytes_per_token: Number = None
 
 
+class RateLaw(Record):
+    """A law of learning rates (study/rate_law.py): log rate is linear in the logs of the parameters without
+    embeddings and of the budget. places: that it is fitted to. scatter: the factor by which their best rates lie
+    about it (a standard deviation); None where it goes through all of them. largest: the most parameters of
+    them, with the rate key of the largest place."""
+
+    places: Count
+    scatter: Number = None
+    constant: float
+    parameters: float
+    budget: float
+    largest: Amount
+    largest_place: str | None = None
+
+
+class Extrapolation(Record):
+    """How far a cell's rate lies from what was swept. places, scatter: of its law (RateLaw). times: its parameters
+    over the most of them. same_batch: whether they were swept with its tokens a step."""
+
+    places: Count
+    scatter: Number = None
+    times: Amount
+    same_batch: bool = True
+
+    def __str__(self) -> str:
+        batch = "" if self.same_batch else " and with another batch"
+        about = (
+            f", which lie within a factor of {self.scatter:.2f} of their law,"
+            if self.scatter
+            else ""
+        )
+        return f"swept at {self.places} sizes or budgets{batch}{about} for {self.times:.2g} times their parameters"
+
+
 class CellResult(Record):
     """One cell of results.json.
 
     adaptation: what it adds to its parent where study.adapt made it, in the budget's unit.
     inherited_flops, inherited_tokens: what all its ancestors spent and saw, None where that is not known. tuned,
-    learning_rate_at_edge, more_at_edge, trial_flops: what a sweep knows of it (`sweep.verdict`).
+    learning_rate_at_edge, more_at_edge, trial_flops, extrapolation: what a sweep knows of it (`sweep.verdict`).
     settings: as a configuration has them. digest: of its record (`CellRecord.digest`); None: an earlier
     version wrote it.
     """
@@ -148,6 +182,7 @@ class CellResult(Record):
     learning_rate_at_edge: bool = False
     more_at_edge: list[str] = Field(default_factory=list)
     trial_flops: Number = None
+    extrapolation: Extrapolation | None = None
     environment: Environment = Environment()
     digest: str | None = None
 
@@ -181,7 +216,8 @@ class CellResult(Record):
 
 class Trial(Record):
     """The finding of a trial. more: what else than the rate was tried (study/sweep_grid.py). heldout: bits
-    per byte, None where it diverged."""
+    per byte, None where it diverged. parameters: without embeddings. budget: its own, in the study's unit; an
+    earlier version wrote neither."""
 
     cell: str
     key: str | None = None
@@ -190,6 +226,8 @@ class Trial(Record):
     more: dict[str, int | float] = Field(default_factory=dict)
     heldout: Number
     flops: Amount
+    parameters: Number = None
+    budget: Number = None
 
     @property
     def choice(self) -> Choice:
@@ -238,13 +276,16 @@ class CellRecord(Record):
 
 class Sweep(Machine):
     """rates.json. best: the rate of each cell by its rate key, and by its name. more: what else was
-    chosen for it. settings: those that a cell must share with the trials to take their choice."""
+    chosen for it. laws: of the rates of each cell name, for sizes and budgets that were not swept; match: the
+    unit of their budgets. settings: those that a cell must share with the trials to take their choice."""
 
     grid: Annotated[list[float], Field(min_length=1)]
     trial_budget_share: Number = None
     command: str | None = None
     best: dict[str, float]
     more: dict[str, dict[str, int | float]] = Field(default_factory=dict)
+    laws: dict[str, RateLaw] = Field(default_factory=dict)
+    match: str | None = None
     trials: list[Trial]
     settings: dict[str, dict[str, Any]]
 

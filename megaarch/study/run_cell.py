@@ -18,7 +18,6 @@ from megaarch.evaluation.items import Item
 from megaarch.evaluation.rank_classification import target_bits
 from megaarch.evaluation.scorer import Room, Scorer
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.model.parameter_count import non_embedding_parameter_count
 from megaarch.study.cells import StudyCell
 from megaarch.study.environment import machine
 from megaarch.study.folder import (
@@ -28,6 +27,7 @@ from megaarch.study.folder import (
     trial_identity,
 )
 from megaarch.study.progress_bar import ProgressBar
+from megaarch.study.rate_law import place_of
 from megaarch.study.results import (
     CellRecord,
     CellResult,
@@ -169,6 +169,7 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
         value = setup.validation_bits(setup.scorer(trainer.engine, tried.settings))
     except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
         setup.bar.set_text(str(error))
+    parameters, budget = place_of(tried)
     found = Trial(
         cell=cell.name,
         key=cell.key,
@@ -177,6 +178,8 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
         more={axis: value for axis, value in choice.items() if axis != RATE},
         heldout=value,
         flops=trainer.progress.flops,
+        parameters=parameters,
+        budget=budget,
     )
     record = CellRecord(signature=mark, trial=found)
     if grid.is_main:
@@ -212,9 +215,7 @@ def result(
         parent=cell.parent,
         adaptation=cell.adaptation,
         parameters=trainer.parameters,
-        non_embedding_parameters=non_embedding_parameter_count(
-            model, catalogue.position_axes(settings.data.objective)
-        ),
+        non_embedding_parameters=place_of(cell)[0],
         flops=own.flops,
         inherited_flops=inherited_flops,
         inherited_tokens=inherited_tokens,

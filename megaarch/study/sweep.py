@@ -9,17 +9,21 @@ import numpy as np
 
 from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
-from megaarch.config.schema import Tune
+from megaarch.config.schema import Size, Tune
 from megaarch.files import write_json
-from megaarch.study import lanes, sweep_grid
+from megaarch.study import lanes, rate_law, sweep_grid
 from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, finished_trial, trial_cell
 from megaarch.study.progress_bar import ProgressDisplay
-from megaarch.study.results import Sweep, Trial
+from megaarch.study.results import Extrapolation, RateLaw, Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, DECIDES, RATE, Choice
 
 FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a trial need not share
+# what may differ between a cell and the smaller ones whose law gives it a rate
+OF_A_SIZE = {f"model.{name}" for name in Size.model_fields} | {
+    *("model.encoder_layers", "model.decoder_layers", "model.kv_heads", "model.head_size"),
+}
 Entry = TypeVar("Entry")
 
 
@@ -30,6 +34,10 @@ class Tuned(TypedDict):
     learning_rate_at_edge: bool
     trial_flops: float | None
     more_at_edge: NotRequired[list[str]]
+    extrapolation: NotRequired[Extrapolation | None]
+
+
+UNTUNED: Tuned = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
 
 def trials(
@@ -40,17 +48,18 @@ def trials(
     study = study_of(raw)
     if study.tune is None:
         return []
-    first = [cell for cell in cells if cell.seed == study.seeds[0]]
+    tune, seed = study.tune, study.seeds[0]
+    first = [c for c in cells if c.seed == seed and sweep_grid.holds(tune, c.size)]
     keys = {cell.rate_key for cell in first}
     tried = {
         (sweep_grid.label(choice), cell.key): cell
-        for choice in sweep_grid.largest_grid(study.tune)
+        for choice in sweep_grid.largest_grid(tune)
         for cell in expand(raw, directory, dict.fromkeys(keys, choice))
     }
     return [
         (tried[sweep_grid.label(choice), cell.key], choice)
         for cell in first
-        for choice in sweep_grid.of_architecture(study.tune, cell.settings.model.architecture)
+        for choice in sweep_grid.of_architecture(tune, cell.settings.model.architecture)
     ]
 
 
@@ -75,8 +84,8 @@ def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -
 
 def best(trials: list[Trial]) -> dict[str, Choice]:
     """The choice of the lowest held-out value: of each cell by its `rate_key`, and by its name
-    alone, as a mean over sizes and budgets, for cells that the sweep did not hold. A cell whose every
-    trial diverged has none: the configuration's settings stay."""
+    alone, as a mean over sizes and budgets, for cells that the sweep did not hold and that have no law
+    (study/rate_law.py). A cell whose every trial diverged has none: the configuration's settings stay."""
     chosen: dict[str, Choice] = {}
     for field in ("cell", "rate_key"):
         values: dict[str, dict[tuple, list[float]]] = {}
@@ -94,7 +103,9 @@ def best(trials: list[Trial]) -> dict[str, Choice]:
 
 def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
     """The record of a sweep, for `study.rates` of other configurations."""
-    chosen = best(trials)
+    chosen, swept = best(trials), {trial.rate_key for trial in trials}
+    held = [cell for cell in cells if cell.rate_key in swept]
+    budgets = (cell.settings.training.budget for cell in cells)
     more = {name: {k: v for k, v in of.items() if k != RATE} for name, of in chosen.items()}
     return Sweep(
         grid=sorted(tune.learning_rates),
@@ -102,9 +113,11 @@ def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
         command=command(),
         best={name: choice[RATE] for name, choice in chosen.items()},
         more={name: of for name, of in more.items() if of},
+        laws=rate_law.laws(trials),
+        match=next((budget.match for budget in budgets if budget), None),
         trials=trials,
         settings={
-            key: shared_settings(cell) for cell in cells for key in (cell.name, cell.rate_key)
+            key: shared_settings(cell) for cell in held for key in (cell.name, cell.rate_key)
         },
         **dict(machine()),
     )
@@ -132,7 +145,9 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> Tuned:
     """Whether `rate` is a sweep's choice for this cell, which of its choices lie at the edge of their
     grids, and the FLOPs of the trials that chose."""
     if sweep is None:
-        return {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
+        return {**UNTUNED}
+    if law := rate_law.law_of(cell, sweep):
+        return {**UNTUNED, "extrapolation": _extrapolation(cell, rate, sweep, law)}
 
     def of_cell(table: Mapping[Any, Entry]) -> Entry | None:
         return table.get(cell.rate_key, table.get(cell.name))
@@ -160,6 +175,20 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> Tuned:
     if edges:
         found["more_at_edge"] = edges
     return found
+
+
+def _extrapolation(
+    cell: StudyCell, rate: float | None, sweep: Sweep, law: RateLaw
+) -> Extrapolation | None:
+    """Returns how far a law reaches to give a cell its rate; None where the cell has another, or differs from what
+    was swept in more than its size and budget."""
+    own, swept = shared_settings(cell), sweep.settings.get(cell.name, {})
+    differing = {name for name in own.keys() | swept.keys() if own.get(name) != swept.get(name)}
+    batch = differing & {BATCH, "training.global_batch_size"}
+    if rate != rate_law.rate_of(cell, law) or differing - batch - OF_A_SIZE:
+        return None
+    parameters, _ = rate_law.place_of(cell)
+    return Extrapolation(places=law.places, times=parameters / law.largest, same_batch=not batch)
 
 
 def _at_edge(axis: str, choice: Choice, trials: list[Trial]) -> bool:

@@ -27,6 +27,11 @@ def of_architecture(tune: Tune, architecture: str) -> list[Choice]:
     return [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
 
 
+def holds(tune: Tune, size: str | None) -> bool:
+    """Whether cells of a size are swept."""
+    return not tune.sizes or size in tune.sizes
+
+
 def largest_grid(tune: Tune) -> list[Choice]:
     """Returns the choices of all architectures together."""
     found = [choice for name in catalogue.ARCHITECTURES for choice in of_architecture(tune, name)]

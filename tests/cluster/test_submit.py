@@ -32,6 +32,21 @@ def finish(directory, key):
     (folder / "cell.json").write_text(json.dumps({"signature": {}, "result": example_cell("gpt")}))
 
 
+def test_a_sweep_of_some_sizes_has_no_trials_of_the_others_which_wait_for_it(study, site, tmp_path):
+    study["study"] |= {
+        "seeds": [0],
+        "sizes": [{"name": "small", "layers": 2}, {"name": "large", "layers": 4}],
+        "cells": study["study"]["cells"][:2],
+        "tune": {"learning_rates": [1e-3, 2e-3], "sizes": ["small"]},
+    }
+    jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
+    trials = {name: job for name, job in jobs.items() if name.startswith("trials")}
+    assert [len(job.tasks) for job in trials.values()] == [2, 2]
+    assert not any("large" in task for job in trials.values() for task in job.tasks.values())
+    large = jobs["cells-0-single"]
+    assert "gpt/large-6e+08-seed0" in large.tasks.values() and set(trials) <= set(large.needs)
+
+
 def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study, site, tmp_path):
     jobs = by_name(plan(study, tmp_path, site, Request(4, "60")))
     assert list(jobs) == [

@@ -167,7 +167,8 @@ def chat(generator: "Generator", how: "Options", turn_blocks: bool, as_lines: bo
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a turn that is not UTF-8 is refused alone
     dialogue = Dialogue(generator, how, turn_blocks)
-    while (text := generator.grid.share(ask() if generator.grid.is_main else None)) is not None:
+    grid = generator.grid  # a user may think for longer than a collective of its GPUs waits
+    while (text := grid.share(ask() if grid.is_main else None, grid.host_group)) is not None:
         if not text.strip():
             continue
         try:

@@ -122,7 +122,8 @@ class Heartbeat:
         began = self.turns
         self.entered = None if self.last is None else began
         yield
-        self.longest = max(self.longest, (self.turns - began) * self.interval)
+        if self.entered is not None:
+            self.longest = max(self.longest, (self.turns - began) * self.interval)
         self.last, self.entered = number, None
 
     def _write(self) -> None:

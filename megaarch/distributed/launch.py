@@ -112,9 +112,9 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
             # segments that grow: batches of differing sizes leave no gaps behind
             torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    _allow_files()
     if process.world_size == 1 or distributed.is_initialized():
         return process
-    _allow_files()
     address, port = rendezvous(starter, process)
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     os.environ |= {name: str(value) for name, value in zip(_STARTERS["torchrun"], process)}

@@ -219,11 +219,14 @@ class GeneratorLM(TemplateLM):
     def _gathered(self, value: Any) -> list[Any]:
         held = [value] * self.world_size
         if self.group is not None:
+            self.barrier()
             distributed.all_gather_object(held, value, group=self.group)
         return held
 
     def barrier(self) -> None:
-        self.generator.grid.barrier()
+        """Waits for every process: shares may end further apart than a collective of GPUs waits."""
+        if (group := self.generator.grid.host_group) is not None:
+            distributed.barrier(group)
 
     def _progress(self, name: str, total: int, disable: bool) -> tqdm:
         hidden = disable or self.quiet or not self.generator.grid.is_main

@@ -226,7 +226,8 @@ class KeyGroup(ParallelStyle):
             x_BSD = _gather(x_BsD, mesh, Partial())
             parameters = {}
             for name, parameter in _parameters(module):
-                whole = parameter.redistribute(placements=[Replicate()])
+                summed_in = torch.promote_types(parameter.dtype, torch.float32)
+                whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
                 whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
                 parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
             return run(module, x_BSD, **parameters)

@@ -74,6 +74,11 @@ def _engine_problems(settings: Settings) -> Iterator[str]:
     own = ("zero_stage", "offload", "deepspeed_config")
     given = [name for name in own if getattr(parallel, name) is not None]
     if parallel.engine == "torch":
+        if training.optimizer == "apex_adam" and processes(parallel) > parallel.pipeline_parallel:
+            yield (
+                "training.optimizer: apex_adam takes whole parameters, and this layout divides them: use "
+                "adamw, torch's fused AdamW, or parallel.engine=deepspeed"
+            )
         for name in given:
             yield f"parallel.{name} is DeepSpeed's: set parallel.engine=deepspeed, or leave it out"
         return

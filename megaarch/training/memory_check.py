@@ -7,6 +7,7 @@ import torch
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
+from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.model.parameter_count import parameter_count
 from megaarch.model.transformer import stacks
@@ -65,9 +66,8 @@ def activation_bytes(settings: Settings) -> float:
 
 
 def _split(settings: Settings) -> int:
-    """Ranks that split a parameter at most."""
-    parallel = settings.parallel
-    return parallel.tensor_parallel * parallel.pipeline_parallel * parallel.data_parallel_shard
+    """Ranks that split a parameter at most: all but those of dp_replicate (parallel/fsdp.py)."""
+    return processes(settings.parallel) // settings.parallel.data_parallel_replicate
 
 
 def _parameters(settings: Settings) -> int:

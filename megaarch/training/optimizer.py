@@ -76,4 +76,9 @@ def fused_adam() -> type[torch.optim.Optimizer]:
         ) from None
     if not torch.cuda.is_available():
         raise UserError("training.optimizer: apex_adam runs on CUDA only; use adamw")
-    return FusedAdam
+
+    class Adam(FusedAdam):
+        def zero_grad(self, set_to_none: bool = True) -> None:  # apex's takes no argument
+            super().zero_grad()
+
+    return Adam

@@ -7,6 +7,7 @@ from torch import nn
 from torch.distributed import _functional_collectives as messages
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaarch.config.schema import Parallel
 from megaarch.distributed.mesh import Grid
@@ -63,3 +64,27 @@ def sums_of_dtensors(raw):
 def test_fsdp_leaves_them_to_the_end_of_the_step(pool, raw, prepared):
     """FSDP itself would sum each of them for every micro-batch, in bf16."""
     assert pool.run(4, sums_of_dtensors, raw) == [0] * 4
+
+
+def types_of_sums(raw):
+    """Of which types weights' gradients are where tensor ranks that share a key head sum them."""
+    given = DEEPER | TP2 | FSDP2 | {"training.precision": "bf16", "model.kv_heads": 1}
+    trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))
+    weights = [
+        p for n, p in trainer.model.named_parameters() if n.endswith(("qkv.weight", "kv.weight"))
+    ]
+    shapes, found = {weight.shape for weight in weights}, set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "reduce_scatter_tensor" in function.name() and args[0].shape in shapes:
+                found.add(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    with Seen():
+        forward_backward(trainer, trainer.steps[0])
+    return found
+
+
+def test_ranks_that_share_a_key_head_sum_its_gradient_in_fp32(pool, raw, prepared):
+    assert pool.run(4, types_of_sums, raw) == [{torch.float32}] * 4

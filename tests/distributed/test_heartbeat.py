@@ -8,7 +8,9 @@ import time
 import pytest
 
 from megaarch.checkpoint import checkpoint
-from megaarch.distributed.heartbeat import LOST
+from megaarch.config.schema import Training
+from megaarch.distributed.heartbeat import LOST, Heartbeat
+from megaarch.distributed.mesh import Grid
 from megaarch.training.preemption import REQUEUE
 from megaarch.training.trainer import Trainer
 from tests.distributed.jobs import Job
@@ -98,3 +100,12 @@ def test_a_mistake_of_the_user_is_told_at_once_by_one_rank(tiny, prepared, tmp_p
     with Job(settings, tmp_path) as job:
         assert job.wait(BOUND) == [2, 2], job.told
         assert len(job.told.splitlines()) == 1 and "no complete checkpoint" in job.told
+
+
+def test_the_first_step_compiles_and_bounds_no_other():
+    """Three times the longest step is allowed, but not three times the compiler."""
+    heartbeat = Heartbeat(Grid.single("cpu"), Training(hang_timeout=300.0))
+    for number, seconds in ((1, 300.0), (2, 2.0)):
+        with heartbeat.step(number):
+            heartbeat.turns += round(seconds / heartbeat.interval)
+    assert heartbeat.longest == pytest.approx(2.0, abs=heartbeat.interval)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -191,6 +192,22 @@ def test_mpirun_without_mpi4py_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ValueError, match="pip install mpi4py"):
         rendezvous("openmpi", Process(0, 2, 0), {})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_process_may_open_as_many_files_as_its_limit_lets_it(ranks, monkeypatch):
+    """Workers of the loader hand on each tensor as an open file, of one process too."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": 29500}
+    for name, value in {**given, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(launch.distributed, "init_process_group", lambda *_, **__: None)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        launch.join(torch.device("cpu"))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == limits[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_one_process_joins_nothing(monkeypatch):

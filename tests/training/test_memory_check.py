@@ -46,6 +46,22 @@ def test_a_model_that_no_machine_holds_is_refused_in_words(tiny, monkeypatch):
         memory_check.check(small, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "axis, share",
+    [
+        ("tensor_parallel", 2),
+        ("pipeline_parallel", 2),
+        ("context_parallel", 2),
+        ("data_parallel_shard", 2),
+        ("data_parallel_replicate", 1),
+    ],
+)
+def test_every_axis_that_divides_parameters_divides_the_least(axis, share, tiny):
+    """FSDP divides them over context-parallel ranks as well: what fits there must not be refused."""
+    divided = tiny(**{f"parallel__{axis}": 2})
+    assert memory_check.least_bytes(divided) == memory_check.least_bytes(tiny()) / share
+
+
 def test_sizes_in_words():
     assert [memory_check.in_words(x) for x in (5, 3.2e12, 1e21)] == [
         "5.0 bytes",

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from megaarch.config import ConfigError
 from megaarch.config.schema import Training
+from megaarch.parallel import validate
 from megaarch.training import optimizer
 from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.train_state import Limit, Progress
@@ -75,7 +77,8 @@ def test_the_unrelated_package_named_apex_is_recognized(monkeypatch):
 
 def test_apex_where_it_is_installed_runs_its_fused_adam(monkeypatch):
     class FusedAdam(torch.optim.AdamW):
-        pass
+        def zero_grad(self):  # as NVIDIA's has it
+            super().zero_grad(set_to_none=True)
 
     package, inner = types.ModuleType("apex"), types.ModuleType("apex.optimizers")
     inner.FusedAdam = FusedAdam
@@ -84,3 +87,24 @@ def test_apex_where_it_is_installed_runs_its_fused_adam(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     built = optimizer.build(nn.Linear(2, 2), Training(optimizer="apex_adam", learning_rate=0.5))
     assert isinstance(built, FusedAdam) and built.defaults["lr"] == 0.5
+    weight = built.param_groups[0]["params"][0]
+    weight.grad = torch.ones_like(weight)
+    built.zero_grad(set_to_none=True)  # as the engine and torch's checkpoints call it
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize(
+    "given, fits",
+    [
+        ({"parallel__pipeline_parallel": 2}, True),
+        ({"parallel__tensor_parallel": 2}, False),
+        ({"parallel__data_parallel_shard": 2}, False),
+    ],
+)
+def test_apex_takes_parameters_that_no_layout_divides(given, fits, tiny):
+    settings = tiny(training__optimizer="apex_adam", **given)
+    if fits:
+        validate.check(settings, 2)
+    else:
+        with pytest.raises(ConfigError, match="apex_adam takes whole parameters"):
+            validate.check(settings, 2)

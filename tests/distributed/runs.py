@@ -35,7 +35,8 @@ class Found:
 def settings_of(raw: dict[str, Any], preset: str, given: dict[str, Any]) -> Settings:
     """raw: of conftest. given: dotted settings."""
     mine = copy.deepcopy(raw)
-    mine["model"]["preset"] = preset
+    if preset:
+        mine["model"]["preset"] = preset
     # AdamW moves an element whose gradient is rounding alone by the whole learning rate: with this
     # epsilon, which is above fp32's rounding of the gradients here, by almost nothing
     mine["training"] |= {"micro_batch_size": 2, "steps": 5, "warmup": 0.0, "epsilon": 1e-6}

@@ -251,6 +251,25 @@ def test_a_sweep_of_another_study_serves_sizes_and_budgets_in_its_unit(study, tm
     assert by_name == {"gpt": {2e-3}, "t5": {2e-3}}  # best by the mean over sizes, as without a law
 
 
+def test_the_sweep_for_the_study_at_scale_serves_all_of_its_cells(tmp_path):
+    """Nothing but sizes and budgets differs between the two configurations."""
+    made = []
+    small, scale = (
+        config.read_yaml(f"configs/studies/{name}.yaml") for name in ("scale_rates", "scale")
+    )
+    grid = expand(small, tmp_path)
+    for cell in grid:
+        parameters, budget = rate_law.place_of(cell)
+        trials = trials_at(parameters, budget / 2, 1e-3, cell=cell.name)
+        made += [trial.model_copy(update={"rate_key": cell.rate_key}) for trial in trials]
+    found = sweep.record(made, grid, config.resolve(small).study.tune)
+    cells = StudyFolder.open(scale, tmp_path).with_choices(found).cells
+    assert len(cells) == 32
+    for cell in cells:
+        reach = sweep.verdict(cell, cell.settings.training.learning_rate, found)["extrapolation"]
+        assert reach.places == 6 and reach.same_batch and reach.times > 1, cell.key
+
+
 def test_sizes_that_a_sweep_names_must_be_there(study):
     study["study"]["tune"]["sizes"] = ["smal"]
     with pytest.raises(config.ConfigError, match=r"study.tune.sizes: 'smal' is no size .*small"):

@@ -117,6 +117,10 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         record = parse_json(line, where)
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise UserError(f'{where}: is not an object with a text "prompt"')
+        if taken := ANSWER & record.keys():
+            raise UserError(
+                f"{where}: has a key {min(taken)!r}, under which the answer would be written: rename it"
+            )
         records.append(record)
     if not records:
         raise UserError(f"{path} has no prompts: give a JSON object with a prompt on each line")
@@ -132,6 +136,9 @@ def answer_all(generator: "Generator", records: list[dict[str, Any]], how: "Opti
             done += 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{done} of {len(records)} prompts were answered") from None
+
+
+ANSWER = {"text", "tokens", "finish"}
 
 
 def as_json(answer: "Answer") -> dict[str, Any]:

@@ -40,8 +40,10 @@ class Options:
     def __post_init__(self):
         for name in ("max_tokens", "batch_size", "chunk"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: {value} is not a number from 1")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise UserError(f"{name}: {value} is not a whole number from 1")
+        if wrong := [stop for stop in self.stops if not isinstance(stop, str) or not stop]:
+            raise UserError(f"stop: {wrong[0]!r} is not a text that can end an answer")
 
 
 @dataclass
@@ -259,7 +261,7 @@ def generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = None,
     batch_size: int = 8,
 ) -> str | list[str]:
     """Returns the text that a trained model continues a prompt with, or a list of them for a list.
@@ -268,7 +270,7 @@ def generate(
     `Sampling` and `Options`. UserError for what cannot be generated from.
     """
     generator = run if isinstance(run, Generator) else Generator.of_run(run)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     options = Options(max_tokens, sampling, stops, batch_size)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -89,6 +89,11 @@ def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabu
             objective, architecture, prefix, unknown, vocabulary
         )
     except TooManySpans:
+        if not vocabulary.sentinels:
+            raise TooManySpans(
+                f"a model of {objective} is given a prompt with spans masked by sentinels, and this one "
+                "knows none: train or convert it with some (data.sentinels, --sentinels)"
+            ) from None
         raise TooManySpans(
             f"the prompt has {len(prefix)} tokens, which {objective} masks in more spans than the "
             f"{vocabulary.sentinels} sentinels that the model knows: shorten it"

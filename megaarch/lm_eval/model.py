@@ -95,6 +95,12 @@ class GeneratorLM(TemplateLM):
     ) -> list[int]:
         return self.form.encode(string, add_special_tokens)
 
+    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns what the harness wants of continuations. UserError names the item of one that is empty."""
+        if empty := [request for request in requests if not request.args[1]]:
+            raise _lacks(empty[0], "continuation, which has no likelihood")
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.form.name == "objective" and self.form.separate:
             continuation = continuation.lstrip() or continuation  # as targets of pairs stand
@@ -168,11 +174,7 @@ class GeneratorLM(TemplateLM):
                 options = _options(json.loads(kwargs), self.rows)
                 contexts = {i: self.tok_encode(requests[i].args[0]) for i in places}
                 if empty := [i for i, tokens in contexts.items() if not tokens]:
-                    request = requests[empty[0]]
-                    raise UserError(
-                        f"item {request.doc_id} of the task {request.task_name} has an empty context, and an "
-                        "answer needs one: leave the item or the task out"
-                    )
+                    raise _lacks(requests[empty[0]], "context, and an answer needs one")
                 places.sort(key=lambda i: -len(contexts[i]))
                 keys = draw_keys([np.array(contexts[i]) for i in places], options.sampling.seed)
                 for some in _chunks(list(zip(places, keys, strict=True)), self.rows):
@@ -289,6 +291,13 @@ class MegaarchLM(GeneratorLM):
             log.warning("A pseudo-likelihood: its scores compare with no other objective's.")
 
 
+def _lacks(request: Any, what: str) -> UserError:
+    """Returns the sentence for an item of a task that lacks a text."""
+    return UserError(
+        f"item {request.doc_id} of the task {request.task_name} has an empty {what}: leave the item or the task out"
+    )
+
+
 def _whole(name: str, value: int | str | None) -> int | None:
     """Returns a number from 1 that was given as text; None for none and for auto. UserError for another."""
     text = str(value)
@@ -327,8 +336,8 @@ def _options(given: dict[str, Any], rows: int) -> Options:
     """Returns what the harness's generation settings say. UserError for one that is not known here."""
     kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given))
     until, max_tokens = kwargs.pop("until", None) or [], kwargs.pop("max_gen_toks")
-    heat = kwargs.pop("temperature", None) or 1.0
-    heat = heat if kwargs.pop("do_sample", False) else 0.0
+    heat = kwargs.pop("temperature", None)
+    heat = (1.0 if heat is None else heat) if kwargs.pop("do_sample", False) else 0.0
     names = ("top_k", "top_p", "repetition_penalty")
     chosen = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
     if kwargs:

@@ -258,7 +258,7 @@ def test_ctrl_c_says_how_many_prompts_were_answered(runs, tmp_path, capsys, monk
     [
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "The river " * 60], "and the model knows 48: shorten it"),
-        (["--prompt", "a", "--max-tokens", "0"], "max_tokens: 0 is not a number from 1"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens: 0 is not a whole number from 1"),
         (["--prompt", "a", "--temperature", "-1"], "temperature: -1.0 is not a number from 1e-6"),
         (["--prompt", "a", "--top-p", "0"], "top_p: 0.0 is not a number above 0"),
         (["--prompt", "a", "--top-k", "0"], "top_k: 0 is not a number from 1"),
@@ -272,6 +272,28 @@ def test_a_mistake_is_one_sentence(given, sentence, runs, capsys):
     assert main(["generate", runs("gpt"), *given]) == 2
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error and error.count("megaarch:") == 1
+
+
+def test_a_line_that_would_lose_a_value_to_its_answer_is_refused(runs, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "The river", "id": 1}\n{"prompt": "The river", "text": "finds"}\n')
+    assert main(["generate", runs("gpt"), "--input", str(path)]) == 2
+    assert f"{path}, line 2: has a key 'text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"max_tokens": 2.5}, "max_tokens: 2.5 is not a whole number"),
+        ({"stop": ["a", 3]}, "stop: 3 is not a text"),
+        ({"stop": ""}, "stop: '' is not a text"),
+        ({"batch_size": "8"}, "batch_size: 8 is not a whole number"),
+    ],
+)
+def test_from_python_a_mistake_is_one_sentence_too(given, sentence, runs):
+    with pytest.raises(UserError, match=sentence):
+        megaarch.generate(runs("gpt"), PROMPT, **given)
+    assert megaarch.generate(runs("gpt"), PROMPT, max_tokens=2, stop=None)
 
 
 @pytest.mark.parametrize("heat", [1e-50, 1e-7, 1e7, 1e39, float("inf"), float("nan")])
@@ -296,6 +318,9 @@ def test_a_t5_dialogue_goes_on_when_its_sentinels_end(runs):
     assert 0 < len(talk.turns) < 8
     with pytest.raises(UserError, match="masks in more spans than the 3 sentinels"):
         talk.say("The river " * 60)
+    generator.vocabulary = dataclasses.replace(generator.vocabulary, sentinels=0)
+    with pytest.raises(UserError, match="masked by sentinels, and this one knows none"):
+        Dialogue(generator, Options(max_tokens=3)).say("The river opens the garden near\n")
 
 
 def test_what_no_terminal_can_show_is_escaped(runs, tmp_path, capsys):

@@ -18,7 +18,7 @@ from megaarch.data.conditional_forms import ADDED  # noqa: E402
 from megaarch.errors import UserError  # noqa: E402
 from megaarch.evaluation.scorer import Scorer  # noqa: E402
 from megaarch.inference.generate import longest, room  # noqa: E402
-from megaarch.lm_eval.model import GeneratorLM, MegaarchLM  # noqa: E402
+from megaarch.lm_eval.model import GeneratorLM, MegaarchLM, _options  # noqa: E402
 from tests.conftest import PRESETS  # noqa: E402
 
 CONTEXTS = ("The river finds the stone near", "", "The garden")
@@ -253,6 +253,20 @@ def test_an_empty_context_is_named_before_anything_is_generated(runs, monkeypatc
     given[1].__post_init__()
     with pytest.raises(UserError, match="item 7 of the task colours has an empty context"):
         lm.generate_until(given, disable_tqdm=True)
+    given = requests("loglikelihood", ("The river", " opens"), ("The river", ""))
+    given[1].metadata = ("colours", 8, 1)
+    given[1].__post_init__()
+    with pytest.raises(UserError, match="item 8 of the task colours has an empty continuation"):
+        lm.loglikelihood(given, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    "heat, drawn", [({"temperature": 0}, 0.0), ({"temperature": 0.5}, 0.5), ({}, 1.0)]
+)
+def test_a_temperature_of_zero_is_greedy(heat, drawn):
+    given = {"until": [], "do_sample": True} | heat
+    assert _options(given, 1).sampling.heat == drawn
+    assert _options(given | {"do_sample": False}, 1).sampling.heat == 0
 
 
 @pytest.mark.parametrize(

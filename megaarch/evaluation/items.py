@@ -67,10 +67,17 @@ def _windows(d: int, text: str, tokenizer, evaluation: Evaluation) -> list[Item]
         cuts = [begin]
         for step in (prefix, length):
             following = starts[starts >= cuts[-1] + step]
-            if len(following) == 0 or following[0] > cuts[-1] + 2 * step:
+            if len(following) == 0:
                 return items
             cuts.append(int(following[0]))
         _a, b, c = cuts
+        # behind a run without a word start (a URL, a table) windows begin anew
+        if b > begin + 2 * prefix:
+            begin = b
+            continue
+        if c > b + 2 * length:
+            begin = c
+            continue
         right = tokens[c : c + prefix // 2]
         # a window may run over its nominal length by a word: the left side gives way
         left = tokens[b - prefix : b]

@@ -265,8 +265,8 @@ class Rows:
     def per_epoch(self) -> float:
         """Rows after which the first source has been read once. (The components of a mixture
         come to the ends of their regions together.)"""
-        shares = np.diff(self.blend.cumulative)
-        return min(t.per_epoch / share for t, share in zip(self.tasks, shares, strict=True))
+        shares = zip(self.tasks, self.blend.share.tolist(), strict=True)
+        return min(task.per_epoch / share for task, share in shares)
 
     @property
     def truncated_share(self) -> float | None:

@@ -29,9 +29,42 @@ def test_a_sample_is_a_function_of_seed_and_index_alone():
     assert 0 < np.mean(few) < 1
 
 
-def test_a_weight_that_cannot_be_met_is_an_error():
-    with pytest.raises(ValueError, match="give every source at least"):
-        Blend([1, 1e-6], 0)
+UL2 = [0.2, *[0.8 / 6] * 6]  # of two sources, one of 1%
+SMALL = {
+    "one": [0.9986, 0.0014],
+    "one of many": [0.0014, *[0.1] * 9, 0.0986],
+    "one in the middle": [0.5, 1e-4, 0.5],
+    "some": [0.3, 3e-4, 2e-4, 0.3, 1e-3, 0.3984, 1e-4],
+    "ul2": [part * share for part in UL2 for share in (0.99, 0.01)],
+    "all": [1.0] * 700,
+    "all but one": [1.0] * 700 + [1e6],
+    "hardly any": [1, 1e-300, 1e-6, 5e-324],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_weight_too_small_for_a_block_is_met_over_many(name):
+    weights = np.array(SMALL[name])
+    blend, blocks = Blend(weights.tolist(), 3), 60
+    drawn = [blend[i] for i in range(blocks * BLOCK)]
+    tasks, places = map(np.array, zip(*drawn, strict=True))
+    wanted = weights / weights.sum() * len(drawn)
+    for task, expected in enumerate(wanted):
+        mine = places[tasks == task]
+        assert np.array_equal(mine, np.arange(len(mine)))
+        assert abs(len(mine) - expected) <= 2 + np.log2(len(weights)) / 2
+
+
+def test_blends_are_those_of_earlier_versions():
+    """Samples depend on them: each edge of the cumulative shares is rounded, in every block."""
+    for weights in ([3.0, 1.0], UL2, [0.5, 0.002, 0.3, 0.198], [1.0] * 512):
+        edges = np.cumsum([0.0, *weights]) / np.sum(weights)
+        blend = Blend(weights, 3)
+        for block in (0, 1, 17, 10**6):
+            tasks = [blend[i][0] for i in range(block * BLOCK, (block + 1) * BLOCK)]
+            ends = [np.floor(edges * BLOCK * b + 0.5) for b in (block, block + 1)]
+            wanted = np.diff(ends[1]) - np.diff(ends[0])
+            assert np.array_equal(np.bincount(tasks, minlength=len(weights)), wanted)
 
 
 @pytest.mark.parametrize("weight", [1e308, 1e-308, 5e-324, 1e13, 1.0])

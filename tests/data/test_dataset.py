@@ -50,7 +50,7 @@ def test_an_epoch_reads_no_token_twice_and_leaves_out_less_than_a_row_a_componen
     assert read.max() == 1
     assert (read == 0).sum() <= sum(task.plan.tokens for task in rows.tasks)
     # all components come to the ends of their regions together
-    shares = np.diff(rows.blend.cumulative)
+    shares = rows.blend.share
     for task, share in zip(rows.tasks, shares, strict=True):
         assert abs(task.per_epoch - rows.per_epoch * share) <= 1.5
 

@@ -13,6 +13,7 @@ from megaarch.config.schema import Evaluation
 from megaarch.errors import UserError
 
 CHECKED = 1000  # held-out documents that must survive the tokenizer
+FEWEST_WORDS = 0.05  # of all tokens; of English some 60%
 LONGEST_CHARACTER = 4  # tokens: bytes of UTF-8
 
 
@@ -50,9 +51,15 @@ def cut(documents: list[str], tokenizer, evaluation: Evaluation) -> list[Item]:
     rounds = [items[r] for r in range(most) for items in by_document if r < len(items)]
     if not rounds:
         need = evaluation.prefix_tokens + evaluation.continuation_tokens
+        if max((len(tokenizer.encode(text)) for text in documents), default=0) < 2 * need:
+            raise UserError(
+                f"no held-out document has {need} tokens for one item: give more text, or lower "
+                "study.evaluation.prefix_tokens and continuation_tokens"
+            )
         raise UserError(
-            f"no held-out document has {need} tokens for one item: give more text, or lower "
-            "study.evaluation.prefix_tokens and continuation_tokens"
+            f"{word_share(documents, tokenizer):.1%} of the tokens of held-out text begin a word, too few "
+            f"to cut items of {need} tokens at: give text with more words, use another tokenizer, or "
+            "raise study.evaluation.prefix_tokens and continuation_tokens"
         )
     return rounds
 
@@ -106,6 +113,24 @@ def _length_bytes(
         if whole.startswith(decoded):  # half a character is decoded as another one
             sizes[length] = len(decoded.encode()) - left
     return sizes
+
+
+def word_share(documents: list[str], tokenizer) -> float:
+    """Returns the share of tokens that begin a word, of the first CHECKED documents; 1 without tokens."""
+    starts = tokenizer.vocabulary.word_start
+    begin = [starts[tokenizer.encode(text)] for text in documents[:CHECKED]]
+    return float(np.concatenate(begin).mean()) if sum(map(len, begin)) else 1.0
+
+
+def text_warnings(documents: list[str], tokenizer) -> list[str]:
+    """Returns the sentences to warn with of held-out text that this tokenizer does not suit."""
+    share = word_share(documents, tokenizer)
+    few = (
+        f"Of the tokens of held-out text {share:.1%} begin a word: items are cut there alone, and denoising, "
+        "permutation_lm and data.whole_word_masking, which take whole words, make little of such text."
+    )
+    found = (unfaithful(documents, tokenizer), few if share < FEWEST_WORDS else None)
+    return [sentence for sentence in found if sentence]
 
 
 def unfaithful(documents: list[str], tokenizer) -> str | None:

@@ -58,8 +58,8 @@ def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progre
         firsts = {item.document: item for item in reversed(cut(held.documents, tokenizer, usual))}
     except UserError:
         raise UserError(
-            f"training.eval_every: none of {len(held.documents)} held-out documents has the "
-            f"{usual.prefix_tokens + usual.continuation_tokens} tokens of one item; set it to 0, or give "
+            f"training.eval_every: none of {len(held.documents)} held-out documents has an item of "
+            f"{usual.prefix_tokens + usual.continuation_tokens} tokens between word starts; set it to 0, or give "
             "longer documents"
         ) from None
     items = spread([firsts[number] for number in sorted(firsts)], count)

@@ -21,6 +21,7 @@ from megaarch.data.example import SPECIALS, Vocabulary
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes, replacing
 from megaarch.ingest.added_tokens import check_growth
+from megaarch.ingest.words import begins_word
 
 SPACE = "\u2581"  # how SentencePiece spells a space
 FIXED_PIECES = 1 + 1 + 256  # unknown, newline, bytes
@@ -52,7 +53,8 @@ class Tokenizer:
         self._made = (self.path, sentinels, vocabulary_size)
         content = _read(self.path)
         self._backend = _backend(self.path, content)
-        self.pieces = self._backend.pieces
+        spelt = self._backend.pieces
+        self.pieces = [None if piece is None else piece.decode(errors="replace") for piece in spelt]
         self.base_size = len(self.pieces)
         least = self.base_size + len(SPECIALS) + sentinels
         if vocabulary_size is not None and vocabulary_size < least:
@@ -62,7 +64,7 @@ class Tokenizer:
                 f"model.vocabulary_size from {vocabulary_size} to at least that"
             )
         size = vocabulary_size or least
-        self.vocabulary = _vocabulary(self.pieces, size, sentinels)
+        self.vocabulary = _vocabulary(spelt, size, sentinels)
         self.description = f"{self._backend.name}, {self.base_size:,} pieces"
         mark = hashlib.blake2b(content, digest_size=16)
         of_text = mark.copy()
@@ -109,7 +111,7 @@ def _load(path: str, sentinels: int, vocabulary_size: int | None, fingerprint: s
 
 
 class _SentencePiece:
-    """A model of SentencePiece. pieces: as Tokenizer.pieces."""
+    """A model of SentencePiece. pieces: as Tokenizer.pieces, in bytes of UTF-8."""
 
     name = "SentencePiece"
 
@@ -170,52 +172,60 @@ class _HuggingFace:
         return self.model.decode(ids, skip_special_tokens=True)
 
 
-def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[str | None]:
+def _hugging_face_pieces(ids: dict[str, int], text: str) -> list[bytes | None]:
     """Returns the spelling of every id. Schemes: byte-level, WordPiece, words, metaspace."""
-    from tokenizers import decoders
-
     file = parse_json(text, "the file")
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         check_growth(file.get(name))
     model, steps = file["model"], [file.get("pre_tokenizer"), file.get("decoder")]
     added = {token["content"]: token["special"] for token in file.get("added_tokens") or ()}
     kinds = set(re.findall(r'"type": *"(\w+)"', json.dumps(steps)))
-    byte_level = decoders.ByteLevel() if "ByteLevel" in kinds else None
+    byte_level = _byte_level() if "ByteLevel" in kinds else None
     prefix = model.get("continuing_subword_prefix") or "##"
     highest = max(ids.values(), default=-1)
     if highest >= LARGEST_VOCABULARY:
         raise UserError(f"it has the id {highest}, and ids go up to {LARGEST_VOCABULARY - 1}")
-    pieces: list[str | None] = [None] * (highest + 1)
+    pieces: list[bytes | None] = [None] * (highest + 1)
     for piece, i in ids.items():
         if added.get(piece) or piece == model.get("unk_token"):
             continue
         if piece in added:
-            pieces[i] = piece
+            pieces[i] = piece.encode()
         elif byte_level:
-            pieces[i] = byte_level.decode([piece])
+            known = set(piece) <= byte_level.keys()
+            pieces[i] = bytes(byte_level[c] for c in piece) if known else piece.encode()
         elif model["type"] == "WordPiece":
-            pieces[i] = piece[len(prefix) :] if piece.startswith(prefix) else " " + piece
+            inside = piece.startswith(prefix)
+            pieces[i] = (piece[len(prefix) :] if inside else " " + piece).encode()
         elif model["type"] == "WordLevel":
-            pieces[i] = " " + piece
+            pieces[i] = (" " + piece).encode()
         else:
             is_byte = bool(model.get("byte_fallback")) and bool(re.fullmatch("<0x..>", piece))
             pieces[i] = _spelling(piece, is_byte)
     return pieces
 
 
-def _spelling(piece: str, is_byte: bool) -> str:
-    if is_byte:
-        return chr(int(piece[3:5], 16)) if int(piece[3:5], 16) < 128 else "\ufffd"
-    return piece.replace(SPACE, " ")
+def _byte_level() -> dict[str, int]:
+    """Maps the characters that spell bytes in GPT-2's vocabulary to them: printable ones of Latin-1 to themselves,
+    those from U+0100 on to the others."""
+    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(themselves))
+    spelt = [*themselves, *range(0x100, 0x100 + len(others))]
+    return dict(zip(map(chr, spelt), themselves + others, strict=True))
 
 
-def _vocabulary(pieces: list[str | None], size: int, sentinels: int) -> Vocabulary:
+def _spelling(piece: str, is_byte: bool) -> bytes:
+    return bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
+
+
+def _vocabulary(pieces: list[bytes | None], size: int, sentinels: int) -> Vocabulary:
     base = len(pieces)
     text, word_start, sentence_end = (np.zeros(size, dtype=bool) for _ in range(3))
-    for i, piece in enumerate(pieces):
-        if piece is not None:
+    for i, spelt in enumerate(pieces):
+        if spelt is not None:
+            piece = spelt.decode(errors="replace")
             text[i] = True
-            word_start[i] = piece[:1].isspace()
+            word_start[i] = begins_word(spelt)
             sentence_end[i] = "\n" in piece or piece.strip().endswith(SENTENCE_ENDS)
     special = {name: base + k for k, name in enumerate(SPECIALS)}
     return Vocabulary(size, sentinels, special, text, word_start, sentence_end)

@@ -12,7 +12,7 @@ from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.evaluation import yardsticks
 from megaarch.evaluation.heldout_scores import Paired
-from megaarch.evaluation.items import Item, unfaithful
+from megaarch.evaluation.items import Item, text_warnings
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
 from megaarch.study import lanes, lock, preflight, run_cell, sweep
@@ -63,10 +63,9 @@ def _check(folder: StudyFolder, console: Console) -> None:
     folder.held_out()  # says what is missing before cells are looked at
     prepared = folder.text
     _show_data(prepared.manifest, console)
-    unfair = unfaithful(prepared.heldout, prepared.tokenizer)
-    for warning in (unfair, *not_adapted(folder.cells, folder.study)):
-        if warning:
-            console.print(warning, style="yellow", markup=False)
+    of_text = text_warnings(prepared.heldout, prepared.tokenizer)
+    for warning in (*of_text, *not_adapted(folder.cells, folder.study)):
+        console.print(warning, style="yellow", markup=False)
     preflight.check(folder)
     _show_own_data(folder, console)
     identities: dict[str | None, dict[str, Any]] = {}
@@ -85,8 +84,8 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     study, prepared = folder.study, folder.text
     missing = [cell.key for cell in folder.cells if cell.key not in records]
     left_out = f"Not finished, so left out: {', '.join(missing)}." if missing else None
-    unfair = unfaithful(prepared.heldout, prepared.tokenizer)
-    warnings = (unfair, left_out, *not_adapted(folder.cells, study))
+    of_text = text_warnings(prepared.heldout, prepared.tokenizer)
+    warnings = (*of_text, left_out, *not_adapted(folder.cells, study))
     results = Results(
         format=1,
         study=study.name,

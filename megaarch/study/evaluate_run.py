@@ -13,7 +13,7 @@ from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout, shortened_prompts
-from megaarch.evaluation.items import cut, split, unfaithful
+from megaarch.evaluation.items import cut, split, text_warnings
 from megaarch.evaluation.scorer import Scorer
 from megaarch.evaluation.validation import usual_items
 from megaarch.ingest.prepare import prepare
@@ -51,7 +51,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     trained = _trained_on(found.record.raw_settings())
     heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     warnings = [
-        unfaithful(prepared.heldout, prepared.tokenizer),
+        *text_warnings(prepared.heldout, prepared.tokenizer),
         *warnings,
         _left_out(heldout, evaluation),
         shortened_prompts([heldout.tasks]),

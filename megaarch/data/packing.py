@@ -10,6 +10,7 @@ Legend: B rows, S tokens of a stream, A position axes, P parts, M targets.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,9 +51,12 @@ def pack(
     """Returns a Batch of `shape` with the examples of each row.
 
     pad: token id that fills rows. axes: number of position axes. multiple: of which streams' lengths
-    are stored; what that adds is no padding that counts.
+    are stored; what that adds is no padding that counts. An encoder of nothing runs over padding.
     ValueError where a row's examples do not fit `shape`.
     """
+    if len(shape.streams) > 1:
+        least = tuple(max(n, 1) for n in shape.streams)
+        shape = replace(shape, streams=least, cross_parts=max(shape.cross_parts, 1))
     stored = shape.stretched(multiple).streams
     streams = [_pack_stream(rows, s, shape, stored, pad=pad, axes=axes) for s in range(len(stored))]
     target_index, target_tokens, target_weights = _pack_targets(rows, shape)
@@ -121,7 +125,7 @@ def _pack_stream(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         parts=parts_of(parts, shape.parts, s),
-        cross=parts_of(cross, shape.cross_parts, s - 1) if s and shape.cross_parts else None,
+        cross=parts_of(cross, shape.cross_parts, s - 1) if s else None,
     )
 
 

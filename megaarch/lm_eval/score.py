@@ -6,7 +6,7 @@ returns logits in every layout.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -102,9 +102,6 @@ class TargetScorer:
         """Returns the logits [R, V] of the weighted targets of each example, one after the other."""
         layout = self.generator.layout
         shape = RowShape.largest([example.shape for example in examples])
-        if len(shape.streams) > 1:  # an encoder of nothing runs over padding
-            streams = tuple(max(n, 1) for n in shape.streams)
-            shape = replace(shape, streams=streams, cross_parts=max(shape.cross_parts, 1))
         batch = pack(
             [[example] for example in examples],
             shape,

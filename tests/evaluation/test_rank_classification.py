@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Evaluation
@@ -12,6 +13,7 @@ from megaarch.evaluation import rank_classification, tasks
 from megaarch.evaluation.scorer import Room, Scorer, Scores, fits
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
+from megaarch.model.transformer import Transformer
 from tests.conftest import PRESETS
 from tests.evaluation.test_yardsticks import Uniform
 
@@ -144,6 +146,21 @@ def test_a_long_question_gives_way_at_its_left_end(preset, objective, length, ti
     form = settings, scorer.vocabulary
     assert fits(*form, more[1:], answer, positions) and len(asked) + len(answer) <= text
     assert not fits(*form, more, answer, positions) or len(more) + len(answer) > text
+
+
+def test_questions_without_input_are_scored_in_any_company(tiny, prepared):
+    settings = tiny("t5", data__objective="prefix_lm")
+    tokenizer = prepared.tokenizer
+    torch.manual_seed(0)
+    scorer = Scorer(Transformer(settings.model), settings, tokenizer.vocabulary, 4)
+    texts = [("", " opens the door"), ("", " The river"), ("The garden", " opens")]
+    pairs = [tuple(tokenizer.encode(text).astype(np.int64) for text in pair) for pair in texts]
+    alone, empty, together = (
+        np.concatenate([scorer.loglikelihoods(part).text for part in parts])
+        for parts in ([[pair] for pair in pairs], [pairs[:2], pairs[2:]], [pairs])
+    )
+    np.testing.assert_allclose(empty, alone, atol=1e-4)
+    np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
 def test_a_choice_is_read_behind_its_question(tiny, prepared):

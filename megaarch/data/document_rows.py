@@ -110,7 +110,8 @@ def cut(
 
 def _split(lengths: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts each range into pieces of `most` tokens and a shorter one at its end; returns (range,
-    offset in it, length) of each. A last token alone gets one of the piece before it."""
+    offset in it, length) of each. A last token alone gets one of the piece before it, or shares that where
+    pieces have two."""
     counts = -(-lengths // most)
     index = np.repeat(np.arange(len(lengths)), counts)
     place = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -118,7 +119,7 @@ def _split(lengths: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarra
     ends = np.minimum(starts + most[index], lengths[index])
     alone = np.flatnonzero((ends - starts < SHORTEST) & (place > 0))
     starts[alone] -= 1
-    ends[alone - 1] -= 1
+    ends[alone - 1] -= most[index[alone]] > SHORTEST
     return index, starts, ends - starts
 
 

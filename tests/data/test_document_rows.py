@@ -44,7 +44,7 @@ def task_of(rows) -> DocumentRows:
 
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
-RAWS = st.lists(st.integers(3, 90), min_size=1, max_size=4)
+RAWS = st.lists(st.integers(2, 90), min_size=1, max_size=4)
 
 
 def pieces_of(lengths, kinds, seed):
@@ -60,11 +60,21 @@ def test_pieces_hold_every_token_of_every_document_once(lengths, raws, seed):
     kinds = [Kind(1.0, raw, FullLM()) for raw in raws]
     pieces = pieces_of(lengths, kinds, seed)
     read = [np.zeros(n, dtype=int) for n in lengths]
+    shared = [np.zeros(n, dtype=bool) for n in lengths]  # an odd number makes no pairs
     for d, offset, n, k in zip(*pieces, strict=True):
         assert 0 < n <= raws[k] and offset + n <= lengths[d]
         assert n >= SHORTEST or lengths[d] == 1
         read[d][offset : offset + n] += 1
-    assert all((times == 1).all() for times in read)
+        shared[d][offset] |= raws[k] == 2
+    for times, twice in zip(read, shared, strict=True):
+        assert (times - twice <= 1).all() and (times >= 1).all()
+
+
+@pytest.mark.parametrize("length", [3, 5, 64])
+def test_rows_of_two_tokens_leave_no_token_out(length):
+    _, offsets, lengths, _ = pieces_of([length], [Kind(1.0, 2, FullLM())], 0)
+    assert (lengths == 2).all() and len(lengths) == -(-length // 2)
+    assert {*offsets, *(offsets + 1)} == set(range(length))
 
 
 def test_kinds_have_their_shares_of_long_texts_and_of_short_ones():

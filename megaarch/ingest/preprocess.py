@@ -8,12 +8,13 @@ The dataset is what `ingest/prepare.py` makes of the same text with the same tok
     PREFIX.manifest.json    what it was made of, and counts
 """
 
-import shutil
+import re
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megaarch.errors import UserError
 from megaarch.files import LARGEST, check_regular, read_json, take_lock
@@ -29,6 +30,12 @@ FORMAT = 3  # raise it when the same request would give other files
 LEAST_SHARD_BYTES = 256
 LEAST_HELD_OUT = 1e-4  # as data.held_out
 MOST_NAMED = 100  # malformed records in the manifest
+LOCK, PLAN = "lock", "plan.json"
+# What a job writes into PREFIX.parts.
+OWN = re.compile(
+    r"lock|plan\.json|train\.(bin|idx)|\d{8}\.(documents|paragraphs|bin|json|heldout\.jsonl)"
+    r"|.*\.\d+\.aside(\.bin|\.idx)?"
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,14 @@ def preprocess(
 
     executor: of the processes that work; None works here.
     UserError: a source or the tokenizer is missing or malformed; the output exists, or another
-    job's parts do; another process is at work on them.
+    job's parts do; PREFIX.parts has other files, or a source; another process is at work on them.
     """
     tokenizer = Tokenizer(request.tokenizer, sentinels=0)
     plan = _plan(request, tokenizer)
     folder = Path(request.prefix + PARTS)
     if made := _made(request.prefix, plan):
-        shutil.rmtree(folder, ignore_errors=True)
+        if _plan_in(folder) == plan.model_dump():
+            _clear(folder)
         return made
     with _claimed(request.prefix, folder, plan):
         job = Job(
@@ -93,7 +101,7 @@ def preprocess(
         pipeline = Pipeline(job, cut, executor)
         pipeline.make(progress, resume=True)
         made = _finish(request, plan, pipeline)
-    shutil.rmtree(folder)
+        _clear(folder)
     return made
 
 
@@ -128,7 +136,12 @@ def _made(prefix: str, plan: Plan) -> DatasetManifest | None:
 @contextmanager
 def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
     """Keeps other processes out of the job's folder, which holds shards of this plan alone."""
-    file = folder / "plan.json"
+    file = folder / PLAN
+    for name in (str(name) for source in plan.sources for name, *_ in source):
+        if Path(name).is_relative_to(folder.resolve()):
+            raise UserError(
+                f"source {name} lies in {folder}, which is this command's own: give another --output"
+            )
     if not file.exists():
         for suffix in (".bin", ".idx", MANIFEST, HELD_OUT):
             if Path(prefix + suffix).exists():
@@ -136,16 +149,19 @@ def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
                     f"{prefix}{suffix} exists and is not what this command makes: give another "
                     "--output, or delete it"
                 )
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        foreign = [name for name in names if name != LOCK and not name.startswith(f"{PLAN}.")]
+        if foreign:
+            raise UserError(
+                f"{folder} holds {foreign[0]}, and no {PLAN} of this command: give another --output, "
+                "or move it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK).open("a") as lock:
         if not take_lock(lock):
             raise UserError(f"{folder}: another process is at work in it")
         asked = plan.model_dump()
-        try:
-            before = read_json(file, LARGEST) if file.exists() else asked
-        except ValueError:
-            before = {}
-        before = before if isinstance(before, dict) else {}
+        before = _plan_in(folder) if file.exists() else asked
         changed = [key for key in asked if before.get(key) != asked[key]]
         if changed:
             raise UserError(
@@ -154,6 +170,26 @@ def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
             )
         manifest.write(file, plan)
         yield
+
+
+def _plan_in(folder: Path) -> dict[str, Any]:
+    """Returns what plan.json of a folder says; {} where there is none or it is damaged."""
+    try:
+        found = read_json(folder / PLAN, LARGEST)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _clear(folder: Path) -> None:
+    """Removes the job's own files and, where nothing else is in it, their folder. The plan goes last
+    but one: a folder without it is not the job's."""
+    found = (path for path in folder.iterdir() if path.is_file())
+    own = [path for path in found if OWN.fullmatch(path.name)]
+    for path in sorted(own, key=lambda path: (path.name == LOCK, path.name == PLAN)):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest:

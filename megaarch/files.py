@@ -22,6 +22,7 @@ MIB = 1 << 20
 LARGEST_TEXT = 64 * MIB  # of configurations, records and results
 LARGEST = 1024 * MIB  # of tokenizers, held-out documents and the index of a checkpoint
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that keep none
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -143,6 +144,20 @@ def inside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()) or Path(name).is_absolute():
         raise UserError(f"{name} in {folder} leads out of the folder")
     return path
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """UserError names `path` where the block, which writes it, finds the disk full: the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{os.fspath(path)} could not be written: {error.strerror}: free space there, or give another "
+            "output"
+        ) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, check_regular, read_json, take_lock
+from megaarch.files import LARGEST, check_regular, read_json, take_lock, writing
 from megaarch.ingest import corpus, manifest, shards, sources
 from megaarch.ingest.indexed_dataset import IndexedDataset, prefix_of
 from megaarch.ingest.manifest import DatasetManifest, Plan
@@ -88,7 +88,7 @@ def preprocess(
         if _plan_in(folder) == plan.model_dump():
             _clear(folder)
         return made
-    with _claimed(request.prefix, folder, plan):
+    with writing(folder), _claimed(request.prefix, folder, plan):
         job = Job(
             folder,
             tokenizer,

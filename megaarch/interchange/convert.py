@@ -5,7 +5,6 @@ layout, so reading it and writing it again is all that re-sharding takes.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -66,8 +65,7 @@ class Conversion:
 def convert(job: Conversion, say: Say) -> None:
     """Makes the output; `say` is told what was found. UserError for what cannot be made; nothing
     is overwritten and nothing half done is left."""
-    if job.output.exists():
-        raise UserError(f"{job.output} exists: give another output, or delete it")
+    files.check_new(job.output)
     if job.dtype != "float32" and job.to != "hf":
         raise UserError(f"--dtype {job.dtype}: is for --to hf; what trains here has fp32 weights")
     given = job.given or format_of(job.source)
@@ -79,15 +77,15 @@ def convert(job: Conversion, say: Say) -> None:
     if job.to == "hf":
         _to_hf(job, saved, say)
     elif job.to == "safetensors":
-        with _kept_if_right(job.output):
-            files.write_safetensors(job.output, saved)
-            _check(job, saved, files.read_safetensors, say)
+        with files.placed(job.output) as output:
+            files.write_safetensors(output, saved)
+            _check(job, saved, files.read_safetensors, output, say)
     else:
         settings = settings_of(saved.record, str(job.source))
-        with _kept_if_right(job.output):
-            files.write_checkpoint(job.output, saved)
-            _write_start(job.output, saved, settings)
-            _check(job, saved, files.read_checkpoint, say)
+        with files.placed(job.output) as output:
+            files.write_checkpoint(output, saved)
+            _write_start(output / "start.yaml", job.output, saved, settings)
+            _check(job, saved, files.read_checkpoint, output, say)
     numbers = sum(tensor.numel() for tensor in like(saved.weights).values())
     say(f"{job.output}: {numbers:,} parameters, {job.to}")
 
@@ -101,22 +99,11 @@ def format_of(source: Path) -> str:
     return "hf" if (source / files.CONFIG).exists() else "checkpoint"
 
 
-@contextmanager
-def _kept_if_right(output: Path) -> Iterator[None]:
-    """Removes what was written where an error comes of it."""
-    try:
-        yield
-    except BaseException:
-        if output.is_dir():
-            shutil.rmtree(output)
-        else:
-            output.unlink(missing_ok=True)
-        raise
-
-
-def _check(job: Conversion, saved: Saved, read: Callable[[Path], Saved], say: Say) -> None:
+def _check(
+    job: Conversion, saved: Saved, read: Callable[[Path], Saved], output: Path, say: Say
+) -> None:
     if job.verify is not False:
-        say(verify.check_tensors(saved.weights, read(job.output).weights, str(job.output)))
+        say(verify.check_tensors(saved.weights, read(output).weights, str(job.output)))
 
 
 def _check_logits(
@@ -257,11 +244,13 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
         },
     }
     tensors = to_hf(weights, model, family)
-    with _kept_if_right(job.output):
-        files.write_hf(job.output, theirs, tensors, beside, dtype)
+    with files.placed(job.output) as output:
+        files.write_hf(output, theirs, tensors, beside, dtype)
         if job.verify is not False:
-            say(_check_hf(job.output, weights, model, family))
-        _check_logits(job, weights, model, job.output, family, model.vocabulary_size, say)
+            back = _read_back(output, model, family)
+            kept = _without_padding(weights, model.vocabulary_size)
+            say(verify.check_tensors(kept, back, str(job.output)))
+        _check_logits(job, weights, model, output, family, model.vocabulary_size, say)
 
 
 def _special_tokens(
@@ -282,12 +271,11 @@ def _special_tokens(
     return ids, beside
 
 
-def _check_hf(folder: Path, weights: Weights, model: Model, family: str) -> str:
+def _read_back(folder: Path, model: Model, family: str) -> Lazy:
     config_again, again = files.read_hf(folder)
     again, config_again = settle(changed(again, lambda _, tensor: tensor.float()), config_again)
     back = from_hf(again, settings_from(config_again), family)
-    kept, back = (_without_padding(tensors, model.vocabulary_size) for tensors in (weights, back))
-    return verify.check_tensors(kept, back, str(folder))
+    return _without_padding(back, model.vocabulary_size)
 
 
 def _without_padding(weights: Weights, size: int) -> Lazy:
@@ -308,7 +296,7 @@ def _tokenizer_of(record: CheckpointRecord, settings: Settings, say: Say) -> Tok
     return tokenizer
 
 
-def _write_start(run: Path, saved: Saved, settings: Settings) -> None:
+def _write_start(file: Path, run: Path, saved: Saved, settings: Settings) -> None:
     """start.yaml: the settings of a run that starts from these weights."""
     tokenizer = Path(saved.record.tokenizer.path)
     model = settings.model.model_dump(exclude_defaults=True)
@@ -319,4 +307,4 @@ def _write_start(run: Path, saved: Saved, settings: Settings) -> None:
     }
     training = {"start_from": str(run.resolve())}
     raw = {"model": model, "data": data, "training": training}
-    (run / "start.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -2,12 +2,12 @@
 
 Reading gives a `Saved`, writing takes one. The first two hold the same: weights whole and by global
 name, whatever layout trained them, and the record of the run (settings, tokenizer, totals). A tensor is
-read when it is looked up, and written before the next is. What is written stands aside until it is
-complete. No pickle is ever read.
+read when it is looked up, and written before the next is. No pickle is ever read.
 """
 
 import json
-import shutil
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from megaarch.files import (
     read_json,
     replacing,
     write_json,
+    writing,
 )
 from megaarch.training.open_run import run_folder
 
@@ -53,6 +54,32 @@ class Saved(NamedTuple):
 
     weights: Weights
     record: CheckpointRecord
+
+
+@contextmanager
+def placed(output: Path) -> Iterator[Path]:
+    """Yields a path to write and to read back; at the end of the block what is there becomes `output`.
+
+    An error leaves nothing. UserError where `output` exists by then, and where the disk is full.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    own = tempfile.TemporaryDirectory(
+        prefix=".convert-", dir=output.parent, ignore_cleanup_errors=True
+    )
+    with writing(output), own as folder:
+        aside = Path(folder, output.name)
+        try:
+            yield aside
+        except UserError as error:  # a reader knows the output by its own name
+            raise UserError(str(error).replace(str(aside), str(output))) from error
+        check_new(output)
+        aside.rename(output)
+
+
+def check_new(output: Path) -> None:
+    """UserError where a file, a folder or a link, be it a broken one, has this name."""
+    if os.path.lexists(output):
+        raise UserError(f"{output} exists: give another output, or delete it")
 
 
 def read_checkpoint(path: Path) -> Saved:
@@ -174,12 +201,10 @@ def write_hf(
     beside: dict[str, bytes],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """config.json, the weights in `dtype` and what stands beside them, by name. Of tied tensors the first
-    is written, as `from_pretrained` expects; more than `SHARD` bytes lie in several files."""
-    aside = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    """A new folder: config.json, the weights in `dtype` and what stands beside them, by name. Of tied
+    tensors the first is written, as `from_pretrained` expects; more than `SHARD` bytes lie in several files."""
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shapes = like(weights)
     kept = {id(tensor): name for name, tensor in reversed(shapes.items())}.values()
     shards = _shards({name: shapes[name] for name in kept}, dtype)
@@ -187,14 +212,13 @@ def write_hf(
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(names if len(shards) > 1 else [SINGLE], shards, strict=True):
         own = {name: rounded.like[name] for name in shard}
-        _save(Lazy(own, rounded.__getitem__), aside / file, {"format": "pt"})
+        _save(Lazy(own, rounded.__getitem__), folder / file, {"format": "pt"})
     if len(shards) > 1:
         size = sum(tensor.numel() for shard in shards for tensor in shard.values()) * dtype.itemsize
         owners = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        write_json(aside / INDEX, {"metadata": {"total_size": size}, "weight_map": owners})
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": owners})
     for name, content in beside.items():
-        (aside / name).write_bytes(content)
-    aside.rename(folder)
+        (folder / name).write_bytes(content)
 
 
 def _shards(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:

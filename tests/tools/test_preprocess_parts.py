@@ -1,5 +1,6 @@
 """PREFIX.parts: what stands there and is not the job's stays."""
 
+import errno
 import json
 
 import pytest
@@ -89,3 +90,14 @@ def test_a_job_that_was_killed_while_it_cleared_its_parts_is_finished(
     monkeypatch.setattr(preprocess, "_clear", clear)
     assert tool("preprocess")(arguments) == 0
     assert not parts.exists()
+
+
+def test_a_full_disk_is_one_sentence(source, tokenizer, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(preprocess.shards, "make", full)
+    assert tool("preprocess")(command(source, tokenizer, tmp_path / "x")) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'x'}.parts could not be written: No space left on device: free" in error
+    assert error.count("\n") == 1

@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="of a Hugging Face model (default: tokenizer.json, tokenizer.model or spiece.model "
-        "in its folder)",
+        help="that the model was trained with (default: of a Hugging Face model tokenizer.json, "
+        "tokenizer.model or spiece.model in its folder; of a run the recorded one, if it is still there)",
     )
     top.add_argument(
         "--sentinels",

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
+from megaarch.ingest.trained_tokenizer import tokenizer_of
 from megaarch.model.transformer import Transformer
 from megaarch.training.open_run import open_run as open_trained
 
@@ -36,28 +36,3 @@ def _check_layout(settings: Settings) -> None:
                 f"parallel.{name}: generation runs under tensor and sharded data parallelism alone: set it "
                 "to 1, or run one process, which reads a checkpoint of any layout"
             )
-
-
-def tokenizer_of(
-    saved: CheckpointRecord, settings: Settings, given: str | None, run: Path
-) -> Tokenizer:
-    """Returns the tokenizer of a run, from the file `given` where the run's own has moved. A relative path
-    is one from where the run was started, a folder above it. UserError where the file is gone or is another
-    one."""
-    used = saved.tokenizer
-    places = [Path(used.path), *(folder / used.path for folder in run.absolute().parents)]
-    path = next((str(place) for place in places if place.is_file()), used.path)
-    try:
-        found = Tokenizer(given or path, settings.data.sentinels, settings.model.vocabulary_size)
-    except UserError as error:
-        if given or Path(path).exists():
-            raise
-        raise UserError(
-            f"{error}: give the file that the run was trained with (--tokenizer)"
-        ) from None
-    if used.fingerprint is not None and found.fingerprint != used.fingerprint:
-        raise UserError(
-            f"tokenizer file {found.path} is not the one that the run was trained with: give that file "
-            "(--tokenizer)"
-        )
-    return found

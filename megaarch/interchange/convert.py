@@ -21,6 +21,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
 from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
+from megaarch.ingest.trained_tokenizer import tokenizer_of
 from megaarch.interchange import files, verify
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.files import Saved
@@ -46,8 +47,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be made of what. given: the source's format. tokenizer, sentinels: of a model from
-    Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read
+    """What is to be made of what. given: the source's format. tokenizer: the file, where it is not found.
+    sentinels: of a model from Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read
     the output back and compare, with Hugging Face logits too; None: the logits where transformers and the
     memory for it are there."""
 
@@ -74,14 +75,17 @@ def convert(job: Conversion, say: Say) -> None:
     else:
         reads = {"checkpoint": files.read_checkpoint, "safetensors": files.read_safetensors}
         saved = reads[given](job.source)
+    settings = settings_of(saved.record, str(job.source))
+    tokenizer = _tokenizer_of(job, saved.record, settings, say)
+    if tokenizer:
+        saved.record.tokenizer.path = str(Path(tokenizer.path).absolute())
     if job.to == "hf":
-        _to_hf(job, saved, say)
+        _to_hf(job, saved, settings, tokenizer, say)
     elif job.to == "safetensors":
         with files.placed(job.output) as output:
             files.write_safetensors(output, saved)
             _check(job, saved, files.read_safetensors, output, say)
     else:
-        settings = settings_of(saved.record, str(job.source))
         with files.placed(job.output) as output:
             files.write_checkpoint(output, saved)
             _write_start(output / "start.yaml", job.output, saved, settings)
@@ -217,8 +221,9 @@ def _special_ids(theirs: dict[str, Any]) -> dict[str, int | None]:
     }
 
 
-def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
-    settings = settings_of(saved.record, str(job.source))
+def _to_hf(
+    job: Conversion, saved: Saved, settings: Settings, tokenizer: Tokenizer | None, say: Say
+) -> None:
     model, axes = settings.model, catalogue.position_axes(settings.data.objective)
     family = job.family or family_of(model)
     if family not in FAMILIES:
@@ -230,7 +235,6 @@ def _to_hf(job: Conversion, saved: Saved, say: Say) -> None:
             f"{model.architecture} so that no token of a prompt sees a later one, as it was not trained"
         )
     weights = changed(saved.weights, lambda _, tensor: tensor.to(dtype).float())
-    tokenizer = _tokenizer_of(saved.record, settings, say)
     ids, beside = _special_tokens(model, tokenizer, say)
     theirs |= ids
     theirs |= {
@@ -282,26 +286,25 @@ def _without_padding(weights: Weights, size: int) -> Lazy:
     return changed(weights, lambda name, tensor: tensor[:size] if name in TABLES else tensor)
 
 
-def _tokenizer_of(record: CheckpointRecord, settings: Settings, say: Say) -> Tokenizer | None:
-    """The tokenizer that a checkpoint was trained with, where its file is still there."""
-    given, size = record.tokenizer, settings.model.vocabulary_size
+def _tokenizer_of(
+    job: Conversion, record: CheckpointRecord, settings: Settings, say: Say
+) -> Tokenizer | None:
+    """The tokenizer that a model was trained with, where its file is still there."""
     try:
-        tokenizer = Tokenizer(given.path, settings.data.sentinels, size)
-    except ValueError as error:
-        say(f"without tokenizer and special ids: {error}")
+        return tokenizer_of(record, settings, job.tokenizer, job.source)
+    except UserError as error:
+        if job.tokenizer:
+            raise
+        what = "tokenizer and special ids" if job.to == "hf" else "a look at its tokenizer"
+        say(f"without {what}: {error}")
         return None
-    if tokenizer.fingerprint != given.fingerprint:
-        say(f"without tokenizer and special ids: {given.path} has changed since the training")
-        return None
-    return tokenizer
 
 
 def _write_start(file: Path, run: Path, saved: Saved, settings: Settings) -> None:
     """start.yaml: the settings of a run that starts from these weights."""
-    tokenizer = Path(saved.record.tokenizer.path)
     model = settings.model.model_dump(exclude_defaults=True)
     data = {
-        "tokenizer": str(tokenizer.resolve() if tokenizer.exists() else tokenizer),
+        "tokenizer": saved.record.tokenizer.path,
         "sentinels": settings.data.sentinels,
         "objective": settings.data.objective,
     }

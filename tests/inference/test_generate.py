@@ -21,9 +21,9 @@ from megaarch.cli.main import main
 from megaarch.errors import UserError
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.generate import Generator, Options, room
-from megaarch.inference.loaded_run import tokenizer_of
 from megaarch.inference.sampling import Sampler, Sampling, draw
 from megaarch.inference.text_stream import TextStream
+from megaarch.ingest.trained_tokenizer import tokenizer_of
 from tests.conftest import PRESETS, WORDS
 
 PROMPT = "The river finds the stone near"

@@ -1,9 +1,12 @@
 """The tokenizer that a conversion writes encodes as training did, and comes back as it was."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import transformers
+import yaml
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -109,3 +112,49 @@ def test_a_tokenizer_that_transformers_has_no_like_of_is_told(run, tmp_path, cap
     assert convert(tmp_path / "hf", tmp_path / "again") == 0
     again = files.read_checkpoint(tmp_path / "again").record.tokenizer
     assert again.fingerprint == given.fingerprint
+
+
+@pytest.fixture
+def moved(run, tmp_path, monkeypatch):
+    """(a run whose tokenizer is named from the folder that it was started in, that file), seen from
+    another folder."""
+    folder, _ = run("gpt", logging__directory=str(tmp_path / "runs" / "gpt"))
+    weights, record = files.read_checkpoint(folder)
+    (tmp_path / "data").mkdir()
+    file = shutil.copy(record.tokenizer.path, tmp_path / "data" / "t.model")
+    record.tokenizer.path = "data/t.model"
+    files.write_checkpoint(tmp_path / "runs" / "moved", files.Saved(weights, record))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "runs" / "moved", file
+
+
+def test_a_tokenizer_is_found_from_any_folder(moved, tmp_path):
+    folder, file = moved
+    assert convert(folder, "hf", "--to", "hf", "--no-verify") == 0
+    assert json.loads(Path("hf/config.json").read_text())["eos_token_id"] is not None
+    assert Path("hf/tokenizer.megaarch.model").read_bytes() == file.read_bytes()
+    assert convert(folder, tmp_path / "runs" / "gpt.safetensors", "--to", "safetensors") == 0
+    for source in (folder, tmp_path / "runs" / "gpt.safetensors"):
+        run = f"of-{source.name}"
+        assert convert(source, run) == 0
+        assert yaml.safe_load(Path(run, "start.yaml").read_text())["data"]["tokenizer"] == str(file)
+        assert files.read_checkpoint(Path(run)).record.tokenizer.path == str(file)
+
+
+@pytest.mark.parametrize("to", ["hf", "safetensors", "checkpoint"])
+def test_a_given_tokenizer_takes_the_place_of_one_that_is_gone(to, moved, words, tmp_path, capsys):
+    folder, file = moved
+    other = file.rename(tmp_path / "elsewhere" / "u.model")
+    given = (folder, "out", "--to", to, "--no-verify", "--tokenizer")
+    assert convert(*given, words) == 2
+    assert f"{words} is not the one that the run was trained with" in capsys.readouterr().err
+    assert convert(*given, "/nowhere") == 2
+    assert "/nowhere does not exist" in capsys.readouterr().err
+    assert not Path("out").exists()
+    assert convert(*given, "u.model") == 0
+    if to == "hf":
+        assert Path("out/tokenizer.megaarch.model").read_bytes() == other.read_bytes()
+    else:
+        read = files.read_safetensors if to == "safetensors" else files.read_checkpoint
+        assert read(Path("out")).record.tokenizer.path == str(other)

@@ -142,7 +142,7 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
         tensors, theirs = settle(changed(tensors, lambda _, t: t.float()), theirs)
         family, model = family_in(theirs), settings_from(theirs)
         weights = from_hf(tensors, model, family)
-    path = str(Path(job.tokenizer or files.find_tokenizer(job.source)).resolve())
+    path = str(Path(job.tokenizer or files.find_tokenizer(job.source)).absolute())
     pieces = min(Tokenizer(path, sentinels=0).base_size, model.vocabulary_size)
     if job.verify is not False:
         back = to_hf(weights, model, family)

@@ -1,6 +1,8 @@
 """`lm_eval --model megaarch` on converted models equals `lm_eval --model hf` on their folders."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from accelerate.state import AcceleratorState  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from megaarch.errors import UserError  # noqa: E402
+from megaarch.interchange.convert import Conversion, convert  # noqa: E402
 from megaarch.lm_eval.model import MegaarchLM  # noqa: E402  (registers the model)
 from tests.lm_eval.local import FAMILIES, TASKS, write_pair, write_tasks  # noqa: E402
 
@@ -82,3 +85,18 @@ def test_a_continuation_that_no_row_holds_is_told(pair):
     if not form.separate:  # a decoder beside an encoder scores its end, as transformers' does
         with pytest.raises(UserError, match="17 tokens has no room in the model's 16"):
             form.converted([5], [7] * 17)
+
+
+def test_a_model_in_the_hubs_cache_has_that_form_too(pair, tmp_path):
+    """Its files are links to others that are named by their hash."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abcd"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(pair[0].iterdir())):
+        shutil.copy(file, blobs / f"{number:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    job = Conversion(snapshot, tmp_path / "run", "checkpoint", sentinels=2, verify=False)
+    convert(job, say=lambda _: None)
+    lm = MegaarchLM(run=str(tmp_path / "run"))
+    assert lm.form.name == "hf"
+    assert Path(lm.generator.tokenizer.path) == snapshot / "tokenizer.json"

@@ -76,6 +76,8 @@ def convert(job: Conversion, say: Say) -> None:
         reads = {"checkpoint": files.read_checkpoint, "safetensors": files.read_safetensors}
         saved = reads[given](job.source)
     settings = settings_of(saved.record, str(job.source))
+    axes = catalogue.position_axes(settings.data.objective)
+    verify.check_shapes(saved.weights, settings.model, axes, str(job.source))
     tokenizer = _tokenizer_of(job, saved.record, settings, say)
     if tokenizer:
         saved.record.tokenizer.path = str(Path(tokenizer.path).absolute())

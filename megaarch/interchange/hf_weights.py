@@ -17,7 +17,8 @@ from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.family import Family
 from megaarch.interchange.hf_config import complete, family_in, settings_from
 from megaarch.interchange.transforms import Transform
-from megaarch.model.transformer import Transformer, stacks
+from megaarch.model.parameter_count import parameter_shapes
+from megaarch.model.transformer import stacks
 
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _Sources = dict[str, str | None]  # a current name -> the file's; None: of zeros
@@ -126,7 +127,7 @@ def from_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
     names tensors that are missing, left over, of a wrong shape, or not the same where the model has
     one tensor for them.
     """
-    table, shapes = _table(model, family), _shapes(model)
+    table, shapes = _table(model, family), parameter_shapes(model, 1)
     _check_names(weights, table, family)
     given, ours = like(weights), {}
     for name, (layout, names, _) in table.items():
@@ -209,16 +210,11 @@ def _all_names(model: schema.Model, family: str) -> set[str]:
     return copies | {name for _, names, _ in _table(untied, family).values() for name in names}
 
 
-def _shapes(model: schema.Model) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: p.shape for name, p in Transformer(model).named_parameters()}
-
-
 def _table(model: schema.Model, family: str) -> _Names:
     """Maps each of our parameters to its layout, the names it is made of, and further names of the same."""
     tables = FAMILIES[family]
     found = {}
-    for name in _shapes(model):
+    for name in parameter_shapes(model, 1):
         layout, names = _find(name, tables, model)
         copies = tables.copies.get(name, ())
         if name == "embedding.weight" and not model.tied_embedding:

@@ -13,6 +13,7 @@ from megaarch.config import schema
 from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
+from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.transformer import Transformer
 from megaarch.training.memory_check import out_of_memory
 
@@ -34,6 +35,24 @@ def check_tensors(before: Weights, after: Weights, what: str) -> str:
     if wrong:
         raise UserError(f"{what}: {len(wrong)} tensors differ: {', '.join(wrong[:5])}")
     return f"{len(before)} tensors of {what} are equal bit for bit"
+
+
+def check_shapes(weights: Weights, model: schema.Model, position_axes: int, what: str) -> None:
+    """UserError names a tensor of `what` that is missing, left over, of another shape than the model's or
+    not of floating point. None is read."""
+    shapes, given = parameter_shapes(model, position_axes), like(weights)
+    for name in sorted({*shapes, *given}):
+        if name not in given:
+            fault = f"lacks {name}"
+        elif name not in shapes:
+            fault = f"has {name}, which is no tensor"
+        elif given[name].shape != shapes[name]:
+            fault = f"has {name} of shape {list(given[name].shape)} for {list(shapes[name])}"
+        elif not given[name].is_floating_point():
+            fault = f"has {name} of {given[name].dtype} for a number of floating point"
+        else:
+            continue
+        raise UserError(f"{what} {fault} of the model in its settings: convert it again")
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,9 +1,12 @@
 """Who makes shards: this process, others of this machine, or those that mpiexec or srun started."""
 
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
 from typing import Any
 
 from megaarch.distributed import launch
@@ -18,8 +21,8 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
 
     count: processes on this machine. Started by mpiexec or srun, rank 0 leads and the others work,
     whatever their machine; they leave the block when the work is done.
-    UserError where processes were started that cannot work together; OSError where one of this
-    machine's dies.
+    UserError where processes were started that cannot work together, or one of this machine's dies.
+    SIGTERM to the process that leads them is a KeyboardInterrupt; they end with it, however it ends.
     """
     if not 1 <= count <= MOST_WORKERS:
         raise UserError(f"--workers must be from 1 to {MOST_WORKERS}, not {count}")
@@ -36,14 +39,37 @@ def workers(count: int) -> Iterator[tuple[bool, Executor | None]]:
         yield True, None
     else:
         # forked, a worker could inherit a lock that a thread of this process holds
-        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor:
-            try:
-                yield True, executor
-            except BrokenExecutor:
-                raise UserError(
-                    "a worker was killed (out of memory?): run the same command again, with fewer "
-                    "workers, and it continues"
-                ) from None
+        executor = ProcessPoolExecutor(
+            count, mp_context=get_context("spawn"), initializer=_end_with_leader
+        )
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with executor:
+                try:
+                    yield True, executor
+                except KeyboardInterrupt:
+                    for worker in active_children():  # the executor would wait for its shard
+                        worker.terminate()
+                    raise
+        except BrokenExecutor:
+            raise UserError(
+                "a worker was killed (out of memory?): run the same command again, with fewer "
+                "workers, and it continues"
+            ) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_leader() -> None:
+    """Ends this worker as soon as the process that started it is gone."""
+    leader = parent_process()
+    assert leader is not None
+
+    def watch() -> None:
+        leader.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _world(starter: str, size: int) -> Any:

@@ -1,6 +1,8 @@
 """The documents and the command line that tests of preprocessing share."""
 
+import os
 import random
+import signal
 
 from tests.conftest import made_up_text
 
@@ -18,3 +20,10 @@ def document(seed):
 def command(source, tokenizer, output, *more):
     given = ["--input", str(source), "--tokenizer", tokenizer, "--output", str(output)]
     return [*given, "--shard-bytes", "6000", *more]
+
+
+def stuck(*_):
+    """In the place of shards.make: says who is at work, and works for ever."""
+    print(os.getpid(), flush=True)
+    while True:
+        signal.pause()

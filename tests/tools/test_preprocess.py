@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,37 @@ def test_parts_of_a_file_give_its_lines_once(source):
         parts = parts or [Shard(source, at, at + 1) for at in range(0, 3000)]
         found = [text for part in parts for (text,) in corpus.read(part)]
         assert found == whole[: len(found)] and (step == 1 or found == whole)
+
+
+STUCK = """
+import sys
+from megaarch.ingest import shards
+from tests.tools.preprocessing import stuck
+from tests.tools.run import tool
+shards.make = stuck
+sys.exit(tool("preprocess")(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(number, source, tokenizer, tmp_path):
+    arguments = command(source, tokenizer, tmp_path / "x", "--workers", "2")
+    leader = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *arguments],
+        cwd=TOOLS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    workers = [int(leader.stdout.readline()) for _ in range(2)]
+    try:
+        leader.send_signal(number)
+        _, error = leader.communicate(timeout=60)  # the workers hold its ends of the pipes
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert leader.returncode == 130
+        assert error.count("interrupted; run the same command again to continue") == 1
+        assert "Traceback" not in error

@@ -80,9 +80,10 @@ class _Preparation:
                 "cannot be left out of it: give the text itself"
             )
         given = data.tokenizer and Tokenizer(data.tokenizer, data.sentinels, vocabulary_size)
+        self.identities = [sources.identity(source.path) for source in self.sources]
         key = {
             "format": FORMAT,
-            "sources": [[sources.identity(s.path), s.weight] for s in self.sources],
+            "sources": [[i, s.weight] for i, s in zip(self.identities, self.sources, strict=True)],
             "kind": self.kind,
             "text_field": data.text_field,
             "sentinels": data.sentinels,
@@ -104,6 +105,7 @@ class _Preparation:
             raise UserError(f"data.cache {self.data.cache} cannot be written: {error}") from error
         try:
             made = self._check_tokens(aside) if self.kind == "indexed" else self._tokenize(aside)
+            sources.check_unchanged((s.path for s in self.sources), self.identities)
             manifest.write(aside / "manifest.json", made)
             try:
                 aside.rename(self.directory)
@@ -238,7 +240,7 @@ class _Preparation:
             fingerprint=hashlib.blake2b(content.encode(), digest_size=10).hexdigest(),
             kind=self.kind,
             source=", ".join(source.path for source in self.sources),
-            sources=[sources.identity(source.path) for source in self.sources],
+            sources=self.identities,
             tokenizer=f"{tokenizer.description}, {origin}",
             tokenizer_fingerprint=tokenizer.fingerprint,
             checksums=checksums,

@@ -33,7 +33,7 @@ MOST_NAMED = 100  # malformed records in the manifest
 LOCK, PLAN = "lock", "plan.json"
 # What a job writes into PREFIX.parts.
 OWN = re.compile(
-    r"lock|plan\.json|train\.(bin|idx)|\d{8}\.(documents|paragraphs|bin|json|heldout\.jsonl)"
+    r"lock|plan\.json|train\.(bin|idx|heldout\.jsonl)|\d{8}\.(documents|paragraphs|bin|json|heldout\.jsonl)"
     r"|.*\.\d+\.aside(\.bin|\.idx)?"
 )
 
@@ -202,10 +202,9 @@ def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest
     if not split.documents:
         raise UserError("the sources hold no text")
     split.choose(request.held_out)
-    held_out = (0, 0, 0)
+    held_out, aside = (0, 0, 0), f"{pipeline.job.folder}/train"
     if request.held_out:
-        held_out = pipeline.write_held_out(Path(request.prefix + HELD_OUT))
-    aside = f"{pipeline.job.folder}/train"
+        held_out = pipeline.write_held_out(Path(aside + HELD_OUT))
     pipeline.write_train(aside, range(len(pipeline.shards)))
     train = IndexedDataset(aside)
     made = DatasetManifest(
@@ -218,8 +217,10 @@ def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest
         malformed_records=malformed[:MOST_NAMED],
         **dict(pipeline.counts(held_out, train.tokens)),
     )
+    sources.check_unchanged(request.sources, plan.sources)
     # The index goes last: without it there is no dataset, and the same command makes it again.
-    Path(f"{aside}.bin").replace(request.prefix + ".bin")
+    for suffix in (HELD_OUT, ".bin") if request.held_out else (".bin",):
+        Path(aside + suffix).replace(request.prefix + suffix)
     manifest.write(request.prefix + MANIFEST, made)
     Path(f"{aside}.idx").replace(request.prefix + ".idx")
     return made

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +149,15 @@ def identity(path: str) -> list[list[Any]]:
     return version + [
         [str(file.resolve()), status.st_size, status.st_mtime_ns] for file, status in known
     ]
+
+
+def check_unchanged(paths: Iterable[str], before: list[list[list[Any]]]) -> None:
+    """UserError names a source that no longer has the identity that it had `before` it was read."""
+    for path, old in zip(paths, before, strict=True):
+        if identity(path) != old:
+            raise UserError(
+                f"data source {path} has changed while it was read: start anew once nothing writes to it"
+            )
 
 
 def _below(root: Path) -> Found:

@@ -11,6 +11,7 @@ import pytest
 from megaarch.config.schema import Data
 from megaarch.ingest import preprocess, split
 from megaarch.ingest.indexed_dataset import IndexedDataset
+from megaarch.ingest.pipeline import Pipeline
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 from tests.conftest import made_up_text
@@ -249,3 +250,32 @@ def test_a_dataset_of_an_older_version_is_read(made):
     prepared = prepare(data, 400)
     assert prepared.manifest.notes == []
     assert len(prepared.heldout) == older["heldout_documents"] > 0
+
+
+@pytest.mark.parametrize("by", ["preprocess", "train"])
+def test_a_source_that_changes_while_it_is_read_is_told(
+    by, tokenizer, tmp_path, capsys, monkeypatch
+):
+    """What was train by its place in the old file would be held out by its place in the new one."""
+    file, write_held_out = tmp_path / "a.jsonl", Pipeline.write_held_out
+    rows = [json.dumps({"text": made_up_text(seed, 5)}) + "\n" for seed in range(200)]
+    file.write_text("".join(rows))
+
+    def replaced(pipeline, path):
+        file.write_text("".join(reversed(rows)))
+        return write_held_out(pipeline, path)
+
+    monkeypatch.setattr(Pipeline, "write_held_out", replaced)
+    said = f"data source {file} has changed while it was read"
+    if by == "train":
+        cache = tmp_path / "cache"
+        with pytest.raises(ValueError, match=said):
+            prepare(
+                Data(source=str(file), tokenizer=tokenizer, sentinels=10, cache=str(cache)), 400
+            )
+        assert not list(cache.glob("*/manifest.json"))
+        return
+    given = ["--input", str(file), "--tokenizer", tokenizer, "--output", str(tmp_path / "x")]
+    assert tool("preprocess")(given) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "x.parts"]

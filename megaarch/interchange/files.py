@@ -22,8 +22,8 @@ from megaarch.checkpoint.record import CheckpointRecord, read_record
 from megaarch.errors import UserError
 from megaarch.files import (
     Schema,
-    check_regular,
     fit,
+    open_regular,
     parse_json,
     read_json,
     replacing,
@@ -186,10 +186,9 @@ def _files(folder: Path) -> Iterable[tuple[str, list[str] | None]]:
     owners = fit(read_json(folder / INDEX), _Index, folder / INDEX).weight_map
     tensors: dict[str, list[str]] = {}
     for key, name in sorted(owners.items(), key=lambda item: item[1]):
-        if (
-            Path(name).name != name or "\0" in name
-        ):  # a link may lead on, as the hub's cache has them
-            raise UserError(f"{folder / INDEX} names {name!r}, which is not in its folder")
+        # a link may lead on, as the hub's cache has them
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise UserError(f"{folder / INDEX} names {name!r}, which is no file of its folder")
         tensors.setdefault(name, []).append(key)
     return list(tensors.items())
 
@@ -249,7 +248,7 @@ def find_tokenizer(folder: Path) -> Path:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
-        check_regular(file)
+        open_regular(file).close()  # safe_open takes what may not be read for what is not there
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except FileNotFoundError:

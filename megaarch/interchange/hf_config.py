@@ -150,7 +150,7 @@ def _keys_to_settings(used: Mapping[str, Any], family: Family) -> dict[str, Any]
         if entry.setting is None:
             continue
         one = first.setdefault(entry.setting, key)
-        if used[one] != used[key]:
+        if one != key and used[one] != used[key]:
             raise UserError(
                 f"{one} and {key} of this Hugging Face config differ; megaarch needs them equal"
             )

@@ -70,19 +70,19 @@ def _fields(config: Mapping, kind: str, parameters: dict[str, Any], where: str) 
     if original in FIELDS[kind]:
         outside = config[original]  # which transformers prefers
         parameters[original] = outside or parameters.get(original) or longest
+    if kind == "yarn" and "factor" in parameters and parameters["factor"] is None:
+        parameters["factor"] = longest / parameters[original]
+    needed = {"factor"} if kind != "llama3" else set(FIELDS[kind])
+    for key in sorted(needed):
+        if parameters.get(key) is None:
+            raise UserError(f"this Hugging Face config lacks {where}.{key}")
     if kind == "yarn":
-        if "factor" in parameters and parameters["factor"] is None:
-            parameters["factor"] = longest / parameters[original]
         if parameters.get("attention_factor") is None:
             parameters["attention_factor"] = _by_mscale(parameters)
         if "truncate" in parameters:
             parameters["truncate"] = bool(parameters["truncate"])
         for name, usual in (("beta_fast", 32), ("beta_slow", 1)):
             parameters[name] = parameters.get(name) or usual
-    needed = {"factor"} if kind != "llama3" else set(FIELDS[kind])
-    for key in sorted(needed):
-        if parameters.get(key) is None:
-            raise UserError(f"this Hugging Face config lacks {where}.{key}")
     found = {ours: parameters[key] for key, ours in FIELDS[kind].items() if key in parameters}
     return found | ({"original_length": longest} if kind == "dynamic" else {})
 

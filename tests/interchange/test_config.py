@@ -82,6 +82,8 @@ def test_every_spelling_of_rope_scaling_is_seen(name, word):
         given(family, **{name: {word: "linear", "factor": 4.0, "beta_fast": 32}})
     with pytest.raises(ValueError, match=rf"lacks {name}\.factor"):
         given(family, **{name: {word: "linear"}})
+    with pytest.raises(ValueError, match=rf"lacks {name}\.factor"):
+        given(family, **{name: {word: "yarn", "mscale": 0.7, "mscale_all_dim": 1.0}})
     with pytest.raises(ValueError, match="partial_rotary_factor"):
         given(family, partial_rotary_factor=0.5)
 
@@ -110,6 +112,12 @@ def test_an_activation_is_ours_or_refused_by_its_key(family, key, taken, refused
     for name in refused:
         with pytest.raises(ValueError, match=f"{key}: {name!r}"):
             given(family, **{key: name})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0])
+def test_an_epsilon_that_is_none_is_told(value):
+    with pytest.raises(ValueError, match="makes model.normalization_epsilon"):
+        given("llama", rms_norm_eps=value)
 
 
 def test_other_values_of_other_keys_are_refused_by_name():

@@ -43,7 +43,8 @@ def read(
 
     Documents of one field that are blank are left out. JSON lines and parquet hold a document a
     record, a task the pairs that it trains on. A plain text file is one document, unless form feeds or
-    lines `<|endoftext|>` divide it. Lines of a part of a JSON lines file count from its start.
+    lines `<|endoftext|>` divide it; one with a malformed line is left out whole. Lines of a part
+    of a JSON lines file count from its start.
     UserError: a malformed record, a missing field or bad UTF-8, naming file and line; pairs that
     are asked of plain text.
     """
@@ -59,7 +60,7 @@ def read(
     elif str(shard.file) == EMBEDDED:
         rows = ((text,) for text in embedded_corpus.documents())
     elif plain:
-        rows = ((text,) for text in _text_documents(shard, on_error))
+        rows = ((text,) for text in _text_documents(shard, on_error) if _is_utf8(text))
     else:
         rows = _fields(shard, fields, on_error)
     for row in rows:
@@ -89,9 +90,17 @@ def kind(path: str, text_field: str = "text", prefer_pairs: bool = False) -> str
     return "text"
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _text_documents(shard: Shard, on_error: OnError) -> Iterator[str]:
+    """Yields the documents of plain text, those with malformed lines as `read_lines` keeps them."""
     document: list[str] = []
-    for _, line in read_lines(shard, on_error):
+    for _, line in read_lines(shard, on_error, keep=True):
         if line.strip() == SEPARATOR:
             yield "\n".join([*document, ""])
             document = []
@@ -190,12 +199,8 @@ def _field(record: dict[str, Any], name: str, location: Location) -> str:
     if not isinstance(text, str):
         what = f"field {name!r} is not a string but {type(text).__name__}"
         raise RecordError(location, what)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            what = f"field {name!r} holds half a surrogate pair"
-            raise RecordError(location, what) from error
+    if not _is_utf8(text):
+        raise RecordError(location, f"field {name!r} holds half a surrogate pair")
     return text
 
 

@@ -61,8 +61,11 @@ class Shard:
     end: int | None = None
 
 
-def read_lines(shard: Shard, on_error: OnError) -> Iterator[tuple[Location, str]]:
-    """Yields lines without their newline; one that is not UTF-8 is malformed."""
+def read_lines(
+    shard: Shard, on_error: OnError, keep: bool = False
+) -> Iterator[tuple[Location, str]]:
+    """Yields lines without their newline; one that is not UTF-8 is malformed. keep: it comes all the
+    same, with halves of surrogate pairs in the place of what cannot be decoded."""
     encoding = "utf-8" if shard.start else "utf-8-sig"  # of the first line
     for number, line in enumerate(split_lines(_blocks(shard)), start=1):
         location = Location(shard.file, "line", number)
@@ -70,6 +73,8 @@ def read_lines(shard: Shard, on_error: OnError) -> Iterator[tuple[Location, str]
             text = line.decode(encoding)
         except UnicodeDecodeError as error:
             on_error(RecordError(location, f"not UTF-8 ({error.reason})"))
+            if keep:
+                yield location, line.decode(encoding, "surrogateescape")
         else:
             yield location, text
         encoding = "utf-8"

@@ -26,7 +26,7 @@ from megaarch.ingest.shards import SHARD_BYTES, Job
 from megaarch.ingest.sources import HELD_OUT, MANIFEST, PARTS
 from megaarch.ingest.tokenizer import Tokenizer
 
-FORMAT = 3  # raise it when the same request would give other files
+FORMAT = 4  # raise it when the same request would give other files
 LEAST_SHARD_BYTES = 256
 LEAST_HELD_OUT = 1e-4  # as data.held_out
 MOST_NAMED = 100  # malformed records in the manifest

@@ -165,3 +165,19 @@ def test_a_shard_of_a_file_keeps_its_lines_whole(tmp_path):
             wanted = [text for text, at in zip(TEXTS, begins) if start <= at < end]
             found = [text for (text,) in corpus.read(Shard(file, start, end))]
             assert found == wanted
+
+
+@pytest.mark.parametrize("mark", [b"\n<|endoftext|>\n", b"\f"])
+def test_a_document_with_a_line_that_is_not_utf8_is_left_out_whole(mark, tmp_path):
+    """Without the line it would be another text."""
+    parts = [b"one\ntwo", b"three\nfour \xff\nfive", b"six", b"se\xffven", b"eight\nnine"]
+    (tmp_path / "a.txt").write_bytes(mark.join(parts))
+    faults = []
+    found = [
+        text.strip() for (text,) in corpus.read(Shard(tmp_path / "a.txt"), on_error=faults.append)
+    ]
+    assert found == ["one\ntwo", "six", "eight\nnine"]
+    assert [str(fault) for fault in faults] == [
+        f"{tmp_path / 'a.txt'}, line {line}: not UTF-8 (invalid start byte)"
+        for line in ((5, 10) if mark[0] == 10 else (3, 4))
+    ]

@@ -49,6 +49,8 @@ class Objective:
         after `prefix`; None: that of a middle with nothing after it.
     middle: (before, scored, after, vocabulary) -> [Example], the form in which `scored` is scored
         between its two sides; None: it cannot be stated.
+    gives_spans: whether that form gives spans of what stands before, and takes their
+        data.objectives.span_corruption.Spans too.
     settings: those of NOISE that it accepts.
     position_axes: of its examples' positions. comparable: False where there is no left-to-right
         conditional, so that a held-out figure is a pseudo-likelihood. gap_length: whether a middle
@@ -62,6 +64,7 @@ class Objective:
     mixture: Reference = None
     continuation: Reference = None
     middle: Reference = None
+    gives_spans: bool = False
     settings: tuple[str, ...] = ()
     position_axes: int = 1
     comparable: bool = True
@@ -216,6 +219,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "span_corruption",
         "megaarch.data.objectives.span_corruption:SPAN_CORRUPTION",
         middle="megaarch.data.objectives.span_corruption:middle",
+        gives_spans=True,
         settings=("noise_density", "mean_span_length"),
         ends=("eos", "sentinel"),
         learns="fills in spans that were cut out",
@@ -232,6 +236,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "megaarch.data.objectives.span_corruption:UL2",
         "megaarch.data.objectives.span_corruption:ul2_continuation",
         "megaarch.data.objectives.span_corruption:ul2_middle",
+        gives_spans=True,
         learns="fills in spans and continues texts",
     ),
     Objective(

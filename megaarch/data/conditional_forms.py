@@ -9,7 +9,9 @@ other. Of a middle it sees only what is before.
     objective          inputs                targets, (weight 0)      of the continuation
     full_lm, prefix_lm p                     c
     supervised         p eos                 c
-    span_corruption    p' <k> eos            (<0> .. <k>) c           p' is p with k spans, which are given
+    span_corruption    p' <k> eos            (<0> .. <k>) c           p' is p with k spans, which are given; of
+                                                                      an encoder-decoder in pieces of c that
+                                                                      its decoder holds
     ul2                mode_s p eos          c
     denoising          p [MASK]              (p) c                    forced through the prefix
     blank_infilling    p [gMASK]             c, fed sop c
@@ -18,11 +20,14 @@ other. Of a middle it sees only what is before.
     masked_lm          p c with c[j] masked  c[j], one example a token: a pseudo-likelihood
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from megaarch.config.catalogue import OBJECTIVES, objectives_of
 from megaarch.config.registry import load
 from megaarch.data.example import Example, Tokens, Vocabulary
+from megaarch.data.objectives.span_corruption import Spans
 from megaarch.errors import UserError
 
 ADDED = 8  # tokens that a form adds at most, whatever the prefix (specials, a mode, sentinels)
@@ -34,16 +39,17 @@ def continuation(
     prefix: Tokens,
     continuation: Tokens,
     vocabulary: Vocabulary,
+    spans: Spans | None = None,
 ) -> list[Example]:
     """Returns examples that score `continuation` [c] after `prefix` [p], in the objective's own
-    form.
+    form. spans: those that a run's form gives (row_lengths.spans_of); None: the default ones.
 
     UserError for a pair that cannot be trained, and where there is nothing to score.
     """
     prefix, scored, nothing = check(objective, architecture, prefix, continuation, prefix[:0])
     row = OBJECTIVES[objective]
     if row.continuation is None:
-        return load(row.middle)(prefix, scored, nothing, vocabulary)
+        return _middle(objective, (prefix, scored, nothing), vocabulary, spans)
     return load(row.continuation)(prefix, scored, vocabulary)
 
 
@@ -54,8 +60,9 @@ def middle(
     middle: Tokens,
     after: Tokens,
     vocabulary: Vocabulary,
+    spans: Spans | None = None,
 ) -> list[Example]:
-    """Examples that score `middle` [m] between `before` [b] and `after` [a].
+    """Examples that score `middle` [m] between `before` [b] and `after` [a]. spans: as `continuation`'s.
 
     UserError where the objective cannot state it, and where there is nothing to score.
     """
@@ -66,7 +73,15 @@ def middle(
             f"objectives that can are {able}"
         )
     sides = check(objective, architecture, before, middle, after)
-    return load(OBJECTIVES[objective].middle)(*sides, vocabulary)
+    return _middle(objective, sides, vocabulary, spans)
+
+
+def _middle(
+    objective: str, sides: Sequence[Tokens], vocabulary: Vocabulary, spans: Spans | None
+) -> list[Example]:
+    row = OBJECTIVES[objective]
+    given = (spans or Spans(),) if row.gives_spans else ()
+    return load(row.middle)(*sides, vocabulary, *given)
 
 
 def check(

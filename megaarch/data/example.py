@@ -153,9 +153,9 @@ class Converted:
         )
 
     @property
-    def positions(self) -> int:
-        """How many positions the longest stream takes, on any axis."""
-        return max(int(s.positions.max()) + 1 if s.positions.size else 0 for s in self.streams)
+    def positions(self) -> tuple[int, ...]:
+        """How many positions each stream takes, on any axis."""
+        return tuple(int(s.positions.max()) + 1 if s.positions.size else 0 for s in self.streams)
 
 
 class TooManySpans(UserError):

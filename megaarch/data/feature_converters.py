@@ -49,6 +49,7 @@ from megaarch.data.example import (
     Tokens,
     Vocabulary,
 )
+from megaarch.data.objectives.span_corruption import Spans
 from megaarch.errors import UserError
 
 Part = tuple[int, ...]
@@ -184,11 +185,18 @@ def converter_of(architecture: str) -> Converter:
 
 
 def converted_continuation(
-    objective: str, architecture: str, prefix: Tokens, scored: Tokens, vocabulary: Vocabulary
+    objective: str,
+    architecture: str,
+    prefix: Tokens,
+    scored: Tokens,
+    vocabulary: Vocabulary,
+    spans: Spans | None = None,
 ) -> list[Converted]:
     """Returns the examples of conditional_forms.continuation as the architecture eats them."""
     convert = converter_of(architecture)
-    examples = conditional_forms.continuation(objective, architecture, prefix, scored, vocabulary)
+    examples = conditional_forms.continuation(
+        objective, architecture, prefix, scored, vocabulary, spans
+    )
     return [convert(example, vocabulary) for example in examples]
 
 

@@ -13,6 +13,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.example import Converter, Objective, RowShape, SplitObjective, largest_raw
 from megaarch.data.feature_converters import converter_of
+from megaarch.data.objectives.span_corruption import Spans
 from megaarch.errors import UserError
 
 
@@ -52,17 +53,38 @@ def segmentations(model: Model, data: Data) -> Mixed:
     return max(alone, _rows(model, _pairs(mixture)), key=lambda rows: _filled(model, rows))
 
 
-def longest_example(model: Model, data: Data) -> tuple[int, int]:
+def longest_example(model: Model, data: Data) -> tuple[int, tuple[int, ...]]:
     """Returns the tokens of the longest text that an example of the objective is made of, and the most
-    positions that a stream of one takes, on the axis that counts text. UserError as `segmentations`, and
-    for pairs."""
+    positions that each stream of one takes, on the axis that counts text. UserError as `segmentations`,
+    and for pairs."""
     converter, axes = converter_of(model.architecture), catalogue.position_axes(data.objective)
     rows = [row for _, row in segmentations(model, data)]
     bounds = [objective.lengths(row.raw) for row in rows for objective in row.objectives]
     positions = (
-        n.inputs if n.in_place or axes > 1 else max(converter.shape(n).streams) for n in bounds
+        (n.inputs,) if n.in_place or axes > 1 else converter.shape(n).streams for n in bounds
     )
-    return max(row.raw for row in rows), max(positions)
+    return max(row.raw for row in rows), tuple(map(max, zip(*positions, strict=True)))
+
+
+def longest_streams(model: Model, data: Data) -> tuple[int, ...]:
+    """Returns the most tokens that a row has for an item in each stream: model.sequence_length, and in a
+    decoder beside an encoder those of the longest example. UserError as `segmentations`."""
+    row, *decoder = _limits(model).values()
+    assert row is not None
+    if not decoder:
+        return (row,)
+    if catalogue.OBJECTIVES[data.objective].of_pairs:
+        return row, decoder[0] or row
+    return row, longest_example(model, data)[1][1]
+
+
+def spans_of(model: Model, data: Data) -> Spans | None:
+    """Returns the spans that the conditional forms of a run's objective give; None where they give none.
+    UserError as `segmentations`."""
+    if not catalogue.OBJECTIVES[data.objective].gives_spans:
+        return None
+    _, *decoder = longest_streams(model, data)
+    return Spans(targets=decoder[0] if decoder else None)
 
 
 def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mixed:

@@ -54,6 +54,18 @@ def check(paths: Sequence[str], evaluation: Evaluation, shots: int) -> None:
             task.questions(wording, evaluation.task_items, shots)
 
 
+def choices(paths: Sequence[str], evaluation: Evaluation) -> set[str]:
+    """Returns all texts among which answers are chosen."""
+    return {
+        choice
+        for task in _tasks(paths)
+        for wording in task.wordings
+        for question in task.questions(wording, evaluation.task_items, 0)
+        if question and wording.choices is not None
+        for choice in question.choices
+    }
+
+
 def _tasks(paths: Sequence[str]) -> list[Task]:
     return [task for path in paths for task in find(path)]
 

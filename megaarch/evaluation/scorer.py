@@ -7,19 +7,21 @@ as in training.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from megaarch.config import catalogue
-from megaarch.config.schema import Settings
+from megaarch.config.schema import Evaluation, Settings
 from megaarch.data import conditional_forms
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.feature_converters import converted_continuation, converter_of
 from megaarch.data.packing import pack, plan_rows
-from megaarch.data.row_lengths import longest_example
+from megaarch.data.row_lengths import longest_example, longest_streams, spans_of
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
+from megaarch.ingest.prepared_data import Prepared
 from megaarch.ingest.tasks.template import Question
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.transformer import Transformer
@@ -34,6 +36,9 @@ class Scores:
 
     text: np.ndarray
     raw: np.ndarray
+
+
+ROOM_BEHIND = (1, 32)  # tokens of an answer: what two studies' rooms are told apart by
 
 
 class Room:
@@ -69,13 +74,44 @@ def _own_room(settings: Settings, vocabulary: Vocabulary, behind: int) -> int:
     else:
         text, positions = longest_example(model, data)
         most = text - behind
-    token = int(vocabulary.text.argmax())  # lengths alone decide
 
     def lacks(length: int) -> bool:
-        prompt, others = (np.full(n, token, dtype=np.int64) for n in (length, behind))
+        prompt, others = (_made_up(vocabulary, n) for n in (length, behind))
         return not fits(settings, vocabulary, prompt, others, positions)
 
     return bisect_left(range(1, most + 1), True, key=lacks)
+
+
+def _made_up(vocabulary: Vocabulary, length: int) -> np.ndarray:
+    return np.full(length, vocabulary.text.argmax(), dtype=np.int64)
+
+
+def form_marks(
+    settings: Settings, prepared: Prepared, evaluation: Evaluation, room: Room | None
+) -> dict[str, Any]:
+    """Returns what tells a cell's scores from those that an earlier version gave it; nothing of a cell whose
+    scores are the same.
+
+    decoder: the tokens that the decoder beside an encoder holds, of a cell that was fed more.
+    """
+    model, data = settings.model, settings.data
+    _, *decoder = longest_streams(model, data)
+    if not decoder:
+        return {}
+    lengths = evaluation.lengths if evaluation.by_length else ()
+    asked = [(evaluation.prefix_tokens, max(2 * evaluation.continuation_tokens, *lengths, 0))]
+    if evaluation.tasks and room:
+        behind = ROOM_BEHIND[-1]
+        asked.append((room(behind), behind))
+    vocabulary = prepared.tokenizer.vocabulary
+    for length, behind in asked:
+        prompt, others = (_made_up(vocabulary, n) for n in (length, behind))
+        for each in converted_continuation(
+            data.objective, model.architecture, prompt, others, vocabulary
+        ):
+            if each.positions[-1] > decoder[0]:
+                return {"decoder": decoder[0]}
+    return {}
 
 
 class Scorer:
@@ -99,6 +135,7 @@ class Scorer:
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
         self.converter = converter_of(self.architecture)
+        self.spans = spans_of(settings.model, settings.data)
         self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Engine) else 1
@@ -113,7 +150,12 @@ class Scorer:
     def _continuations(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Example]]:
         return [
             conditional_forms.continuation(
-                self.objective, self.architecture, prefix, continuation, self.vocabulary
+                self.objective,
+                self.architecture,
+                prefix,
+                continuation,
+                self.vocabulary,
+                self.spans,
             )
             for prefix, continuation in pairs
         ]
@@ -123,7 +165,13 @@ class Scorer:
         return self.examples(
             [
                 conditional_forms.middle(
-                    self.objective, self.architecture, before, middle, after, self.vocabulary
+                    self.objective,
+                    self.architecture,
+                    before,
+                    middle,
+                    after,
+                    self.vocabulary,
+                    self.spans,
                 )
                 for before, middle, after in triples
             ]
@@ -222,32 +270,42 @@ def fits(
     vocabulary: Vocabulary,
     prefix: np.ndarray,
     continuation: np.ndarray,
-    positions: int | None = None,
+    positions: Sequence[int] | None = None,
 ) -> bool:
     """Whether a continuation behind its prefix fits a row of training, in the objective's form, and takes
-    no more than `positions`, where that is given."""
-    form = settings.data.objective, settings.model.architecture
+    no more than `positions` of each stream, where these are given."""
+    model, data = settings.model, settings.data
+    spans = spans_of(model, data)
     try:
-        made = converted_continuation(*form, prefix, continuation, vocabulary)
+        made = converted_continuation(
+            data.objective, model.architecture, prefix, continuation, vocabulary, spans
+        )
         row_limit(settings, made)
     except UserError:
         return False
-    return positions is None or all(each.positions <= positions for each in made)
+    return positions is None or all(
+        taken <= most
+        for each in made
+        for taken, most in zip(each.positions, positions, strict=True)
+    )
 
 
 def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:
-    """The shape of scoring rows: as many of the longest item as fit a row of training.
+    """The shape of scoring rows: as many of the longest item as fit a row of training, in every stream.
 
     UserError where an item does not fit one.
     """
     model, shape = settings.model, RowShape.largest([c.shape for c in converted])
-    longest = shape.streams
-    room, learned = model.sequence_length, model.position_encoding == "learned"
-    if longest[0] > room or (learned and max(longest) > model.position_rows):
-        raise UserError(
-            f"an item takes a row of {max(longest)} tokens and {settings.data.objective} was "
-            f"trained on rows of {room}: lower study.evaluation.prefix_tokens and "
-            "continuation_tokens, leave out tasks with longer answers, or raise model.sequence_length"
-        )
-    fit = max(1, room // max(longest[0], 1))
-    return RowShape.of(fit * size for size in shape.sizes)
+    learned = model.position_encoding == "learned"
+    limits = longest_streams(model, settings.data)
+    names = ("sequence_length", "target_length")
+    for name, taken, most in zip(names, shape.streams, limits, strict=False):
+        if taken > most or (learned and taken > model.position_rows):
+            of = "" if name == names[0] else " in the decoder"
+            raise UserError(
+                f"an item takes a row of {taken} tokens{of} and {settings.data.objective} was "
+                f"trained on rows of {most}: lower study.evaluation.prefix_tokens and "
+                f"continuation_tokens, leave out tasks with longer answers, or raise model.{name}"
+            )
+    fit = min(most // max(n, 1) for n, most in zip(shape.streams, limits, strict=True))
+    return RowShape.of(max(fit, 1) * size for size in shape.sizes)

@@ -77,6 +77,12 @@ def check_items(evaluation: Evaluation) -> None:
         rank_classification.check(paths, evaluation, shots)
 
 
+def choices(evaluation: Evaluation) -> set[str]:
+    """Returns all texts among which the answers of a study's own tasks are chosen."""
+    paths, _ = by_place(evaluation.tasks)
+    return rank_classification.choices(paths, evaluation)
+
+
 def trained_on(data: Data) -> set[str]:
     """Returns the names of the tasks among the sources of pairs that a run trains on."""
     if data.objective != "supervised":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from megaarch.config import catalogue
-from megaarch.config.schema import Evaluation, Settings
+from megaarch.config.schema import Evaluation, Model, Settings
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.evaluation import yardsticks
@@ -18,13 +18,15 @@ Held = TypeVar("Held")
 READ = 8  # held-out documents for each one that is scored: a short one gives no item
 
 
-def usual_items(row: int) -> Evaluation:
-    """Returns the default items, shortened where rows of `row` tokens are too short for them."""
-    usual = Evaluation()
+def usual_items(model: Model) -> Evaluation:
+    """Returns the default items, shortened where the model's rows are too short for them: a span may be
+    twice as long as continuation_tokens."""
+    usual, row = Evaluation(), model.sequence_length
+    span = min(row // 8, (model.target_length or row) // 3)
     return usual.model_copy(
         update={
             "prefix_tokens": min(usual.prefix_tokens, max(row // 2, 1)),
-            "continuation_tokens": min(usual.continuation_tokens, max(row // 8, 1)),
+            "continuation_tokens": min(usual.continuation_tokens, max(span, 1)),
         }
     )
 
@@ -53,7 +55,7 @@ def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progre
     if catalogue.OBJECTIVES[settings.data.objective].of_pairs and held.pairs:
         pairs = spread(held.pairs, count)
         return lambda engine, _: target_bits(scorer(engine), tokenizer, pairs)
-    usual = usual_items(settings.model.sequence_length)
+    usual = usual_items(settings.model)
     try:
         firsts = {item.document: item for item in reversed(cut(held.documents, tokenizer, usual))}
     except UserError:

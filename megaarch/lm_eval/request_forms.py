@@ -22,7 +22,7 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.conditional_forms import ADDED
 from megaarch.data.example import Converted, TooManySpans
 from megaarch.data.feature_converters import converted_continuation, stream_of
-from megaarch.data.row_lengths import longest_example
+from megaarch.data.row_lengths import longest_example, longest_streams, spans_of
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, longest, position_limit, room
 from megaarch.inference.prompts import Form, Prompt, ends
@@ -37,7 +37,8 @@ class Objective:
     """The form of the run's objective. Its own start token stands for an empty context.
 
     separate: whether a continuation is tokenized by itself. prefix: the id that stands for an empty
-    context. ends: ids that end an answer. row: positions that they and what the form adds may take.
+    context. ends: ids that end an answer. row: positions that they and what the form adds may take;
+    streams: in each stream.
     max_length: tokens of a context and a continuation together (causal), or of each: no more than
     training had in an example.
     """
@@ -58,7 +59,12 @@ class Objective:
             )
         self.row, text = row, row
         if max_length is None and not OBJECTIVES[self.objective].of_pairs:
-            text = min(row, *longest_example(settings.model, settings.data))
+            text, positions = longest_example(settings.model, settings.data)
+            text = min(row, text, max(positions))
+        self.spans = spans_of(settings.model, settings.data)
+        self.streams = longest_streams(settings.model, settings.data)
+        if max_length is not None:
+            self.streams = (row,) * len(self.streams)
         self.max_length = text - ADDED
         if self.max_length < 2:
             raise UserError(f"max_length: {text} leaves no room beside the form's own tokens")
@@ -78,10 +84,14 @@ class Objective:
 
         def rows(prefix: np.ndarray) -> list[Converted] | None:
             made = converted_continuation(
-                self.objective, self.architecture, prefix, scored, self.vocabulary
+                self.objective, self.architecture, prefix, scored, self.vocabulary, self.spans
             )
-            fit = all(each.positions <= self.row for each in made)
-            return made if fit else None
+            fit = (
+                taken <= most
+                for each in made
+                for taken, most in zip(each.positions, self.streams, strict=True)
+            )
+            return made if all(fit) else None
 
         if (found := _of_longest_end(prefix, 0, rows)) is None:
             raise self._no_room(continuation)

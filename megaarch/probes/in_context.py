@@ -184,7 +184,7 @@ def prompts_of(
         query, answer = pair(question)
         if len(asked) < queries and len(given) + len(query) + len(answer) <= room:
             rows = converted(settings, tokenizer, np.concatenate([given, query]), answer)
-            if all(row.positions <= settings.model.sequence_length for row in rows):
+            if all(max(row.positions) <= settings.model.sequence_length for row in rows):
                 asked.append((query, answer))
     return Prompts(demonstrations, given, asked) if len(asked) > 1 else None
 

@@ -127,7 +127,7 @@ def batch_of(
             objective, architecture, given, scored, vocabulary
         )
         converted.append(convert(examples[-1], vocabulary))
-    model, most = settings.model, max(each.positions for each in converted)
+    model, most = settings.model, max(max(each.positions) for each in converted)
     if model.position_encoding == "learned" and most > model.position_rows:
         raise UserError(
             f"a row takes {most} positions in the form of {objective}, and the model knows "

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from megaarch import config
 from megaarch.checkpoint import checkpoint
-from megaarch.config.schema import Data, Evaluation
+from megaarch.config.schema import Data, Evaluation, Model
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
@@ -40,7 +40,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     warnings = [_may_have_seen(found, prepared)]
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
-    evaluation = _evaluation(settings.model.sequence_length, scoring)
+    evaluation = _evaluation(settings.model, scoring)
     if _chose(found):
         items = split(prepared.heldout, prepared.tokenizer, evaluation)["test"]
     else:
@@ -161,12 +161,12 @@ def _lacks_held_out(run: Path) -> bool:
     return text is None or (text.excluded_documents or 0) + (text.excluded_paragraphs or 0) > 0
 
 
-def _evaluation(row: int, overrides: Sequence[str]) -> Evaluation:
-    """The items for rows of `row` tokens, as the `--set` settings say otherwise."""
+def _evaluation(model: Model, overrides: Sequence[str]) -> Evaluation:
+    """The items for the model's rows, as the `--set` settings say otherwise."""
     given = dict(config.parse_override(text) for text in overrides)
     given = {name.removeprefix(SCORING): value for name, value in given.items()}
     try:
-        return Evaluation.model_validate(usual_items(row).model_dump() | given)
+        return Evaluation.model_validate(usual_items(model).model_dump() | given)
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         name = ".".join(map(str, fault["loc"]))

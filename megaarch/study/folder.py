@@ -22,15 +22,13 @@ from megaarch.config.schema import Data, Evaluation, Study, Tune
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks
 from megaarch.evaluation.items import Item, split
-from megaarch.evaluation.scorer import Room
+from megaarch.evaluation.scorer import ROOM_BEHIND, Room, form_marks
 from megaarch.files import replacing
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import data, rate_law, start, sweep_grid
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 from megaarch.study.sweep_grid import Choice
-
-ROOM_BEHIND = (1, 32)  # tokens of an answer: what two studies' rooms are told apart by
 
 
 @dataclass(frozen=True)
@@ -158,6 +156,8 @@ def identity(
         scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
         if room:
             scoring[f"{SCORING}tasks.room"] = [room(behind) for behind in ROOM_BEHIND]
+    marks = form_marks(cell.settings, prepared, evaluation, room)
+    scoring |= {SCORING + name: value for name, value in marks.items()}
     about = {"data": prepared.fingerprint, "from": cell.parent}
     about |= start.identity(cell)
     if cell.parent:

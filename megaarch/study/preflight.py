@@ -18,6 +18,7 @@ from megaarch.config.schema import Settings
 from megaarch.data import conditional_forms, tokens_per_batch
 from megaarch.data.dataset import Rows
 from megaarch.data.feature_converters import converter_of
+from megaarch.data.row_lengths import spans_of
 from megaarch.distributed import mesh
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks, yardsticks
@@ -40,16 +41,16 @@ def check(folder: StudyFolder) -> None:
     """Raises a ConfigError that names every cell which cannot run, and why. Budgets and seeds change
     nothing here, so a cell is looked at once for each size."""
     first = {(cell.name, cell.size): cell for cell in reversed(folder.cells)}
-    problems = []
+    problems, unasked = [], list(_said(lambda: tasks.check_items(folder.study.evaluation)))
+    choices = set() if unasked else tasks.choices(folder.study.evaluation)
     for cell in reversed(first.values()):
         named = f"cell {cell.name}" + (f" ({cell.size})" if cell.size else "")
-        problems += [f"{named}: {said}" for said in _problems(cell, folder)]
-    problems += _said(lambda: tasks.check_items(folder.study.evaluation))
-    if problems:
+        problems += [f"{named}: {said}" for said in _problems(cell, folder, choices)]
+    if problems := problems + unasked:
         raise ConfigError(problems)
 
 
-def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
+def _problems(cell: StudyCell, folder: StudyFolder, choices: set[str]) -> Iterator[str]:
     settings = cell.settings
     yield from _said(lambda: validate.check(settings, mesh.processes(settings.parallel)))
     yield from _said(lambda: float8.check(settings.training, device_of(settings)))
@@ -72,7 +73,7 @@ def _problems(cell: StudyCell, folder: StudyFolder) -> Iterator[str]:
             settings.training, Rows(settings.model, settings.data, prepared, seed)
         )
     )
-    yield from _said(lambda: _check_items(settings, prepared, folder))
+    yield from _said(lambda: _check_items(settings, prepared, folder, choices))
     yield from _said(lambda: tasks.check(folder.study.evaluation, settings))
 
 
@@ -139,8 +140,10 @@ def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
     return parameter_shapes(settings.model, axes)
 
 
-def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) -> None:
-    """UserError where the longest items do not fit a row."""
+def _check_items(
+    settings: Settings, prepared: Prepared, folder: StudyFolder, choices: set[str]
+) -> None:
+    """UserError where the longest items, or the longest of the tasks' choices, do not fit a row."""
     model, objective, evaluation = settings.model, settings.data.objective, folder.study.evaluation
     held = folder.held_out(model.vocabulary_size)
     items = [item for part in held.values() for item in part]
@@ -149,10 +152,20 @@ def _check_items(settings: Settings, prepared: Prepared, folder: StudyFolder) ->
     def longest(items: list[Task]) -> Task:
         return max(items, key=lambda item: sum(map(len, item)))
 
-    left, span = longest([(item.left, item.span) for item in items])
-    examples = conditional_forms.continuation(objective, architecture, left, span, vocabulary)
+    pairs = [(item.left, item.span) for item in items]
+    scored = [longest(pairs), max(pairs, key=lambda pair: len(pair[1]))]
+    if choices:
+        answer = max(map(prepared.tokenizer.encode, choices), key=len)
+        scored.append((answer[:1], answer))
+    spans = spans_of(model, settings.data)
+    form = objective, architecture
+    examples = [
+        example
+        for left, span in scored
+        for example in conditional_forms.continuation(*form, left, span, vocabulary, spans)
+    ]
     if evaluation.middles and catalogue.OBJECTIVES[objective].middle is not None:
         left, span, right = longest([yardsticks.middle_task(item) for item in items])
-        examples += conditional_forms.middle(objective, architecture, left, span, right, vocabulary)
+        examples += conditional_forms.middle(*form, left, span, right, vocabulary, spans)
     converter = converter_of(architecture)
     row_limit(settings, [converter(example, vocabulary) for example in examples])

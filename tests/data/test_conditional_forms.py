@@ -5,8 +5,10 @@ import pytest
 
 from megaarch.attention.mask import Parts
 from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES
+from megaarch.config.schema import Data, Model
 from megaarch.data.conditional_forms import continuation, middle
 from megaarch.data.feature_converters import converter_of
+from megaarch.data.row_lengths import segmentations, spans_of
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
@@ -178,3 +180,26 @@ def test_glm_positions_are_those_of_training():
     assert example.feed.tolist() == [VOCABULARY.sop, *SCORED[:-1].tolist()]
     assert example.input_positions.tolist() == [[i, 0] for i in range(14)]
     assert example.feed_positions.tolist() == [[7, k] for k in range(1, 6)]
+
+
+def test_an_encoder_decoder_of_spans_is_asked_for_no_more_than_its_decoder_holds():
+    """A longer continuation comes in pieces, each of which knows those before it; a middle its end too."""
+    model, data = (
+        Model(architecture="encoder_decoder", sequence_length=128),
+        Data(objective="span_corruption"),
+    )
+    spans = spans_of(model, data)
+    [row] = [row for _, row in segmentations(model, data)]
+    assert spans.targets == row.shape.streams[1] == 29
+    prefix, scored_tokens, end = np.arange(48), np.arange(100, 140), np.arange(200, 210)
+    for before, after in ((prefix, end[:0]), (prefix[:0], end[:0]), (prefix[:24], end)):
+        form = "span_corruption", "encoder_decoder"
+        examples = middle(*form, before, scored_tokens, after, VOCABULARY, spans)
+        assert len(examples) > 1 and max(len(e.targets) for e in examples) == 29
+        found = scored(examples, "encoder_decoder")
+        assert [token for token, _ in found] == scored_tokens.tolist()
+        for j, (_, knows) in enumerate(found):
+            assert knows == {*before, *scored_tokens[:j], *after}
+        # one that fits, and one of a single stack, is asked for at once
+        [_] = middle(*form, before, scored_tokens[:16], after, VOCABULARY, spans)
+    assert spans_of(Model(architecture="causal_decoder"), data).targets is None

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from megaarch.config.schema import Evaluation
-from megaarch.data import conditional_forms
 from megaarch.data.example import generator
-from megaarch.data.feature_converters import converter_of
+from megaarch.data.feature_converters import converted_continuation, converter_of
 from megaarch.data.row_lengths import segmentations
+from megaarch.errors import UserError
 from megaarch.evaluation import exact_match, rank_classification, tasks
 from megaarch.evaluation.heldout_scores import Heldout, TaskScore, shortened_prompts
-from megaarch.evaluation.scorer import Room, Scorer, fitted
+from megaarch.evaluation.scorer import Room, Scorer, fitted, form_marks, row_limit
 from megaarch.ingest.tasks.template import Question, with_shots
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
@@ -36,8 +36,9 @@ def scorer_of(settings, prepared, room=None):
 
 
 def reach(made):
-    """Positions on the first axis, which counts text; GLM's second one counts within an answer."""
-    return max(int(s.positions[:, 0].max()) + 1 for s in made.streams if len(s.tokens))
+    """Positions of each stream on the first axis, which counts text; GLM's second one counts within an
+    answer."""
+    return [int(s.positions[:, 0].max(initial=-1)) + 1 for s in made.streams]
 
 
 def question_of(shots, words=WORDS):
@@ -45,29 +46,29 @@ def question_of(shots, words=WORDS):
     return with_shots(Question(words, "yes", CHOICES, 0), examples)
 
 
+@pytest.mark.parametrize("words_of_answer", [1, 9, 17])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_prompt_is_fed_no_positions_that_training_rows_lack(preset, tiny, prepared):
+def test_no_stream_is_fed_positions_that_training_rows_lack(
+    preset, words_of_answer, tiny, prepared
+):
     """Rows are drawn as training draws them. GLM's longest are rare, so a twentieth more is allowed."""
     settings = tiny(preset, model__sequence_length=128, data__sentinels=64)
     words, convert = prepared.tokenizer.vocabulary, converter_of(settings.model.architecture)
-    rng, trained, raws = np.random.default_rng(0), 0, []
+    rng, trained, raws = np.random.default_rng(0), [], []
     for _, row in segmentations(settings.model, settings.data):
         raws.append(row.raw)
         for n in range(100):
             text = rng.choice(np.flatnonzero(words.text), row.raw)
             for objective in row.objectives:
                 made = convert(objective(text, words, generator(0, n)), words)
-                trained = max(trained, reach(made))
-    scorer = scorer_of(settings, prepared)
+                trained.append(reach(made))
+    scorer, said = scorer_of(settings, prepared), "yes " * words_of_answer
     [(prompt, answer)], _ = rank_classification.tokens(
-        scorer, prepared.tokenizer, Question(WORDS * 40, "yes", ("yes",), 0)
+        scorer, prepared.tokenizer, Question(WORDS * 40, said, (said,), 0)
     )
-    form = settings.data.objective, settings.model.architecture
-    fed = [
-        reach(convert(e, words))
-        for e in conditional_forms.continuation(*form, prompt, answer, words)
-    ]
-    assert max(fed) <= 1.05 * trained
+    [examples] = scorer._continuations([(prompt, answer)])
+    fed = [reach(convert(example, words)) for example in examples]
+    assert (np.max(fed, axis=0) <= 1.05 * np.max(trained, axis=0)).all()
     assert len(prompt) + len(answer) <= max(raws)
 
 
@@ -172,3 +173,41 @@ def test_an_answer_of_the_longest_target_can_be_generated(preset, tiny, prepared
     [(hit, is_cut)] = exact_match.right(scorer, prepared.tokenizer, [question], evaluation)
     assert is_cut and hit in (True, False)
     assert fitted(prepared.tokenizer, question, 5)[1]
+
+
+def test_rows_of_pairs_hold_items_in_both_streams(tiny, prepared):
+    """Short questions with long answers: as many items share a row as its decoder holds."""
+    words = prepared.tokenizer.vocabulary
+    lengths = {"model__sequence_length": 256, "model__target_length": 64}
+    settings = tiny("t5", data__objective="supervised", **lengths)
+    prompt = np.full(3, words.text.argmax())
+
+    def rows_of(answer):
+        made = converted_continuation(
+            "supervised", "encoder_decoder", prompt, prompt.repeat(answer)[:answer], words
+        )
+        return row_limit(settings, made).streams
+
+    assert rows_of(20) == (3 * 4, 3 * 20) and rows_of(1) == (64 * 4, 64)
+    with pytest.raises(
+        UserError, match=r"row of 65 tokens in the decoder.* raise model.target_length"
+    ):
+        rows_of(65)
+    room = Room([(settings, words)])
+    assert room(64) == 255 and room(65) == 1  # of an answer that has none
+
+
+def test_only_a_cell_whose_decoder_was_fed_more_than_it_holds_is_another(tiny, prepared):
+    def marks(preset, row, **given):
+        settings = tiny(preset, model__sequence_length=row, data__sentinels=64)
+        return form_marks(settings, prepared, Evaluation(**given), None)
+
+    assert marks("t5", 128) == {"decoder": 29}
+    assert marks("t5", 512) == marks("bart", 128) == marks("gpt", 128) == {}
+    assert marks("t5", 512, continuation_tokens=60) == {"decoder": 114}
+    settings = tiny("t5", model__sequence_length=256)
+    room = Room([(settings, prepared.tokenizer.vocabulary)])
+    few = Evaluation(continuation_tokens=8)
+    assert form_marks(settings, prepared, few, room) == {}
+    asked = few.model_copy(update={"tasks": ["configs/tasks"]})
+    assert form_marks(settings, prepared, asked, room) == {"decoder": 58}

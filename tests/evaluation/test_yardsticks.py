@@ -300,6 +300,18 @@ def test_lengths_that_no_row_holds_are_left_out(tiny, prepared):
     assert not yardsticks._by_length(scorer, [], evaluation.lengths)
 
 
+def test_lengths_that_no_decoder_holds_are_left_out_and_t5_is_asked_in_pieces(tiny, prepared):
+    evaluation = Evaluation(**EVALUATION.model_dump() | {"continuation_tokens": 12})
+    long = cut(prepared.heldout, prepared.tokenizer, evaluation)
+    for objective, lengths in {"prefix_lm": "1 2 4 8", "span_corruption": "1 2 4 8 16"}.items():
+        given = {"model__sequence_length": 40, "model__target_length": 12}
+        settings = tiny("t5", data__objective=objective, **given)
+        scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, 8)
+        found = yardsticks._by_length(scorer, long[:8], evaluation.lengths)
+        assert list(found["continuation"]) == lengths.split()
+        assert found["prefix_gain"] == found["continuation"][lengths.split()[-1]].prefix_gain
+
+
 def test_unigram_bits_are_those_of_the_smoothed_counts():
     items = [Item(0, np.array([0]), np.array([0, 1]), np.array([0]), 3)]
     text = np.array([True, True, False])

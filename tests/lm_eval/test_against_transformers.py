@@ -81,7 +81,8 @@ def test_a_continuation_that_no_row_holds_is_told(pair):
     _, run = pair
     form = MegaarchLM(run=str(run), max_length=16).form
     [made] = form.converted([5] * 40, [7] * 16)
-    assert made.positions <= 16 and (made.target_index >= 0).all() and len(made.target_index) == 16
+    assert max(made.positions) <= 16 and len(made.target_index) == 16
+    assert (made.target_index >= 0).all()
     if not form.separate:  # a decoder beside an encoder scores its end, as transformers' does
         with pytest.raises(UserError, match="17 tokens has no room in the model's 16"):
             form.converted([5], [7] * 17)

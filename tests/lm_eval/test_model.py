@@ -133,7 +133,7 @@ def test_a_context_is_no_longer_than_the_text_of_a_training_row(preset, share, r
         lm.loglikelihood(given, disable_tqdm=True)
     assert "1 of 2 contexts are longer than there is room for" in caplog.text
     made = lm.form.converted(lm.tok_encode(long), lm.tok_encode(" The river"))
-    assert max(each.positions for each in made) <= share * row
+    assert max(max(each.positions) for each in made) <= share * row
     assert GeneratorLM(lm.generator, text=20).max_length == 20 - ADDED  # as a study's cells have
 
 
@@ -290,7 +290,7 @@ def test_a_form_that_grows_with_its_context_stays_within_the_row(objective, posi
     for few in (1, 5, 12):
         continuation = context[:few]
         [made] = lm.form.converted(context, continuation)
-        assert made.positions <= row, few
+        assert max(made.positions) <= row, few
         assert made.target_tokens[made.target_weights > 0][:few].tolist() == continuation
         assert lm.scorer([[made]])
         prompt, kept = lm.form.prompt(context, few)
@@ -298,7 +298,22 @@ def test_a_form_that_grows_with_its_context_stays_within_the_row(objective, posi
         assert room(prompt, lm.generator.settings.model) >= few
     short = context[:4]
     whole = lm.form.converted(short, context[:2])[0]
-    assert whole.positions < row and lm.form.prompt(short, 2)[1].tolist() == short
+    assert max(whole.positions) < row and lm.form.prompt(short, 2)[1].tolist() == short
+
+
+def test_a_decoder_reads_no_more_than_that_of_a_training_row(runs):
+    lm = MegaarchLM(run=runs("t5"))
+    decoder = 12  # of the longest example: 8 tokens in 3 spans, and eos
+    context = np.resize(lm.tok_encode(CONTEXTS[0]), 20).tolist()
+    made = lm.form.converted(context, context)
+    assert len(made) > 1 and max(each.positions[1] for each in made) == decoder
+    scored = [each.target_tokens[each.target_weights > 0] for each in made]
+    assert np.concatenate(scored).tolist() == context
+    pairs = [(context, context), (context, context[:2])]
+    assert lm.scorer([lm.form.converted(*pair) for pair in pairs])
+    short = MegaarchLM(run=runs("t5", "data.objective=prefix_lm", "model.target_length=16"))
+    with pytest.raises(UserError, match="has no room"):
+        short.form.converted([], context[:17])
 
 
 def test_a_t5_whose_context_has_more_spans_than_sentinels_reads_its_end(runs):

@@ -42,6 +42,10 @@ WRONG = [
     ({"preset": "bert", "set": {"model.sequence_length": 20}}, "lower study.evaluation.prefix_tok"),
     ({"preset": "t5", "set": {"model.sequence_length": 2}}, "rows of 2 tokens are too short"),
     (
+        {"preset": "t5", "set": {"data.objective": "prefix_lm", "model.target_length": 4}},
+        "tokens in the decoder and prefix_lm was trained on rows of 3: lower study.evaluation.prefix_tok",
+    ),
+    (
         {
             "preset": "gpt",
             "set": {"model.sequence_length": 200000, "data.document_masks": False},
@@ -264,6 +268,10 @@ def test_a_task_that_cannot_be_asked_is_told_before_any_cell_trains(study, tmp_p
         check(StudyFolder.open(study, tmp_path / "s"))
     study["study"]["evaluation"]["shots"] = 0
     check(StudyFolder.open(study, tmp_path / "s"))
+    said["wordings"][0]["choices"] = f"x ||| {'y ' * 40}"
+    task.write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="cell gpt: an item takes .* tasks with longer answers"):
+        check(StudyFolder.open(study, tmp_path / "s"))
 
 
 def test_a_cell_that_is_not_scored_yet_takes_other_yardsticks(study, tmp_path):

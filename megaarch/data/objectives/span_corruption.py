@@ -118,8 +118,35 @@ class SequentialDenoising:
         return Lengths(raw + shortest + 3, raw - shortest + 3)
 
 
+@dataclass(frozen=True)
+class Spans:
+    """How a form gives what stands before its scored tokens: with evenly placed spans.
+
+    length: tokens of a span. period: tokens of text for each. targets: those of the longest example of
+    training, which a form exceeds no more; None: any number.
+    """
+
+    length: int = 3
+    period: int = 20
+    targets: int | None = None
+
+    def split(self, before: Tokens, after: Tokens, vocabulary: Vocabulary) -> tuple[Tokens, Tokens]:
+        """Returns the inputs, and the targets that are given: the spans of `before`, and the sentinel
+        that stands between it and `after`. A row ends in a sentinel, whose span is not asked for."""
+        spans = len(before) // self.period  # the rest is kept, a token of it where it is not all
+        spans -= spans > 0 and len(before) % self.period == 0
+        kept, given = [], []
+        for k in range(spans):
+            start, end = k * self.period, (k + 1) * self.period
+            kept += [before[start : end - self.length], vocabulary.sentinel(k)]
+            given += [vocabulary.sentinel(k), before[end - self.length : end]]
+        kept += [before[spans * self.period :], vocabulary.sentinel(spans), after]
+        if len(after):
+            kept.append(vocabulary.sentinel(spans + 1))
+        return join(*kept, vocabulary.eos), join(*given, vocabulary.sentinel(spans))
+
+
 SPAN_CORRUPTION = ((1.0, SpanCorruption()),)
-KEPT, PERIOD = 17, 20  # tokens, where held-out text is scored: evenly placed spans of 3, 15% of it
 S_SHARE = 0.2  # of the rows: the share of S-denoisers that Tay et al. 2023, 4.5 settle on
 R_AND_X = tuple(
     SpanCorruption(density, length, mode, name="ul2")
@@ -144,21 +171,18 @@ def segment(items: int, segments: int, rng: Rng) -> np.ndarray:
     return np.diff(cuts, prepend=0, append=items)
 
 
-def middle(before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary) -> list[Example]:
+def middle(
+    before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary, spans: Spans = Spans()
+) -> list[Example]:
     """The scored span in a row as training holds it: what stands before it has spans of its own, which
-    are given, and the row ends in a sentinel, whose span is not asked for."""
-    spans = len(before) // PERIOD  # the rest is kept, at least a token of it where it is not all
-    spans -= spans > 0 and len(before) % PERIOD == 0
-    kept, given = [], []
-    for k in range(spans):
-        span = before[k * PERIOD + KEPT : (k + 1) * PERIOD]
-        kept += [before[k * PERIOD : k * PERIOD + KEPT], vocabulary.sentinel(k)]
-        given += [vocabulary.sentinel(k), span]
-    kept += [before[spans * PERIOD :], vocabulary.sentinel(spans), after]
-    if len(after):
-        kept.append(vocabulary.sentinel(spans + 1))
-    given.append(vocabulary.sentinel(spans))
-    return [forced(join(*kept, vocabulary.eos), join(*given), scored)]
+    are given. A longer one than such a row's targets hold is scored in pieces, each behind those before."""
+    examples = []
+    while len(scored):
+        inputs, given = spans.split(before, after, vocabulary)
+        most = len(scored) if spans.targets is None else max(spans.targets - len(given), 1)
+        examples.append(forced(inputs, given, scored[:most]))
+        before, scored = join(before, scored[:most]), scored[most:]
+    return examples
 
 
 def ul2_continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> list[Example]:
@@ -167,7 +191,7 @@ def ul2_continuation(prefix: Tokens, scored: Tokens, vocabulary: Vocabulary) -> 
 
 
 def ul2_middle(
-    before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary
+    before: Tokens, scored: Tokens, after: Tokens, vocabulary: Vocabulary, spans: Spans = Spans()
 ) -> list[Example]:
     """Scores the R-denoiser's span."""
-    return middle(join(vocabulary.mode_r, before), scored, after, vocabulary)
+    return middle(join(vocabulary.mode_r, before), scored, after, vocabulary, spans)

@@ -9,9 +9,9 @@ other. Of a middle it sees only what is before.
     objective          inputs                targets, (weight 0)      of the continuation
     full_lm, prefix_lm p                     c
     supervised         p eos                 c
-    span_corruption    p' <k> eos            (<0> .. <k>) c           p' is p with k spans, which are given; of
-                                                                      an encoder-decoder in pieces of c that
-                                                                      its decoder holds
+    span_corruption    p' <k> eos            (<0> .. <k>) c           p' is p with k spans of the run's noise,
+                                                                      which are given; of an encoder-decoder in
+                                                                      pieces of c that its decoder holds
     ul2                mode_s p eos          c
     denoising          p [MASK]              (p) c                    forced through the prefix
     blank_infilling    p [gMASK]             c, fed sop c

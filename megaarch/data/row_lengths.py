@@ -13,7 +13,7 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Data, Model
 from megaarch.data.example import Converter, Objective, RowShape, SplitObjective, largest_raw
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.objectives.span_corruption import Spans
+from megaarch.data.objectives.span_corruption import SpanCorruption, Spans
 from megaarch.errors import UserError
 
 
@@ -78,13 +78,18 @@ def longest_streams(model: Model, data: Data) -> tuple[int, ...]:
     return row, longest_example(model, data)[1][1]
 
 
-def spans_of(model: Model, data: Data) -> Spans | None:
-    """Returns the spans that the conditional forms of a run's objective give; None where they give none.
-    UserError as `segmentations`."""
+def spans_of(data: Data, model: Model | None = None) -> Spans | None:
+    """Returns the spans that the conditional forms of a run's objective give: those of its noise, of a
+    mixture's first. None where they give none.
+
+    model: whose decoder beside an encoder bounds them; None: nothing does. UserError as `segmentations`.
+    """
     if not catalogue.OBJECTIVES[data.objective].gives_spans:
         return None
-    _, *decoder = longest_streams(model, data)
-    return Spans(targets=decoder[0] if decoder else None)
+    (_, noise), *_ = components(data)
+    assert isinstance(noise, SpanCorruption), "a catalogue's row that gives spans is of such noise"
+    decoder = longest_streams(model, data)[1:] if model else ()
+    return Spans.of(noise, *decoder)
 
 
 def _rows(model: Model, groups: list[tuple[float, tuple[Objective, ...]]]) -> Mixed:

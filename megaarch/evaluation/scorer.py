@@ -17,6 +17,7 @@ from megaarch.config.schema import Evaluation, Settings
 from megaarch.data import conditional_forms
 from megaarch.data.example import Converted, Example, RowShape, Vocabulary
 from megaarch.data.feature_converters import converted_continuation, converter_of
+from megaarch.data.objectives.span_corruption import Spans
 from megaarch.data.packing import pack, plan_rows
 from megaarch.data.row_lengths import longest_example, longest_streams, spans_of
 from megaarch.engine.base import Engine
@@ -92,12 +93,15 @@ def form_marks(
     """Returns what tells a cell's scores from those that an earlier version gave it; nothing of a cell whose
     scores are the same.
 
-    decoder: the tokens that the decoder beside an encoder holds, of a cell that was fed more.
+    decoder: the tokens that the decoder beside an encoder holds, of a cell that was fed more. spans: their
+    length and period, where they are not those of T5's noise.
     """
     model, data = settings.model, settings.data
+    spans, usual = spans_of(data), Spans()
+    marks = {} if spans in (None, usual) else {"spans": [spans.length, spans.period]}
     _, *decoder = longest_streams(model, data)
     if not decoder:
-        return {}
+        return marks
     lengths = evaluation.lengths if evaluation.by_length else ()
     asked = [(evaluation.prefix_tokens, max(2 * evaluation.continuation_tokens, *lengths, 0))]
     if evaluation.tasks and room:
@@ -107,11 +111,11 @@ def form_marks(
     for length, behind in asked:
         prompt, others = (_made_up(vocabulary, n) for n in (length, behind))
         for each in converted_continuation(
-            data.objective, model.architecture, prompt, others, vocabulary
+            data.objective, model.architecture, prompt, others, vocabulary, usual
         ):
             if each.positions[-1] > decoder[0]:
-                return {"decoder": decoder[0]}
-    return {}
+                return marks | {"decoder": decoder[0]}
+    return marks
 
 
 class Scorer:
@@ -135,7 +139,7 @@ class Scorer:
         self.objective = settings.data.objective
         self.architecture = settings.model.architecture
         self.converter = converter_of(self.architecture)
-        self.spans = spans_of(settings.model, settings.data)
+        self.spans = spans_of(settings.data, settings.model)
         self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Engine) else 1
@@ -275,7 +279,7 @@ def fits(
     """Whether a continuation behind its prefix fits a row of training, in the objective's form, and takes
     no more than `positions` of each stream, where these are given."""
     model, data = settings.model, settings.data
-    spans = spans_of(model, data)
+    spans = spans_of(data, model)
     try:
         made = converted_continuation(
             data.objective, model.architecture, prefix, continuation, vocabulary, spans

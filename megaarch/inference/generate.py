@@ -10,6 +10,7 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
 from megaarch.data.batch import Batch
+from megaarch.data.row_lengths import spans_of
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
@@ -100,8 +101,9 @@ class Generator:
 
     def unbounded(self, tokens: np.ndarray) -> Prompt:
         """Returns the same of any number of token ids, whether or not the model has positions for it."""
-        settings = self.settings
-        return prompt(settings.data.objective, settings.model.architecture, tokens, self.vocabulary)
+        model, data = self.settings.model, self.settings.data
+        spans = spans_of(data)
+        return prompt(data.objective, model.architecture, tokens, self.vocabulary, spans)
 
     def example(self) -> Prompt:
         """Returns a prompt of one token. UserError for a model that cannot generate."""

@@ -25,6 +25,7 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data import conditional_forms
 from megaarch.data.example import ConvertedStream, Tokens, TooManySpans, Vocabulary
 from megaarch.data.feature_converters import Part, converter_of
+from megaarch.data.objectives.span_corruption import Spans
 from megaarch.errors import UserError
 
 
@@ -69,8 +70,15 @@ class Prompt:
         return last + self.form.advance if self.form.probe is None else last
 
 
-def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabulary) -> Prompt:
-    """Returns `prefix` as the objective's form has it, with an open end.
+def prompt(
+    objective: str,
+    architecture: str,
+    prefix: Tokens,
+    vocabulary: Vocabulary,
+    spans: Spans | None = None,
+) -> Prompt:
+    """Returns `prefix` as the objective's form has it, with an open end. spans: those that a run's form
+    gives, without a bound; None: the default ones.
 
     UserError for an empty prefix, and for an objective or a pair that cannot generate; TooManySpans for a
     prefix with more spans than there are sentinels.
@@ -86,7 +94,7 @@ def prompt(objective: str, architecture: str, prefix: Tokens, vocabulary: Vocabu
     unknown = np.full(2, vocabulary.pad)
     try:
         [example, *_] = conditional_forms.continuation(
-            objective, architecture, prefix, unknown, vocabulary
+            objective, architecture, prefix, unknown, vocabulary, spans
         )
     except TooManySpans:
         if not vocabulary.sentinels:

@@ -61,7 +61,7 @@ class Objective:
         if max_length is None and not OBJECTIVES[self.objective].of_pairs:
             text, positions = longest_example(settings.model, settings.data)
             text = min(row, text, max(positions))
-        self.spans = spans_of(settings.model, settings.data)
+        self.spans = spans_of(settings.data, settings.model)
         self.streams = longest_streams(settings.model, settings.data)
         if max_length is not None:
             self.streams = (row,) * len(self.streams)

@@ -31,6 +31,7 @@ from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted
 from megaarch.data.feature_converters import converted_continuation
+from megaarch.data.row_lengths import spans_of
 from megaarch.errors import UserError
 from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
@@ -200,7 +201,9 @@ def converted(
 ) -> list[Converted]:
     """Returns the examples of `answer` after `asked`, as the model eats them."""
     objective, architecture = settings.data.objective, settings.model.architecture
-    return converted_continuation(objective, architecture, asked, answer, tokenizer.vocabulary)
+    return converted_continuation(
+        objective, architecture, asked, answer, tokenizer.vocabulary, spans_of(settings.data)
+    )
 
 
 def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float) -> Transformer:

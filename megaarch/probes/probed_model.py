@@ -13,6 +13,7 @@ from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, RowShape, Vocabulary
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.packing import pack
+from megaarch.data.row_lengths import spans_of
 from megaarch.distributed import launch
 from megaarch.errors import UserError
 from megaarch.ingest.tokenizer import Tokenizer
@@ -124,7 +125,7 @@ def batch_of(
     for tokens in texts:
         given, scored = tokens[:prefix], tokens[prefix:]
         examples = conditional_forms.continuation(
-            objective, architecture, given, scored, vocabulary
+            objective, architecture, given, scored, vocabulary, spans_of(settings.data)
         )
         converted.append(convert(examples[-1], vocabulary))
     model, most = settings.model, max(max(each.positions) for each in converted)

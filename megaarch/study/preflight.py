@@ -157,7 +157,7 @@ def _check_items(
     if choices:
         answer = max(map(prepared.tokenizer.encode, choices), key=len)
         scored.append((answer[:1], answer))
-    spans = spans_of(model, settings.data)
+    spans = spans_of(settings.data, model)
     form = objective, architecture
     examples = [
         example

@@ -8,7 +8,7 @@ from megaarch.config.catalogue import ARCHITECTURES, OBJECTIVES
 from megaarch.config.schema import Data, Model
 from megaarch.data.conditional_forms import continuation, middle
 from megaarch.data.feature_converters import converter_of
-from megaarch.data.row_lengths import segmentations, spans_of
+from megaarch.data.row_lengths import components, segmentations, spans_of
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
 
 VOCABULARY = toy_vocabulary()
@@ -188,7 +188,7 @@ def test_an_encoder_decoder_of_spans_is_asked_for_no_more_than_its_decoder_holds
         Model(architecture="encoder_decoder", sequence_length=128),
         Data(objective="span_corruption"),
     )
-    spans = spans_of(model, data)
+    spans = spans_of(data, model)
     [row] = [row for _, row in segmentations(model, data)]
     assert spans.targets == row.shape.streams[1] == 29
     prefix, scored_tokens, end = np.arange(48), np.arange(100, 140), np.arange(200, 210)
@@ -202,4 +202,24 @@ def test_an_encoder_decoder_of_spans_is_asked_for_no_more_than_its_decoder_holds
             assert knows == {*before, *scored_tokens[:j], *after}
         # one that fits, and one of a single stack, is asked for at once
         [_] = middle(*form, before, scored_tokens[:16], after, VOCABULARY, spans)
-    assert spans_of(Model(architecture="causal_decoder"), data).targets is None
+    assert spans_of(data, Model(architecture="causal_decoder")).targets is None
+
+
+@pytest.mark.parametrize(
+    "density, mean", [(None, None), (None, 20.0), (0.5, 3.0), (0.3, 1.2), (0.9, 5.0)]
+)
+def test_spans_that_are_given_are_those_of_the_run_noise(density, mean):
+    """A scored row names no sentinel that training rows lack, and has about their share of noise."""
+    data = Data(objective="span_corruption", noise_density=density, mean_span_length=mean)
+    [(_, noise)] = components(data)
+    raw = 141
+    given = spans_of(data)
+    [example] = continuation(
+        "span_corruption", "causal_decoder", np.arange(raw - 5), SCORED, VOCABULARY, given
+    )
+    sentinels = [token for token in example.inputs if token > VOCABULARY.size - 1 - 140]
+    named, trained = len(sentinels), noise.counts(raw)
+    assert sentinels == [VOCABULARY.sentinel(k) for k in range(named)]
+    assert named <= trained[1] + 1 and named >= 0.7 * trained[1]
+    masked = raw - (len(example.inputs) - named - 1)
+    assert masked == pytest.approx(trained[0], abs=max(given.period, 0.1 * trained[0]))

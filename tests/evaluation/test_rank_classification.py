@@ -202,7 +202,7 @@ def test_a_target_longer_than_a_row_is_cut_as_training_cuts_it(preset, tiny, pre
 
 
 def test_a_prompt_of_more_spans_than_sentinels_gives_way(tiny, prepared):
-    settings = tiny("t5", model__sequence_length=512, data__mean_span_length=8)
+    settings = tiny("t5", model__sequence_length=512)
     scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, rows=2)
     prefix = np.resize(prepared.tokenizer.encode("The river finds the stone"), 500)
     answer = np.array(prefix[:4], dtype=np.int64)

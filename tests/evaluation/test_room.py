@@ -211,3 +211,5 @@ def test_only_a_cell_whose_decoder_was_fed_more_than_it_holds_is_another(tiny, p
     assert form_marks(settings, prepared, few, room) == {}
     asked = few.model_copy(update={"tasks": ["configs/tasks"]})
     assert form_marks(settings, prepared, asked, room) == {"decoder": 58}
+    noise = {"data__objective": "span_corruption", "data__mean_span_length": 8.0}
+    assert form_marks(tiny("gpt", **noise), prepared, few, None) == {"spans": [8, 53]}

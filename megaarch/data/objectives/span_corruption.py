@@ -130,6 +130,14 @@ class Spans:
     period: int = 20
     targets: int | None = None
 
+    @classmethod
+    def of(cls, noise: SpanCorruption, targets: int | None = None) -> "Spans":
+        """Returns spans as many in a text as those of `noise`, and as much of it: at least a token of it
+        stands before each."""
+        share = noise.noise_density
+        period = max(round(max(noise.mean_span_length / share, 1 / (1 - share))), 2)
+        return cls(min(max(round(share * period), 1), period - 1), period, targets)
+
     def split(self, before: Tokens, after: Tokens, vocabulary: Vocabulary) -> tuple[Tokens, Tokens]:
         """Returns the inputs, and the targets that are given: the spans of `before`, and the sentinel
         that stands between it and `after`. A row ends in a sentinel, whose span is not asked for."""

@@ -20,7 +20,7 @@ from megaarch.data.dataset import pair_lengths
 from megaarch.evaluation import exact_match
 from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.heldout_scores import TaskScore
-from megaarch.evaluation.scorer import Room, Scorer, fitted
+from megaarch.evaluation.scorer import Scorer, fitted
 from megaarch.files import read_bytes
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
@@ -152,19 +152,18 @@ def _is_right(question: Question, logs) -> tuple[bool, bool]:
 def target_bits(
     scorer: Scorer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> float | None:
-    """Returns the bits per byte of the targets of (input, target) pairs, cut to what training keeps of them;
-    None without a target's byte."""
+    """Returns the bits per byte of the targets of (input, target) pairs, cut as training cuts them: to their
+    first tokens, and the ends that follow; None without a target's byte."""
     settings, encoded, size = scorer.settings, [], 0
-    room = Room([(settings, scorer.vocabulary)])  # training cuts no pair for another cell's sake
     for given, target in pairs:
-        asked, answer = tokenizer.encode(given), tokenizer.encode(target).astype(np.int64)
-        lengths = np.array([[len(asked), len(answer)]])
-        [[_, most]], _ = pair_lengths(lengths, settings.model, settings.data)
-        if len(answer) > most:
-            answer = answer[:most]
+        asked, answer = (tokenizer.encode(text).astype(np.int64) for text in (given, target))
+        whole = np.array([[len(asked) + 1, len(answer) + 1]])  # with eos
+        [[inputs, targets]], _ = pair_lengths(whole, settings.model, settings.data)
+        if len(answer) >= targets:
+            answer = answer[: targets - 1]
             target = tokenizer.decode(answer)
         if len(answer):
-            encoded.append((asked[-room(len(answer)) :].astype(np.int64), answer))
+            encoded.append((asked[: inputs - 1], answer))
             size += len(target.encode())
     if not size:
         return None

@@ -188,10 +188,10 @@ def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
 
 def trial_identity(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
     """Returns all that decides what a trial finds: trials of cells of pairs were once scored on text, and then
-    on targets behind inputs cut to less than rows hold."""
+    on targets behind inputs cut to less than rows hold, or to their last tokens."""
     found = identity(trial, prepared, evaluation)
     of_pairs = catalogue.OBJECTIVES[trial.settings.data.objective].of_pairs
-    return found | ({"validation": "targets in rows"} if of_pairs else {})
+    return found | ({"validation": "targets as trained"} if of_pairs else {})
 
 
 def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:

@@ -8,6 +8,8 @@ import torch
 
 from megaarch.config import ConfigError
 from megaarch.config.schema import Evaluation
+from megaarch.data.dataset import PairRows
+from megaarch.data.feature_converters import converter_of
 from megaarch.data.row_lengths import longest_example
 from megaarch.evaluation import rank_classification, tasks
 from megaarch.evaluation.scorer import Room, Scorer, Scores, fits
@@ -199,6 +201,46 @@ def test_a_target_longer_than_a_row_is_cut_as_training_cuts_it(preset, tiny, pre
     scorer = Scorer(Uniform(512), settings, prepared.tokenizer.vocabulary, rows=2)
     pairs = [("the stone", " ".join(["river"] * 200)), ("the light", "opens")]
     assert 0 < rank_classification.target_bits(scorer, prepared.tokenizer, pairs) < 20
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"data__max_input_length": 9, "data__max_target_length": 6}]
+)
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+def test_pairs_are_cut_as_training_cuts_them(preset, limits, tiny, prepared):
+    """Inputs and targets that are both too long, or one of them, or none."""
+    settings = tiny(preset, data__objective="supervised", model__sequence_length=24, **limits)
+    tokenizer, words = prepared.tokenizer, prepared.tokenizer.vocabulary
+    tokens = tokenizer.encode("The river finds the stone near number 4. The garden opens.")
+    sizes = [(40, 40), (40, 3), (3, 40), (4, 3), (12, 11), (11, 12), (8, 5)]
+    pairs = [tuple(tokenizer.decode(np.resize(tokens, n)) for n in pair) for pair in sizes]
+    encoded = [[tokenizer.encode(text) for text in pair] for pair in pairs]
+    sequences = [np.append(each, words.eos) for pair in encoded for each in pair]
+
+    class Pairs:
+        lengths = np.array(list(map(len, sequences)), dtype=np.int32)
+
+        def get(self, number, start, count):
+            return sequences[number][start : start + count]
+
+    rows = PairRows(
+        Pairs(), settings.model, settings.data, converter_of(settings.model.architecture), words, 0
+    )
+    trained = [rows._example(pair) for pair in range(len(sizes))]
+    scorer, found = Scorer(Uniform(512), settings, words, rows=2), []
+
+    def spied(asked):
+        found.extend(each for group in scorer._continuations(asked) for each in group)
+        return Scores(np.zeros(len(asked)), np.zeros(len(asked)))
+
+    scorer.loglikelihoods = spied
+    rank_classification.target_bits(scorer, tokenizer, pairs)
+    scored = [scorer.converter(example, words) for example in found]
+    assert len(scored) == len(trained)
+    for mine, wanted in zip(scored, trained, strict=True):
+        assert np.array_equal(mine.target_tokens, wanted.target_tokens[:-1])  # eos is no text
+        for one, other in zip(mine.streams, wanted.streams, strict=True):
+            assert np.array_equal(one.tokens, other.tokens[: len(one.tokens)])
 
 
 def test_a_prompt_of_more_spans_than_sentinels_gives_way(tiny, prepared):

@@ -2,7 +2,8 @@
 that the model gives the largest probability after the question, in its own conditional form.
 
 Probabilities are over text tokens, as those of every yardstick: a sentinel that a model of span corruption expects
-behind a few tokens would make its long choices unlikely.
+behind a few tokens would make its long choices unlikely. A finetuned model ends its targets, so that a choice has its
+eos, and probabilities are over all tokens (Sanh et al. 2022): else a choice that begins with another never wins.
 
 An item counts by the share of its wordings in which the right choice wins, so that an interval over
 items is one over what was asked and not over how.
@@ -15,6 +16,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation
 from megaarch.data.dataset import pair_lengths
 from megaarch.evaluation import exact_match
@@ -84,7 +86,10 @@ def _score(
     asked = [question for each in ranked.values() for question in each if question]
     encoded = [tokens(scorer, tokenizer, question) for question in asked]
     pairs = [pair for of_question, _ in encoded for pair in of_question]
-    logs = iter(scorer.loglikelihoods(pairs).text if pairs else ())
+    logs = iter(())
+    if pairs:
+        scores = scorer.loglikelihoods(pairs)
+        logs = iter(scores.raw if _ends(scorer) else scores.text)
     right: dict[str, Answers] = {
         name: [question and _is_right(question, logs) for question in questions]
         for name, questions in ranked.items()
@@ -175,15 +180,20 @@ def tokens(scorer: Scorer, tokenizer: Tokenizer, question: Question) -> tuple[li
     for before the longest choice, the same for all of them.
 
     A model of text reads on: a choice is tokenized behind its input. A finetuned one was trained on
-    targets that stand by themselves.
+    targets that stand by themselves and end in eos.
     """
-    if scorer.objective == "supervised":
-        answers = [tokenizer.encode(choice) for choice in question.choices]
+    if _ends(scorer):
+        eos = tokenizer.vocabulary.eos
+        answers = [np.append(tokenizer.encode(choice), eos) for choice in question.choices]
     else:
         whole = tokenizer.encode(question.input)
         answers = [_behind(tokenizer, question.input, whole, c) for c in question.choices]
     asked, is_cut = fitted(tokenizer, question, scorer.room(max(map(len, answers))))
     return [(asked, answer.astype(np.int64)) for answer in answers], is_cut
+
+
+def _ends(scorer: Scorer) -> bool:
+    return catalogue.OBJECTIVES[scorer.objective].of_pairs
 
 
 def _behind(tokenizer: Tokenizer, text: str, asked: np.ndarray, choice: str) -> np.ndarray:

@@ -94,11 +94,15 @@ def form_marks(
     scores are the same.
 
     decoder: the tokens that the decoder beside an encoder holds, of a cell that was fed more. spans: their
-    length and period, where they are not those of T5's noise.
+    length and period, where they are not those of T5's noise. tasks.choices: of a finetuned cell that is scored on tasks.
     """
     model, data = settings.model, settings.data
     spans, usual = spans_of(data), Spans()
-    marks = {} if spans in (None, usual) else {"spans": [spans.length, spans.period]}
+    marks: dict[str, Any] = (
+        {} if spans in (None, usual) else {"spans": [spans.length, spans.period]}
+    )
+    if evaluation.tasks and catalogue.OBJECTIVES[data.objective].of_pairs:
+        marks["tasks.choices"] = "end in eos"
     _, *decoder = longest_streams(model, data)
     if not decoder:
         return marks

@@ -15,6 +15,7 @@ from megaarch.evaluation import rank_classification, tasks
 from megaarch.evaluation.scorer import Room, Scorer, Scores, fits
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
+from megaarch.model.loss import TargetLosses
 from megaarch.model.transformer import Transformer
 from tests.conftest import PRESETS
 from tests.evaluation.test_yardsticks import Uniform
@@ -163,6 +164,49 @@ def test_questions_without_input_are_scored_in_any_company(tiny, prepared):
     )
     np.testing.assert_allclose(empty, alone, atol=1e-4)
     np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+def test_a_finetuned_model_scores_the_end_of_a_choice(preset, tiny, prepared):
+    """A choice that begins with another wins where the model ends the other one unlikely."""
+    settings = tiny(preset, data__objective="supervised")
+    tokenizer, words = prepared.tokenizer, prepared.tokenizer.vocabulary
+    short, long = "the stone", "the stone opens"
+    follows = len(tokenizer.encode(short))
+
+    class Ends(Uniform):
+        """eos is unlikely so early, and all else is as likely as the next."""
+
+        def forward(self, batch, text_tokens):
+            nll = torch.full(batch.target_tokens.shape, 1.0)
+            ends = torch.nonzero((batch.target_tokens == words.eos) & (batch.target_weights > 0))
+            for b, m in ends.tolist():
+                before = batch.target_tokens[b, :m].flip(0)
+                earlier = (before == words.eos).nonzero()
+                length = int(earlier[0]) if len(earlier) else m
+                nll[b, m] = 30.0 if length == follows else 0.5
+            infinite = nll.masked_fill(batch.target_tokens == words.eos, float("inf"))
+            return TargetLosses(nll, nll, infinite)  # eos is no text
+
+    scorer = Scorer(Ends(512), settings, words, rows=4)
+    question = Question("which?", long, (short, long), 1)
+    encoded, _ = rank_classification.tokens(scorer, tokenizer, question)
+    assert all(answer[-1] == words.eos for _, answer in encoded)
+    room = scorer.room(max(len(answer) for _, answer in encoded))
+    assert room + len(encoded[1][1]) + 1 <= 48 or preset == "t5"
+    assert rank_classification._is_right(question, iter(scorer.loglikelihoods(encoded).raw))[0]
+
+
+def test_a_finetuned_model_ranks_by_probabilities_over_all_tokens(task, tiny, prepared):
+    class Raw(Planted):
+        def loglikelihoods(self, pairs):
+            found = super().loglikelihoods(pairs).text
+            return Scores(np.full(len(found), np.inf), found)
+
+    settings = tiny(data__objective="supervised")
+    planted = Raw(settings, prepared.tokenizer, lambda asked, choice: len(choice))
+    [found] = tasks.score(planted, prepared.tokenizer, Evaluation(tasks=[str(task)])).values()
+    assert found.right == [i % 2 for i in range(20)]
 
 
 def test_a_choice_is_read_behind_its_question(tiny, prepared):

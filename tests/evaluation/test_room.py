@@ -213,3 +213,7 @@ def test_only_a_cell_whose_decoder_was_fed_more_than_it_holds_is_another(tiny, p
     assert form_marks(settings, prepared, asked, room) == {"decoder": 58}
     noise = {"data__objective": "span_corruption", "data__mean_span_length": 8.0}
     assert form_marks(tiny("gpt", **noise), prepared, few, None) == {"spans": [8, 53]}
+    pairs = tiny("gpt", data__objective="supervised")
+    assert form_marks(pairs, prepared, few, None) == {}
+    assert form_marks(pairs, prepared, asked, None) == {"tasks.choices": "end in eos"}
+    assert not {"decoder", "spans", "tasks.choices"} & set(Evaluation.model_fields)

@@ -20,6 +20,7 @@ from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
 from megaarch.errors import UserError
+from megaarch.files import read_json
 from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.ingest.trained_tokenizer import tokenizer_of
 from megaarch.interchange import files, verify
@@ -154,11 +155,13 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
     tokenizer = _same_tokenizer(path, sentinels, model.vocabulary_size, own)
     if tokenizer is None:
         old = model.vocabulary_size
-        ids = _special_ids(complete(theirs, family))
-        weights, model, tokenizer = fitted(weights, model, path, sentinels, ids)
+        ids = _special_ids(complete(theirs, family), say)
+        behind = _sentinels_behind(job.source, family, path, old - pieces)
+        fit = fitted(weights, model, path, sentinels, ids, behind)
+        weights, model, tokenizer, trained = fit
         say(
             f"{pieces:,} of {old:,} rows are pieces of {path}; with specials and {sentinels} "
-            f"sentinels the vocabulary is {model.vocabulary_size:,}"
+            f"sentinels, {trained} of which were trained, the vocabulary is {model.vocabulary_size:,}"
         )
     _check_logits(job, weights, model, job.source, family, pieces, say)
     usual = FAMILIES[family].preset
@@ -212,9 +215,23 @@ def _same_tokenizer(path: str, sentinels: int, size: int, own: dict) -> Tokenize
     return tokenizer if tokenizer.fingerprint == own.get("tokenizer") else None
 
 
-def _special_ids(theirs: dict[str, Any]) -> dict[str, int | None]:
+def _sentinels_behind(folder: Path, family: str, path: str, rows: int) -> int:
+    """Returns how many sentinels T5 has behind the pieces of a SentencePiece file, where transformers puts them:
+    `extra_ids` of tokenizer_config.json, 100 where that does not say; 0 where `rows` do not hold them."""
+    if family != "t5" or Path(path).suffix != ".model":
+        return 0
+    beside = folder / "tokenizer_config.json"
+    found = read_json(beside) if beside.is_file() else {}
+    number = found.get("extra_ids", 100) if isinstance(found, dict) else 100
+    return number if isinstance(number, int) and 0 <= number <= rows else 0
+
+
+def _special_ids(theirs: dict[str, Any], say: Say) -> dict[str, int | None]:
     eos = theirs.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [eos]
+    if len(ends) > 1:
+        others = ", ".join(map(str, ends[1:]))
+        say(f"an answer ends at id {ends[0]} alone, and no longer at {others} (eos_token_id)")
     start = theirs.get("decoder_start_token_id")
     return {
         "pad": theirs.get("pad_token_id"),

@@ -20,13 +20,20 @@ SENTINEL = "<extra_id_{}>"  # T5's
 
 
 def fitted(
-    weights: Weights, model: schema.Model, path: str, sentinels: int, ids: dict[str, int | None]
-) -> tuple[Lazy, schema.Model, Tokenizer]:
-    """Weights and settings whose vocabulary is that of `Tokenizer(path, sentinels)`.
+    weights: Weights,
+    model: schema.Model,
+    path: str,
+    sentinels: int,
+    ids: dict[str, int | None],
+    behind: int = 0,
+) -> tuple[Lazy, schema.Model, Tokenizer, int]:
+    """Weights and settings whose vocabulary is that of `Tokenizer(path, sentinels)`; and how many sentinels
+    start from rows of their own.
 
     ids: special -> id in the old vocabulary, as the model's config has it. A special or sentinel
     that the old vocabulary has too, there or by its name in the file, starts from its rows; any
-    other from the mean of all pieces (Hewitt 2021, "Initializing new word embeddings").
+    other from the mean of all pieces (Hewitt 2021, "Initializing new word embeddings"). behind: sentinels that
+    the old vocabulary has behind the pieces without names in the file, the last one first.
     UserError where the file has more pieces than the model has rows.
     """
     pieces = Tokenizer(path, sentinels=0).base_size
@@ -40,6 +47,11 @@ def fitted(
     tokenizer = Tokenizer(path, sentinels, max(old, least))
     size = tokenizer.vocabulary.size
     sources = _sources(tokenizer, old, ids)
+    marks = {k: tokenizer.vocabulary.sentinel(k) for k in range(sentinels)}
+    for k in range(min(behind, sentinels)):
+        if sources[marks[k]] is None:
+            sources[marks[k]] = _first([pieces + behind - 1 - k], old)
+    kept = sum(sources[mark] is not None for mark in marks.values())
 
     def grown(name: str, table: torch.Tensor) -> torch.Tensor:
         if name not in TABLES:
@@ -53,7 +65,7 @@ def fitted(
         return rows
 
     model = model.model_copy(update={"vocabulary_size": size})
-    return changed(weights, grown), model, tokenizer
+    return changed(weights, grown), model, tokenizer, kept
 
 
 def _sources(tokenizer: Tokenizer, old: int, ids: dict[str, int | None]) -> dict[int, int | None]:

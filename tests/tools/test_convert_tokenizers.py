@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import torch
 import transformers
 import yaml
 from tokenizers import Tokenizer as Backend
@@ -158,3 +160,41 @@ def test_a_given_tokenizer_takes_the_place_of_one_that_is_gone(to, moved, words,
     else:
         read = files.read_safetensors if to == "safetensors" else files.read_checkpoint
         assert read(Path("out")).record.tokenizer.path == str(other)
+
+
+@pytest.mark.parametrize(
+    "said, trained", [({"extra_ids": 20}, 20), ({"extra_ids": 99}, 0), (None, 0)]
+)
+def test_sentinels_behind_the_pieces_of_a_sentencepiece_file_are_kept(
+    said, trained, words, tmp_path, capsys
+):
+    """T5's file ends before them: <extra_id_0> is the last row of `extra_ids`, as transformers counts. Where
+    there are no rows for so many, or for the usual 100, all start from the mean."""
+    folder, model = saved("t5-v1.1", words, tmp_path / "theirs")
+    (folder / "tokenizer.json").unlink()
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n".join(f"the quick fox jumps over {n} lazy dogs in {n * n}" for n in range(300))
+    )
+    kinds = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
+    given = {"input": str(text), "model_prefix": str(folder / "spiece"), "vocab_size": 90}
+    sentencepiece.SentencePieceTrainer.train(**given, **kinds)
+    if said is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    assert convert(folder, tmp_path / "out", "--sentinels", 30) == 0
+    assert f"30 sentinels, {trained} of which were trained" in capsys.readouterr().out
+    found = files.read_checkpoint(tmp_path / "out")
+    rows, theirs = found.weights["embedding.weight"], model.shared.weight.detach()
+    size = settings_of(found.record).model.vocabulary_size
+    vocabulary = Tokenizer(found.record.tokenizer.path, 30, size).vocabulary
+    for k in range(30):
+        wanted = theirs[90 + trained - 1 - k] if k < trained else theirs[:90].mean(0)
+        torch.testing.assert_close(rows[vocabulary.sentinel(k)], wanted, rtol=0, atol=1e-6)
+
+
+def test_further_ids_that_end_an_answer_are_named(words, tmp_path, capsys):
+    folder, _ = saved("llama", words, tmp_path / "theirs")
+    given = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(given | {"eos_token_id": [2, 7, 9]}))
+    assert convert(folder, tmp_path / "out") == 0
+    assert "an answer ends at id 2 alone, and no longer at 7, 9" in capsys.readouterr().out

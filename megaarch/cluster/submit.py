@@ -94,13 +94,18 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
         return [SlurmJob("report", "report")]
-    tuning = {cell.rate_key for cell in left}
+    tuning, tune = {cell.rate_key for cell in left}, study.tune
+    by_law = {c.name for c in left if tune and not sweep_grid.holds(tune, c.size)}
     jobs: list[SlurmJob] = []
     home: dict[str, str] = {}  # the job of each cell
     for g, generation in enumerate(generations(grid)):
         keys, tuned_by = {cell.key for cell in generation}, []
-        first = [c for c in generation if c.seed == study.seeds[0] and c.rate_key in tuning]
-        tried = [c for c in first if study.tune and sweep_grid.holds(study.tune, c.size)]
+        tried = [
+            c
+            for c in generation
+            if tune and c.seed == study.seeds[0] and sweep_grid.holds(tune, c.size)
+            if c.rate_key in tuning or c.name in by_law
+        ]
         for layout, group in _by_layout(tried):
             tasks = {
                 i: f"{cell.key} {sweep_grid.label(choice)}"

@@ -56,15 +56,15 @@ def check(paths: Sequence[str], evaluation: Evaluation, shots: int) -> None:
             task.questions(wording, evaluation.task_items, shots)
 
 
-def choices(paths: Sequence[str], evaluation: Evaluation) -> set[str]:
-    """Returns all texts among which answers are chosen."""
+def answers(paths: Sequence[str], evaluation: Evaluation) -> set[str]:
+    """Returns all texts among which answers are chosen, or that are to be generated."""
     return {
-        choice
+        answer
         for task in _tasks(paths)
         for wording in task.wordings
         for question in task.questions(wording, evaluation.task_items, 0)
-        if question and wording.choices is not None
-        for choice in question.choices
+        if question
+        for answer in (question.choices if wording.choices is not None else (question.target,))
     }
 
 

@@ -77,10 +77,10 @@ def check_items(evaluation: Evaluation) -> None:
         rank_classification.check(paths, evaluation, shots)
 
 
-def choices(evaluation: Evaluation) -> set[str]:
-    """Returns all texts among which the answers of a study's own tasks are chosen."""
+def answers(evaluation: Evaluation) -> set[str]:
+    """Returns all texts among which the answers of a study's own tasks are chosen, or that are to be generated."""
     paths, _ = by_place(evaluation.tasks)
-    return rank_classification.choices(paths, evaluation)
+    return rank_classification.answers(paths, evaluation)
 
 
 def trained_on(data: Data) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ class Options:
     def __post_init__(self):
         for name in ("max_tokens", "batch_size", "chunk"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (is_whole and int(value) >= 1):
                 raise UserError(f"{name}: {value} is not a whole number from 1")
         if wrong := [stop for stop in self.stops if not isinstance(stop, str) or not stop]:
             raise UserError(f"stop: {wrong[0]!r} is not a text that can end an answer")

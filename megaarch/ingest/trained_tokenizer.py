@@ -15,7 +15,7 @@ def tokenizer_of(
     recorded one has moved. A relative path is one from where the run was started, a folder above it.
     UserError where the file is gone or is another one."""
     used = saved.tokenizer
-    places = [Path(used.path), *(folder / used.path for folder in run.absolute().parents)]
+    places = [*(folder / used.path for folder in run.absolute().parents), Path(used.path)]
     path = next((str(place) for place in places if place.is_file()), used.path)
     try:
         found = Tokenizer(given or path, settings.data.sentinels, settings.model.vocabulary_size)

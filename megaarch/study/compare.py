@@ -85,7 +85,12 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     missing = [cell.key for cell in folder.cells if cell.key not in records]
     left_out = f"Not finished, so left out: {', '.join(missing)}." if missing else None
     of_text = text_warnings(prepared.heldout, prepared.tokenizer)
-    warnings = (*of_text, left_out, *not_adapted(folder.cells, study))
+    warnings = (
+        *of_text,
+        left_out,
+        _unlike_items(folder, records),
+        *not_adapted(folder.cells, study),
+    )
     results = Results(
         format=1,
         study=study.name,
@@ -106,6 +111,27 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     )
     write_json(folder.directory / "results.json", results.as_json())
     return results
+
+
+def _unlike_items(folder: StudyFolder, records: dict[str, CellRecord]) -> str | None:
+    """Says which cells were scored on other held-out items than the rest: by another version, which cut others."""
+    groups: dict[int, dict[tuple, list[str]]] = {}  # by vocabulary, whose tokens items are cut in
+    for cell in folder.cells:
+        record = records.get(cell.key)
+        paired = record.get_result().heldout.paired if record else None
+        if paired:
+            of_vocabulary = groups.setdefault(cell.settings.model.vocabulary_size, {})
+            items = (*paired.documents, *paired.sizes)
+            of_vocabulary.setdefault(items, []).append(cell.key)
+    few = [
+        key
+        for group in groups.values()
+        for keys in sorted(group.values(), key=len)[:-1]
+        for key in keys
+    ]
+    if not few:
+        return None
+    return f"Scored on other held-out items than the rest, by another version: {', '.join(few)}."
 
 
 def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResult:

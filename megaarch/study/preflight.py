@@ -42,15 +42,15 @@ def check(folder: StudyFolder) -> None:
     nothing here, so a cell is looked at once for each size."""
     first = {(cell.name, cell.size): cell for cell in reversed(folder.cells)}
     problems, unasked = [], list(_said(lambda: tasks.check_items(folder.study.evaluation)))
-    choices = set() if unasked else tasks.choices(folder.study.evaluation)
+    answers = set() if unasked else tasks.answers(folder.study.evaluation)
     for cell in reversed(first.values()):
         named = f"cell {cell.name}" + (f" ({cell.size})" if cell.size else "")
-        problems += [f"{named}: {said}" for said in _problems(cell, folder, choices)]
+        problems += [f"{named}: {said}" for said in _problems(cell, folder, answers)]
     if problems := problems + unasked:
         raise ConfigError(problems)
 
 
-def _problems(cell: StudyCell, folder: StudyFolder, choices: set[str]) -> Iterator[str]:
+def _problems(cell: StudyCell, folder: StudyFolder, answers: set[str]) -> Iterator[str]:
     settings = cell.settings
     yield from _said(lambda: validate.check(settings, mesh.processes(settings.parallel)))
     yield from _said(lambda: float8.check(settings.training, device_of(settings)))
@@ -73,7 +73,7 @@ def _problems(cell: StudyCell, folder: StudyFolder, choices: set[str]) -> Iterat
             settings.training, Rows(settings.model, settings.data, prepared, seed)
         )
     )
-    yield from _said(lambda: _check_items(settings, prepared, folder, choices))
+    yield from _said(lambda: _check_items(settings, prepared, folder, answers))
     yield from _said(lambda: tasks.check(folder.study.evaluation, settings))
 
 
@@ -141,9 +141,9 @@ def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 
 def _check_items(
-    settings: Settings, prepared: Prepared, folder: StudyFolder, choices: set[str]
+    settings: Settings, prepared: Prepared, folder: StudyFolder, answers: set[str]
 ) -> None:
-    """UserError where the longest items, or the longest of the tasks' choices, do not fit a row."""
+    """UserError where the longest items, or the longest of the tasks' answers, do not fit a row."""
     model, objective, evaluation = settings.model, settings.data.objective, folder.study.evaluation
     held = folder.held_out(model.vocabulary_size)
     items = [item for part in held.values() for item in part]
@@ -154,8 +154,9 @@ def _check_items(
 
     pairs = [(item.left, item.span) for item in items]
     scored = [longest(pairs), max(pairs, key=lambda pair: len(pair[1]))]
-    if choices:
-        answer = max(map(prepared.tokenizer.encode, choices), key=len)
+    if answers:
+        answer = max(map(prepared.tokenizer.encode, answers), key=len)
+        answer = np.append(answer, vocabulary.eos)  # which a finetuned cell's end in
         scored.append((answer[:1], answer))
     spans = spans_of(settings.data, model)
     form = objective, architecture

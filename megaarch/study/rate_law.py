@@ -22,7 +22,8 @@ from megaarch.study.sweep_grid import RATE, Choice
 # A direction in which the swept places differ less than this share of how they differ most is not fitted: its
 # exponent would be that of the trials' noise.
 FLAT = 0.2
-FEWEST = 3  # places: two would lie on any law
+LEAST_RANGE = math.log(1.5)  # of sizes or budgets that have an exponent
+FEWEST = 3  # places
 
 
 class Place(NamedTuple):
@@ -56,34 +57,37 @@ def best_rate(trials: Sequence[Trial]) -> float | None:
 
 def places(trials: Iterable[Trial]) -> list[Place]:
     """Returns where the trials of one cell name stand; not those whose best rate is not enclosed."""
-    groups: dict[tuple[str | None, float, float], list[Trial]] = {}
+    groups: dict[tuple[str | None, float], list[Trial]] = {}
     for trial in trials:
         if trial.parameters and trial.budget:
-            place = (trial.rate_key, trial.parameters, trial.budget)
-            groups.setdefault(place, []).append(trial)
+            groups.setdefault((trial.rate_key, trial.budget), []).append(trial)
     found = []
-    for place, group in groups.items():
+    for (rate_key, budget), group in groups.items():
         values = [math.inf if trial.heldout is None else trial.heldout for trial in group]
         winner = group[values.index(min(values))]
         rate = best_rate([trial for trial in group if trial.more == winner.more])
         if rate is not None:
-            found.append(Place(*place, rate))
+            # divisions of an encoder-decoder's layers differ a little in their parameters
+            found.append(Place(rate_key, winner.parameters or 0.0, budget, rate))
     return found
 
 
 def fit(trials: Iterable[Trial]) -> RateLaw | None:
-    """Returns the law of one cell name's trials; None where fewer than FEWEST places have an enclosed best rate."""
+    """Returns the law of one cell name's trials; None where fewer than FEWEST places have an enclosed best rate, or so
+    few that their law goes through all of them."""
     found = places(trials)
     if len(found) < FEWEST:
         return None
     x = np.log([[place.parameters, place.budget] for place in found])
     y = np.log([place.rate for place in found])
-    centred = x - x.mean(0)
+    centred = np.where(np.ptp(x, axis=0) > LEAST_RANGE, x - x.mean(0), 0.0)
     slopes, _, rank, _ = np.linalg.lstsq(centred, y - y.mean(), rcond=FLAT)
     errors, free = y - y.mean() - centred @ slopes, len(found) - 1 - int(rank)
+    if not free:
+        return None
     return RateLaw(
         places=len(found),
-        scatter=float(np.exp(np.sqrt(errors @ errors / free))) if free else None,
+        scatter=float(np.exp(np.sqrt(errors @ errors / free))),
         constant=float(y.mean() - x.mean(0) @ slopes),
         parameters=float(slopes[0]),
         budget=float(slopes[1]),
@@ -102,11 +106,12 @@ def laws(trials: Iterable[Trial]) -> dict[str, RateLaw]:
 
 
 def law_of(cell: StudyCell, sweep: Sweep) -> RateLaw | None:
-    """Returns the law that gives a cell its rate; None where the sweep held the cell, has no law for it, or counts
-    budgets in another unit."""
+    """Returns the law that gives a cell its rate; None where the sweep held the cell (though all its trials
+    diverged), has no law for it, or counts budgets in another unit."""
     budget = cell.settings.training.budget
     assert budget is not None, "expand gives every cell one"
-    if cell.rate_key in sweep.best or sweep.match != budget.match:
+    held = cell.rate_key in sweep.best or any(t.rate_key == cell.rate_key for t in sweep.trials)
+    if held or sweep.match != budget.match:
         return None
     return sweep.laws.get(cell.name)
 

@@ -103,11 +103,11 @@ class Text(Record):
 class RateLaw(Record):
     """A law of learning rates (study/rate_law.py): log rate is linear in the logs of the parameters without
     embeddings and of the budget. places: that it is fitted to. scatter: the factor by which their best rates lie
-    about it (a standard deviation); None where it goes through all of them. largest: the most parameters of
+    about it (a standard deviation). largest: the most parameters of
     them, with the rate key of the largest place."""
 
     places: Count
-    scatter: Number = None
+    scatter: Amount
     constant: float
     parameters: float
     budget: float
@@ -120,18 +120,16 @@ class Extrapolation(Record):
     over the most of them. same_batch: whether they were swept with its tokens a step."""
 
     places: Count
-    scatter: Number = None
+    scatter: Amount
     times: Amount
     same_batch: bool = True
 
     def __str__(self) -> str:
         batch = "" if self.same_batch else " and with another batch"
-        about = (
-            f", which lie within a factor of {self.scatter:.2f} of their law,"
-            if self.scatter
-            else ""
+        return (
+            f"swept at {self.places} sizes or budgets{batch}, which lie within a factor of "
+            f"{self.scatter:.2f} of their law, for {self.times:.2g} times their parameters"
         )
-        return f"swept at {self.places} sizes or budgets{batch}{about} for {self.times:.2g} times their parameters"
 
 
 class CellResult(Record):

@@ -185,10 +185,16 @@ def _extrapolation(
     own, swept = shared_settings(cell), sweep.settings.get(cell.name, {})
     differing = {name for name in own.keys() | swept.keys() if own.get(name) != swept.get(name)}
     batch = differing & {BATCH, "training.global_batch_size"}
-    if rate != rate_law.rate_of(cell, law) or differing - batch - OF_A_SIZE:
+    # a division of the layers that was chosen with the rate moves the parameters a little
+    has_it = rate is not None and abs(rate / rate_law.rate_of(cell, law) - 1) < 0.05
+    if not has_it or differing - batch - OF_A_SIZE:
         return None
-    parameters, _ = rate_law.place_of(cell)
-    return Extrapolation(places=law.places, times=parameters / law.largest, same_batch=not batch)
+    return Extrapolation(
+        places=law.places,
+        scatter=law.scatter,
+        times=rate_law.place_of(cell)[0] / law.largest,
+        same_batch=not batch,
+    )
 
 
 def _at_edge(axis: str, choice: Choice, trials: list[Trial]) -> bool:

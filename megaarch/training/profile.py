@@ -28,13 +28,14 @@ def traced(settings: Logging, grid: Grid, step: int) -> Iterator[Callable[[], No
     if not settings.profile_from or end <= first or grid.global_rank not in settings.profile_ranks:
         yield lambda: None
         return
-    name = f"steps-{first}-{end - 1}.rank-{grid.global_rank}.json.gz"
-    path = Path(settings.directory, "profile", name)
 
     def write(trace: profiler.profile) -> None:
+        last = min(step + trace.step_num + 1, end - 1)  # the one that the run ended in, or the last
+        name = f"steps-{first}-{last}.rank-{grid.global_rank}.json.gz"
+        path = Path(settings.directory, "profile", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         trace.export_chrome_trace(str(path))
-        log.info("wrote the trace of steps %d to %d to %s", first, end - 1, path)
+        log.info("wrote the trace of steps %d to %d to %s", first, last, path)
 
     before = first - 1 - step
     warmup = min(1, before)

@@ -45,6 +45,12 @@ def test_a_sweep_of_some_sizes_has_no_trials_of_the_others_which_wait_for_it(stu
     assert not any("large" in task for job in trials.values() for task in job.tasks.values())
     large = jobs["cells-0-single"]
     assert "gpt/large-6e+08-seed0" in large.tasks.values() and set(trials) <= set(large.needs)
+    for name in ("gpt", "t5"):
+        finish(tmp_path, f"{name}/small-6e+08-seed0")
+    again = by_name(plan(study, tmp_path, site, Request(4, "60")))
+    assert {n: j.tasks for n, j in again.items() if n in trials} == {
+        n: j.tasks for n, j in trials.items()
+    }, "its law wants them, whatever has been finished"
 
 
 def test_cells_of_a_layout_are_an_array_and_children_follow_their_parents(study, site, tmp_path):

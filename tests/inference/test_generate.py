@@ -288,12 +288,13 @@ def test_a_line_that_would_lose_a_value_to_its_answer_is_refused(runs, tmp_path,
         ({"stop": ["a", 3]}, "stop: 3 is not a text"),
         ({"stop": ""}, "stop: '' is not a text"),
         ({"batch_size": "8"}, "batch_size: 8 is not a whole number"),
+        ({"max_tokens": True}, "max_tokens: True is not a whole number"),
     ],
 )
 def test_from_python_a_mistake_is_one_sentence_too(given, sentence, runs):
     with pytest.raises(UserError, match=sentence):
         megaarch.generate(runs("gpt"), PROMPT, **given)
-    assert megaarch.generate(runs("gpt"), PROMPT, max_tokens=2, stop=None)
+    assert megaarch.generate(runs("gpt"), PROMPT, max_tokens=np.int64(2), stop=None)
 
 
 @pytest.mark.parametrize("heat", [1e-50, 1e-7, 1e7, 1e39, float("inf"), float("nan")])

@@ -193,6 +193,21 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
         compare(study, tmp_path, QUIET)
 
 
+def test_a_cell_that_another_version_scored_on_other_items_is_named(study, tmp_path):
+    """Nothing of a cell's settings tells which items a version cuts of a text."""
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    study["study"]["seeds"] = [0, 1, 2]
+    assert not [w for w in compare(study, tmp_path, QUIET)["warnings"] if "other held-out" in w]
+    path = tmp_path / "cells/gpt/base-1.2e+09-seed1/cell.json"
+    record = json.loads(path.read_text())
+    record["result"]["heldout"]["paired"]["sizes"][0] += 1
+    path.write_text(json.dumps(record))
+    found = [w for w in compare(study, tmp_path, QUIET)["warnings"] if "other held-out" in w]
+    assert found == [
+        "Scored on other held-out items than the rest, by another version: gpt/base-1.2e+09-seed1."
+    ]
+
+
 def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path):
     """Parent, child and grandchild stand as they would in the folder when finished."""
     chain = [("gpt", None), ("adapted", "gpt"), ("again", "adapted")]

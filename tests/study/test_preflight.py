@@ -287,3 +287,38 @@ def test_a_cell_that_is_not_scored_yet_takes_other_yardsticks(study, tmp_path):
     other = StudyFolder.open(study, tmp_path / "s")
     with pytest.raises(ConfigError, match="training.learning_rate was"):
         other.finished(other.cells[0])
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["chosen", "generated"])
+def test_an_answer_that_no_decoder_holds_is_named_before_any_cell_trains(
+    listed, study, pairs, tmp_path
+):
+    """With the eos that a finetuned cell's answers end in."""
+    words = "the river opens the garden near the stone"
+    for name in ("train", "test"):
+        lines = [json.dumps({"asked": f"What is {i}?", "answer": words}) for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    wording = {"name": "it", "prompt": "{{ asked }} ||| {{ answer }}"}
+    if listed:
+        wording["choices"] = f"no ||| {words}"
+    said = {"summary": "what?", "data": {"train": "train.jsonl", "test": "test.jsonl"}}
+    path = tmp_path / "own.task.yaml"
+    path.write_text(json.dumps(said | {"wordings": [wording]}))
+    study["study"]["evaluation"] |= {"tasks": [str(path)], "middles": 0}
+    folder = StudyFolder.open(study, tmp_path)
+    answer = len(folder.text.tokenizer.encode(words))
+    assert answer > 8
+    for length, fits in ((answer + 1, True), (answer, False)):
+        given = {
+            "data.source": pairs,
+            "model.target_length": length,
+            "data.objective": "supervised",
+        }
+        study["study"]["cells"] = [{"name": "t5", "preset": "t5", "set": given}]
+        if fits:
+            check(StudyFolder.open(study, tmp_path))
+        else:
+            with pytest.raises(
+                ConfigError, match="cell t5: an item takes a row of .* in the decoder"
+            ):
+                check(StudyFolder.open(study, tmp_path))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from megaarch.study import distributed_cell, estimate, lanes, rate_law, sweep
 from megaarch.study.cells import expand
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellResult, Sweep, Trial
-from megaarch.study.sweep_grid import BATCH
+from megaarch.study.sweep_grid import BATCH, SHARE
 from tests.study.example_results import example_cell
 
 RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
@@ -120,6 +121,28 @@ def test_a_place_counts_where_its_best_rate_is_enclosed():
     assert rate_law.fit([*small, *middle, *large]) is None
 
 
+def test_divisions_of_the_layers_are_one_place():
+    """Of the best one's parameters, though each division has its own; and sizes so near give no exponent."""
+    made = []
+    for n in (1e6, 1e7, 1e8):
+        for share, worse in ((0.3, 0.2), (0.5, 0.0), (0.7, 0.1)):
+            trials = trials_at(n * (1 + share / 100), 1e12, 1e-3 * (1 + worse), **{SHARE: share})
+            update = {"rate_key": f"t5/{n}"}
+            made += [t.model_copy(update=update | {"heldout": t.heldout + worse}) for t in trials]
+    found = rate_law.places(made)
+    assert [place.parameters for place in found] == [n * 1.005 for n in (1e6, 1e7, 1e8)]
+    assert [place.rate for place in found] == pytest.approx([1e-3] * 3)
+    near = [t for n in (1e8, 1.01e8, 1.02e8) for t in trials_at(n, 1e12, 1e-3 * (n / 1e8) ** -9)]
+    law = rate_law.fit(near)
+    assert (law.parameters, law.budget) == (0, 0) and law.scatter > 1
+
+
+def test_a_law_through_all_of_its_places_is_none():
+    three = [trials_at(n, b, 1e-3) for n, b in ((1e6, 1e12), (1e7, 1e12), (1e6, 1e13))]
+    assert rate_law.fit(chain(*three)) is None
+    assert rate_law.fit(chain(*three, trials_at(1e7, 1e13, 1e-3))).places == 4
+
+
 def test_the_rates_of_the_best_batch_decide():
     small = trials_at(1e6, 1e12, 1e-3, **{BATCH: 128})
     better = [t.model_copy(update={"heldout": t.heldout - 1}) for t in trials_at(1e6, 1e12, 2e-3)]
@@ -189,6 +212,7 @@ def test_sizes_that_are_not_swept_get_the_rate_of_their_own_architecture(study, 
         assert not verdict["tuned"]
         reach = verdict["extrapolation"]
         assert (reach.places, reach.same_batch) == (3, True)
+        assert reach.scatter == pytest.approx(found.laws[name].scatter) and reach.scatter > 1
         assert reach.times == pytest.approx(n["large"] / n["wide"])
         for size, best in optima.items():
             assert rates[name, size] == min(RATES, key=lambda rate: abs(math.log(rate / best)))
@@ -213,6 +237,23 @@ def test_a_job_of_its_own_takes_the_rate_that_one_process_takes(study, tmp_path,
     large = next(cell for cell in folder.cells if cell.size == "large")
     with pytest.raises(UserError, match="1 of its 15 trials are not finished"):
         distributed_cell._tuned(lanes.Job(folder, large))
+
+
+def test_a_cell_whose_trials_all_diverged_keeps_its_rate_everywhere(study, tmp_path, monkeypatch):
+    found = swept(study, tmp_path)
+    for trial in found.trials:
+        if trial.rate_key.startswith("gpt/wide"):
+            trial.heldout = None
+    tune = config.resolve(study).study.tune
+    again = sweep.record(found.trials, expand(study, tmp_path), tune)
+    folder = StudyFolder.open(study, tmp_path)
+    monkeypatch.setattr(
+        sweep,
+        "finished",
+        lambda _, cells: [t for t in found.trials if t.rate_key in {c.rate_key for c in cells}],
+    )
+    [wide] = [c for c in folder.with_choices(again).cells if (c.name, c.size) == ("gpt", "wide")]
+    assert distributed_cell._tuned(lanes.Job(folder, wide)).cell == wide
 
 
 def test_a_rate_that_a_cell_sets_itself_or_other_settings_are_no_law_s(study, tmp_path):

@@ -94,8 +94,8 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     left = [cell for cell in grid if not _is_finished(cell)]
     if not left:
         return [SlurmJob("report", "report")]
-    tuning, tune = {cell.rate_key for cell in left}, study.tune
-    by_law = {c.name for c in left if tune and not sweep_grid.holds(tune, c.size)}
+    tuning = {cell.rate_key for cell in left}
+    by_law = {cell.name for cell in left if not sweep_grid.holds(study, cell.size)}
     jobs: list[SlurmJob] = []
     home: dict[str, str] = {}  # the job of each cell
     for g, generation in enumerate(generations(grid)):
@@ -103,7 +103,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
         tried = [
             c
             for c in generation
-            if tune and c.seed == study.seeds[0] and sweep_grid.holds(tune, c.size)
+            if sweep_grid.tries(study, c.size, c.seed)
             if c.rate_key in tuning or c.name in by_law
         ]
         for layout, group in _by_layout(tried):

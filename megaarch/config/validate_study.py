@@ -61,27 +61,35 @@ def conflicts(study: Study, data: Data, training: Training) -> Iterator[Conflict
         if twice := sorted({value for value in written if written.count(value) > 1}):
             rounded = ", as folders are named" if "g" in form else ""
             yield (f"study.{key}",), f"{', '.join(twice)} is given twice{rounded}"
-    for name in tune.get("sizes", []):
+    yield from _sweep(study)
+    for section in ("steps", "budget"):
+        if getattr(training, section) is not None:
+            yield (f"training.{section}",), "a study sets it for each cell: leave it out"
+
+
+def _sweep(study: Study) -> Iterator[Conflict]:
+    """Yields what a sweep cannot try in its study."""
+    if study.tune is None:
+        return
+    sizes = [size.name for size in study.sizes]
+    for name in study.tune.sizes:
         if name not in sizes:
             yield (
                 ("study.tune.sizes",),
                 f"{name!r} is no size of the study{nearest_of(name, sizes)}",
             )
-    if study.tune and study.rates:
+    if study.rates:
         yield (
             ("study.tune", "study.rates"),
             "cannot be given together with study.rates: a sweep chooses its own rates",
         )
     starts = study.adapt or any(cell.start_from for cell in study.cells)
-    if study.tune and study.tune.encoder_shares and starts:
+    if study.tune.encoder_shares and starts:
         yield (
             ("study.tune.encoder_shares",),
             "cannot be tried where cells start from others (from, study.adapt), whose layers are then "
             "given: sweep the parents in a study of their own, and give this one study.rates",
         )
-    for section in ("steps", "budget"):
-        if getattr(training, section) is not None:
-            yield (f"training.{section}",), "a study sets it for each cell: leave it out"
 
 
 def _cell_settings(

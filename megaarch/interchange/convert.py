@@ -157,8 +157,7 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
         old = model.vocabulary_size
         ids = _special_ids(complete(theirs, family), say)
         behind = _sentinels_behind(job.source, family, path, old - pieces)
-        fit = fitted(weights, model, path, sentinels, ids, behind)
-        weights, model, tokenizer, trained = fit
+        weights, model, tokenizer, trained = fitted(weights, model, path, sentinels, ids, behind)
         say(
             f"{pieces:,} of {old:,} rows are pieces of {path}; with specials and {sentinels} "
             f"sentinels, {trained} of which were trained, the vocabulary is {model.vocabulary_size:,}"

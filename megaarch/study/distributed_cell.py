@@ -85,7 +85,7 @@ def _tuned(job: lanes.Job) -> lanes.Job:
     """The cell with what its trials chose. UserError where one of them is not finished."""
     folder, cell = job.folder, job.cell
     alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
-    if not sweep_grid.holds(folder.tune, cell.size):  # its rate is by the law of its name
+    if not sweep_grid.holds(folder.study, cell.size):  # its rate is by the law of its name
         alike = [c for c in folder.cells if c.name == cell.name]
     found = sweep.finished(folder, alike)
     wanted = len(sweep.trials(folder.raw, folder.directory, alike))

@@ -150,10 +150,8 @@ def disk_peak(folder: StudyFolder, costs: Mapping[str, Estimate]) -> float:
 
 
 def trials(cell: StudyCell, study: Study) -> int:
-    """Returns how many trials a sweep makes of a cell: of the first seed's and of its sizes alone."""
-    if study.tune is None or cell.seed != study.seeds[0]:
-        return 0
-    if not sweep_grid.holds(study.tune, cell.size):
+    """Returns how many trials a sweep makes of a cell."""
+    if study.tune is None or not sweep_grid.tries(study, cell.size, cell.seed):
         return 0
     return len(sweep_grid.of_architecture(study.tune, cell.settings.model.architecture))
 

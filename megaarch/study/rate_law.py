@@ -110,7 +110,7 @@ def law_of(cell: StudyCell, sweep: Sweep) -> RateLaw | None:
     diverged), has no law for it, or counts budgets in another unit."""
     budget = cell.settings.training.budget
     assert budget is not None, "expand gives every cell one"
-    held = cell.rate_key in sweep.best or any(t.rate_key == cell.rate_key for t in sweep.trials)
+    held = any(trial.rate_key == cell.rate_key for trial in sweep.trials)
     if held or sweep.match != budget.match:
         return None
     return sweep.laws.get(cell.name)

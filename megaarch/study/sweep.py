@@ -48,8 +48,8 @@ def trials(
     study = study_of(raw)
     if study.tune is None:
         return []
-    tune, seed = study.tune, study.seeds[0]
-    first = [c for c in cells if c.seed == seed and sweep_grid.holds(tune, c.size)]
+    tune = study.tune
+    first = [cell for cell in cells if sweep_grid.tries(study, cell.size, cell.seed)]
     keys = {cell.rate_key for cell in first}
     tried = {
         (sweep_grid.label(choice), cell.key): cell

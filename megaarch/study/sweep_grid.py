@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from megaarch.config import catalogue
-from megaarch.config.schema import Tune
+from megaarch.config.schema import Study, Tune
 
 RATE, BATCH, SHARE = "training.learning_rate", "training.global_batch_tokens", "encoder_share"
 # The settings that each of them decides.
@@ -27,9 +27,14 @@ def of_architecture(tune: Tune, architecture: str) -> list[Choice]:
     return [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
 
 
-def holds(tune: Tune, size: str | None) -> bool:
-    """Whether cells of a size are swept."""
-    return not tune.sizes or size in tune.sizes
+def holds(study: Study, size: str | None) -> bool:
+    """Whether a study sweeps cells of a size."""
+    return study.tune is not None and (not study.tune.sizes or size in study.tune.sizes)
+
+
+def tries(study: Study, size: str | None, seed: int) -> bool:
+    """Whether a study makes trials of a cell: of the first seed alone, whose choice serves the others."""
+    return holds(study, size) and seed == study.seeds[0]
 
 
 def largest_grid(tune: Tune) -> list[Choice]:

@@ -52,7 +52,8 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-# All but these is `make quick`: no processes, no servers, no browser, nothing that takes long.
+# `make quick` leaves out these, and each file with `pytestmark = pytest.mark.slow`: what starts processes, servers or
+# browsers, or takes long.
 SLOW_FOLDERS = {
     "lm_eval",
     "slurm",
@@ -63,28 +64,6 @@ SLOW_FOLDERS = {
     "fake_cuda",
     "launch",
     "cluster",
-}
-SLOW_FILES = {
-    *(
-        "report/test_browser.py",
-        "report/test_figures.py",
-        "test_files.py",
-        "planner/test_dry_run.py",
-    ),
-    *("training/test_planted.py", "training/test_trackers.py", "training/test_preemption.py"),
-    *("training/test_malloc.py", "training/test_float8.py", "training/test_recompiles.py"),
-    *(
-        "training/test_ahead.py",
-        "checkpoint/test_saving.py",
-        "study/test_lock.py",
-        "study/test_lanes.py",
-    ),
-    *("study/test_compare.py", "study/test_preflight.py", "evaluation/test_yardsticks.py"),
-    *("study/test_copy_task.py", "probes/test_in_context_regression.py"),
-    *("interchange/test_folders.py", "interchange/test_huggingface.py", "ingest/test_tokenizer.py"),
-    *("kernels/test_bindings.py", "kernels/test_training.py", "attention/test_kernels.py"),
-    *("inference/test_generate.py", "inference/test_huggingface.py"),
-    *("attention/test_cpu.py", "ingest/test_prepare.py", "model/test_transformer.py"),
 }
 SLOW_FIXTURES = {"pool", "started", "browser"}
 # Begun first, so that no worker ends with a long file while the other one has nothing left.
@@ -104,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.relative_to(TESTS)
         fixtures = set(getattr(item, "fixturenames", ()))
-        if path.parts[0] in SLOW_FOLDERS or str(path) in SLOW_FILES or fixtures & SLOW_FIXTURES:
+        if path.parts[0] in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
             item.add_marker(pytest.mark.slow)
         file = item.nodeid.partition("::")[0]
         if file in own and item.get_closest_marker("xdist_group") is None:

@@ -23,6 +23,8 @@ from tests.fuzz.isolated import isolated
 from tests.tools.run import tool
 from tools.planning import at_scale
 
+pytestmark = pytest.mark.slow
+
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )

@@ -17,7 +17,7 @@ from tests.attention.test_attend import run, tensors, unread
 from tests.model.test_fused_decode import check_steps
 
 REASON = bindings.obstacle("cpu")
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 SINGLE = {"dtype": torch.float32}
 
 

@@ -35,6 +35,8 @@ from tests.attention.cases import CASES, chat, prefix
 from tests.attention.partitions import partitions
 from tests.attention.test_attend import run, tensors, unread
 
+pytestmark = pytest.mark.slow
+
 FUNCTIONS = {
     "flash2": emulation.flash_attn_2,
     "flash3": emulation.flash_attn_3,

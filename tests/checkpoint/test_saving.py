@@ -14,6 +14,8 @@ from megaarch.config import ConfigError
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def names(folder):
     return sorted(p.name for p in (Path(folder) / "checkpoints").iterdir())

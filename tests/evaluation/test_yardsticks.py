@@ -19,6 +19,8 @@ from megaarch.model.transformer import TargetLosses
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 
+pytestmark = pytest.mark.slow
+
 EVALUATION = Evaluation(
     prefix_tokens=12,
     continuation_tokens=6,

@@ -26,6 +26,8 @@ from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.trained_tokenizer import tokenizer_of
 from tests.conftest import PRESETS, WORDS
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "The river finds the stone near"
 
 

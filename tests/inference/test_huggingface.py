@@ -14,6 +14,8 @@ from megaarch.interchange.hf_config import family_in
 from megaarch.model import Transformer
 from tests.tiny_transformers import build
 
+pytestmark = pytest.mark.slow
+
 V, NEW, LENGTHS = 150, 64, (9, 4, 6)
 OBJECTIVES = {"llama": "full_lm", "gpt2": "full_lm", "t5": "span_corruption", "bart": "denoising"}
 SPECIAL = {name: place for place, name in enumerate(SPECIALS)}

@@ -13,6 +13,8 @@ from megaarch.ingest import corpus, prepare, prepared_data, split
 from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 WORDS = "time person year way day thing man world life hand part child eye woman place".split()  # noqa: SIM905
 
 

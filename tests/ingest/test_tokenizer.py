@@ -17,6 +17,8 @@ from megaarch.ingest import embedded_corpus
 from megaarch.ingest.added_tokens import charsmap_growth, check_growth
 from megaarch.ingest.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 PROSE = [
     "The quick brown fox jumps over the lazy dog.\nIs it lazy?\n\n    def dog(self):\n\treturn 1!",
     "Pack my box with five dozen liquor jugs. How vexingly quick daft zebras jump!",

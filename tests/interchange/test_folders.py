@@ -21,6 +21,8 @@ from megaarch.interchange.convert import Conversion, convert, settings_of
 from megaarch.model import Transformer
 from tests.interchange.folders import AUTO, FAMILIES, HEADED, V, draw, write
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = int(os.environ.get("MEGAARCH_FOLDERS", 240))
 GROUPS = 8
 PIECES = 40

@@ -10,6 +10,8 @@ from megaarch.data.batch import Batch, Counts, Stream
 from megaarch.model import Transformer
 from tests.interchange.models import MODELS, V, bart, gpt2, scattered
 
+pytestmark = pytest.mark.slow
+
 N, M, B = 12, 9, 2
 
 

@@ -13,6 +13,8 @@ import torch
 from megaarch.kernels import bindings
 from megaarch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

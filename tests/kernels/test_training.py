@@ -16,7 +16,7 @@ from tests.attention import emulation
 from tests.attention.test_kernels import StandIn
 from tests.kernels.problems import REASON, off
 
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 FUSED = ["rms_norm", "rows", "cross_entropy"]
 
 

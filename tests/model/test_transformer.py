@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from megaarch.model import Transformer, initialize
 
+pytestmark = pytest.mark.slow
+
 ENCODER_DECODER = {"architecture": "encoder_decoder", "encoder_layers": 1, "decoder_layers": 1}
 
 

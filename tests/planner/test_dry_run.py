@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WIDE = {
     "model.hidden_size": 4096,
     "model.heads": 32,

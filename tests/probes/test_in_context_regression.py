@@ -13,6 +13,8 @@ from megaarch.probes import in_context_regression
 from megaarch.probes.in_context_regression import Regressed, Regression
 from megaarch.probes.regressor import Regressor
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = in_context_regression.ARCHITECTURES
 RECORD = Path(__file__).parents[2] / "benchmarks" / "2026-11-28-regression.json"
 

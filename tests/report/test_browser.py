@@ -15,6 +15,8 @@ from tests.study.example_results import (
     scaling_results,
 )
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--headless",

@@ -17,6 +17,8 @@ from tests.study.example_results import (
     scaling_results,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def sections(results):
     return figures.sections(Results.of(results))

@@ -35,6 +35,8 @@ from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 from tests.study.example_results import example_cell
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 
 

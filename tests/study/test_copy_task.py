@@ -17,6 +17,8 @@ from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
 from tests.conftest import tiny_raw
 
+pytestmark = pytest.mark.slow
+
 LETTERS = "abcdefghijklmnop"
 LENGTH = 6  # letters of a prefix
 

@@ -15,6 +15,8 @@ import yaml
 from megaarch.checkpoint import checkpoint
 from megaarch.training.preemption import REQUEUE
 
+pytestmark = pytest.mark.slow
+
 BOUND = 120.0  # seconds
 
 

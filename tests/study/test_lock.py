@@ -11,6 +11,8 @@ import pytest
 
 from megaarch.study import lock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def held(tmp_path):

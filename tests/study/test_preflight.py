@@ -16,6 +16,8 @@ from megaarch.study.estimate import dry_run
 from megaarch.study.folder import StudyFolder, identity
 from megaarch.study.preflight import check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(raw):

@@ -16,6 +16,8 @@ from megaarch.training.steps_in_flight import Readback
 from megaarch.training.trainer import Trainer
 from tests.steps import forward_backward
 
+pytestmark = pytest.mark.slow
+
 TIMED = ("tokens_per_second", "seconds")
 
 

@@ -10,6 +10,8 @@ from megaarch.config.schema import Training
 from megaarch.parallel import float8
 from tests.distributed import runs
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ("tensorwise", "rowwise")
 HALF = {"training.precision": "bf16", "training.steps": 20, "training.global_batch_size": 4}
 CPU = torch.device("cpu")

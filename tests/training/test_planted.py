@@ -27,6 +27,8 @@ from megaarch.training.trainer import Trainer
 from tests.lm_eval.local import write_tasks
 from tests.tools.run import tool
 
+pytestmark = pytest.mark.slow
+
 METADATA = "torch.distributed.checkpoint.metadata"
 
 

@@ -18,6 +18,8 @@ from megaarch.training.memory_check import out_of_memory
 from megaarch.training.preemption import REQUEUE, Stopped, Watch
 from megaarch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BOUND = 120.0  # seconds
 
 

@@ -12,6 +12,8 @@ from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.parallel import compile
 
+pytestmark = pytest.mark.slow
+
 STEPS, SETTLED = 20, 3
 BESIDE_LAYERS = 2  # the head, and a chunk of the loss
 

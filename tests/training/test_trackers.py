@@ -17,6 +17,8 @@ from megaarch.training.trackers import ID
 from megaarch.training.trainer import Trainer
 from tests.distributed.pool import Pool
 
+pytestmark = pytest.mark.slow
+
 
 class Server:
     """The module `wandb`, and what its server holds: by id, each start's arguments, the

@@ -18,9 +18,9 @@ from megaarch.attention.kernel_interface import HALF, AttentionInputs
 from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.packages import Gpu
 from megaarch.attention.plan import CallPlan
-from megaarch.attention.sdpa_plan import Call, Costs
+from megaarch.attention.sdpa_plan import Call
 
-EXACT = Costs(call=0, row=0, band=None)  # no tile is padded to another's length: that needs a mask
+EXACT = 0  # pairs of one more call: no tile is padded to another's length, which needs a mask
 MOST_PARTS = 4  # of a row: each can be a call of its own
 LAST = (12, 1)  # compute capability
 
@@ -65,10 +65,10 @@ def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
 
 @dataclass(frozen=True)
 class CudnnKernel(sdpa.SdpaKernel):
-    def plan(self, parts: Parts, device_type: str) -> CallPlan:
+    def plan(self, parts: Parts) -> CallPlan:
         return plan(parts)
 
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
         if not crowded(parts):
             plan(parts)
 

@@ -98,5 +98,5 @@ def warm(
         falls_back = device_type == "cuda" and (bias or not half)
         names = (FALLBACK,) if falls_back or not ranked else ranked
     for name in names:
-        KERNELS[name].warm(parts, device_type, fused_rows)
+        KERNELS[name].warm(parts, fused_rows)
     return parts

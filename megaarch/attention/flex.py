@@ -42,7 +42,7 @@ class FlexKernel(IntervalKernel):
             return "it adds up the gradient of a bias by atomics, which are not deterministic"
         return None
 
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
         blocks(parts, self.block)
 
     def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:

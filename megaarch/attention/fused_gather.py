@@ -53,18 +53,15 @@ class Pieces:
 
 @dataclass(frozen=True)
 class FusedGather(Gather):
-    """pieces: of q and k, by which gradients and results are added up."""
+    """pieces: of each axis, by which gradients and results are added up."""
 
     pieces: dict[str, Pieces]
 
     def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
         return tuple(_read(x_BSHDh, getattr(call, axis)) for call in self.calls)
 
-    def add_up(
-        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
-    ) -> torch.Tensor:
-        flat = [x.reshape(-1, *shape[2:]) for x in given if x is not None]
-        assert len(flat) == len(given), "every call's result is part of the output"
+    def add_up(self, given: Sequence[torch.Tensor], axis: str, shape: torch.Size) -> torch.Tensor:
+        flat = [x.reshape(-1, *shape[2:]) for x in given]
         pieces, rows = self.pieces[axis], shape[0] * shape[1]
         return add_up(flat, pieces.bounds, pieces.readers, pieces.origin, rows).view(shape)
 

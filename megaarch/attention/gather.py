@@ -7,7 +7,7 @@ Letters of shapes: docs/shapes.md.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,11 @@ import torch
 from megaarch.attention.plan import to_device
 
 Rows = tuple[slice, slice] | torch.Tensor  # batch and row ranges, or int64 flat rows [G, Q or K]
+AXES = (
+    "q",
+    "k",
+    "out",
+)  # rows that a call reads, of queries and of keys and values; rows that it writes
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,14 @@ class Segments:
 
 @dataclass(frozen=True)
 class Gather(ABC):
-    """Moves rows into the calls of a plan and out again, on one device. calls: the plan's, there."""
+    """Moves rows into the calls of a plan and out again, on one device. calls: the plan's, there. axis: of
+    AXES."""
 
     calls: tuple[Any, ...]
 
     def gather(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
-        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. axis: "q", or "k" for keys
-        and values. Gradients of a row that several calls read are added up."""
+        """Returns the rows of x that each call reads, [G, Q or K, H, Dh]. Gradients of a row that
+        several calls read are added up."""
         return _Gather.apply(x_BSHDh, self, axis)
 
     def scatter(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
@@ -70,70 +76,48 @@ class Gather(ABC):
 
     @abstractmethod
     def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
-        """The forward pass of `gather`."""
+        """Returns each call's rows of x."""
 
     @abstractmethod
-    def add_up(
-        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
-    ) -> torch.Tensor:
-        """The backward pass of `gather`: sums by row of what each call has for the rows it reads; None
-        of some calls is zero."""
-
-    def write(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-        """The forward pass of `scatter`; here of calls that write the rows that they read."""
-        return self.add_up(results, "q", shape)
-
-    def read_back(self, grad_BSHDh: torch.Tensor, shapes: Sequence[torch.Size]) -> Iterable:
-        """The backward pass of `scatter`: gradients of results in these shapes."""
-        return (x.view(s) for x, s in zip(self.read(grad_BSHDh, "q"), shapes, strict=True))
+    def add_up(self, given: Sequence[torch.Tensor], axis: str, shape: torch.Size) -> torch.Tensor:
+        """Returns the transpose of `read`: sums by row of what each call has for its rows."""
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BSHDh, rows, axis):
-        ctx.set_materialize_grads(False)
         ctx.rows, ctx.axis, ctx.shape = rows, axis, x_BSHDh.shape
         return rows.read(x_BSHDh, axis)
 
     @staticmethod
     def backward(ctx, *grads):
-        unused = all(grad is None for grad in grads)
-        return None if unused else ctx.rows.add_up(grads, ctx.axis, ctx.shape), None, None
+        return ctx.rows.add_up(grads, ctx.axis, ctx.shape), None, None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, shape, *results):
-        ctx.set_materialize_grads(False)
-        ctx.rows, ctx.shapes = rows, [result.shape for result in results]
-        return rows.write(results, shape)
+        ctx.rows = rows
+        return rows.add_up(results, "out", shape)
 
     @staticmethod
     def backward(ctx, grad_BSHDh):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
-        if grad_BSHDh is None:
-            return None, None, *(None for _ in ctx.shapes)
-        return None, None, *ctx.rows.read_back(grad_BSHDh, ctx.shapes)
+        return None, None, *ctx.rows.read(grad_BSHDh, "out")
 
 
 @dataclass(frozen=True)
 class IndexGather(Gather):
-    """rows: of each call, by axis. targets: of each call, where results go: `(slices, skip)`, or
-    `(to, source)`, flat rows of output and result; source None is all of it. filled: the calls write
-    every row of the output. once: no query is read twice."""
+    """rows: of each call, by axis. once: axes on which no row is in two calls."""
 
     rows: dict[str, list[Rows]]
-    targets: list[tuple[Any, Any]]
-    filled: bool
-    once: bool = False
+    once: tuple[str, ...] = ("out",)
 
     def read(self, x_BSHDh: torch.Tensor, axis: str) -> tuple[torch.Tensor, ...]:
         return tuple(gather_rows(x_BSHDh, rows) for rows in self.rows[axis])
 
-    def add_up(
-        self, given: Sequence[torch.Tensor | None], axis: str, shape: torch.Size
-    ) -> torch.Tensor:
-        once = self.once and axis == "q"
-        pairs = [(r, g) for r, g in zip(self.rows[axis], given, strict=True) if g is not None]
+    def add_up(self, given: Sequence[torch.Tensor], axis: str, shape: torch.Size) -> torch.Tensor:
+        once = axis in self.once
+        pairs = list(zip(self.rows[axis], given, strict=True))
         pairs.sort(key=lambda pair: not _is_whole(*pair, shape))
         (rows, grad), *rest = pairs
         if _is_whole(rows, grad, shape):
@@ -149,33 +133,6 @@ class IndexGather(Gather):
             flat, index, grad = total.view(-1, *shape[2:]), rows.flatten(), grad.flatten(0, 1)
             flat.index_copy_(0, index, grad) if once else flat.index_add_(0, index, grad)
         return total
-
-    def write(self, results: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-        first = results[0]
-        out = first.new_empty(shape) if self.filled else first.new_zeros(shape)
-        rows = out.view(-1, *shape[2:])
-        for (to, source), result in zip(self.targets, results, strict=True):
-            if isinstance(to, tuple):
-                out[to] = result[:, source:]
-                continue
-            flat = result.flatten(0, 1)
-            rows.index_copy_(0, to, flat if source is None else flat.index_select(0, source))
-        return out
-
-    def read_back(self, grad_BSHDh: torch.Tensor, shapes: Sequence[torch.Size]) -> Iterable:
-        rows = grad_BSHDh.flatten(0, 1)
-        for (to, source), shape in zip(self.targets, shapes, strict=True):
-            if isinstance(to, tuple):
-                grad = grad_BSHDh[to]
-                if source:
-                    grad = torch.cat((grad.new_zeros((shape[0], source, *shape[2:])), grad), dim=1)
-                yield grad
-                continue
-            grad = rows.index_select(0, to)
-            if source is not None:
-                whole = grad.new_zeros((shape[0] * shape[1], *shape[2:]))
-                grad = whole.index_copy_(0, source, grad)
-            yield grad.view(shape)
 
 
 def gather_rows(x: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -52,14 +52,6 @@ class AttentionInputs:
         return out + sum(x.sum() for x in others)
 
 
-def compute_dtype(q: torch.Tensor) -> torch.dtype:
-    """Returns the dtype that a library gets: autocast's where autocast would cast."""
-    kind = q.device.type
-    if q.dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return q.dtype
-
-
 def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
     """The limit of a library that documents none."""
     return None
@@ -100,7 +92,7 @@ class Kernel(ABC):
     def cannot_run(self, inputs: AttentionInputs) -> str | None:
         """Returns the first reason not to run here, or None."""
         q, size = inputs.q, inputs.q.shape[-1]
-        kind, dtype = q.device.type, compute_dtype(q)
+        kind, dtype = q.device.type, self.compute_dtype(q)
         if self.devices and kind not in self.devices:
             return f"it runs on {' and '.join(self.devices)}, not on {kind}"
         if inputs.bias is not None and self.refuses_bias:
@@ -117,12 +109,19 @@ class Kernel(ABC):
             return reason
         return self.limit(describe(q.device), size, inputs.parts) if kind == "cuda" else None
 
+    def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
+        """Returns the dtype that the library gets: autocast's where autocast would cast."""
+        kind = q.device.type
+        if q.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return q.dtype
+
     def refuses(self, inputs: AttentionInputs) -> str | None:
         """Returns a reason of its own not to run on these inputs, or None."""
         return None
 
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
-        """Plans on the host what a step on this type of device would have to; here nothing."""
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
+        """Plans on the host what a step would have to; here nothing."""
         return
 
     def cost(self, parts: Parts) -> tuple[int, int]:
@@ -141,7 +140,7 @@ class CallsKernel(Kernel):
     the results scattered to the rows of the output."""
 
     @abstractmethod
-    def plan(self, parts: Parts, device_type: str) -> CallPlan:
+    def plan(self, parts: Parts) -> CallPlan:
         """Returns the calls of these parts, remembered on them."""
 
     @abstractmethod
@@ -152,22 +151,18 @@ class CallsKernel(Kernel):
     def run_call(self, call: Any, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         """Returns the result of one call, in q's shape [G, Q, H, Dh]."""
 
-    def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
-        return compute_dtype(q)
-
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
-        self.plan(parts, device_type)
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
+        self.plan(parts)
 
     def attend(self, inputs: AttentionInputs) -> torch.Tensor:
         """Returns what `attend.attend` promises."""
-        q, device = inputs.q, inputs.device
-        plan = self.plan(inputs.parts, device.type)
+        q, plan = inputs.q, self.plan(inputs.parts)
         if not plan.calls:
             return inputs.zeros()
         dtype, rows = self.compute_dtype(q), self.on_device(inputs)
         qkv = zip((q, inputs.k, inputs.v), "qkk", strict=True)
         gathered = [rows.gather(x.to(dtype), side) for x, side in qkv]
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(q.device.type, enabled=False):
             results = [
                 self.run_call(call, inputs, *rows_of_call)
                 for call, *rows_of_call in zip(rows.calls, *gathered, strict=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megaarch.attention.kernel_interface import AttentionInputs, Kernel, compute_dtype
+from megaarch.attention.kernel_interface import AttentionInputs, Kernel
 from megaarch.attention.mask import FULL, Parts, visible_tiles
 from megaarch.attention.plan import Plan, to_device
 
@@ -63,12 +63,12 @@ class IntervalKernel(Kernel):
     def run(self, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         """Returns the library's output [B, Sq, H, Dh] for q, k and v in its dtype."""
 
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
         intervals(parts)
 
     def attend(self, inputs: AttentionInputs) -> torch.Tensor:
         """Returns what `attend.attend` promises."""
-        found, dtype = intervals(inputs.parts), compute_dtype(inputs.q)
+        found, dtype = intervals(inputs.parts), self.compute_dtype(inputs.q)
         if not found.last.any():
             return inputs.zeros()
         rows = tensors(found, inputs.device)

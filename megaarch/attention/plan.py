@@ -27,12 +27,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class CallPlan(Plan):
-    """The calls of a batch. whole: there is one, and its result is the output as it stands. filled:
-    the calls write every row of the output."""
+    """The calls of a batch. whole: there is one, and its result is the output as it stands."""
 
     calls: tuple[Any, ...]
     whole: bool
-    filled: bool
 
 
 def to_device(x: Any, device: torch.device) -> Any:

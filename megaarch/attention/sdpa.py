@@ -6,38 +6,23 @@ Letters of shapes: docs/shapes.md.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megaarch.attention import kernel_interface, sdpa_plan
-from megaarch.attention.gather import Gather, IndexGather, Rows, gather_rows
+from megaarch.attention import sdpa_plan
+from megaarch.attention.gather import AXES, Gather, IndexGather, gather_rows
 from megaarch.attention.kernel_interface import HALF, AttentionInputs, CallsKernel
-from megaarch.attention.mask import FULL, UNUSED, Parts
+from megaarch.attention.mask import FULL, Parts
 from megaarch.attention.plan import CallPlan, to_device
-from megaarch.attention.sdpa_plan import Call, Costs
+from megaarch.attention.sdpa_plan import Call
 
 CUDNN = (SDPBackend.CUDNN_ATTENTION,)
 # On an accelerator, all but cuDNN's: it builds a plan for each exact shape, refuses some, and its
 # backward has given NaN for dense masks.
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-
-
-def plan(parts: Parts, device_type: str = "cpu") -> CallPlan:
-    """Returns the calls of these parts on a type of device, remembered on the parts."""
-    return parts.plan(f"sdpa:{device_type}", lambda p: sdpa_plan.build(p, Costs.of(device_type)))
-
-
-def compute_dtype(q: torch.Tensor) -> torch.dtype:
-    """Returns the dtype that the calls run in: autocast's, and on a CPU only what it has units for."""
-    dtype = kernel_interface.compute_dtype(q)
-    # Without matrix units the CPU kernel's 16-bit backward takes 8 times as long as fp32.
-    if q.device.type == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
-        return torch.float32
-    return dtype
 
 
 @dataclass(frozen=True)
@@ -47,98 +32,76 @@ class SdpaKernel(CallsKernel):
     refuses_bias: str | None = None
     backends: tuple[SDPBackend, ...] = BACKENDS
 
-    def plan(self, parts: Parts, device_type: str) -> CallPlan:
-        return plan(parts, device_type)
+    def plan(self, parts: Parts) -> CallPlan:
+        return parts.plan("sdpa", sdpa_plan.build)
 
     def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
-        return compute_dtype(q)
+        """Autocast's, and on a CPU only what it has units for."""
+        dtype = super().compute_dtype(q)
+        # Without matrix units the CPU kernel's 16-bit backward takes 8 times as long as fp32.
+        if q.device.type == "cpu" and dtype in HALF and not torch.cpu._is_amx_tile_supported():
+            return torch.float32
+        return dtype
 
     def on_device(self, inputs: AttentionInputs) -> Gather:
-        device = inputs.device
-        return on_device(self.plan(inputs.parts, device.type), device)
+        return on_device(self.plan(inputs.parts), inputs.device)
 
-    def run_call(self, call: "CallOnDevice", inputs: AttentionInputs, q, k, v) -> torch.Tensor:
+    def run_call(self, call: Call, inputs: AttentionInputs, q, k, v) -> torch.Tensor:
         if inputs.bias is not None:
-            mask = call.bias(inputs, q.dtype)
+            added = bias(call, inputs, q.dtype)
         else:
-            mask = call.mask(q.dtype, inputs.parts) if call.plan.masked else None
-        return run(call.plan, q, k, v, mask, inputs.scale, self.backends)
-
-
-@dataclass(frozen=True)
-class CallOnDevice:
-    """A call of the plan. q, k: the rows that it reads, on the device. masks: made for it so far. Parts keep it, so
-    that it must not keep them: such a cycle would live until the collector comes, which may be never."""
-
-    plan: Call
-    device: torch.device
-    q: Rows
-    k: Rows
-    masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
-
-    def mask(self, dtype: torch.dtype, parts: Parts) -> torch.Tensor:
-        """Returns 0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]."""
-        if dtype not in self.masks:
-            with torch.inference_mode(False):  # it may serve a later training step
-                seen = self.seen(parts)
-                mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-                self.masks[dtype] = mask.masked_fill_(~seen, float("-inf"))
-        return self.masks[dtype]
-
-    def seen(self, parts: Parts) -> torch.Tensor:
-        """Returns bool: key j is the tile's, and not right of query i's bottom-right diagonal."""
-        call, device = self.plan, self.device
-        if call.shape == UNUSED:
-            seen = parts.dense()
-            seen |= ~seen.any(2, keepdims=True)  # unread rows: a softmax of nothing is NaN
-            return to_device(seen, device)[:, None]
-        q_lengths, k_lengths = call.q_lengths, call.k_lengths
-        i = torch.arange(int(q_lengths.max()), device=device)[:, None]
-        j = torch.arange(int(k_lengths.max()), device=device)
-        if (k_lengths == k_lengths[0]).all() and (q_lengths == q_lengths[0]).all():
-            q_lengths, k_lengths = q_lengths[:1], k_lengths[:1]
-        keys = to_device(k_lengths, device)[:, None, None, None]
-        if call.shape == FULL:
-            return j < keys
-        queries = to_device(q_lengths, device)[:, None, None, None]
-        return (j < keys) & (j <= i + (keys - queries))
-
-    def bias(self, inputs: AttentionInputs, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the call's bias [G, H, Q, K], -inf where its queries may not look."""
-        assert inputs.bias is not None
-        given = zip(inputs.positions, (self.q, self.k), strict=True)
-        at = [gather_rows(x, rows) for x, rows in given]
-        if all(map(alike, at)):
-            at = [x[:1] for x in at]  # tiles share a block
-        block = inputs.bias.block(*at).to(dtype)
-        if self.plan.masked or self.plan.square:
-            return block + self.mask(dtype, inputs.parts)
-        return block
-
-
-def alike(positions: torch.Tensor) -> bool:
-    """Returns whether all tiles are known to have the same positions. Asked on a CPU only: on an
-    accelerator the answer would have to be waited for. Fake tensors and traced ones have none."""
-    if positions.device.type != "cpu" or is_fake(positions) or torch.compiler.is_compiling():
-        return False
-    return bool((positions == positions[:1]).all())
+            added = mask(call, q.dtype, q.device) if call.masked else None
+        out = run(call, q, k, v, added, inputs.scale, self.backends)
+        return out if call.kept is None else gather_rows(out, call.kept)
 
 
 def on_device(plan: CallPlan, device: torch.device) -> IndexGather:
     """Returns the plan's calls with their index tensors on `device`, made once."""
 
+    def moved(call: Call) -> Call:
+        rows = {name: to_device(getattr(call, name), device) for name in ("q", "k", "kept", "out")}
+        return replace(call, masks={}, **rows)
+
     def make() -> IndexGather:
-        rows = {
-            axis: [to_device(getattr(call, axis), device) for call in plan.calls] for axis in "qk"
-        }
-        calls = tuple(
-            CallOnDevice(call, device, q, k)
-            for call, q, k in zip(plan.calls, rows["q"], rows["k"], strict=True)
-        )
-        targets = [tuple(to_device(x, device) for x in call.target) for call in plan.calls]
-        return IndexGather(calls, rows, targets, plan.filled)
+        with torch.inference_mode(False):  # autograd saves them in a later training step
+            calls = tuple(map(moved, plan.calls))
+        return IndexGather(calls, {axis: [getattr(c, axis) for c in calls] for axis in AXES})
 
     return plan.once(device, make)
+
+
+def mask(call: Call, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Returns 0 where a query may look and -inf elsewhere, broadcasting to [G, 1, Q, K]; made once."""
+    if dtype not in call.masks:
+        with torch.inference_mode(False):  # it may serve a later training step
+            visible = seen(call, device)
+            zeros = torch.zeros(visible.shape, dtype=dtype, device=device)
+            call.masks[dtype] = zeros.masked_fill_(~visible, float("-inf"))
+    return call.masks[dtype]
+
+
+def seen(call: Call, device: torch.device) -> torch.Tensor:
+    """Returns bool: key j is the tile's, and not right of query i's bottom-right diagonal."""
+    q_lengths, k_lengths = call.q_lengths, call.k_lengths
+    i = torch.arange(int(q_lengths.max()), device=device)[:, None]
+    j = torch.arange(int(k_lengths.max()), device=device)
+    if (k_lengths == k_lengths[0]).all() and (q_lengths == q_lengths[0]).all():
+        q_lengths, k_lengths = q_lengths[:1], k_lengths[:1]
+    keys = to_device(k_lengths, device)[:, None, None, None]
+    if call.shape == FULL:
+        return j < keys
+    queries = to_device(q_lengths, device)[:, None, None, None]
+    return (j < keys) & (j <= i + (keys - queries))
+
+
+def bias(call: Call, inputs: AttentionInputs, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the call's bias [G, H, Q, K], -inf where its queries may not look."""
+    assert inputs.bias is not None
+    given = zip(inputs.positions, (call.q, call.k), strict=True)
+    block = inputs.bias.block(*(gather_rows(x, rows) for x, rows in given)).to(dtype)
+    if call.masked or call.square:
+        return block + mask(call, dtype, block.device)
+    return block
 
 
 def run(

@@ -32,6 +32,11 @@ class VarlenCall:
     q: Segments
     k: Segments
 
+    @property
+    def out(self) -> Segments:
+        """The rows of its result."""
+        return self.q
+
 
 def plan(parts: Parts) -> CallPlan:
     """Returns the calls of these parts, remembered on them."""
@@ -49,7 +54,7 @@ def _build(parts: Parts) -> CallPlan:
             k = Segments.of(row * parts.keys + k0, k1 - k0, size * parts.keys)
             calls.append(VarlenCall(shape == CAUSAL, q, k))
     filled = sum(tile.q for tile in tiles) == size * parts.queries
-    return CallPlan(tuple(calls), filled and len(calls) == 1 and calls[0].q.whole, filled)
+    return CallPlan(tuple(calls), filled and len(calls) == 1 and calls[0].q.whole)
 
 
 def pieces(parts: Parts) -> dict[str, Pieces]:
@@ -57,10 +62,9 @@ def pieces(parts: Parts) -> dict[str, Pieces]:
 
     def build(parts: Parts) -> dict[str, Pieces]:
         calls, size = plan(parts).calls, len(parts)
-        return {
-            "q": Pieces.of([call.q for call in calls], size * parts.queries),
-            "k": Pieces.of([call.k for call in calls], size * parts.keys),
-        }
+        q = Pieces.of([call.q for call in calls], size * parts.queries)
+        k = Pieces.of([call.k for call in calls], size * parts.keys)
+        return {"q": q, "k": k, "out": q}
 
     return parts.plan("varlen pieces", build)
 
@@ -74,13 +78,10 @@ def on_device(parts: Parts, device: torch.device, fused_rows: bool) -> Gather:
         )
         if fused_rows:
             return FusedGather(calls, {axis: x.on(device) for axis, x in pieces(parts).items()})
-        rows = {
-            "q": [_rows(call.q, len(parts), parts.queries) for call in calls],
-            "k": [_rows(call.k, len(parts), parts.keys) for call in calls],
-        }
-        targets = [(to, 0) if isinstance(to, tuple) else (to[0], None) for to in rows["q"]]
+        q = [_rows(call.q, len(parts), parts.queries) for call in calls]
+        k = [_rows(call.k, len(parts), parts.keys) for call in calls]
         # once: a query is in one part
-        return IndexGather(calls, rows, targets, plan(parts).filled, once=True)
+        return IndexGather(calls, {"q": q, "k": k, "out": q}, once=("q", "out"))
 
     return plan(parts).once((device, fused_rows), make)
 
@@ -106,14 +107,14 @@ class VarlenKernel(CallsKernel):
     def steady(self, parts: Parts) -> bool:
         return not self.rebuilds
 
-    def warm(self, parts: Parts, device_type: str, fused_rows: bool = False) -> None:
+    def warm(self, parts: Parts, fused_rows: bool = False) -> None:
         if plan(parts).calls and fused_rows:
             pieces(parts)
 
     def cost(self, parts: Parts) -> tuple[int, int]:
         return parts.area(), len(plan(parts).calls)
 
-    def plan(self, parts: Parts, device_type: str) -> CallPlan:
+    def plan(self, parts: Parts) -> CallPlan:
         return plan(parts)
 
     def on_device(self, inputs: AttentionInputs) -> Gather:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed import pipelining
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megaarch.attention import sdpa, sdpa_plan
+from megaarch.attention.sdpa import SdpaKernel
 from megaarch.config.schema import Settings
 from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import AXES, Grid, processes
@@ -191,15 +191,14 @@ def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
 
 @contextmanager
 def _as_accelerator() -> Iterator[None]:
-    """Fake tensors lie on the CPU: attention is planned, and computes in half precision, as on an
+    """Fake tensors lie on the CPU: attention computes in half precision, as on an
     accelerator, the loss takes its chunks, and a norm is one kernel that keeps its input. Pipeline stages
     ask each other whether all know the shapes that they receive, which fake tensors cannot answer (torch
     2.11 does not ask); the engine gives every stage its shapes."""
     stage, question = pipelining.PipelineStage, "_warmup_backward_result"
     yes = SimpleNamespace(item=lambda: 1)
     changes = [
-        (sdpa_plan.Costs, "of", staticmethod(lambda device_type: sdpa_plan.ACCELERATOR)),
-        (sdpa, "compute_dtype", lambda q: q.dtype),
+        (SdpaKernel, "compute_dtype", lambda self, q: q.dtype),
         (F, "rms_norm", lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)),
         (loss, "limits_of", lambda device_type: loss.ACCELERATOR),
         *(

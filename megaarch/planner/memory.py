@@ -325,7 +325,7 @@ def _calls(model: Model, data: str, rows: int, several: bool) -> tuple[tuple[Cal
 
 
 def _count(parts: Parts) -> Calls:
-    plan = sdpa_plan.build(parts, sdpa_plan.ACCELERATOR)
+    plan = sdpa_plan.build(parts)
     total = Calls(0, 0, 0, 0, 0, plan.whole)
     for call in plan.calls:
         tiles, longest = len(call.q_lengths), int(call.q_lengths.max())

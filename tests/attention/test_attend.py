@@ -22,23 +22,20 @@ from megaarch.attention import (
     sdpa_plan,
     warm,
 )
-from megaarch.attention.sdpa_plan import ACCELERATOR, Costs
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
 
-PLANS = {
-    "cpu": sdpa_plan.CPU,
-    "bands": Costs(call=0, row=0, band=3),  # no padding, and every long triangle cut
-    "buckets": Costs(call=60, row=0, band=4),
-    "overlay": Costs(call=0, row=0, band=None),
-    "accelerator": ACCELERATOR,  # all tiles of a kind padded into one call
+PLANS = {  # by what one more call costs
+    "exact": 0,  # no padding
+    "buckets": 60,
+    "padded": sdpa_plan.CALL,  # all tiles of a kind in one call
 }
 
 
 @pytest.fixture(params=PLANS)
 def costs(request, monkeypatch):
-    """Each way to plan: what an accelerator would run, run on the CPU."""
-    monkeypatch.setattr(sdpa_plan, "CPU", PLANS[request.param])
+    """Each way to plan."""
+    monkeypatch.setattr(sdpa_plan.build, "__defaults__", (PLANS[request.param],))
 
 
 def tensors(parts, heads=4, key_heads=2, size=8, dtype=torch.float64, seed=0):
@@ -140,7 +137,7 @@ def test_relative_bias_and_its_table(name):
 @given(case=partitions(longest=24), key_heads=st.sampled_from((1, 2)))
 def test_random_partitions(plan, case, key_heads):
     parts = Parts.of(*case)
-    parts.plan("sdpa:cpu", lambda p: sdpa_plan.build(p, PLANS[plan]))
+    parts.plan("sdpa", lambda p: sdpa_plan.build(p, PLANS[plan]))
     assert_same(parts, *tensors(parts, heads=2, key_heads=key_heads, size=3))
 
 
@@ -178,11 +175,11 @@ def test_a_causal_row_does_not_see_later_rows():
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_long_rows(plan):
-    """Long enough for bands, calls of their own and buckets at the real costs."""
+    """Long enough for calls of their own and buckets."""
     rows = [prefix(p, 450) for p in (0, 30, 200, 449)]
     rows += [[causal(a, a + 45, a, a + 45) for a in range(0, 450, 45)]]
     parts = Parts.of(rows, 450, 450)
-    parts.plan("sdpa:cpu", lambda p: sdpa_plan.build(p, PLANS[plan]))
+    parts.plan("sdpa", lambda p: sdpa_plan.build(p, PLANS[plan]))
     assert_same(parts, *tensors(parts, heads=2, key_heads=1, size=4))
 
 
@@ -206,10 +203,10 @@ FLASH = "_scaled_dot_product_flash_attention_for_cpu"
     [
         ([[full(0, 256, 0, 256)]] * 4, 1),
         ([[causal(0, 256, 0, 256)]] * 4, 1),
-        ([[causal(0, 400, 0, 400)]] * 4, 2),
+        ([[causal(0, 400, 0, 400)]] * 4, 1),
         ([prefix(200, 400)] * 4, 2),
-        ([prefix(p, 256) for p in (3, 90, 160, 250)], 1),  # short rows: the dense mask is cheaper
-        ([prefix(p, 1024) for p in (3, 900)], 8),  # two prefixes, five bands and one
+        ([prefix(p, 256) for p in (3, 90, 160, 250)], 2),  # all prefixes, and the overlay
+        ([prefix(p, 1200) for p in (3, 1100)], 3),  # too far apart to be padded
     ],
 )
 def test_the_fused_kernel_runs(rows, calls):
@@ -234,7 +231,7 @@ def test_rows_that_share_their_parts_are_not_copied(part):
 
 def test_short_packed_examples_share_calls():
     rows = [[causal(a, a + 16 - b, a, a + 16 - b) for a in range(0, 512, 16)] for b in range(3)]
-    plan = sdpa.plan(Parts.of(rows, 512, 512))
+    plan = sdpa.KERNEL.plan(Parts.of(rows, 512, 512))
     assert len(plan.calls) <= 3
 
 
@@ -243,8 +240,8 @@ def test_a_warmed_plan_is_pickled_without_device_tensors(monkeypatch):
     arguments = tensors(parts)
     expected = run("sdpa", parts, *arguments)
     copy = pickle.loads(pickle.dumps(parts))
-    assert sdpa.plan(parts).on_device
-    assert not sdpa.plan(copy).on_device
+    assert sdpa.KERNEL.plan(parts).on_device
+    assert not sdpa.KERNEL.plan(copy).on_device
 
     def build(*_):
         raise AssertionError("planned again")
@@ -275,11 +272,11 @@ def test_bf16_and_autocast(bias):
 def test_bf16_runs_in_fp32_on_a_cpu_without_matrix_units(units, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
     q = torch.zeros(1, 4, 2, 8)
-    assert sdpa.compute_dtype(q) == torch.float32
-    assert sdpa.compute_dtype(q.bfloat16()) == expected
+    assert sdpa.KERNEL.compute_dtype(q) == torch.float32
+    assert sdpa.KERNEL.compute_dtype(q.bfloat16()) == expected
     with torch.autocast("cpu", torch.bfloat16):
-        assert sdpa.compute_dtype(q) == expected
-        assert sdpa.compute_dtype(q.double()) == torch.float64
+        assert sdpa.KERNEL.compute_dtype(q) == expected
+        assert sdpa.KERNEL.compute_dtype(q.double()) == torch.float64
 
 
 def test_a_mask_made_in_inference_serves_training():

@@ -297,7 +297,7 @@ def test_the_fallback_never_takes_cudnn(rows, key_heads, monkeypatch):
     kernel = sdpa.sdpa_kernel
     monkeypatch.setattr(sdpa, "sdpa_kernel", lambda x: allowed.append(list(x)) or kernel(x))
     parts = Parts.of(rows, 8, 8)
-    for call in sdpa.plan(parts, "cuda").calls:
+    for call in sdpa.KERNEL.plan(parts).calls:
         q, k = (
             torch.empty(len(x), int(x.max()), heads, 8, dtype=torch.bfloat16, device="meta")
             for x, heads in ((call.q_lengths, 4), (call.k_lengths, key_heads))

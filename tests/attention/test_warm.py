@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megaarch import config
-from megaarch.attention import KERNELS, Parts, RelativeBias, choose, cudnn, sdpa, varlen, warm
+from megaarch.attention import KERNELS, Parts, RelativeBias, choose, sdpa, varlen, warm
 from megaarch.attention.key_intervals import intervals, tensors
 from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
@@ -59,9 +59,9 @@ def put_on_device(name, parts, dtype, fused_rows=False):
     if isinstance(kernel, varlen.VarlenKernel):
         varlen.on_device(parts, DEVICE, fused_rows)
     elif name in ("cudnn", "sdpa"):
-        plan = cudnn.plan(parts) if name == "cudnn" else sdpa.plan(parts, "cuda")
+        plan = kernel.plan(parts)
         for call in sdpa.on_device(plan, DEVICE).calls:
-            call.mask(dtype, parts)
+            sdpa.mask(call, dtype, DEVICE)
     else:
         tensors(intervals(parts), DEVICE)
         if name == "flex":
@@ -117,13 +117,10 @@ def test_pinned_plans_are_what_they_were(pins):
     rows = [prefix(p, 300) for p in (10, 250, 300)]
     mine, plain = (warm(Parts.of(rows, 300, 300), "cuda", "sdpa") for _ in range(2))
     mine.pin_memory()
-    found, wanted = (
-        sdpa.on_device(sdpa.plan(x, "cuda"), torch.device("cpu")) for x in (mine, plain)
-    )
-    assert len(found.calls) == len(wanted.calls) > 0
-    for a, b, (to, source), (its_to, its_source) in zip(
-        found.calls, wanted.calls, found.targets, wanted.targets, strict=True
-    ):
-        assert torch.equal(a.mask(torch.float32, mine), b.mask(torch.float32, plain))
-        for x, y in ((a.q, b.q), (a.k, b.k), (to, its_to), (source, its_source)):
+    cpu = torch.device("cpu")
+    found, wanted = (sdpa.on_device(sdpa.KERNEL.plan(x), cpu).calls for x in (mine, plain))
+    assert len(found) == len(wanted) > 0
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(*(sdpa.mask(call, torch.float32, cpu) for call in (a, b)))
+        for x, y in ((a.q, b.q), (a.k, b.k), (a.out, b.out), (a.kept, b.kept)):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y

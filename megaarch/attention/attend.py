@@ -5,9 +5,8 @@ Letters of shapes: docs/shapes.md.
 
 import torch
 
-from megaarch.attention import torch_operator
+from megaarch.attention import dispatch, torch_operator
 from megaarch.attention.bias import RelativeBias
-from megaarch.attention.dispatch import KERNELS, choose_for
 from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import Parts
 
@@ -45,44 +44,5 @@ def attend(
     inputs = AttentionInputs(
         q, k, v, parts, scale, bias, query_positions, key_positions, fused_rows
     )
-    run = torch_operator.attend if torch.compiler.is_compiling() else _run
-    return run(inputs, kernel)
-
-
-def _run(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
-    check(inputs)
-    name, _ = choose_for(kernel, inputs)
-    return KERNELS[name].attend(inputs)
-
-
-torch_operator.register(_run)
-
-
-def check(inputs: AttentionInputs) -> None:
-    """Raises a ValueError that names the first argument that does not fit the others."""
-    q, k, v, parts, bias = inputs.q, inputs.k, inputs.v, inputs.parts, inputs.bias
-    rows, queries, heads, size = q.shape
-    keys, key_heads = k.shape[1:3]
-    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
-        raise ValueError(
-            f"attend: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be "
-            "[B, Sq, H, D], [B, Sk, Hkv, D] and [B, Sk, Hkv, D]"
-        )
-    if heads % key_heads:
-        raise ValueError(f"attend: {key_heads} key heads do not divide {heads} query heads")
-    if (len(parts), parts.queries, parts.keys) != (rows, queries, keys):
-        raise ValueError(
-            f"attend: parts are for {len(parts)} rows of {parts.queries} queries and "
-            f"{parts.keys} keys, but the tensors have {rows}, {queries} and {keys}"
-        )
-    if bias is None:
-        return
-    if bias.heads != heads:
-        raise ValueError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
-    for name, positions, length in (
-        ("query_positions", inputs.query_positions, queries),
-        ("key_positions", inputs.key_positions, keys),
-    ):
-        if positions is None or positions.shape[:2] != (rows, length):
-            given = None if positions is None else list(positions.shape)
-            raise ValueError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")
+    compiled = torch.compiler.is_compiling()
+    return torch_operator.attend(inputs, kernel) if compiled else dispatch.run(inputs, kernel)

@@ -21,6 +21,13 @@ CALL_PAIRS = 1 << 20  # what one more call costs, in (query, key) pairs
 BACKWARD = 2.5  # of the forward's FLOPs
 
 
+def run(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
+    """Returns what `attend` does, by the kernel of this name or the one that "auto" is here."""
+    check(inputs)
+    name, _ = choose_for(kernel, inputs)
+    return KERNELS[name].attend(inputs)
+
+
 def choose(
     kernel: str, q: torch.Tensor, k: torch.Tensor, parts: Parts, bias: RelativeBias | None = None
 ) -> tuple[str, str]:
@@ -100,3 +107,33 @@ def warm(
     for name in names:
         KERNELS[name].warm(parts, fused_rows)
     return parts
+
+
+def check(inputs: AttentionInputs) -> None:
+    """Raises a ValueError that names the first argument that does not fit the others."""
+    q, k, v, parts, bias = inputs.q, inputs.k, inputs.v, inputs.parts, inputs.bias
+    rows, queries, heads, size = q.shape
+    keys, key_heads = k.shape[1:3]
+    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (rows, size):
+        raise ValueError(
+            f"attend: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be "
+            "[B, Sq, H, D], [B, Sk, Hkv, D] and [B, Sk, Hkv, D]"
+        )
+    if heads % key_heads:
+        raise ValueError(f"attend: {key_heads} key heads do not divide {heads} query heads")
+    if (len(parts), parts.queries, parts.keys) != (rows, queries, keys):
+        raise ValueError(
+            f"attend: parts are for {len(parts)} rows of {parts.queries} queries and "
+            f"{parts.keys} keys, but the tensors have {rows}, {queries} and {keys}"
+        )
+    if bias is None:
+        return
+    if bias.heads != heads:
+        raise ValueError(f"attend: a bias of {bias.heads} heads for {heads} query heads")
+    for name, positions, length in (
+        ("query_positions", inputs.query_positions, queries),
+        ("key_positions", inputs.key_positions, keys),
+    ):
+        if positions is None or positions.shape[:2] != (rows, length):
+            given = None if positions is None else list(positions.shape)
+            raise ValueError(f"attend: a bias needs {name} [{rows}, {length}, A], not {given}")

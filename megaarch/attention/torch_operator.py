@@ -15,7 +15,7 @@ Letters of shapes: docs/shapes.md.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from megaarch.attention.bias import RelativeBias
+from megaarch.attention.dispatch import run
 from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import by_handle
 
@@ -105,37 +106,35 @@ def attend(inputs: AttentionInputs, kernel: str) -> torch.Tensor:
     return torch.ops.megaarch.attend(*tensors, *rule)[0]
 
 
-def register(run: Callable[[AttentionInputs, str], torch.Tensor]) -> None:
-    """Makes the operators run `run`, which checks the inputs, chooses a kernel and runs it."""
+def _forward(q, k, v, handle, table, asks, seen, bidirectional, reach, scale, kernel, fused):
+    leaves = [x.detach().requires_grad_() for x in (q, k, v, table) if x is not None]
+    saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
+    weakly = ref(memory)  # the graph that memory holds must not hold it
 
-    def forward(q, k, v, handle, table, asks, seen, bidirectional, reach, scale, kernel, fused):
-        leaves = [x.detach().requires_grad_() for x in (q, k, v, table) if x is not None]
-        saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
-        weakly = ref(memory)  # the graph that memory holds must not hold it
+    def pack(tensor: torch.Tensor) -> _Saved:
+        saved.append(_Saved(tensor))
+        return saved[-1]
 
-        def pack(tensor: torch.Tensor) -> _Saved:
-            saved.append(_Saved(tensor))
-            return saved[-1]
+    def unpack(found: _Saved) -> torch.Tensor:
+        recorded = weakly()
+        assert recorded is not None
+        return found.get(recorded.lent)
 
-        def unpack(found: _Saved) -> torch.Tensor:
-            recorded = weakly()
-            assert recorded is not None
-            return found.get(recorded.lent)
+    with _recording(), saved_tensors_hooks(pack, unpack):
+        bias = None if table is None else RelativeBias(leaves[3], bidirectional, reach)
+        options = (by_handle(handle), scale, bias, asks, seen, fused)
+        out = run(AttentionInputs(leaves[0], leaves[1], leaves[2], *options), kernel)
+        memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *leaves))
+    given = out.detach().contiguous()
+    for found in saved:
+        found.lend([q, k, v, given])
+    for x in leaves:  # the graph holds them
+        x.data = x.new_empty(0)
+    _recorded[int.from_bytes(memory, "little")] = memory
+    return given, torch.frombuffer(memory, dtype=torch.int64)
 
-        with _recording(), saved_tensors_hooks(pack, unpack):
-            bias = None if table is None else RelativeBias(leaves[3], bidirectional, reach)
-            options = (by_handle(handle), scale, bias, asks, seen, fused)
-            out = run(AttentionInputs(leaves[0], leaves[1], leaves[2], *options), kernel)
-            memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *leaves))
-        given = out.detach().contiguous()
-        for found in saved:
-            found.lend([q, k, v, given])
-        for x in leaves:  # the graph holds them
-            x.data = x.new_empty(0)
-        _recorded[int.from_bytes(memory, "little")] = memory
-        return given, torch.frombuffer(memory, dtype=torch.int64)
 
-    _library.impl("attend", forward, "CompositeExplicitAutograd")
+_library.impl("attend", _forward, "CompositeExplicitAutograd")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Package:
 
     def load(self) -> Any:
         """Returns the function. ImportError, AttributeError or OSError where it is not to be had."""
-        return _load(self.module, self.attribute)
+        return getattr(import_module(self.module), self.attribute)
 
     def obstacle(self, device: torch.device) -> str | None:
         """Returns why it cannot run on this device, or None."""
@@ -60,11 +60,6 @@ class Package:
         upto = "" if self.last is None else f" up to {self.last}.x"
         least = ".".join(map(str, self.capability))
         return f"{self.name} needs compute capability {least}{upto}, not {has[0]}.{has[1]}"
-
-
-@cache
-def _load(module: str, attribute: str) -> Any:
-    return getattr(import_module(module), attribute)
 
 
 @cache

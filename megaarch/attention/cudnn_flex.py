@@ -65,7 +65,7 @@ class CudnnFlex(IntervalKernel):
 def endpoints(parts: Parts, device: torch.device) -> torch.Tensor:
     """Returns int32 [1, 3, B·Sq]: each row sees keys [0, F0) and [F1, F2), F0 being 0."""
     rows = tensors(intervals(parts), device)
-    first, last = rows["first"].flatten(), rows["last"].flatten()
+    first, last = rows.first.flatten(), rows.last.flatten()
     return torch.stack((torch.zeros_like(first), first, last))[None]
 
 

@@ -63,12 +63,11 @@ class FlexKernel(IntervalKernel):
         found = intervals(parts)
 
         def make() -> BlockMask:
-            rows, listed = tensors(found, device), blocks(parts, self.block)
-            arrays = (to_device(x, device) for x in (*listed.partial, *listed.full))
+            rows = tensors(found, device)
             return BlockMask.from_kv_blocks(
-                *arrays,
+                *to_device(blocks(parts, self.block), device),
                 BLOCK_SIZE=self.block,
-                mask_mod=_rule(rows["first"], rows["last"]),
+                mask_mod=_rule(rows.first, rows.last),
                 seq_lengths=(parts.queries, parts.keys),
             )
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from megaarch.attention.gather import Gather, Segments
-from megaarch.attention.plan import to_device
 from megaarch.kernels.bindings import call, operator
 
 
@@ -46,9 +45,6 @@ class Pieces:
         segment, piece = segment[order], piece[order]
         readers = np.searchsorted(piece, np.arange(len(bounds))).astype(np.int32)
         return cls(bounds, readers, behind[segment] + bounds[piece] - first[segment])
-
-    def on(self, device: torch.device) -> "Pieces":
-        return Pieces(*(to_device(x, device) for x in vars(self).values()))
 
 
 @dataclass(frozen=True)

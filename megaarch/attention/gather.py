@@ -8,13 +8,11 @@ Letters of shapes: docs/shapes.md.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-
-from megaarch.attention.plan import to_device
 
 Rows = tuple[slice, slice] | torch.Tensor  # batch and row ranges, or int64 flat rows [G, Q or K]
 AXES = (
@@ -46,10 +44,6 @@ class Segments:
         total = int(starts[-1])
         whole = total == rows and bool((first == starts[:-1]).all())
         return cls(first, starts.astype(np.int32), total, whole, int(lengths.max()))
-
-    def on(self, device: torch.device) -> "Segments":
-        first, starts = (to_device(x, device) for x in (self.first, self.starts))
-        return replace(self, first=first, starts=starts)
 
     def index(self) -> torch.Tensor:
         """Returns the flat rows, int64 [1, T], made where `first` and `starts` are tensors."""

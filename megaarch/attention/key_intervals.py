@@ -8,6 +8,7 @@ Letters of shapes: docs/shapes.md. A block is a square of queries and keys; N bl
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ class Intervals(Plan):
     """first, last: int32 [B, Sq]. unasked, unseen: bool [B, S], queries that see no key and keys
     that no query sees, or None where there are none."""
 
-    first: np.ndarray
-    last: np.ndarray
-    unasked: np.ndarray | None
-    unseen: np.ndarray | None
+    first: Any
+    last: Any
+    unasked: Any
+    unseen: Any
 
 
 def intervals(parts: Parts) -> Intervals:
@@ -47,12 +48,9 @@ def _build(parts: Parts) -> Intervals:
     )
 
 
-def tensors(found: Intervals, device: torch.device) -> dict[str, torch.Tensor]:
-    """Returns the arrays on a device, by name, those that are None left out."""
-    arrays = {n: getattr(found, n) for n in ("first", "last", "unasked", "unseen")}
-    return found.once(
-        device, lambda: {n: to_device(x, device) for n, x in arrays.items() if x is not None}
-    )
+def tensors(found: Intervals, device: torch.device) -> Intervals:
+    """Returns the intervals as tensors on a device, made once."""
+    return found.once(device, lambda: to_device(found, device))
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,11 @@ class IntervalKernel(Kernel):
         if not found.last.any():
             return inputs.zeros()
         rows = tensors(found, inputs.device)
-        q = _zero_rows(inputs.q.to(dtype), rows.get("unasked"))
-        k, v = (_zero_rows(x.to(dtype), rows.get("unseen")) for x in (inputs.k, inputs.v))
+        q = _zero_rows(inputs.q.to(dtype), rows.unasked)
+        k, v = (_zero_rows(x.to(dtype), rows.unseen) for x in (inputs.k, inputs.v))
         with torch.autocast(inputs.device.type, enabled=False):
             out = self.run(inputs, q, k, v)
-        return _zero_rows(out, rows.get("unasked")).to(inputs.q.dtype)
+        return _zero_rows(out, rows.unasked).to(inputs.q.dtype)
 
 
 def _zero_rows(x_BSHDh: torch.Tensor, rows_BS: torch.Tensor | None) -> torch.Tensor:
@@ -84,20 +82,14 @@ def _zero_rows(x_BSHDh: torch.Tensor, rows_BS: torch.Tensor | None) -> torch.Ten
     return x_BSHDh if rows_BS is None else x_BSHDh.masked_fill(rows_BS[..., None, None], 0.0)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The blocks of keys that each block of queries needs, on the host.
-
-    partial, full: (count int32 [B, 1, N], index int32 [B, 1, N, blocks of keys]) of blocks that the
-    rule must be applied to, and of those that it leaves whole; indices in use come first.
-    """
-
-    partial: tuple[np.ndarray, np.ndarray]
-    full: tuple[np.ndarray, np.ndarray]
+Blocks = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def blocks(parts: Parts, size: tuple[int, int]) -> Blocks:
-    """Returns the blocks of these parts, remembered on them. size: query rows and keys of a block."""
+    """Returns the blocks of keys that each block of queries needs, on the host, remembered on the parts:
+    count int32 [B, 1, N] and index int32 [B, 1, N, blocks of keys] of those that the rule must be applied
+    to, and the same of those that it leaves whole; indices in use come first. size: query rows and keys of
+    a block."""
     return parts.plan(f"blocks:{size}", lambda p: _build_blocks(intervals(p), p, size))
 
 
@@ -121,7 +113,7 @@ def _build_blocks(found: Intervals, parts: Parts, size: tuple[int, int]) -> Bloc
     needs = np.logical_or.reduceat((first < ends) & (longest > starts), block)
     whole = np.logical_and.reduceat((first <= starts) & (shortest >= ends), block)
     shape = (len(parts), -1, len(starts))
-    return Blocks(_listed((needs & ~whole).reshape(shape)), _listed(whole.reshape(shape)))
+    return *_listed((needs & ~whole).reshape(shape)), *_listed(whole.reshape(shape))
 
 
 def _listed(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

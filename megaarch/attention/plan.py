@@ -2,18 +2,20 @@
 device once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """on_device: what was derived from the plan on devices; never pickled."""
 
-    on_device: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    def __post_init__(self):
+        self.on_device: dict[Any, Any]
+        object.__setattr__(self, "on_device", {})
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"on_device": {}}
@@ -33,26 +35,34 @@ class CallPlan(Plan):
     whole: bool
 
 
-def to_device(x: Any, device: torch.device) -> Any:
-    """Returns an array as a tensor, without waiting for the device, and anything else as it is."""
-    if not isinstance(x, np.ndarray):
-        return x
-    tensor = torch.from_numpy(x)
-    if device.type == "cpu":
-        return tensor
-    tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def to_device(plan: Any, device: torch.device) -> Any:
+    """Returns a plan with its arrays as tensors, without waiting for the device."""
+
+    def moved(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if device.type == "cpu":
+            return tensor
+        tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
+
+    return _each_array(plan, moved)
 
 
 def pinned(plan: Any) -> Any:
     """Returns a plan with its arrays in pinned memory, so that `to_device` has nothing left to do in
-    the step but a copy that runs on its own. A plan is made of dataclasses, tuples and dicts."""
+    the step but a copy that runs on its own."""
+    return _each_array(plan, lambda array: torch.from_numpy(array).pin_memory().numpy())
+
+
+def _each_array(plan: Any, change: Callable[[np.ndarray], Any]) -> Any:
+    """Returns a plan, which is made of dataclasses, tuples and dicts, with each of its arrays changed."""
     if isinstance(plan, np.ndarray):
-        return torch.from_numpy(plan).pin_memory().numpy()
+        return change(plan)
     if isinstance(plan, dict):
-        return {key: pinned(x) for key, x in plan.items()}
+        return {key: _each_array(x, change) for key, x in plan.items()}
     if isinstance(plan, tuple):
-        return tuple(map(pinned, plan))
+        return tuple(_each_array(x, change) for x in plan)
     if is_dataclass(plan) and not isinstance(plan, type):
-        return replace(plan, **{f.name: pinned(getattr(plan, f.name)) for f in fields(plan)})
+        found = {f.name: _each_array(getattr(plan, f.name), change) for f in fields(plan)}
+        return replace(plan, **found)
     return plan

@@ -12,7 +12,7 @@ Letters of shapes: docs/shapes.md.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from megaarch.attention.fused_gather import FusedGather, Pieces
 from megaarch.attention.gather import Gather, IndexGather, Rows, Segments
 from megaarch.attention.kernel_interface import HALF, AttentionInputs, CallsKernel
 from megaarch.attention.mask import CAUSAL, FULL, Parts, visible_tiles
-from megaarch.attention.plan import CallPlan
+from megaarch.attention.plan import CallPlan, to_device
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,9 @@ def on_device(parts: Parts, device: torch.device, fused_rows: bool) -> Gather:
     """Returns what moves rows on `device`, made once."""
 
     def make() -> Gather:
-        calls = tuple(
-            replace(call, q=call.q.on(device), k=call.k.on(device)) for call in plan(parts).calls
-        )
+        calls = to_device(plan(parts).calls, device)
         if fused_rows:
-            return FusedGather(calls, {axis: x.on(device) for axis, x in pieces(parts).items()})
+            return FusedGather(calls, to_device(pieces(parts), device))
         q = [_rows(call.q, len(parts), parts.queries) for call in calls]
         k = [_rows(call.k, len(parts), parts.keys) for call in calls]
         # once: a query is in one part

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megaarch.attention import KERNELS, Parts, fused_gather, varlen, warm
 from megaarch.attention.fused_gather import Pieces
 from megaarch.attention.gather import Segments
+from megaarch.attention.plan import to_device
 from tests.attention import emulation
 from tests.attention.cases import CASES
 from tests.attention.test_attend import run, tensors, unread
@@ -38,7 +39,7 @@ def segments(first, lengths):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_gather_is_indexing_whatever_the_strides(dtype):
     x = strided((2, 5, 3, 7), dtype)
-    rows = segments(np.array([8, 0, 3, 3]), np.array([2, 0, 4, 1])).on(CPU)
+    rows = to_device(segments(np.array([8, 0, 3, 3]), np.array([2, 0, 4, 1])), CPU)
     found = fused_gather.gather(x.flatten(0, 1), rows.first, rows.starts, rows.total)
     assert torch.equal(found, x.flatten(0, 1)[[8, 9, 3, 4, 5, 6, 3]])
 
@@ -48,19 +49,19 @@ def test_gather_is_indexing_whatever_the_strides(dtype):
 def test_add_up_is_the_transpose_of_gathers(seed, count, calls):
     rng = np.random.default_rng(seed)
     gathers = [segments(*random_segments(rng, 12, count)) for _ in range(calls)]
-    pieces = Pieces.of(gathers, 12).on(CPU)
+    pieces = to_device(Pieces.of(gathers, 12), CPU)
     given = [torch.randn(rows.total, 2, 3, dtype=torch.float64) for rows in gathers]
     found = fused_gather.add_up(given, pieces.bounds, pieces.readers, pieces.origin, 12)
     wanted = torch.zeros(12, 2, 3, dtype=torch.float64)
     for rows, x in zip(gathers, given):
-        wanted.index_add_(0, rows.on(CPU).index()[0], x)
+        wanted.index_add_(0, to_device(rows, CPU).index()[0], x)
     torch.testing.assert_close(found, wanted)
 
 
 def test_sums_are_in_fp32():
     """A thousand readers of one row, each too small to count in bf16."""
     rows = segments(np.zeros(1000, dtype=np.int64), np.ones(1000, dtype=np.int64))
-    pieces = Pieces.of([rows], 1).on(CPU)
+    pieces = to_device(Pieces.of([rows], 1), CPU)
     given = torch.full((1000, 1, 4), 1 / 256, dtype=torch.bfloat16)
     given[0] = 8
     found = fused_gather.add_up([given], pieces.bounds, pieces.readers, pieces.origin, 1)
@@ -101,7 +102,7 @@ def test_torchs_kernels_are_not_called(kernel, monkeypatch):
 def test_the_operators_keep_torchs_contract():
     x = torch.randn(6, 2, 3)
     rows = segments(np.array([4, 0]), np.array([2, 3]))
-    pieces, rows = Pieces.of([rows], 6).on(CPU), rows.on(CPU)
+    pieces, rows = to_device(Pieces.of([rows], 6), CPU), to_device(rows, CPU)
     given = (torch.randn(5, 2, 3),)
     for operator, arguments in (
         ("rows_take", (x, rows.first, rows.starts, rows.total)),

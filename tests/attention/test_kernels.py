@@ -28,6 +28,7 @@ from megaarch.attention import (
     warm,
 )
 from megaarch.attention.packages import Package
+from megaarch.attention.plan import to_device
 from megaarch.config.schema import AttentionKernel
 from megaarch.errors import UserError
 from tests.attention import emulation
@@ -220,7 +221,7 @@ def test_segments_of_whole_rows_are_not_gathered():
     parts = Parts.of([prefix(p, 64) for p in (3, 30)], 64, 64)
     full_call, causal_call = varlen.plan(parts).calls
     assert causal_call.k.whole and causal_call.causal and not full_call.k.whole
-    on_cpu = full_call.q.on(torch.device("cpu"))
+    on_cpu = to_device(full_call.q, torch.device("cpu"))
     assert on_cpu.index().tolist() == [[*range(3), *range(64, 94)]]
     assert full_call.q.starts.tolist() == [0, 3, 33] and full_call.q.longest == 30
     assert causal_call.q.starts.tolist() == [0, 61, 95]
@@ -230,7 +231,7 @@ def test_segments_of_whole_rows_are_not_gathered():
 
 def test_keys_of_several_turns_are_repeated():
     (call,) = varlen.plan(Parts.of([chat(2, 5)], 5, 5)).calls
-    on_cpu = call.k.on(torch.device("cpu"))
+    on_cpu = to_device(call.k, torch.device("cpu"))
     assert on_cpu.index().tolist() == [[0, 1, 0, 1, 2, 3, 4]] and not call.causal
 
 
@@ -295,7 +296,7 @@ def test_blocks_are_the_masks_blocks(name, size):
         cut = [rows[:, j : j + size[1]] for j in range(0, parts.keys, size[1])]
         whole = {j for j, block in enumerate(cut) if block.all()}
         some = {j for j, block in enumerate(cut) if block.any()} - whole
-        for (count, index), expected in ((found.partial, some), (found.full, whole)):
+        for (count, index), expected in ((found[:2], some), (found[2:], whole)):
             assert set(index[b, 0, i, : count[b, 0, i]].tolist()) == expected
 
 

@@ -10,6 +10,7 @@ import torch
 from megaarch.attention import Parts, attend, fused_gather, warm
 from megaarch.attention.fused_gather import Pieces
 from megaarch.attention.gather import Segments
+from megaarch.attention.plan import to_device
 from megaarch.kernels import bindings
 from megaarch.kernels.rms_norm import rms_norm
 from tests.attention.test_attend import tensors
@@ -82,8 +83,8 @@ def test_rows(size, dtype):
     gathers = []
     for _ in range(2):
         gathers.append(Segments.of(*random_segments(rng, 150, 9), rows=-1))
-    pieces = Pieces.of(gathers, 150).on(x.device)
-    gathers = [rows.on(x.device) for rows in gathers]
+    pieces = to_device(Pieces.of(gathers, 150), x.device)
+    gathers = [to_device(rows, x.device) for rows in gathers]
     taken = [fused_gather.gather(x.flatten(0, 1), s.first, s.starts, s.total) for s in gathers]
     for rows, found in zip(gathers, taken):
         assert torch.equal(found, x.flatten(0, 1)[rows.index()[0]])

@@ -38,77 +38,57 @@ class Pattern:
         return Pattern(stop - start, moved)
 
 
-class Bins:
-    """Rows under way. patterns: of all rows; `room` [len(patterns), D]: what is left in a row."""
-
-    def __init__(self, limit: np.ndarray):
-        self.limit = limit
-        self.patterns: list[Pattern] = []
-        self._room = np.zeros((64, len(limit)), dtype=np.int64)
-
-    @property
-    def room(self) -> np.ndarray:
-        return self._room[: len(self.patterns)]
-
-    def put(self, k: int, size: np.ndarray, count: int) -> None:
-        """Puts `count` items of class k, each of `size` [D], where they fit first."""
-        number = 0
-        for p in np.flatnonzero((self.room >= size).all(axis=1)).tolist():
-            if number == count:
-                return
-            number += self._fill(p, k, size, number, count - number)
-        if number < count:
-            each = _times(self.limit, size)
-            self._add(Pattern(-(-(count - number) // each)), self.limit)
-            self._fill(len(self.patterns) - 1, k, size, number, count - number)
-
-    def _fill(self, p: int, k: int, size: np.ndarray, number: int, count: int) -> int:
-        """Puts up to `count` items into the rows of pattern p, as many in each as fit; returns how
-        many. Rows that get fewer, and those that get none, become patterns of their own."""
-        pattern, room = self.patterns[p], self._room[p].copy()
-        times = _times(room, size)
-        full, last = divmod(min(count, pattern.rows * times), times)
-        parts = [
-            (0, full, times),
-            (full, full + bool(last), last),
-            (full + bool(last), pattern.rows, 0),
-        ]
-        place = p
-        for start, stop, each in parts:
-            if start == stop:
-                continue
-            held = pattern.rest(start, stop)
-            if each:
-                first = number + start * times
-                held = Pattern(held.rows, (*held.contents, (k, each, first)))
-            if place is None:
-                self._add(held, room - each * size)
-            else:
-                self.patterns[place], self._room[place] = held, room - each * size
-                place = None
-        return full * times + last
-
-    def _add(self, pattern: Pattern, room: np.ndarray) -> None:
-        if len(self.patterns) == len(self._room):
-            self._room = np.concatenate([self._room, np.zeros_like(self._room)])
-        self._room[len(self.patterns)] = room
-        self.patterns.append(pattern)
-
-
-def _times(room: np.ndarray, size: np.ndarray) -> int:
-    used = size > 0
-    return int((room[used] // size[used]).min())
+Filled = tuple[Pattern, np.ndarray]  # rows, and what is left in each of them, int [D]
 
 
 def pack_classes(sizes: np.ndarray, counts: np.ndarray, limit: np.ndarray) -> list[Pattern]:
-    """Returns rows that hold every item once.
+    """Returns rows that hold every item once, each where it fits first.
 
     sizes: int [K, D] of an item of each class, each within `limit` [D] and not all zero.
     counts: int [K], items of each class.
     """
     assert (sizes <= limit).all() and (sizes > 0).any(axis=1).all()
-    bins = Bins(limit)
     share = (sizes / np.maximum(limit, 1)).max(axis=1)
+    patterns: list[Pattern] = []
+    room = np.zeros((0, len(limit)), dtype=np.int64)  # what is left in a row of each pattern
     for k in np.argsort(-share, kind="stable").tolist():
-        bins.put(k, sizes[k], int(counts[k]))
-    return bins.patterns
+        size, number, count = sizes[k], 0, int(counts[k])
+        made: list[Filled] = []
+        for p in np.flatnonzero((room >= size).all(axis=1)).tolist():
+            if number == count:
+                break
+            (filled, *others), placed = _fill(patterns[p], room[p], k, size, number, count)
+            patterns[p], room[p] = filled
+            made += others
+            number += placed
+        if number < count:
+            rows = Pattern(-(-(count - number) // _times(limit, size)))
+            made += _fill(rows, limit, k, size, number, count)[0]
+        if made:
+            patterns += [pattern for pattern, _ in made]
+            room = np.concatenate([room, [left for _, left in made]])
+    return patterns
+
+
+def _fill(
+    pattern: Pattern, room: np.ndarray, k: int, size: np.ndarray, number: int, count: int
+) -> tuple[list[Filled], int]:
+    """Puts items `number` to `count` of class k into the rows of a pattern, as many in each as fit. Returns
+    what these become, and how many items they took: rows that get fewer, and those that get none, are
+    patterns of their own."""
+    times = _times(room, size)
+    full, last = divmod(min(count - number, pattern.rows * times), times)
+    end = full + bool(last)
+    made = []
+    for start, stop, each in ((0, full, times), (full, end, last), (end, pattern.rows, 0)):
+        held = pattern.rest(start, stop)
+        if each:
+            held = Pattern(held.rows, (*held.contents, (k, each, number + start * times)))
+        if held.rows:
+            made.append((held, room - each * size))
+    return made, full * times + last
+
+
+def _times(room: np.ndarray, size: np.ndarray) -> int:
+    used = size > 0
+    return int((room[used] // size[used]).min())

@@ -7,6 +7,7 @@
 All arrays are numpy, all on the host. Legend: n inputs, m targets, A position axes, P parts.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -262,11 +263,5 @@ def generator(seed: int, index: int) -> Rng:
 
 
 def largest_raw(fits: Callable[[int], bool]) -> int:
-    """Returns the largest raw length for which `fits(raw)`, by bisection; 0 if none does."""
-    low, high = 0, 1
-    while high < LONGEST_RAW and fits(high):
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    """Returns the largest raw length for which `fits(raw)`, which fails for all above; 0 if none does."""
+    return bisect_left(range(1, LONGEST_RAW), True, key=lambda raw: not fits(raw))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaarch.data.example import Example, Lengths, Rng, Tokens, Vocabulary
-from megaarch.data.objectives.spans import as_row, join
+from megaarch.data.objectives.spans import as_row, join, split
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class PrefixLM:
 
     def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
-        split = int(rng.integers(1, len(tokens)))
-        if self.mirrored:
-            split = len(tokens) - split
-        return Example(tokens[:split], tokens[split:], predict_inputs=self.predict_inputs)
+        inputs, targets = split(tokens, 1, self.mirrored, rng)
+        return Example(inputs, targets, predict_inputs=self.predict_inputs)
 
     def lengths(self, raw: int) -> Lengths:
         """Each side takes up to raw - 1; together they are exactly raw."""

@@ -20,6 +20,7 @@ from megaarch.data.objectives.spans import (
     ranges,
     require_share,
     require_span_length,
+    split,
 )
 
 
@@ -97,14 +98,9 @@ class SequentialDenoising:
     def __call__(self, tokens: Tokens, vocabulary: Vocabulary, rng: Rng) -> Example:
         tokens = as_row(tokens, 2, self.name)
         shortest = self.shortest_prefix(len(tokens))
-        split = int(rng.integers(shortest, len(tokens)))
-        if self.mirrored:
-            split = shortest + len(tokens) - 1 - split
-        mode = vocabulary.special[self.mode]
-        return Example(
-            inputs=np.concatenate([[mode], tokens[:split], [vocabulary.eos]]),
-            targets=np.append(tokens[split:], vocabulary.eos),
-        )
+        prefix, suffix = split(tokens, shortest, self.mirrored, rng)
+        inputs = join(vocabulary.special[self.mode], prefix, vocabulary.eos)
+        return Example(inputs, join(suffix, vocabulary.eos))
 
     def lengths(self, raw: int) -> Lengths:
         """Bounds; inputs and targets together are exactly raw + 3."""

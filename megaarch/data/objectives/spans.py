@@ -53,6 +53,15 @@ def replace_spans(
     return corrupted, before + np.arange(len(starts))
 
 
+def split(tokens: Tokens, shortest: int, mirrored: bool, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens before and behind a place that is drawn uniformly from `shortest` to raw - 1.
+    mirrored: the other way round for the same draw, the longest first part for the shortest."""
+    place = int(rng.integers(shortest, len(tokens)))
+    if mirrored:
+        place = shortest + len(tokens) - 1 - place
+    return tokens[:place], tokens[place:]
+
+
 def word_starts(tokens: Tokens, vocabulary: Vocabulary) -> np.ndarray:
     """Returns bool [raw]: where a word begins. A special is a word of its own, and the row begins
     one."""

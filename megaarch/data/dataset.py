@@ -10,7 +10,6 @@ own order and noise.
 import copy
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
@@ -27,23 +26,6 @@ from megaarch.errors import UserError
 
 ROWS_ORDER = 0x9085  # as ORDER, of rows of pairs
 STRIDE = 16  # documents, of whose first it is known where it stands in an epoch
-
-
-class Task(Protocol):
-    """A dataset under an objective: rows of converted examples.
-
-    per_epoch: rows. examples: {input, target} pairs of an epoch, or documents that are kept apart;
-    truncated: pairs of them that were cut, documents that are too short. Of text without masks both are 0.
-    """
-
-    shape: RowShape
-    per_epoch: int
-    examples: int
-    truncated: int
-
-    def row(self, i: int, rng_key: tuple[int, int]) -> list[Converted]:
-        """The i-th row of this task; noise is drawn from the generator of `rng_key`."""
-        ...
 
 
 class DocumentOrder:
@@ -227,6 +209,13 @@ def check_kind(data: Data, supervised: bool) -> None:
             f"{data.source} holds: "
             + ("use supervised" if supervised else "give pairs, or another objective")
         )
+
+
+# A dataset under an objective. `row(i, rng_key)` is its i-th row, of converted examples; noise is drawn from
+# the generator of `rng_key`. per_epoch: rows. examples: {input, target} pairs of an epoch, or documents that
+# are kept apart; truncated: pairs of them that were cut, documents that are too short. Of text without masks
+# both are 0.
+Task = TextRows | DocumentRows | PairRows
 
 
 class Rows:

@@ -89,10 +89,12 @@ class Decoder:
             row = [example.inputs, example.feed]
             prefix = start
         tokens = np.concatenate(row)[: start + targets].astype(np.int64)
-        positions = concatenate_positions(example, len(tokens))
+        positions = example.input_positions
+        if positions is not None:
+            positions = np.concatenate([positions, example.feed_positions])
         stream = ConvertedStream(
             tokens,
-            positions,
+            positions_or_range(positions, len(tokens)),
             prefix_parts(prefix if self.bidirectional_prefix else 0, len(tokens)),
         )
         return finish(example, (stream,), start + np.arange(targets))
@@ -257,14 +259,6 @@ def positions_or_range(positions: np.ndarray | None, length: int) -> np.ndarray:
     if positions is None:
         return np.arange(length)[:, None]
     return np.asarray(positions, dtype=np.int64)
-
-
-def concatenate_positions(example: Example, rows: int) -> np.ndarray:
-    """Returns int64 [rows, A]: of inputs and then feed, or 0, 1, 2, ... through both."""
-    if example.input_positions is None:
-        return positions_or_range(None, rows)
-    joined = [example.input_positions, example.feed_positions]
-    return np.concatenate(joined).astype(np.int64)
 
 
 def finish(

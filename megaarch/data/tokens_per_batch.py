@@ -43,9 +43,9 @@ def rows_a_step(training: Training, rows: Rows) -> tuple[Fraction, float]:
 
 
 def rows_of(training: Training, per_row: Fraction) -> Fraction:
-    """Returns the mean rows of a step. per_row: seen tokens of a row. UserError for less than one."""
-    if training.global_batch_tokens is None:
-        return Fraction(training.global_batch_size)
+    """Returns the mean rows of a step of `training.global_batch_tokens`. per_row: seen tokens of a row.
+    UserError for less than one."""
+    assert training.global_batch_tokens is not None
     wanted = training.global_batch_tokens / per_row
     if wanted < 1:
         raise UserError(

@@ -1,4 +1,5 @@
-"""The cross-entropy of a chunk of logits: one pass for its log-sums, one for its gradient.
+"""The cross-entropy of a chunk of logits: one pass for its log-sums, one for its gradient; on a CPU, unasked, one
+pass for both (`less_target`).
 
 Logits stay in the dtype of their matrix product; nothing wider of their size exists.
 
@@ -59,3 +60,15 @@ def gradient(
 
 def _wide(bias_v: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     return None if bias_v is None else bias_v.to(dtype).contiguous()
+
+
+def less_target(
+    logits_CV: torch.Tensor, target_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log-sum-exp and the target's logit of each row, [C], of fp32 at least. `logits_CV`,
+    contiguous, becomes in place the softmax, less 1 at the target."""
+    wide = accumulator(logits_CV.dtype)
+    partition_C, target_logit_C = logits_CV.new_empty(2, len(logits_CV), dtype=wide).unbind(0)
+    out = (partition_C, target_logit_C, *logits_CV.shape, logits_CV.dtype)
+    call("softmax_less_target", logits_CV.device, logits_CV, target_C.contiguous(), *out)
+    return partition_C, target_logit_C

@@ -17,8 +17,7 @@ from torch import distributed
 from torch.autograd.function import once_differentiable
 
 from megaarch.kernels.bindings import accumulator, serves
-from megaarch.kernels.cross_entropy import gradient, log_sums
-from megaarch.kernels.softmax import less_target
+from megaarch.kernels.cross_entropy import gradient, less_target, log_sums
 from megaarch.model.linear import product, transposed_product
 
 
@@ -73,8 +72,7 @@ class TargetLosses(NamedTuple):
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TargetLosses":
         """Returns the losses with each tensor changed."""
-        text_nll = None if self.text_nll is None else change(self.text_nll)
-        return TargetLosses(change(self.nll), change(self.log_partition), text_nll)
+        return TargetLosses(*(None if x is None else change(x) for x in self))
 
 
 def training_loss(
@@ -252,7 +250,7 @@ def torch_slope(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cpu_slope(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
-    """A `Slope` by the CPU's kernel (kernels/softmax.py) where it serves, else `torch_slope`. All
+    """A `Slope` by the CPU's kernel (kernels/cross_entropy.py) where it serves, else `torch_slope`. All
     targets are held here."""
     logits_Cv, bias_v, target_C, text_v, known = chunk
     if not (logits_Cv.is_contiguous() and serves(logits_Cv)):

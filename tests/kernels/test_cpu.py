@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megaarch.kernels import bindings
+from megaarch.kernels.cross_entropy import less_target
 from megaarch.kernels.gated_activation import Gated
 from megaarch.kernels.qkv_rope import Heads
-from megaarch.kernels.softmax import less_target
 from megaarch.model.layers import ACTIVATIONS
 from megaarch.model.loss import cross_entropy
 from megaarch.model.positions import heads, rotary_tables

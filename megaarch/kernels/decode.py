@@ -8,7 +8,6 @@ Letters of shapes: docs/shapes.md.
 import ctypes
 from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,18 +65,17 @@ class Step(Structure):
         *((name, c_void_p) for name in _ADDRESSES.split()),
     ]
 
-    def point(self, **arrays: np.ndarray | torch.Tensor) -> list[Any]:
-        """Has addresses be those of int64 arrays and fp32 or int64 tensors; returns what must live as
-        long as these are used."""
-        alive = []
+    def __init__(self, **numbers: float):
+        super().__init__(**numbers)
+        self.alive: dict[str, torch.Tensor] = {}
+
+    def point(self, **arrays: np.ndarray | torch.Tensor) -> None:
+        """Has addresses be those of integer arrays, as int64, and of fp32 or int64 tensors, which it keeps
+        alive."""
         for name, x in arrays.items():
-            if isinstance(x, torch.Tensor):
-                alive.append(x.contiguous())
-                setattr(self, name, alive[-1].data_ptr())
-            else:
-                alive.append(np.ascontiguousarray(x, dtype=np.int64))
-                setattr(self, name, alive[-1].ctypes.data)
-        return alive
+            x = torch.as_tensor(x, dtype=torch.int64) if isinstance(x, np.ndarray) else x
+            x = self.alive[name] = x.contiguous()
+            setattr(self, name, x.data_ptr())
 
 
 def run(layers: Sequence[Layer], step: Step, x: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from megaarch.attention import attend
 from megaarch.attention.cpu import bias_by_distance
-from megaarch.attention.mask import CAUSAL, UNUSED, Parts
+from megaarch.attention.key_intervals import intervals
 from megaarch.config import schema
 from megaarch.config.matmuls import head_size, key_heads
 from megaarch.kernels import decode as kernel
@@ -62,19 +62,19 @@ class FewTokens:
         step, cache = self.step, self.cache
         rows, tokens = x_BSD.shape[:2]
         step.tokens, step.axes, step.slots = rows * tokens, context.positions.shape[-1], cache.slots
-        first_BS, end_BS = seen(context.parts)
+        seen = intervals(context.parts)
         row_BS = np.repeat(np.arange(rows), tokens)
-        alive = step.point(row=row_BS, slot=cache.slot_BS, first=first_BS, end=end_BS)
+        step.point(row=row_BS, slot=cache.slot_BS, first=seen.first, end=seen.last)
         if context.rotary is not None:
             cos, sin = context.rotary
-            alive += step.point(cos=cos, sin=sin)
+            step.point(cos=cos, sin=sin)
         if context.bias is not None:
             if self.bias is None:
                 self.bias = bias_by_distance(context.bias)
             positions = {"positions": context.positions, "key_positions": cache.positions}
-            alive += step.point(bias=self.bias, **positions)
+            step.point(bias=self.bias, **positions)
         if context.cross is not None:
-            alive += step.point(memory_end=seen(context.cross)[1])
+            step.point(memory_end=intervals(context.cross).last)
         self._point(x_BSD)
         out_BSD = x_BSD.clone(memory_format=torch.contiguous_format)
         kernel.run(self.structures, step, out_BSD)
@@ -85,13 +85,13 @@ class FewTokens:
         step, cache = self.step, self.cache
         like = x_BSD.new_empty(len(x_BSD), 0, step.key_heads, step.size)
         for index, structure in zip(self.layers, self.structures, strict=True):
-            held = cache.layer(index)
-            held.keys, held.values = (cache.grown(x, like) for x in (held.keys, held.values))
-            structure.keys, structure.values = held.keys.data_ptr(), held.values.data_ptr()
-            if held.memory is not None:
-                k, v = held.memory
+            held = cache.layer(index).tensors
+            held |= {name: cache.grown(held.get(name), like) for name in ("keys", "values")}
+            for name, x in held.items():
+                setattr(structure, name, x.data_ptr())
+            if "memory_keys" in held:
+                k, v = held["memory_keys"], held["memory_values"]
                 assert k.stride() == v.stride() and k.stride(3) == 1
-                structure.memory_keys, structure.memory_values = k.data_ptr(), v.data_ptr()
                 step.memory_row, step.memory_key, step.memory_head = k.stride()[:3]
 
 
@@ -105,15 +105,6 @@ def few_tokens(
         fine = model.attention in KERNELS and all(map(_is_plain, found.values()))
         cache.kernels[layers] = FewTokens(model, found, cache) if fine else None
     return cache.kernels[layers]
-
-
-def seen(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first of the keys that each query sees and the one past the last, int64 [B, Sq]."""
-    shape, q0, q1, k0, k1 = parts.table.transpose(2, 0, 1)[..., None].astype(np.int64)  # [B, P, 1]
-    query = np.arange(parts.queries)
-    inside = (shape != UNUSED) & (q0 <= query) & (query < q1)  # of one part at most
-    end = k1 - np.where(shape == CAUSAL, q1 - 1 - query, 0)
-    return (inside * k0).sum(1), (inside * end).sum(1)
 
 
 def _is_plain(layer: nn.Module) -> bool:

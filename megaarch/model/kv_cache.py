@@ -18,14 +18,12 @@ SLOTS = 64  # at first, unless more are asked for
 
 
 class LayerCache:
-    """What one layer keeps. keys, values: [B, C, Hkv, Dh], None before the first step. memory: keys and
-    values [B, T, Hkv, Dh] of the encoder's output, None in a layer without cross-attention."""
+    """What one layer keeps, in `tensors`: keys and values [B, C, Hkv, Dh], none before the first step; and
+    memory_keys and memory_values [B, T, Hkv, Dh] of the encoder's output, in a layer with cross-attention."""
 
     def __init__(self, cache: "Cache"):
         self.cache = cache
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-        self.memory: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.tensors: dict[str, torch.Tensor] = {}
 
     def extend(
         self, k_BSHDh: torch.Tensor, v_BSHDh: torch.Tensor
@@ -33,10 +31,10 @@ class LayerCache:
         """Stores a step's keys and values; returns those of all slots in use, and their positions
         [B, slots, A]."""
         cache = self.cache
-        self.keys = cache.put(self.keys, k_BSHDh)
-        self.values = cache.put(self.values, v_BSHDh)
-        end = cache.in_use
-        return self.keys[:, :end], self.values[:, :end], cache.positions[:, :end]
+        for name, new in (("keys", k_BSHDh), ("values", v_BSHDh)):
+            self.tensors[name] = cache.put(self.tensors.get(name), new)
+        k, v = (self.tensors[name][:, : cache.in_use] for name in ("keys", "values"))
+        return k, v, cache.positions[:, : cache.in_use]
 
 
 class Cache:
@@ -114,20 +112,13 @@ class Cache:
         self.lengths = self.lengths[rows]
         self.positions = self.positions.index_select(0, index)
         for layer in self.layers.values():
-            if layer.keys is not None and layer.values is not None:
-                layer.keys = layer.keys.index_select(0, index)
-                layer.values = layer.values.index_select(0, index)
-            if layer.memory is not None:
-                k, v = layer.memory
-                layer.memory = k.index_select(0, index), v.index_select(0, index)
+            layer.tensors = {n: x.index_select(0, index) for n, x in layer.tensors.items()}
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yields all tensors that are kept."""
         yield self.positions
         for layer in self.layers.values():
-            if layer.keys is not None and layer.values is not None:
-                yield from (layer.keys, layer.values)
-            yield from layer.memory or ()
+            yield from layer.tensors.values()
 
     @property
     def nbytes(self) -> int:

@@ -149,11 +149,11 @@ class CrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns k and v [B, T, Hkv, Dh] of the memory; a cache keeps them."""
         if memory_BTD is None:
-            assert cache is not None and cache.memory is not None
-            return cache.memory
+            assert cache is not None
+            return cache.tensors["memory_keys"], cache.tensors["memory_values"]
         k, v = self.kv(memory_BTD).unflatten(-1, (-1, 2, self.head_size)).unbind(-2)
         if cache is not None:
-            cache.memory = k, v
+            cache.tensors |= {"memory_keys": k, "memory_values": v}
         return k, v
 
 

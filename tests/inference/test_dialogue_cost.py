@@ -116,8 +116,9 @@ def test_cache_bytes_are_those_of_its_tensors(preset, policy):
         assert cache.lengths.tolist() == [turn.kept] * ROWS
         slots = cache_bytes(settings.model, turn.axes, cache.slots, turn.memory, SIZE)
         assert ROWS * slots == cache.nbytes  # with the room that it has made
-        held = [cache.positions, *(x for at in cache.layers.values() for x in (at.keys, at.values))]
-        memory = [x for at in cache.layers.values() for x in at.memory or ()]
+        named = [item for at in cache.layers.values() for item in at.tensors.items()]
+        memory = [x for name, x in named if name.startswith("memory")]
+        held = [cache.positions, *(x for name, x in named if not name.startswith("memory"))]
         used = sum(x[:, : turn.kept].nbytes for x in held) + sum(x.nbytes for x in memory)
         assert turn.cache_bytes(settings.model, SIZE) == used
 

@@ -55,8 +55,8 @@ def compare(found, cache, wanted, other):
     for index, layer in cache.layers.items():
         for row, length in enumerate(cache.lengths):
             for mine, theirs in (
-                (layer.keys, other.layers[index].keys),
-                (layer.values, other.layers[index].values),
+                (layer.tensors["keys"], other.layers[index].tensors["keys"]),
+                (layer.tensors["values"], other.layers[index].tensors["values"]),
             ):
                 torch.testing.assert_close(mine[row, :length], theirs[row, :length], **CLOSE)
 

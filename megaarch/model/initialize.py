@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -100,41 +101,29 @@ def _drawn(
     draw: Draw, name: str, shape: tuple[int, ...], seed: int, shard: tuple[range, ...]
 ) -> torch.Tensor:
     """Returns a shard of the values of a parameter, of deviation 1."""
+    elements = math.prod(shape)
+
+    @lru_cache(maxsize=1)  # the next span often begins in the last block
+    def block(number: int) -> torch.Tensor:
+        text = f"{seed} {name}" if number == 0 else f"{seed} {name} {number}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return draw(min(BLOCK, elements - number * BLOCK), generator)
+
     value = torch.empty([len(indices) for indices in shard])
     if not value.numel():
         return value
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    span = _spans(draw, f"{seed} {name}", math.prod(shape))
     rows = max(1, BLOCK // strides[0])  # as many as one block has, so that little is held at once
     for part, start in zip(value.split(rows), shard[0][::rows], strict=True):
         ends = [(start, start + len(part) - 1), *((r[0], r[-1]) for r in shard[1:])]
         first, last = (sum(map(math.prod, zip(index, strides))) for index in zip(*ends))
-        part.copy_(span(first, last + 1).as_strided(part.shape, strides))
+        numbers = range(first // BLOCK, last // BLOCK + 1)
+        span = torch.cat(
+            [block(n)[max(first - n * BLOCK, 0) : last + 1 - n * BLOCK] for n in numbers]
+        )
+        part.copy_(span.as_strided(part.shape, strides))
     return value
-
-
-def _spans(draw: Draw, key: str, elements: int) -> Callable[[int, int], torch.Tensor]:
-    """Returns a function that draws elements start to stop of a flattened parameter. It keeps the last
-    block, with which the next span often begins."""
-    kept: dict[int, torch.Tensor] = {}
-
-    def block(number: int) -> torch.Tensor:
-        if number not in kept:
-            kept.clear()
-            text = key if number == 0 else f"{key} {number}"
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-            kept[number] = draw(min(BLOCK, elements - number * BLOCK), generator)
-        return kept[number]
-
-    def span(start: int, stop: int) -> torch.Tensor:
-        parts = []
-        for number in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-            begin = number * BLOCK
-            parts.append(block(number)[max(start - begin, 0) : stop - begin])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    return span
 
 
 @torch.no_grad()

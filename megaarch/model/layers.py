@@ -8,7 +8,7 @@ docs/shapes.md.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,16 +83,8 @@ def layer_norm(
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias, epsilon)
 
 
-class AttentionOptions(TypedDict):
-    """Options of `attend`."""
-
-    scale: float | None
-    kernel: str
-    fused_rows: bool
-
-
-def attention_options(model: schema.Model) -> AttentionOptions:
-    """Returns those that the settings give."""
+def attention_options(model: schema.Model) -> dict[str, Any]:
+    """Returns the options of `attend` that the settings give."""
     fused_rows = "rows" in model.fused_kernels
     return {"scale": model.attention_scale, "kernel": model.attention, "fused_rows": fused_rows}
 

@@ -22,11 +22,6 @@ CPU_HAS_UNITS = cpu_features.has_units_for_half()
 ONEDNN_IS_FASTER = cpu_features.multiplies_faster_by_onednn()
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Returns a [..., inner] @ b [inner, outer] in a's dtype."""
-    return linear(a, b.t())
-
-
 def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Returns a.T @ b in fp32 at least, without gradients: a share of a weight's gradient [outputs,
     inputs], of a [rows, outputs] and b [rows, inputs]. Either axis of the result may be the contiguous

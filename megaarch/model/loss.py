@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from megaarch.kernels.bindings import accumulator, serves
 from megaarch.kernels.cross_entropy import gradient, less_target, log_sums
-from megaarch.model.linear import product, transposed_product
+from megaarch.model.linear import linear, transposed_product
 
 
 class Limits(NamedTuple):
@@ -147,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for hidden_CD, target_C in zip(
             hidden_RD.split(chunk_rows), target_R.split(chunk_rows), strict=True
         ):
-            logits_Cv = product(hidden_CD, cast_vD.t())
+            logits_Cv = linear(hidden_CD, cast_vD)
             slope_Cv, sums_LC = slope(Chunk(logits_Cv, bias_v, target_C, text_v, known))
             found.append(sums_LC)
             kept_bytes -= slope_Cv.nbytes
@@ -189,12 +189,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if start // chunk_rows < len(kept):
                 slope_Cv = kept[start // chunk_rows]
             else:
-                logits_Cv = product(hidden_CD, cast_vD.t())
+                logits_Cv = linear(hidden_CD, cast_vD)
                 slope_Cv, _ = slope(Chunk(logits_Cv, bias_v, target_R[rows], None, known))
             if grad_bias_v is not None:
                 grad_bias_v += torch.mv(slope_Cv.t().to(wide), factor_C1[:, 0])
             slope_Cv = slope_Cv.to(hidden_RD.dtype)
-            grad_hidden_RD[rows] = product(slope_Cv, cast_vD) * factor_C1
+            grad_hidden_RD[rows] = linear(slope_Cv, cast_vD.t()) * factor_C1
             of_chunk = transposed_product(slope_Cv, (hidden_CD * factor_C1).to(hidden_RD.dtype))
             grad_weight_vD = of_chunk if grad_weight_vD is None else grad_weight_vD.add_(of_chunk)
         if grad_weight_vD is None:

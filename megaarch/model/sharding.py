@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from megaarch.kernels.bindings import accumulator
-from megaarch.model.linear import product
+from megaarch.model.linear import linear
 
 
 class Sharding:
@@ -41,6 +41,6 @@ class Sharding:
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
     ) -> torch.Tensor:
         """Returns the logits [..., V] of hidden [..., D], in fp32 at least."""
-        logits = product(hidden, self.local(weight_VD).t())
+        logits = linear(hidden, self.local(weight_VD))
         logits = logits.to(accumulator(logits.dtype))
         return logits if bias_V is None else logits + self.local(bias_V)

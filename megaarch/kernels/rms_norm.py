@@ -5,6 +5,8 @@ On a CPU it takes the place of torch's unasked, as a plain autograd function: an
 call imports torch's compiler, which takes seconds.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,7 +36,7 @@ def rms_norm(
     weight = weight.to(x.dtype)
     if serves(x, weight):
         if torch.is_grad_enabled():
-            return _Eager.apply(x, weight, epsilon)
+            return _Eager.apply(x, weight, epsilon)[0]
         return _forward(x, weight, epsilon)[0]
     if fused:
         return _operator(x, weight, epsilon)[0]
@@ -86,22 +88,17 @@ def _keep(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad, _):
-    if grad is None:
-        return None, None, None
-    return *_backward_operator(grad, *ctx.saved_tensors), None
+def _by(backward: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., tuple]:
+    """Returns the gradients of x, weight and epsilon, by what computes the first two."""
+
+    def differentiate(ctx, grad, _):
+        return (None,) * 3 if grad is None else (*backward(grad, *ctx.saved_tensors), None)
+
+    return differentiate
 
 
-_operator.register_autograd(_differentiate, setup_context=_keep)
+_operator.register_autograd(_by(_backward_operator), setup_context=_keep)
 
 
 class _Eager(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, epsilon):
-        out, scale = _forward(x, weight, epsilon)
-        ctx.save_for_backward(x, weight, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
-        return *_backward(grad, *ctx.saved_tensors), None
+    forward, setup_context, backward = map(staticmethod, (_forward, _keep, _by(_backward)))

@@ -53,10 +53,9 @@ class Blend:
         quota = self._before(block + 1) - before
         tasks = np.repeat(np.arange(len(quota)), quota)
         generator(self.seed ^ 0xB1E4D, block).shuffle(tasks)
-        index = np.zeros(BLOCK, dtype=np.int64)
-        for task in range(len(quota)):
-            mine = tasks == task
-            index[mine] = before[task] + np.arange(mine.sum())
+        index = np.empty(BLOCK, dtype=np.int64)
+        first = before - (np.cumsum(quota) - quota)
+        index[np.argsort(tasks, kind="stable")] = np.repeat(first, quota) + np.arange(BLOCK)
         return tasks, index
 
     def __getitem__(self, i: int) -> tuple[int, int]:

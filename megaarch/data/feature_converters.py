@@ -100,7 +100,8 @@ class Decoder:
         return finish(example, (stream,), start + np.arange(targets))
 
     def shape(self, lengths: Lengths) -> RowShape:
-        rows = lengths.inputs if lengths.in_place else total(lengths)
+        total = lengths.inputs + lengths.targets if lengths.total is None else lengths.total
+        rows = lengths.inputs if lengths.in_place else total
         all_targets = lengths.predict_inputs and not self.bidirectional_prefix
         targets = rows if all_targets else lengths.targets
         return RowShape((rows,), targets, 1 + self.bidirectional_prefix)
@@ -160,9 +161,7 @@ class TwoStream:
         require(example, "permutation", self.name)
         n, m = len(example.inputs), len(example.targets)
         places = np.asarray(example.places, dtype=np.int64)
-        context = np.ones(n, dtype=bool)
-        context[places] = False
-        order = np.concatenate([np.flatnonzero(context), places])
+        order = np.concatenate([np.setdiff1d(np.arange(n), places), places])
         c = n - m
         positions = positions_or_range(example.input_positions, n)
         stream = ConvertedStream(
@@ -212,11 +211,6 @@ def require(example: Example, wanted: str, architecture: str) -> None:
             f"{architecture} takes {wanted} examples and was given a {family} example: "
             "choose another data.objective or model.architecture"
         )
-
-
-def total(lengths: Lengths) -> int:
-    """Returns the bound on inputs and targets together."""
-    return lengths.inputs + lengths.targets if lengths.total is None else lengths.total
 
 
 def prefix_parts(p: int, n: int) -> list[Part]:

@@ -51,7 +51,12 @@ def origins(parent: Settings, child: Settings) -> Origins:
     if not above or others or only.stream != last.stream:
         found = {name: Origin(name) for name in shapes}
     else:
-        _check_layers(len(only.layers), model)
+        layers, each = len(only.layers), [len(stack.layers) for stack in stacks(model)]
+        if any(number != layers for number in each):
+            raise UserError(
+                "a decoder's layers become those of each stack of an encoder-decoder, and there are "
+                f"{layers} there and {' and '.join(map(str, each))} here: make them equal"
+            )
         found = {name: _of_decoder(name, model, shapes) for name in shapes}
         if drawn:
             found = {name: o for name, o in found.items() if ".cross_attention" not in name}
@@ -67,15 +72,6 @@ def renamed(found: Origins, of_parent: dict[str, Value]) -> dict[str, Value]:
     taken = {o.name for o in found.values()}
     named = {n: of_parent[o.name] for n, o in found.items() if o.whole and o.name in of_parent}
     return {n: value for n, value in of_parent.items() if n not in taken} | named
-
-
-def _check_layers(layers: int, child: Model) -> None:
-    each = [len(stack.layers) for stack in stacks(child)]
-    if any(number != layers for number in each):
-        raise UserError(
-            "a decoder's layers become those of each stack of an encoder-decoder, and there are "
-            f"{layers} there and {' and '.join(map(str, each))} here: make them equal"
-        )
 
 
 def _of_decoder(name: str, child: Model, shapes: dict[str, tuple[int, ...]]) -> Origin:

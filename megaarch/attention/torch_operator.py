@@ -15,9 +15,9 @@ Letters of shapes: docs/shapes.md.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -41,6 +41,9 @@ _library.define(
     "Tensor? table) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _numbers = itertools.count()
+Getter = Callable[
+    [list[torch.Tensor]], torch.Tensor
+]  # of a saved tensor, given those that are lent
 
 
 class _Recorded(bytearray):
@@ -52,40 +55,24 @@ class _Recorded(bytearray):
     lent: list[torch.Tensor]
 
 
-@dataclass
-class _Saved:
-    """A tensor that the graph saved: its own, or a view of `lent[index]`, whose strides then were
-    `strides`."""
+def _getter(mine: torch.Tensor, owned: list[torch.Tensor]) -> Getter:
+    """Returns what gives a tensor that the graph saved. One of `owned`, seen in another shape, is not kept, but
+    viewed again in what is lent in its place; one that otherwise shares their memory is copied."""
+    place = _place(mine)
+    for index, theirs in enumerate(owned):
+        if _place(theirs) == place and theirs.numel() == mine.numel():
+            return partial(_view, index, theirs.stride(), mine.shape, mine.stride())
+    kept = mine.clone() if place[0] in {_place(x)[0] for x in owned} else mine
+    return lambda lent: kept
 
-    tensor: torch.Tensor | None
-    index: int = -1
-    strides: tuple[int, ...] = ()
-    view: tuple[torch.Size, tuple[int, ...]] = (torch.Size(), ())
 
-    def lend(self, owned: list[torch.Tensor]) -> None:
-        """Drops a tensor that is one of `owned`, seen in another shape; copies one that otherwise
-        shares their memory."""
-        assert self.tensor is not None
-        mine, place = self.tensor, _place(self.tensor)
-        for index, theirs in enumerate(owned):
-            if _place(theirs) == place and theirs.numel() == mine.numel():
-                self.index, self.strides = index, theirs.stride()
-                self.view = mine.shape, mine.stride()
-                self.tensor = None
-                return
-        if place[0] in {_place(x)[0] for x in owned}:
-            self.tensor = mine.clone()
-
-    def get(self, lent: list[torch.Tensor]) -> torch.Tensor:
-        if self.tensor is not None:
-            return self.tensor
-        theirs = lent[self.index]
-        if theirs.stride() != self.strides:
-            laid = torch.empty_strided(
-                theirs.shape, self.strides, dtype=theirs.dtype, device=theirs.device
-            )
-            theirs = laid.copy_(theirs)
-        return theirs.as_strided(*self.view, theirs.storage_offset())
+def _view(index: int, strides: tuple, shape: tuple, view: tuple, lent: list[torch.Tensor]):
+    """Returns lent[index], laid out by `strides`, in a shape and its strides."""
+    theirs = lent[index]
+    if theirs.stride() != strides:
+        laid = torch.empty_strided(theirs.shape, strides, dtype=theirs.dtype, device=theirs.device)
+        theirs = laid.copy_(theirs)
+    return theirs.as_strided(shape, view, theirs.storage_offset())
 
 
 def _place(x: torch.Tensor) -> tuple[int, int]:
@@ -111,14 +98,14 @@ def _forward(q, k, v, handle, table, asks, seen, bidirectional, reach, scale, ke
     saved, memory = [], _Recorded(next(_numbers).to_bytes(8, "little"))
     weakly = ref(memory)  # the graph that memory holds must not hold it
 
-    def pack(tensor: torch.Tensor) -> _Saved:
-        saved.append(_Saved(tensor))
+    def pack(tensor: torch.Tensor) -> list[Any]:
+        saved.append([tensor])
         return saved[-1]
 
-    def unpack(found: _Saved) -> torch.Tensor:
+    def unpack(found: list[Any]) -> torch.Tensor:
         recorded = weakly()
         assert recorded is not None
-        return found.get(recorded.lent)
+        return found[0](recorded.lent)
 
     with _recording(), saved_tensors_hooks(pack, unpack):
         bias = None if table is None else RelativeBias(leaves[3], bidirectional, reach)
@@ -126,8 +113,8 @@ def _forward(q, k, v, handle, table, asks, seen, bidirectional, reach, scale, ke
         out = run(AttentionInputs(leaves[0], leaves[1], leaves[2], *options), kernel)
         memory.end, *memory.begin = (get_gradient_edge(x) for x in (out, *leaves))
     given = out.detach().contiguous()
-    for found in saved:
-        found.lend([q, k, v, given])
+    for found in saved:  # a tensor, and from here on what gives it
+        found[0] = _getter(found[0], [q, k, v, given])
     for x in leaves:  # the graph holds them
         x.data = x.new_empty(0)
     _recorded[int.from_bytes(memory, "little")] = memory

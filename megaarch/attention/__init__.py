@@ -5,22 +5,19 @@ from megaarch.attention.attend import attend
 from megaarch.attention.bias import RelativeBias
 from megaarch.attention.dispatch import KERNELS, choose, warm
 from megaarch.attention.kernel_interface import AttentionInputs, Kernel
-from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts, area, causal, find_fault, full
+from megaarch.attention.mask import CAUSAL, FULL, Parts, causal, full
 
 __all__ = [
     "CAUSAL",
     "FULL",
     "KERNELS",
-    "UNUSED",
     "AttentionInputs",
     "Kernel",
     "Parts",
     "RelativeBias",
-    "area",
     "attend",
     "causal",
     "choose",
-    "find_fault",
     "full",
     "warm",
 ]

@@ -78,12 +78,8 @@ class CudnnKernel(sdpa.SdpaKernel):
         used = parts.table[:, :, 0] != UNUSED
         if not len(parts) or not (used.sum(1) == 1).all():
             return False
-        shape, *ends = parts.table[used].T
-        queries, keys = parts.full_row or (parts.queries, parts.keys)
-        full = (0, queries, 0, keys)
-        return bool((shape == shape[0]).all()) and all(
-            (end == edge).all() for end, edge in zip(ends, full, strict=True)
-        )
+        rows, (queries, keys) = parts.table[used], parts.full_row or (parts.queries, parts.keys)
+        return bool((rows == rows[0]).all()) and rows[0, 1:].tolist() == [0, queries, 0, keys]
 
     def cost(self, parts: Parts) -> tuple[int, int]:
         calls = plan(parts).calls

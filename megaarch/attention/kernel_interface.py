@@ -52,11 +52,6 @@ class AttentionInputs:
         return out + sum(x.sum() for x in others)
 
 
-def no_limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:
-    """The limit of a library that documents none."""
-    return None
-
-
 @dataclass(frozen=True)
 class Kernel(ABC):
     """One way to run parts.
@@ -66,7 +61,8 @@ class Kernel(ABC):
     refuses_bias: why it takes no bias; None: it takes one.
     package: the optional package that it calls.
     limit(gpu, head_size, parts): the first limit that its library documents and these break, as a
-        sentence, or None. It asks no device: tests call it for GPUs that are not there.
+        sentence, or None. It asks no device: tests call it for GPUs that are not there. None: it documents
+        none.
     tflops: its published speed, forward and backward, of causal rows of 8k tokens and head size 128;
         None: nobody has published one, and `auto` leaves the kernel alone.
     operators: matches the names of its GPU kernels.
@@ -80,7 +76,7 @@ class Kernel(ABC):
     head_sizes: tuple[int, int] | None = None
     refuses_bias: str | None = "it takes no position bias"
     package: Package | None = None
-    limit: Callable[[Gpu, int, Parts], str | None] = no_limit
+    limit: Callable[[Gpu, int, Parts], str | None] | None = None
     tflops: tuple[float, float] | None = None
     operators: str | None = None
     forward_operators: tuple[str, ...] = ()
@@ -107,7 +103,9 @@ class Kernel(ABC):
             return reason
         if self.package and (reason := self.package.obstacle(q.device)):
             return reason
-        return self.limit(describe(q.device), size, inputs.parts) if kind == "cuda" else None
+        if kind != "cuda" or self.limit is None:
+            return None
+        return self.limit(describe(q.device), size, inputs.parts)
 
     def compute_dtype(self, q: torch.Tensor) -> torch.dtype:
         """Returns the dtype that the library gets: autocast's where autocast would cast."""

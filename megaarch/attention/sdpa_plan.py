@@ -14,6 +14,7 @@ call. Identical tiles of all batch rows are slices of the tensors and copy nothi
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +40,10 @@ class Call:
     square: bool
     q_lengths: np.ndarray
     k_lengths: np.ndarray
-    q: Rows
-    k: Rows
-    kept: Rows | None
-    out: Rows
+    q: Any
+    k: Any
+    kept: Any
+    out: Any
     masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property

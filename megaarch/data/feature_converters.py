@@ -91,6 +91,7 @@ class Decoder:
         tokens = np.concatenate(row)[: start + targets].astype(np.int64)
         positions = example.input_positions
         if positions is not None:
+            assert example.feed_positions is not None
             positions = np.concatenate([positions, example.feed_positions])
         stream = ConvertedStream(
             tokens,

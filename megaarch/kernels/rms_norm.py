@@ -101,4 +101,6 @@ _operator.register_autograd(_by(_backward_operator), setup_context=_keep)
 
 
 class _Eager(torch.autograd.Function):
-    forward, setup_context, backward = map(staticmethod, (_forward, _keep, _by(_backward)))
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_by(_backward))

@@ -72,7 +72,8 @@ class TargetLosses(NamedTuple):
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TargetLosses":
         """Returns the losses with each tensor changed."""
-        return TargetLosses(*(None if x is None else change(x) for x in self))
+        text_nll = None if self.text_nll is None else change(self.text_nll)
+        return TargetLosses(change(self.nll), change(self.log_partition), text_nll)
 
 
 def training_loss(

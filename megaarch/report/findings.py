@@ -17,7 +17,6 @@ from megaarch.report.notation import are, budget, count, listed, power
 from megaarch.report.yardsticks import (
     CONTINUATION,
     LEVEL,
-    MAIN,
     MIDDLE,
     TASKS,
     Score,
@@ -51,19 +50,21 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Lead:
-    """Yardsticks by which the same cells come first. names: their labels, the best first and then those not
-    distinguishable from it; none where no cell can be told from the best."""
+    """Yardsticks by which the same cell comes first, and those not distinguishable from it, as phrases; both empty
+    where no cell can be told from the best."""
 
-    yardsticks: list[Yardstick]
-    names: list[str]
+    yardsticks: str
+    best: str = ""
+    ties: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer at one budget, or after what study.adapt added to it (`adaptation`). rankings: of
-    cells that are not finetuned, by continuations first, if any has a value there; of_finetuned: of
-    the others, by tasks."""
+    """The answer at one budget, or after what study.adapt added to it (`adaptation`). match: what the study
+    matches. rankings: of cells that are not finetuned, by continuations first, if any has a value there;
+    of_finetuned: of the others, by tasks."""
 
+    match: str
     budget: float
     adaptation: float | None
     cells: list[MergedCell]
@@ -71,17 +72,20 @@ class Finding:
     of_finetuned: list[Ranking]
 
     @property
-    def main(self) -> Ranking | None:
-        return next((v for v in self.rankings if v.yardstick.key == MAIN), None)
+    def amount(self) -> str:
+        """The budget as a phrase."""
+        return budget(self.match, self.budget, self.adaptation)
 
     @property
-    def order(self) -> list[MergedCell]:
-        """The comparable cells that have a value of continuations, best first."""
-        return self.main.order if self.main else []
+    def main(self) -> Ranking:
+        """The ranking by continuations: of the comparable cells that have a value; of none without any."""
+        found = (v for v in self.rankings if v.yardstick is CONTINUATION)
+        return next(found, Ranking(CONTINUATION, [], [], False))
 
     @property
-    def tied(self) -> list[MergedCell]:
-        return self.main.tied if self.main else []
+    def tied(self) -> set[str]:
+        """The labels of the cells that are not distinguishable from the best by continuations."""
+        return {cell.label for cell in self.main.tied}
 
 
 def comparable(cells: Sequence[MergedCell]) -> list[MergedCell]:
@@ -145,7 +149,7 @@ def ranking(
 
 def findings(results: Results) -> list[Finding]:
     """One finding for each budget, the largest first, and behind it one of its adapted cells."""
-    cells = merged_cells(results)
+    cells, match = merged_cells(results), results.budget.match
     found = []
     for amount, added in sorted({place(cell) for cell in cells}, key=lambda p: (-p[0], p[1] or 0)):
         group = [cell for cell in cells if place(cell) == (amount, added)]
@@ -154,7 +158,7 @@ def findings(results: Results) -> list[Finding]:
         raw = [ranking(y, judged(y, group), ranked(group)) for y in yardsticks]
         apart = [ranking(y, tuned(group), tuned(group)) for y in by_tasks]
         found.append(
-            Finding(amount, added, group, *([v for v in each if v] for each in (raw, apart)))
+            Finding(match, amount, added, group, [v for v in raw if v], [v for v in apart if v])
         )
     return found
 
@@ -166,22 +170,20 @@ def unigram(results: Results) -> Score | None:
     return None if value is None else Score(value, [value, value], results.unigram_paired)
 
 
-def headline(
-    results: Results, plain: bool = False, leads: bool = True, reading: bool = True
-) -> list[str]:
+def headline(results: Results, leads: bool = True, reading: bool = True) -> list[str]:
     """The answer: who does not read its prefix (`reading`); for each budget who is best, by how much and who
     ties; then what bounds it. leads: with who is best by which other yardstick."""
-    found, match = findings(results), results.budget.match
-    sentences = unread(found, match, plain) if reading else []
+    found = findings(results)
+    sentences = unread(found) if reading else []
     for finding in found:
-        sentences.append(answer(match, finding, plain))
-        sentences += longer(match, finding)
+        sentences.append(answer(finding))
+        sentences += longer(finding)
         if leads:
             sentences += by_yardstick(finding.rankings)
             sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
     if found and one_seed(found):
         sentences.append("Seeds were not varied: another run may rank otherwise.")
-    sentences += against_unigram(results, found, plain)
+    sentences += against_unigram(results, found)
     names = list(dict.fromkeys(cell.label for finding in found for cell in apart(finding.cells)))
     if names:
         sentences.append(
@@ -204,20 +206,19 @@ def one_seed(found: Sequence[Finding]) -> bool:
     )
 
 
-def at_budget(cell: MergedCell, found: Sequence[Finding], match: str, plain: bool) -> str:
-    """The cell's name, with its budget where there are several."""
+def named(found: Sequence[Finding]) -> list[tuple[str, MergedCell]]:
+    """The comparable cells, each with its name and its budget where there are several."""
     several = len({finding.budget for finding in found}) > 1
-    return cell.label + (f" at {budget(match, cell.budget, plain)}" if several else "")
-
-
-def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
-    """Which comparable cells predict no better with the right prefix than with a wrong one."""
-    names = [
-        at_budget(cell, found, match, plain)
+    return [
+        (cell.label + (f" at {budget(finding.match, cell.budget)}" if several else ""), cell)
         for finding in found
         for cell in comparable(finding.cells)
-        if cell.heldout.reads_prefix is False
     ]
+
+
+def unread(found: Sequence[Finding]) -> list[str]:
+    """Which comparable cells predict no better with the right prefix than with a wrong one."""
+    names = [name for name, cell in named(found) if cell.heldout.reads_prefix is False]
     if not names:
         return []
     its = "its" if len(names) == 1 else "their"
@@ -227,22 +228,21 @@ def unread(found: Sequence[Finding], match: str, plain: bool) -> list[str]:
     ]
 
 
-def against_unigram(results: Results, found: list[Finding], plain: bool) -> list[str]:
+def against_unigram(results: Results, found: list[Finding]) -> list[str]:
     """Which comparable cells a unigram model of the training tokens is better than, by the test that
     tells two cells apart, corrected for their number."""
-    reference, match = unigram(results), results.budget.match
-    every = [cell for finding in found for cell in comparable(finding.cells)]
-    order = [cell for cell in every if cell.bits_per_byte is not None]
+    reference = unigram(results)
+    order = [(name, cell) for name, cell in named(found) if cell.bits_per_byte is not None]
     if reference is None or not order:
         return []
     value = results.unigram_bits_per_byte or 0.0
-    tests = [difference(cell.heldout.score(CONTINUATION), reference) for cell in order]
+    tests = [difference(cell.heldout.score(CONTINUATION), reference) for _, cell in order]
     tied, behind = [], []
-    for cell, differs in zip(order, holm(tests, LEVEL), strict=True):
+    for (name, cell), differs in zip(order, holm(tests, LEVEL), strict=True):
         if not differs:
-            tied.append(at_budget(cell, found, match, plain))
+            tied.append(name)
         elif value_of(cell) > value:
-            behind.append(at_budget(cell, found, match, plain))
+            behind.append(name)
     said = []
     if len(tied) + len(behind) == len(order):
         said.append("no comparable cell beats it")
@@ -254,12 +254,12 @@ def against_unigram(results: Results, found: list[Finding], plain: bool) -> list
     return [f"A unigram model needs {value:.3f} bits per byte; {clauses}."]
 
 
-def when(match: str, finding: Finding, plain: bool) -> str:
+def when(finding: Finding) -> str:
     """The budget as the beginning of a sentence, with what it leaves out."""
-    amount = budget(match, finding.budget, plain)
+    amount = finding.amount
     if finding.adaptation is not None:
-        return f"After {budget(match, finding.adaptation, plain)} more of adaptation each"
-    if match == "flops":
+        return f"After {budget(finding.match, finding.adaptation)} more of adaptation each"
+    if finding.match == "flops":
         rivals = [*ranked(finding.cells), *tuned(finding.cells)]
         if not all(cell.start_known for cell in rivals):
             return (
@@ -271,11 +271,11 @@ def when(match: str, finding: Finding, plain: bool) -> str:
     return f"At {amount} each"
 
 
-def longer(match: str, finding: Finding) -> list[str]:
+def longer(finding: Finding) -> list[str]:
     """Says which cells have trained longer than the others, from another's weights."""
     if not (found := heirs(finding.cells)):
         return []
-    sums = [f"{cell.label} ({in_all(match, cell)})" for cell in found]
+    sums = [f"{cell.label} ({in_all(finding.match, cell)})" for cell in found]
     verb = "is" if len(found) == 1 else "are"
     whose = "another cell's" if all(cell.parent for cell in found) else "other"
     start = "started" if finding.adaptation is None else "had been trained longer, and started"
@@ -304,14 +304,13 @@ def disagrees(finding: Finding) -> bool:
     return len(tops) > 1 and not set.intersection(*tops)
 
 
-def answer(match: str, finding: Finding, plain: bool) -> str:
+def answer(finding: Finding) -> str:
     """Who is best at one budget, in a sentence; that nobody is, where yardsticks disagree."""
-    if not finding.order:
-        amount = budget(match, finding.budget, plain, finding.adaptation)
-        return f"At {amount} no comparable cell has a held-out value."
-    best, *others = finding.order
+    if not finding.main.order:
+        return f"At {finding.amount} no comparable cell has a held-out value."
+    best, *others = finding.main.order
     value = value_of(best)
-    start = when(match, finding, plain)
+    start = when(finding)
     if disagrees(finding):
         start += ", no cell is best on every yardstick. Over whole continuations"
     sentence = f"{start}, {best.label} predicts held-out text best, with {value:.3f} bits per byte"
@@ -320,10 +319,11 @@ def answer(match: str, finding: Finding, plain: bool) -> str:
     second = value_of(others[0])
     share = 100 * (second - value) / second if second else 0.0
     sentence += f", {second - value:.3f} ({share:.1f}%) below {others[0].label}"
-    if finding.tied == others[:1]:
+    tied = finding.main.tied
+    if tied == others[:1]:
         return f"{sentence}, but the two are not distinguishable."
-    if finding.tied:
-        names = listed([cell.label for cell in finding.tied])
+    if tied:
+        names = listed([cell.label for cell in tied])
         return f"{sentence}, but is not distinguishable from {names}."
     several = len(others) > 1
     rest = (
@@ -336,31 +336,26 @@ def leads(rankings: Sequence[Ranking]) -> list[Lead]:
     """Who is at the top of each yardstick but the main one; yardsticks with the same top share a row, and those
     by which no cell differs from the best come last."""
     groups: dict[tuple[str, ...], list[Yardstick]] = {}
-    level = []
+    level: list[Yardstick] = []
     for v in rankings:
-        if v.yardstick.key == MAIN or len(v.order) < 2:
+        if v.yardstick is CONTINUATION or len(v.order) < 2:
             continue
         if len(v.top) == len(v.order):
             level.append(v.yardstick)
         else:
             groups.setdefault(tuple(cell.label for cell in v.top), []).append(v.yardstick)
-    found = [Lead(yardsticks, list(names)) for names, yardsticks in groups.items()]
-    return found + ([Lead(level, [])] if level else [])
+    found = [Lead(phrases(by), names[0], listed(names[1:])) for names, by in groups.items()]
+    return found + ([Lead(phrases(level))] if level else [])
 
 
 def by_yardstick(rankings: Sequence[Ranking], whom: str = "") -> list[str]:
     """The leads as a sentence; none without a lead."""
-    clauses = [clause(lead) for lead in leads(rankings)]
+    clauses = []
+    for lead in leads(rankings):
+        ties = f", not distinguishable from {lead.ties}" if lead.ties else ""
+        says = f"{lead.best} leads{ties}" if lead.best else "no cell can be told from the best"
+        clauses.append(f"on {lead.yardsticks} {says}")
     if not clauses:
         return []
     text = whom + "; ".join(clauses)
     return [f"{text[0].upper()}{text[1:]}."]
-
-
-def clause(lead: Lead) -> str:
-    """A lead as a part of a sentence."""
-    start = f"on {phrases(lead.yardsticks)}"
-    if not lead.names:
-        return f"{start} no cell can be told from the best"
-    best, *ties = lead.names
-    return f"{start} {best} leads" + (f", not distinguishable from {listed(ties)}" if ties else "")

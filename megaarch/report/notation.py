@@ -59,13 +59,11 @@ def spelled(name: str) -> str:
     return name.replace("encoder_decoder", "encoder-decoder").replace("_", " ")
 
 
-def power(number: float | None, missing: str = MISSING, plain: bool = False) -> str:
-    """A power of ten: 3.02 × 10¹⁴, or 3.02e14 where `plain` (ASCII)."""
+def power(number: float | None, missing: str = MISSING) -> str:
+    """A power of ten: 3.02 × 10¹⁴ (`plain` makes it ASCII)."""
     if number is None:
         return missing
     mantissa, exponent = f"{number:.2e}".split("e")
-    if plain:
-        return f"{mantissa}e{int(exponent)}"
     return mantissa if int(exponent) == 0 else f"{mantissa} {TIMES} {ten(int(exponent))}"
 
 
@@ -97,12 +95,9 @@ def are(names: Sequence[str]) -> str:
     return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def budget(match: str, amount: float, plain: bool = False, adaptation: float | None = None) -> str:
+def budget(match: str, amount: float, adaptation: float | None = None) -> str:
     """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs. adaptation: what study.adapt added to it."""
-
-    def words(number: float) -> str:
-        return power(number, plain=plain) if match == "flops" else count(number)
-
+    words = power if match == "flops" else count
     phrase = f"{words(amount)} {MATCHED.get(match, match)}"
     return phrase if adaptation is None else f"{phrase} and {words(adaptation)} of adaptation"
 

@@ -20,7 +20,7 @@ from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.axes import Looks
 from megaarch.report.figures import sections
-from megaarch.report.findings import Finding
+from megaarch.report.findings import Finding, Lead
 from megaarch.report.masks import kinds
 from megaarch.report.merged_cells import (
     MergedCell,
@@ -32,7 +32,6 @@ from megaarch.report.merged_cells import (
 from megaarch.report.ranking_table import adaptation_table, columns_of, table
 from megaarch.report.style import Look, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
-from megaarch.report.yardsticks import phrases
 from megaarch.study.results import Results, Text
 from megaarch.study.sweep_grid import label
 
@@ -69,22 +68,16 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
-        unread=report_findings.unread(findings, results.budget.match, False),
+        unread=report_findings.unread(findings),
         arguments=arguments,
         models=models(cells, look),
         architectures=architectures(cells),
         scale=scale(arguments, cells, results) if arguments else "",
         headline=report_findings.headline(results, leads=False, reading=not arguments),
-        leads=leads(results.budget.match, findings),
-        tables=[
-            table(results.budget.match, finding, columns, look)
-            for finding in findings
-            if finding.adaptation is None
-        ],
+        leads=leads(findings),
+        tables=[table(f, columns, look) for f in findings if f.adaptation is None],
         adaptations=[
-            adaptation_table(results.budget.match, finding, cells, look)
-            for finding in findings
-            if finding.adaptation is not None
+            adaptation_table(f, cells, look) for f in findings if f.adaptation is not None
         ],
         sections={  # by budget
             name: [(budget, list(group)) for budget, group in groupby(panels, attrgetter("group"))]
@@ -107,27 +100,18 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     )
 
 
-def leads(match: str, findings: Sequence[Finding]) -> list[tuple[str, list[dict[str, Any]]]]:
+def leads(findings: Sequence[Finding]) -> list[tuple[str, list[Lead]]]:
     """Who is best by which yardstick: (which cells, rows), where there are rows."""
-    several = len(findings) > 1
     found = []
     for finding in findings:
-        amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
-        each = [f"at {amount} each"] if several else []
+        each = [f"at {finding.amount} each"] if len(findings) > 1 else []
         for rankings, whom in (
             (finding.rankings, each),
             (finding.of_finetuned, [*each, "finetuned cells"]),
         ):
-            rows = [
-                {
-                    "yardsticks": phrases(lead.yardsticks),
-                    "best": lead.names[0] if lead.names else "",
-                    "ties": notation.listed(lead.names[1:]),
-                }
-                for lead in report_findings.leads(rankings)
-            ]
             words = ", ".join(whom)
-            found += [(words[:1].upper() + words[1:], rows)] if rows else []
+            if rows := report_findings.leads(rankings):
+                found.append((words[:1].upper() + words[1:], rows))
     return found
 
 

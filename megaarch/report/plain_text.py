@@ -1,6 +1,7 @@
 """The report for a terminal: plain ASCII within 80 columns, for a login node."""
 
 import textwrap
+from collections.abc import Sequence
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
@@ -28,7 +29,8 @@ from megaarch.study.results import Results
 
 WIDTH = 80
 NAME_WIDTH = 18
-COLUMNS = (  # title, width
+Columns = Sequence[tuple[str, int]]  # title, width
+COLUMNS = (
     ("bits/byte", 9),
     ("95% interval", 13),
     ("choice", 6),
@@ -49,17 +51,12 @@ def text(found: Results | dict) -> str:
     distinguishable from the best.
     """
     results = Results.of(found)
-    findings = report_findings.findings(results)
+    findings, cells = report_findings.findings(results), merged_cells(results)
     blocks = [
         [f"Study {results.study}"[:WIDTH]],
-        wrap(" ".join(report_findings.headline(results, plain=True))),
-        *(
-            table(results.budget.match, finding)
-            if finding.adaptation is None
-            else adaptation_table(results, finding)
-            for finding in findings
-        ),
-        footnotes(results, findings),
+        wrap(" ".join(report_findings.headline(results))),
+        *(table(f) if f.adaptation is None else adaptation_table(f, cells) for f in findings),
+        footnotes(results, findings, cells),
     ]
     if warnings := warnings_for(results):
         lines = [line for warning in warnings for line in wrap(warning, "- ", "  ")]
@@ -72,15 +69,21 @@ def wrap(sentence: str, first: str = "", rest: str = "") -> list[str]:
     return textwrap.wrap(sentence, WIDTH, initial_indent=first, subsequent_indent=rest)
 
 
-def table(match: str, finding: Finding) -> list[str]:
-    lines = wrap(f"At {notation.budget(match, finding.budget, plain=True)} each:")
-    header = "cell".ljust(NAME_WIDTH)
-    lines += ["", header + "".join(title.rjust(width + 1) for title, width in COLUMNS).rstrip()]
-    lines.append("-" * len(lines[-1]))
-    tied = {cell.label for cell in finding.tied}
-    lines += [
-        row(c, "~" if c.label in tied else " ") for c in report_findings.ranked(finding.cells)
-    ]
+def heading(columns: Columns) -> list[str]:
+    header = "cell".ljust(NAME_WIDTH) + "".join(f" {title:>{width}}" for title, width in columns)
+    return ["", header, "-" * len(header)]
+
+
+def line(cell: MergedCell, columns: Columns, values: Sequence[str]) -> str:
+    name = notation.shortened(cell.label, NAME_WIDTH, NAME_WIDTH // 2 - 1, "..")
+    shown = (f" {text[:width]:>{width}}" for text, (_, width) in zip(values, columns, strict=True))
+    return name.ljust(NAME_WIDTH) + "".join(shown)
+
+
+def table(finding: Finding) -> list[str]:
+    lines = [*wrap(f"At {finding.amount} each:"), *heading(COLUMNS)]
+    ranked = report_findings.ranked(finding.cells)
+    lines += [row(cell, "~" if cell.label in finding.tied else " ") for cell in ranked]
     if longer := report_findings.heirs(finding.cells):
         lines += ["", "trained longer, from other weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
@@ -90,16 +93,12 @@ def table(match: str, finding: Finding) -> list[str]:
     return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 
 
-def adaptation_table(results: Results, finding: Finding) -> list[str]:
+def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
     """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it started from."""
-    match, cells = results.budget.match, merged_cells(results)
-    amount = notation.budget(match, finding.budget, True, finding.adaptation)
-    lines = wrap(f"At {amount} each (before -> after; FLOPs and tokens of both):")
-    lines += ["", "cell".ljust(NAME_WIDTH) + "".join(f" {title:>{n}}" for title, n in CHANGES)]
-    lines.append("-" * len(lines[-1]))
-    tied = {cell.label for cell in finding.tied}
+    lines = wrap(f"At {finding.amount} each (before -> after; FLOPs and tokens of both):")
+    lines += heading(CHANGES)
     for cell in (*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)):
-        before, mark = before_adaptation(cells, cell), "~" if cell.label in tied else " "
+        before, mark = before_adaptation(cells, cell), "~" if cell.label in finding.tied else " "
         changes = [
             f"{notation.fixed(before and read(before), 3, '-')} -> {notation.fixed(read(cell), 3, '-')}"
             for read in (
@@ -111,14 +110,10 @@ def adaptation_table(results: Results, finding: Finding) -> list[str]:
         values = (
             changes[0] + mark,
             *changes[1:],
-            notation.power(cell.total_flops, "-", plain=True),
+            notation.plain(notation.power(cell.total_flops, "-")),
             notation.count(cell.total_tokens, "-"),
         )
-        widths = [width for _, width in CHANGES]
-        shown = [
-            value[:width].rjust(width + 1) for value, width in zip(values, widths, strict=True)
-        ]
-        lines.append(name_of(cell) + "".join(shown))
+        lines.append(line(cell, CHANGES, values))
     return lines
 
 
@@ -128,19 +123,15 @@ def by_length(cells: list[MergedCell]) -> list[str]:
     each = lengths([held for cell in cells for held in cell.heldout.each])
     if len(each) < 2:
         return []
-    columns = [(f"{length} tok", of_length(length)) for length in each]
+    columns = [(title, 6) for title in (*(f"{length} tok" for length in each), "gain", "from")]
     lines = ["", "bits/byte by length of the continuation; what the right prefix saves"]
-    lines += ["('from': the lower end of its interval):", ""]
-    titles = [*(title for title, _ in columns), "gain", "from"]
-    lines.append("cell".ljust(NAME_WIDTH) + "".join(f" {title:>6}" for title in titles))
-    lines.append("-" * len(lines[-1]))
+    lines += ["('from': the lower end of its interval):", *heading(columns)]
     for cell in cells:
-        scores = [cell.heldout.score(yardstick).value for _, yardstick in columns]
+        scores = [cell.heldout.score(of_length(length)).value for length in each]
         gain = cell.heldout.score(GAIN)
         scores += [gain.value, gain.interval[0] if gain.interval else None]
-        numbers = "".join(f" {notation.fixed(score, 3, '-'):>6}" for score in scores)
         mark = "!" if cell.heldout.reads_prefix is False else ""
-        lines.append(name_of(cell) + numbers + mark)
+        lines.append(line(cell, columns, [notation.fixed(s, 3, "-") for s in scores]) + mark)
     return lines
 
 
@@ -156,36 +147,27 @@ def by_task(cells: list[MergedCell]) -> list[str]:
         "",
         f"mean accuracy of {len(tasks)} tasks (chance {chance}); 'above': how many of them",
     ]
-    lines += ["lie above chance with their whole interval:", ""]
     whole = of_unseen(unseen([held for cell in cells for held in cell.heldout.each]))
-    values = {cell.label: cell.heldout.score(whole) for cell, _ in scored}
-    known = any(value.value is not None for value in values.values())
-    header = "   mean  95% interval  above" + ("  unseen  95% interval" if known else "")
-    lines.append("cell".ljust(NAME_WIDTH) + header)
-    lines.append("-" * len(lines[-1]))
+    known = any(cell.heldout.score(whole).value is not None for cell, _ in scored)
+    columns = [("mean", 6), ("95% interval", 13), ("above", 6)]
+    columns += [("unseen", 7), ("95% interval", 13)] if known else []
+    lines += ["lie above chance with their whole interval:", *heading(columns)]
     scored.sort(key=lambda pair: (not pair[0].heldout.comparable, -(pair[1].value or 0.0)))
     for cell, score in scored:
         each = [(cell.heldout.score(of_task(name)).interval, t.chance) for name, t in tasks.items()]
         above = sum(bool(ends and ends[0] > (chance or 0.0)) for ends, chance in each)
-        lines.append(f"{name_of(cell)} {accuracy(score)} {above:>6}")
-        if known:
-            lines[-1] += f"  {accuracy(values[cell.label])}"
-        lines[-1] += "" if cell.heldout.comparable else "*"
+        values = [*accuracy(score), str(above)]
+        values += accuracy(cell.heldout.score(whole)) if known else []
+        lines.append(line(cell, columns, values) + ("" if cell.heldout.comparable else "*"))
     if known:
         lines += ["", f"unseen: {whole.phrase}"]
     return lines
 
 
-def accuracy(score: Score) -> str:
-    """A value and its interval, in two columns."""
+def accuracy(score: Score) -> tuple[str, str]:
+    """A value and its interval."""
     low, high = score.interval or (None, None)
-    ends = f"{notation.fixed(low)}-{notation.fixed(high)}"
-    return f"{notation.fixed(score.value):>6} {ends:>13}"
-
-
-def name_of(cell: MergedCell) -> str:
-    name = notation.shortened(cell.label, NAME_WIDTH, NAME_WIDTH // 2 - 1, "..")
-    return name.ljust(NAME_WIDTH)
+    return notation.fixed(score.value), f"{notation.fixed(low)}-{notation.fixed(high)}"
 
 
 def row(cell: MergedCell, mark: str) -> str:
@@ -195,17 +177,14 @@ def row(cell: MergedCell, mark: str) -> str:
         f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
         notation.fixed(heldout.choice_accuracy, 3, "-"),
         notation.fixed(heldout.middle_bits_per_byte, 3, "-"),
-        notation.power(cell.total_flops, "-", plain=True),
+        notation.plain(notation.power(cell.total_flops, "-")),
         notation.count(cell.parameters, "-"),
         notation.whole(speed, "-") if (speed or 0) < 1e6 else notation.count(speed),
     )
-    widths = [width for _, width in COLUMNS]
-    cut = [value[:width].rjust(width + 1) for value, width in zip(values, widths, strict=True)]
-    return name_of(cell) + "".join(cut)
+    return line(cell, COLUMNS, values)
 
 
-def footnotes(results: Results, findings: list[Finding]) -> list[str]:
-    cells = merged_cells(results)
+def footnotes(results: Results, findings: list[Finding], cells: list[MergedCell]) -> list[str]:
     lines = []
     if any(finding.tied for finding in findings):
         lines.append("~ not distinguishable from the best at 95%")

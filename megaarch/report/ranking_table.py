@@ -1,13 +1,13 @@
 """The tables of the page: the cells of a budget ranked, and each adapted cell behind what it was before."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
+from megaarch.report.axes import Looks
 from megaarch.report.findings import Finding
 from megaarch.report.merged_cells import MergedCell, before_adaptation
-from megaarch.report.style import Look
 from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 
 PSEUDO = (
@@ -24,41 +24,6 @@ class Column(NamedTuple):
     says: str
     value: Callable[[MergedCell], float | None]
     shown: Callable[[float | None], str]
-
-
-Cell = tuple[str, float | str | None]  # text, value to sort by
-
-
-class Strip(NamedTuple):
-    """Where an interval and its value stand in their column's span, in percent."""
-
-    low: float
-    middle: float
-    high: float
-
-
-class Row(TypedDict):
-    """A row as the page shows it. unread: whether the cell's own prefix is not shown to serve it better than a wrong
-    one."""
-
-    label: str
-    kind: str
-    seeds: int
-    parent: str  # empty where it starts from none
-    tied: bool
-    unread: bool
-    colour: str
-    numbers: list[Cell]
-    strip: Strip | None
-
-
-class Table(TypedDict):
-    """Cells of one budget, best first. groups: those that are not ranked, below a sentence that says why."""
-
-    title: str
-    columns: Sequence[Column]
-    ranked: list[Row]
-    groups: list[tuple[str, list[Row]]]
 
 
 FLOPS = Column(
@@ -152,39 +117,37 @@ def columns_of(cells: Sequence[MergedCell]) -> list[Column]:
     return [c for c in every if c in KEPT or any(c.value(cell) is not None for cell in cells)]
 
 
-def table(match: str, finding: Finding, columns: Sequence[Column], look: dict[str, Look]) -> Table:
+def table(finding: Finding, columns: Sequence[Column], look: Looks) -> dict[str, Any]:
+    """Cells of one budget, best first. groups: those that are not ranked, below a sentence that says why."""
     ranked = report_findings.ranked(finding.cells)
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
-    tied = {cell.label for cell in finding.tied}
+    groups = (
+        (LONGER, report_findings.heirs(finding.cells)),
+        (PSEUDO, report_findings.apart(finding.cells)),
+        (TUNED, report_findings.tuned(finding.cells)),
+    )
     return {
-        "title": f"{notation.budget(match, finding.budget)} each",
+        "title": f"{finding.amount} each",
         "columns": columns,
-        "ranked": [row(cell, columns, look, span, cell.label in tied) for cell in ranked],
+        "ranked": [row(c, columns, look, c.label in finding.tied, span) for c in ranked],
         "groups": [
-            (words, [row(cell, columns, look, None, False) for cell in group])
-            for words, group in (
-                (LONGER, report_findings.heirs(finding.cells)),
-                (PSEUDO, report_findings.apart(finding.cells)),
-                (TUNED, report_findings.tuned(finding.cells)),
-            )
+            (words, [row(cell, columns, look) for cell in group])
+            for words, group in groups
             if group
         ],
     }
 
 
-def adaptation_table(
-    match: str, finding: Finding, cells: Sequence[MergedCell], look: dict[str, Look]
-) -> Table:
-    """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
+def adaptation_table(finding: Finding, cells: Sequence[MergedCell], look: Looks) -> dict[str, Any]:
+    """As `table`: adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
     started from."""
     order = [*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)]
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
-    tied = {cell.label for cell in finding.tied}
-    rows: list[Row] = []
+    rows = []
     for cell in order:
         before = before_adaptation(cells, cell)
-        numbers: list[Cell] = [
+        numbers = [
             (before_after(c.shown, c.value(before) if before else None, value), value)
             for c in changed
             for value in [c.value(cell)]
@@ -192,11 +155,10 @@ def adaptation_table(
         numbers += [(c.shown(c.value(cell)), c.value(cell)) for c in SPENT]
         objectives = before_after(str, before and before.objective, cell.objective)
         kind = notation.spelled(f"{cell.architecture}, {objectives}")
-        found = row(cell, KEPT, look, None, cell.label in tied)
-        rows.append({**found, "parent": "", "kind": kind, "numbers": numbers})
-    amount = notation.budget(match, finding.budget, adaptation=finding.adaptation)
+        found = row(cell, KEPT, look, cell.label in finding.tied)
+        rows.append(found | {"parent": "", "kind": kind, "numbers": numbers})
     columns = [*changed, *SPENT]
-    return {"title": f"{amount} each", "columns": columns, "ranked": rows, "groups": []}
+    return {"title": f"{finding.amount} each", "columns": columns, "ranked": rows, "groups": []}
 
 
 def before_after(shown: Callable[[Any], str], before: Any, after: Any) -> str:
@@ -213,10 +175,13 @@ def interval_or_value(cell: MergedCell) -> list[float]:
 def row(
     cell: MergedCell,
     columns: Sequence[Column],
-    look: dict[str, Look],
-    span: tuple[float, float] | None,
-    tied: bool,
-) -> Row:
+    look: Looks,
+    tied: bool = False,
+    span: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """A row as the page shows it. parent: empty where it starts from none. unread: whether the cell's own prefix is not
+    shown to serve it better than a wrong one. numbers: each a text and the value to sort by. strip: where the interval
+    and its value stand in the ranked cells' span, in percent."""
     values = [column.value(cell) for column in columns]
     texts = [column.shown(value) for column, value in zip(columns, values, strict=True)]
     interval = cell.heldout.interval()
@@ -234,13 +199,11 @@ def row(
     }
 
 
-def strip(cell: MergedCell, span: tuple[float, float] | None) -> Strip | None:
+def strip(cell: MergedCell, span: tuple[float, float] | None) -> dict[str, float] | None:
     value = cell.bits_per_byte
     if span is None or value is None:
         return None
     low, high = cell.heldout.interval() or (value, value)
-
-    def place(x: float) -> float:
-        return round(4 + 92 * (x - span[0]) / (span[1] - span[0]), 2)
-
-    return Strip(place(low), place(value), place(high))
+    ends = {"low": low, "middle": value, "high": high}
+    width = span[1] - span[0]
+    return {name: round(4 + 92 * (x - span[0]) / width, 2) for name, x in ends.items()}

@@ -68,9 +68,9 @@ def latex(found: Results | dict) -> str:
         r"    Cell & Architecture & Parameters & FLOPs & Bits per byte & Choice & Middle \\",
     ]
     for finding in report_findings.findings(results):
-        amount = notation.budget(results.budget.match, finding.budget, True, finding.adaptation)
-        lines += [r"    \midrule", rf"    \multicolumn{{7}}{{l}}{{{escaped(amount)} each}} \\"]
-        strong = [cell.label for cell in (*finding.order[:1], *finding.tied)]
+        amount = escaped(notation.plain(finding.amount))
+        lines += [r"    \midrule", rf"    \multicolumn{{7}}{{l}}{{{amount} each}} \\"]
+        strong = [cell.label for cell in finding.main.top]
         for cell in report_findings.ranked(finding.cells):
             lines.append(latex_row(cell, cell.label in strong))
         for others in (report_findings.heirs(finding.cells), report_findings.apart(finding.cells)):
@@ -104,7 +104,8 @@ def latex_row(cell: MergedCell, strong: bool) -> str:
     value = notation.fixed(cell.bits_per_byte, 3, "--")
     value = rf"\textbf{{{value}}}" if strong else value
     spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-    mantissa, _, exponent = notation.power(cell.total_flops, "--", plain=True).partition("e")
+    flops = notation.plain(notation.power(cell.total_flops, "--"))
+    mantissa, _, exponent = flops.partition("e")
     columns = (
         escaped(cell.label)
         + ("" if heldout.comparable else r"$^{\dagger}$")

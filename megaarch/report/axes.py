@@ -24,6 +24,10 @@ Looks = Mapping[str, Look]
 Reference = tuple[str, float] | None  # name, value
 
 
+def reference(name: str, value: float | None) -> Reference:
+    return None if value is None else (name, value)
+
+
 def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float = 10) -> Axes:
     """Axes with margins in points."""
     width, height = panel.figure.get_size_inches() * 72

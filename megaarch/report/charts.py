@@ -31,6 +31,7 @@ from megaarch.report.axes import (
 )
 from megaarch.report.merged_cells import MergedCell, value_of
 from megaarch.report.style import LIGHT, Panel, canvas
+from megaarch.report.yardsticks import Score
 
 FEW_POINTS = 4  # a curve of no more points is shown whole
 Points = list[tuple[float, float]]
@@ -42,7 +43,17 @@ class Entry(NamedTuple):
     label: str
     value: float
     interval: list[float] | None
-    mark: str
+    mark: str = ""
+
+
+def entries(scores: Mapping[str, Score], marks: Mapping[str, str]) -> list[Entry]:
+    """Rows of the scores that have a value, the largest first. marks: of some."""
+    rows = [
+        Entry(label, score.value, score.interval, marks.get(label, ""))
+        for label, score in scores.items()
+        if score.value is not None
+    ]
+    return sorted(rows, key=lambda row: -row.value)
 
 
 def points_of(cell: MergedCell, curve: str, x: str, y: str) -> Points:

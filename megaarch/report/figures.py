@@ -1,6 +1,6 @@
 """The figures of a study, each a panel of its own: PDF and SVG files, or drawings in the page."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,13 +10,17 @@ from megaarch.probes.catalogue import Probed
 from megaarch.report import charts, dialogue_costs, notation, scaling_laws
 from megaarch.report import findings as report_findings
 from megaarch.report.arguments.evidence import evidence
-from megaarch.report.axes import Looks
+from megaarch.report.axes import Looks, reference
 from megaarch.report.charts import Entry, Point, lines
 from megaarch.report.masks import mask_panel
 from megaarch.report.merged_cells import MergedCell, finetuned, merged_cells
 from megaarch.report.style import RC, Panel, looks, slug, write
 from megaarch.report.yardsticks import (
+    CHOICE,
+    CONTINUATION,
+    MIDDLE,
     Score,
+    Yardstick,
     gain_of_length,
     knows_length,
     lengths,
@@ -97,18 +101,14 @@ def heldout(
     results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
 ) -> Iterator[Panel]:
     """Bits per byte along the run, against compute and time, and at the end."""
-    final, of_curve = (
-        None if value is None else ("unigram", value)
-        for value in (
-            results.unigram_bits_per_byte,
-            results.curve_unigram_bits_per_byte,  # the curve's own documents
-        )
-    )
+    final = reference("unigram", results.unigram_bits_per_byte)
+    of_curve = reference("unigram", results.curve_unigram_bits_per_byte)  # its own documents
+    comparable = report_findings.comparable(cells)
 
     def has_curve(cell: MergedCell) -> bool:
         return any(point.heldout is not None for point in cell.curve)
 
-    if order := list(filter(has_curve, report_findings.comparable(cells))):
+    if order := list(filter(has_curve, comparable)):
         inherits = any(cell.inherited_flops for cell in order)
         starts = "A cell that starts from another begins at what that one spent."
         own = "Each cell's own time, without that of the one it starts from."
@@ -118,15 +118,14 @@ def heldout(
             if inherits:
                 panel.caption = f"{panel.caption} {note}".strip()
             yield panel
-    if rows := entries(cells, "continuation_bits_per_byte"):
+    if rows := charts.entries(scores(comparable, CONTINUATION), {})[::-1]:
         title = "At the end, with 95% intervals"
         near = final if final and charts.reference_in_view(rows, final[1]) else None
         panel = charts.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", near)
-        labels = {row.label for row in rows}
-        if any(look[label].hollow for label in labels):
+        if any(look[row.label].hollow for row in rows):
             panel.caption = HOLLOW
         yield panel
-    yield from by_length(report_findings.comparable(cells), look, suffix)
+    yield from by_length(comparable, look, suffix)
     if others := list(filter(has_curve, report_findings.apart(cells))):
         title = "Pseudo-likelihood, apart"
         panel = charts.curves(f"heldout-apart{suffix}", title, others, look, "flops", None)
@@ -143,12 +142,7 @@ def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator
         ("length", "By length of the continuation", "bits per byte", of_length),
         ("gain", "What the right prefix saves", "bits per byte saved", gain_of_length),
     ):
-        series = {
-            cell.label: scored([(int(n), cell.heldout.score(yardstick(n))) for n in each])
-            for cell in cells
-        }
-        series = {label: points for label, points in series.items() if points}
-        if series:
+        if series := by_number(cells, each, yardstick):
             yield charts.ranges(
                 f"heldout-{name}{suffix}",
                 title,
@@ -161,9 +155,21 @@ def by_length(cells: Sequence[MergedCell], look: Looks, suffix: str) -> Iterator
             )
 
 
-def scored(scores: Sequence[tuple[float, Score]]) -> list[Point]:
-    """Points of the scores that have a value."""
-    return [Point.of(x, s.value, s.interval) for x, s in scores if s.value is not None]
+def scores(cells: Sequence[MergedCell], yardstick: Yardstick) -> dict[str, Score]:
+    return {cell.label: cell.heldout.score(yardstick) for cell in cells}
+
+
+def by_number(
+    cells: Sequence[MergedCell], numbers: Sequence[str], of: Callable[[str], Yardstick]
+) -> dict[str, list[Point]]:
+    """A point of each cell at each number at which it has a value of the number's yardstick."""
+    series = {}
+    for cell in cells:
+        found = [(int(number), cell.heldout.score(of(number))) for number in numbers]
+        points = [Point.of(x, s.value, s.interval) for x, s in found if s.value is not None]
+        if points:
+            series[cell.label] = points
+    return series
 
 
 def tasks(
@@ -172,10 +178,7 @@ def tasks(
     """Mean accuracy by the number of answered examples, and accuracy on each task, of every cell that was
     scored on it."""
     if numbers := shots([held for cell in cells for held in cell.heldout.each]):
-        curves = {
-            cell.label: scored([(int(n), cell.heldout.score(of_shots(n))) for n in numbers])
-            for cell in cells
-        }
+        curves = by_number(cells, numbers, of_shots)
         title = "Mean of the tasks by examples"
         yield lines(
             f"shots{suffix}", title, curves, look, "answered examples before a question", "accuracy"
@@ -183,43 +186,18 @@ def tasks(
     names = dict.fromkeys(name for cell in cells for name in cell.heldout.tasks)
     whole = unseen([held for cell in cells for held in cell.heldout.each])
     for name in names:
-        yardstick = of_task(name)
-        scores = [(cell, cell.heldout.score(yardstick)) for cell in cells]
-        rows = [
-            Entry(cell.label, s.value, s.interval, "" if cell.heldout.comparable else PSEUDO)
-            for cell, s in scores
-            if s.value is not None
-        ]
-        rows.sort(key=lambda row: -row.value)
+        rows = charts.entries(scores(cells, of_task(name)), pseudo(cells))
         chance = next((t.chance for c in cells if (t := c.heldout.tasks.get(name))), None)
-        reference = None if chance is None else ("chance", chance)
+        near = reference("chance", chance)
         title = f"{name} (held out whole)" if name in whole else name
-        panel = charts.dots(f"task-{slug(name)}{suffix}", title, rows, look, "accuracy", reference)
+        panel = charts.dots(f"task-{slug(name)}{suffix}", title, rows, look, "accuracy", near)
         panel.caption = note(rows)
         yield panel
 
 
-def entries(cells: Sequence[MergedCell], measure: str) -> list[Entry]:
-    """Rows of the cells that have the value and are not finetuned, lowest first.
-
-    Bits per byte of a continuation: comparable cells alone. Of the choice a pseudo-likelihood stands
-    among the rest, and is marked. A middle is a likelihood for every cell that has one (the chain
-    rule, from left to right), and those that are told its length are marked.
-    """
-    rows = []
-    for cell in cells:
-        value, comparable = getattr(cell.heldout, measure), cell.heldout.comparable
-        if (
-            value is None
-            or finetuned(cell)
-            or not (comparable or measure != "continuation_bits_per_byte")
-        ):
-            continue
-        mark = "" if comparable else PSEUDO
-        if measure == "middle_bits_per_byte":
-            mark = TOLD if knows_length(cell.objective) else ""
-        rows.append(Entry(cell.label, value, cell.heldout.interval(measure), mark))
-    return sorted(rows, key=lambda row: row.value)
+def pseudo(cells: Sequence[MergedCell]) -> dict[str, str]:
+    """The marks of cells whose value is a pseudo-likelihood."""
+    return {cell.label: PSEUDO for cell in cells if not cell.heldout.comparable}
 
 
 def loss(
@@ -266,14 +244,18 @@ def throughput(
 def choice(
     results: Results, cells: Sequence[MergedCell], look: Looks, suffix: str
 ) -> Iterator[Panel]:
-    """Accuracy of the choice, and bits per byte of a middle."""
-    if rows := entries(cells, "choice_accuracy")[::-1]:
+    """Accuracy of the choice, among which pseudo-likelihoods are marked, and bits per byte of a middle. That is a
+    likelihood for every cell that has one (the chain rule, from left to right); those that are told its length are
+    marked."""
+    text = [cell for cell in cells if not finetuned(cell)]
+    if rows := charts.entries(scores(text, CHOICE), pseudo(text)):
         title, unit = "Choice of the true continuation", "accuracy (share of items)"
         chance = ("chance", results.chance)
         panel = charts.dots(f"choice{suffix}", title, rows, look, unit, chance)
         panel.caption = note(rows)
         yield panel
-    if rows := entries(cells, "middle_bits_per_byte"):
+    marks = {cell.label: TOLD for cell in text if knows_length(cell.objective)}
+    if rows := charts.entries(scores(text, MIDDLE), marks)[::-1]:
         title = "A middle given both sides"
         panel = charts.dots(f"middle{suffix}", title, rows, look, "bits per byte", None)
         others = " The others read one mark for the whole gap."

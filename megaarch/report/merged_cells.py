@@ -20,7 +20,6 @@ FIELDS = {
     "prefix_gain": GAIN,
 }
 AnyPoint = TypeVar("AnyPoint", bound=Point)
-Cell = TypeVar("Cell", bound=CellResult)
 OVER_SEEDS = "bootstrap over documents and Student's t over seeds"
 
 
@@ -196,17 +195,12 @@ def without_positions(cell: CellResult) -> bool:
     return cell.settings.get("model", {}).get("position_encoding") == "none"
 
 
-def ranked_together(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells of one budget in two groups, those that were finetuned apart."""
-    return [[cell for cell in cells if finetuned(cell) is kind] for kind in (False, True)]
-
-
 def flops_spread(cells: Sequence[CellResult]) -> float:
     """How much more FLOPs the cell that spent most spent than the one that spent least of those that are
     ranked together, a share."""
     spreads = [0.0]
-    for group in ranked_together(cells):
-        amounts = [cell.total_flops for cell in group if cell.total_flops]
+    for kind in (False, True):
+        amounts = [c.total_flops for c in cells if finetuned(c) is kind and c.total_flops]
         spreads += [max(amounts) / min(amounts) - 1] if amounts else []
     return max(spreads)
 

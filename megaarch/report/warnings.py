@@ -10,10 +10,9 @@ from megaarch.report import notation
 from megaarch.report.flops_shares import head_share, unread_share
 from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
-    flops_spread,
+    finetuned,
     merged_cells,
     place,
-    ranked_together,
     seedless,
 )
 from megaarch.study.results import CellResult, Results
@@ -178,30 +177,38 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with the cells that rank together there."""
     heirs = {(cell.name, cell.size, place(cell)) for cell in merged_cells(results) if cell.heir}
-    for amount, added in sorted(
-        {place(cell) for cell in results.cells}, key=lambda p: (p[0], p[1] or 0)
-    ):
-        group = [
-            cell
-            for cell in results.cells
-            if place(cell) == (amount, added) and (cell.name, cell.size, place(cell)) not in heirs
-        ]
-        for together in ranked_together(group):
-            yield notation.budget(results.budget.match, amount, adaptation=added), together
+    groups: dict[tuple, list[CellResult]] = {}
+    for cell in results.cells:
+        if (cell.name, cell.size, place(cell)) not in heirs:
+            groups.setdefault((*place(cell), finetuned(cell)), []).append(cell)
+    for key in sorted(groups, key=lambda key: (key[0], key[1] or 0, key[2])):
+        amount, added, _ = key
+        yield notation.budget(results.budget.match, amount, added), groups[key]
+
+
+def extremes(
+    results: Results, amount_of: Callable[[CellResult], float | None]
+) -> Iterator[tuple[str, tuple[float, CellResult], tuple[float, CellResult]]]:
+    """Of the cells that rank together at each budget those with the least and the most of an amount, where any has
+    some."""
+    for budget, group in by_budget(results):
+        amounts = [(amount, cell) for cell in group if (amount := amount_of(cell)) is not None]
+        order = sorted(amounts, key=lambda pair: (pair[0], label(pair[1])))
+        if order:
+            yield budget, order[0], order[-1]
 
 
 def unequal_flops(results: Results) -> Iterator[str]:
     """Cells that rank together whose training FLOPs, with inherited ones, differ by more than 2%."""
     match = results.budget.match
     why = "" if match == "flops" else f", as matching {notation.MATCHED.get(match)} allows"
-    for budget, group in by_budget(results):
-        spread = flops_spread(group)
-        if spread > FLOPS_TOLERANCE:
-            amounts = [(cell.total_flops, label(cell)) for cell in group if cell.total_flops]
-            frugal, greedy = min(amounts)[1], max(amounts)[1]
+    for budget, (least, frugal), (most, greedy) in extremes(
+        results, lambda c: c.total_flops or None
+    ):
+        if most / least - 1 > FLOPS_TOLERANCE:
             yield (
-                f"Unequal compute at {budget}: {greedy} spent {100 * spread:.1f}% more FLOPs than "
-                f"{frugal}{why}."
+                f"Unequal compute at {budget}: {label(greedy)} spent {100 * (most / least - 1):.1f}% more FLOPs than "
+                f"{label(frugal)}{why}."
             )
 
 
@@ -228,37 +235,33 @@ def unequal_parameters(results: Results) -> Iterator[str]:
         )
 
 
+def tokens_a_step(cell: CellResult) -> float | None:
+    return cell.seen_tokens / cell.steps if cell.seen_tokens and cell.steps else None
+
+
 def unequal_batches(results: Results) -> Iterator[str]:
     """Cells of one budget whose seen tokens a step differ by more than 25%: equal compute buys the
     one with the larger batches fewer steps."""
-    for budget, group in by_budget(results):
-        sizes = [
-            (cell.seen_tokens / cell.steps, cell.steps, label(cell))
-            for cell in group
-            if cell.seen_tokens and cell.steps
-        ]
-        if not sizes or max(sizes)[0] / min(sizes)[0] - 1 <= BATCH_TOLERANCE:
-            continue
-        (least, many, small), (most, few, large) = min(sizes), max(sizes)
-        yield (
-            f"Unequal batches at {budget}: {large} sees {most:,.0f} tokens a step in {few:,.0f} "
-            f"steps and {small} {least:,.0f} in {many:,.0f}: training.global_batch_size counts rows, "
-            "and training.global_batch_tokens would keep them equal."
-        )
+    for budget, (least, small), (most, large) in extremes(results, tokens_a_step):
+        if most / least - 1 > BATCH_TOLERANCE:
+            yield (
+                f"Unequal batches at {budget}: {label(large)} sees {most:,.0f} tokens a step in {large.steps:,.0f} "
+                f"steps and {label(small)} {least:,.0f} in {small.steps:,.0f}: training.global_batch_size counts rows, "
+                "and training.global_batch_tokens would keep them equal."
+            )
 
 
 def unequal_targets(results: Results) -> Iterator[str]:
     """Cells of one budget of which one learns from 1.5 times the target tokens of another."""
-    for budget, group in by_budget(results):
-        amounts = [(cell.target_tokens, label(cell)) for cell in group if cell.target_tokens]
-        if not amounts or max(amounts)[0] <= (1 + TARGETS_TOLERANCE) * min(amounts)[0]:
-            continue
-        (least, sparse), (most, dense) = min(amounts), max(amounts)
-        yield (
-            f"Unequal targets at {budget}: {dense} predicts {most:,.0f} tokens and {sparse} "
-            f"{least:,.0f}. A model that predicts more of what it sees learns more from it, early in "
-            "training above all."
-        )
+    for budget, (least, sparse), (most, dense) in extremes(
+        results, lambda cell: cell.target_tokens or None
+    ):
+        if most > (1 + TARGETS_TOLERANCE) * least:
+            yield (
+                f"Unequal targets at {budget}: {label(dense)} predicts {most:,.0f} tokens and {label(sparse)} "
+                f"{least:,.0f}. A model that predicts more of what it sees learns more from it, early in "
+                "training above all."
+            )
 
 
 def unequal_shares(results: Results) -> Iterator[str]:
@@ -278,15 +281,12 @@ def unequal_shares(results: Results) -> Iterator[str]:
             "These shares fall with the number of layers, so deeper models may rank otherwise (docs/counting.md).",
         ),
     ):
-        for budget, group in by_budget(results):
-            shares = [(s, label(cell)) for cell in group if (s := share_of(cell)) is not None]
-            if not shares or max(shares)[0] - min(shares)[0] <= tolerance:
-                continue
-            (least, light), (most, heavy) = min(shares), max(shares)
-            yield (
-                f"{what.format(budget)} {notation.percent(most)} of the FLOPs of {heavy} and "
-                f"{notation.percent(least)} of those of {light}. {why}"
-            )
+        for budget, (least, light), (most, heavy) in extremes(results, share_of):
+            if most - least > tolerance:
+                yield (
+                    f"{what.format(budget)} {notation.percent(most)} of the FLOPs of {label(heavy)} and "
+                    f"{notation.percent(least)} of those of {label(light)}. {why}"
+                )
 
 
 def inherited_compute(cells: Cells) -> Iterator[str]:

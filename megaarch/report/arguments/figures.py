@@ -26,16 +26,6 @@ SHORT = {  # masks as labels of rows
 }
 
 
-def entries(scores: Mapping[str, Score], marked: Sequence[str] = ()) -> list[Entry]:
-    """Returns rows of dots, the largest first. marked: names with a mark behind them."""
-    rows = [
-        Entry(n, s.value, s.interval, MARK if n in marked else "")
-        for n, s in scores.items()
-        if s.value is not None
-    ]
-    return sorted(rows, key=lambda row: -row.value)
-
-
 def points(
     estimates: Sequence[Estimate], places: Sequence[float], most: float = math.inf
 ) -> list[Point]:
@@ -59,7 +49,7 @@ def generalization(
     panel = charts.dots(
         "argument-generalization",
         "Tasks, before and after finetuning",
-        entries(accuracies, pseudo),
+        charts.entries(accuracies, dict.fromkeys(pseudo, MARK)),
         look,
         "mean accuracy of the tasks",
         ("guessing", chance) if prior is None else ("commonest answer", prior),
@@ -117,7 +107,7 @@ def difficulty(
     cost = charts.dots(
         "argument-difficulty-cost",
         "What a target costs",
-        entries(nats),
+        charts.entries(nats, {}),
         look,
         "nats a target",
         None,
@@ -129,7 +119,7 @@ def difficulty(
     learned = charts.dots(
         "argument-difficulty",
         "What a linear probe reads off frozen states",
-        entries(states),
+        charts.entries(states, {}),
         look,
         "mean accuracy of the tasks",
         ("chance", chance),
@@ -229,7 +219,7 @@ def tools(found: Throughput) -> Panel:
     panel = charts.dots(
         "argument-tools",
         "Throughput of other masks over causal's",
-        [Entry(n, e.value, e.interval, "") for n, e in rows.items() if e.value is not None],
+        [Entry(n, e.value, e.interval) for n, e in rows.items() if e.value is not None],
         {row: look[row.partition(": ")[0]] for row in rows},
         "over causal throughput",
         ("causal", 1.0),

@@ -108,9 +108,9 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
         ]
         for layout, group in _by_layout(tried):
             tasks = {
-                i: f"{cell.key} {sweep_grid.label(choice)}"
-                for i, (cell, choice) in enumerate(trials)
-                if cell.key in {c.key for c in group}
+                i: f"{trial.key} {sweep_grid.label(trial.choice)}"
+                for i, trial in enumerate(trials)
+                if trial.key in {c.key for c in group}
             }
             jobs.append(_array(f"trials-{g}-{layout}", group, tasks, home, site))
             tuned_by.append(jobs[-1].name)

@@ -10,8 +10,8 @@ from megaarch.config import catalogue
 from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.parameter_count import parameter_count
-from megaarch.study import adapt
-from megaarch.study.sweep_grid import BATCH, SHARE, Choice
+from megaarch.study import adapt, sweep_grid
+from megaarch.study.sweep_grid import BATCH, RATE, SHARE, Choice
 
 BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal tokens beside them
 
@@ -20,7 +20,7 @@ BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal token
 class StudyCell:
     """One run of a study. `parent` is the key of the cell whose weights it starts from; `inherited`
     the part of its training.budget that its parents have spent (training.start_optimizer);
-    `adaptation` what it adds where study.adapt has made it."""
+    `adaptation` what it adds where study.adapt has made it; `choice` what is tried where it is a trial."""
 
     name: str
     size: str | None
@@ -30,6 +30,7 @@ class StudyCell:
     parent: str | None
     inherited: float = 0.0
     adaptation: float | None = None
+    choice: Choice | None = None
 
     @property
     def key(self) -> str:
@@ -44,6 +45,29 @@ class StudyCell:
     @property
     def folder(self) -> Path:
         return Path(self.settings.logging.directory)
+
+    @property
+    def locked(self) -> Path:
+        """The folder that no other process may use meanwhile: a cell's, or that of all trials of a choice."""
+        if self.choice is None:
+            return self.folder
+        return self.folder.parent / "locks" / sweep_grid.folder_name(self.choice)
+
+    def trial(self, choice: Choice, share: float) -> "StudyCell":
+        """The trial on this cell, which has the settings that are tried (sweep.trials): with a share of its budget and
+        a folder of its own."""
+        training, logging = self.settings.training, self.settings.logging
+        folder = self.folder / "tune" / f"{sweep_grid.folder_name(choice)}-share-{share:.3g}"
+        assert training.budget is not None, "expand gives every cell one"
+        budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
+        own = {"learning_rate": choice[RATE], "budget": budget}
+        settings = self.settings.model_copy(
+            update={
+                "training": training.model_copy(update=own),
+                "logging": logging.model_copy(update={"directory": str(folder)}),
+            }
+        )
+        return replace(self, settings=settings, choice=choice)
 
 
 def _rate_key(name: str, size: str | None, budget: float) -> str:
@@ -223,9 +247,10 @@ def find(cells: list[StudyCell], which: str) -> StudyCell:
 
 
 def title(cell: StudyCell, study: Study) -> str:
-    """The cell's name for a person: as little of its key as tells it from the others."""
+    """The cell's name for a person: as little of its key as tells it from the others, and what a trial tries."""
     several = len(study.sizes) > 1 or len(study.budgets) > 1 or len(study.seeds) > 1
-    return cell.key if several else cell.name
+    name = cell.key if several else cell.name
+    return name if cell.choice is None else f"{name} {sweep_grid.label(cell.choice)}"
 
 
 def _divide_layers(settings: Settings, share: float) -> Settings:

@@ -18,7 +18,7 @@ from megaarch.ingest.manifest import PreparedManifest
 from megaarch.study import lanes, lock, preflight, run_cell, sweep
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.environment import command, machine
-from megaarch.study.folder import StudyFolder, identity, save_config
+from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
 
@@ -73,8 +73,7 @@ def _check(folder: StudyFolder, console: Console) -> None:
         known = None
         if not folder.study.tune:  # a sweep may yet change the rates
             parent = identities.get(cell.parent)
-            text, evaluation = folder.text_of(cell), folder.study.evaluation
-            identities[cell.key] = identity(cell, text, evaluation, parent)
+            identities[cell.key] = folder.identity(cell, parent)
             known = folder.finished(cell, parent)
         if not known:
             _check_one_process(cell)
@@ -152,10 +151,8 @@ def run(
             found[cell.key] = record
             summary = run_cell.summary(record.get_result())
             display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
-    jobs = [lanes.Job(folder, cell) for cell in cells if cell.key not in found]
-    for job, record in lanes.run(jobs, folder.study.lanes, display):
-        found[job.cell.key] = record
-    return found
+    left = [cell for cell in cells if cell.key not in found]
+    return found | {cell.key: record for cell, record in lanes.run(folder, left, display)}
 
 
 def _check_one_process(cell: StudyCell) -> None:

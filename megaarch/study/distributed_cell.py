@@ -16,7 +16,7 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.study import lanes, sweep, sweep_grid
-from megaarch.study.cells import find
+from megaarch.study.cells import StudyCell, find, title
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
@@ -38,7 +38,7 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
         parent = parent_record(cell)
         if not (parent and parent.result):
             raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
-    return _run(lanes.Job(folder, cell))
+    return _run(folder, cell)
 
 
 def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
@@ -48,7 +48,7 @@ def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
     trials = sweep.trials(raw, directory, folder.cells)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
-    record = _run(lanes.Job(folder, *trials[number]))
+    record = _run(folder, trials[number])
     assert record and record.trial
     return record.trial
 
@@ -61,8 +61,7 @@ def prepare(raw: config.Raw, directory: Path) -> None:
     folder.held_out()
 
 
-def _run(job: lanes.Job) -> CellRecord | None:
-    folder, cell = job.folder, job.cell
+def _run(folder: StudyFolder, cell: StudyCell) -> CellRecord | None:
     grid = join(cell.settings, device_of(cell.settings))
 
     def enter() -> None:
@@ -73,17 +72,19 @@ def _run(job: lanes.Job) -> CellRecord | None:
     with Heartbeat(grid, cell.settings.training) as heartbeat:
         launch.first(enter)
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
-            if job.choice is None:
-                job = _tuned(job) if folder.study.tune else job
-                if record := job.folder.finished(job.cell):
-                    display.show(job.name, 1.0, f"done before  {summary(record.get_result())}")
+            if cell.choice is None:
+                if folder.study.tune:
+                    folder = _tuned(folder, cell)
+                    cell = find(folder.cells, cell.key)
+                if record := folder.finished(cell):
+                    done = f"done before  {summary(record.get_result())}"
+                    display.show(title(cell, folder.study), 1.0, done)
                     return record if grid.is_main else None
-            return lanes.perform(job, display.show, grid, heartbeat)
+            return lanes.perform(folder, cell, display.show, grid, heartbeat)
 
 
-def _tuned(job: lanes.Job) -> lanes.Job:
-    """The cell with what its trials chose. UserError where one of them is not finished."""
-    folder, cell = job.folder, job.cell
+def _tuned(folder: StudyFolder, cell: StudyCell) -> StudyFolder:
+    """The study with what the cell's trials chose. UserError where one of them is not finished."""
     alike = [c for c in folder.cells if c.rate_key == cell.rate_key]
     if not sweep_grid.holds(folder.study, cell.size):  # its rate is by the law of its name
         alike = [c for c in folder.cells if c.name == cell.name]
@@ -94,5 +95,4 @@ def _tuned(job: lanes.Job) -> lanes.Job:
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "
             "them first (compare --trial)"
         )
-    cells = folder.with_choices(sweep.record(found, alike, folder.tune)).cells
-    return lanes.Job(folder, find(cells, cell.key))
+    return folder.with_choices(sweep.record(found, alike, folder.tune))

@@ -18,17 +18,16 @@ import yaml
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.fingerprint import SCORING, changed_settings, fingerprint
-from megaarch.config.schema import Data, Evaluation, Study, Tune
+from megaarch.config.schema import Data, Study, Tune
 from megaarch.errors import UserError
 from megaarch.evaluation import tasks
 from megaarch.evaluation.items import Item, split
 from megaarch.evaluation.scorer import ROOM_BEHIND, Room, form_marks
 from megaarch.files import replacing
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.study import data, rate_law, start, sweep_grid
+from megaarch.study import data, rate_law, start
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
-from megaarch.study.sweep_grid import Choice
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ class StudyFolder:
         record = CellRecord.read(cell.folder)
         if record is None or (cell.parent and parent is None and not start.parent_record(cell)):
             return None
-        now = identity(cell, self.text_of(cell), self.study.evaluation, parent, self.room)
-        before = record.signature
+        now, before = self.identity(cell, parent), record.signature
         if record.result is None:  # nothing is scored yet
             before, now = (
                 {key: value for key, value in each.items() if not key.startswith(SCORING)}
@@ -117,6 +115,41 @@ class StudyFolder:
                 ]
             )
         return record if record.result else None
+
+    def identity(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Returns all that decides a cell's result, or what a trial finds: its settings, data and yardsticks, and all
+        that decides its parent's, or the checkpoint from outside that it starts from.
+
+        parent: the parent's identity; None: that with which it was run.
+        """
+        prepared, evaluation = self.text_of(cell), self.study.evaluation
+        scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
+        about = {"data": prepared.fingerprint, "from": cell.parent}
+        room = None
+        if evaluation.tasks:
+            scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
+            if cell.choice is None:  # earlier versions did not record it, nor give all cells alike
+                room = self.room
+                scoring[f"{SCORING}tasks.room"] = [room(behind) for behind in ROOM_BEHIND]
+        marks = form_marks(cell.settings, prepared, evaluation, room)
+        scoring |= {SCORING + name: value for name, value in marks.items()}
+        about |= start.identity(cell)
+        if cell.parent:
+            record = start.parent_record(cell)
+            parent = parent or (record.signature if record else {})
+            kept = {key: value for key, value in parent.items() if not key.startswith(SCORING)}
+            about |= {f"from.{key}": value for key, value in kept.items()}
+        if cell.choice and catalogue.OBJECTIVES[cell.settings.data.objective].of_pairs:
+            # once such trials were scored on text, and then on targets behind inputs cut to less than rows hold, or
+            # to their last tokens
+            about["validation"] = "targets as trained"
+        return fingerprint(cell.settings) | scoring | about
+
+    def finished_trial(self, trial: StudyCell) -> Trial | None:
+        """Returns what a finished trial found; None where it is not done, or was run with other settings."""
+        record = CellRecord.read(trial.folder)
+        same = record and not changed_settings(record.signature, self.identity(trial))
+        return record.trial if record and same else None
 
 
 def save_config(raw: config.Raw, directory: Path) -> None:
@@ -138,65 +171,3 @@ def load_config(directory: Path) -> config.Raw:
             f"{directory} is no study's folder: give one that megaarch compare or submit has made"
         )
     return config.read_yaml(path)
-
-
-def identity(
-    cell: StudyCell,
-    prepared: Prepared,
-    evaluation: Evaluation,
-    parent: dict[str, Any] | None = None,
-    room: Room | None = None,
-) -> dict[str, Any]:
-    """Returns all that decides a cell's result: its settings, data and yardsticks, and all that
-    decides its parent's, or the checkpoint from outside that it starts from. parent: the parent's identity;
-    None: that with which it was run. room: of its prompts, which earlier versions did not record, nor give all
-    cells alike; None where none is asked."""
-    scoring = {SCORING + k: v for k, v in evaluation.model_dump(mode="json").items()}
-    if evaluation.tasks:
-        scoring[f"{SCORING}tasks"] = tasks.identity(evaluation)
-        if room:
-            scoring[f"{SCORING}tasks.room"] = [room(behind) for behind in ROOM_BEHIND]
-    marks = form_marks(cell.settings, prepared, evaluation, room)
-    scoring |= {SCORING + name: value for name, value in marks.items()}
-    about = {"data": prepared.fingerprint, "from": cell.parent}
-    about |= start.identity(cell)
-    if cell.parent:
-        record = start.parent_record(cell)
-        parent = parent or (record.signature if record else {})
-        kept = {key: value for key, value in parent.items() if not key.startswith(SCORING)}
-        about |= {f"from.{key}": value for key, value in kept.items()}
-    return fingerprint(cell.settings) | scoring | about
-
-
-def trial_cell(cell: StudyCell, choice: Choice, share: float) -> StudyCell:
-    """The cell, which has what is tried (sweep.trials), with a share of its budget and a folder of its
-    own."""
-    training, logging = cell.settings.training, cell.settings.logging
-    folder = cell.folder / "tune" / f"{sweep_grid.folder_name(choice)}-share-{share:.3g}"
-    assert training.budget is not None, "expand gives every cell one"
-    budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
-    settings = cell.settings.model_copy(
-        update={
-            "training": training.model_copy(
-                update={"learning_rate": choice[sweep_grid.RATE], "budget": budget}
-            ),
-            "logging": logging.model_copy(update={"directory": str(folder)}),
-        }
-    )
-    return replace(cell, settings=settings)
-
-
-def trial_identity(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns all that decides what a trial finds: trials of cells of pairs were once scored on text, and then
-    on targets behind inputs cut to less than rows hold, or to their last tokens."""
-    found = identity(trial, prepared, evaluation)
-    of_pairs = catalogue.OBJECTIVES[trial.settings.data.objective].of_pairs
-    return found | ({"validation": "targets as trained"} if of_pairs else {})
-
-
-def finished_trial(trial: StudyCell, prepared: Prepared, evaluation: Evaluation) -> Trial | None:
-    """Returns what a finished trial (`trial_cell`) found; None where it is not done, or was run with
-    other settings."""
-    record = CellRecord.read(trial.folder)
-    mark = trial_identity(trial, prepared, evaluation)
-    return record.trial if record and not changed_settings(record.signature, mark) else None

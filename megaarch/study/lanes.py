@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +26,11 @@ from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.evaluation.scorer import Room
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.study import lock, run_cell, sweep_grid
+from megaarch.study import lock, run_cell
 from megaarch.study.cells import StudyCell, title
 from megaarch.study.folder import StudyFolder
 from megaarch.study.progress_bar import ProgressBar, ProgressDisplay, Show
 from megaarch.study.results import CellRecord
-from megaarch.study.sweep_grid import Choice
 from megaarch.training.memory_check import out_of_memory
 from megaarch.training.preemption import Stopped, Watch
 from megaarch.training.trainer import device_of
@@ -42,101 +39,81 @@ LISTEN = 1.0  # seconds until a signal to the study is noticed
 PATIENCE = 10  # seconds that a lane without a job gives its study to end it
 
 
-@dataclass(frozen=True)
-class Job:
-    """A cell to run, or, with `choice`, a trial of a sweep, whose cell has its settings."""
-
-    folder: StudyFolder
-    cell: StudyCell
-    choice: Choice | None = None
-
-    @property
-    def name(self) -> str:
-        name = title(self.cell, self.folder.study)
-        return name if self.choice is None else f"{name} {sweep_grid.label(self.choice)}"
-
-    @property
-    def locked(self) -> Path:
-        """The folder that no other process may use meanwhile: a cell's, or that of all trials of a choice."""
-        folder = self.cell.folder
-        if self.choice is None:
-            return folder
-        return folder / "tune" / "locks" / sweep_grid.folder_name(self.choice)
-
-
 def perform(
-    job: Job,
+    folder: StudyFolder,
+    cell: StudyCell,
     show: Show,
     grid: Grid | None = None,
     heartbeat: Heartbeat | None = None,
     lanes: int = 1,
 ) -> CellRecord | None:
-    """Runs one job and returns its record.
+    """Runs one cell or trial of a study and returns its record.
 
     grid: the processes of its layout, which all call this (distributed_cell.py); None: this one alone.
-    heartbeat: theirs. lanes: how many jobs run side by side, this one among them.
+    heartbeat: theirs. lanes: how many cells run side by side, this one among them.
     """
-    cell, folder = job.cell, job.folder
     grid = grid or Grid.single(device_of(cell.settings))
-    bar = ProgressBar(job.name, show)
+    bar = ProgressBar(title(cell, folder.study), show)
     bar.set_text("building")
+    setup = run_cell.Setup(folder, cell, bar, grid, heartbeat, lanes)
     with ExitStack() as locked:
 
         def enter() -> tuple[Prepared, Room]:
             if grid.is_main:
-                locked.enter_context(lock.alone(job.locked, "cell"))
-            return folder.text_of(cell), folder.room
+                locked.enter_context(lock.alone(cell.locked, "cell"))
+            return setup.prepared, folder.room
 
-        prepared, room = launch.first(enter)
-        held = folder.held_out(cell.settings.model.vocabulary_size)
-        evaluation = folder.study.evaluation
-        setup = run_cell.Setup(prepared, held, room, evaluation, bar, grid, heartbeat, lanes)
-        if job.choice is None:
-            return run_cell.run(cell, setup)
-        return run_cell.trial(cell, job.choice, folder.tune.budget, setup)
+        launch.first(enter)
+        return run_cell.run(setup) if cell.choice is None else run_cell.trial(setup)
 
 
-def _attempt(job: Job, show: Show, threads: int, lanes: int) -> CellRecord:
+def _attempt(
+    folder: StudyFolder, cell: StudyCell, show: Show, threads: int, lanes: int
+) -> CellRecord:
     """`perform` in so many threads, where the cell does not set its own; a model that does not fit
     is a UserError that names the cell."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        record = perform(job, show, lanes=lanes)
+        record = perform(folder, cell, show, lanes=lanes)
         assert record is not None, "one process alone is the main one"
         return record
     except (RuntimeError, MemoryError) as error:
         if said := out_of_memory(error):
-            raise UserError(f"cell {job.name}: {said}") from error
+            raise UserError(f"cell {title(cell, folder.study)}: {said}") from error
         raise
     finally:
         torch.set_num_threads(before)
 
 
-def run(jobs: list[Job], lanes: int, display: ProgressDisplay) -> Iterator[tuple[Job, CellRecord]]:
-    """Yields each job with what it gave, as they end; parents before their children."""
+def run(
+    folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay
+) -> Iterator[tuple[StudyCell, CellRecord]]:
+    """Yields each of these cells or trials with its record, as they end; parents before their children."""
+    lanes = folder.study.lanes
     threads = max(1, torch.get_num_threads() // lanes)
-    lanes = min(lanes, len(jobs))
+    lanes = min(lanes, len(cells))
     if lanes <= 1:
-        for job in jobs:
-            yield job, _attempt(job, display.show, threads, lanes)
+        for cell in cells:
+            yield cell, _attempt(folder, cell, display.show, threads, lanes)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     stop, lead = context.Pipe(duplex=False)  # `stop` ends when `lead` closes, or this process does
     drain = threading.Thread(target=_drain, args=(queue, display), daemon=True)
     drain.start()
-    waiting = list(jobs)
-    running: dict[Future[CellRecord], Job] = {}
+    waiting = list(cells)
+    running: dict[Future[CellRecord], StudyCell] = {}
     with Watch() as signals, ProcessPoolExecutor(lanes, context, _enter, (queue, stop)) as pool:
         try:
             while waiting or running:
-                unfinished = {job.cell.key for job in [*waiting, *running.values()]}
-                for job in [job for job in waiting if job.cell.parent not in unfinished]:
-                    waiting.remove(job)
-                    running[pool.submit(_in_worker, job, threads, lanes)] = job
+                unfinished = {cell.key for cell in [*waiting, *running.values()]}
+                for cell in [cell for cell in waiting if cell.parent not in unfinished]:
+                    waiting.remove(cell)
+                    running[pool.submit(_in_worker, folder, cell, threads, lanes)] = cell
                 for future in wait(running, LISTEN, FIRST_COMPLETED).done:
-                    yield _finished(running.pop(future), future)
+                    cell = running.pop(future)
+                    yield cell, _record_of(future, title(cell, folder.study))
                 if signals.asked:
                     raise Stopped(signals.asked)
         except BaseException as error:
@@ -150,12 +127,12 @@ def run(jobs: list[Job], lanes: int, display: ProgressDisplay) -> Iterator[tuple
             drain.join(timeout=5)
 
 
-def _finished(job: Job, future: "Future[CellRecord]") -> tuple[Job, CellRecord]:
+def _record_of(future: "Future[CellRecord]", name: str) -> CellRecord:
     try:
-        return job, future.result()
+        return future.result()
     except BrokenProcessPool:
         raise UserError(
-            f"cell {job.name}: a lane's process was killed (out of memory?); lower "
+            f"cell {name}: a lane's process was killed (out of memory?); lower "
             "study.lanes and run the same command again"
         ) from None
 
@@ -192,13 +169,13 @@ def _leave() -> None:
     os._exit(1)
 
 
-def _in_worker(job: Job, threads: int, lanes: int) -> CellRecord:
+def _in_worker(folder: StudyFolder, cell: StudyCell, threads: int, lanes: int) -> CellRecord:
     if _Lane.stopped.is_set() or _Lane.stop.poll():
         raise Stopped(signal.SIGTERM)
     _Lane.at_work = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        return _attempt(job, lambda *message: _Lane.queue.put(message), threads, lanes)
+        return _attempt(folder, cell, lambda *said: _Lane.queue.put(said), threads, lanes)
     except (Stopped, KeyboardInterrupt):
         _Lane.stopped.set()
         raise

@@ -3,29 +3,24 @@ a sweep on it."""
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from megaarch.config import catalogue
 from megaarch.config.fingerprint import changed_settings
-from megaarch.config.schema import Evaluation, Settings
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.evaluation import tasks, yardsticks
 from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.evaluation.items import Item
 from megaarch.evaluation.rank_classification import target_bits
-from megaarch.evaluation.scorer import Room, Scorer
+from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study.cells import StudyCell
 from megaarch.study.environment import machine
-from megaarch.study.folder import (
-    finished_trial,
-    identity,
-    trial_cell,
-    trial_identity,
-)
+from megaarch.study.folder import StudyFolder
 from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.rate_law import place_of
 from megaarch.study.results import (
@@ -40,7 +35,7 @@ from megaarch.study.results import (
     read_points,
 )
 from megaarch.study.start import inherited, parent_record
-from megaarch.study.sweep_grid import RATE, Choice
+from megaarch.study.sweep_grid import RATE
 from megaarch.training.metrics import HELD_OUT
 from megaarch.training.train_state import Progress
 from megaarch.training.trainer import Trainer
@@ -51,25 +46,32 @@ VALIDATION_PAIRS = 512
 
 @dataclass(frozen=True)
 class Setup:
-    """The surroundings that a cell runs in.
+    """A cell, or a trial, and the surroundings that it runs in.
 
-    prepared: what it trains on. held: held-out items by use. room: of prompts, one for all cells of the
-    study. grid: its processes, all of which run it; the main one writes. lanes: how many cells run side
-    by side, itself among them.
+    grid: its processes, all of which run it; the main one writes. lanes: how many cells run side by side, itself
+    among them.
     """
 
-    prepared: Prepared
-    held: dict[str, list[Item]]
-    room: Room
-    evaluation: Evaluation
+    folder: StudyFolder
+    cell: StudyCell
     bar: ProgressBar
     grid: Grid
     heartbeat: Heartbeat | None = None
     lanes: int = 1
 
-    def trainer(self, settings: Settings, **more) -> Trainer:
+    @property
+    def prepared(self) -> Prepared:
+        """What it trains on."""
+        return self.folder.text_of(self.cell)
+
+    @cached_property
+    def held(self) -> dict[str, list[Item]]:
+        """Held-out items by use."""
+        return self.folder.held_out(self.cell.settings.model.vocabulary_size)
+
+    def trainer(self, **more) -> Trainer:
         return Trainer(
-            settings,
+            self.cell.settings,
             self.prepared,
             grid=self.grid,
             heartbeat=self.heartbeat,
@@ -77,40 +79,41 @@ class Setup:
             **more,
         )
 
-    def scorer(self, model, settings: Settings) -> Scorer:
-        vocabulary = self.prepared.tokenizer.vocabulary
-        return Scorer(model, settings, vocabulary, self.evaluation.batch_rows, self.room)
+    def scorer(self, model) -> Scorer:
+        vocabulary, rows = (
+            self.prepared.tokenizer.vocabulary,
+            self.folder.study.evaluation.batch_rows,
+        )
+        return Scorer(model, self.cell.settings, vocabulary, rows, self.folder.room)
 
     def validation_bits(self, scorer: Scorer) -> float | None:
         """Returns the bits per byte by which a sweep chooses: of what the cell is trained to predict."""
         pairs = self.prepared.heldout_pairs
         if catalogue.OBJECTIVES[scorer.objective].of_pairs and pairs:
             return target_bits(scorer, self.prepared.tokenizer, pairs[:VALIDATION_PAIRS])
-        items = self.held["validation"][: self.evaluation.documents]
+        items = self.held["validation"][: self.folder.study.evaluation.documents]
         return yardsticks.continuation_bits(scorer, items)
 
 
-def run(cell: StudyCell, setup: Setup) -> CellRecord | None:
+def run(setup: Setup) -> CellRecord | None:
     """Trains and scores a cell, or continues one that was interrupted. Returns its record; None on
     other processes than the main one."""
-    settings, prepared, grid = cell.settings, setup.prepared, setup.grid
-    evaluation, held = setup.evaluation, setup.held
-    signature = identity(cell, prepared, evaluation, room=setup.room)
-    record = CellRecord(key=cell.key, signature=signature)
+    cell, prepared, grid = setup.cell, setup.prepared, setup.grid
+    evaluation, held = setup.folder.study.evaluation, setup.held
+    record = CellRecord(key=cell.key, signature=setup.folder.identity(cell))
     if grid.is_main:
         record.write(cell.folder)
 
     def curve_point(model, _: Progress) -> float:
-        scorer = setup.scorer(model, settings)
-        return yardsticks.curve_point(scorer, held["validation"], evaluation)
+        return yardsticks.curve_point(setup.scorer(model), held["validation"], evaluation)
 
     shares = tuple(np.linspace(0, 1, evaluation.points + 1))
-    trainer = setup.trainer(settings, hold_out=curve_point, shares=shares)
+    trainer = setup.trainer(hold_out=curve_point, shares=shares)
     progress = trainer.run(more=True)
     setup.bar.set_text("scoring held-out text")
-    scorer = setup.scorer(trainer.engine, settings)
+    scorer = setup.scorer(trainer.engine)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
-    trained = tasks.trained_on(settings.data)
+    trained = tasks.trained_on(cell.settings.data)
     if (before := parent_record(cell)) and before.result:
         trained |= {name for name, task in before.result.heldout.tasks.items() if task.trained_on}
     heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
@@ -142,34 +145,34 @@ def summary(result: CellResult) -> str:
     )
 
 
-def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRecord:
-    """One trial of a sweep: the validation value after `share` of the cell's budget, in bits per byte of
-    continuations, or of the targets of a cell of pairs. cell: with the settings that are tried.
+def trial(setup: Setup) -> CellRecord:
+    """One trial of a sweep: the validation value at its end, in bits per byte of continuations, or of the targets of
+    a cell of pairs.
 
     One that was interrupted continues; what other settings left there is removed, and the checkpoints of
     one that is done. All processes of the cell's layout call this.
     """
-    tried, grid, evaluation = trial_cell(cell, choice, share), setup.grid, setup.evaluation
-    mark = trial_identity(tried, setup.prepared, evaluation)
-    kept = tried.folder / "checkpoints"
-    if found := finished_trial(tried, setup.prepared, evaluation):
+    cell, choice, grid = setup.cell, setup.cell.choice, setup.grid
+    assert choice is not None
+    mark, kept = setup.folder.identity(cell), cell.folder / "checkpoints"
+    if found := setup.folder.finished_trial(cell):
         if grid.is_main:
             shutil.rmtree(kept, ignore_errors=True)
         return CellRecord(signature=mark, trial=found)
     if grid.is_main:
-        record = CellRecord.read(tried.folder)
+        record = CellRecord.read(cell.folder)
         if record and changed_settings(record.signature, mark):
-            shutil.rmtree(tried.folder)
-        CellRecord(signature=mark).write(tried.folder)
+            shutil.rmtree(cell.folder)
+        CellRecord(signature=mark).write(cell.folder)
     grid.barrier()
-    trainer = setup.trainer(tried.settings)
+    trainer = setup.trainer()
     value = None
     try:
         trainer.run(more=True)
-        value = setup.validation_bits(setup.scorer(trainer.engine, tried.settings))
+        value = setup.validation_bits(setup.scorer(trainer.engine))
     except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
         setup.bar.set_text(str(error))
-    parameters, budget = place_of(tried)
+    parameters, budget = place_of(cell)
     found = Trial(
         cell=cell.name,
         key=cell.key,
@@ -183,7 +186,7 @@ def trial(cell: StudyCell, choice: Choice, share: float, setup: Setup) -> CellRe
     )
     record = CellRecord(signature=mark, trial=found)
     if grid.is_main:
-        record.write(tried.folder)
+        record.write(cell.folder)
         shutil.rmtree(kept, ignore_errors=True)
     setup.bar.set_text("done  diverged" if value is None else f"done  {value:.4f} bits per byte")
     return record

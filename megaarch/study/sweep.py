@@ -14,7 +14,7 @@ from megaarch.files import write_json
 from megaarch.study import lanes, rate_law, sweep_grid
 from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.environment import command, machine
-from megaarch.study.folder import StudyFolder, finished_trial, trial_cell
+from megaarch.study.folder import StudyFolder
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import Extrapolation, RateLaw, Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, DECIDES, RATE, Choice
@@ -40,9 +40,7 @@ class Tuned(TypedDict):
 UNTUNED: Tuned = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
 
-def trials(
-    raw: config.Raw, directory: Path, cells: list[StudyCell]
-) -> list[tuple[StudyCell, Choice]]:
+def trials(raw: config.Raw, directory: Path, cells: list[StudyCell]) -> list[StudyCell]:
     """Returns the sweep's trials: each cell of the first seed with each choice, whose settings it has; none
     where nothing is swept. ConfigError names a cell that cannot have a choice."""
     study = study_of(raw)
@@ -57,7 +55,7 @@ def trials(
         for cell in expand(raw, directory, dict.fromkeys(keys, choice))
     }
     return [
-        (tried[sweep_grid.label(choice), cell.key], choice)
+        tried[sweep_grid.label(choice), cell.key].trial(choice, tune.budget)
         for cell in first
         for choice in sweep_grid.of_architecture(tune, cell.settings.model.architecture)
     ]
@@ -65,21 +63,15 @@ def trials(
 
 def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
     """Returns what the finished trials of these cells found."""
-    share, evaluation = folder.tune.budget, folder.study.evaluation
-    found = [
-        finished_trial(trial_cell(cell, choice, share), folder.text_of(cell), evaluation)
-        for cell, choice in trials(folder.raw, folder.directory, cells)
-    ]
+    found = map(folder.finished_trial, trials(folder.raw, folder.directory, cells))
     return [trial for trial in found if trial]
 
 
 def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -> list[Trial]:
     """Runs the trials of these cells."""
-    tried = trials(folder.raw, folder.directory, cells)
-    todo = [lanes.Job(folder, cell, choice) for cell, choice in tried]
-    ended = lanes.run(todo, folder.study.lanes, display)
-    found = {job.name: record.trial for job, record in ended if record.trial}
-    return [found[job.name] for job in todo]
+    todo = trials(folder.raw, folder.directory, cells)
+    found = {tried.folder: record.trial for tried, record in lanes.run(folder, todo, display)}
+    return [trial for tried in todo if (trial := found[tried.folder])]
 
 
 def best(trials: list[Trial]) -> dict[str, Choice]:

@@ -101,36 +101,80 @@ def expand(
         for size in study.sizes or [None]
         for amount in study.budgets
         for seed in study.seeds
-        for cell in _one_of_each(raw, study, size, amount, seed, directory, chosen or {})
+        for cell in _Place(raw, study, directory, chosen or {}, size, amount, seed).cells()
     ]
 
 
-def _one_of_each(
-    raw: config.Raw,
-    study: Study,
-    size: Size | None,
-    amount: float,
-    seed: int,
-    directory: Path,
-    chosen: Mapping[str, Choice],
-) -> list[StudyCell]:
-    """All cells of one size, budget and seed; adapted ones last."""
-    found: dict[str | None, StudyCell] = {}
-    for each in study.cells:
-        cell = _resolve(raw, study, each, size, amount, seed, directory, chosen)
-        found[each.name] = _after(found.get(each.start_from), cell)
-    adapted = []
-    for each in study.cells if study.adapt else ():
-        assert study.adapt is not None
-        parent = found[each.name]
-        if adapt.obstacle(parent.settings, study.adapt):
-            continue
-        child = adapt.child_of(each, parent.settings, study.adapt)
-        choice = chosen.get(parent.rate_key, chosen.get(parent.name))
-        known = chosen if choice is None else {child.name: choice, **chosen}
-        cell = _after(parent, _resolve(raw, study, child, size, amount, seed, directory, known))
-        adapted.append(replace(cell, adaptation=study.adapt.budget))
-    return [*found.values(), *adapted]
+@dataclass(frozen=True)
+class _Place:
+    """One size, budget and seed of a study's grid."""
+
+    raw: config.Raw
+    study: Study
+    directory: Path
+    chosen: Mapping[str, Choice]
+    size: Size | None
+    amount: float
+    seed: int
+
+    def cells(self) -> list[StudyCell]:
+        """All cells of the place; adapted ones last."""
+        found: dict[str | None, StudyCell] = {}
+        for each in self.study.cells:
+            cell = self._resolve(each, self._choice(each.name, {}))
+            found[each.name] = _after(found.get(each.start_from), cell)
+        adapted = []
+        for each in self.study.cells if self.study.adapt else ():
+            assert self.study.adapt is not None
+            parent = found[each.name]
+            if adapt.obstacle(parent.settings, self.study.adapt):
+                continue
+            child = adapt.child_of(each, parent.settings, self.study.adapt)
+            choice = self._choice(child.name, self._choice(each.name, {}))
+            cell = _after(parent, self._resolve(child, choice))
+            adapted.append(replace(cell, adaptation=self.study.adapt.budget))
+        return [*found.values(), *adapted]
+
+    def _choice(self, name: str, default: Choice) -> Choice:
+        rate_key = _rate_key(name, self.size and self.size.name, self.amount)
+        return self.chosen.get(rate_key, self.chosen.get(name, default))
+
+    def _resolve(self, cell: Cell, choice: Choice) -> StudyCell:
+        study, size_name = self.study, self.size and self.size.name
+        own = copy.deepcopy({k: v for k, v in self.raw.items() if k != "study" and v is not None})
+        model = own.setdefault("model", {})
+        if self.size is not None:
+            given = self.size.model_dump(exclude={"name"})
+            model |= {k: v for k, v in given.items() if v is not None}
+        if cell.preset:
+            model.pop("architecture", None)
+            own.setdefault("data", {}).pop("objective", None)
+            model["preset"] = cell.preset
+        if BATCH in choice:
+            own.get("training", {}).pop("global_batch_size", None)
+        for path, value in choice.items():
+            if path != SHARE:
+                config.set_path(own, path, value)
+        for path, value in cell.set.items():
+            config.set_path(own, path, copy.deepcopy(value))
+        _fill_defaults(own, self.raw)
+        budget = self.amount if cell.budget is None else cell.budget
+        match = BUDGET_UNIT.get(study.match, study.match)
+        config.set_path(own, "training.budget", {"match": match, "amount": budget})
+        config.set_path(own, "training.seed", self.seed)
+        folder = self.directory / "cells"
+        key = _key(cell.name, size_name, self.amount, self.seed)
+        config.set_path(own, "logging.directory", str(folder / key))
+        parent = None
+        if cell.start_from:
+            parent = _key(cell.start_from, size_name, self.amount, self.seed)
+            config.set_path(own, "training.start_from", str(folder / parent))
+        settings = config.resolve(own, f"cell {cell.name}")
+        if study.encoder_decoder_size == "parameters" or study.match == "parameters":
+            settings = _match_parameters(settings, choice.get(SHARE))
+        elif SHARE in choice:
+            settings = _divide_layers(settings, choice[SHARE])
+        return StudyCell(cell.name, size_name, self.amount, self.seed, settings, parent)
 
 
 def not_adapted(cells: list[StudyCell], study: Study) -> list[str]:
@@ -158,53 +202,6 @@ def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:
         update={"training": training.model_copy(update={"budget": budget})}
     )
     return replace(cell, settings=settings, inherited=spent.amount)
-
-
-def _resolve(
-    raw: config.Raw,
-    study: Study,
-    cell: Cell,
-    size: Size | None,
-    amount: float,
-    seed: int,
-    directory: Path,
-    chosen: Mapping[str, Choice],
-) -> StudyCell:
-    own = copy.deepcopy({k: v for k, v in raw.items() if k != "study" and v is not None})
-    model = own.setdefault("model", {})
-    if size is not None:
-        model |= {k: v for k, v in size.model_dump(exclude={"name"}).items() if v is not None}
-    if cell.preset:
-        model.pop("architecture", None)
-        own.setdefault("data", {}).pop("objective", None)
-        model["preset"] = cell.preset
-    size_name = size.name if size else None
-    folder = directory / "cells"
-    choice = chosen.get(_rate_key(cell.name, size_name, amount), chosen.get(cell.name, {}))
-    if BATCH in choice:
-        own.get("training", {}).pop("global_batch_size", None)
-    for path, value in choice.items():
-        if path != SHARE:
-            config.set_path(own, path, value)
-    for path, value in cell.set.items():
-        config.set_path(own, path, copy.deepcopy(value))
-    _fill_defaults(own, raw)
-    budget = amount if cell.budget is None else cell.budget
-    match = BUDGET_UNIT.get(study.match, study.match)
-    config.set_path(own, "training.budget", {"match": match, "amount": budget})
-    config.set_path(own, "training.seed", seed)
-    key = _key(cell.name, size_name, amount, seed)
-    config.set_path(own, "logging.directory", str(folder / key))
-    parent = None
-    if cell.start_from:
-        parent = _key(cell.start_from, size_name, amount, seed)
-        config.set_path(own, "training.start_from", str(folder / parent))
-    settings = config.resolve(own, f"cell {cell.name}")
-    if study.encoder_decoder_size == "parameters" or study.match == "parameters":
-        settings = _match_parameters(settings, choice.get(SHARE))
-    elif SHARE in choice:
-        settings = _divide_layers(settings, choice[SHARE])
-    return StudyCell(cell.name, size_name, amount, seed, settings, parent)
 
 
 def _fill_defaults(own: config.Raw, raw: config.Raw) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from megaarch.config import load_config
     from megaarch.inference.generate import Generator, generate
     from megaarch.ingest.prepare import prepare
-    from megaarch.study.count_flops import count_flops
+    from megaarch.study.describe import count_flops
     from megaarch.training.trainer import Trainer
     from megaarch.training.whole_model import build_model, load_checkpoint
 
@@ -36,7 +36,7 @@ _MODULES = {
     "Trainer": "megaarch.training.trainer",
     "attend": "megaarch.attention",
     "build_model": "megaarch.training.whole_model",
-    "count_flops": "megaarch.study.count_flops",
+    "count_flops": "megaarch.study.describe",
     "generate": "megaarch.inference.generate",
     "load_checkpoint": "megaarch.training.whole_model",
     "load_config": "megaarch.config",

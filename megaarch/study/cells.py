@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megaarch import config
 from megaarch.config import catalogue
-from megaarch.config.schema import Cell, Model, Settings, Size, Study, Training
+from megaarch.config.schema import Budget, Cell, Model, Settings, Size, Study, Training
 from megaarch.errors import UserError
 from megaarch.model.parameter_count import parameter_count
 from megaarch.study import adapt, sweep_grid
@@ -43,6 +43,13 @@ class StudyCell:
         return _rate_key(self.name, self.size, self.budget)
 
     @property
+    def training_budget(self) -> Budget:
+        """Of its run: what its parents have spent, if it counts on, and its own."""
+        found = self.settings.training.budget
+        assert found is not None, "expand gives every cell one"
+        return found
+
+    @property
     def folder(self) -> Path:
         return Path(self.settings.logging.directory)
 
@@ -58,8 +65,8 @@ class StudyCell:
         a folder of its own."""
         training, logging = self.settings.training, self.settings.logging
         folder = self.folder / "tune" / f"{sweep_grid.folder_name(choice)}-share-{share:.3g}"
-        assert training.budget is not None, "expand gives every cell one"
-        budget = training.budget.model_copy(update={"amount": training.budget.amount * share})
+        amount = self.training_budget.amount * share
+        budget = self.training_budget.model_copy(update={"amount": amount})
         own = {"learning_rate": choice[RATE], "budget": budget}
         settings = self.settings.model_copy(
             update={
@@ -195,13 +202,13 @@ def _after(parent: StudyCell | None, cell: StudyCell) -> StudyCell:
     training = cell.settings.training
     if parent is None or not training.start_optimizer:
         return cell
-    spent, own = parent.settings.training.budget, training.budget
-    assert spent is not None and own is not None, "_resolve gives every cell one"
-    budget = own.model_copy(update={"amount": spent.amount + own.amount})
+    spent = parent.training_budget.amount
+    amount = spent + cell.training_budget.amount
+    budget = cell.training_budget.model_copy(update={"amount": amount})
     settings = cell.settings.model_copy(
         update={"training": training.model_copy(update={"budget": budget})}
     )
-    return replace(cell, settings=settings, inherited=spent.amount)
+    return replace(cell, settings=settings, inherited=spent)
 
 
 def _fill_defaults(own: config.Raw, raw: config.Raw) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,7 +11,6 @@ from megaarch import config
 from megaarch.distributed.mesh import processes
 from megaarch.errors import UserError
 from megaarch.evaluation import yardsticks
-from megaarch.evaluation.heldout_scores import Paired
 from megaarch.evaluation.items import Item, text_warnings
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
@@ -168,17 +167,9 @@ def _check_one_process(cell: StudyCell) -> None:
         )
 
 
-class Unigram(TypedDict):
-    """Fields of Results: bits per byte of a unigram model on the test's and on the curve's items, and
-    what each of the test's cost it."""
-
-    unigram_bits_per_byte: float
-    unigram_paired: Paired
-    curve_unigram_bits_per_byte: float
-
-
-def unigram_of(folder: StudyFolder) -> Unigram:
-    """A unigram model of the training tokens."""
+def unigram_of(folder: StudyFolder) -> dict[str, Any]:
+    """Fields of Results, of a unigram model of the training tokens: its bits per byte on the test's and on the curve's
+    items, and what each of the test's cost it."""
     evaluation, held = folder.study.evaluation, folder.held_out()
     prepared = folder.text
     vocabulary = prepared.tokenizer.vocabulary

@@ -79,6 +79,14 @@ def describe(settings: Settings, name: str, rows: Rows | None = None) -> Descrip
     )
 
 
+def count_flops(settings: Settings, batch: Batch | None = None) -> float:
+    """Returns the exact training FLOPs of `batch` or, without one, those of a row, as a mean over
+    rows of made-up text (exact where the objective's lengths are fixed)."""
+    if batch is not None:
+        return flops.training(settings.model, batch.counts)
+    return describe(settings, "").flops_per_row
+
+
 def made_up_rows(
     model: Model, data: Data, samples: range | None = None
 ) -> tuple[list[list[Converted]], RowShape, float]:

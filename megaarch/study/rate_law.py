@@ -108,10 +108,8 @@ def laws(trials: Iterable[Trial]) -> dict[str, RateLaw]:
 def law_of(cell: StudyCell, sweep: Sweep) -> RateLaw | None:
     """Returns the law that gives a cell its rate; None where the sweep held the cell (though all its trials
     diverged), has no law for it, or counts budgets in another unit."""
-    budget = cell.settings.training.budget
-    assert budget is not None, "expand gives every cell one"
     held = any(trial.rate_key == cell.rate_key for trial in sweep.trials)
-    if held or sweep.match != budget.match:
+    if held or sweep.match != cell.training_budget.match:
         return None
     return sweep.laws.get(cell.name)
 
@@ -125,10 +123,9 @@ def rate_of(cell: StudyCell, law: RateLaw) -> float:
 
 def place_of(cell: StudyCell) -> tuple[int, float]:
     """Returns a cell's parameters without embeddings, and its budget."""
-    settings = cell.settings
-    assert settings.training.budget is not None, "expand gives every cell one"
-    axes = catalogue.position_axes(settings.data.objective)
-    return non_embedding_parameter_count(settings.model, axes), settings.training.budget.amount
+    axes = catalogue.position_axes(cell.settings.data.objective)
+    parameters = non_embedding_parameter_count(cell.settings.model, axes)
+    return parameters, cell.training_budget.amount
 
 
 def choices(sweep: Sweep, cells: Iterable[StudyCell]) -> dict[str, Choice]:

@@ -3,7 +3,7 @@ of an architecture, counted apart."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,17 +27,7 @@ OF_A_SIZE = {f"model.{name}" for name in Size.model_fields} | {
 Entry = TypeVar("Entry")
 
 
-class Tuned(TypedDict):
-    """Fields of a CellResult. trial_flops: the median of the trials that chose."""
-
-    tuned: bool
-    learning_rate_at_edge: bool
-    trial_flops: float | None
-    more_at_edge: NotRequired[list[str]]
-    extrapolation: NotRequired[Extrapolation | None]
-
-
-UNTUNED: Tuned = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
+UNTUNED = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
 
 def trials(raw: config.Raw, directory: Path, cells: list[StudyCell]) -> list[StudyCell]:
@@ -97,7 +87,6 @@ def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
     """The record of a sweep, for `study.rates` of other configurations."""
     chosen, swept = best(trials), {trial.rate_key for trial in trials}
     held = [cell for cell in cells if cell.rate_key in swept]
-    budgets = (cell.settings.training.budget for cell in cells)
     more = {name: {k: v for k, v in of.items() if k != RATE} for name, of in chosen.items()}
     return Sweep(
         grid=sorted(tune.learning_rates),
@@ -106,7 +95,7 @@ def record(trials: list[Trial], cells: list[StudyCell], tune: Tune) -> Sweep:
         best={name: choice[RATE] for name, choice in chosen.items()},
         more={name: of for name, of in more.items() if of},
         laws=rate_law.laws(trials),
-        match=next((budget.match for budget in budgets if budget), None),
+        match=cells[0].training_budget.match,
         trials=trials,
         settings={
             key: shared_settings(cell) for cell in held for key in (cell.name, cell.rate_key)
@@ -133,13 +122,13 @@ def shared_settings(cell: StudyCell) -> dict[str, Any]:
     return {k: v for k, v in fingerprint(cell.settings).items() if not k.startswith(FREE)}
 
 
-def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> Tuned:
-    """Whether `rate` is a sweep's choice for this cell, which of its choices lie at the edge of their
-    grids, and the FLOPs of the trials that chose."""
+def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[str, Any]:
+    """Fields of a CellResult: whether `rate` is a sweep's choice for this cell, which of its choices lie at the edge of
+    their grids, and the FLOPs of the trials that chose, their median."""
     if sweep is None:
-        return {**UNTUNED}
+        return UNTUNED
     if law := rate_law.law_of(cell, sweep):
-        return {**UNTUNED, "extrapolation": _extrapolation(cell, rate, sweep, law)}
+        return UNTUNED | {"extrapolation": _extrapolation(cell, rate, sweep, law)}
 
     def of_cell(table: Mapping[Any, Entry]) -> Entry | None:
         return table.get(cell.rate_key, table.get(cell.name))
@@ -152,21 +141,17 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> Tuned:
     )
     batch = choice.get(BATCH, cell.settings.training.global_batch_tokens)
     has_it = rate == choice.get(RATE) and batch == cell.settings.training.global_batch_tokens
-    tuned = alike and has_it
-    tried: dict[str | None, list[Trial]] = {}
-    for trial in sweep.trials:
-        for name in (trial.rate_key, trial.cell):
-            tried.setdefault(name, []).append(trial)
-    mine = of_cell(tried) or []
-    edges = [axis for axis in choice if axis != RATE and tuned and _at_edge(axis, choice, mine)]
-    found: Tuned = {
-        "tuned": tuned,
-        "learning_rate_at_edge": tuned and rate in (sweep.grid[0], sweep.grid[-1]),
-        "trial_flops": float(np.median([t.flops for t in mine])) if tuned and mine else None,
+    if not (alike and has_it):
+        return UNTUNED
+    mine = [trial for trial in sweep.trials if trial.rate_key == cell.rate_key]
+    mine = mine or [trial for trial in sweep.trials if trial.cell == cell.name]
+    edges = [axis for axis in choice if axis != RATE and _at_edge(axis, choice, mine)]
+    found = {
+        "tuned": True,
+        "learning_rate_at_edge": rate in (sweep.grid[0], sweep.grid[-1]),
+        "trial_flops": float(np.median([t.flops for t in mine])) if mine else None,
     }
-    if edges:
-        found["more_at_edge"] = edges
-    return found
+    return found | ({"more_at_edge": edges} if edges else {})
 
 
 def _extrapolation(

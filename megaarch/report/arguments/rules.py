@@ -38,6 +38,7 @@ class Standing:
     """How one score stands to others: the names that it is better than, worse than, not told from, and those
     that were not measured."""
 
+    others: Scores
     better: list[str]
     worse: list[str]
     tied: list[str]
@@ -50,15 +51,17 @@ class Standing:
         return HOLDS if self.better and not self.tied + self.missing else UNKNOWN
 
 
-def standing(claimed: Score, others: Scores, higher_is_better: bool) -> Standing:
-    """Compares a score with each of the others."""
-    return of_pairs({name: (claimed, other) for name, other in others.items()}, higher_is_better)
+def standing(scores: Scores, claimed: str, higher_is_better: bool) -> Standing:
+    """Compares the score of this name with each of the others."""
+    others = {name: score for name, score in scores.items() if name != claimed}
+    pairs = {name: (scores[claimed], other) for name, other in others.items()}
+    return of_pairs(pairs, higher_is_better)
 
 
 def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -> Standing:
     """Compares by pairs, each of the claimed score at the conditions of the other, and the other."""
     differs = holm([difference(claimed, other) for claimed, other in pairs.values()], LEVEL)
-    found = Standing([], [], [], [])
+    found = Standing({name: other for name, (_, other) in pairs.items()}, [], [], [], [])
     for (name, (claimed, other)), apart in zip(pairs.items(), differs, strict=True):
         if claimed.value is None or other.value is None:
             found.missing.append(name)
@@ -78,16 +81,14 @@ def generalization(raw: Scores, decoder: str, chance: float, prior: float | None
     chance: of guessing. Where no cell is above it nothing can be told. prior: of always giving a task's commonest
     answer, which is said and decides nothing.
     """
-    others = {name: score for name, score in raw.items() if name != decoder}
-    able = {name for name, score in raw.items() if score.interval and score.interval[0] > chance}
-    mine = raw[decoder]
-    value = f"{decoder} is right in {percent(mine.value)} of the tasks' questions"
+    able = any(score.interval and score.interval[0] > chance for score in raw.values())
+    value = f"{decoder} is right in {percent(raw[decoder].value)} of the tasks' questions"
     if prior is not None:
         value += f", where a task's commonest answer is right in {percent(prior)}"
     if not able:
         return Verdict(UNKNOWN, f"{value}: no cell is above guessing ({percent(chance)}).")
-    found = standing(mine, others, higher_is_better=True)
-    return Verdict(found.answer, f"{value}, {_against(found, 'more', 'less', others)}.")
+    found = standing(raw, decoder, higher_is_better=True)
+    return Verdict(found.answer, f"{value}, {_against(found, 'more', 'less')}.")
 
 
 def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
@@ -130,28 +131,27 @@ def rank(pairs: Mapping[str, tuple[Score, Score]], swapped: Scores) -> Verdict:
 def difficulty(nats: Scores, states: Scores, decoder: str) -> Verdict:
     """3. "Predicting the next token is the harder task, from which more is learned": what a target costs, and
     how much a probe reads off frozen states. Both by cell, of which `decoder` is trained on full_lm."""
-    harder = standing(nats[decoder], _without(nats, decoder), higher_is_better=True)
-    learned = standing(states[decoder], _without(states, decoder), higher_is_better=True)
+    harder = standing(nats, decoder, higher_is_better=True)
+    learned = standing(states, decoder, higher_is_better=True)
     answers = {harder.answer, learned.answer}
     answer = FAILS if FAILS in answers else HOLDS if answers == {HOLDS} else UNKNOWN
-    cost, know = nats[decoder], states[decoder]
     return Verdict(
         answer,
-        f"The loss of {decoder} is {fixed(cost.value)} nats a target, "
-        f"{_against(harder, 'more', 'less', _without(nats, decoder))}; a linear probe of its frozen states is right "
-        f"in {percent(know.value)} of questions, {_against(learned, 'more', 'less', _without(states, decoder))}.",
+        f"The loss of {decoder} is {fixed(nats[decoder].value)} nats a target, {_against(harder, 'more', 'less')}; a "
+        f"linear probe of its frozen states is right in {percent(states[decoder].value)} of questions, "
+        f"{_against(learned, 'more', 'less')}.",
     )
 
 
 def in_context(causal: Score, others: Scores) -> Verdict:
     """4. "A decoder learns from examples in its context more directly": the error of in-context regression
     behind all examples, over that of least squares."""
-    found = standing(causal, others, higher_is_better=False)
+    found = of_pairs({n: (causal, other) for n, other in others.items()}, higher_is_better=False)
     seeds = f" ({listed([fixed(s) for s in causal.by_seed])} by seed)" if causal.by_seed else ""
     return Verdict(
         found.answer,
         f"Behind all examples a causal model's squared error is {fixed(causal.value)}{seeds}, "
-        f"{_against(found, 'less', 'more', others, values=True)}.",
+        f"{_against(found, 'less', 'more', values=True)}.",
     )
 
 
@@ -170,7 +170,7 @@ def position(
         for name, score in bidirectional.items()
         if score.interval and score.interval[0] >= FAR_BELOW and score.interval[1] >= 1
     ]
-    cheaper = standing(cost[decoder], _without(cost, decoder), higher_is_better=False)
+    cheaper = standing(cost, decoder, higher_is_better=False)
     if low >= FAR_BELOW or cheaper.answer == FAILS:
         answer = FAILS
     elif high < FAR_BELOW and blind == list(bidirectional) != [] and cheaper.answer == HOLDS:
@@ -188,7 +188,7 @@ def position(
         f"Without positions, a probe of the second layer misses a token's place by {percent(causal.value)} of what "
         f"guessing does in {decoder}{deepest}{both_ways}. Leaving positions out costs {decoder} "
         f"{fixed(cost[decoder].value)} bits per byte, "
-        f"{_against(cheaper, 'less', 'more', _without(cost, decoder), values=True)}.",
+        f"{_against(cheaper, 'less', 'more', values=True)}.",
     )
 
 
@@ -230,13 +230,10 @@ def tools(ours: Mapping[str, float], others: Mapping[str, float]) -> Verdict:
     )
 
 
-def _without(scores: Scores, name: str) -> Scores:
-    return {other: score for other, score in scores.items() if other != name}
-
-
-def _against(found: Standing, better: str, worse: str, others: Scores, values: bool = False) -> str:
+def _against(found: Standing, better: str, worse: str, values: bool = False) -> str:
     """Says how a score stands, e.g. "more than a and b, and not distinguishable from c". values: with each of the
     others'."""
+    others = found.others
 
     def named(of: list[str]) -> str:
         return listed([f"{name} ({fixed(others[name].value)})" if values else name for name in of])

@@ -6,6 +6,7 @@ Each function draws one panel. Curves carry their names at their ends; there are
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from megaarch.report import notation
@@ -86,15 +87,8 @@ def curves(
         divisor, unit = seconds_scale(largest)
         x_label = f"training time ({unit})"
     for label, points in series.items():
-        style = look[label]
-        says = f"{label}: {points[-1][1]:.3f} bits per byte at the end"
-        ax.plot(
-            [a / divisor for a, _ in points],
-            [b for _, b in points],
-            linestyle=style.dash,
-            gid=panel.gid(label, says),
-            **style.marks,
-        )
+        xs, ys = [a / divisor for a, _ in points], [b for _, b in points]
+        draw_curve(ax, panel, label, xs, ys, look, f"{ys[-1]:.3f} bits per byte at the end")
     low, high, start = vertical_range(list(series.values()), reference)
     ax.set(xlabel=x_label, ylabel="held-out bits per byte")
     ax.set(ylim=(low, high), xlim=(-0.02 * largest / divisor, 1.01 * largest / divisor))
@@ -106,6 +100,19 @@ def curves(
         panel.caption = f"Before training, above the frame: {start:.2f} or less."
     name_ends(ax, ends_of(series, divisor), look)
     return panel
+
+
+def draw_curve(
+    ax: Axes,
+    panel: Panel,
+    label: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    look: Looks,
+    says: str,
+) -> None:
+    gid = panel.gid(label, f"{label}: {says}")
+    ax.plot(xs, ys, linestyle=look[label].dash, gid=gid, **look[label].marks)
 
 
 def vertical_range(
@@ -272,16 +279,13 @@ def ranges(
     ax = axes(panel, 52, margin(list(series)) + 8)
     ends = {}
     for shift, (label, points) in enumerate(series.items()):
-        style = look[label]
         xs = [p.x * apart ** (shift - len(series) / 2) for p in points]
         ys = [p.value for p in points]
         reach = [(max(0.0, p.value - p.low), max(0.0, p.high - p.value)) for p in points]
         values = ", ".join(f"{p.value:.3f} at {written(p.x)}" for p in points)
-        ax.errorbar(
-            xs, ys, tuple(zip(*reach, strict=True)), fmt="none", ecolor=style.colour, alpha=0.45
-        )
-        gid = panel.gid(label, f"{label}: {values} ({y})")
-        ax.plot(xs, ys, linestyle=style.dash, gid=gid, **style.marks)
+        intervals = tuple(zip(*reach, strict=True))
+        ax.errorbar(xs, ys, intervals, fmt="none", ecolor=look[label].colour, alpha=0.45)
+        draw_curve(ax, panel, label, xs, ys, look, f"{values} ({y})")
         ends[label] = xs[-1], ys[-1]
     low, high = ax.get_ylim()
     if low < 0 < high:
@@ -299,20 +303,28 @@ def ranges(
 def quality(
     name: str,
     title: str,
-    series: Mapping[str, Sequence[MergedCell]],
+    cells: Sequence[MergedCell],
     look: Looks,
-    size: Callable[[MergedCell], float],
+    size: Callable[[MergedCell], float | None],
     says: str,
     written: Callable[[float], str],
-) -> Panel:
-    """Held-out bits per byte against a size of each cell, one curve a name. says, written: as `ranges` has x."""
-    ordered = {label: sorted(cells, key=size) for label, cells in series.items()}
-    points = {
-        label: [Point.of(size(cell), value_of(cell), cell.heldout.interval()) for cell in cells]
-        for label, cells in ordered.items()
-    }
-    own = {label: look[cells[0].label] for label, cells in ordered.items()}
-    return ranges(name, title, points, own, says, "held-out bits per byte", written)
+    least: int = 1,
+) -> list[Panel]:
+    """Held-out bits per byte against a size of each cell, one curve a name that has `least` points; no panel where
+    none has. says, written: as `ranges` has x."""
+    series: dict[str, list[tuple[float, MergedCell]]] = {}
+    for cell in cells:
+        if cell.bits_per_byte is not None and (x := size(cell)) is not None:
+            series.setdefault(cell.name, []).append((x, cell))
+    points, own = {}, {}
+    for label, found in series.items():
+        if len(found) >= least:
+            found.sort(key=lambda pair: pair[0])
+            own[label] = look[found[0][1].label]
+            points[label] = [Point.of(x, value_of(c), c.heldout.interval()) for x, c in found]
+    if not points:
+        return []
+    return [ranges(name, title, points, own, says, "held-out bits per byte", written)]
 
 
 def lines(
@@ -333,25 +345,10 @@ def lines(
     ax = axes(panel, 50, margin(list(series)) + 8)
     ends = {}
     for label, points in series.items():
-        style = look[label]
-        places = [p.x for p in points]
-        ax.fill_between(
-            places,
-            [p.low for p in points],
-            [p.high for p in points],
-            color=style.colour,
-            alpha=0.15,
-            linewidth=0,
-        )
-        last = points[-1]
-        ax.plot(
-            places,
-            [p.value for p in points],
-            linestyle=style.dash,
-            gid=panel.gid(label, f"{label}: {last.value:.3g} at the end"),
-            **style.marks,
-        )
-        ends[label] = last.x, last.value
+        xs, ys, low, high = map(list, zip(*points, strict=True))
+        ax.fill_between(xs, low, high, color=look[label].colour, alpha=0.15, linewidth=0)
+        draw_curve(ax, panel, label, xs, ys, look, f"{ys[-1]:.3g} at the end")
+        ends[label] = xs[-1], ys[-1]
     more = [(label, curve) for label, curves in (thin or {}).items() for curve in curves]
     for label, curve in more:
         ax.plot(*zip(*curve, strict=True), color=look[label].colour, linewidth=0.8, alpha=0.7)

@@ -31,22 +31,19 @@ def cheapest(dialogue: Dialogue) -> list[int]:
 
 def panels(probed: Mapping[str, Probed], cells: Sequence[MergedCell], look: Looks) -> list[Panel]:
     """Held-out bits per byte against the FLOPs of a dialogue; sizes of a cell share a line."""
-    found = dialogues(probed, cells)
-    series: dict[str, list[MergedCell]] = {}
-    for cell in comparable(cells):
-        if cell.label in found and cell.bits_per_byte is not None:
-            series.setdefault(cell.name, []).append(cell)
-    if not series:
-        return []
-
-    def flops(cell: MergedCell) -> float:
-        return float(sum(cheapest(found[cell.label])))
-
-    title = "Quality against the cost of a dialogue"
-    says = f"FLOPs of {TURNS} turns"
-    panel = charts.quality("inference-quality", title, series, look, flops, says, notation.power)
-    panel.caption = "Under the cheapest policy that the mask of training allows."
-    return [panel]
+    costs = {label: float(sum(cheapest(d))) for label, d in dialogues(probed, cells).items()}
+    made = charts.quality(
+        "inference-quality",
+        "Quality against the cost of a dialogue",
+        comparable(cells),
+        look,
+        lambda cell: costs.get(cell.label),
+        f"FLOPs of {TURNS} turns",
+        notation.power,
+    )
+    for panel in made:
+        panel.caption = "Under the cheapest policy that the mask of training allows."
+    return made
 
 
 def table(
@@ -61,12 +58,7 @@ def table(
             "name": label,
             "colour": look[label].variable,
             "numbers": [
-                *(
-                    notation.power(sum(one.flops[policy]))
-                    if policy in one.flops
-                    else notation.MISSING
-                    for policy in SHOWN
-                ),
+                *(notation.power(sum(one.flops.get(policy, [])) or None) for policy in SHOWN),
                 notation.whole(one.prompt_bytes_per_token),
                 notation.whole(one.answer_bytes_per_token),
             ],

@@ -270,24 +270,19 @@ def note(rows: Sequence[Entry]) -> str:
     return " ".join(f"{mark} {NOTES[mark]}" for mark in marks)
 
 
-def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) -> Iterator[Panel]:
+def scaling(cells: Sequence[MergedCell], look: Looks, number: int, each: str) -> list[Panel]:
     """The iso-budget curve of budget `number`: held-out bits per byte against parameters, where sizes
     are several."""
-    series: dict[str, list[MergedCell]] = {}
-    for cell in report_findings.ranked(cells):
-        if cell.bits_per_byte is not None and cell.parameters is not None:
-            series.setdefault(cell.name, []).append(cell)
-    series = {name: group for name, group in series.items() if len(group) > 1}
-    if series:
-        yield charts.quality(
-            f"scaling-{number}",
-            f"At {each}",
-            series,
-            look,
-            lambda cell: cell.parameters or 0.0,
-            "parameters",
-            notation.count,
-        )
+    return charts.quality(
+        f"scaling-{number}",
+        f"At {each}",
+        report_findings.ranked(cells),
+        look,
+        lambda cell: cell.parameters,
+        "parameters",
+        notation.count,
+        least=2,
+    )
 
 
 SECTIONS = {

@@ -16,6 +16,7 @@ from megaarch.evaluation.heldout_scores import Heldout, shortened_prompts
 from megaarch.evaluation.items import cut, split, text_warnings
 from megaarch.evaluation.scorer import Scorer
 from megaarch.evaluation.validation import usual_items
+from megaarch.files import first_fault
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study.folder import load_config
@@ -168,6 +169,4 @@ def _evaluation(model: Model, overrides: Sequence[str]) -> Evaluation:
     try:
         return Evaluation.model_validate(usual_items(model).model_dump() | given)
     except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        name = ".".join(map(str, fault["loc"]))
-        raise UserError(f"--set {SCORING}{name}: {fault['msg']}") from None
+        raise UserError(f"--set {SCORING}{first_fault(error)}") from None

@@ -27,7 +27,7 @@ from megaarch.config import Raw
 from megaarch.errors import UserError
 from megaarch.evaluation.heldout_scores import Heldout, Paired
 from megaarch.evaluation.record_schema import Amount, Count, Machine, Number, Record
-from megaarch.files import fit, read_json, write_json
+from megaarch.files import first_fault, fit, read_json, write_json
 from megaarch.study.sweep_grid import RATE, Choice
 from megaarch.training.metrics import read_lines
 
@@ -352,8 +352,5 @@ def read_points(path: Path, form: type[Line]) -> Iterator[Line]:
         try:
             yield form.model_validate(line)
         except ValidationError as error:
-            fault = error.errors(include_input=False)[0]
-            key = ".".join(map(str, fault["loc"]))
-            log.warning(
-                "%s: step %d is damaged and left out: %s: %s", path, line["step"], key, fault["msg"]
-            )
+            fault = first_fault(error)
+            log.warning("%s: step %d is damaged and left out: %s", path, line["step"], fault)

@@ -7,10 +7,9 @@ import pytest
 
 from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
-from megaarch.config.schema import Evaluation
 from megaarch.model.parameter_count import parameter_count
 from megaarch.study.cells import expand, not_adapted
-from megaarch.study.folder import StudyFolder, identity
+from megaarch.study.folder import StudyFolder
 from megaarch.study.sweep_grid import RATE
 
 
@@ -152,12 +151,13 @@ def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
     assert changed_settings(after | {"from.training.clip_gradient": 3}, after)
 
 
-def test_a_change_of_what_is_scored_is_named(study, tmp_path):
+def test_a_change_of_what_is_scored_is_named(study, tmp_path, monkeypatch):
     def of(**given):
-        [cell, _] = expand(study, tmp_path)
-        return identity(cell, prepared, Evaluation(**given))
+        study["study"]["evaluation"] = given
+        folder = StudyFolder.open(study, tmp_path)
+        return folder.identity(folder.cells[0])
 
-    prepared = SimpleNamespace(fingerprint="text")
+    monkeypatch.setattr(StudyFolder, "text_of", lambda *_: SimpleNamespace(fingerprint="text"))
     before = of(documents=8)
     assert changed_settings(before, of(documents=8)) == []
     assert changed_settings(before, of(documents=9)) == [

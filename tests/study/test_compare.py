@@ -185,7 +185,7 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
     compare(study, tmp_path, QUIET)
     ran = []
     honest = run_cell.run
-    monkeypatch.setattr(run_cell, "run", lambda cell, *a: ran.append(cell.key) or honest(cell, *a))
+    monkeypatch.setattr(run_cell, "run", lambda s: ran.append(s.cell.key) or honest(s))
     study["study"]["seeds"] = [0, 1]
     study["study"]["cells"] = study["study"]["cells"][:2]
     compare(study, tmp_path, QUIET)
@@ -221,29 +221,23 @@ def test_a_child_whose_parent_has_changed_is_named_and_not_kept(study, tmp_path)
     def opened_study():
         return study_folder.StudyFolder.open(study, tmp_path)
 
-    def arguments():
-        opened = opened_study()
-        for cell in opened.cells:
-            yield cell, opened.text_of(cell), opened.study.evaluation
+    def finish(cell):
+        signature = opened_study().identity(cell)
+        CellRecord(signature=signature, result=example_cell("gpt")).write(cell.folder)
 
-    def finish(*given):
-        signature = study_folder.identity(*given)
-        CellRecord(signature=signature, result=example_cell("gpt")).write(given[0].folder)
-
-    for given in arguments():
-        finish(*given)
+    for cell in opened_study().cells:
+        finish(cell)
     assert all(map(opened_study().finished, opened_study().cells))
     study["study"]["cells"][0]["set"] = {"training.clip_gradient": 0.7}
-    parent, child, _ = arguments()
-    folder = Path(parent[0].settings.logging.directory)
-    shutil.rmtree(folder)
-    assert opened_study().finished(child[0]) is None, "nothing is known of its parent"
+    parent, child, _ = opened_study().cells
+    shutil.rmtree(parent.folder)
+    assert opened_study().finished(child) is None, "nothing is known of its parent"
     with pytest.raises(config.ConfigError, match=r"adapted.*from.training.clip_gradient was 1.0"):
         compare(study, tmp_path, QUIET)  # told before the parent is run again
-    assert not folder.exists()
-    finish(*parent)
+    assert not parent.folder.exists()
+    finish(parent)
     with pytest.raises(config.ConfigError, match="from.training.clip_gradient was 1.0 and is 0.7"):
-        opened_study().finished(child[0])
+        opened_study().finished(child)
 
 
 def test_an_interrupted_cell_continues_to_the_same_result(study, tmp_path, monkeypatch):
@@ -369,7 +363,7 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     raw = copy.deepcopy(study)
     raw["study"]["cells"] = raw["study"]["cells"][:1]
     opened = study_folder.StudyFolder.open(raw, tmp_path)
-    [cell], evaluation, held = opened.cells, opened.study.evaluation, opened.held_out()
+    [cell] = opened.cells
     monkeypatch.setattr(run_cell.Trainer, "run", lambda trainer, more: trainer.progress)
     judged = []
     monkeypatch.setattr(
@@ -377,9 +371,9 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     )
     bar = ProgressBar("trial", lambda *message: None)
     grid = Grid.single(torch.device("cpu"))
-    setup = run_cell.Setup(opened.text_of(cell), held, opened.room, evaluation, bar, grid)
-    assert run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup).trial.heldout == 2.5
-    chosen = held["validation"][: evaluation.documents]
+    setup = run_cell.Setup(opened, cell.trial({RATE: 1e-3}, 0.5), bar, grid)
+    assert run_cell.trial(setup).trial.heldout == 2.5
+    chosen = opened.held_out()["validation"][: opened.study.evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
 
 
@@ -391,7 +385,7 @@ def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_pat
     tuned = {"data.objective": "supervised", "data.source": str(pairs)}
     study["study"]["cells"] = [{"name": "tuned", "preset": "prefix_lm", "set": tuned}]
     opened = study_folder.StudyFolder.open(study, tmp_path / "s")
-    [cell], evaluation, held = opened.cells, opened.study.evaluation, opened.held_out()
+    [cell] = opened.cells
     monkeypatch.setattr(run_cell.Trainer, "run", lambda trainer, more: trainer.progress)
     scored = []
     monkeypatch.setattr(
@@ -402,8 +396,8 @@ def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_pat
     prepared = opened.text_of(cell)
     grid = Grid.single(torch.device("cpu"))
     bar = ProgressBar("trial", lambda *message: None)
-    setup = run_cell.Setup(prepared, held, opened.room, evaluation, bar, grid)
-    found = run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup)
+    setup = run_cell.Setup(opened, cell.trial({RATE: 1e-3}, 0.5), bar, grid)
+    found = run_cell.trial(setup)
     said = [tuple(prepared.tokenizer.decode(side).strip() for side in pair) for pair in scored]
     assert said == [tuple(pair) for pair in prepared.heldout_pairs] and len(said) > 5
     size = sum(len(target.encode()) for _, target in said)
@@ -411,9 +405,8 @@ def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_pat
     # a trial that an earlier version scored on text is run again
     mark = dict(found.signature)
     del mark["validation"]
-    folder = study_folder.trial_cell(cell, {RATE: 1e-3}, 0.5).folder
-    found.model_copy(update={"signature": mark}).write(folder)
-    run_cell.trial(cell, {RATE: 1e-3}, 0.5, setup)
+    found.model_copy(update={"signature": mark}).write(setup.cell.folder)
+    run_cell.trial(setup)
     assert len(scored) == 2 * len(said)
 
 
@@ -551,7 +544,7 @@ def test_lanes_give_what_one_after_another_gives(study, tmp_path):
 
 
 def test_a_cell_that_does_not_fit_into_memory_is_named(study, tmp_path, monkeypatch):
-    def perform(job, show, **more):
+    def perform(folder, cell, show, **more):
         raise RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
         )

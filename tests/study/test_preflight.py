@@ -13,7 +13,7 @@ from megaarch.config import ConfigError
 from megaarch.study.compare import compare
 from megaarch.study.describe import describe_all
 from megaarch.study.estimate import dry_run
-from megaarch.study.folder import StudyFolder, identity
+from megaarch.study.folder import StudyFolder
 from megaarch.study.preflight import check
 
 pytestmark = pytest.mark.slow
@@ -279,7 +279,7 @@ def test_a_task_that_cannot_be_asked_is_told_before_any_cell_trains(study, tmp_p
 def test_a_cell_that_is_not_scored_yet_takes_other_yardsticks(study, tmp_path):
     folder = StudyFolder.open(study, tmp_path / "s")
     [cell] = folder.cells
-    signature = identity(cell, folder.text_of(cell), folder.study.evaluation)
+    signature = folder.identity(cell)
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.json").write_text(json.dumps({"signature": signature, "key": cell.key}))
     study["study"]["evaluation"]["middles"] = 8

@@ -13,8 +13,8 @@ from megaarch import config
 from megaarch.errors import UserError
 from megaarch.files import write_json
 from megaarch.report.warnings import warnings_of
-from megaarch.study import distributed_cell, estimate, lanes, rate_law, sweep
-from megaarch.study.cells import expand
+from megaarch.study import distributed_cell, estimate, rate_law, sweep
+from megaarch.study.cells import expand, find
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellResult, Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, SHARE
@@ -179,13 +179,13 @@ OPTIMA = {
 def swept(study, directory):
     """The record of a sweep of the study whose best rates are OPTIMA."""
     made = []
-    for cell, choice in sweep.trials(study, directory, expand(study, directory)):
+    for cell in sweep.trials(study, directory, expand(study, directory)):
         parameters, budget = rate_law.place_of(cell)
         [trial] = trials_at(
             parameters,
-            budget / 2,
+            budget,
             OPTIMA[cell.name][cell.size],
-            [choice["training.learning_rate"]],
+            [cell.choice["training.learning_rate"]],
             cell.name,
         )
         made.append(trial.model_copy(update={"rate_key": cell.rate_key}))
@@ -196,7 +196,7 @@ def swept(study, directory):
 def test_sizes_that_are_not_swept_get_the_rate_of_their_own_architecture(study, tmp_path):
     """gpt's falls with its size and t5's rises; what is swept has what was best on its grid."""
     folder = StudyFolder.open(study, tmp_path)
-    assert {cell.size for cell, _ in sweep.trials(study, tmp_path, folder.cells)} == set(SWEPT)
+    assert {cell.size for cell in sweep.trials(study, tmp_path, folder.cells)} == set(SWEPT)
     counts = {(cell.name, cell.size): estimate.trials(cell, folder.study) for cell in folder.cells}
     assert counts == {key: 0 if key[1] == "large" else 5 for key in counts}
     write_json(tmp_path / "rates.json", swept(study, tmp_path).as_json())
@@ -231,12 +231,12 @@ def test_a_job_of_its_own_takes_the_rate_that_one_process_takes(study, tmp_path,
 
     monkeypatch.setattr(sweep, "finished", finished)
     for cell in folder.cells:
-        found = distributed_cell._tuned(lanes.Job(folder, cell)).cell
-        assert found == wanted[cell.key]
+        found = distributed_cell._tuned(folder, cell)
+        assert find(found.cells, cell.key) == wanted[cell.key]
     made = made[1:]
     large = next(cell for cell in folder.cells if cell.size == "large")
     with pytest.raises(UserError, match="1 of its 15 trials are not finished"):
-        distributed_cell._tuned(lanes.Job(folder, large))
+        distributed_cell._tuned(folder, large)
 
 
 def test_a_cell_whose_trials_all_diverged_keeps_its_rate_everywhere(study, tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_a_cell_whose_trials_all_diverged_keeps_its_rate_everywhere(study, tmp_p
         lambda _, cells: [t for t in found.trials if t.rate_key in {c.rate_key for c in cells}],
     )
     [wide] = [c for c in folder.with_choices(again).cells if (c.name, c.size) == ("gpt", "wide")]
-    assert distributed_cell._tuned(lanes.Job(folder, wide)).cell == wide
+    assert find(distributed_cell._tuned(folder, wide).cells, wide.key) == wide
 
 
 def test_a_rate_that_a_cell_sets_itself_or_other_settings_are_no_law_s(study, tmp_path):

@@ -11,8 +11,7 @@ from megaarch.files import write_json
 from megaarch.model.parameter_count import parameter_count
 from megaarch.study import sweep
 from megaarch.study.cells import expand
-from megaarch.study.folder import StudyFolder, trial_cell
-from megaarch.study.lanes import Job
+from megaarch.study.folder import StudyFolder
 from megaarch.study.results import Sweep, Trial
 from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 
@@ -79,12 +78,11 @@ def test_batches_and_divisions_of_the_layers_are_tried_with_every_rate(study, tm
         "encoder_shares": [0.25, 0.5, 0.01],
     }
     tried = sweep.trials(study, tmp_path, expand(study, tmp_path))
-    of = {name: [(c, choice) for c, choice in tried if c.name == name] for name in ("gpt", "t5")}
-    assert [len(of["gpt"]), len(of["t5"])] == [3 * 2, 3 * 2 * 3]
-    folders = {trial_cell(cell, choice, 0.3).folder for cell, choice in tried}
-    assert len(folders) == len({Job(None, *trial).locked for trial in tried}) == len(tried)
-    for cell, choice in tried:
-        training, model = cell.settings.training, cell.settings.model
+    names = [trial.name for trial in tried]
+    assert [names.count("gpt"), names.count("t5")] == [3 * 2, 3 * 2 * 3]
+    assert len({t.folder for t in tried}) == len({t.locked for t in tried}) == len(tried)
+    for cell in tried:
+        training, model, choice = cell.settings.training, cell.settings.model, cell.choice
         assert (training.learning_rate, training.global_batch_tokens) == (
             choice[RATE],
             choice[BATCH],
@@ -128,7 +126,8 @@ def test_what_was_chosen_is_known_with_its_edges(study, tmp_path):
                 heldout=2 + abs(choice[BATCH] - best) / 1e3 - choice[RATE],
                 flops=1e9,
             )
-            for cell, choice in sweep.trials(study, tmp_path, cells)
+            for cell in sweep.trials(study, tmp_path, cells)
+            for choice in [cell.choice]
         ]
         return sweep.record(made, cells, config.resolve(study).study.tune)
 

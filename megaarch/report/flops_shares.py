@@ -40,8 +40,7 @@ def unread_share(cell: CellResult) -> float | None:
 
 def _model(cell: CellResult, needed: set[str], more: set[str]) -> Model | None:
     """Returns a model with the cell's settings of these names; None where the record lacks one of `needed`."""
-    section = cell.settings.get("model")
-    found = section if isinstance(section, dict) else {}
+    found = cell.section("model")
     if not needed <= found.keys():
         return None
     try:

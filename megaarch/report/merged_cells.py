@@ -192,7 +192,7 @@ def finetuned(cell: CellResult) -> bool:
 
 def without_positions(cell: CellResult) -> bool:
     """Whether the cell's model is given no positions."""
-    return cell.settings.get("model", {}).get("position_encoding") == "none"
+    return cell.section("model").get("position_encoding") == "none"
 
 
 def flops_spread(cells: Sequence[CellResult]) -> float:

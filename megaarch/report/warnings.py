@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megaarch.evaluation import heldout_scores
 from megaarch.report import notation
@@ -76,8 +75,8 @@ def _trial_ratio(cell: CellResult) -> float | None:
 def _document_ends(cell: CellResult) -> float:
     """About which share of a cell's rows end a document where it is trained by T5's objective, for which the last
     span of a row is then the end of a document; else 0."""
-    row, text = section(cell, "model").get("sequence_length"), cell.data
-    masked = section(cell, "data").get("document_masks")
+    row, text = cell.section("model").get("sequence_length"), cell.data
+    masked = cell.section("data").get("document_masks")
     if cell.objective != "span_corruption" or not (row and masked and text and text.train_tokens):
         return 0.0
     return min(row * (text.train_documents or 0) / text.train_tokens, 1.0)
@@ -88,7 +87,7 @@ class Cause:
     """A weakness that one cell alone shows: when it holds, the sentence about one cell, the sentence
     about all cells that have it, and the detail behind each name there."""
 
-    holds: Callable[[CellResult], Any]
+    holds: Callable[[CellResult], object]
     own: Callable[[CellResult], str]
     shared: str
     detail: Callable[[CellResult], str] | None = None
@@ -346,21 +345,15 @@ def mixed_conditions(cells: Cells) -> Iterator[str]:
             yield f"Cells differ in {what}: " + "; ".join(sides) + "."
 
 
-def section(cell: CellResult, name: str) -> dict[str, Any]:
-    """A section of the cell's settings; empty where there is none."""
-    found = cell.settings.get(name)
-    return found if isinstance(found, dict) else {}
-
-
 def data_of(cell: CellResult) -> object:
     """The dataset's fingerprint where it is known, else the settings that choose the text."""
-    data = section(cell, "data")
+    data = cell.section("data")
     chosen = [data.get(key) for key in ("source", "kind", "text_field", "held_out")]
     return cell.environment.fingerprint or (chosen if any(v is not None for v in chosen) else None)
 
 
 def tokenizer_of(cell: CellResult) -> object:
-    data = section(cell, "data")
+    data = cell.section("data")
     return cell.environment.tokenizer or ([data["tokenizer"]] if "tokenizer" in data else None)
 
 
@@ -370,7 +363,7 @@ def hardware_of(cell: CellResult) -> object:
 
 
 def processes_of(cell: CellResult) -> object:
-    layout = section(cell, "parallel")
+    layout = cell.section("parallel")
     sizes = [size for name, size in layout.items() if "parallel" in name and type(size) is int]
     return math.prod(sizes)
 

@@ -189,11 +189,15 @@ class CellResult(Record):
         """Held-out bits per byte of the continuation."""
         return self.heldout.continuation_bits_per_byte
 
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of its settings; empty where there is none."""
+        found = self.settings.get(name)
+        return found if isinstance(found, dict) else {}
+
     @property
     def start(self) -> str | None:
         """Whose weights it starts from: the key of a cell, or a checkpoint from outside the study."""
-        training = self.settings.get("training")
-        given = training.get("start_from") if isinstance(training, dict) else None
+        given = self.section("training").get("start_from")
         return self.parent or (str(given) if given else None)
 
     @property

@@ -246,7 +246,7 @@ def _caches(study: Compared, probed: Mapping[str, Probed]) -> Made:
         one[architecture[label]] = label
     one["causal_decoder"] = study.decoder.label
     turns = {label: turns[label] for label in turns if label in one.values()}
-    row = study.decoder.settings.get("model", {}).get("sequence_length", 0)
+    row = study.decoder.section("model").get("sequence_length", 0)
     panel = figures.caches(turns, able[study.decoder.label].tokens, row, study.look)
     totals = {label: sum(flops) for label, flops in turns.items()}
     return rules.caches(totals, study.decoder.label), panel

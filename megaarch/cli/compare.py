@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from megaarch import report
     from megaarch.distributed import launch
     from megaarch.probes import catalogue
-    from megaarch.study import compare, distributed_cell
-    from megaarch.study.estimate import dry_run
+    from megaarch.study import distributed_cell, run_study
+    from megaarch.study.costs import dry_run
 
     raw, directory = read_study(options)
     if options.cell is not None or options.trial is not None:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dry_run(raw, directory))
         return 0
-    results = compare.compare(raw, directory, Console(stderr=True))
+    results = run_study.compare(raw, directory, Console(stderr=True))
     report.write_page(results, directory / "report.html", catalogue.read(directory))
     print(report.text(results))
     print(f"\n{directory / 'report.html'}\n{directory / 'results.json'}")

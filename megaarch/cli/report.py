@@ -29,13 +29,13 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from megaarch import report
     from megaarch.probes import catalogue
-    from megaarch.study import compare
+    from megaarch.study import run_study
     from megaarch.study.folder import load_config
     from megaarch.study.results import Results
 
     path = Path(options.run) / "results.json"
     if options.gather:
-        compare.gather(load_config(path.parent), path.parent)
+        run_study.gather(load_config(path.parent), path.parent)
     try:
         results = Results.read(path)
     except FileNotFoundError:

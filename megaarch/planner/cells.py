@@ -12,7 +12,7 @@ from megaarch.errors import UserError
 from megaarch.planner.search import PlannedLayout, counted, rows_a_step, search
 from megaarch.planner.time import Cluster
 from megaarch.study.cells import StudyCell, expand
-from megaarch.study.estimate import checkpoint_bytes, checkpoints, trials
+from megaarch.study.costs import checkpoint_bytes, checkpoints, trials
 
 
 @dataclass(frozen=True)

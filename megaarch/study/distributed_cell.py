@@ -2,7 +2,7 @@
 
     srun megaarch compare STUDY --cell NAME      (torchrun and mpirun likewise)
 
-This is what runs where cells are jobs of a cluster; `compare.gather` then makes results.json of
+This is what runs where cells are jobs of a cluster; `run_study.gather` then makes results.json of
 what they leave in the study's folder. Every process of the layout runs it; the main one writes.
 """
 
@@ -15,7 +15,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
-from megaarch.study import lanes, sweep, sweep_grid
+from megaarch.study import sweep, sweep_grid, workers
 from megaarch.study.cells import StudyCell, find, title
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
@@ -80,7 +80,7 @@ def _run(folder: StudyFolder, cell: StudyCell) -> CellRecord | None:
                     done = f"done before  {summary(record.get_result())}"
                     display.show(title(cell, folder.study), 1.0, done)
                     return record if grid.is_main else None
-            return lanes.perform(folder, cell, display.show, grid, heartbeat)
+            return workers.perform(folder, cell, display.show, grid, heartbeat)
 
 
 def _tuned(folder: StudyFolder, cell: StudyCell) -> StudyFolder:

@@ -11,7 +11,7 @@ from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.config.schema import Size, Tune
 from megaarch.files import write_json
-from megaarch.study import lanes, rate_law, sweep_grid
+from megaarch.study import rate_law, sweep_grid, workers
 from megaarch.study.cells import StudyCell, expand, study_of
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder
@@ -60,7 +60,7 @@ def finished(folder: StudyFolder, cells: list[StudyCell]) -> list[Trial]:
 def run(folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay) -> list[Trial]:
     """Runs the trials of these cells."""
     todo = trials(folder.raw, folder.directory, cells)
-    found = {tried.folder: record.trial for tried, record in lanes.run(folder, todo, display)}
+    found = {tried.folder: record.trial for tried, record in workers.run(folder, todo, display)}
     return [trial for tried in todo if (trial := found[tried.folder])]
 
 

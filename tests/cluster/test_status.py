@@ -11,7 +11,7 @@ from rich.console import Console
 from megaarch.cli import main
 from megaarch.cluster import submit
 from megaarch.cluster.status import status, table
-from megaarch.study import compare, lock
+from megaarch.study import lock, run_study
 from megaarch.study.folder import save_config
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
@@ -216,7 +216,7 @@ def test_a_study_that_compare_runs_has_a_status_and_a_report_of_what_is_finished
     monkeypatch.setattr(Trainer, "train_step", stopped)
     run = tmp_path / "run"
     with pytest.raises(Stopped):
-        compare.compare(study, run, Console(quiet=True))
+        run_study.compare(study, run, Console(quiet=True))
     first, second = status(run)
     assert first.state == "done" and first.share == 1
     assert (second.state, second.step) == ("stopped", 2) and 0 < second.share < 1

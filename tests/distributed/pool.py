@@ -45,7 +45,7 @@ PRELOAD = [
     "torch.distributed.tensor.parallel",
     "torchao.float8",
     "megaarch.ingest.prepare",
-    "megaarch.study.compare",
+    "megaarch.study.run_study",
     "megaarch.study.evaluate_run",
     "megaarch.training.trainer",
 ]

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from megaarch import config
-from megaarch.study import compare, distributed_cell
+from megaarch.study import distributed_cell, run_study
 from megaarch.study.folder import load_config
 from tests.distributed.pool import RankError
 
@@ -71,8 +71,8 @@ def test_cells_in_layouts_of_their_own_make_the_results_of_one_process(study, po
         [True] * 3,
         [False] * 3,
     ]
-    apart = compare.gather(load_config(tmp_path / "jobs"), tmp_path / "jobs").as_json()
-    alone = compare.compare(without_layouts(study), tmp_path / "alone", Console(quiet=True))
+    apart = run_study.gather(load_config(tmp_path / "jobs"), tmp_path / "jobs").as_json()
+    alone = run_study.compare(without_layouts(study), tmp_path / "alone", Console(quiet=True))
     alone = alone.as_json()
     assert [cell["key"] for cell in apart["cells"]] == [cell["key"] for cell in alone["cells"]]
     for a, b in zip(apart["cells"], alone["cells"], strict=True):
@@ -99,18 +99,18 @@ def test_a_sweep_in_jobs_of_its_own_chooses_what_one_process_chooses(study, pool
     first, second = pool.run(2, run_trials, study, tmp_path, [0, 1])
     assert first == second and first[1] < first[0]
     pool.run(2, run_cells, study, tmp_path, ["gpt"])
-    (cell,) = compare.gather(study, tmp_path).cells
+    (cell,) = run_study.gather(study, tmp_path).cells
     assert cell.learning_rate == 1e-3 and cell.tuned
 
 
 def test_what_is_not_finished_is_named(study, tmp_path):
     mine = without_layouts(study)
     with pytest.raises(ValueError, match="no cell is finished"):
-        compare.gather(mine, tmp_path)
+        run_study.gather(mine, tmp_path)
     with pytest.raises(ValueError, match=r"starts from gpt/base-6e\+08-seed0, which is not"):
         distributed_cell.run_cell(mine, tmp_path, "adapted")
     distributed_cell.run_cell(mine, tmp_path, "0")
-    results = compare.gather(mine, tmp_path).as_json()
+    results = run_study.gather(mine, tmp_path).as_json()
     assert [cell["name"] for cell in results["cells"]] == ["gpt"]
     assert "t5/base-6e+08-seed0, adapted/base-6e+08-seed0" in results["warnings"][0]
 
@@ -125,5 +125,5 @@ def test_a_cell_that_is_not_there_or_a_layout_that_is_not_is_one_sentence(study,
     with pytest.raises(config.ConfigError, match="needs 2 processes and 1 process was started"):
         distributed_cell.run_cell(study, tmp_path, "gpt")
     with pytest.raises(config.ConfigError, match="megaarch submit"):
-        compare.compare(study, tmp_path / "whole", Console(quiet=True))
+        run_study.compare(study, tmp_path / "whole", Console(quiet=True))
     assert not (tmp_path / "cells").exists()

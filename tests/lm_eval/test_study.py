@@ -16,8 +16,8 @@ from megaarch.config.schema import Evaluation  # noqa: E402
 from megaarch.errors import UserError  # noqa: E402
 from megaarch.evaluation import tasks  # noqa: E402
 from megaarch.lm_eval.model import MegaarchLM  # noqa: E402
-from megaarch.study.compare import compare  # noqa: E402
 from megaarch.study.evaluate_run import evaluate_run  # noqa: E402
+from megaarch.study.run_study import compare  # noqa: E402
 from tests.lm_eval.local import write_tasks  # noqa: E402
 
 ITEMS = 6

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from megaarch.cli import main
 from megaarch.config import ConfigError
-from megaarch.study.compare import compare
+from megaarch.study.costs import dry_run
 from megaarch.study.describe import describe_all
-from megaarch.study.estimate import dry_run
 from megaarch.study.folder import StudyFolder
 from megaarch.study.preflight import check
+from megaarch.study.run_study import compare
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from megaarch import config
 from megaarch.errors import UserError
 from megaarch.files import write_json
 from megaarch.report.warnings import warnings_of
-from megaarch.study import distributed_cell, estimate, rate_law, sweep
+from megaarch.study import costs, distributed_cell, rate_law, sweep
 from megaarch.study.cells import expand, find
 from megaarch.study.folder import StudyFolder
 from megaarch.study.results import CellResult, Sweep, Trial
@@ -197,7 +197,7 @@ def test_sizes_that_are_not_swept_get_the_rate_of_their_own_architecture(study, 
     """gpt's falls with its size and t5's rises; what is swept has what was best on its grid."""
     folder = StudyFolder.open(study, tmp_path)
     assert {cell.size for cell in sweep.trials(study, tmp_path, folder.cells)} == set(SWEPT)
-    counts = {(cell.name, cell.size): estimate.trials(cell, folder.study) for cell in folder.cells}
+    counts = {(cell.name, cell.size): costs.trials(cell, folder.study) for cell in folder.cells}
     assert counts == {key: 0 if key[1] == "large" else 5 for key in counts}
     write_json(tmp_path / "rates.json", swept(study, tmp_path).as_json())
     found = Sweep.read(str(tmp_path / "rates.json"))

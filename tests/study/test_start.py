@@ -11,7 +11,7 @@ from megaarch.errors import UserError
 from megaarch.report.findings import headline
 from megaarch.report.warnings import warnings_for
 from megaarch.scaling import points
-from megaarch.study.compare import compare, gather
+from megaarch.study.run_study import compare, gather
 
 QUIET = Console(quiet=True)
 

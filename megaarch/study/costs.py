@@ -29,7 +29,7 @@ TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """The cost of one cell. tokens: seen. disk: bytes of the checkpoints that stay. checkpoint: of one.
     hours: None where it runs in several processes."""
 
@@ -52,9 +52,9 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
         f"{'cell':<{width}}{'steps':>8}{'tokens':>11}{'epochs':>8}{'disk MiB':>10}{'hours':>9}"
     ]
     total, swept, several = 0.0, 0.0, 0
-    costs: dict[str, Estimate] = {}
+    costs: dict[str, Cost] = {}
     for cell in folder.cells:
-        found = costs[cell.key] = estimate(cell, folder.text_of(cell))
+        found = costs[cell.key] = cost_of(cell, folder.text_of(cell))
         total += found.hours or 0.0
         several += found.hours is None
         if study.tune:
@@ -78,7 +78,7 @@ def dry_run(raw: config.Raw, directory: Path) -> str:
     return "\n".join(lines)
 
 
-def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
+def cost_of(cell: StudyCell, prepared: Prepared) -> Cost:
     """Counts of one cell, and its hours where it is a single process."""
     settings = cell.settings
     training, limit = settings.training, Limit.of(settings.training)
@@ -95,7 +95,7 @@ def estimate(cell: StudyCell, prepared: Prepared) -> Estimate:
         1, round((limit.amount - cell.inherited) / spent[limit.kind])
     )  # as many as Limit.reached allows
     alone, size = processes(settings.parallel) == 1, checkpoint_bytes(settings)
-    return Estimate(
+    return Cost(
         steps=steps,
         tokens=steps * spent["seen_tokens"],
         epochs=steps * each / rows.per_epoch,
@@ -126,7 +126,7 @@ def _saved(training: Training, steps: int) -> list[int]:
     return [*range(every, steps, every), steps]
 
 
-def disk_peak(folder: StudyFolder, costs: Mapping[str, Estimate]) -> float:
+def disk_peak(folder: StudyFolder, costs: Mapping[str, Cost]) -> float:
     """The most bytes of checkpoints at a time: of cells that are done, and of as many as `study.lanes` runs
     side by side, or of as many trials of a sweep, which leave theirs once they are done."""
     study = folder.study

@@ -23,10 +23,10 @@ from megaarch.evaluation.scorer import Scores
 from megaarch.probes import catalogue
 from megaarch.report.merged_cells import merged_cells
 from megaarch.report.warnings import warnings_for
-from megaarch.study import compare as study_module
 from megaarch.study import folder as study_folder
-from megaarch.study import lanes, lock, run_cell
-from megaarch.study.estimate import dry_run
+from megaarch.study import lock, run_cell, workers
+from megaarch.study import run_study as study_module
+from megaarch.study.costs import dry_run
 from megaarch.study.evaluate_run import evaluate_run
 from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.results import CellRecord, Results
@@ -549,7 +549,7 @@ def test_a_cell_that_does_not_fit_into_memory_is_named(study, tmp_path, monkeypa
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
         )
 
-    monkeypatch.setattr(lanes, "perform", perform)
+    monkeypatch.setattr(workers, "perform", perform)
     with pytest.raises(ValueError, match="cell gpt: out of memory"):
         compare(study, tmp_path, QUIET)
 

@@ -14,7 +14,7 @@ from megaarch.evaluation import yardsticks
 from megaarch.evaluation.items import Item, text_warnings
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lanes, lock, preflight, run_cell, sweep
+from megaarch.study import lock, preflight, run_cell, sweep, workers
 from megaarch.study.cells import StudyCell, generations, not_adapted, title
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, save_config
@@ -151,7 +151,7 @@ def run(
             summary = run_cell.summary(record.get_result())
             display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
     left = [cell for cell in cells if cell.key not in found]
-    return found | {cell.key: record for cell, record in lanes.run(folder, left, display)}
+    return found | {cell.key: record for cell, record in workers.run(folder, left, display)}
 
 
 def _check_one_process(cell: StudyCell) -> None:

@@ -8,7 +8,7 @@ import torch
 from megaarch.checkpoint import checkpoint
 from megaarch.model.transformer import Transformer
 from megaarch.study.cells import expand
-from megaarch.study.estimate import checkpoint_bytes, checkpoints, dry_run, most_checkpoints
+from megaarch.study.costs import checkpoint_bytes, checkpoints, dry_run, most_checkpoints
 from megaarch.training import optimizer
 from megaarch.training.trainer import Trainer
 

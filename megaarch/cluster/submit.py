@@ -110,7 +110,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
             tasks = {
                 i: f"{trial.key} {sweep_grid.label(trial.choice)}"
                 for i, trial in enumerate(trials)
-                if trial.key in {c.key for c in group}
+                if trial.choice and trial.key in {c.key for c in group}
             }
             jobs.append(_array(f"trials-{g}-{layout}", group, tasks, home, site))
             tuned_by.append(jobs[-1].name)

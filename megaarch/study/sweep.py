@@ -25,8 +25,6 @@ OF_A_SIZE = {f"model.{name}" for name in Size.model_fields} | {
     *("model.encoder_layers", "model.decoder_layers", "model.kv_heads", "model.head_size"),
 }
 Entry = TypeVar("Entry")
-
-
 UNTUNED = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
 

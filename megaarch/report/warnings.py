@@ -60,99 +60,90 @@ def warnings_for(results: Results) -> list[str]:
 
 def warnings_of(cell: CellResult) -> list[str]:
     """Everything to know about one cell."""
-    return list(dict.fromkeys(cause.own(cell) for cause in CAUSES if cause.holds(cell)))
+    found = [(cause, cause.degree(cell)) for cause in CAUSES]
+    said = [cause.own.format(cell=cell, degree=d) for cause, d in found if d is not None]
+    return list(dict.fromkeys(said))
 
 
-def _axes(cell: CellResult) -> str:
-    return " and ".join(AXES[axis] for axis in cell.more_at_edge)
-
-
-def _trial_ratio(cell: CellResult) -> float | None:
+def _trial_ratio(cell: CellResult) -> str | None:
     """FLOPs of the trials that chose the learning rate over the cell's own."""
-    return cell.trial_flops / cell.flops if cell.trial_flops and cell.flops else None
+    ratio = cell.trial_flops / cell.flops if cell.trial_flops and cell.flops else 1.0
+    return None if 1 / TRIAL_LIMIT <= ratio <= TRIAL_LIMIT else f"{ratio:.2g}"
 
 
-def _document_ends(cell: CellResult) -> float:
+def _share_above(share: float | None, limit: float) -> str | None:
+    return notation.percent(share) if (share or 0.0) > limit else None
+
+
+def _document_ends(cell: CellResult) -> str | None:
     """About which share of a cell's rows end a document where it is trained by T5's objective, for which the last
-    span of a row is then the end of a document; else 0."""
+    span of a row is then the end of a document."""
     row, text = cell.section("model").get("sequence_length"), cell.data
     masked = cell.section("data").get("document_masks")
     if cell.objective != "span_corruption" or not (row and masked and text and text.train_tokens):
-        return 0.0
-    return min(row * (text.train_documents or 0) / text.train_tokens, 1.0)
+        return None
+    share = min(row * (text.train_documents or 0) / text.train_tokens, 1.0)
+    return f"about {notation.percent(share)}" if share > ENDS_LIMIT else None
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A weakness that one cell alone shows: when it holds, the sentence about one cell, the sentence
-    about all cells that have it, and the detail behind each name there."""
+    """A weakness that one cell alone shows. degree: of a cell, in words, "" where there is nothing to add; None where
+    the cell has none of it. own: the sentence about one `cell` and its `degree`. shared: about the `names` of all
+    cells that have it, each with its degree."""
 
-    holds: Callable[[CellResult], object]
-    own: Callable[[CellResult], str]
+    degree: Callable[[CellResult], str | None]
+    own: str
     shared: str
-    detail: Callable[[CellResult], str] | None = None
 
 
 CAUSES = (
     Cause(
-        lambda cell: cell.extrapolation,
-        lambda cell: (
-            f"its learning rate ({cell.learning_rate}) is extrapolated: {cell.extrapolation}"
-        ),
+        lambda cell: cell.extrapolation and str(cell.extrapolation),
+        "its learning rate ({cell.learning_rate}) is extrapolated: {degree}",
         "Learning rate extrapolated, by a law of a sweep of smaller cells: {names}. What the law misses, the "
         "ranking may show.",
-        lambda cell: str(cell.extrapolation),
     ),
     Cause(
-        lambda cell: not (cell.tuned or cell.extrapolation),
-        lambda cell: f"its learning rate ({cell.learning_rate}) was not tuned",
+        lambda cell: None if cell.tuned or cell.extrapolation else "",
+        "its learning rate ({cell.learning_rate}) was not tuned",
         "Learning rate not tuned for {names}: a better rate could change the ranking.",
     ),
     Cause(
-        lambda cell: cell.learning_rate_at_edge,
-        lambda cell: f"its best learning rate ({cell.learning_rate}) lies at the edge of its grid",
+        lambda cell: "" if cell.learning_rate_at_edge else None,
+        "its best learning rate ({cell.learning_rate}) lies at the edge of its grid",
         "Best learning rate at the edge of its grid for {names}: the optimum may lie beyond.",
     ),
     Cause(
-        lambda cell: cell.more_at_edge,
-        lambda cell: f"its best {_axes(cell)} lies at the edge of its grid",
+        lambda cell: " and ".join(AXES[axis] for axis in cell.more_at_edge) or None,
+        "its best {degree} lies at the edge of its grid",
         "Best choice at the edge of its grid: {names}. The optimum may lie beyond.",
-        lambda cell: _axes(cell),
     ),
     Cause(
-        lambda cell: (ratio := _trial_ratio(cell)) and not 1 / TRIAL_LIMIT <= ratio <= TRIAL_LIMIT,
-        lambda cell: f"its learning rate was tuned at {_trial_ratio(cell):.2g} of its compute",
+        _trial_ratio,
+        "its learning rate was tuned at {degree} of its compute",
         "Learning rate tuned at a share of the compute: {names}. The best rate shifts with it.",
-        lambda cell: f"{_trial_ratio(cell):.2g}",
     ),
     Cause(
-        lambda cell: (cell.padding_share or 0) > PADDING_LIMIT,
-        lambda cell: f"{notation.percent(cell.padding_share)} of its rows is padding",
+        lambda cell: _share_above(cell.padding_share, PADDING_LIMIT),
+        "{degree} of its rows is padding",
         "More than 5% padding: {names}. It costs time but counts as no compute.",
-        lambda cell: notation.percent(cell.padding_share),
     ),
     Cause(
-        lambda cell: cell.truncated_share,
-        lambda cell: (
-            f"{notation.percent(cell.truncated_share)} of its {{input, target}} pairs were cut to fit, or "
-            "of its documents left out"
-        ),
-        "Pairs of input and target cut to fit their limits, or documents of one token left out: "
-        "{names}.",
-        lambda cell: notation.percent(cell.truncated_share),
+        lambda cell: _share_above(cell.truncated_share, 0.0),
+        "{degree} of its {{input, target}} pairs were cut to fit, or of its documents left out",
+        "Pairs of input and target cut to fit their limits, or documents of one token left out: {names}.",
     ),
     Cause(
-        lambda cell: _document_ends(cell) > ENDS_LIMIT,
-        lambda cell: f"about {notation.percent(_document_ends(cell))} of its rows end a document",
+        _document_ends,
+        "{degree} of its rows end a document",
         "Rows of span corruption that end a document, in their last span: {names}. A scored continuation ends none, "
         "which costs the cell (docs/yardsticks.md).",
-        lambda cell: f"about {notation.percent(_document_ends(cell))}",
     ),
     Cause(
-        lambda cell: (cell.epochs or 0) > 1,
-        lambda cell: f"it read its training text {cell.epochs:.1f} times",
+        lambda cell: f"{cell.epochs:.1f}" if (cell.epochs or 0) > 1 else None,
+        "it read its training text {degree} times",
         "More than one epoch over the training text: {names}.",
-        lambda cell: f"{cell.epochs:.1f}",
     ),
 )
 
@@ -160,16 +151,15 @@ CAUSES = (
 def shared_causes(cells: Cells) -> Iterator[str]:
     everyone = {label(cell) for cell in cells}
     for cause in CAUSES:
-        affected: dict[str, CellResult] = {}
+        affected: dict[str, str] = {}
         for cell in cells:
-            if cause.holds(cell):
-                affected.setdefault(label(cell), cell)
+            if (degree := cause.degree(cell)) is not None:
+                affected.setdefault(label(cell), degree)
         if not affected:
             continue
-        if cause.detail:
-            names = [f"{name} ({cause.detail(cell)})" for name, cell in affected.items()]
-        else:
-            names = ["every cell"] if 1 < len(affected) == len(everyone) else list(affected)
+        names = [f"{name} ({degree})" if degree else name for name, degree in affected.items()]
+        if 1 < len(affected) == len(everyone) and not any(affected.values()):
+            names = ["every cell"]
         yield cause.shared.format(names=notation.listed(names))
 
 

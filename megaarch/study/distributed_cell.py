@@ -16,11 +16,10 @@ from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.errors import UserError
 from megaarch.parallel.validate import join
 from megaarch.study import sweep, sweep_grid, workers
-from megaarch.study.cells import StudyCell, find, title
+from megaarch.study.cells import StudyCell, find
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
-from megaarch.study.run_cell import summary
 from megaarch.study.start import parent_record
 from megaarch.training.trainer import device_of
 
@@ -76,9 +75,7 @@ def _run(folder: StudyFolder, cell: StudyCell) -> CellRecord | None:
                 if folder.study.tune:
                     folder = _tuned(folder, cell)
                     cell = find(folder.cells, cell.key)
-                if record := folder.finished(cell):
-                    done = f"done before  {summary(record.get_result())}"
-                    display.show(title(cell, folder.study), 1.0, done)
+                if record := workers.kept(folder, cell, display.show):
                     return record if grid.is_main else None
             return workers.perform(folder, cell, display.show, grid, heartbeat)
 

@@ -14,8 +14,8 @@ from megaarch.evaluation import yardsticks
 from megaarch.evaluation.items import Item, text_warnings
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lock, preflight, run_cell, sweep, workers
-from megaarch.study.cells import StudyCell, generations, not_adapted, title
+from megaarch.study import lock, preflight, sweep, workers
+from megaarch.study.cells import StudyCell, generations, not_adapted
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
@@ -41,7 +41,7 @@ def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
                     folder = sweep.choose(folder, trials)
                 keys = {cell.key for cell in generation}
                 todo = [cell for cell in folder.cells if cell.key in keys]
-                records |= run(folder, todo, display)
+                records |= {cell.key: found for cell, found in workers.run(folder, todo, display)}
         return _write_results(folder, records)
 
 
@@ -138,20 +138,6 @@ def entry(cell: StudyCell, record: CellRecord, folder: StudyFolder) -> CellResul
     judged = sweep.verdict(cell, result.learning_rate, folder.sweep)
     about = {"environment": record.environment, "digest": record.digest}
     return result.model_copy(update={**judged, **about})
-
-
-def run(
-    folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay
-) -> dict[str, CellRecord]:
-    """The record of each cell by its key; those that are not finished are run."""
-    found: dict[str, CellRecord] = {}
-    for cell in cells:
-        if record := folder.finished(cell):
-            found[cell.key] = record
-            summary = run_cell.summary(record.get_result())
-            display.show(title(cell, folder.study), 1.0, f"done before  {summary}")
-    left = [cell for cell in cells if cell.key not in found]
-    return found | {cell.key: record for cell, record in workers.run(folder, left, display)}
 
 
 def _check_one_process(cell: StudyCell) -> None:

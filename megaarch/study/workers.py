@@ -39,6 +39,16 @@ LISTEN = 1.0  # seconds until a signal to the study is noticed
 PATIENCE = 10  # seconds that a lane without a job gives its study to end it
 
 
+def kept(folder: StudyFolder, cell: StudyCell, show: Show) -> CellRecord | None:
+    """The record of a cell that is finished, and says so; None of one that is not, and of a trial."""
+    record = folder.finished(cell) if cell.choice is None else None
+    if record:
+        show(
+            title(cell, folder.study), 1.0, f"done before  {run_cell.summary(record.get_result())}"
+        )
+    return record
+
+
 def perform(
     folder: StudyFolder,
     cell: StudyCell,
@@ -89,12 +99,18 @@ def _attempt(
 def run(
     folder: StudyFolder, cells: list[StudyCell], display: ProgressDisplay
 ) -> Iterator[tuple[StudyCell, CellRecord]]:
-    """Yields each of these cells or trials with its record, as they end; parents before their children."""
-    lanes = folder.study.lanes
-    threads = max(1, torch.get_num_threads() // lanes)
-    lanes = min(lanes, len(cells))
+    """Yields each of these cells or trials with its record, those that are finished first and the others as they end;
+    parents before their children."""
+    waiting = []
+    for cell in cells:
+        if record := kept(folder, cell, display.show):
+            yield cell, record
+        else:
+            waiting.append(cell)
+    threads = max(1, torch.get_num_threads() // folder.study.lanes)
+    lanes = min(folder.study.lanes, len(waiting))
     if lanes <= 1:
-        for cell in cells:
+        for cell in waiting:
             yield cell, _attempt(folder, cell, display.show, threads, lanes)
         return
     context = multiprocessing.get_context("spawn")
@@ -102,7 +118,6 @@ def run(
     stop, lead = context.Pipe(duplex=False)  # `stop` ends when `lead` closes, or this process does
     drain = threading.Thread(target=_drain, args=(queue, display), daemon=True)
     drain.start()
-    waiting = list(cells)
     running: dict[Future[CellRecord], StudyCell] = {}
     with Watch() as signals, ProcessPoolExecutor(lanes, context, _enter, (queue, stop)) as pool:
         try:

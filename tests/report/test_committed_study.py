@@ -33,7 +33,7 @@ def arguments():
 
 def test_every_answer_of_the_findings_is_the_record_s(arguments):
     rows = re.findall(r"^\| (\d) \|[^|]*\| ([^|]*) \|", Path("docs/findings.md").read_text(), re.M)
-    assert rows == [(str(a.number), a.verdict.answer) for a in arguments]
+    assert rows == [(str(i), a.verdict.answer) for i, a in enumerate(arguments, 1)]
 
 
 def test_the_committed_page_says_the_same(arguments):

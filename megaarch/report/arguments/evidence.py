@@ -30,7 +30,6 @@ class Argument:
     """An argument as the report shows it. rule: what ends "It holds where". verdict: None, with no panels, where it
     was not measured."""
 
-    number: int
     claim: str
     probe: str
     rule: str
@@ -48,35 +47,30 @@ class Argument:
 
 ARGUMENTS = (
     Argument(
-        1,
         "Decoders generalize better without examples.",
         "compare",
         "the causal decoder answers more of the tasks' questions than every model that is not causal, before any "
         "finetuning; it does not where one of them answers more.",
     ),
     Argument(
-        2,
         "Bidirectional attention degenerates to low rank.",
         "rank",
         "causal attention uses more directions than every attention that sees both ways, and the same weights lose "
         "some where they see both ways; it does not where one that sees both ways uses more, or weights gain some.",
     ),
     Argument(
-        3,
         "Predicting the next token is harder, and teaches more.",
         "difficulty",
         "the causal decoder has a larger loss per target than every other training task gives, and a probe reads more "
         "off its states than off any other's; it does not where one other has a larger loss, or more is read off it.",
     ),
     Argument(
-        4,
         "Decoders learn more directly from examples in context.",
         "regression",
         "a causal model errs less behind all examples than a prefix decoder and an encoder-decoder do; it does not "
         "where one of them errs less.",
     ),
     Argument(
-        5,
         "Causal attention tells positions by itself.",
         "position",
         "a token's place is read off the second layer of a causal decoder without positions with less than half of "
@@ -84,14 +78,12 @@ ARGUMENTS = (
         "where the error is half or more, or another model loses less.",
     ),
     Argument(
-        6,
         "A decoder keeps its cache over the turns of a dialogue.",
         "dialogue",
         "the eight turns of a dialogue cost every other architecture that generates at least "
         f"{rules.DEARER:g} times the FLOPs; it does not where one costs no more.",
     ),
     Argument(
-        7,
         "Tools serve causal masks best.",
         "masks",
         f"every other tool runs some mask at less than {rules.FULL_SPEED:g} of its causal throughput and a kernel here "

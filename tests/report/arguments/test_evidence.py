@@ -15,7 +15,7 @@ from tests.report.arguments.example_probes import estimate, probed, results
 
 def answers(found, probes) -> dict[int, str | None]:
     made = evidence(Results.of(found), probes)
-    return {a.number: a.verdict and a.verdict.answer for a in made}
+    return {i: a.verdict and a.verdict.answer for i, a in enumerate(made, 1)}
 
 
 def test_a_study_in_which_every_argument_holds():
@@ -177,7 +177,7 @@ def test_the_error_of_regression_is_drawn_on_a_logarithmic_axis():
     probes = probed()
     learners = probes["regression"].cells["all"].learners
     learners["causal_decoder"].error["40"] = estimate(900.0)
-    [context] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
+    context = evidence(Results.of(results()), probes)[3]
     [axes] = context.panels[0].figure.axes
     low, high = axes.get_ylim()
     assert axes.get_yscale() == "log" and 0 < low < 0.1 and 900 < high < 2000
@@ -216,7 +216,7 @@ def test_a_learner_without_a_value_leaves_its_argument_open_and_the_others_drawn
     probes = probed()
     error = probes["regression"].cells["all"].learners[name].error
     error.update(dict.fromkeys(error, Estimate(value=None)))
-    [argument] = [a for a in evidence(Results.of(results()), probes) if a.number == 4]
+    argument = evidence(Results.of(results()), probes)[3]
     assert argument.verdict.answer == UNKNOWN
     [axes] = argument.panels[0].figure.axes
     names = {text.get_text() for text in axes.texts}

@@ -12,9 +12,7 @@ from megaarch.data.batch import Batch
 from megaarch.evaluation.record_schema import Record
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
-from megaarch.probes.ablation import switched
 from megaarch.probes.attention_weights import (
-    AttentionWeights,
     causal_mask,
     full_mask,
     key_counts,
@@ -23,17 +21,17 @@ from megaarch.probes.attention_weights import (
 )
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.hidden_states import recorded
+from megaarch.probes.hidden_states import states_by_stack
 from megaarch.probes.probed_model import Subject
 from megaarch.probes.random_attention import matched_attention, random_attention, uniform_attention
 
 BATCH = 8  # rows of a forward pass, all of whose matrices are kept; random matrices stand beside the first
 MASKS = {"causal": causal_mask, "full": full_mask}
 SWITCHES = {
-    "whole": (True, True),
-    "no_feed_forward": (True, False),
-    "no_skip": (False, True),
-    "attention_alone": (False, False),
+    "whole": {},
+    "no_feed_forward": {"feed_forward": False},
+    "no_skip": {"skip": False},
+    "attention_alone": {"skip": False, "feed_forward": False},
 }
 FLOOR = 1e-24  # of smallest over largest: far below what fp64 can tell from a singular matrix
 NORMS = {
@@ -97,24 +95,23 @@ def measure(subject: Subject, options: Options) -> Ranks:
     length = options.length_of(subject)
     rows = subject.rows(length, options.rows)
     generator = torch.Generator().manual_seed(options.seed)
-    found: dict[tuple[str, str], list[Values]] = {}
+    found: dict[str, dict[str, list[Values]]] = {}
     residual: dict[tuple[str, str, str], list[torch.Tensor]] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    for first in range(0, len(rows), BATCH):
-        batch = subject.batch(rows[first : first + BATCH], length // 2)
+    for first in range(0, len(rows.tokens), BATCH):
+        batch = subject.batch(rows.tokens[first : first + BATCH], length // 2)
         for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
-            found.setdefault((kind, name), []).append(measured(matrices))
+            found.setdefault(name, {}).setdefault(kind, []).append(measured(matrices))
             sizes.setdefault(name, (matrices.shape[-2], matrices.shape[-1]))
         for key, of_layers in residuals(subject.model, batch).items():
             residual.setdefault(key, []).append(of_layers)
-    documents = rows.documents
     made: dict[str, dict[str, dict[str, list[Estimate]]]] = {}
     for (stream, switch, norm), of_batches in residual.items():
         layers = torch.cat(of_batches, dim=1).numpy()
         made.setdefault(stream, {}).setdefault(switch, {})[norm] = [
-            over_rows(values, documents) for values in layers
+            over_rows(values, rows.documents) for values in layers
         ]
-    blocks = {name: _block(name, size, found, documents) for name, size in sizes.items()}
+    blocks = {name: _block(name, sizes[name], found[name], rows.documents) for name in found}
     return Ranks(blocks=blocks, residual=made)
 
 
@@ -123,19 +120,12 @@ def _matrices(
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yields matrices [L, H, n, m] of each row with their kind and block: "trained", "masks.causal", ... Those
     of a kind and block come in the order of the rows."""
-    trained = blocks(model, batch, _run(model, batch, same))
-    for name, rows in trained.items():
-        for matrices in rows:
-            yield "trained", name, matrices
+    trained = blocks(model, batch)
+    yield from _of_kind("trained", trained)
     for mask, changed in MASKS.items():
         streams = batch.streams
-        if all(np.array_equal(changed(s.parts).dense(), s.parts.dense()) for s in streams):
-            under = trained
-        else:
-            under = blocks(model, batch, _run(model, batch, changed))
-        for name, rows in under.items():
-            for matrices in rows:
-                yield f"masks.{mask}", name, matrices
+        own = all(np.array_equal(changed(s.parts).dense(), s.parts.dense()) for s in streams)
+        yield from _of_kind(f"masks.{mask}", trained if own else blocks(model, batch, changed))
     if not control:
         return
     for name, (matrices, *_) in trained.items():
@@ -151,17 +141,19 @@ def _matrices(
                 yield f"matched.{mask}", name, matched_attention(matrices, size, mask, generator)
 
 
-def _run(model: Transformer, batch: Batch, mask: Callable[[Parts], Parts]) -> AttentionWeights:
-    with torch.no_grad(), recorded_attention(model, mask) as weights:
-        model.run(batch)
-    return weights
+def _of_kind(
+    kind: str, found: Mapping[str, list[torch.Tensor]]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    return ((kind, name, matrices) for name, rows in found.items() for matrices in rows)
 
 
 def blocks(
-    model: Transformer, batch: Batch, weights: AttentionWeights
+    model: Transformer, batch: Batch, mask: Callable[[Parts], Parts] = same
 ) -> dict[str, list[torch.Tensor]]:
-    """Returns the matrices [L, H, n, m] of each row, by block (see Ranks)."""
+    """Returns the matrices [L, H, n, m] of each row, by block (see Ranks), under the model's own mask or another."""
     found: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad(), recorded_attention(model, mask) as weights:
+        model.run(batch)
     for stack, stream in zip(model.stacks, batch.streams, strict=True):
         own = torch.stack([weights.own[index] for index in stack.layers])
         for row, n in enumerate(key_counts(stream.parts)):
@@ -218,24 +210,21 @@ def measured(matrices: torch.Tensor) -> Values:
 def _block(
     name: str,
     size: tuple[int, int],
-    found: Mapping[tuple[str, str], list[Values]],
+    found: Mapping[str, list[Values]],
     documents: np.ndarray,
 ) -> Block:
-    def joined(kind: str) -> Values:  # [N, L, H]
-        each = found[kind, name]
-        return {measure: np.stack([values[measure] for values in each]) for measure in each[0]}
-
-    def group(above: str) -> dict[str, Attention]:
-        kinds = {mask: f"{above}.{mask}" for mask in MASKS}
-        return {
-            mask: estimated(joined(kind), documents)
-            for mask, kind in kinds.items()
-            if (kind, name) in found
-        }
-
-    trained = joined("trained")
+    """found: the values of each row, by kind."""
+    kinds = {  # [N, L, H]
+        kind: {measure: np.stack([values[measure] for values in rows]) for measure in rows[0]}
+        for kind, rows in found.items()
+    }
+    trained = kinds.pop("trained")
+    under: dict[str, dict[str, Attention]] = {}
+    for kind, values in kinds.items():
+        above, mask = kind.split(".")
+        under.setdefault(above, {})[mask] = estimated(values, documents)
     layers, heads = trained["entropy",].shape[1:]
-    causal, full = (joined(f"masks.{mask}")["matrix", "effective_rank"] for mask in MASKS)
+    causal, full = (kinds[f"masks.{mask}"]["matrix", "effective_rank"] for mask in MASKS)
     own = "." not in name
     return Block(
         queries=size[0],
@@ -246,7 +235,7 @@ def _block(
             [estimated(trained, documents, np.s_[:, i, j]) for j in range(heads)]
             for i in range(layers)
         ],
-        **{above: group(above) for above in ("masks", "random", "matched", "uniform")},
+        **under,
         lost_by_seeing_ahead=over_rows((causal - full).mean((1, 2)), documents) if own else None,
     )
 
@@ -268,18 +257,12 @@ def residuals(model: Transformer, batch: Batch) -> dict[tuple[str, str, str], to
     """Returns the residual to rank one [1 + L, B] of each stream, switch and norm: of the embedding and behind
     each layer."""
     found = {}
-    for switch, (skip, feed_forward) in SWITCHES.items():
-        on = switched(model, skip=skip, feed_forward=feed_forward)
-        with torch.no_grad(), on, recorded(model) as states:
-            model.run(batch)
-        for index, stack in enumerate(model.stacks):
-            lengths = key_counts(batch.streams[index].parts)
-            with torch.no_grad():
-                layers = [model.embed(index, batch), *(states[layer] for layer in stack.layers)]
+    for switch, off in SWITCHES.items():
+        by_stack = states_by_stack(model, batch, **off)
+        for stack, stream, states in zip(model.stacks, batch.streams, by_stack, strict=True):
+            layers, lengths = torch.stack(states), key_counts(stream.parts)
+            rows = [layers[:, row, :n] for row, n in enumerate(lengths)]
             for name, norm in NORMS.items():
-                rows = [
-                    torch.stack([matrix_rank.residual_to_rank_one(x[:n], norm) for x in of_row])
-                    for n, of_row in zip(lengths, zip(*layers, strict=True), strict=True)
-                ]
-                found[stack.stream, switch, name] = torch.stack(rows, dim=1)
+                each = [matrix_rank.residual_to_rank_one(row, norm) for row in rows]
+                found[stack.stream, switch, name] = torch.stack(each, dim=1)
     return found

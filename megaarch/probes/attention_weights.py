@@ -3,9 +3,10 @@
 Letters of shapes: docs/shapes.md.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -63,43 +64,47 @@ def recorded_attention(
 
     Attention is dense meanwhile.
     """
-    found = AttentionWeights()
-    with ExitStack() as undo:
-
-        def record(module: SelfAttention | CrossAttention, into: dict, index: str, of) -> None:
-            undo.callback(setattr, module, "attend", module.attend)
-            module.attend = _recording(into, int(index), of)
-
-        for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
-            record(layer.attention, found.own, name, mask)
-            if layer.cross_attention is not None:
-                record(layer.cross_attention, found.cross, name, same)
+    found, by = AttentionWeights(), {}
+    for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
+        by[layer.attention] = partial(_attend, found.own, int(name), mask)
+        if layer.cross_attention is not None:
+            by[layer.cross_attention] = partial(_attend, found.cross, int(name), same)
+    with attending(by):
         yield found
 
 
-def _recording(into: dict[int, torch.Tensor], index: int, mask: Callable[[Parts], Parts]):
-    def attend(*given: Any, **options: Any) -> torch.Tensor:
-        inputs = inputs_of(*given, **options)
-        inputs = replace(inputs, parts=mask(inputs.parts))
-        seen = visible(inputs)
-        into[index] = weights(scores(inputs, seen), seen)
-        out = into[index] @ heads(inputs.v, seen, inputs.q.shape[2])
-        return out.transpose(1, 2).to(inputs.q.dtype)
+@contextmanager
+def attending(
+    by: Mapping[SelfAttention | CrossAttention, Callable[..., torch.Tensor]],
+) -> Iterator[None]:
+    """Has modules attend by other functions, and by their own again afterwards."""
+    own = {module: module.attend for module in by}
+    try:
+        for module, attend in by.items():
+            module.attend = attend
+        yield
+    finally:
+        for module, attend in own.items():
+            module.attend = attend
 
-    return attend
+
+def _attend(
+    into: dict[int, torch.Tensor],
+    index: int,
+    mask: Callable[[Parts], Parts],
+    *given: Any,
+    **options: Any,
+) -> torch.Tensor:
+    inputs = inputs_of(*given, **options)
+    inputs = replace(inputs, parts=mask(inputs.parts))
+    seen = visible(inputs)
+    into[index] = weights(scores(inputs, seen), seen)
+    out = into[index] @ heads(inputs.v, seen, inputs.q.shape[2])
+    return out.transpose(1, 2).to(inputs.q.dtype)
 
 
 def inputs_of(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    parts: Parts,
-    *,
-    scale: float | None = None,
-    kernel: str = "auto",
-    **options: Any,
+    q: torch.Tensor, *given: Any, scale: float | None = None, kernel: str = "auto", **options: Any
 ) -> AttentionInputs:
     """Returns the inputs that `attend` makes of its arguments."""
-    return AttentionInputs(
-        q, k, v, parts, q.shape[-1] ** -0.5 if scale is None else scale, **options
-    )
+    return AttentionInputs(q, *given, q.shape[-1] ** -0.5 if scale is None else scale, **options)

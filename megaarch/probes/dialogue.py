@@ -27,10 +27,6 @@ class Dialogue(Record):
     prompt_bytes_per_token: float | None = None
     answer_bytes_per_token: float | None = None
 
-    def total(self, policy: str) -> int:
-        """FLOPs of the whole dialogue."""
-        return sum(self.flops[policy])
-
 
 def measure(subject: Subject, options: Options) -> Dialogue:
     """Counts a dialogue of TURNS turns, of half a row's tokens each and as long an answer."""

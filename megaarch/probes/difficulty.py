@@ -3,8 +3,8 @@
 The task is measured on held-out rows, made into examples as in training.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,10 @@ from megaarch.probes import linear_probe
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
 from megaarch.probes.linear_probe import Representation
-from megaarch.probes.probed_model import Rows, Subject, packed
+from megaarch.probes.probed_model import Rows, Subject
 
-PARTS = (
-    2,
-    4,
-    8,
-)  # rows are measured cut to these parts of their length too, for few visible tokens
+# rows are measured cut to these parts of their length too, for few visible tokens
+PARTS = (2, 4, 8)
 BATCH = 8  # rows of a forward pass, whose logits are kept
 
 
@@ -45,14 +42,17 @@ class Difficulty(Record):
     nearest: Estimate | None = None
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Targets of rows, [T] each: the row, nats, predicted entropy in nats, and visible tokens."""
 
     row: np.ndarray
     nats: np.ndarray
     entropy: np.ndarray
     visible: np.ndarray
+
+    @classmethod
+    def joined(cls, found: Iterable["Targets"]) -> "Targets":
+        return cls(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def measure(subject: Subject, options: Options) -> Difficulty:
@@ -71,33 +71,26 @@ def measure(subject: Subject, options: Options) -> Difficulty:
 
 def of_task(subject: Subject, rows: Rows, seed: int) -> Difficulty:
     """Measures the training task on rows, each an example of its own."""
-    whole, converted = _on(subject, rows, rows.tokens.shape[1], seed)
-    shorter = [_on(subject, rows, rows.tokens.shape[1] // part, seed)[0] for part in PARTS]
+    length, converted = rows.tokens.shape[1], examples(subject, rows.tokens, seed)
+    whole = _targets(subject, converted)
+    shorter = (
+        _targets(subject, examples(subject, rows.tokens[:, : length // part], seed))
+        for part in PARTS
+    )
+    every = Targets.joined([whole, *shorter])
     seen = [sum(len(stream.tokens) for stream in each.streams) for each in converted]
     number = [np.count_nonzero(each.target_weights) for each in converted]
-    nats, visible, row = (
-        np.concatenate([getattr(each, name) for each in (whole, *shorter)])
-        for name in ("nats", "visible", "row")
-    )
-    names = np.array([bucket(n) for n in visible])
-    documents = rows.documents[row]
+    names = np.array([bucket(n) for n in every.visible])
+    documents = rows.documents[every.row]
     return Difficulty(
         nats_per_target=over_rows(whole.nats, rows.documents[whole.row]),
         entropy_per_target=over_rows(whole.entropy, rows.documents[whole.row]),
         targets_per_token=over_rows(np.divide(number, seen), rows.documents),
         by_visible={
-            name: over_rows(nats[names == name], documents[names == name])
-            for name in (bucket(n) for n in sorted({bucket_end(n) for n in visible}))
+            name: over_rows(every.nats[names == name], documents[names == name])
+            for name in (bucket(n) for n in sorted({bucket_end(n) for n in every.visible}))
         },
     )
-
-
-def _on(subject: Subject, rows: Rows, length: int, seed: int) -> tuple[Targets, list[Converted]]:
-    """Returns the targets of the first `length` tokens of each row, and their examples."""
-    converted = examples(subject, rows.tokens[:, :length], seed)
-    found = list(_targets(subject, converted))
-    each = [np.concatenate([getattr(t, f.name) for t in found]) for f in fields(Targets)]
-    return Targets(*each), converted
 
 
 def bucket_end(visible: int) -> int:
@@ -123,11 +116,10 @@ def examples(subject: Subject, texts: np.ndarray, seed: int) -> list[Converted]:
     return found
 
 
-def _targets(subject: Subject, converted: list[Converted]) -> Iterator[Targets]:
-    model = subject.model
+def _targets(subject: Subject, converted: list[Converted]) -> Targets:
+    model, found = subject.model, []
     for first in range(0, len(converted), BATCH):
-        some = converted[first : first + BATCH]
-        batch = packed(some, subject.vocabulary, model.position_axes)
+        batch = subject.packed(converted[first : first + BATCH])
         with torch.no_grad():
             hidden = model.target_rows(model.run(batch)[-1], batch)[: batch.head_count]
             logs = model.row_logits(hidden).double().log_softmax(-1)
@@ -137,7 +129,8 @@ def _targets(subject: Subject, converted: list[Converted]) -> Iterator[Targets]:
         entropy = -(logs.exp() * logs).sum(1)
         row, place = slots // batch.target_index.shape[1], batch.target_index.flatten()[slots]
         visible = _visible(batch)[row, place.numpy()]
-        yield Targets(first + row, nats.numpy(), entropy.numpy(), visible)
+        found.append(Targets(first + row, nats.numpy(), entropy.numpy(), visible))
+    return Targets.joined(found)
 
 
 def _visible(batch: Batch) -> np.ndarray:

@@ -1,40 +1,58 @@
-"""Hidden states of a model, layer by layer, and which slots of a stream hold a token."""
+"""Hidden states of a model, stack by stack, and which slots of a stream hold a token."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 
 from megaarch.data.batch import Batch, Stream
+from megaarch.model.layers import Context, Layer
 from megaarch.model.transformer import Transformer
 
 
-@contextmanager
-def recorded(model: Transformer) -> Iterator[dict[int, torch.Tensor]]:
-    """Yields a dict that a forward pass fills: global layer index -> the layer's output [B, S, D]."""
-    found: dict[int, torch.Tensor] = {}
+@torch.no_grad()
+def states_by_stack(
+    model: Transformer, batch: Batch, *, skip: bool = True, feed_forward: bool = True
+) -> Iterator[list[torch.Tensor]]:
+    """Yields the states of each stack, [B, S, D] each: of its embedding and behind each of its layers. A stack
+    runs when it is asked for.
 
-    def keep(index: int, module, inputs, output):
-        found[index] = output.detach()
+    skip, feed_forward: False for a model whose branches are not added to their inputs, and for one without
+    feed-forward layers and their norms; its weights are untouched.
+    """
+    memory = None
+    for index, stack in enumerate(model.stacks):
+        context, states = model.context(index, batch), [model.embed(index, batch)]
+        for number in stack.layers:
+            layer = cast(Layer, model.layers[str(number)])
+            if skip and feed_forward:
+                states.append(layer(states[-1], context, memory))
+            else:
+                states.append(_switched(layer, states[-1], context, memory, skip, feed_forward))
+        yield states
+        memory = model.to_memory(states[-1])
 
-    with ExitStack() as hooks:
-        for name, layer in model.layers.items():
-            hooks.enter_context(layer.register_forward_hook(partial(keep, int(name))))
-        yield found
 
-
-def of_first_stack(model: Transformer, batch: Batch) -> list[torch.Tensor]:
-    """Returns what each layer of the first stack leaves of a batch, [B, S, D] each: an encoder's, where
-    there is one."""
-    stack = model.stacks[0]
-    with torch.no_grad(), recorded(model) as found:
-        if len(model.stacks) == 1:
-            model.run(batch)
-        else:  # the decoder is not wanted
-            model.run_layers(model.embed(0, batch), model.context(0, batch), stack.layers)
-    return [found[index] for index in stack.layers]
+def _switched(
+    layer: Layer,
+    x_BSD: torch.Tensor,
+    context: Context,
+    memory_BTD: torch.Tensor | None,
+    skip: bool,
+    feed_forward: bool,
+) -> torch.Tensor:
+    """What a layer makes of its input, in evaluation, without what is switched off."""
+    branches = [(layer.attention_norm, lambda x: layer.attention(x, context))]
+    if cross := layer.cross_attention:
+        branches.append((layer.cross_attention_norm, lambda x: cross(x, memory_BTD, context)))
+    if feed_forward:
+        branches.append((layer.feed_forward_norm, layer.feed_forward))
+    for norm, branch in branches:
+        out = branch(norm(x_BSD) if layer.pre else x_BSD)
+        out = x_BSD + out if skip else out
+        x_BSD = out if layer.pre else norm(out)
+    return x_BSD
 
 
 def used_slots(stream: Stream) -> np.ndarray:

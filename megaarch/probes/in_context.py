@@ -15,35 +15,28 @@ Attention is a decoder's own, and beside an encoder that to its output: there de
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from megaarch.attention.kernel_interface import AttentionInputs
-from megaarch.config import catalogue
-from megaarch.config.schema import Settings
-from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
-from megaarch.data.example import Converted
-from megaarch.data.feature_converters import converted_continuation
-from megaarch.data.row_lengths import spans_of
+from megaarch.data.conditional_forms import ADDED
 from megaarch.errors import UserError
 from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import BETWEEN, Question
-from megaarch.ingest.tokenizer import Tokenizer
 from megaarch.model.fused_projections import projections
-from megaarch.model.layers import Layer
+from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
-from megaarch.probes.attention_weights import inputs_of
+from megaarch.probes.attention_weights import attending, inputs_of
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.probed_model import Subject, packed
+from megaarch.probes.probed_model import Subject
 
 SHOTS = 4
 LEARNING_RATE = 1e-2  # of a demonstration's step
@@ -107,7 +100,6 @@ def similarities(
     tasks: Sequence[Task],
     queries: int = 8,
     shots: int = SHOTS,
-    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
 ) -> InContext:
     """Compares the three settings on held-out items of tasks; the subject's model stays as it is.
@@ -115,27 +107,26 @@ def similarities(
     queries: of a task at most. seed: of demonstrations and Gaussian changes. UserError where no task has
     a demonstration and two queries that fit a row.
     """
-    model, settings, tokenizer = subject.model, subject.settings, subject.tokenizer
-    rng = np.random.default_rng(seed)
-    form = partial(batch_of, settings, tokenizer)
+    model, rng = subject.model, np.random.default_rng(seed)
     values: list[np.ndarray] = []
     numbers: list[int] = []
     names: list[str] = []
     for number, task in enumerate(tasks):
-        prompts = prompts_of(task, settings, tokenizer, queries, shots, seed)
+        prompts = prompts_of(task, subject, queries, shots, seed)
         if prompts is None:
             continue
-        tuned = finetuned(model, [form(*each) for each in prompts.demonstrations], learning_rate)
+        demonstrations = [batch_of(subject, *each) for each in prompts.demonstrations]
+        tuned = finetuned(model, demonstrations, LEARNING_RATE)
         for asked, answer in prompts.queries:
-            alone = form(asked, answer)
-            behind = form(np.concatenate([prompts.before, asked]), answer)
+            alone = batch_of(subject, asked, answer)
+            behind = batch_of(subject, np.concatenate([prompts.before, asked]), answer)
             values.append(compared(model, tuned, alone, behind, rng))
             numbers.append(number)
         names.append(task.name)
     if not values:
         raise UserError(
             f"model.sequence_length: no task has a demonstration and two queries that fit rows of "
-            f"{settings.model.sequence_length} tokens: give tasks of shorter items"
+            f"{subject.settings.model.sequence_length} tokens: give tasks of shorter items"
         )
     # queries of one task share their demonstrations
     of = np.array(numbers) if len(names) > 1 else np.arange(len(values))
@@ -146,7 +137,7 @@ def similarities(
         mean=_similarity(torch.from_numpy(table).nanmean(1).numpy(), of),
         tasks=names,
         shots=shots,
-        learning_rate=learning_rate,
+        learning_rate=LEARNING_RATE,
     )
 
 
@@ -156,22 +147,23 @@ def _similarity(table: np.ndarray, of: np.ndarray) -> Similarity:
 
 
 def prompts_of(
-    task: Task, settings: Settings, tokenizer: Tokenizer, queries: int, shots: int, seed: int = 0
+    task: Task, subject: Subject, queries: int, shots: int, seed: int = 0
 ) -> Prompts | None:
     """Returns a task's first wording with demonstrations drawn of the items to train on, which fill half
     a row at most, and the first held-out items that fit beside them. None where none or one fits."""
-    wording, room = task.wordings[0], settings.model.sequence_length - conditional_forms.ADDED
-    separate = settings.data.objective == "supervised"
+    wording, encode = task.wordings[0], subject.tokenizer.encode
+    row = subject.settings.model.sequence_length
+    room, separate = row - ADDED, subject.settings.data.objective == "supervised"
 
     def pair(question: Question) -> tuple[Tokens, Tokens]:
         target = question.target if separate else f" {question.target}"
-        return tokenizer.encode(question.input), tokenizer.encode(target)
+        return encode(question.input), encode(target)
 
     before: list[Tokens] = []
     demonstrations: list[tuple[Tokens, Tokens]] = []
     order = random.Random(f"{task.name} {seed}").sample(task.train, len(task.train))
     for question in filter(None, map(wording.question, order)):
-        text = tokenizer.encode(f"{question.input} {question.target}{BETWEEN}")
+        text = encode(f"{question.input} {question.target}{BETWEEN}")
         if sum(map(len, before)) + len(text) <= room // 2:
             before.append(text)
             demonstrations.append(pair(question))
@@ -184,26 +176,15 @@ def prompts_of(
     for question in filter(None, map(wording.question, task.test)):
         query, answer = pair(question)
         if len(asked) < queries and len(given) + len(query) + len(answer) <= room:
-            rows = converted(settings, tokenizer, np.concatenate([given, query]), answer)
-            if all(max(row.positions) <= settings.model.sequence_length for row in rows):
+            examples = subject.continuation(np.concatenate([given, query]), answer)
+            if all(max(each.positions) <= row for each in examples):
                 asked.append((query, answer))
     return Prompts(demonstrations, given, asked) if len(asked) > 1 else None
 
 
-def batch_of(settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: Tokens) -> Batch:
+def batch_of(subject: Subject, asked: Tokens, answer: Tokens) -> Batch:
     """Returns `answer` after `asked` as the objective scores it; a row for each of its examples."""
-    rows = converted(settings, tokenizer, asked, answer)
-    return packed(rows, tokenizer.vocabulary, catalogue.position_axes(settings.data.objective))
-
-
-def converted(
-    settings: Settings, tokenizer: Tokenizer, asked: Tokens, answer: Tokens
-) -> list[Converted]:
-    """Returns the examples of `answer` after `asked`, as the model eats them."""
-    objective, architecture = settings.data.objective, settings.model.architecture
-    return converted_continuation(
-        objective, architecture, asked, answer, tokenizer.vocabulary, spans_of(settings.data)
-    )
+    return subject.packed(subject.continuation(asked, answer))
 
 
 def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float) -> Transformer:
@@ -256,16 +237,24 @@ def compared(
 
 
 def readings(model: Transformer, batch: Batch) -> list[Reading]:
-    """Returns what each layer of the last stack does at the row off which the first target is read."""
+    """Returns what each layer of the last stack does at the row off which the first target is read. It is
+    cross-attention in a decoder beside an encoder."""
     batch = batch.to(next(model.parameters()).device)
     row, keys = read_off(batch)
-    with torch.no_grad(), recorded(model) as calls:
-        model.run(batch)
-    found = []
-    for output, inputs in calls:
-        scores = scores_of(inputs, row)[:, keys].double().cpu().numpy()
-        at_row = output[0, row].double().cpu().numpy()
+    found: list[Reading] = []
+
+    def read(attention: SelfAttention | CrossAttention, attend, *given: Any, **options: Any):
+        out = attend(*given, **options)
+        scores = scores_of(inputs_of(*given, **options), row)[:, keys].double().cpu().numpy()
+        at_row = attention.output(out.flatten(2))[0, row].double().cpu().numpy()
         found.append(Reading(at_row / max(np.linalg.norm(at_row), 1e-300), scores))
+        return out
+
+    layers = cast(list[Layer], [model.layers[str(i)] for i in model.stacks[-1].layers])
+    attentions = [layer.cross_attention or layer.attention for layer in layers]
+    by = {attention: partial(read, attention, attention.attend) for attention in attentions}
+    with torch.no_grad(), attending(by):
+        model.run(batch)
     return found
 
 
@@ -299,32 +288,6 @@ def scores_of(inputs: AttentionInputs, row: int) -> torch.Tensor:
     if inputs.bias is not None:
         scores = scores + inputs.bias.block(*inputs.positions)[0, :, row]
     return scores
-
-
-@contextmanager
-def recorded(model: Transformer) -> Iterator[list[tuple[torch.Tensor, AttentionInputs]]]:
-    """Yields a list that a forward pass fills: for each layer of the last stack the output of its
-    attention [B, S, D], behind the output projection, and what `attend` was called with. It is
-    cross-attention in a decoder beside an encoder."""
-    found: list[tuple[torch.Tensor, AttentionInputs]] = []
-    calls: list[AttentionInputs] = []  # of the layer that runs
-
-    def keep(attend: Callable[..., torch.Tensor], *given: Any, **options: Any) -> torch.Tensor:
-        calls.append(inputs_of(*given, **options))
-        return attend(*given, **options)
-
-    def after(module, arguments, output):
-        found.append((output, calls.pop()))
-
-    with ExitStack() as undo:
-        for index in model.stacks[-1].layers:
-            layer = model.layers[str(index)]
-            assert isinstance(layer, Layer)
-            attention = layer.cross_attention or layer.attention
-            undo.callback(setattr, attention, "attend", attention.attend)
-            undo.enter_context(attention.register_forward_hook(after))
-            attention.attend = partial(keep, attention.attend)
-        yield found
 
 
 def _norm(x: np.ndarray) -> np.ndarray:

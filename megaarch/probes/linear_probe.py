@@ -18,14 +18,13 @@ import torch
 from megaarch.evaluation.record_schema import Record
 from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tasks.template import Question
-from megaarch.probes import hidden_states
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows
-from megaarch.probes.probed_model import Subject, batch_of
+from megaarch.probes.hidden_states import states_by_stack, used_slots
+from megaarch.probes.probed_model import Subject
 
-ITEMS = (
-    5  # for each held-out row that a probe reads, items to train on; of held-out items half of that
-)
+# items to train on for each held-out row that a probe reads; of held-out items half of that
+ITEMS = 5
 CHECKED = 4  # every fourth item to train on chooses the layer and the penalty
 PENALTIES = (1e-2, 1e-1, 1.0, 10.0)  # of ridge regression, in variances of a feature
 NEIGHBOURS = 15
@@ -79,33 +78,27 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
 
 def probe(train: Items, test: Items) -> Representation:
     """Trains both probes on `train` and scores them on `test`."""
-    number = len(train.right)
-    checked = np.arange(number) % CHECKED == 0
+    checked = np.arange(len(train.right)) % CHECKED == 0
     fitted, rest = train[~checked], train[checked]
     layers = range(len(train.features))
 
-    def linear(layer: int, penalty: float, on: Items, of: Items) -> np.ndarray:
+    def linear(way: tuple[int, float], on: Items, of: Items) -> np.ndarray:
+        layer, penalty = way
         weights = ridge(on.features[layer], on.right, penalty)
         return (of.features[layer] @ weights).argmax(1) == of.right
 
-    layer, penalty = max(
-        itertools.product(layers, PENALTIES),
-        key=lambda pair: linear(*pair, fitted, rest).mean(),
-    )
-    near = max(
-        layers,
-        key=lambda k: (
-            neighbours(fitted.features[k], fitted.right, rest.features[k]) == rest.right
-        ).mean(),
-    )
-    by_line = linear(layer, penalty, train, test)
-    by_near = neighbours(train.features[near], train.right, test.features[near]) == test.right
+    def nearest(layer: int, on: Items, of: Items) -> np.ndarray:
+        return neighbours(on.features[layer], on.right, of.features[layer]) == of.right
+
+    ways = itertools.product(layers, PENALTIES)
+    way = max(ways, key=lambda way: linear(way, fitted, rest).mean())
+    near = max(layers, key=lambda layer: nearest(layer, fitted, rest).mean())
     items = np.arange(len(test.right))
     return Representation(
-        linear=over_rows(by_line.astype(float), items),
-        nearest=over_rows(by_near.astype(float), items),
+        linear=over_rows(linear(way, train, test), items),
+        nearest=over_rows(nearest(near, train, test), items),
         chance=1 / test.features.shape[2],
-        layer=layer,
+        layer=way[0],
     )
 
 
@@ -158,22 +151,19 @@ def _items(subject: Subject, questions: list[Question]) -> Items:
         tokens = subject.tokenizer.encode(text).astype(np.int64)[-room:]
         texts.append(np.append(tokens, tokens[0]))  # a last token that is scored, and not read
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    pooled: list[np.ndarray] = [np.empty(0)] * len(texts)
-    for first in range(0, len(order), BATCH):
-        some = order[first : first + BATCH]
-        for i, each in zip(some, _pooled(subject, [texts[i] for i in some]), strict=True):
-            pooled[i] = each
-    features = np.stack(pooled, axis=1)  # [layers, texts, D]
+    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    pooled = np.concatenate([_pooled(subject, [texts[i] for i in some]) for some in batches], 1)
+    features = pooled.take(np.argsort(order), axis=1)  # [layers, texts, D], as the texts were
     features = features.reshape(len(features), len(questions), -1, features.shape[-1])
     features = features - features.mean(axis=2, keepdims=True)
     return Items(features, np.array([q.answer for q in questions]))
 
 
 def _pooled(subject: Subject, texts: list[np.ndarray]) -> np.ndarray:
-    """Returns the mean state of each text in each layer, float [B, layers, D]. Its last token is what its row
+    """Returns the mean state of each text in each layer, float [layers, B, D]. Its last token is what its row
     scores, so that every mask that looks ahead does so over the others."""
-    batch = batch_of(subject.settings, subject.vocabulary, texts, -1)
-    used = torch.from_numpy(hidden_states.used_slots(batch.streams[0])).double()
-    layers = hidden_states.of_first_stack(subject.model, batch)
+    batch = subject.batch(texts, -1)
+    used = torch.from_numpy(used_slots(batch.streams[0])).double()
+    _, *layers = next(states_by_stack(subject.model, batch))
     means = [(x.double() * used[:, :, None]).sum(1) / used.sum(1)[:, None] for x in layers]
-    return torch.stack(means, dim=1).numpy()
+    return torch.stack(means).numpy()

@@ -5,7 +5,8 @@ with its title, so each window of text is turned in a circle by random numbers o
 stands at every place equally often, whatever stands around it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from megaarch.errors import UserError
 from megaarch.evaluation.record_schema import Record
 from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, ratio
-from megaarch.probes.hidden_states import recorded, used_slots
+from megaarch.probes.hidden_states import states_by_stack, used_slots
 from megaarch.probes.probed_model import Rows, Subject
 
 TURNS = 8  # of each window
@@ -48,8 +49,7 @@ class Positions(Record):
     streams: dict[str, Stream]
 
 
-@dataclass(frozen=True)
-class States:
+class States(NamedTuple):
     """Hidden states of text: of_layers [1 + L, T, D], of the embedding and behind each layer; places and rows,
     int [T], the slot and the row of each."""
 
@@ -80,7 +80,7 @@ def measure(subject: Subject, options: Options) -> Positions:
 
 def turned(rows: Rows, turns: int, rng: np.random.Generator) -> Rows:
     """Returns each row `turns` times, each time turned in a circle by a random number of tokens."""
-    by = rng.integers(rows.tokens.shape[1], size=(turns, len(rows)))
+    by = rng.integers(rows.tokens.shape[1], size=(turns, len(rows.tokens)))
     tokens = [np.roll(row, k) for shifts in by for row, k in zip(rows.tokens, shifts, strict=True)]
     return Rows(np.stack(tokens), np.tile(rows.documents, turns))
 
@@ -89,26 +89,18 @@ def states_of(subject: Subject, rows: Rows) -> dict[str, States]:
     """Returns the states of the text in rows, half of each the prefix, by stream."""
     model, vocabulary = subject.model, subject.vocabulary
     found: dict[str, list[States]] = {stack.stream: [] for stack in model.stacks}
-    for first in range(0, len(rows), BATCH):
-        batch = subject.batch(rows[first : first + BATCH], rows.tokens.shape[1] // 2)
+    for first in range(0, len(rows.tokens), BATCH):
+        batch = subject.batch(rows.tokens[first : first + BATCH], rows.tokens.shape[1] // 2)
         batch = unmasked(batch, vocabulary.mask)
-        with torch.no_grad(), recorded(model) as layers:
-            model.run(batch)
-        for index, stack in enumerate(model.stacks):
-            stream = batch.streams[index]
-            text = vocabulary.text[stream.tokens.numpy()] & used_slots(stream)
-            row, place = np.nonzero(text)
-            with torch.no_grad():
-                states = [model.embed(index, batch), *(layers[i] for i in stack.layers)]
-            kept = torch.stack([each[row, place].float() for each in states])
-            found[stack.stream].append(States(kept, place, first + row))
+        by_stack = states_by_stack(model, batch)
+        for of_stream, stream, layers in zip(found.values(), batch.streams, by_stack, strict=True):
+            row, place = np.nonzero(vocabulary.text[stream.tokens.numpy()] & used_slots(stream))
+            kept = torch.stack([each[row, place].float() for each in layers])
+            of_stream.append(States(kept, place, first + row))
+    joined = {name: tuple(zip(*each, strict=True)) for name, each in found.items()}
     return {
-        name: States(
-            torch.cat([s.of_layers for s in each], dim=1),
-            np.concatenate([s.places for s in each]),
-            np.concatenate([s.rows for s in each]),
-        )
-        for name, each in found.items()
+        name: States(torch.cat(layers, dim=1), np.concatenate(places), np.concatenate(of_rows))
+        for name, (layers, places, of_rows) in joined.items()
     }
 
 
@@ -130,19 +122,13 @@ def _stream(states: States, documents: np.ndarray, test: np.ndarray, seed: int) 
     apart = np.abs(slots[:, None] - slots)
     label = np.searchsorted(slots, states.places)
     tested = test[states.rows]
+    of = documents[states.rows[tested]]
     layers = []
-    for of_layer in states.of_layers:
-        said = answers(
-            of_layer[~tested], label[~tested], of_layer[tested], classes=len(slots), seed=seed
-        )
+    for layer in states.of_layers:
+        said = answers(layer[~tested], label[~tested], layer[tested], classes=len(slots), seed=seed)
         distance, guessed = apart[said, label[tested]], apart[said].mean(1)
-        of = documents[states.rows[tested]]
-        layers.append(
-            Layer(
-                distance=ratio(distance, np.ones(len(said)), of),
-                of_chance=ratio(distance, guessed, of),
-            )
-        )
+        of_chance = ratio(distance, guessed, of)
+        layers.append(Layer(distance=ratio(distance, np.ones(len(said)), of), of_chance=of_chance))
     return Stream(places=len(slots), chance=float(apart.mean()), layers=layers)
 
 

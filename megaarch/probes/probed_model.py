@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from megaarch.config import catalogue
 from megaarch.config.schema import Settings
-from megaarch.data import conditional_forms
 from megaarch.data.batch import Batch
 from megaarch.data.example import Converted, RowShape, Vocabulary
-from megaarch.data.feature_converters import converter_of
+from megaarch.data.feature_converters import converted_continuation
 from megaarch.data.packing import pack
 from megaarch.data.row_lengths import spans_of
 from megaarch.distributed import launch
@@ -25,18 +24,11 @@ from megaarch.training.open_run import open_run
 IN_EVERY_PROBE = {"compile": False, "float8": None, "float8_emulate": False, "precision": "fp32"}
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Windows of held-out documents: tokens int64 [N, S], all text; documents int [N], whose each is."""
 
     tokens: np.ndarray
     documents: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, some: slice) -> "Rows":
-        return Rows(self.tokens[some], self.documents[some])
 
 
 @dataclass(frozen=True)
@@ -76,9 +68,37 @@ class Subject:
         tokens, of = zip(*found[:count], strict=True)
         return Rows(np.stack(tokens), np.array(of))
 
-    def batch(self, rows: Rows, prefix: int) -> Batch:
-        """Returns rows whose first `prefix` tokens condition the rest, in the model's own form."""
-        return batch_of(self.settings, self.vocabulary, rows.tokens, prefix)
+    def continuation(self, given: np.ndarray, scored: np.ndarray) -> list[Converted]:
+        """Returns the examples that score tokens behind those that are given, in the model's own form."""
+        data, architecture = self.settings.data, self.settings.model.architecture
+        return converted_continuation(
+            data.objective, architecture, given, scored, self.vocabulary, spans_of(data)
+        )
+
+    def batch(self, texts: Iterable[np.ndarray], prefix: int) -> Batch:
+        """Returns a row for each text, in the form in which its tokens behind the first `prefix` are scored.
+
+        prefix: as Python slices it. Where that form takes an example for each token, it is the last one's, which
+        holds the whole row. UserError where a row takes more positions than the model knows.
+        """
+        rows = [self.continuation(tokens[:prefix], tokens[prefix:])[-1] for tokens in texts]
+        model, most = self.settings.model, max(max(each.positions) for each in rows)
+        if model.position_encoding == "learned" and most > model.position_rows:
+            raise UserError(
+                f"a row takes {most} positions in the form of {self.settings.data.objective}, and the model knows "
+                f"{model.position_rows}: lower --length"
+            )
+        return self.packed(rows)
+
+    def packed(self, examples: Sequence[Converted]) -> Batch:
+        """Returns a row for each example."""
+        return pack(
+            [[example] for example in examples],
+            RowShape.largest([example.shape for example in examples]),
+            pad=self.vocabulary.pad,
+            axes=self.model.position_axes,
+            sample_index=range(len(examples)),
+        )
 
 
 def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
@@ -98,47 +118,9 @@ def open_subject(run: Path, overrides: Sequence[str] = ()) -> Subject:
     model = found.engine.model.double().eval()
     model.compute_dtype = None
     model.requires_grad_(False)
-    record, settings = CellRecord.read(found.run), found.settings
-    name, digest = _name(found.run, record), record.digest if record else None
-    return Subject(name, model, settings, prepared.tokenizer, prepared.heldout, digest)
-
-
-def _name(run: Path, record: CellRecord | None) -> str:
-    """The run's folder, or of a study's cell its key without the seed."""
-    folder = run.resolve()
-    if record is None:
-        return folder.name
-    return f"{folder.parent.name}/{folder.name.rpartition('-seed')[0]}"
-
-
-def batch_of(
-    settings: Settings, vocabulary: Vocabulary, texts: Iterable[np.ndarray], prefix: int
-) -> Batch:
-    """Returns a row for each text, in the form in which its tokens behind the first `prefix` are scored.
-
-    prefix: as Python slices it. Where that form takes an example for each token, it is the last one's, which holds the
-    whole row.
-    """
-    objective, architecture = settings.data.objective, settings.model.architecture
-    convert = converter_of(architecture)
-    converted: list[Converted] = []
-    for tokens in texts:
-        given, scored = tokens[:prefix], tokens[prefix:]
-        examples = conditional_forms.continuation(
-            objective, architecture, given, scored, vocabulary, spans_of(settings.data)
-        )
-        converted.append(convert(examples[-1], vocabulary))
-    model, most = settings.model, max(max(each.positions) for each in converted)
-    if model.position_encoding == "learned" and most > model.position_rows:
-        raise UserError(
-            f"a row takes {most} positions in the form of {objective}, and the model knows "
-            f"{model.position_rows}: lower --length"
-        )
-    return packed(converted, vocabulary, catalogue.position_axes(objective))
-
-
-def packed(converted: Sequence[Converted], vocabulary: Vocabulary, axes: int) -> Batch:
-    """Returns a row for each example. axes: of positions."""
-    shape = RowShape.largest([each.shape for each in converted])
-    rows = [[one] for one in converted]
-    return pack(rows, shape, pad=vocabulary.pad, axes=axes, sample_index=range(len(rows)))
+    record, folder = CellRecord.read(found.run), found.run.resolve()
+    name, digest = folder.name, None
+    if record is not None:  # a study's cell is known by its key without the seed
+        name = f"{folder.parent.name}/{folder.name.rpartition('-seed')[0]}"
+        digest = record.digest
+    return Subject(name, model, found.settings, prepared.tokenizer, prepared.heldout, digest)

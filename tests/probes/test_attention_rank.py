@@ -5,9 +5,8 @@ from torch import nn
 
 from megaarch.attention.mask import Parts, causal, full
 from megaarch.probes import attention_rank, matrix_rank
-from megaarch.probes.ablation import switched
 from megaarch.probes.catalogue import Options
-from megaarch.probes.hidden_states import recorded
+from megaarch.probes.hidden_states import states_by_stack
 from tests.conftest import PRESETS
 
 OPTIONS = Options(rows=3, length=20)
@@ -63,10 +62,8 @@ def test_the_square_blocks_of_a_prefix():
 
 def test_blocks_are_cut_from_the_whole_matrix(subject):
     subject = subject("prefix_lm")
-    batch = subject.batch(subject.rows(20, 2), 8)
-    found = attention_rank.blocks(
-        subject.model, batch, attention_rank._run(subject.model, batch, attention_rank.same)
-    )
+    batch = subject.batch(subject.rows(20, 2).tokens, 8)
+    found = attention_rank.blocks(subject.model, batch)
     whole, prefix, rest = (found[name][0] for name in ("decoder", "decoder.prefix", "decoder.rest"))
     assert (whole.shape, prefix.shape) == ((2, 4, 20, 20), (2, 4, 9, 9))  # with the start token
     assert (prefix > 0).all()
@@ -80,10 +77,8 @@ def test_blocks_are_cut_from_the_whole_matrix(subject):
 
 def test_content_alone_counts_in_two_streams(subject):
     subject = subject("xlnet")
-    batch = subject.batch(subject.rows(20, 2), 12)
-    found = attention_rank.blocks(
-        subject.model, batch, attention_rank._run(subject.model, batch, attention_rank.same)
-    )
+    batch = subject.batch(subject.rows(20, 2).tokens, 12)
+    found = attention_rank.blocks(subject.model, batch)
     assert found["decoder"][0].shape[-2:] == (20, 20)
     assert batch.streams[0].tokens.shape[1] == 28  # eight queries
 
@@ -101,7 +96,7 @@ def attention_alone(subject, deviation: float):
         if name.startswith("layers.") and name.endswith("_norm"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
-    return model, subject.batch(subject.rows(20, 3), 10)
+    return model, subject.batch(subject.rows(20, 3).tokens, 10)
 
 
 def test_attention_alone_collapses_as_fast_as_the_bound(subject):
@@ -129,9 +124,7 @@ def test_half_the_residual_is_a_512th_of_it_behind_two_layers(subject):
 
 def of_depth(model, batch) -> list[torch.Tensor]:
     """Residuals [B] of the embedding and behind each layer of attention alone."""
-    with switched(model, skip=False, feed_forward=False), recorded(model) as states:
-        model.run(batch)
-    layers = [model.embed(0, batch), *(states[i] for i in sorted(states))]
+    [layers] = states_by_stack(model, batch, skip=False, feed_forward=False)
     return [matrix_rank.composite_norm(matrix_rank.without_mean_row(x)) for x in layers]
 
 

@@ -3,14 +3,14 @@ import pytest
 import torch
 
 from megaarch.attention.mask import Parts, causal, full
-from megaarch.probes.ablation import switched
+from megaarch.probes import hidden_states
 from megaarch.probes.attention_weights import causal_mask, full_mask, recorded_attention
-from megaarch.probes.hidden_states import recorded
+from megaarch.probes.hidden_states import states_by_stack
 from tests.conftest import PRESETS
 
 
 def of_subject(subject, rows=2, length=20):
-    return subject.batch(subject.rows(length, rows), length // 2)
+    return subject.batch(subject.rows(length, rows).tokens, length // 2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -96,14 +96,10 @@ def test_weights_under_another_mask(subject):
 @pytest.mark.parametrize("preset", ["gpt", "t5"])
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_switched_off(preset, position, subject):
-    """With all on it is the model; without skip connections a layer is its branches alone."""
+    """Without skip connections a layer is its branches alone."""
     subject = subject(preset, model__normalization_position=position)
     model, batch = subject.model, of_subject(subject)
-    wanted = model.run(batch)[-1]
-    with switched(model):
-        torch.testing.assert_close(model.run(batch)[-1], wanted, rtol=0, atol=0)
-    with switched(model, skip=False, feed_forward=False), recorded(model) as states:
-        model.run(batch)
+    states, *_ = states_by_stack(model, batch, skip=False, feed_forward=False)
     first = model.layers["0"]
     x, context = model.embed(0, batch), model.context(0, batch)
     alone = (
@@ -111,5 +107,24 @@ def test_switched_off(preset, position, subject):
         if position == "pre"
         else first.attention_norm(first.attention(x, context))
     )
-    torch.testing.assert_close(states[0], alone)
-    torch.testing.assert_close(model.run(batch)[-1], wanted, rtol=0, atol=0)
+    torch.testing.assert_close(states[0], x, rtol=0, atol=0)
+    torch.testing.assert_close(states[1], alone)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "t5"])
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_states_are_those_of_the_models_own_pass(preset, position, subject):
+    """With all on, and with all written out layer by layer."""
+    subject = subject(preset, model__normalization_position=position)
+    model, batch = subject.model, of_subject(subject)
+    wanted = model.run(batch)[-1]
+    *_, states = states_by_stack(model, batch)
+    torch.testing.assert_close(states[-1], wanted, rtol=0, atol=0)
+    assert len(states) == 1 + len(model.stacks[-1].layers)
+    context, memory = model.context(len(model.stacks) - 1, batch), None
+    if len(model.stacks) > 1:
+        memory = model.to_memory(next(states_by_stack(model, batch))[-1])
+    for index, before, behind in zip(model.stacks[-1].layers, states, states[1:], strict=False):
+        layer = model.layers[str(index)]
+        whole = hidden_states._switched(layer, before, context, memory, True, True)
+        torch.testing.assert_close(whole, behind, rtol=0, atol=0)

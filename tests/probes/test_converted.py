@@ -53,7 +53,7 @@ def theirs(folder, streams):
 def test_attention_of_a_converted_model_is_transformers_own(pair, given):
     folder, run = pair
     subject = open_subject(run, given)
-    batch = subject.batch(subject.rows(LENGTH, ROWS), PREFIX)
+    batch = subject.batch(subject.rows(LENGTH, ROWS).tokens, PREFIX)
     for stream in batch.streams:  # marks of our forms, of which theirs has no embedding
         stream.tokens.clamp_(max=transformers.AutoConfig.from_pretrained(folder).vocab_size - 1)
     with torch.no_grad(), recorded_attention(subject.model) as weights:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from megaarch.cli.main import main
-from megaarch.config import catalogue
 from megaarch.probes import difficulty
 from megaarch.probes.catalogue import Options
-from megaarch.probes.probed_model import Subject, open_subject, packed
+from megaarch.probes.probed_model import Subject, open_subject
 from tests.conftest import PRESETS
 
 
@@ -22,10 +21,9 @@ def subject(runs):
 
 def losses(subject: Subject, converted) -> np.ndarray:
     """The loss of each weighted target, one row at a time, from the model's own forward pass."""
-    axes = catalogue.position_axes(subject.settings.data.objective)
     found = []
     for one in converted:
-        batch = packed([one], subject.vocabulary, axes)
+        batch = subject.packed([one])
         with torch.no_grad():
             nll = subject.model(batch).nll
         found.append(nll[batch.target_weights > 0].numpy())

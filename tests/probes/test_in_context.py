@@ -44,29 +44,24 @@ def model_of(settings, seed=0):
 
 @pytest.fixture
 def made(tiny, prepared, task):
-    """made(preset) -> model, settings, tokenizer, prompts."""
+    """made(preset) -> subject, prompts."""
 
     def make(preset, **more):
         more = {"model__sequence_length": 128, "model__initial_deviation": 0.3} | more
         settings = tiny(preset, **more)
-        tokenizer = prepared.tokenizer
-        prompts = in_context.prompts_of(task, settings, tokenizer, queries=4, shots=3)
-        return model_of(settings), settings, tokenizer, prompts
+        subject = Subject(preset, model_of(settings), settings, prepared.tokenizer, documents=[])
+        return subject, in_context.prompts_of(task, subject, queries=4, shots=3)
 
     return make
 
 
 def batches(made, preset, **more):
-    model, settings, tokenizer, prompts = made(preset, **more)
+    subject, prompts = made(preset, **more)
     asked, answer = prompts.queries[0]
-    alone = in_context.batch_of(settings, tokenizer, asked, answer)
-    behind = in_context.batch_of(
-        settings, tokenizer, np.concatenate([prompts.before, asked]), answer
-    )
-    demonstrations = [
-        in_context.batch_of(settings, tokenizer, *each) for each in prompts.demonstrations
-    ]
-    return model, alone, behind, demonstrations, len(asked)
+    alone = in_context.batch_of(subject, asked, answer)
+    behind = in_context.batch_of(subject, np.concatenate([prompts.before, asked]), answer)
+    demonstrations = [in_context.batch_of(subject, *each) for each in prompts.demonstrations]
+    return subject.model, alone, behind, demonstrations, len(asked)
 
 
 def dense_attention(layer, x, memory, seen, settings):
@@ -192,10 +187,6 @@ def test_finetuning_moves_keys_and_values_alone_a_step_a_demonstration(preset, m
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def subject_of(made, preset, **given):
-    return Subject(preset, *made(preset, **given)[:3], documents=[])
-
-
 def test_without_a_change_there_is_no_direction_to_compare(made):
     model, alone, behind, *_ = batches(made, "gpt")
     found = in_context.compared(model, model, alone, behind, np.random.default_rng(0))
@@ -208,7 +199,7 @@ def test_without_a_change_there_is_no_direction_to_compare(made):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_architecture_is_compared_and_left_as_it_is(preset, made, task):
-    subject = subject_of(made, preset)
+    subject, _ = made(preset)
     model = subject.model
     before = copy.deepcopy(model.state_dict())
     attends = [layer.attention.attend for layer in model.layers.values()]
@@ -229,7 +220,7 @@ def test_every_architecture_is_compared_and_left_as_it_is(preset, made, task):
 
 
 def test_a_gaussian_change_points_nowhere(made, task):
-    subject = subject_of(made, "gpt")
+    subject, _ = made("gpt")
     found = [
         in_context.similarities(subject, [task], queries=6, seed=seed).mean for seed in range(5)
     ]
@@ -238,13 +229,13 @@ def test_a_gaussian_change_points_nowhere(made, task):
 
 
 def test_rows_without_room_for_a_demonstration_are_refused(made, task):
-    subject = subject_of(made, "gpt", model__sequence_length=16)
+    subject, _ = made("gpt", model__sequence_length=16)
     with pytest.raises(UserError, match=r"model\.sequence_length: no task"):
         in_context.similarities(subject, [task])
 
 
 def test_the_probe_asks_the_tasks_that_it_is_given(made, task):
-    subject = subject_of(made, "gpt")
+    subject, _ = made("gpt")
     found = in_context.measure(subject, Options(rows=4, tasks=(str(task.path),)))
     assert found == in_context.similarities(subject, [task], queries=4)
     with pytest.raises(UserError, match="--tasks"):

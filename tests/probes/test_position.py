@@ -55,11 +55,11 @@ def test_turns_are_circles_of_the_same_text():
 def test_masks_at_fixed_places_are_shown(subject):
     subject = subject("bert")
     rows = subject.rows(12, 3)
-    batch = subject.batch(rows, 6)
+    batch = subject.batch(rows.tokens, 6)
     assert (batch.streams[0].tokens[:, -1] == subject.vocabulary.mask).all()
     shown = position.unmasked(batch, subject.vocabulary.mask)
     assert (shown.streams[0].tokens.numpy() == rows.tokens).all()
-    decoder = subject.batch(rows, 6)
+    decoder = subject.batch(rows.tokens, 6)
     assert (decoder.streams[0].tokens[:, :-1].numpy() == rows.tokens[:, :-1]).all()
 
 
@@ -75,7 +75,9 @@ def test_permuting_the_inputs_permutes_the_outputs_of_a_bidirectional_stack_alon
     preset, blind, subject
 ):
     subject = subject(preset, **NONE)
-    batch = position.unmasked(subject.batch(subject.rows(20, 4), 10), subject.vocabulary.mask)
+    batch = position.unmasked(
+        subject.batch(subject.rows(20, 4).tokens, 10), subject.vocabulary.mask
+    )
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     straight, turned = subject.model.hidden(batch), subject.model.hidden(permuted(batch, order))
     difference = float((turned - straight[:, order]).abs().max())
@@ -84,7 +86,9 @@ def test_permuting_the_inputs_permutes_the_outputs_of_a_bidirectional_stack_alon
 
 def test_a_bidirectional_stack_with_positions_is_not_blind(subject):
     subject = subject("bert")
-    batch = position.unmasked(subject.batch(subject.rows(20, 4), 10), subject.vocabulary.mask)
+    batch = position.unmasked(
+        subject.batch(subject.rows(20, 4).tokens, 10), subject.vocabulary.mask
+    )
     order = torch.arange(19, -1, -1)
     straight, turned = subject.model.hidden(batch), subject.model.hidden(permuted(batch, order))
     assert float((turned - straight[:, order]).abs().max()) > 1e-2
@@ -131,4 +135,4 @@ def test_rows_longer_than_learned_positions_are_told(subject):
     short = subject("bert", **given)
     limit = short.settings.model.position_rows
     with pytest.raises(UserError, match=f"the model knows {limit}: lower --length"):
-        short.batch(short.rows(limit + 4, 2), 4)
+        short.batch(short.rows(limit + 4, 2).tokens, 4)

@@ -27,7 +27,6 @@ from megaarch.probes.catalogue import Options
 from megaarch.probes.estimate import Estimate, over_rows, over_seeds, ratio
 from megaarch.probes.regressor import Architecture, Attention, Regressor
 
-REFERENCES = ("least_squares", "ridge", "gradient_step")
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 TEST_ROWS = 256  # that a model predicts at a time
 
@@ -136,6 +135,14 @@ def best_size(settings: Regression, examples: int) -> float:
     return 1 / (1 + (settings.dimensions + 1 + settings.noise**2) / examples)
 
 
+Reference = Callable[[Regression, torch.Tensor, torch.Tensor], torch.Tensor]
+REFERENCES: dict[str, Reference] = {
+    "least_squares": lambda settings, x, y: least_squares(x, y),
+    "ridge": lambda settings, x, y: ridge(x, y, settings.noise**2),
+    "gradient_step": lambda settings, x, y: gradient_step(x, y, best_size(settings, y.shape[1])),
+}
+
+
 def model_of(settings: Regression, architecture: Architecture, seed: int) -> Regressor:
     """Returns an untrained model. Decoders are alike but for their masks."""
     linear = settings.attention == "linear"
@@ -168,12 +175,7 @@ def stack_layers(layers: int, attention: Attention) -> tuple[int, int]:
     return min(pairs, key=lambda pair: (off[pair], abs(pair[0] - pair[1])))
 
 
-def train(
-    settings: Regression,
-    architecture: Architecture,
-    seed: int,
-    show: Callable[[str], None] = lambda words: None,
-) -> Regressor:
+def train(settings: Regression, architecture: Architecture, seed: int) -> Regressor:
     """Trains a model on rows drawn anew each step; the rows of a seed are the same for all models."""
     model = model_of(settings, architecture, seed)
     every = settings.every and architecture == "causal_decoder"
@@ -198,7 +200,8 @@ def train(
         optimizer.step()
         schedule.step()
         if (step + 1) % 500 == 0:
-            show(f"{architecture}, seed {seed}: step {step + 1}, loss {loss.item():.4f}")
+            told = f"{architecture}, seed {seed}: step {step + 1}, loss {loss.item():.4f}"
+            print(told, file=sys.stderr)
     return model
 
 
@@ -208,11 +211,8 @@ def measure(options: Options) -> Regressed:
     return compare(Regression())
 
 
-def compare(
-    settings: Regression, show: Callable[[str], None] = lambda words: print(words, file=sys.stderr)
-) -> Regressed:
-    """Trains every architecture with every seed, and measures all on the same problems. show: is told
-    how far training is.
+def compare(settings: Regression) -> Regressed:
+    """Trains every architecture with every seed, telling how far it is, and measures all on the same problems.
 
     UserError for numbers of examples that no model is trained on.
     """
@@ -227,17 +227,15 @@ def compare(
         )
     tests = {count: _test(settings, count) for count in settings.counts}
     references = {
-        name: {count: _of_reference(settings, name, test) for count, test in tests.items()}
-        for name in REFERENCES
+        name: {count: _of_reference(settings, fit, test) for count, test in tests.items()}
+        for name, fit in REFERENCES.items()
     }
     bound = references["least_squares"]
     learners = {name: _learner([found], bound) for name, found in references.items()}
     for architecture in settings.architectures:
-        found = []
-        for seed in settings.seeds:
-            model = train(settings, architecture, seed, show)
-            found.append({count: _of_model(model, test) for count, test in tests.items()})
-        learners[architecture] = _learner(found, bound, model.count)
+        models = [train(settings, architecture, seed) for seed in settings.seeds]
+        found = [{n: _of_model(model, test) for n, test in tests.items()} for model in models]
+        learners[architecture] = _learner(found, bound, models[0].count)
     return Regressed(settings=settings, learners=learners)
 
 
@@ -246,14 +244,8 @@ def _test(settings: Regression, count: int) -> Problems:
     return draw(settings, settings.problems, count, generator)
 
 
-def _of_reference(settings: Regression, name: str, test: Problems) -> np.ndarray:
-    x, y = test.x.double(), test.y.double()
-    if name == "ridge":
-        w = ridge(x, y, settings.noise**2)
-    elif name == "gradient_step":
-        w = gradient_step(x, y, best_size(settings, y.shape[1]))
-    else:
-        w = least_squares(x, y)
+def _of_reference(settings: Regression, fit: Reference, test: Problems) -> np.ndarray:
+    w = fit(settings, test.x.double(), test.y.double())
     return _squared(at(w, test.queries.double()), test)
 
 

@@ -23,9 +23,8 @@ from megaarch.study.environment import machine
 ROWS, HEADS, HEAD_SIZE = 2, 4, 64
 LENGTH = 1024  # tokens of a row, where no other is asked for
 WARM_UP, REPETITIONS = 2, 9
-OTHER_TOOLS = {
-    "flex": "FlexAttention"
-}  # kernels of the catalogue that are another tool's as they stand
+# kernels of the catalogue that are another tool's as they stand
+OTHER_TOOLS = {"flex": "FlexAttention"}
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Attention = Callable[[Tensors, Parts], torch.Tensor]

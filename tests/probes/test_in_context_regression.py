@@ -204,7 +204,7 @@ SMALL = Regression(
 
 
 def test_trained_prefix_decoders_reach_least_squares_and_causal_ones_do_less():
-    found = in_context_regression.compare(SMALL, show=lambda words: None)
+    found = in_context_regression.compare(SMALL)
     holds_the_claim(found, "32")
     again = Regressed.model_validate_json(found.model_dump_json())
     assert again == found

@@ -15,7 +15,7 @@ import torch
 from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation, Settings
 from megaarch.data import conditional_forms
-from megaarch.data.example import Converted, Example, RowShape, Vocabulary
+from megaarch.data.example import Converted, RowShape, Vocabulary
 from megaarch.data.feature_converters import converted_continuation, converter_of
 from megaarch.data.objectives.span_corruption import Spans
 from megaarch.data.packing import pack, plan_rows
@@ -39,6 +39,7 @@ class Scores:
     raw: np.ndarray
 
 
+Pair = tuple[np.ndarray, np.ndarray]  # tokens of a prefix and of its continuation
 ROOM_BEHIND = (1, 32)  # tokens of an answer: what two studies' rooms are told apart by
 
 
@@ -77,14 +78,15 @@ def _own_room(settings: Settings, vocabulary: Vocabulary, behind: int) -> int:
         most = text - behind
 
     def lacks(length: int) -> bool:
-        prompt, others = (_made_up(vocabulary, n) for n in (length, behind))
-        return not fits(settings, vocabulary, prompt, others, positions)
+        made_up = _made_up(vocabulary, (length, behind))
+        return not fits(settings, vocabulary, *made_up, positions)
 
     return bisect_left(range(1, most + 1), True, key=lacks)
 
 
-def _made_up(vocabulary: Vocabulary, length: int) -> np.ndarray:
-    return np.full(length, vocabulary.text.argmax(), dtype=np.int64)
+def _made_up(vocabulary: Vocabulary, lengths: tuple[int, int]) -> Pair:
+    prompt, others = (np.full(n, vocabulary.text.argmax(), dtype=np.int64) for n in lengths)
+    return prompt, others
 
 
 def form_marks(
@@ -112,13 +114,13 @@ def form_marks(
         behind = ROOM_BEHIND[-1]
         asked.append((room(behind), behind))
     vocabulary = prepared.tokenizer.vocabulary
-    for length, behind in asked:
-        prompt, others = (_made_up(vocabulary, n) for n in (length, behind))
-        for each in converted_continuation(
-            data.objective, model.architecture, prompt, others, vocabulary, usual
-        ):
-            if each.positions[-1] > decoder[0]:
-                return marks | {"decoder": decoder[0]}
+    made = (
+        each
+        for pair in asked
+        for each in _converted(settings, vocabulary, _made_up(vocabulary, pair), usual)
+    )
+    if any(each.positions[-1] > decoder[0] for each in made):
+        marks["decoder"] = decoder[0]
     return marks
 
 
@@ -139,55 +141,30 @@ class Scorer:
     ):
         self.model, self.vocabulary, self.rows = model, vocabulary, rows
         self.room = room or Room([(settings, vocabulary)])
-        self.settings = settings
-        self.objective = settings.data.objective
+        self.settings, self.objective = settings, settings.data.objective
         self.architecture = settings.model.architecture
-        self.converter = converter_of(self.architecture)
         self.spans = spans_of(settings.data, settings.model)
-        self.axes = catalogue.position_axes(self.objective)
         self.device = next(model.parameters()).device
         self.multiple = model.grid.row_multiple if isinstance(model, Engine) else 1
         text = np.zeros(settings.model.vocabulary_size, dtype=bool)
         text[: vocabulary.size] = vocabulary.text
         self.text_tokens = torch.from_numpy(text).to(self.device)
 
-    def loglikelihoods(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Scores:
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> Scores:
         """log p(continuation | prefix) of each (prefix, continuation)."""
-        return self.examples(self._continuations(pairs))
+        return self._summed(self._continuations(pairs))
 
-    def _continuations(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Example]]:
-        return [
-            conditional_forms.continuation(
-                self.objective,
-                self.architecture,
-                prefix,
-                continuation,
-                self.vocabulary,
-                self.spans,
-            )
-            for prefix, continuation in pairs
-        ]
+    def _continuations(self, pairs: Sequence[Pair]) -> list[list[Converted]]:
+        return [_converted(self.settings, self.vocabulary, pair, self.spans) for pair in pairs]
 
     def middles(self, triples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Scores:
         """log p(middle | before, after) of each (before, middle, after)."""
-        return self.examples(
-            [
-                conditional_forms.middle(
-                    self.objective,
-                    self.architecture,
-                    before,
-                    middle,
-                    after,
-                    self.vocabulary,
-                    self.spans,
-                )
-                for before, middle, after in triples
-            ]
-        )
+        form, convert = (self.objective, self.architecture), converter_of(self.architecture)
+        words, spans = self.vocabulary, self.spans
+        groups = (conditional_forms.middle(*form, *triple, words, spans) for triple in triples)
+        return self._summed([[convert(each, words) for each in group] for group in groups])
 
-    def by_length(
-        self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], lengths: Sequence[int]
-    ) -> np.ndarray:
+    def by_length(self, pairs: Sequence[Pair], lengths: Sequence[int]) -> np.ndarray:
         """log p(first n tokens of the continuation | prefix) over text tokens for each n of `lengths`,
         float64 [N, lengths]; NaN where a continuation has fewer.
 
@@ -196,11 +173,11 @@ class Scorer:
         """
         found = np.full((len(pairs), len(lengths)), np.nan)
         if catalogue.OBJECTIVES[self.objective].comparable:
-            for row, (text, _) in zip(
-                found, self._targets(self._continuations(pairs)), strict=True
-            ):
-                held = [n <= len(text) for n in lengths]
-                row[held] = np.cumsum(text)[[n - 1 for n in lengths if n <= len(text)]]
+            ends = np.array(lengths)
+            targets = self._targets(self._continuations(pairs))
+            for row, (text, _) in zip(found, targets, strict=True):
+                held = ends <= len(text)
+                row[held] = np.cumsum(text)[ends[held] - 1]
             return found
         for k, n in enumerate(lengths):
             long = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) >= n]
@@ -212,44 +189,36 @@ class Scorer:
         """Whether the pair fits a row of training."""
         return fits(self.settings, self.vocabulary, prefix, continuation)
 
-    def examples(self, groups: Sequence[Sequence[Example]]) -> Scores:
+    def _summed(self, groups: Sequence[Sequence[Converted]]) -> Scores:
         """Log-likelihoods of the weighted targets of each group of examples, summed over the group."""
         found = self._targets(groups)
         text, raw = np.array([each.sum(axis=1) for each in found]).reshape(-1, 2).T
         return Scores(text, raw)
 
-    def _targets(self, groups: Sequence[Sequence[Example]]) -> list[np.ndarray]:
+    def _targets(self, groups: Sequence[Sequence[Converted]]) -> list[np.ndarray]:
         """Log-likelihoods of the weighted targets of each group, in order, over text tokens and over
         all: float64 [2, targets] each."""
-        converted = [self.converter(e, self.vocabulary) for group in groups for e in group]
+        converted = [each for group in groups for each in group]
         # equal lengths share a row, and rows of equal parts share a kernel call
         order = sorted(range(len(converted)), key=lambda i: len(converted[i].streams[0].tokens))
         limit = row_limit(self.settings, converted).stretched(self.multiple)
         planned = [
-            [order[place] for place in row]
+            [converted[order[place]] for place in row]
             for row in plan_rows([converted[i].shape for i in order], limit)
         ]
-        found: list[np.ndarray] = [np.empty((2, 0))] * len(converted)
-        for first in range(0, len(planned), self.rows):
-            rows = planned[first : first + self.rows]
-            nll = self._forward([[converted[i] for i in row] for row in rows], limit)
-            for b, row in enumerate(rows):
-                slot = 0
-                for i in row:
-                    weighted = converted[i].target_weights > 0
-                    end = slot + len(weighted)
-                    found[i] = -nll[:, b, slot:end][:, weighted]
-                    slot = end
-        ends = np.cumsum([len(group) for group in groups])
-        return [
-            np.concatenate(found[end - len(g) : end], axis=1)
-            for end, g in zip(ends, groups, strict=True)
-        ]
+        passes = range(0, len(planned), self.rows)
+        nll = [self._forward(planned[first : first + self.rows], limit) for first in passes]
+        counts = [np.count_nonzero(converted[i].target_weights > 0) for i in order]
+        by_example = np.split(-np.concatenate(nll, axis=1), np.cumsum(counts)[:-1], axis=1)
+        found = dict(zip(order, by_example, strict=True))
+        numbers = iter(range(len(converted)))
+        return [np.concatenate([found[next(numbers)] for _ in g], axis=1) for g in groups]
 
     def _forward(self, rows: list[list[Converted]], shape: RowShape) -> np.ndarray:
-        batch = pack(
-            rows, shape, pad=self.vocabulary.pad, axes=self.axes, sample_index=range(len(rows))
-        ).to(self.device)
+        """Negative log-likelihoods of the weighted targets, one row after the other, [2, targets]."""
+        axes, pad = catalogue.position_axes(self.objective), self.vocabulary.pad
+        batch = pack(rows, shape, pad=pad, axes=axes, sample_index=range(len(rows)))
+        batch = batch.to(self.device)
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
@@ -257,7 +226,7 @@ class Scorer:
         self.model.train(training)
         weights = batch.target_weights
         both = torch.stack([losses.text_nll * weights, losses.nll * weights])
-        return both.double().cpu().numpy()
+        return both[:, weights > 0].double().cpu().numpy()
 
 
 def fitted(tokenizer: Tokenizer, question: Question, room: int) -> tuple[np.ndarray, bool]:
@@ -283,11 +252,8 @@ def fits(
     """Whether a continuation behind its prefix fits a row of training, in the objective's form, and takes
     no more than `positions` of each stream, where these are given."""
     model, data = settings.model, settings.data
-    spans = spans_of(data, model)
     try:
-        made = converted_continuation(
-            data.objective, model.architecture, prefix, continuation, vocabulary, spans
-        )
+        made = _converted(settings, vocabulary, (prefix, continuation), spans_of(data, model))
         row_limit(settings, made)
     except UserError:
         return False
@@ -296,6 +262,14 @@ def fits(
         for each in made
         for taken, most in zip(each.positions, positions, strict=True)
     )
+
+
+def _converted(
+    settings: Settings, vocabulary: Vocabulary, pair: Pair, spans: Spans | None
+) -> list[Converted]:
+    """Returns the examples of a continuation behind its prefix, in the form of the settings' objective."""
+    objective, architecture = settings.data.objective, settings.model.architecture
+    return converted_continuation(objective, architecture, *pair, vocabulary, spans)
 
 
 def row_limit(settings: Settings, converted: list[Converted]) -> RowShape:

@@ -271,15 +271,14 @@ def test_pairs_are_cut_as_training_cuts_them(preset, limits, tiny, prepared):
         Pairs(), settings.model, settings.data, converter_of(settings.model.architecture), words, 0
     )
     trained = [rows._example(pair) for pair in range(len(sizes))]
-    scorer, found = Scorer(Uniform(512), settings, words, rows=2), []
+    scorer, scored = Scorer(Uniform(512), settings, words, rows=2), []
 
     def spied(asked):
-        found.extend(each for group in scorer._continuations(asked) for each in group)
+        scored.extend(each for group in scorer._continuations(asked) for each in group)
         return Scores(np.zeros(len(asked)), np.zeros(len(asked)))
 
     scorer.loglikelihoods = spied
     rank_classification.target_bits(scorer, tokenizer, pairs)
-    scored = [scorer.converter(example, words) for example in found]
     assert len(scored) == len(trained)
     for mine, wanted in zip(scored, trained, strict=True):
         assert np.array_equal(mine.target_tokens, wanted.target_tokens[:-1])  # eos is no text

@@ -67,7 +67,7 @@ def test_no_stream_is_fed_positions_that_training_rows_lack(
         scorer, prepared.tokenizer, Question(WORDS * 40, said, (said,), 0)
     )
     [examples] = scorer._continuations([(prompt, answer)])
-    fed = [reach(convert(example, words)) for example in examples]
+    fed = [reach(example) for example in examples]
     assert (np.max(fed, axis=0) <= 1.05 * np.max(trained, axis=0)).all()
     assert len(prompt) + len(answer) <= max(raws)
 

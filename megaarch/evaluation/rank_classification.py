@@ -9,10 +9,10 @@ An item counts by the share of its wordings in which the right choice wins, so t
 items is one over what was asked and not over how.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
@@ -22,67 +22,23 @@ from megaarch.data.dataset import pair_lengths
 from megaarch.evaluation import exact_match
 from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.heldout_scores import TaskScore
-from megaarch.evaluation.scorer import Scorer, fitted
-from megaarch.files import read_bytes
-from megaarch.ingest.tasks.task import Task, find
+from megaarch.evaluation.scorer import Pair, Scorer, fitted
+from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from megaarch.ingest.tokenizer import Tokenizer
 
 COUNTED = 1000  # items whose answers say which is commonest
-Pair = tuple[np.ndarray, np.ndarray]
 Answers = list[tuple[bool, bool] | None]  # by likelihood, and by that over bytes; None: not asked
 
 
-def identity(paths: Sequence[str]) -> dict[str, str]:
-    """Maps each task's name to a digest of all that its items come from. UserError for a file that is none."""
-    found = {}
-    for task in _tasks(paths):
-        content = b"\0".join(read_bytes(path) for path in task.inputs)
-        found[task.name] = hashlib.blake2b(content, digest_size=8).hexdigest()
-    return found
-
-
 def score(
-    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, paths: Sequence[str], shots: int
-) -> dict[str, TaskScore]:
-    """Returns the score of each task by its name, behind so many answered examples."""
-    return {task.name: _score(scorer, tokenizer, task, evaluation, shots) for task in _tasks(paths)}
-
-
-def check(paths: Sequence[str], evaluation: Evaluation, shots: int) -> None:
-    """Asks every item that `score` asks. UserError for one that cannot be asked."""
-    for task in _tasks(paths):
-        for wording in task.wordings:
-            task.questions(wording, evaluation.task_items, shots)
-
-
-def answers(paths: Sequence[str], evaluation: Evaluation) -> set[str]:
-    """Returns all texts among which answers are chosen, or that are to be generated."""
-    return {
-        answer
-        for task in _tasks(paths)
-        for wording in task.wordings
-        for question in task.questions(wording, evaluation.task_items, 0)
-        if question
-        for answer in (question.choices if wording.choices is not None else (question.target,))
-    }
-
-
-def _tasks(paths: Sequence[str]) -> list[Task]:
-    return [task for path in paths for task in find(path)]
-
-
-def _score(
     scorer: Scorer, tokenizer: Tokenizer, task: Task, evaluation: Evaluation, shots: int
 ) -> TaskScore:
-    ranked, free = (
-        {
-            wording.name: task.questions(wording, evaluation.task_items, shots)
-            for wording in task.wordings
-            if (wording.choices is not None) == has_choices
-        }
-        for has_choices in (True, False)
-    )
+    """Returns the score of a task behind so many answered examples."""
+    ranked, free = {}, {}
+    for wording in task.wordings:
+        of_kind = free if wording.choices is None else ranked
+        of_kind[wording.name] = task.questions(wording, evaluation.task_items, shots)
     asked = [question for each in ranked.values() for question in each if question]
     encoded = [tokens(scorer, tokenizer, question) for question in asked]
     pairs = [pair for of_question, _ in encoded for pair in of_question]
@@ -101,29 +57,49 @@ def _score(
         name: [question and (hit := next(matches)[0], hit) for question in questions]
         for name, questions in free.items()
     }
-    shortened = [is_cut for _, is_cut in (*encoded, *found)]
     matched = _by_item(exact, 0)
     plain = _by_item(right, 0) or matched
-    normalized = _by_item(right, 1)
     if not plain:
         return TaskScore(accuracy=None)
-    return TaskScore(
-        accuracy=float(np.mean(plain)),
-        interval=share_interval(plain),
-        items=len(plain),
-        chance=float(np.mean([1 / len(question.choices) for question in asked])) if asked else None,
+    return task_score(
+        plain,
+        _by_item(right, 1),
+        matched,
+        chances=[1 / len(question.choices) for question in asked],
         prior=_prior(task, ranked),
-        right=list(plain),
-        normalized_accuracy=float(np.mean(normalized)) if normalized else None,
-        exact_match=float(np.mean(matched)) if matched else None,
-        exact_match_interval=share_interval(matched) if matched else None,
-        shortened=float(np.mean(shortened)),
+        shortened=_mean([is_cut for _, is_cut in (*encoded, *found)]),
         by_wording={
-            name: float(np.mean([one[0] for one in each if one]))
+            name: _mean([one[0] for one in each if one])
             for name, each in (right | exact).items()
             if any(each)
         },
     )
+
+
+def task_score(
+    right: list[float],
+    normalized: list[float],
+    matched: list[float],
+    chances: list[float],
+    **more: Any,
+) -> TaskScore:
+    """Returns the score of what each item has right, by likelihood (or as an exact match, where no item has choices),
+    by that over bytes, and as an exact match. chances: of guessing each item that has choices."""
+    return TaskScore(
+        accuracy=_mean(right),
+        interval=share_interval(right),
+        items=len(right),
+        chance=_mean(chances),
+        right=right,
+        normalized_accuracy=_mean(normalized),
+        exact_match=_mean(matched),
+        exact_match_interval=share_interval(matched),
+        **more,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _prior(task: Task, ranked: Mapping[str, Sequence[Question | None]]) -> float | None:
@@ -136,7 +112,7 @@ def _prior(task: Task, ranked: Mapping[str, Sequence[Question | None]]) -> float
             if question and answers:
                 given = max(question.choices, key=lambda choice: answers[choice])
                 hits.append(given == question.choices[question.answer or 0])
-    return float(np.mean(hits)) if hits else None
+    return _mean(hits)
 
 
 def _by_item(answers: dict[str, Answers], kind: int) -> list[float]:

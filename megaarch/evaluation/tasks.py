@@ -1,26 +1,25 @@
 """The tasks of a study: its own, by files, and lm-evaluation-harness's, by names."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from megaarch.config import catalogue
 from megaarch.config.schema import Data, Evaluation, Settings
 from megaarch.errors import UserError
 from megaarch.evaluation import rank_classification
-from megaarch.evaluation.confidence_intervals import share_interval
 from megaarch.evaluation.exact_match import generator_of
 from megaarch.evaluation.heldout_scores import TaskScore
 from megaarch.evaluation.scorer import Scorer
+from megaarch.files import read_bytes
 from megaarch.ingest import sources
-from megaarch.ingest.tasks.task import Task
+from megaarch.ingest.tasks.task import Task, find
 from megaarch.ingest.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from megaarch.lm_eval.evaluate import Items, Tasks
+    from megaarch.lm_eval.evaluate import Tasks
 
 
 def by_place(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -42,13 +41,19 @@ def harness_of(evaluation: Evaluation) -> "Tasks | None":
     return _harness(tuple(names), evaluation.include_path) if names else None
 
 
+def _own(evaluation: Evaluation) -> list[Task]:
+    """Returns a study's own tasks. UserError for a file that is none."""
+    paths, _ = by_place(evaluation.tasks)
+    return [task for path in paths for task in find(path)]
+
+
 def identity(evaluation: Evaluation) -> dict[str, str]:
     """Maps each task's name to a digest of all that its items come from."""
-    harness = harness_of(evaluation)
-    paths, _ = by_place(evaluation.tasks)
-    return rank_classification.identity(paths) | (
-        harness.identity(evaluation.task_items) if harness else {}
-    )
+    harness, found = harness_of(evaluation), {}
+    for task in _own(evaluation):
+        content = b"\0".join(read_bytes(path) for path in task.inputs)
+        found[task.name] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return found | (harness.identity(evaluation.task_items) if harness else {})
 
 
 def check(evaluation: Evaluation, settings: Settings) -> None:
@@ -72,15 +77,22 @@ def check(evaluation: Evaluation, settings: Settings) -> None:
 
 def check_items(evaluation: Evaluation) -> None:
     """UserError where an item of a study's own tasks cannot be asked as it is to be."""
-    paths, _ = by_place(evaluation.tasks)
-    for shots in evaluation.numbers_of_shots:
-        rank_classification.check(paths, evaluation, shots)
+    for task in _own(evaluation):
+        for wording in task.wordings:
+            for shots in evaluation.numbers_of_shots:
+                task.questions(wording, evaluation.task_items, shots)
 
 
 def answers(evaluation: Evaluation) -> set[str]:
     """Returns all texts among which the answers of a study's own tasks are chosen, or that are to be generated."""
-    paths, _ = by_place(evaluation.tasks)
-    return rank_classification.answers(paths, evaluation)
+    return {
+        answer
+        for task in _own(evaluation)
+        for wording in task.wordings
+        for question in task.questions(wording, evaluation.task_items, 0)
+        if question
+        for answer in (question.choices if wording.choices is not None else (question.target,))
+    }
 
 
 def trained_on(data: Data) -> set[str]:
@@ -97,45 +109,37 @@ def score(
 ) -> dict[str, TaskScore]:
     """Returns the score of each task by its name, behind the first number of examples; by each number where
     there are several. trained: names of the tasks that the model was trained on."""
-    paths, _ = by_place(evaluation.tasks)
-    numbers = evaluation.numbers_of_shots
-    by_shots = [
-        rank_classification.score(scorer, tokenizer, evaluation, paths, n)
-        | _of_harness(scorer, tokenizer, evaluation, n)
-        for n in numbers
-    ]
-    found = {name: score.model_copy() for name, score in by_shots[0].items()}
-    if len(numbers) > 1:
-        for name, score in found.items():
-            score.by_shots = {str(n): each[name] for n, each in zip(numbers, by_shots, strict=True)}
+    own, harness = _own(evaluation), harness_of(evaluation)
+    by_shots: dict[str, dict[str, TaskScore]] = {}
+    for number in evaluation.numbers_of_shots:
+        by_shots[str(number)] = scores = {
+            task.name: rank_classification.score(scorer, tokenizer, task, evaluation, number)
+            for task in own
+        }
+        if harness is not None:
+            scores |= _of_harness(harness, scorer, tokenizer, evaluation, number)
+    first = next(iter(by_shots.values()))
+    found = {name: score.model_copy() for name, score in first.items()}
     for name, score in found.items():
+        if len(by_shots) > 1:
+            score.by_shots = {number: scores[name] for number, scores in by_shots.items()}
         score.trained_on = name in trained
     return found
 
 
 def _of_harness(
-    scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, shots: int
+    harness: "Tasks", scorer: Scorer, tokenizer: Tokenizer, evaluation: Evaluation, shots: int
 ) -> dict[str, TaskScore]:
-    harness = harness_of(evaluation)
-    if harness is None:
-        return {}
     with generator_of(scorer, tokenizer) as generator:
         found = harness.score(
             generator, shots, evaluation.task_items, evaluation.batch_rows, scorer.room.text
         )
-    return {name: _task_score(items) for name, items in found.items()}
-
-
-def _task_score(items: "Items") -> TaskScore:
-    accuracy = float(np.mean(items.right))
-    interval = share_interval(items.right)
-    return TaskScore(
-        accuracy=accuracy,
-        interval=interval,
-        items=len(items.right),
-        chance=float(np.mean([1 / n for n in items.choices])) if max(items.choices) > 1 else None,
-        right=items.right,
-        normalized_accuracy=float(np.mean(items.normalized)) if items.normalized else None,
-        exact_match=accuracy if items.generated else None,
-        exact_match_interval=interval if items.generated else None,
-    )
+    return {
+        name: rank_classification.task_score(
+            items.right,
+            items.normalized,
+            matched=items.right if items.generated else [],
+            chances=[1 / n for n in items.choices] if max(items.choices) > 1 else [],
+        )
+        for name, items in found.items()
+    }

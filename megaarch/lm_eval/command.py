@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from traceback import walk_tb
+from typing import Any
 
 from megaarch.errors import UserError
 
-Result = TypeVar("Result")
 NETWORK = (
     "huggingface_hub",
     "requests",
@@ -19,12 +19,8 @@ NETWORK = (
     "datasets",
     "aiohttp",
 )
-OF_ARGUMENTS = (
-    ValueError,
-    KeyError,
-    FileNotFoundError,
-    RuntimeError,
-)  # raised by lm_eval or datasets
+# raised by lm_eval or datasets
+OF_ARGUMENTS = (ValueError, KeyError, FileNotFoundError, RuntimeError)
 CONFIRMED = "--confirm_run_unsafe_code"
 MISSING = "lm-evaluation-harness is missing: pip install 'megaarch[lm-eval]'"
 
@@ -32,12 +28,16 @@ MISSING = "lm-evaluation-harness is missing: pip install 'megaarch[lm-eval]'"
 def run_lm_eval(arguments: Sequence[str]) -> int:
     """Runs `lm_eval` with these arguments; returns its exit code. UserError where it is missing, where a
     task or its data cannot be reached, and for what it says of its arguments."""
-    with told(), _as_arguments(["lm_eval", *arguments]):
-        register()
-        from lm_eval.__main__ import cli_evaluate
+    before, sys.argv = sys.argv, ["lm_eval", *arguments]  # which it reads
+    try:
+        with told():
+            register()
+            from lm_eval.__main__ import cli_evaluate
 
-        with restricted(confirmed=CONFIRMED in arguments):
-            cli_evaluate()
+            with restricted(confirmed=CONFIRMED in arguments):
+                cli_evaluate()
+    finally:
+        sys.argv = before
     return 0
 
 
@@ -113,19 +113,7 @@ def _sentence(error: BaseException) -> str | None:
 
 def _of_harness(error: BaseException) -> bool:
     """Whether lm_eval or datasets raised it, and not a file of ours that they called."""
-    trace, last = error.__traceback__, ""
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
-        last = name if name.partition(".")[0] in ("lm_eval", "datasets", "megaarch") else last
-        trace = trace.tb_next
-    return last.partition(".")[0] in ("lm_eval", "datasets")
-
-
-@contextmanager
-def _as_arguments(arguments: list[str]) -> Iterator[None]:
-    """Has `sys.argv` say this, which lm_eval reads."""
-    before, sys.argv = sys.argv, arguments
-    try:
-        yield
-    finally:
-        sys.argv = before
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    rooms = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    known = [room for room in rooms if room in ("lm_eval", "datasets", "megaarch")]
+    return bool(known) and known[-1] != "megaarch"

@@ -265,13 +265,10 @@ class MegaarchLM(GeneratorLM):
                 "--model_args: give run=RUN, and none but form, tokenizer, precision, max_length "
                 f"and tensor_parallel beside it{': not ' + ', '.join(unknown) if unknown else ''}"
             )
-        given = {
-            "max_length": max_length,
-            "tensor_parallel": tensor_parallel,
-            "batch_size": batch_size,
-        }
-        sizes = {name: _whole(name, value) for name, value in given.items()}
-        folder, overrides = run_folder(Path(run)), [*layout(sizes["tensor_parallel"] or 1)]
+        length = _whole("max_length", max_length)
+        held_by = _whole("tensor_parallel", tensor_parallel) or 1
+        rows = _whole("batch_size", batch_size) or _whole("max_batch_size", max_batch_size) or ROWS
+        folder, overrides = run_folder(Path(run)), layout(held_by)
         overrides.append(f"training.device={'cpu' if device == 'cpu' else 'auto'}")
         if precision is not None:
             if precision not in PRECISIONS:
@@ -281,8 +278,7 @@ class MegaarchLM(GeneratorLM):
         if form is None:
             shared = generator.settings.model.architecture in SHARED
             form = "hf" if shared and converted_from_elsewhere(folder) else "objective"
-        rows = sizes["batch_size"] or _whole("max_batch_size", max_batch_size) or ROWS
-        super().__init__(generator, form, sizes["max_length"], rows)
+        super().__init__(generator, form, length, rows)
         log.info("%s: the form is %s (docs/tasks.md)", folder, form)
         self.group = generator.grid.group("dp_replicate")
         self._rank = generator.grid.rank("dp_replicate")

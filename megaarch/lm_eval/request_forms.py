@@ -20,8 +20,13 @@ import numpy as np
 from megaarch.attention.mask import causal, full
 from megaarch.config.catalogue import OBJECTIVES
 from megaarch.data.conditional_forms import ADDED
-from megaarch.data.example import Converted, TooManySpans
-from megaarch.data.feature_converters import converted_continuation, stream_of
+from megaarch.data.example import Converted, Example, TooManySpans
+from megaarch.data.feature_converters import (
+    CAUSAL_DECODER,
+    ENCODER_DECODER,
+    converted_continuation,
+    stream_of,
+)
 from megaarch.data.row_lengths import longest_example, longest_streams, spans_of
 from megaarch.errors import UserError
 from megaarch.inference.generate import Answer, Generator, longest, position_limit, room
@@ -74,15 +79,12 @@ class Objective:
 
     def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
         """The context gives way at its left end. UserError for a continuation that is too long by itself."""
-        if len(continuation) > self.max_length:
-            raise self._no_room(continuation)
         if context[:1] == [self.prefix]:
             context = context[1:]
-        most = max(self.max_length + 1 - len(continuation), 0)  # the last token is not fed
-        prefix = np.array(context[max(len(context) - most, 0) :], dtype=np.int64)
         scored = np.array(continuation, dtype=np.int64)
+        most = self.max_length + 1 - len(scored)  # the last token is not fed
 
-        def rows(prefix: np.ndarray) -> list[Converted] | None:
+        def made_of(prefix: np.ndarray) -> list[Converted] | None:
             made = converted_continuation(
                 self.objective, self.architecture, prefix, scored, self.vocabulary, self.spans
             )
@@ -93,15 +95,14 @@ class Objective:
             )
             return made if all(fit) else None
 
-        if (found := _of_longest_end(prefix, 0, rows)) is None:
-            raise self._no_room(continuation)
+        prefix = np.array(context[-most:], dtype=np.int64)
+        found = _of_longest_end(prefix, 0, made_of) if most > 0 else None
+        if found is None:
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens has no room in the model's row of {self.row}, of "
+                f"which text takes {self.max_length}: leave the task out"
+            )
         return found
-
-    def _no_room(self, continuation: list[int]) -> UserError:
-        return UserError(
-            f"a continuation of {len(continuation)} tokens has no room in the model's row of {self.row}, of "
-            f"which text takes {self.max_length}: leave the task out"
-        )
 
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """The context gives way at its left end to `max_tokens`, up to half of what there is."""
@@ -161,25 +162,19 @@ class Transformers:
     def converted(self, context: list[int], continuation: list[int]) -> list[Converted]:
         """The context gives way at its left end. UserError for a continuation that is too long by itself."""
         if self.separate:
-            context, scored = context[-self.max_length :], continuation[-self.max_length :]
-            fed = [self.start, *scored[:-1]]
-            n, m = len(context), len(scored)
-            streams = (
-                stream_of(context, full),
-                stream_of(fed, causal, cross_parts=[full(0, m, 0, n)] if m and n else []),
-            )
-            first = 0
+            convert, fed = ENCODER_DECODER, None
+            given, scored = context[-self.max_length :], continuation[-self.max_length :]
         else:
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"a continuation of {len(continuation)} tokens has no room in the model's "
                     f"{self.max_length}: leave the task out"
                 )
-            row, scored = [*context, *continuation][-self.max_length - 1 :][:-1], continuation
-            streams, first = (stream_of(row, causal),), len(row) - len(scored)
-        index = first + np.arange(len(scored))
-        weights = np.ones(len(scored), dtype=np.float32)
-        return [Converted(streams, index, np.array(scored, dtype=np.int64), weights)]
+            convert, scored = CAUSAL_DECODER, continuation
+            row = np.array([*context, *continuation][-self.max_length - 1 : -1])
+            given, fed = np.split(row, [len(row) - len(scored)])
+        example = Example(np.array(given, dtype=np.int64), np.array(scored), feed=fed)
+        return [convert(example, self.generator.vocabulary)]
 
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """UserError where an answer of `max_tokens` leaves no room for a context, as the harness says."""

@@ -27,6 +27,9 @@ class Score:
     is_greedy: bool
 
 
+Alike = list[tuple[int, Converted]]  # examples of one row, each with the number of its group
+
+
 class TargetScorer:
     """Scores the weighted targets of converted examples.
 
@@ -44,7 +47,7 @@ class TargetScorer:
     def __call__(self, groups: Sequence[Sequence[Converted]]) -> list[Score]:
         """Returns the score of each group, summed over the examples in it. Examples that differ in
         what nothing sees, as one-token choices after a context do, run once."""
-        alike: dict[bytes, list[tuple[int, Converted]]] = defaultdict(list)
+        alike: dict[bytes, Alike] = defaultdict(list)
         for number, group in enumerate(groups):
             for converted in group:
                 alike[_row(converted)].append((number, converted))
@@ -55,12 +58,10 @@ class TargetScorer:
                 greedy[number] &= is_greedy
         return [Score(float(a), bool(b)) for a, b in zip(sums, greedy, strict=True)]
 
-    def _batches(
-        self, found: list[list[tuple[int, Converted]]]
-    ) -> Iterator[list[list[tuple[int, Converted]]]]:
+    def _batches(self, found: list[Alike]) -> Iterator[list[Alike]]:
         """Yields rows of like lengths, the longest first."""
         found.sort(key=lambda same: -len(same[0][1].streams[-1].tokens))
-        together: list[list[tuple[int, Converted]]] = []
+        together: list[Alike] = []
         targets = 0
         for same in found:
             more = len(_weighted(same[0][1]))
@@ -72,31 +73,26 @@ class TargetScorer:
         if together:
             yield together
 
-    def _scores(
-        self, together: list[list[tuple[int, Converted]]]
-    ) -> Iterator[tuple[int, float, bool]]:
+    def _scores(self, together: list[Alike]) -> Iterator[tuple[int, float, bool]]:
         """Yields (group, log-likelihood, is greedy) of each example of a batch."""
-        examples = [same[0][1] for same in together]
-        logits_RV = self._logits(examples)
+        logits_RV = self._logits([same[0][1] for same in together])
         partition_R = logits_RV.masked_fill(self.ids, -torch.inf).logsumexp(-1)
         best_R = logits_RV.masked_fill(self.greedy, -torch.inf).argmax(-1)
         groups, rows, targets, first = [], [], [], 0
         for same in together:
+            of_row = first + np.arange(len(_weighted(same[0][1])))
             for number, converted in same:
-                weighted = _weighted(converted)
-                groups.append((number, len(weighted)))
-                rows.append(first + np.arange(len(weighted)))
-                targets.append(converted.target_tokens[weighted])
-            first += len(_weighted(same[0][1]))
+                groups.append(number)
+                rows.append(of_row)
+                targets.append(converted.target_tokens[_weighted(converted)])
+            first += len(of_row)
         row_K = torch.from_numpy(np.concatenate(rows)).to(logits_RV.device)
         target_K = torch.from_numpy(np.concatenate(targets)).to(logits_RV.device)
         found_K = (logits_RV[row_K, target_K] - partition_R[row_K]).double().cpu().numpy()
         equal_K = (best_R[row_K] == target_K).cpu().numpy()
-        start = 0
-        for number, count in groups:
-            here = slice(start, start + count)
-            yield number, float(found_K[here].sum()), bool(equal_K[here].all())
-            start += count
+        ends = np.cumsum([len(of_row) for of_row in rows])[:-1]
+        for number, found, equal in zip(groups, *(np.split(x, ends) for x in (found_K, equal_K))):
+            yield number, float(found.sum()), bool(equal.all())
 
     def _logits(self, examples: Sequence[Converted]) -> torch.Tensor:
         """Returns the logits [R, V] of the weighted targets of each example, one after the other."""

@@ -21,24 +21,27 @@ DIGITS = {"A": 5, "B": 5, "E": 5, "alpha": 4, "beta": 4}
 
 def record(fit: Fit, isoflop: IsoFlop | None) -> dict[str, Any]:
     """One architecture's law for JSON: the five numbers, their intervals, and what follows."""
-    flops = sorted({float(fit.points.flops.min()), float(fit.points.flops.max())})
     return {
         **{name: getattr(fit.law, name) for name in NAMES},
         "intervals": {name: list(interval) for name, interval in fit.intervals().items()},
         "points": len(fit.points),
         "documents": fit.points.documents,
         "huber": fit.huber,
-        "allocation": [_allocation(fit, budget) for budget in flops],
+        "allocation": _allocations(fit),
         "isoflop": asdict(isoflop) if isoflop else None,
     }
 
 
-def _allocation(fit: Fit, flops: float) -> dict[str, Any]:
-    values = (*fit.law.allocation(flops), fit.law.best_loss(flops))
-    again = (*fit.resamples.allocation(flops), fit.resamples.best_loss(flops))
-    found: dict[str, Any] = {"flops": flops}
-    for name, value, resampled in zip(("parameters", "tokens", "loss"), values, again, strict=True):
-        found |= {name: float(value), f"{name}_interval": list(fit.interval(value, resampled))}
+def _allocations(fit: Fit) -> list[dict[str, Any]]:
+    """What is best at the lowest and at the highest budget that the law has points at."""
+    found = []
+    for budget in sorted({float(fit.points.flops.min()), float(fit.points.flops.max())}):
+        values = (*fit.law.allocation(budget), fit.law.best_loss(budget))
+        again = (*fit.resamples.allocation(budget), fit.resamples.best_loss(budget))
+        best: dict[str, Any] = {"flops": budget}
+        for name, value, resampled in zip(("parameters", "tokens", "loss"), values, again):
+            best |= {name: float(value), f"{name}_interval": list(fit.interval(value, resampled))}
+        found.append(best)
     return found
 
 
@@ -88,22 +91,16 @@ def show(fits: dict[str, Fit], isoflops: dict[str, IsoFlop | None], console: Con
                 f"{low:.{digits}g} to {high:.{digits}g}",
             )
         console.print(table)
-        console.print(_allocations(fit), soft_wrap=True)
+        for best in _allocations(fit):
+            low, high = best["parameters_interval"]
+            console.print(
+                f"best at {best['flops']:.3g} FLOPs: {best['parameters']:.3g} parameters ({low:.3g} to "
+                f"{high:.3g}), {best['tokens']:.3g} tokens, loss {best['loss']:.4g}",
+                soft_wrap=True,
+            )
         if found := isoflops[name]:
             console.print(_isoflop(found), soft_wrap=True)
         console.print()
-
-
-def _allocations(fit: Fit) -> str:
-    lines = []
-    for budget in sorted({float(fit.points.flops.min()), float(fit.points.flops.max())}):
-        found = _allocation(fit, budget)
-        low, high = found["parameters_interval"]
-        lines.append(
-            f"best at {budget:.3g} FLOPs: {found['parameters']:.3g} parameters ({low:.3g} to "
-            f"{high:.3g}), {found['tokens']:.3g} tokens, loss {found['loss']:.4g}"
-        )
-    return "\n".join(lines)
 
 
 def _isoflop(found: IsoFlop) -> str:

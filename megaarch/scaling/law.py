@@ -94,9 +94,9 @@ def fit(points: Points, resamples: int = 1000, seed: int = 0) -> Fit:
     middle = x.mean(), z.mean()
     data = x - middle[0], z - middle[1]
     starts = _starts(points.loss)
-    rough, values = _minimize(*data, *_alike(y, len(starts)), starts, ROUGH)
+    rough, values = _minimize(*data, y, 1.0, starts, ROUGH)
     starts = rough[np.argsort(values)[:KEPT]]
-    found, values = _minimize(*data, *_alike(y, len(starts)), starts)
+    found, values = _minimize(*data, y, 1.0, starts)
     best = found[values.argmin()]
     weights = np.random.default_rng(seed).multinomial(
         len(y), np.full(len(y), 1 / len(y)), size=resamples
@@ -148,21 +148,18 @@ def _starts(loss: np.ndarray) -> np.ndarray:
     )
 
 
-def _alike(y: np.ndarray, fits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log L and weights of fits that all have every point once, [R, P] each."""
-    shape = fits, len(y)
-    return np.broadcast_to(y, shape), np.ones(shape)
-
-
 def _minimize(
     x_P: np.ndarray,
     z_P: np.ndarray,
-    y_RP: np.ndarray,
-    weights_RP: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray | float,
     start_R5: np.ndarray,
     iterations: int = ITERATIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where each fit ends, [R, 5], and its weighted sum of Huber losses, [R]."""
+    """Returns where each fit ends, [R, 5], and its weighted sum of Huber losses, [R]. y (log L), weights: [R, P], or
+    what is alike for all fits or points."""
+    shape = len(start_R5), len(x_P)
+    y_RP, weights_RP = np.broadcast_to(y, shape), np.broadcast_to(weights, shape)
     theta, value = start_R5.copy(), _value(x_P, z_P, y_RP, weights_RP, start_R5)
     damping = np.ones(len(theta))
     going = np.arange(len(theta))

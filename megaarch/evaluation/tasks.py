@@ -134,12 +134,4 @@ def _of_harness(
         found = harness.score(
             generator, shots, evaluation.task_items, evaluation.batch_rows, scorer.room.text
         )
-    return {
-        name: rank_classification.task_score(
-            items.right,
-            items.normalized,
-            matched=items.right if items.generated else [],
-            chances=[1 / n for n in items.choices] if max(items.choices) > 1 else [],
-        )
-        for name, items in found.items()
-    }
+    return {name: rank_classification.task_score(*items) for name, items in found.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megaarch.errors import UserError
 from megaarch.lm_eval.command import register, restricted, told
@@ -31,18 +31,18 @@ class Found:
     error: float | None
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     """What a model got right of a task's items, by the first of the task's filters.
 
     right: by ACCURACY. normalized: by log-likelihoods over the lengths of choices, where the task measures
-    that. choices: how many each item has; 1 where its answer is not one of several.
+    that. matched: by exact matches, where these are the ACCURACY. chances: of guessing, where an answer is one of
+    several.
     """
 
     right: list[float]
     normalized: list[float]
-    choices: list[int]
-    generated: bool
+    matched: list[float]
+    chances: list[float]
 
 
 class Tasks:
@@ -155,11 +155,13 @@ def _items(samples: Sequence[dict[str, Any]]) -> Items:
     first = samples[0]["filter"]
     kept = sorted((s for s in samples if s["filter"] == first), key=lambda s: s["doc_id"])
     metric = next(name for name in ACCURACY if name in kept[0])
+    right = [float(s[metric]) for s in kept]
+    choices = [len(s["resps"]) for s in kept]
     return Items(
-        right=[float(s[metric]) for s in kept],
+        right,
         normalized=[float(s["acc_norm"]) for s in kept if "acc_norm" in s],
-        choices=[len(s["resps"]) for s in kept],
-        generated=metric == "exact_match",
+        matched=right if metric == "exact_match" else [],
+        chances=[1 / number for number in choices] if max(choices) > 1 else [],
     )
 
 

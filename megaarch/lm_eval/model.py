@@ -62,8 +62,7 @@ class GeneratorLM(TemplateLM):
             self.form.max_length = min(self.form.max_length, max(text - ADDED, 2))
         self.backend = "seq2seq" if self.form.separate else "causal"
         self.max_length = self.form.max_length
-        ids = np.arange(generator.settings.model.vocabulary_size) < generator.tokenizer.base_size
-        self.scorer = TargetScorer(generator, ids, self.form.ends, rows)
+        self.scorer = TargetScorer(generator, self.form.ends, rows)
         self.group = None
         self._device = generator.grid.device
 

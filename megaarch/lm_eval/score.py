@@ -31,14 +31,14 @@ Alike = list[tuple[int, Converted]]  # examples of one row, each with the number
 
 
 class TargetScorer:
-    """Scores the weighted targets of converted examples.
+    """Scores the weighted targets of converted examples; probabilities are over the tokenizer's own ids.
 
-    ids: bool [vocabulary_size], over which probabilities are taken. ends: ids that would end an answer,
-    and so count among the most likely next tokens. rows: of a batch.
+    ends: ids that would end an answer, and so count among the most likely next tokens. rows: of a batch.
     """
 
-    def __init__(self, generator: Generator, ids: np.ndarray, ends: Sequence[int], rows: int):
+    def __init__(self, generator: Generator, ends: Sequence[int], rows: int):
         self.generator, self.rows = generator, rows
+        ids = np.arange(generator.settings.model.vocabulary_size) < generator.tokenizer.base_size
         greedy = ids.copy()
         greedy[list(ends)] = True
         self.ids, self.greedy = (generator.layout.tensor(~allowed) for allowed in (ids, greedy))

@@ -1,7 +1,7 @@
 """The rank of trained attention, and how fast the states of a row become alike: docs/why.md, "Rank"."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from megaarch.attention.mask import CAUSAL, FULL, Parts
 from megaarch.config.matmuls import head_size
 from megaarch.data.batch import Batch
 from megaarch.evaluation.record_schema import Record
+from megaarch.model.layers import Layer
 from megaarch.model.transformer import Transformer
 from megaarch.probes import matrix_rank
 from megaarch.probes.attention_weights import (
@@ -101,8 +102,8 @@ def measure(subject: Subject, options: Options) -> Ranks:
     for first in range(0, len(rows.tokens), BATCH):
         batch = subject.batch(rows.tokens[first : first + BATCH], length // 2)
         for kind, name, matrices in _matrices(subject.model, batch, first == 0, generator):
-            found.setdefault(name, {}).setdefault(kind, []).append(measured(matrices))
-            sizes.setdefault(name, (matrices.shape[-2], matrices.shape[-1]))
+            found.setdefault(name, {}).setdefault(kind, []).extend(map(measured, matrices))
+            sizes.setdefault(name, (matrices[0].shape[-2], matrices[0].shape[-1]))
         for key, of_layers in residuals(subject.model, batch).items():
             residual.setdefault(key, []).append(of_layers)
     made: dict[str, dict[str, dict[str, list[Estimate]]]] = {}
@@ -117,34 +118,31 @@ def measure(subject: Subject, options: Options) -> Ranks:
 
 def _matrices(
     model: Transformer, batch: Batch, control: bool, generator: torch.Generator
-) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Yields matrices [L, H, n, m] of each row with their kind and block: "trained", "masks.causal", ... Those
-    of a kind and block come in the order of the rows."""
+) -> Iterator[tuple[str, str, list[torch.Tensor]]]:
+    """Yields matrices [L, H, n, m], of rows in their order, with their kind and block: "trained",
+    "masks.causal", ..."""
     trained = blocks(model, batch)
-    yield from _of_kind("trained", trained)
+    for name, rows in trained.items():
+        yield "trained", name, rows
     for mask, changed in MASKS.items():
         streams = batch.streams
         own = all(np.array_equal(changed(s.parts).dense(), s.parts.dense()) for s in streams)
-        yield from _of_kind(f"masks.{mask}", trained if own else blocks(model, batch, changed))
+        for name, rows in (trained if own else blocks(model, batch, changed)).items():
+            yield f"masks.{mask}", name, rows
     if not control:
         return
     for name, (matrices, *_) in trained.items():
         queries, keys = matrices.shape[-2:]
         for mask in MASKS if queries == keys else ():
-            yield f"uniform.{mask}", name, uniform_attention(mask, keys)
+            yield f"uniform.{mask}", name, [uniform_attention(mask, keys)]
     size = head_size(model.settings)
     for name in [stack.stream for stack in model.stacks]:
         for matrices in trained[name]:
             for mask in MASKS:
                 drawn = random_attention(matrices[:1], size, mask, generator)
-                yield f"random.{mask}", name, drawn
-                yield f"matched.{mask}", name, matched_attention(matrices, size, mask, generator)
-
-
-def _of_kind(
-    kind: str, found: Mapping[str, list[torch.Tensor]]
-) -> Iterator[tuple[str, str, torch.Tensor]]:
-    return ((kind, name, matrices) for name, rows in found.items() for matrices in rows)
+                yield f"random.{mask}", name, [drawn]
+                drawn = matched_attention(matrices, size, mask, generator)
+                yield f"matched.{mask}", name, [drawn]
 
 
 def blocks(
@@ -155,7 +153,8 @@ def blocks(
     with torch.no_grad(), recorded_attention(model, mask) as weights:
         model.run(batch)
     for stack, stream in zip(model.stacks, batch.streams, strict=True):
-        own = torch.stack([weights.own[index] for index in stack.layers])
+        layers = cast(list[Layer], [model.layers[str(index)] for index in stack.layers])
+        own = torch.stack([weights[layer.attention] for layer in layers])
         for row, n in enumerate(key_counts(stream.parts)):
             matrices = own[:, row, :, :n, :n]
             found.setdefault(stack.stream, []).append(matrices)
@@ -167,7 +166,7 @@ def blocks(
                 found.setdefault(f"{stack.stream}.prefix", []).append(square)
                 found.setdefault(f"{stack.stream}.rest", []).append(rest)
         if stream.cross is not None:
-            cross = torch.stack([weights.cross[index] for index in stack.layers])
+            cross = torch.stack([weights[layer.cross_attention] for layer in layers])
             ends = stream.cross.table[..., [2, 4]].max(axis=1)
             found[f"{stack.stream}.cross"] = [
                 cross[:, row, :, :queries, :keys] for row, (queries, keys) in enumerate(ends)

@@ -5,27 +5,19 @@ Letters of shapes: docs/shapes.md.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from megaarch.attention.kernel_interface import AttentionInputs
 from megaarch.attention.mask import CAUSAL, FULL, UNUSED, Parts
 from megaarch.attention.reference import heads, scores, visible, weights
 from megaarch.model.layers import CrossAttention, Layer, SelfAttention
 from megaarch.model.transformer import Transformer
-
-
-@dataclass
-class AttentionWeights:
-    """fp64 [B, H, Sq, Sk] by global layer index, of a forward pass. own: of self-attention; cross: of a
-    decoder's attention to its encoder."""
-
-    own: dict[int, torch.Tensor] = field(default_factory=dict)
-    cross: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def same(parts: Parts) -> Parts:
@@ -59,16 +51,17 @@ def key_counts(parts: Parts) -> np.ndarray:
 @contextmanager
 def recorded_attention(
     model: Transformer, mask: Callable[[Parts], Parts] = same
-) -> Iterator[AttentionWeights]:
-    """Yields the weights, which a forward pass fills in. mask: of self-attention, from the model's own.
+) -> Iterator[dict[nn.Module, torch.Tensor]]:
+    """Yields the weights of each module of attention, fp64 [B, H, Sq, Sk], which a forward pass fills in. mask: of
+    self-attention, from the model's own.
 
     Attention is dense meanwhile.
     """
-    found, by = AttentionWeights(), {}
-    for name, layer in cast(dict[str, Layer], dict(model.layers.items())).items():
-        by[layer.attention] = partial(_attend, found.own, int(name), mask)
+    found, by = {}, {}
+    for layer in cast(list[Layer], list(model.layers.values())):
+        by[layer.attention] = partial(_attend, found, layer.attention, mask)
         if layer.cross_attention is not None:
-            by[layer.cross_attention] = partial(_attend, found.cross, int(name), same)
+            by[layer.cross_attention] = partial(_attend, found, layer.cross_attention, same)
     with attending(by):
         yield found
 
@@ -89,8 +82,8 @@ def attending(
 
 
 def _attend(
-    into: dict[int, torch.Tensor],
-    index: int,
+    found: dict[nn.Module, torch.Tensor],
+    module: nn.Module,
     mask: Callable[[Parts], Parts],
     *given: Any,
     **options: Any,
@@ -98,8 +91,8 @@ def _attend(
     inputs = inputs_of(*given, **options)
     inputs = replace(inputs, parts=mask(inputs.parts))
     seen = visible(inputs)
-    into[index] = weights(scores(inputs, seen), seen)
-    out = into[index] @ heads(inputs.v, seen, inputs.q.shape[2])
+    found[module] = weights(scores(inputs, seen), seen)
+    out = found[module] @ heads(inputs.v, seen, inputs.q.shape[2])
     return out.transpose(1, 2).to(inputs.q.dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from megaarch.evaluation.confidence_intervals import Error, ratio_interval, seed_error, widened
+from megaarch.evaluation.confidence_intervals import ratio_interval, seed_error, widened
 from megaarch.evaluation.record_schema import Interval, Number, Record
 
 
@@ -52,12 +52,13 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     if len(estimates) == 1:
         return estimates[0]
     seeds = [e.value for e in estimates if e.value is not None]
+    items = max(e.items for e in estimates)
     if len(seeds) < len(estimates):
-        return Estimate(value=None, items=max(e.items for e in estimates), seeds=seeds)
-    value, items = sum(seeds) / len(seeds), max(e.items for e in estimates)
+        return Estimate(value=None, items=items, seeds=seeds)
+    value = sum(seeds) / len(seeds)
     intervals = np.array([e.interval for e in estimates if e.interval is not None])
     within = (intervals.mean(axis=0) - np.mean(seeds) + value) if len(intervals) else [value, value]
-    spread: Error | None = seed_error([seeds])
+    spread = seed_error([seeds])
     interval = widened(list(within), value, spread) if spread or len(intervals) else None
     return Estimate(value=value, interval=interval, items=items, seeds=seeds)
 

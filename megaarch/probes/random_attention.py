@@ -18,13 +18,10 @@ def seen(mask: str, length: int) -> torch.Tensor:
     return every.tril() if mask == "causal" else every
 
 
-def random_logits(
-    shape: tuple[int, ...], length: int, head_size: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Returns q k' / sqrt(Dh) of standard normal q and k, fp64 [*shape, length, length]."""
-    q, k = torch.randn(
-        2, *shape, length, head_size, generator=generator, dtype=torch.float64
-    ).unbind()
+def random_logits(like: torch.Tensor, head_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Returns q k' / sqrt(Dh) of standard normal q and k, fp64 of the shape of `like` [..., n, n]."""
+    shape = (2, *like.shape[:-1], head_size)
+    q, k = torch.randn(shape, generator=generator, dtype=torch.float64).unbind()
     return q @ k.mT / head_size**0.5
 
 
@@ -32,9 +29,8 @@ def random_attention(
     like: torch.Tensor, head_size: int, mask: str, generator: torch.Generator
 ) -> torch.Tensor:
     """Returns attention of random queries and keys under a mask, of the shape of `like` [L, H, n, n]."""
-    length = like.shape[-1]
-    logits = random_logits(tuple(like.shape[:-2]), length, head_size, generator)
-    return weights(logits, seen(mask, length).expand_as(logits))
+    logits = random_logits(like, head_size, generator)
+    return weights(logits, seen(mask, like.shape[-1]).expand_as(logits))
 
 
 def uniform_attention(mask: str, length: int) -> torch.Tensor:
@@ -48,9 +44,8 @@ def matched_attention(
 ) -> torch.Tensor:
     """Returns random attention under a mask, each matrix as sharp as the one of `trained` [L, H, n, n]: at the
     temperature at which the mean entropy of its rows, relative to the logarithm of their keys, is the same."""
-    length = trained.shape[-1]
-    visible = seen(mask, length).expand_as(trained)
-    logits = random_logits(tuple(trained.shape[:-2]), length, head_size, generator)
+    visible = seen(mask, trained.shape[-1]).expand_as(trained)
+    logits = random_logits(trained, head_size, generator)
     wanted = row_entropy(trained).nanmean(-1)
     low, high = torch.full_like(wanted, -RANGE), torch.full_like(wanted, RANGE)
     for _ in range(HALVINGS):

@@ -24,28 +24,26 @@ def test_recorded_weights_times_values_are_the_layers_output(preset, encoding, s
     batch = of_subject(subject)
     calls = {}
 
-    def watched(module, name):
+    def watched(module):
         attend = module.attend
 
         def call(q, k, v, *args, **options):
-            calls[name] = v, attend(q, k, v, *args, **options)
-            return calls[name][1]
+            calls[module] = v, attend(q, k, v, *args, **options)
+            return calls[module][1]
 
         return call
 
-    names = {}
-    for index, layer in subject.model.layers.items():
-        names["own", int(index)] = layer.attention
-        if layer.cross_attention is not None:
-            names["cross", int(index)] = layer.cross_attention
-    for name, module in names.items():
-        module.attend = watched(module, name)
+    modules = set()
+    for layer in subject.model.layers.values():
+        modules |= {layer.attention, layer.cross_attention} - {None}
+    for module in modules:
+        module.attend = watched(module)
     wanted = subject.model.run(batch)[-1]
     with recorded_attention(subject.model) as weights:
-        assert calls.keys() == names.keys()
+        assert calls.keys() == modules
         made = subject.model.run(batch)[-1]
-    for (kind, index), (v, out) in calls.items():
-        matrices = getattr(weights, kind)[index]
+    for module, (v, out) in calls.items():
+        matrices = weights[module]
         heads = matrices.shape[1] // v.shape[2]
         values = v.repeat_interleave(heads, dim=2)
         mine = torch.einsum("bhqk,bkhd->bqhd", matrices, values)
@@ -53,7 +51,7 @@ def test_recorded_weights_times_values_are_the_layers_output(preset, encoding, s
     assert float((made - wanted).abs().max()) < 1e-10
     calls.clear()
     subject.model.run(batch)
-    assert calls.keys() == names.keys(), "the model has its own attention again"
+    assert calls.keys() == modules, "the model has its own attention again"
 
 
 @pytest.mark.parametrize(
@@ -85,11 +83,11 @@ def test_weights_under_another_mask(subject):
     batch = of_subject(decoder)
     with recorded_attention(decoder.model, full_mask) as weights:
         decoder.model.run(batch)
-    for matrices in weights.own.values():
+    for matrices in weights.values():
         assert (matrices > 0).all()
     with recorded_attention(decoder.model, causal_mask) as weights:
         decoder.model.run(batch)
-    for matrices in weights.own.values():
+    for matrices in weights.values():
         assert (matrices.triu(1) == 0).all()
 
 

@@ -60,11 +60,12 @@ def test_attention_of_a_converted_model_is_transformers_own(pair, given):
         subject.model.run(batch)
     streams = [stream.tokens for stream in batch.streams]
     used = [torch.from_numpy(stream.parts.dense().any(-1)) for stream in batch.streams]
-    layers = [weights.own[i] for i in sorted(weights.own)]
+    modules = list(subject.model.layers.values())
+    layers = [weights[layer.attention] for layer in modules]
     depth = len(layers) // len(streams)
     ours = [torch.stack(layers[s * depth : (s + 1) * depth]) for s in range(len(streams))]
-    if weights.cross:
-        ours.append(torch.stack([weights.cross[i] for i in sorted(weights.cross)]))
+    if crossed := [layer.cross_attention for layer in modules if layer.cross_attention]:
+        ours.append(torch.stack([weights[module] for module in crossed]))
         used.append(used[-1])
     for mine, wanted, queries in zip(ours, theirs(folder, streams), used, strict=True):
         assert queries.sum() >= ROWS * PREFIX

@@ -91,7 +91,10 @@ def test_random_attention_has_the_known_spectra():
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_matched_attention_is_as_sharp(mask):
     generator = torch.Generator().manual_seed(1)
-    logits = random_logits((2, 3), 24, 8, generator) * torch.tensor([0.3, 1.0, 4.0])[:, None, None]
+    logits = (
+        random_logits(torch.zeros(2, 3, 24, 24), 8, generator)
+        * torch.tensor([0.3, 1.0, 4.0])[:, None, None]
+    )
     trained = torch.softmax(logits.masked_fill(~seen("causal", 24), -torch.inf), -1)
     made = matched_attention(trained, 8, mask, generator)
     torch.testing.assert_close(

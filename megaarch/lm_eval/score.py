@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from megaarch.data.example import Converted, RowShape
-from megaarch.data.packing import pack
+from megaarch.data.packing import pack, plan_rows
 from megaarch.inference.generate import Generator
 from megaarch.model.kv_cache import Cache
 
@@ -59,19 +59,13 @@ class TargetScorer:
         return [Score(float(a), bool(b)) for a, b in zip(sums, greedy, strict=True)]
 
     def _batches(self, found: list[Alike]) -> Iterator[list[Alike]]:
-        """Yields rows of like lengths, the longest first."""
+        """Yields rows of like lengths, the longest first. A batch is planned as a row is: each example takes one of its
+        rows, and its targets."""
         found.sort(key=lambda same: -len(same[0][1].streams[-1].tokens))
-        together: list[Alike] = []
-        targets = 0
-        for same in found:
-            more = len(_weighted(same[0][1]))
-            if together and (len(together) == self.rows or targets + more > self.most_targets):
-                yield together
-                together, targets = [], 0
-            together.append(same)
-            targets += more
-        if together:
-            yield together
+        most = self.most_targets
+        taken = (RowShape((1,), min(len(_weighted(same[0][1])), most), 0) for same in found)
+        for places in plan_rows(taken, RowShape((self.rows,), most, 0)):
+            yield [found[place] for place in places]
 
     def _scores(self, together: list[Alike]) -> Iterator[tuple[int, float, bool]]:
         """Yields (group, log-likelihood, is greedy) of each example of a batch."""

@@ -5,7 +5,7 @@ implementation, timed in turn. An implementation that computes what a mask hides
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -76,29 +76,21 @@ def measure(options: Options) -> Throughput:
         torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in "qkv"
     )
     made = masks(length)
-    ours, found = [], {}
-    for name, is_ours, run in _implementations((q, k, v), made["prefix of a half"]):
-        ours += [name] if is_ours else []
-        found[name] = _ratios(run, (q, k, v), made)
+    kernel, _ = choose("auto", q, k, made["prefix of a half"])
+    ours = f"megaarch ({kernel})"
+    runs: dict[str, Attention] = {ours: lambda qkv, p: attend(*qkv, p)}
+    inputs = AttentionInputs(q, k, v, made["prefix of a half"], HEAD_SIZE**-0.5)
+    for other, title in OTHER_TOOLS.items():
+        if KERNELS[other].cannot_run(inputs) is None:
+            runs[title] = lambda qkv, p, other=other: attend(*qkv, p, kernel=other)
+    runs["dense mask"] = dense
     return Throughput(
         length=length,
         device=device.type,
         environment=machine(),
-        ours=ours,
-        of_kernels=found,
+        ours=[ours],
+        of_kernels={name: _ratios(run, (q, k, v), made) for name, run in runs.items()},
     )
-
-
-def _implementations(tensors: Tensors, parts: Parts) -> Iterator[tuple[str, bool, Attention]]:
-    """Yields a name, whether it is ours, and how it runs."""
-    q, k, v = tensors
-    inputs = AttentionInputs(q, k, v, parts, HEAD_SIZE**-0.5)
-    kernel, _ = choose("auto", q, k, parts)
-    yield f"megaarch ({kernel})", True, lambda qkv, p: attend(*qkv, p)
-    for other, title in OTHER_TOOLS.items():
-        if KERNELS[other].cannot_run(inputs) is None:
-            yield title, False, lambda qkv, p, other=other: attend(*qkv, p, kernel=other)
-    yield "dense mask", False, dense
 
 
 def dense(qkv: Tensors, parts: Parts) -> torch.Tensor:

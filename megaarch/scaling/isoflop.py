@@ -42,10 +42,8 @@ def isoflop(points: Points, resamples: int = 1000, seed: int = 0) -> IsoFlop | N
     fitted = [_Parabola(points, group) for group in groups]
     valleys = [parabola.valley(parabola.loss) for parabola in fitted]
     exponent = _exponent(valleys)
-    if exponent is None:
-        return IsoFlop(valleys)
     free = sum(max(len(p.loss) - 3, 0) for p in fitted)
-    if not free:
+    if exponent is None or not free:
         return IsoFlop(valleys, exponent)
     residuals = np.concatenate([p.residuals for p in fitted])
     residuals = residuals * np.sqrt(len(residuals) / free)

@@ -166,7 +166,8 @@ def blocks(
                 found.setdefault(f"{stack.stream}.prefix", []).append(square)
                 found.setdefault(f"{stack.stream}.rest", []).append(rest)
         if stream.cross is not None:
-            cross = torch.stack([weights[layer.cross_attention] for layer in layers])
+            crossed = filter(None, (layer.cross_attention for layer in layers))
+            cross = torch.stack([weights[module] for module in crossed])
             ends = stream.cross.table[..., [2, 4]].max(axis=1)
             found[f"{stack.stream}.cross"] = [
                 cross[:, row, :, :queries, :keys] for row, (queries, keys) in enumerate(ends)

@@ -97,7 +97,16 @@ def _attend(
 
 
 def inputs_of(
-    q: torch.Tensor, *given: Any, scale: float | None = None, kernel: str = "auto", **options: Any
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    parts: Parts,
+    *,
+    scale: float | None = None,
+    kernel: str = "auto",
+    **options: Any,
 ) -> AttentionInputs:
     """Returns the inputs that `attend` makes of its arguments."""
-    return AttentionInputs(q, *given, q.shape[-1] ** -0.5 if scale is None else scale, **options)
+    return AttentionInputs(
+        q, k, v, parts, q.shape[-1] ** -0.5 if scale is None else scale, **options
+    )

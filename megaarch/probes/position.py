@@ -97,10 +97,13 @@ def states_of(subject: Subject, rows: Rows) -> dict[str, States]:
             row, place = np.nonzero(vocabulary.text[stream.tokens.numpy()] & used_slots(stream))
             kept = torch.stack([each[row, place].float() for each in layers])
             of_stream.append(States(kept, place, first + row))
-    joined = {name: tuple(zip(*each, strict=True)) for name, each in found.items()}
     return {
-        name: States(torch.cat(layers, dim=1), np.concatenate(places), np.concatenate(of_rows))
-        for name, (layers, places, of_rows) in joined.items()
+        name: States(
+            torch.cat([s.of_layers for s in each], dim=1),
+            np.concatenate([s.places for s in each]),
+            np.concatenate([s.rows for s in each]),
+        )
+        for name, each in found.items()
     }
 
 

@@ -1,12 +1,13 @@
 """The metadata of checkpoints up to version 0.1, which torch wrote as a pickle (`state/.metadata`).
 
-The pickle is not loaded. Its instructions are read one by one: the few that torch's metadata takes
-build containers and records of (name, arguments, state), and the globals that it may name are listed.
-No class is looked up, nothing is called, and all else is refused.
+The instructions that it may have are listed, and so are the globals that it may name, in whose place stand
+records of this module: no class of another is looked up and nothing else is called ("Restricting Globals" in
+Python's documentation of pickle). All else is refused.
 """
 
+import io
+import pickle
 import pickletools
-from dataclasses import dataclass
 from typing import Any
 
 from megaarch.checkpoint.storage import DTYPES
@@ -23,127 +24,65 @@ LISTED = {
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),  # Python 3.13
+    *(("torch", name) for name in DTYPES),
 }
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
+_INSTRUCTIONS = """
+    PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET STACK_GLOBAL GLOBAL REDUCE NEWOBJ
+    BUILD NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE BINFLOAT EMPTY_DICT
+    EMPTY_LIST EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE APPEND APPENDS SETITEM SETITEMS
+"""
+INSTRUCTIONS = frozenset(_INSTRUCTIONS.split())
 
 
 class Refused(UserError):
     """What a pickle has that is none of a checkpoint's metadata, in words."""
 
 
-@dataclass(frozen=True)
-class _Global:
-    module: str
-    name: str
-
-
-@dataclass(eq=False)
 class _Record:
-    """An object of the pickle: what would have been called, with what, and its state."""
+    """What stands for an object of the pickle: the arguments that it would have been made with, and its state.
+    Its class has the name of the one in the pickle."""
 
-    name: str
-    arguments: tuple
+    arguments: tuple = ()
     state: Any = None
 
+    def __new__(cls, *arguments: Any) -> "_Record":
+        record = object.__new__(cls)
+        record.arguments = arguments
+        return record
 
-class _Machine:
-    """The pickle machine without its calls."""
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
-    def __init__(self):
-        self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # stacks that a mark has put aside
-        self.memo: dict[int, Any] = {}
 
-    def step(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in CONSTANTS:
-            stack.append(CONSTANTS[name])
-        elif name in LITERALS:
-            stack.append(argument)
-        elif name == "MARK":
-            self.below.append(stack)
-            self.stack = []
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name in ("STACK_GLOBAL", "GLOBAL"):
-            self._global(name, argument)
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments, called = stack.pop(), stack.pop()
-            if not isinstance(called, _Global) or not isinstance(arguments, tuple):
-                raise Refused("it calls what is no listed class")
-            stack.append(_Record(called.name, arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            if not isinstance(stack[-1], _Record):
-                raise Refused("it sets the state of what is no object of its own")
-            stack[-1].state = state
-        else:
-            self._container(name)
+class _Unpickler(pickle.Unpickler):
+    """Looks up no class, and calls none but records' and tuple, which stands for torch.Size."""
 
-    def _global(self, name: str, argument: Any) -> None:
-        if name == "GLOBAL":
-            module, _, called = argument.partition(" ")
-        else:
-            called, module = self.stack.pop(), self.stack.pop()
-        if (module, called) not in LISTED and not (module == "torch" and called in DTYPES):
-            raise Refused(f"it names {module}.{called}, which no checkpoint needs")
-        self.stack.append(_Global(module, called))
-
-    def _container(self, name: str) -> None:
-        stack = self.stack
-        if name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
-            stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            if len(stack) < count:
-                raise Refused("it ends early")
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
-            items, self.stack = stack, self.below.pop()
-            if name == "TUPLE":
-                self.stack.append(tuple(items))
-            elif name == "APPENDS":
-                self.stack[-1].extend(items)
-            else:
-                self._set(zip(items[::2], items[1::2], strict=True))
-        elif name == "APPEND":
-            item = stack.pop()
-            stack[-1].append(item)
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            self._set([(key, value)])
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise Refused(f"it has the instruction {name}, which no checkpoint needs")
-
-    def _set(self, items: Any) -> None:
-        for key, value in items:
-            if not isinstance(key, str | _Record):
-                raise Refused("a key in it is no name")
-            self.stack[-1][key] = value
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) not in LISTED:
+            raise Refused(f"it names {module}.{name}, which no checkpoint needs")
+        return tuple if name == "Size" else type(name, (_Record,), {})
 
 
 def parse(content: bytes) -> dict[str, Any]:
     """What the pickle says, in the form of `storage.Index`. Refused where it is anything but the
     metadata of tensors and plain values."""
-    machine = _Machine()
     try:
         for instruction, argument, _ in pickletools.genops(content):
-            machine.step(instruction.name, argument)
-        (root,) = machine.stack
-        return _index(_state(root, "Metadata"))
+            if instruction.name not in INSTRUCTIONS:
+                raise Refused(
+                    f"it has the instruction {instruction.name}, which no checkpoint needs"
+                )
+            if instruction.name == "LONG_BINPUT" and (argument or 0) > len(content):
+                raise Refused("it remembers more than it has")
+        return _index(_state(_Unpickler(io.BytesIO(content)).load(), "Metadata"))
     except Refused:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # what is wrong with a foreign pickle shows in any of them
         raise Refused(f"it is no metadata of torch's ({type(error).__name__})") from None
 
 
 def _state(record: Any, name: str) -> Any:
-    if not isinstance(record, _Record) or record.name != name:
+    if type(record).__name__ != name:
         raise Refused(f"it lacks {name}")
     return record.state
 
@@ -154,35 +93,26 @@ def _index(metadata: dict[str, Any]) -> dict[str, Any]:
         where, at = _state(key, "MetadataIndex"), _state(info, "_StorageInfo")
         if at.get("transform_descriptors"):
             raise Refused("its files are compressed or encrypted")
-        offset = None if where.get("offset") is None else tuple(_size(where["offset"]))
-        places.setdefault(where["fqn"], {})[offset] = [
+        places.setdefault(where["fqn"], {})[where.get("offset")] = [
             at["relative_path"],
             at["offset"],
             at["length"],
         ]
     tensors, values = {}, {}
     for name, entry in metadata["state_dict_metadata"].items():
-        if isinstance(entry, _Record) and entry.name == "BytesStorageMetadata":
+        if type(entry).__name__ == "BytesStorageMetadata":
             values[name] = places[name][None]
             continue
         tensor = _state(entry, "TensorStorageMetadata")
         dtype, layout, *_ = _state(tensor["properties"], "TensorProperties")
-        if not isinstance(dtype, _Global) or layout.arguments != ("torch.strided",):
+        if not isinstance(dtype, type) or layout.arguments != ("torch.strided",):
             raise Refused(f"{name} is no dense tensor")
         chunks = [_state(chunk, "ChunkStorageMetadata") for chunk in tensor["chunks"]]
         tensors[name] = {
-            "dtype": dtype.name,
-            "size": _size(tensor["size"]),
+            "dtype": dtype.__name__,
+            "size": list(tensor["size"]),
             "chunks": [
-                [_size(c["offsets"]), _size(c["sizes"]), *places[name][tuple(_size(c["offsets"]))]]
-                for c in chunks
+                [list(c["offsets"]), list(c["sizes"]), *places[name][c["offsets"]]] for c in chunks
             ],
         }
     return {"format": 1, "tensors": tensors, "values": values}
-
-
-def _size(record: Any) -> list:
-    if not isinstance(record, _Record) or record.name != "Size":
-        raise Refused("it lacks a size")
-    (numbers,) = record.arguments
-    return list(numbers)

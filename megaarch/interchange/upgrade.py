@@ -1,6 +1,6 @@
 """Brings a checkpoint of version 0.1 to this version, in place: JSON in the place of pickles, and shards as they are.
 
-Its index is parsed and not unpickled (pickled_metadata.py), and plain values are loaded with weights_only.
+Its index becomes plain records (pickled_metadata.py), and plain values are loaded with weights_only.
 """
 
 import io

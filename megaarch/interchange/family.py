@@ -12,9 +12,10 @@ from pydantic import Field
 
 from megaarch.config import schema
 from megaarch.errors import UserError
+from megaarch.interchange.transforms import Transform
 
 Used = Mapping[str, Any]  # the used keys of a config.json, as `hf_config.complete` returns them
-Tensors = dict[str, tuple]  # our name -> (layout, their names ...)
+Tensors = dict[str, str]  # our name -> their name, or names
 DECODERS = ("causal_decoder", "prefix_decoder")
 Id = Annotated[int, Field(ge=-1, le=1 << 31)]  # of a special token; older configs have -1
 
@@ -39,7 +40,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Family:
-    """hf_class, auto_class: transformers' classes, by name. preset: of a model that comes from there.
+    """hf_class: transformers' class, by name. preset: of a model that comes from there.
 
     config.json: each of its keys is one of `keys`; or in `only`, with the values that are not refused;
     or in `without_effect`, and changes no logit. read: the settings that no key is by itself. write:
@@ -49,7 +50,7 @@ class Family:
 
     Weights: tables of the tensors that stand once, and of a layer of each stream. A name that ends in
     .weight or .bias is one tensor; any other is a module, whose weight and bias go the same way. `{i}`
-    is the layer's index in its own stack. prefix: of the base model's tensors, which files of a model
+    is the layer's index in its own stack. layouts: of tensors that are not laid out as `LAYOUTS` has it. prefix: of the base model's tensors, which files of a model
     without a head leave out. copies: our name -> their further names for the same tensor where
     config.json ties them, in the order in which transformers ties them. always_tied: T5's, whose
     tie_word_embeddings says whether logits are scaled. zero_if_missing: a tensor [1, V] that older
@@ -57,7 +58,6 @@ class Family:
     """
 
     hf_class: str
-    auto_class: str
     preset: str
     is_nearest: Callable[[schema.Model], bool]
     keys: dict[str, Key]
@@ -70,6 +70,7 @@ class Family:
     no_effect_tensors: tuple[str, ...]
     without_effect: str
     only: dict[str, tuple] = field(default_factory=dict)
+    layouts: dict[str, Transform] = field(default_factory=dict)
     same_weights: tuple[str, ...] = ()
     heads_divide_width: bool = False
     always_tied: bool = False
@@ -83,7 +84,7 @@ class Family:
     def hf_name(self, ours: str) -> str:
         """Their name of one of our tensors that stand once."""
         module, _, leaf = ours.rpartition(".")
-        return f"{self.once[module][1]}.{leaf}" if module else self.once[ours][1]
+        return f"{self.once[module]}.{leaf}" if module else self.once[ours]
 
     def aliases(self) -> dict[str, str]:
         """Maps further names of keys to the keys."""
@@ -102,7 +103,7 @@ def special_ids(pad: int | None, bos: int | None, eos: int | None, start: int | 
 
 def under(prefix: str, table: Tensors) -> Tensors:
     """The table with a prefix before each of their names."""
-    return {ours: (row[0], *(prefix + name for name in row[1:])) for ours, row in table.items()}
+    return {ours: " ".join(prefix + name for name in row.split()) for ours, row in table.items()}
 
 
 # Their activation -> ours; some are further names of the same function.

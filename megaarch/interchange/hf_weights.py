@@ -16,7 +16,7 @@ from megaarch.errors import UserError
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.family import Family
 from megaarch.interchange.hf_config import complete, family_in, settings_from
-from megaarch.interchange.transforms import Transform
+from megaarch.interchange.transforms import COPY, LAYOUTS, Transform
 from megaarch.model.parameter_count import parameter_shapes
 from megaarch.model.transformer import stacks
 
@@ -130,12 +130,16 @@ def from_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
     table, shapes = _table(model, family), parameter_shapes(model, 1)
     _check_names(weights, table, family)
     given, ours = like(weights), {}
-    for name, (layout, names, _) in table.items():
-        parts = [given[n] for n in names]
+
+    def read(name: str, theirs: Weights = weights) -> torch.Tensor:
+        layout, names, _ = table[name]
+        return layout.fuse([theirs[n] for n in names], model).contiguous()
+
+    for name, (_, names, _) in table.items():
         try:
-            ours[name] = layout.fuse(parts, model).contiguous()
+            ours[name] = read(name, given)
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            have = ", ".join(f"{n} {list(x.shape)}" for n, x in zip(names, parts, strict=True))
+            have = ", ".join(f"{n} {list(given[n].shape)}" for n in names)
             raise UserError(
                 f"{have} does not make {name}, which has {list(shapes[name])} in these model "
                 f"settings: {str(error).splitlines()[0]}"
@@ -145,10 +149,6 @@ def from_hf(weights: Weights, model: schema.Model, family: str) -> Lazy:
                 f"{', '.join(names)} make {list(ours[name].shape)} of {name}, which has "
                 f"{list(shapes[name])} in these model settings"
             )
-
-    def read(name: str) -> torch.Tensor:
-        layout, names, _ = table[name]
-        return layout.fuse([weights[n] for n in names], model).contiguous()
 
     return Lazy(ours, read)
 
@@ -231,11 +231,9 @@ def _find(name: str, family: Family, model: schema.Model) -> tuple[Transform, tu
         stack = next(s for s in stacks(model) if int(number) in s.layers)
         table, index = family.layers[stack.stream], str(int(number) - stack.layers.start)
     module, _, leaf = key.rpartition(".")
-    if key in table:
-        layout, *names = table[key]
-    elif module in table:
-        layout, *names = table[module]
-        names = [f"{n}.{leaf}" for n in names]
-    else:
+    ours, end = (key, "") if key in table else (module, f".{leaf}")
+    if ours not in table:
         raise UserError(f"{name} has no counterpart in this Hugging Face family")
-    return layout, tuple(n.format(i=index) for n in names)
+    names = table[ours].format(i=index).split()
+    layout = family.layouts.get(ours) or LAYOUTS.get(ours, COPY)
+    return layout, tuple(theirs + end for theirs in names)

@@ -79,3 +79,9 @@ VOCABULARY_ROW = Transform(
     lambda parts, model: _fuse_vocabulary([parts[0][0]], model),
     lambda ours, model: [_split_vocabulary(ours, model)[0][None]],
 )
+# Of our tensors, whatever the family; any other is copied.
+LAYOUTS = {
+    **dict.fromkeys(("embedding", "output", "output_bias"), VOCABULARY),
+    **dict.fromkeys(("attention.qkv", "cross_attention.kv"), HEADS),
+    "feed_forward.gate_up": GATED,
+}

@@ -150,7 +150,7 @@ def _their_logits(folder: Path, family: str, given: dict[str, torch.Tensor]) -> 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:
-        theirs, found = getattr(transformers, FAMILIES[family].auto_class).from_pretrained(
+        theirs, found = getattr(transformers, FAMILIES[family].hf_class).from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,

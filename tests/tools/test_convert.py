@@ -21,7 +21,7 @@ from megaarch.interchange.vocabulary import TABLES
 from tests.interchange.models import MODELS, V
 from tests.tools.conversions import PIECES, convert, saved
 
-CLASS = {name: getattr(transformers, family.auto_class) for name, family in FAMILIES.items()}
+CLASS = {name: getattr(transformers, family.hf_class) for name, family in FAMILIES.items()}
 
 
 @pytest.fixture(params=MODELS)

@@ -13,7 +13,7 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.transforms import COPY, HEADS, VOCABULARY, VOCABULARY_ROW
+from megaarch.interchange.transforms import VOCABULARY_ROW
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -44,21 +44,20 @@ def _write(m: Model) -> dict[str, Any]:
 
 
 _LAYER: Tensors = {
-    "attention.qkv": (HEADS, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.output": (COPY, "self_attn.out_proj"),
-    "attention_norm": (COPY, "self_attn_layer_norm"),
-    "cross_attention.q": (COPY, "encoder_attn.q_proj"),
-    "cross_attention.kv": (HEADS, "encoder_attn.k_proj", "encoder_attn.v_proj"),
-    "cross_attention.output": (COPY, "encoder_attn.out_proj"),
-    "cross_attention_norm": (COPY, "encoder_attn_layer_norm"),
-    "feed_forward.up": (COPY, "fc1"),
-    "feed_forward.down": (COPY, "fc2"),
-    "feed_forward_norm": (COPY, "final_layer_norm"),
+    "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    "attention.output": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "cross_attention.q": "encoder_attn.q_proj",
+    "cross_attention.kv": "encoder_attn.k_proj encoder_attn.v_proj",
+    "cross_attention.output": "encoder_attn.out_proj",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "feed_forward.up": "fc1",
+    "feed_forward.down": "fc2",
+    "feed_forward_norm": "final_layer_norm",
 }
 
 BART = Family(
     hf_class="BartForConditionalGeneration",
-    auto_class="AutoModelForSeq2SeqLM",
     preset="bart",
     is_nearest=lambda m: m.architecture == "encoder_decoder" and m.position_encoding == "learned",
     keys={
@@ -93,17 +92,18 @@ BART = Family(
         classifier_dropout classif_dropout save_step
     """,
     once={
-        "embedding": (VOCABULARY, "model.shared"),
-        "positions.encoder.0": (COPY, "model.encoder.embed_positions"),
-        "positions.decoder.0": (COPY, "model.decoder.embed_positions"),
-        "embedding_norm.encoder": (COPY, "model.encoder.layernorm_embedding"),
-        "embedding_norm.decoder": (COPY, "model.decoder.layernorm_embedding"),
-        "output": (VOCABULARY, "lm_head"),
-        "output_bias": (VOCABULARY_ROW, "final_logits_bias"),
+        "embedding": "model.shared",
+        "positions.encoder.0": "model.encoder.embed_positions",
+        "positions.decoder.0": "model.decoder.embed_positions",
+        "embedding_norm.encoder": "model.encoder.layernorm_embedding",
+        "embedding_norm.decoder": "model.decoder.layernorm_embedding",
+        "output": "lm_head",
+        "output_bias": "final_logits_bias",
     },
     layers={
         stream: under(f"model.{stream}.layers.{{i}}.", _LAYER) for stream in ("encoder", "decoder")
     },
+    layouts={"output_bias": VOCABULARY_ROW},
     prefix="model.",
     zero_if_missing="final_logits_bias",
     copies={

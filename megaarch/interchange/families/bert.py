@@ -13,7 +13,6 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.transforms import COPY, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -46,7 +45,6 @@ def _write(m: Model) -> dict[str, Any]:
 
 BERT = Family(
     hf_class="BertForMaskedLM",
-    auto_class="AutoModelForMaskedLM",
     preset="bert",
     is_nearest=lambda m: m.architecture == "encoder",
     keys={
@@ -71,30 +69,25 @@ BERT = Family(
         pooler_size_per_head pooler_type
     """,
     once={
-        "embedding": (VOCABULARY, "bert.embeddings.word_embeddings"),
-        "positions.encoder.0": (COPY, "bert.embeddings.position_embeddings"),
-        "segments": (COPY, "bert.embeddings.token_type_embeddings"),
-        "embedding_norm.encoder": (COPY, "bert.embeddings.LayerNorm"),
-        "head_transform.dense": (COPY, "cls.predictions.transform.dense"),
-        "head_transform.norm": (COPY, "cls.predictions.transform.LayerNorm"),
-        "output": (VOCABULARY, "cls.predictions.decoder"),
-        "output_bias": (VOCABULARY, "cls.predictions.bias"),
+        "embedding": "bert.embeddings.word_embeddings",
+        "positions.encoder.0": "bert.embeddings.position_embeddings",
+        "segments": "bert.embeddings.token_type_embeddings",
+        "embedding_norm.encoder": "bert.embeddings.LayerNorm",
+        "head_transform.dense": "cls.predictions.transform.dense",
+        "head_transform.norm": "cls.predictions.transform.LayerNorm",
+        "output": "cls.predictions.decoder",
+        "output_bias": "cls.predictions.bias",
     },
     layers={
         "encoder": under(
             "bert.encoder.layer.{i}.",
             {
-                "attention.qkv": (
-                    HEADS,
-                    "attention.self.query",
-                    "attention.self.key",
-                    "attention.self.value",
-                ),
-                "attention.output": (COPY, "attention.output.dense"),
-                "attention_norm": (COPY, "attention.output.LayerNorm"),
-                "feed_forward.up": (COPY, "intermediate.dense"),
-                "feed_forward.down": (COPY, "output.dense"),
-                "feed_forward_norm": (COPY, "output.LayerNorm"),
+                "attention.qkv": "attention.self.query attention.self.key attention.self.value",
+                "attention.output": "attention.output.dense",
+                "attention_norm": "attention.output.LayerNorm",
+                "feed_forward.up": "intermediate.dense",
+                "feed_forward.down": "output.dense",
+                "feed_forward_norm": "output.LayerNorm",
             },
         )
     },

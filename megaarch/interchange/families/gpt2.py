@@ -13,7 +13,7 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.transforms import COPY, TRANSPOSED, TRANSPOSED_HEADS, VOCABULARY
+from megaarch.interchange.transforms import TRANSPOSED, TRANSPOSED_HEADS
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -40,7 +40,6 @@ def _write(m: Model) -> dict[str, Any]:
 
 GPT2 = Family(
     hf_class="GPT2LMHeadModel",
-    auto_class="AutoModelForCausalLM",
     preset="gpt",
     is_nearest=lambda m: m.architecture in DECODERS and m.position_encoding == "learned",
     keys={
@@ -65,23 +64,27 @@ GPT2 = Family(
         summary_proj_to_labels summary_first_dropout
     """,
     once={
-        "embedding": (VOCABULARY, "transformer.wte"),
-        "positions.decoder.0": (COPY, "transformer.wpe"),
-        "norm": (COPY, "transformer.ln_f"),
-        "output": (VOCABULARY, "lm_head"),
+        "embedding": "transformer.wte",
+        "positions.decoder.0": "transformer.wpe",
+        "norm": "transformer.ln_f",
+        "output": "lm_head",
     },
     layers={
         "decoder": under(
             "transformer.h.{i}.",
             {
-                "attention_norm": (COPY, "ln_1"),
-                "attention.qkv": (TRANSPOSED_HEADS, "attn.c_attn"),
-                "attention.output": (TRANSPOSED, "attn.c_proj"),
-                "feed_forward_norm": (COPY, "ln_2"),
-                "feed_forward.up": (TRANSPOSED, "mlp.c_fc"),
-                "feed_forward.down": (TRANSPOSED, "mlp.c_proj"),
+                "attention_norm": "ln_1",
+                "attention.qkv": "attn.c_attn",
+                "attention.output": "attn.c_proj",
+                "feed_forward_norm": "ln_2",
+                "feed_forward.up": "mlp.c_fc",
+                "feed_forward.down": "mlp.c_proj",
             },
         )
+    },
+    layouts={
+        "attention.qkv": TRANSPOSED_HEADS,
+        **dict.fromkeys(("attention.output", "feed_forward.up", "feed_forward.down"), TRANSPOSED),
     },
     prefix="transformer.",
     copies={"embedding.weight": ("lm_head.weight",)},

@@ -14,7 +14,6 @@ from megaarch.interchange.family import (
     special_ids,
     under,
 )
-from megaarch.interchange.transforms import COPY, GATED, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -46,7 +45,6 @@ def _write(m: Model) -> dict[str, Any]:
 
 LLAMA = Family(
     hf_class="LlamaForCausalLM",
-    auto_class="AutoModelForCausalLM",
     preset="gpt",
     is_nearest=lambda m: m.architecture in DECODERS and m.position_encoding != "learned",
     same_weights=("prefix_decoder",),
@@ -78,25 +76,20 @@ LLAMA = Family(
         is_decoder initializer_range attention_dropout pretraining_tp max_sequence_length
     """,
     once={
-        "embedding": (VOCABULARY, "model.embed_tokens"),
-        "norm": (COPY, "model.norm"),
-        "output": (VOCABULARY, "lm_head"),
+        "embedding": "model.embed_tokens",
+        "norm": "model.norm",
+        "output": "lm_head",
     },
     layers={
         "decoder": under(
             "model.layers.{i}.",
             {
-                "attention_norm": (COPY, "input_layernorm"),
-                "attention.qkv": (
-                    HEADS,
-                    "self_attn.q_proj",
-                    "self_attn.k_proj",
-                    "self_attn.v_proj",
-                ),
-                "attention.output": (COPY, "self_attn.o_proj"),
-                "feed_forward_norm": (COPY, "post_attention_layernorm"),
-                "feed_forward.gate_up": (GATED, "mlp.gate_proj", "mlp.up_proj"),
-                "feed_forward.down": (COPY, "mlp.down_proj"),
+                "attention_norm": "input_layernorm",
+                "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+                "attention.output": "self_attn.o_proj",
+                "feed_forward_norm": "post_attention_layernorm",
+                "feed_forward.gate_up": "mlp.gate_proj mlp.up_proj",
+                "feed_forward.down": "mlp.down_proj",
             },
         )
     },

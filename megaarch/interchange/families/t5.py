@@ -6,7 +6,6 @@ from megaarch.attention.bias import bucket_fault
 from megaarch.config.schema import Distance, Layers, Model, Number, Width
 from megaarch.errors import UserError
 from megaarch.interchange.family import Family, Key, Tensors, Used, activation, special_ids, under
-from megaarch.interchange.transforms import COPY, GATED, HEADS, VOCABULARY
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -57,17 +56,17 @@ def _write(m: Model) -> dict[str, Any]:
 def _layer(stream: str, feed_forward: int) -> Tensors:
     dense = f"{feed_forward}.DenseReluDense"
     table: Tensors = {
-        "attention_norm": (COPY, "0.layer_norm"),
-        "attention.qkv": (HEADS, "0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"),
-        "attention.output": (COPY, "0.SelfAttention.o"),
-        "cross_attention_norm": (COPY, "1.layer_norm"),
-        "cross_attention.q": (COPY, "1.EncDecAttention.q"),
-        "cross_attention.kv": (HEADS, "1.EncDecAttention.k", "1.EncDecAttention.v"),
-        "cross_attention.output": (COPY, "1.EncDecAttention.o"),
-        "feed_forward_norm": (COPY, f"{feed_forward}.layer_norm"),
-        "feed_forward.gate_up": (GATED, f"{dense}.wi_0", f"{dense}.wi_1"),
-        "feed_forward.up": (COPY, f"{dense}.wi"),
-        "feed_forward.down": (COPY, f"{dense}.wo"),
+        "attention_norm": "0.layer_norm",
+        "attention.qkv": "0.SelfAttention.q 0.SelfAttention.k 0.SelfAttention.v",
+        "attention.output": "0.SelfAttention.o",
+        "cross_attention_norm": "1.layer_norm",
+        "cross_attention.q": "1.EncDecAttention.q",
+        "cross_attention.kv": "1.EncDecAttention.k 1.EncDecAttention.v",
+        "cross_attention.output": "1.EncDecAttention.o",
+        "feed_forward_norm": f"{feed_forward}.layer_norm",
+        "feed_forward.gate_up": f"{dense}.wi_0 {dense}.wi_1",
+        "feed_forward.up": f"{dense}.wi",
+        "feed_forward.down": f"{dense}.wo",
     }
     return under(f"{stream}.block.{{i}}.layer.", table)
 
@@ -76,7 +75,6 @@ _BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 T5 = Family(
     hf_class="T5ForConditionalGeneration",
-    auto_class="AutoModelForSeq2SeqLM",
     preset="t5",
     is_nearest=lambda m: m.architecture == "encoder_decoder" and m.position_encoding != "learned",
     keys={
@@ -102,12 +100,12 @@ T5 = Family(
     only={"is_encoder_decoder": (True,), "is_decoder": (False,)},
     without_effect="dropout_rate initializer_factor classifier_dropout n_positions",
     once={
-        "embedding": (VOCABULARY, "shared"),
-        "relative_bias.encoder": (COPY, _BIAS.format("encoder")),
-        "relative_bias.decoder": (COPY, _BIAS.format("decoder")),
-        "encoder_norm": (COPY, "encoder.final_layer_norm"),
-        "norm": (COPY, "decoder.final_layer_norm"),
-        "output": (VOCABULARY, "lm_head"),
+        "embedding": "shared",
+        "relative_bias.encoder": _BIAS.format("encoder"),
+        "relative_bias.decoder": _BIAS.format("decoder"),
+        "encoder_norm": "encoder.final_layer_norm",
+        "norm": "decoder.final_layer_norm",
+        "output": "lm_head",
     },
     layers={"encoder": _layer("encoder", 1), "decoder": _layer("decoder", 2)},
     prefix="transformer.",

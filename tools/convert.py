@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         )
     job = vars(options)
     job.pop("debug")
-    convert(Conversion(**job), say=print)
+    convert(Conversion(**job))
     return 0
 
 

@@ -39,19 +39,16 @@ from megaarch.interchange.vocabulary import TABLES, fitted
 from megaarch.training.open_run import run_folder
 from megaarch.training.train_state import Progress
 
-FORMATS = ("checkpoint", "safetensors", "hf")
 OWN = "megaarch"  # in config.json: what Hugging Face's settings cannot say
 SENTINELS = 100
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Conversion:
     """What is to be made of what. given: the source's format. tokenizer: the file, where it is not found.
-    sentinels: of a model from Hugging Face; None is what its folder says. dtype: of the weights in a Hugging Face folder. verify: read
-    the output back and compare, with Hugging Face logits too; None: the logits where transformers and the
-    memory for it are there."""
+    sentinels: of a model from Hugging Face; None is what its folder says. dtype: of the weights in a Hugging
+    Face folder. verify: read the output back and compare, with Hugging Face logits too; None: the logits where
+    transformers and the memory for it are there. say: is told what was found."""
 
     source: Path
     output: Path
@@ -62,39 +59,38 @@ class Conversion:
     sentinels: int | None = None
     dtype: str = "float32"
     verify: bool | None = None
+    say: Callable[[str], None] = print
 
 
-def convert(job: Conversion, say: Say) -> None:
-    """Makes the output; `say` is told what was found. UserError for what cannot be made; nothing
+def convert(job: Conversion) -> None:
+    """Makes the output. UserError for what cannot be made; nothing
     is overwritten and nothing half done is left."""
     files.check_new(job.output)
     if job.dtype != "float32" and job.to != "hf":
         raise UserError(f"--dtype {job.dtype}: is for --to hf; what trains here has fp32 weights")
     given = job.given or format_of(job.source)
-    if given == "hf":
-        saved = _from_hf(job, say)
-    else:
-        reads = {"checkpoint": files.read_checkpoint, "safetensors": files.read_safetensors}
-        saved = reads[given](job.source)
+    reads = {"checkpoint": files.read_checkpoint, "safetensors": files.read_safetensors}
+    saved = _from_hf(job) if given == "hf" else reads[given](job.source)
     settings = settings_of(saved.record, str(job.source))
     axes = catalogue.position_axes(settings.data.objective)
     verify.check_shapes(saved.weights, settings.model, axes, str(job.source))
-    tokenizer = _tokenizer_of(job, saved.record, settings, say)
+    tokenizer = _tokenizer_of(job, saved.record, settings)
     if tokenizer:
         saved.record.tokenizer.path = str(Path(tokenizer.path).absolute())
     if job.to == "hf":
-        _to_hf(job, saved, settings, tokenizer, say)
-    elif job.to == "safetensors":
-        with files.placed(job.output) as output:
-            files.write_safetensors(output, saved)
-            _check(job, saved, files.read_safetensors, output, say)
+        _to_hf(job, saved, settings, tokenizer)
     else:
         with files.placed(job.output) as output:
-            files.write_checkpoint(output, saved)
-            _write_start(output / "start.yaml", job.output, saved, settings)
-            _check(job, saved, files.read_checkpoint, output, say)
+            if job.to == "safetensors":
+                files.write_safetensors(output, saved)
+            else:
+                files.write_checkpoint(output, saved)
+                _write_start(output / "start.yaml", job.output, saved, settings)
+            if job.verify is not False:
+                back = reads[job.to](output).weights
+                job.say(verify.check_tensors(saved.weights, back, str(job.output)))
     numbers = sum(tensor.numel() for tensor in like(saved.weights).values())
-    say(f"{job.output}: {numbers:,} parameters, {job.to}")
+    job.say(f"{job.output}: {numbers:,} parameters, {job.to}")
 
 
 def format_of(source: Path) -> str:
@@ -106,28 +102,15 @@ def format_of(source: Path) -> str:
     return "hf" if (source / files.CONFIG).exists() else "checkpoint"
 
 
-def _check(
-    job: Conversion, saved: Saved, read: Callable[[Path], Saved], output: Path, say: Say
-) -> None:
-    if job.verify is not False:
-        say(verify.check_tensors(saved.weights, read(output).weights, str(job.output)))
-
-
 def _check_logits(
-    job: Conversion,
-    weights: Weights,
-    model: Model,
-    folder: Path,
-    family: str,
-    pieces: int,
-    say: Say,
+    job: Conversion, weights: Weights, model: Model, folder: Path, family: str, pieces: int
 ) -> None:
     if job.verify is False:
         return
     if job.verify is None and (why := verify.cannot_run(weights)):
-        say(f"without a comparison of logits: {why}")
+        job.say(f"without a comparison of logits: {why}")
     else:
-        say(verify.check_logits(weights, model, folder, family, pieces))
+        job.say(verify.check_logits(weights, model, folder, family, pieces))
 
 
 def settings_of(record: CheckpointRecord, where: str = "this checkpoint") -> Settings:
@@ -136,7 +119,7 @@ def settings_of(record: CheckpointRecord, where: str = "this checkpoint") -> Set
     return config.resolve(raw, f"the settings of {where}")
 
 
-def _from_hf(job: Conversion, say: Say) -> Saved:
+def _from_hf(job: Conversion) -> Saved:
     theirs, tensors = files.read_hf(job.source)
     own = _own(theirs, job.source / files.CONFIG)
     with _told_of(job.source / files.CONFIG):
@@ -150,19 +133,19 @@ def _from_hf(job: Conversion, say: Say) -> Saved:
     if job.verify is not False:
         back = to_hf(weights, model, family)
         kept = Lazy({name: back.like[name] for name in tensors}, back.__getitem__)
-        say(verify.check_tensors(tensors, kept, str(job.source)))
+        job.say(verify.check_tensors(tensors, kept, str(job.source)))
     sentinels = job.sentinels if job.sentinels is not None else own.get("sentinels", SENTINELS)
     tokenizer = _same_tokenizer(path, sentinels, model.vocabulary_size, own)
     if tokenizer is None:
         old = model.vocabulary_size
-        ids = _special_ids(complete(theirs, family), say)
+        ids = _special_ids(job, complete(theirs, family))
         behind = _sentinels_behind(job.source, family, path, old - pieces)
         weights, model, tokenizer, trained = fitted(weights, model, path, sentinels, ids, behind)
-        say(
+        job.say(
             f"{pieces:,} of {old:,} rows are pieces of {path}; with specials and {sentinels} "
             f"sentinels, {trained} of which were trained, the vocabulary is {model.vocabulary_size:,}"
         )
-    _check_logits(job, weights, model, job.source, family, pieces, say)
+    _check_logits(job, weights, model, job.source, family, pieces)
     usual = FAMILIES[family].preset
     preset = own.get("preset", usual)
     objective = own.get("objective") or catalogue.PRESETS[preset or usual].objective
@@ -225,12 +208,12 @@ def _sentinels_behind(folder: Path, family: str, path: str, rows: int) -> int:
     return number if isinstance(number, int) and 0 <= number <= rows else 0
 
 
-def _special_ids(theirs: dict[str, Any], say: Say) -> dict[str, int | None]:
+def _special_ids(job: Conversion, theirs: dict[str, Any]) -> dict[str, int | None]:
     eos = theirs.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [eos]
     if len(ends) > 1:
         others = ", ".join(map(str, ends[1:]))
-        say(f"an answer ends at id {ends[0]} alone, and no longer at {others} (eos_token_id)")
+        job.say(f"an answer ends at id {ends[0]} alone, and no longer at {others} (eos_token_id)")
     start = theirs.get("decoder_start_token_id")
     return {
         "pad": theirs.get("pad_token_id"),
@@ -239,21 +222,19 @@ def _special_ids(theirs: dict[str, Any], say: Say) -> dict[str, int | None]:
     }
 
 
-def _to_hf(
-    job: Conversion, saved: Saved, settings: Settings, tokenizer: Tokenizer | None, say: Say
-) -> None:
+def _to_hf(job: Conversion, saved: Saved, settings: Settings, tokenizer: Tokenizer | None) -> None:
     model, axes = settings.model, catalogue.position_axes(settings.data.objective)
     family = job.family or family_of(model)
     if family not in FAMILIES:
         raise UserError(f"--family {family}: is not one of {', '.join(FAMILIES)}")
     theirs, dtype = config_for(model, family, axes), getattr(torch, job.dtype)
     if settings_from(theirs).architecture != model.architecture:
-        say(
+        job.say(
             f"{theirs['architectures'][0]} has a causal mask: transformers and vLLM will run this "
             f"{model.architecture} so that no token of a prompt sees a later one, as it was not trained"
         )
     weights = changed(saved.weights, lambda _, tensor: tensor.to(dtype).float())
-    ids, beside = _special_tokens(model, tokenizer, say)
+    ids, beside = _special_tokens(job, model, tokenizer)
     theirs |= ids
     theirs |= {
         "torch_dtype": job.dtype,
@@ -271,12 +252,12 @@ def _to_hf(
         if job.verify is not False:
             back = _read_back(output, model, family)
             kept = _without_padding(weights, model.vocabulary_size)
-            say(verify.check_tensors(kept, back, str(job.output)))
-        _check_logits(job, weights, model, output, family, model.vocabulary_size, say)
+            job.say(verify.check_tensors(kept, back, str(job.output)))
+        _check_logits(job, weights, model, output, family, model.vocabulary_size)
 
 
 def _special_tokens(
-    model: Model, tokenizer: Tokenizer | None, say: Say
+    job: Conversion, model: Model, tokenizer: Tokenizer | None
 ) -> tuple[dict[str, int | None], dict[str, bytes]]:
     """The ids in config.json, and the files that have to agree with them."""
     special = tokenizer.vocabulary.special if tokenizer else {}
@@ -287,7 +268,7 @@ def _special_tokens(
         return ids, {}
     beside, fault = tokenizer_files(tokenizer, model.sequence_length)
     if fault:
-        say(f"without tokenizer.json: {tokenizer.path} cannot be one: {fault}")
+        job.say(f"without tokenizer.json: {tokenizer.path} cannot be one: {fault}")
     if model.architecture != "encoder":
         beside["generation_config.json"] = json.dumps(ids, indent=2).encode()
     return ids, beside
@@ -305,7 +286,7 @@ def _without_padding(weights: Weights, size: int) -> Lazy:
 
 
 def _tokenizer_of(
-    job: Conversion, record: CheckpointRecord, settings: Settings, say: Say
+    job: Conversion, record: CheckpointRecord, settings: Settings
 ) -> Tokenizer | None:
     """The tokenizer that a model was trained with, where its file is still there."""
     try:
@@ -314,7 +295,7 @@ def _tokenizer_of(
         if job.tokenizer:
             raise
         what = "tokenizer and special ids" if job.to == "hf" else "a look at its tokenizer"
-        say(f"without {what}: {error}")
+        job.say(f"without {what}: {error}")
         return None
 
 

@@ -55,9 +55,9 @@ def _task(folder: Path) -> object:
 
 
 def _converted(folder: Path) -> object:
-    job = Conversion(folder / "llama", folder.with_name("converted"), "checkpoint", verify=False)
-    shutil.rmtree(job.output, ignore_errors=True)
-    return convert(job, say=lambda text: None)
+    output, silent = folder.with_name("converted"), lambda text: None
+    shutil.rmtree(output, ignore_errors=True)
+    return convert(Conversion(folder / "llama", output, "checkpoint", verify=False, say=silent))
 
 
 READERS = {

@@ -111,5 +111,5 @@ def _hugging_face(path: Path) -> None:
     names = files.read_checkpoint(path).weights
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "one.safetensors")}
     (hf / "model.safetensors.index.json").write_text(json.dumps(index))
-    job = Conversion(Path("run"), Path("llama"), "hf", verify=False)
-    convert(job, say=lambda text: None)
+    job = Conversion(Path("run"), Path("llama"), "hf", verify=False, say=lambda text: None)
+    convert(job)

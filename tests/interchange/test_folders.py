@@ -88,7 +88,7 @@ def outcome(seed, tokenizer, place: Path, out_too: bool) -> str:
     where = f"folder {seed} ({drawn.family}: {', '.join(drawn.told)})"
     job = Conversion(folder, run, "checkpoint", sentinels=2, verify=False)
     try:
-        convert(job, say=lambda _: None)
+        convert(job)
     except ValueError as error:
         assert drawn.blame, f"{where} was refused: {error}"
         assert any(name in str(error) for name in drawn.blame), f"{where}, {drawn.blame}: {error}"
@@ -100,7 +100,7 @@ def outcome(seed, tokenizer, place: Path, out_too: bool) -> str:
     difference = (found - expected).abs().max() / largest
     assert difference < within, f"{where}: {difference}"
     if out_too:
-        convert(Conversion(run, place / "back", "hf", verify=True), say=lambda _: None)
+        convert(Conversion(run, place / "back", "hf", verify=True))
     return "equal"
 
 

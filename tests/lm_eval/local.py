@@ -121,5 +121,5 @@ def write_pair(family: str, place: Path) -> tuple[Path, Path]:
         eos_token="</s>",
         model_max_length=LENGTH,
     ).save_pretrained(folder)
-    convert(Conversion(folder, run, "checkpoint", sentinels=2, verify=False), say=lambda _: None)
+    convert(Conversion(folder, run, "checkpoint", sentinels=2, verify=False))
     return folder, run

@@ -97,7 +97,7 @@ def test_a_model_in_the_hubs_cache_has_that_form_too(pair, tmp_path):
         shutil.copy(file, blobs / f"{number:040x}")
         (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
     job = Conversion(snapshot, tmp_path / "run", "checkpoint", sentinels=2, verify=False)
-    convert(job, say=lambda _: None)
+    convert(job)
     lm = MegaarchLM(run=str(tmp_path / "run"))
     assert lm.form.name == "hf"
     assert Path(lm.generator.tokenizer.path) == snapshot / "tokenizer.json"

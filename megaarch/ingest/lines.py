@@ -111,25 +111,30 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
 def _range_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     """Yields the lines that begin in start:end, whole. Of a line that begins before them no more is
     read than reaches into the range."""
-    at, block = start, b"\n"
+    block = b"\n"
     if start:
         stream.seek(start - 1)
-        at -= 1
-        while at < end - 1 and (block := stream.read(min(BLOCK, end - 1 - at))):
-            at += len(block)
-            _, newline, block = block.partition(b"\n")
-            if newline:
-                break
-        else:
+        block = stream.readline(end - start)
+        if not block.endswith(b"\n"):
             return
-        if block:
-            yield block
+    at = stream.tell()
     while at < end and (more := stream.read(min(BLOCK, end - at))):
         at += len(more)
         block = more
         yield block
     if not block.endswith(b"\n"):
         yield stream.readline()
+
+
+def lines_between(file: Path, start: int, end: int) -> int:
+    """Counts the lines of a plain file that begin at a byte of start:end: at 0, and after each newline."""
+    count, at = int(start == 0 < end), max(start - 1, 0)
+    with open_regular(file) as stream:
+        stream.seek(at)
+        while at < end - 1 and (block := stream.read(min(BLOCK, end - 1 - at))):
+            at += len(block)
+            count += block.count(b"\n")
+    return count
 
 
 def _frames(stream: BinaryIO, make: Callable[[], Any]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, Schema, fit, read_json, write_json
+from megaarch.files import LARGEST, Schema, fit, read_json
 from megaarch.ingest.sources import MANIFEST
 
 Count = Annotated[int, Field(ge=0)]
@@ -81,8 +81,3 @@ class DatasetManifest(Counts):
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{error}; preprocess the text again") from error
-
-
-def write(path: str | Path, manifest: Schema) -> None:
-    """Writes a manifest, whole or not at all."""
-    write_json(path, manifest.model_dump())

@@ -19,8 +19,8 @@ from megaarch.config.schema import Data
 from megaarch.data.dataset import check_kind
 from megaarch.distributed import launch
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, check_regular, fit, read_json
-from megaarch.ingest import corpus, manifest, shards, sources
+from megaarch.files import LARGEST, check_regular, fit, read_json, write_json
+from megaarch.ingest import corpus, shards, sources
 from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedDocuments
 from megaarch.ingest.manifest import Counts, PreparedManifest
 from megaarch.ingest.pipeline import Pipeline
@@ -106,7 +106,7 @@ class _Preparation:
         try:
             made = self._check_tokens(aside) if self.kind == "indexed" else self._tokenize(aside)
             sources.check_unchanged((s.path for s in self.sources), self.identities)
-            manifest.write(aside / "manifest.json", made)
+            write_json(aside / "manifest.json", made.model_dump())
             try:
                 aside.rename(self.directory)
             except OSError:
@@ -138,14 +138,13 @@ class _Preparation:
         numbers = iter(range(len(pipeline.shards)))
         for k, of_source in enumerate(cut):
             pipeline.write_train(aside / f"train-{k}", [next(numbers) for _ in of_source])
-        held_out = pipeline.write_held_out(aside / HELD_OUT)
+        pipeline.write_held_out(aside / HELD_OUT)
         keys = hashlib.blake2b(digest_size=16)
         for of_shard in pipeline.train_keys():
             keys.update(of_shard)
         shutil.rmtree(job.folder)
         datasets, split = self._datasets(aside), pipeline.split
-        tokens = sum(dataset.tokens for dataset in datasets)
-        counts = pipeline.counts(held_out, tokens)
+        counts = pipeline.counts(sum(dataset.tokens for dataset in datasets))
         share = counts.heldout_bytes / (counts.heldout_bytes + split.train_side_bytes)
         made = self._manifest(aside, tokenizer, datasets, keys, counts, share)
         made.excluded_documents = split.excluded_documents

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.errors import UserError
-from megaarch.files import LARGEST, check_regular, read_json, take_lock, writing
-from megaarch.ingest import corpus, manifest, shards, sources
+from megaarch.files import LARGEST, check_regular, read_json, take_lock, write_json, writing
+from megaarch.ingest import corpus, shards, sources
 from megaarch.ingest.indexed_dataset import IndexedDataset, prefix_of
 from megaarch.ingest.manifest import DatasetManifest, Plan
 from megaarch.ingest.pipeline import Pipeline, Progress
@@ -168,7 +168,7 @@ def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
                 f"{folder} holds part of a job with another {' and '.join(changed)}: finish it "
                 "with its own arguments and unchanged sources, or delete that folder"
             )
-        manifest.write(file, plan)
+        write_json(file, asked)
         yield
 
 
@@ -202,9 +202,8 @@ def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest
     if not split.documents:
         raise UserError("the sources hold no text")
     split.choose(request.held_out)
-    held_out, aside = (0, 0, 0), f"{pipeline.job.folder}/train"
-    if request.held_out:
-        held_out = pipeline.write_held_out(Path(aside + HELD_OUT))
+    aside = f"{pipeline.job.folder}/train"
+    pipeline.write_held_out(Path(aside + HELD_OUT))
     pipeline.write_train(aside, range(len(pipeline.shards)))
     train = IndexedDataset(aside)
     made = DatasetManifest(
@@ -215,24 +214,27 @@ def _finish(request: Request, plan: Plan, pipeline: Pipeline) -> DatasetManifest
         digest=train.digest(),
         malformed=len(malformed),
         malformed_records=malformed[:MOST_NAMED],
-        **dict(pipeline.counts(held_out, train.tokens)),
+        **dict(pipeline.counts(train.tokens)),
     )
     sources.check_unchanged(request.sources, plan.sources)
     # The index goes last: without it there is no dataset, and the same command makes it again.
     for suffix in (HELD_OUT, ".bin") if request.held_out else (".bin",):
         Path(aside + suffix).replace(request.prefix + suffix)
-    manifest.write(request.prefix + MANIFEST, made)
+    write_json(request.prefix + MANIFEST, made.model_dump())
     Path(f"{aside}.idx").replace(request.prefix + ".idx")
     return made
 
 
 def _malformed(pipeline: Pipeline) -> list[str]:
     """Lists the records that were skipped: file, line or row, and the fault."""
-    found, lines, file = [], 0, None
+    found, lines, file, start = [], 0, None, 0  # lines of the file before a byte of it
     for shard, summary in zip(pipeline.shards, pipeline.summaries, strict=True):
-        lines = lines if shard.file == file else 0
-        file = shard.file
-        unit = "row" if sources.format_of(file) == "parquet" else "line"
-        found += [f"{file}, {unit} {lines + n}: {what}" for n, what in summary.malformed]
-        lines += summary.lines
+        if not summary.malformed:
+            continue
+        if shard.file != file:
+            lines = start = 0
+        lines += shards.lines_before(shard, start)
+        file, start = shard.file, shard.start
+        unit = "row" if sources.format_of(shard.file) == "parquet" else "line"
+        found += [f"{shard.file}, {unit} {lines + n}: {what}" for n, what in summary.malformed]
     return [sources.printable(record) for record in found]

@@ -18,10 +18,10 @@ class ShardedSplit:
     counts, in whatever shard.
 
     documents, total: how many distinct ones there are, and their bytes. Further, after `choose`:
-    train, held_out: of each shard, the rows of its documents, int64, ascending; train is without
-    those that Job.exclude leaves nothing of. overlap: of each shard, the uint64 digests of its
-    held-out paragraphs that also stand in train. train_bytes: of train; train_side_bytes: with what
-    is excluded from it. notes: warnings about the split.
+    train, held_out: of each shard, which of its documents, bool [documents]; train is without those
+    that Job.exclude leaves nothing of. overlap: of each shard, the uint64 digests of its held-out
+    paragraphs that also stand in train. train_bytes: of train; train_side_bytes: with what is excluded
+    from it. notes: warnings about the split.
     """
 
     def __init__(self, job: Job, count: int):
@@ -51,8 +51,7 @@ class ShardedSplit:
         self.excluded_paragraphs = int(self._column("dropped")[train].sum())
         train &= ~self._excluded
         self.train_bytes = int(self._train_sizes[train].sum())
-        self.train = self._by_shard(train)
-        self.held_out = self._by_shard(held)
+        self.train, self.held_out = (np.split(x, self._bounds[1:-1]) for x in (train, held))
 
     def _climb(self, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Raises the threshold, up to twice the share, until what is left of the held-out documents
@@ -106,10 +105,6 @@ class ShardedSplit:
         shards = range(len(self._bounds) - 1)
         columns = [np.array(self._job.documents(number)[name]) for number in shards]
         return np.concatenate([np.zeros(0, DOCUMENT[name]), *columns])
-
-    def _by_shard(self, documents: np.ndarray) -> list[np.ndarray]:
-        bounds = zip(self._bounds, self._bounds[1:])
-        return [np.flatnonzero(documents[start:end]) for start, end in bounds]
 
 
 class _Paragraphs(NamedTuple):

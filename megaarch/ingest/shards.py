@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import numpy as np
 from pydantic import Field
 
 from megaarch.files import Schema, fit, read_json, size_and_checksum
-from megaarch.ingest import corpus, lines, sources, split
+from megaarch.ingest import corpus, sources, split
 from megaarch.ingest.indexed_dataset import mapped, token_dtype
-from megaarch.ingest.lines import RecordError, Shard
+from megaarch.ingest.lines import RecordError, Shard, lines_between
 from megaarch.ingest.tokenizer import Tokenizer
 
 ABSENT = -1  # tokens of a document that is held out for certain, and so was not tokenized
@@ -89,20 +89,13 @@ class Job:
 
 
 class Summary(Schema):
-    """Counts of a finished shard. malformed: (line or row, what is wrong) of each record that was
-    skipped. lines: of a JSON lines shard, so that later shards' lines can be counted on."""
+    """A finished shard's .json. malformed: (line of the shard or row of the file, what is wrong) of each
+    record that was skipped. files: size and checksum of each of SUFFIXES."""
 
     documents: int
     duplicates: int
     bytes: int
-    lines: int
     malformed: list[Annotated[tuple[int, str], Field(strict=False)]]  # JSON has no tuples
-
-
-class _ShardFile(Schema):
-    """A shard's .json."""
-
-    summary: Summary
     files: dict[str, list[int]]
 
 
@@ -135,32 +128,50 @@ def _row_groups(file: Path, shard_bytes: int) -> Iterator[Shard]:
 def make(number: int, shard: Shard, job: Job) -> Summary:
     """Makes the files of shard `number`. UserError for a malformed record, unless they are to be
     skipped: its line is the one in the file."""
-    malformed = _Malformed(shard, job.skip_malformed)
-    with _Writer(number, job) as writer:
-        for ordinal, parts in enumerate(corpus.read(shard, job.fields, malformed)):
+    malformed: list[tuple[int, str]] = []
+
+    def on_error(error: RecordError) -> None:
+        if not job.skip_malformed:
+            line = error.location.number + lines_before(shard)
+            raise RecordError(error.location._replace(number=line), error.what)
+        malformed.append((error.location.number, sources.printable(error.what)))
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(job.file(number, end).open("wb")) for end in SUFFIXES]
+        writer = _Writer(job, *files)
+        for ordinal, parts in enumerate(corpus.read(shard, job.fields, on_error)):
             writer.add(ordinal, parts)
     summary = Summary(
         documents=len(writer.seen),
         duplicates=writer.duplicates,
         bytes=writer.bytes,
-        lines=malformed.lines(),
-        malformed=malformed.found,
+        malformed=malformed,
+        files=_checksums(number, job),
     )
-    files = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
-    record = _ShardFile(summary=summary, files=files)
-    job.file(number, ".json").write_text(json.dumps(record.model_dump()))
+    job.file(number, ".json").write_text(json.dumps(summary.model_dump()))
     return summary
+
+
+def lines_before(shard: Shard, start: int = 0) -> int:
+    """Counts the lines of a shard's file that begin at a byte of start:shard.start. Rows of parquet are
+    numbered by the file: 0."""
+    if sources.format_of(shard.file) != "json":
+        return 0
+    return lines_between(shard.file, start, shard.start)
 
 
 def finished(number: int, job: Job) -> Summary | None:
     """Returns the summary of a shard whose files are as they were written, else None."""
     file = job.file(number, ".json")
     try:
-        record = fit(read_json(file), _ShardFile, file)
-        found = {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
+        summary = fit(read_json(file), Summary, file)
+        return summary if summary.files == _checksums(number, job) else None
     except (OSError, ValueError):
         return None
-    return record.summary if record.files == found else None
+
+
+def _checksums(number: int, job: Job) -> dict[str, list[int]]:
+    return {suffix: list(size_and_checksum(job.file(number, suffix))) for suffix in SUFFIXES}
 
 
 def read_rows(shard: Shard, job: Job, ordinals: np.ndarray) -> Iterator[tuple[str, ...]]:
@@ -199,25 +210,11 @@ def write_held_out(
 class _Writer:
     """Writes the rows and the tokens of a shard's distinct documents."""
 
-    def __init__(self, number: int, job: Job):
+    def __init__(self, job: Job, documents: BinaryIO, paragraphs: BinaryIO, tokens: BinaryIO):
         self.job, self.seen = job, set[bytes]()
         self.duplicates = self.bytes = 0
-        self._paired, self._tokenizer, self._exclude = job.paired, job.tokenizer, job.exclude
+        self._documents, self._paragraphs, self._tokens = documents, paragraphs, tokens
         self._certain = split.first_threshold(job.held_out)
-        if job.tokenizer:
-            self._dtype = job.dtype
-            end = [job.tokenizer.vocabulary.eos] if job.append_eos else []
-            self._ends, self._end = len(end), np.array(end, self._dtype).tobytes()
-        with ExitStack() as stack:
-            files = (job.file(number, suffix).open("wb") for suffix in SUFFIXES)
-            self._documents, self._paragraphs, self._bin = map(stack.enter_context, files)
-            self._files = stack.pop_all()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._files.close()
 
     def add(self, ordinal: int, parts: tuple[str, ...]) -> None:
         key = split.digest("\0".join(parts))
@@ -225,23 +222,20 @@ class _Writer:
             self.duplicates += 1
             return
         self.seen.add(key)
-        size = split.size_of(parts[0])
-        if self._paired:
-            size += split.size_of(parts[1])
+        job, size = self.job, sum(map(split.size_of, parts))
         self.bytes += size
         # A pair's side of the split depends on its input alone, so that no held-out input is
         # trained on with another target.
-        place = split.place(split.digest(parts[0]) if self._paired else key)
-        kept, dropped = self._exclude.strip(parts) if self._exclude else (parts, 0)
+        place = split.place(split.digest(parts[0]) if job.paired else key)
+        kept, dropped = job.exclude.strip(parts) if job.exclude else (parts, 0)
         train_key, train_size = key, EXCLUDED if kept is None else size
         if kept and dropped:
             train_key, train_size = split.digest(kept[0]), split.size_of(kept[0])
         first = second = ABSENT
-        tokenizer = self._tokenizer
-        if tokenizer and kept is not None and self._may_be_train(place, size):
-            first = self._encode(tokenizer, kept[0])
-            second = self._encode(tokenizer, kept[1]) if self._paired else 0
-        count = 0 if self._paired or not self.job.held_out else self._add_paragraphs(parts[0])
+        if job.tokenizer and kept is not None and self._may_be_train(place, size):
+            first = self._encode(job.tokenizer, kept[0])
+            second = self._encode(job.tokenizer, kept[1]) if job.paired else 0
+        count = 0 if job.paired or not job.held_out else self._add_paragraphs(parts[0])
         row = (key, train_key, place, size, ordinal, count, first, second, train_size, dropped)
         self._documents.write(DOCUMENT_ROW.pack(*row))
 
@@ -249,15 +243,16 @@ class _Writer:
         """Whether the split may put a document into train: it lies above the first threshold, or
         has so much of the shard's text so far that it may be large of the corpus. Pairs of one input
         may be large together."""
-        if self._paired or place >= self._certain:
+        if self.job.paired or place >= self._certain:
             return True
         return split.is_large(size, self.job.held_out, self.bytes)
 
     def _encode(self, tokenizer: Tokenizer, text: str) -> int:
-        ids = tokenizer.encode(text).astype(self._dtype)
-        self._bin.write(ids.data)
-        self._bin.write(self._end)
-        return len(ids) + self._ends
+        ids = tokenizer.encode(text)
+        if self.job.append_eos:
+            ids = np.append(ids, tokenizer.vocabulary.eos)
+        self._tokens.write(ids.astype(self.job.dtype).data)
+        return len(ids)
 
     def _add_paragraphs(self, text: str) -> int:
         size_of, pack = split.size_of, PARAGRAPH_ROW.pack  # looked up once: this loop is hot
@@ -268,35 +263,3 @@ class _Writer:
         ]
         self._paragraphs.write(b"".join(rows))
         return len(rows)
-
-
-class _Malformed:
-    """Gathers malformed records, or raises the first one."""
-
-    def __init__(self, shard: Shard, skip: bool):
-        self.shard, self.skip = shard, skip
-        self.found: list[tuple[int, str]] = []
-
-    def __call__(self, error: RecordError) -> None:
-        if not self.skip:
-            number = error.location.number + self._lines(0, self.shard.start)
-            raise RecordError(error.location._replace(number=number), error.what)
-        self.found.append((error.location.number, sources.printable(error.what)))
-
-    def lines(self) -> int:
-        return self._lines(self.shard.start, self.shard.end or 0)
-
-    def _lines(self, start: int, end: int) -> int:
-        """Counts the lines that begin at a byte of start:end of a file that is cut: at 0, and after
-        each newline."""
-        shard = self.shard
-        if not shard.end or sources.format_of(shard.file) != "json":
-            return 0
-        count = int(start == 0 < end)
-        with shard.file.open("rb") as stream:
-            at = max(start - 1, 0)
-            stream.seek(at)
-            while at < end - 1 and (block := stream.read(min(lines.BLOCK, end - 1 - at))):
-                at += len(block)
-                count += block.count(b"\n")
-        return count

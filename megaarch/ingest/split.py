@@ -8,6 +8,7 @@ for one that is so much of the corpus that it would upset the split: `Places.cho
 import hashlib
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
@@ -78,9 +79,9 @@ class Places:
     def held_out_bytes(self, held_out: HeldOut) -> int:
         return int(self.sizes[held_out.mask(self.places)].sum())
 
-    def choose(self, share: float, least: float = 0.0) -> HeldOut:
-        """Returns the first threshold of share·17/16, share·18/16, ... that is at least `least` and
-        holds out at least `share` of the bytes.
+    def choose(self, share: float) -> HeldOut:
+        """Returns the first threshold of share·17/16, share·18/16, ... that holds out at least `share` of
+        the bytes.
 
         A large corpus meets the first rung with room to spare, so appending documents to it moves
         none of the old ones; a small one climbs as far as chance asks for. Where that would be more
@@ -89,7 +90,7 @@ class Places:
         UserError where one side would be empty, or more than twice the share and half of the text
         would be held out.
         """
-        chosen = self._choose(share, least)
+        chosen = self._choose(share, least=0.0)
         if chosen is None:
             raise UserError(
                 f"the corpus has too few documents ({len(self.sizes)}) to hold out {share:.2%} of "
@@ -121,20 +122,16 @@ class Places:
 
     def _climbed(self, share: float, least: float, kept: frozenset[float]) -> HeldOut | None:
         """The first rung, where some documents stay in train; None where there is none."""
-        rung, wanted = max(1, math.ceil(RUNGS * (least / share - 1))), share * self.total
-        if self.held_out_bytes(HeldOut(share * (1 + rung / RUNGS), kept)) < wanted:
-            free = HeldOut(1.0, kept).mask(self.places)
-            order = np.argsort(self.places[free])
-            enough = np.searchsorted(np.cumsum(self.sizes[free][order]), wanted)
-            if enough == len(order):
-                return None
-            last = self.places[free][order[enough]]
-            rung = max(rung, math.floor(RUNGS * (last / share - 1)))
-            while share * (1 + rung / RUNGS) <= last:
-                rung += 1
-        held_out = HeldOut(share * (1 + rung / RUNGS), kept)
-        sides = held_out.threshold < 1 and self.held_out_bytes(held_out) < self.total
-        return held_out if sides else None
+
+        def size_at(rung: int) -> int:
+            return self.held_out_bytes(HeldOut(share * (1 + rung / RUNGS), kept))
+
+        first, behind = (math.ceil(RUNGS * (at / share - 1)) for at in (least, 1.0))
+        rungs = range(max(1, first), behind)
+        place = bisect_left(rungs, share * self.total, key=size_at)
+        if place == len(rungs) or size_at(rungs[place]) == self.total:
+            return None
+        return HeldOut(share * (1 + rungs[place] / RUNGS), kept)
 
     def _large(self, share: float) -> list[frozenset[float]]:
         """The places of what may stay in train, in three ways."""

@@ -5,15 +5,14 @@ import json
 import pytest
 
 from megaarch.config.schema import Data, Source
-from megaarch.ingest import pipeline, prepare, split
+from megaarch.ingest import prepare, split
 from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.ingest.test_prepare import text, train_texts, write
 
 
 def many_shards(monkeypatch):
-    """Cuts the text into many shards, which are joined a few documents at a time."""
+    """Cuts the text into many shards."""
     monkeypatch.setattr(prepare, "SHARD_BYTES", 3000)
-    monkeypatch.setattr(pipeline, "TOKENS", 500)
 
 
 @pytest.mark.parametrize("given", [False, True])

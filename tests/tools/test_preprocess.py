@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from megaarch.config.schema import Data
-from megaarch.ingest import corpus, indexed_dataset, manifest, preprocess, shards
+from megaarch.ingest import corpus, indexed_dataset, preprocess, shards
 from megaarch.ingest.indexed_dataset import IndexedDataset
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.prepare import prepare
@@ -205,8 +205,8 @@ def test_killed_while_the_output_is_put_in_place(source, tokenizer, made, tmp_pa
             raise KeyboardInterrupt
         write(path, *_)
 
-    arguments, write = command(source, tokenizer, tmp_path / "x"), manifest.write
-    monkeypatch.setattr(manifest, "write", killed)
+    arguments, write = command(source, tokenizer, tmp_path / "x"), preprocess.write_json
+    monkeypatch.setattr(preprocess, "write_json", killed)
     assert tool("preprocess")(arguments) == 130
     assert (tmp_path / "x.bin").exists() and not (tmp_path / "x.idx").exists()
     monkeypatch.undo()

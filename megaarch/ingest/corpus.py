@@ -58,7 +58,7 @@ def read(
             raise UserError(f"{shard.file} is a task, whose items are pairs: leave data.kind out")
         rows = Task(shard.file).pairs()
     elif str(shard.file) == EMBEDDED:
-        rows = ((text,) for text in embedded_corpus.documents())
+        rows = ((text,) for _, text in embedded_corpus.documents())
     elif plain:
         rows = ((text,) for text in _text_documents(shard, on_error) if _is_utf8(text))
     else:

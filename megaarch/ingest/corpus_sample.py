@@ -1,10 +1,11 @@
 """A sample of a corpus that may be larger than memory."""
 
-import heapq
 from collections.abc import Iterable
 
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, split
+
+SPARE = 1 << 14  # documents that are kept beyond the sample before the highest hashes go
 
 
 def sample(sources: Iterable[str], text_field: str, most: int, held_out: float = 0.0) -> list[str]:
@@ -17,27 +18,24 @@ def sample(sources: Iterable[str], text_field: str, most: int, held_out: float =
     """
     if not 0 <= held_out < 0.5:
         raise UserError(f"--held-out is a share from 0 to below 0.5 here, not {held_out}")
-    chosen: list[tuple[int, int, str]] = []  # a heap: the highest hash first
-    keys: set[bytes] = set()
-    for number, text in enumerate(_documents(sources, text_field)):
+    texts: dict[bytes, str] = {}
+    for text in _documents(sources, text_field):
         key = split.digest(text)
-        # bytes 8 to 16: the first eight say which side of the split it is on
-        rank = -int.from_bytes(key[8:], "big")
-        if key in keys or split.place(key) < 2 * held_out:
-            continue
-        if len(chosen) < most:
-            heapq.heappush(chosen, (rank, -number, text))
-        elif rank > chosen[0][0]:
-            _, _, dropped = heapq.heapreplace(chosen, (rank, -number, text))
-            keys.discard(split.digest(dropped))
-        else:
-            continue
-        keys.add(key)
-    if not chosen:
+        if split.place(key) >= 2 * held_out:
+            texts.setdefault(key, text)
+        if len(texts) > most + SPARE:
+            texts = _lowest(texts, most)
+    if not texts:
         raise UserError(
             "no document is left to train a tokenizer on: give more text, or a lower --held-out"
         )
-    return [text for _, _, text in sorted(chosen, key=lambda row: -row[1])]
+    return list(_lowest(texts, most).values())
+
+
+def _lowest(texts: dict[bytes, str], most: int) -> dict[bytes, str]:
+    # bytes 8 to 16: the first eight say which side of the split it is on
+    kept = set(sorted(texts, key=lambda key: key[8:])[:most])
+    return {key: text for key, text in texts.items() if key in kept}
 
 
 def _documents(sources: Iterable[str], text_field: str):

@@ -17,14 +17,9 @@ DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
-def documents() -> tuple[str, ...]:
-    """Every document, in an order and with a text that depend on the Python version alone."""
-    return tuple(text for _, text in named_documents())
-
-
-@cache
-def named_documents() -> tuple[tuple[str, str], ...]:
-    """Every document with its name: a topic's, or the path of a module within the library."""
+def documents() -> tuple[tuple[str, str], ...]:
+    """Every document with its name (a topic's, or the path of a module within the library), in an order and
+    with a text that depend on the Python version alone."""
     from pydoc_data.topics import topics
 
     files = (path.relative_to(library()) for path in library().rglob("*.py"))

@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +45,14 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 class _Indexed:
-    """Items of tokens by index. A subclass sets `path` and `lengths` (int [items]), names its
-    items, and reads tokens that are known to exist."""
+    """Items of tokens by index. A subclass sets `path` and `lengths` (int [items]), names its items, and
+    has the places in the stream at which they begin, and the stream."""
 
     path: str
     lengths: np.ndarray
     item: str
+    starts: Callable[[Any], Any]
+    stream: Callable[[int, int], np.ndarray]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,10 +69,7 @@ class _Indexed:
         length = size - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > size:
             raise IndexError(f"tokens {offset}:{offset + length} of {size} in {self.item} {index}")
-        return self._read(index, offset, length)
-
-    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
-        raise NotImplementedError
+        return self.stream(int(self.starts(index)) + offset, length)
 
 
 class IndexedDataset(_Indexed):
@@ -172,10 +172,6 @@ class IndexedDataset(_Indexed):
     def __reduce__(self):
         return IndexedDataset, (self.path,)
 
-    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
-        start = int(self._pointers[index]) // self.dtype.itemsize + offset
-        return self._tokens[start : start + length].astype(self._given)
-
     def stream(self, start: int, length: int) -> np.ndarray:
         """Returns tokens start : start + length of all sequences laid end to end, [length]."""
         if start < 0 or length < 0 or start + length > self.tokens:
@@ -249,20 +245,17 @@ class IndexedDocuments(_Indexed):
         before, behind = np.arange(bounds[0]), np.arange(bounds[-1], len(dataset)) + 1
         if len(before) or len(behind):
             bounds = np.concatenate([before, bounds, behind])
-        self.lengths, self._starts = dataset.lengths, dataset.starts
+        self.lengths, self.starts, self.stream = dataset.lengths, dataset.starts, dataset.stream
         if len(bounds) <= len(dataset) or (bounds[1:] == bounds[:-1]).any():  # not a sequence each
             starts = np.concatenate([[0], np.cumsum(dataset.lengths, dtype=np.int64)])[bounds]
-            self.lengths, self._starts = np.diff(starts), starts[:-1].__getitem__
+            self.lengths, self.starts = np.diff(starts), starts[:-1].__getitem__
 
     def __reduce__(self):
         return IndexedDocuments, (self.dataset,)
 
-    def _read(self, index: int, offset: int, length: int) -> np.ndarray:
-        return self.dataset.stream(int(self._starts(index)) + offset, length)
-
     def last_tokens(self, documents: np.ndarray) -> np.ndarray:
         """Returns the last token of each of these documents, all non-empty, [documents]."""
-        return self.dataset.at(self._starts(documents) + self.lengths[documents] - 1)
+        return self.dataset.at(self.starts(documents) + self.lengths[documents] - 1)
 
     def blocks(self, tokens: int = 1 << 24) -> Iterator[np.ndarray]:
         """Yields all tokens of the .bin as stored, in views of up to `tokens`."""

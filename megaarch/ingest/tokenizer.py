@@ -20,7 +20,7 @@ from megaarch.config.schema import MOST_SENTINELS
 from megaarch.data.example import SPECIALS, Vocabulary
 from megaarch.errors import UserError
 from megaarch.files import parse_json, read_bytes, replacing
-from megaarch.ingest.added_tokens import check_growth
+from megaarch.ingest.text_growth import check_growth
 from megaarch.ingest.words import begins_word
 
 SPACE = "\u2581"  # how SentencePiece spells a space

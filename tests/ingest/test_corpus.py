@@ -109,10 +109,10 @@ def test_supervised_pairs_and_kinds(tmp_path):
 
 
 def test_embedded_corpus():
-    texts = embedded_corpus.documents()
+    texts = [text for _, text in embedded_corpus.documents()]
     assert sum(map(len, texts)) > 2_000_000
     assert len(texts) > 400
-    assert texts == tuple(corpus.documents("embedded"))
+    assert texts == list(corpus.documents("embedded"))
     assert any("An identifier occurring as an atom is a name." in text for text in texts)
     [difflib] = [text for text in texts if text.startswith("Module difflib -- helpers")]
     assert "Return list of triples describing matching subsequences." in difflib  # a method's

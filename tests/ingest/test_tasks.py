@@ -293,9 +293,7 @@ def test_shipped_tasks_ask_what_can_be_asked_in_every_wording():
 
 
 def test_held_out_items_come_from_documents_that_every_split_holds_out():
-    texts = {
-        name: split.place(split.digest(text)) for name, text in embedded_corpus.named_documents()
-    }
+    texts = {name: split.place(split.digest(text)) for name, text in embedded_corpus.documents()}
     train, test = (documentation.documents(side) for side in (False, True))
     assert all(texts[document.name] < documentation.HELD_OUT for document in test)
     assert all(texts[document.name] >= documentation.FARTHEST for document in train)

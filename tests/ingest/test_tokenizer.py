@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import embedded_corpus
-from megaarch.ingest.added_tokens import charsmap_growth, check_growth
+from megaarch.ingest.text_growth import charsmap_growth, check_growth
 from megaarch.ingest.tokenizer import LEAST_PIECES, Tokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,8 @@ PROSE = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    return train_sentencepiece(embedded_corpus.documents()[:40], 1024, 100, path)
+    texts = [text for _, text in embedded_corpus.documents()[:40]]
+    return train_sentencepiece(texts, 1024, 100, path)
 
 
 def test_ids_are_pieces_then_specials_then_sentinels(trained):
@@ -105,7 +106,7 @@ def test_words_and_sentences(trained):
 
 
 def test_training_is_deterministic_quiet_and_short(tmp_path, capfd):
-    texts = embedded_corpus.documents()[:40]
+    texts = [text for _, text in embedded_corpus.documents()[:40]]
     files = [tmp_path / "a.model", tmp_path / "b.model"]
     one, two = (train_sentencepiece(texts, 1024, 100, file) for file in files)
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -8,7 +8,7 @@ import pytest
 
 from megaarch.cli import main
 from megaarch.data.example import SPECIALS
-from megaarch.ingest import split
+from megaarch.ingest import corpus_sample, split
 from megaarch.ingest.corpus_sample import sample
 from megaarch.ingest.tokenizer import Tokenizer
 from tests.conftest import made_up_text
@@ -64,7 +64,8 @@ def test_the_same_documents_give_the_same_file(source, tmp_path):
         assert Tokenizer(tmp_path / "2").decode(Tokenizer(tmp_path / "2").encode(text)) == text
 
 
-def test_the_sample_is_by_hash_without_copies_and_without_what_is_held_out(tmp_path):
+def test_the_sample_is_by_hash_without_copies_and_without_what_is_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_sample, "SPARE", 3)
     shuffled = [*TEXTS, *TEXTS[:30]]
     random.Random(3).shuffle(shuffled)
     sources = [write(tmp_path / "a.jsonl", TEXTS)], [write(tmp_path / "b.jsonl", shuffled)]

@@ -77,7 +77,7 @@ def items(task: str, held_out: bool) -> list[Item]:
 def documents(held_out: bool) -> tuple[Document, ...]:
     """The documents of one side of every split."""
     found = []
-    for name, text in embedded_corpus.named_documents():
+    for name, text in embedded_corpus.documents():
         place = split.place(split.digest(text))
         if place < HELD_OUT if held_out else place >= FARTHEST:
             entries = tuple(_entries(name)) if name.endswith(".py") else ()

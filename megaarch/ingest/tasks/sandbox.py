@@ -49,14 +49,11 @@ class _Namespace(Namespace):
 class _Counted(NodeTransformer):
     """Has everything that a template reads, and every turn of its loops, counted."""
 
-    def visit_Name(self, node: nodes.Name) -> nodes.Expr:
-        return self._read(node)
-
-    visit_Getattr = visit_Getitem = visit_Name
-
-    def _read(self, node: Any) -> nodes.Expr:
+    def visit_Name(self, node: Any) -> nodes.Expr:
         node = self.generic_visit(node)
         return _filtered(node, "counted") if node.ctx == "load" else node
+
+    visit_Getattr = visit_Getitem = visit_Name
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)

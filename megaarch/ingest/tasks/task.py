@@ -70,9 +70,7 @@ class Task:
             self.file = _File.model_validate(read_yaml(path))
         except ValidationError as error:
             raise UserError(f"{path}: {first_fault(error)}") from None
-        self.wordings = [
-            Wording(self.name, w.name, w.prompt, w.choices) for w in self.file.wordings
-        ]
+        self.wordings = [Wording(self.name, **dict(own)) for own in self.file.wordings]
         if self.file.promptsource is not None:
             source = inside(path.parent, self.file.promptsource)
             self.wordings += promptsource.wordings(self.name, source)
@@ -89,17 +87,17 @@ class Task:
     @cached_property
     def train(self) -> Sequence[Fields]:
         """The items to train on and to take examples of a prompt from."""
-        if self.file.data.documentation:
-            return documentation.items(self.file.data.documentation, held_out=False)
-        return self._records(self.file.data.train) if self.file.data.train else []
+        return self._items(self.file.data.train, held_out=False)
 
     @cached_property
     def test(self) -> Sequence[Fields]:
         """The held-out items."""
+        return self._items(self.file.data.test, held_out=True)
+
+    def _items(self, records: str | None, held_out: bool) -> Sequence[Fields]:
         if self.file.data.documentation:
-            return documentation.items(self.file.data.documentation, held_out=True)
-        assert self.file.data.test
-        return self._records(self.file.data.test)
+            return documentation.items(self.file.data.documentation, held_out)
+        return self._records(records) if records else []
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yields (input, target) of each item to train on in each wording."""

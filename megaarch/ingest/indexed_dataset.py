@@ -16,13 +16,15 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from megaarch.errors import UserError
+from megaarch.files import replacing
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -263,24 +265,12 @@ class IndexedDocuments(_Indexed):
 
 
 class IndexedWriter:
-    """Writes an indexed dataset aside and puts it in place at `finish`: complete or absent.
+    """Writes the tokens of sequences to a stream, and the index that goes with them. path: for errors."""
 
-    with IndexedWriter(prefix, dtype) as writer:
-        writer.add(tokens)       # a sequence
-        writer.end_document()
-
-    Leaving the block finishes; leaving it by an error deletes what was written.
-    """
-
-    def __init__(self, path: str | os.PathLike, dtype: np.dtype | type = np.int32):
-        self.path = prefix_of(path)
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._code = {v: k for k, v in CODES.items()}[self.dtype.kind + str(self.dtype.itemsize)]
-        assert self.dtype.kind in "iu", "tokens are integers"
+    def __init__(self, path: str, dtype: np.dtype, stream: BinaryIO):
+        self.path, self.dtype, self._stream = path, dtype, stream
         self._lengths = array("i")
         self._documents = array("q", [0])
-        self._aside = f"{self.path}.{os.getpid()}.aside"
-        self._bin = Path(self._aside + ".bin").open("wb")  # noqa: SIM115
 
     def add(self, tokens: np.ndarray) -> None:
         """Adds a sequence, int [length]. UserError for an id that the dtype cannot hold."""
@@ -289,7 +279,7 @@ class IndexedWriter:
         limits = np.iinfo(self.dtype)
         if tokens.size and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
             raise UserError(f"{self.path}: token ids do not fit into {self.dtype.name}")
-        self._bin.write(tokens.astype(self.dtype).tobytes())
+        self._stream.write(tokens.astype(self.dtype).tobytes())
         self._lengths.append(tokens.size)
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
@@ -298,7 +288,7 @@ class IndexedWriter:
         lengths: int [documents, sequences], the tokens of each sequence.
         """
         assert tokens.dtype == self.dtype and len(tokens) == lengths.sum(), "tokens as stored"
-        self._bin.write(np.ascontiguousarray(tokens).data)
+        self._stream.write(np.ascontiguousarray(tokens).data)
         ends = len(self._lengths) + np.arange(1, len(lengths) + 1) * lengths.shape[1]
         self._lengths.frombytes(lengths.astype(np.intc).tobytes())
         self._documents.frombytes(ends.astype("q").tobytes())
@@ -307,32 +297,38 @@ class IndexedWriter:
         """Ends a document of the sequences since the last call."""
         self._documents.append(len(self._lengths))
 
-    def finish(self) -> None:
-        """Writes the index and puts both files in place."""
+    def index(self) -> Iterator[bytes]:
+        """Yields the content of the .idx."""
+        code = {v: k for k, v in CODES.items()}[self.dtype.kind + str(self.dtype.itemsize)]
         lengths = np.array(self._lengths, dtype="<i4")
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
         pointers = (ends - lengths.astype(np.int64) * self.dtype.itemsize).astype("<i8")
         documents = np.array(self._documents, dtype="<i8")
-        self._bin.close()
-        with Path(self._aside + ".idx").open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(documents)))
-            for values in (lengths, pointers, documents):
-                file.write(values.tobytes())
-        # Without its index a .bin is no dataset, so a half replaced pair is never read.
-        Path(self.path + ".idx").unlink(missing_ok=True)
-        Path(self._aside + ".bin").replace(self.path + ".bin")
-        Path(self._aside + ".idx").replace(self.path + ".idx")
+        yield HEADER.pack(MAGIC, VERSION, code, len(lengths), len(documents))
+        for values in (lengths, pointers, documents):
+            yield values.tobytes()
 
-    def __enter__(self) -> "IndexedWriter":
-        return self
 
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            self.finish()
-            return
-        self._bin.close()
-        for suffix in (".bin", ".idx"):
-            Path(self._aside + suffix).unlink(missing_ok=True)
+@contextmanager
+def writing_dataset(
+    path: str | os.PathLike, dtype: np.dtype | type = np.int32
+) -> Iterator[IndexedWriter]:
+    """Writes an indexed dataset, complete or not at all.
+
+    with writing_dataset(prefix, dtype) as writer:
+        writer.add(tokens)       # a sequence
+        writer.end_document()
+    """
+    prefix, stored = prefix_of(path), np.dtype(dtype).newbyteorder("<")
+    assert stored.kind in "iu", "tokens are integers"
+    # The index goes last: without it a .bin is no dataset, so a half replaced pair is never read.
+    with replacing(prefix + ".idx") as index, replacing(prefix + ".bin") as tokens:
+        with tokens.open("wb") as stream:
+            writer = IndexedWriter(prefix, stored, stream)
+            yield writer
+        with index.open("wb") as file:
+            file.writelines(writer.index())
+        Path(prefix + ".idx").unlink(missing_ok=True)
 
 
 def mapped(file: str | os.PathLike, dtype: np.dtype) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from megaarch.files import replacing
 from megaarch.ingest import lines, shards, split
-from megaarch.ingest.indexed_dataset import IndexedWriter, mapped
+from megaarch.ingest.indexed_dataset import mapped, writing_dataset
 from megaarch.ingest.lines import Shard
 from megaarch.ingest.manifest import Counts
 from megaarch.ingest.sharded_split import ShardedSplit
@@ -72,7 +72,7 @@ class Pipeline:
     def write_train(self, path: str | Path, numbers: Iterable[int]) -> None:
         """Writes the train documents of these shards as an indexed dataset."""
         dtype, sequences = self.job.dtype, len(self.job.fields)
-        with IndexedWriter(path, dtype) as writer:
+        with writing_dataset(path, dtype) as writer:
             for number in numbers:
                 table, kept = self.job.documents(number), self.split.train[number]
                 lengths = table["tokens"][:, :sequences]

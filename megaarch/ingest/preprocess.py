@@ -34,7 +34,7 @@ LOCK, PLAN = "lock", "plan.json"
 # What a job writes into PREFIX.parts.
 OWN = re.compile(
     r"lock|plan\.json|train\.(bin|idx|heldout\.jsonl)|\d{8}\.(documents|paragraphs|bin|json|heldout\.jsonl)"
-    r"|.*\.\d+\.aside(\.bin|\.idx)?"
+    r"|.*\.\d+\.aside"
 )
 
 

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from megaarch import config
 from megaarch.checkpoint import checkpoint
-from megaarch.ingest.indexed_dataset import IndexedWriter
+from megaarch.ingest.indexed_dataset import writing_dataset
 from megaarch.ingest.prepare import prepare
 from megaarch.interchange import files
 from megaarch.interchange.convert import Conversion, convert
@@ -44,7 +44,7 @@ def make(folder: Path) -> Path:
         backend = Backend(WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
         backend.pre_tokenizer = Whitespace()
         backend.save("tokenizer.json")
-        with IndexedWriter("d", np.dtype(np.uint16)) as writer:
+        with writing_dataset("d", np.dtype(np.uint16)) as writer:
             writer.add(np.arange(8, dtype=np.uint16))
         _hugging_face(path)
         Path("results.json").write_text(json.dumps(example_results()))

@@ -13,8 +13,8 @@ from megaarch.ingest import indexed_dataset
 from megaarch.ingest.indexed_dataset import (
     IndexedDataset,
     IndexedDocuments,
-    IndexedWriter,
     token_dtype,
+    writing_dataset,
 )
 
 DOCUMENTS = [[[1, 2, 3], [4]], [[65535, 0]], [[], [7, 8]]]  # documents of sequences
@@ -22,7 +22,7 @@ SEQUENCES = [sequence for document in DOCUMENTS for sequence in document]
 
 
 def write(path, documents=DOCUMENTS, dtype=np.int32):
-    with IndexedWriter(path, dtype) as writer:
+    with writing_dataset(path, dtype) as writer:
         for document in documents:
             for sequence in document:
                 writer.add(np.array(sequence, dtype=np.int64))
@@ -155,7 +155,7 @@ def test_an_index_of_documents_of_one_sequence_each_is_mapped_and_not_copied(tmp
     """Of hundreds of millions of documents, a copy of it in each rank is gigabytes."""
     monkeypatch.setattr(indexed_dataset, "SPANS", 1 << 10)
     documents = 1 << 18
-    with IndexedWriter(tmp_path / "d") as writer:
+    with writing_dataset(tmp_path / "d") as writer:
         writer.add_documents(np.ones(documents, np.int32), np.ones((documents, 1), np.int64))
     tracemalloc.start()
     try:

@@ -10,7 +10,7 @@ import pytest
 from megaarch.config.schema import Data, Source
 from megaarch.data.example import SPECIALS
 from megaarch.ingest import corpus, prepare, prepared_data, split
-from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
+from megaarch.ingest.indexed_dataset import IndexedDataset, writing_dataset
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.slow
@@ -219,7 +219,7 @@ def test_pairs_held_out_elsewhere_are_not_trained_on(tmp_path):
 
 def test_nothing_can_be_left_out_of_a_tokenized_source(settings, tmp_path):
     made = prepare.prepare(settings, 512)
-    with IndexedWriter(tmp_path / "tokens") as writer:
+    with writing_dataset(tmp_path / "tokens") as writer:
         writer.add([*made.tokenizer.encode(text(0)), made.tokenizer.vocabulary.eos])
         writer.end_document()
     update = {"source": str(tmp_path / "tokens"), "tokenizer": made.tokenizer.path}
@@ -333,7 +333,7 @@ def test_a_tokenized_source(settings, tmp_path):
     made = prepare.prepare(settings, 512)
     eos = made.tokenizer.vocabulary.eos
     for name, last in (("tokens", eos), ("foreign", made.tokenizer.base_size + len(SPECIALS))):
-        with IndexedWriter(tmp_path / name) as writer:
+        with writing_dataset(tmp_path / name) as writer:
             for seed in range(5):
                 writer.add([*made.tokenizer.encode(text(seed)), last])
                 writer.end_document()

@@ -9,7 +9,7 @@ import pytest
 from megaarch import config
 from megaarch.config.schema import Data
 from megaarch.data.dataset import Rows
-from megaarch.ingest.indexed_dataset import IndexedDataset, IndexedWriter
+from megaarch.ingest.indexed_dataset import IndexedDataset, writing_dataset
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import train_sentencepiece
 from tests.conftest import made_up_text, tiny_raw
@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory):
 
 def write(path, documents):
     """documents: of each its sequences."""
-    with IndexedWriter(path) as writer:
+    with writing_dataset(path) as writer:
         for document in documents:
             for sequence in document:
                 writer.add(np.array(sequence))

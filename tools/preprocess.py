@@ -20,6 +20,8 @@ Run the same command again after a stop and it continues: finished shards are ve
 The files do not depend on how many processes made them.
 """
 
+OF_COMMAND = ("input", "workers", "debug")  # arguments that are none of the job's
+
 
 def parser() -> argparse.ArgumentParser:
     top = Parser(
@@ -92,16 +94,8 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.ingest.workers import workers
     from megaarch.study.progress_bar import ProgressDisplay
 
-    request = Request(
-        tuple(options.input),
-        options.output,
-        options.tokenizer,
-        text_field=options.text_field,
-        held_out=options.held_out,
-        append_eos=options.append_eos,
-        skip_malformed=options.skip_malformed,
-        shard_bytes=options.shard_bytes,
-    )
+    given = {name: value for name, value in vars(options).items() if name not in OF_COMMAND}
+    request = Request(sources=tuple(options.input), **given)
     with workers(options.workers) as (leads, executor):
         if not leads:
             return 0

@@ -69,9 +69,8 @@ def settle(weights: Weights, config: Mapping[str, Any]) -> tuple[Weights, dict[s
     return Lazy(shapes, read), config
 
 
-def _equal(weights: Weights, *names: str | None) -> bool:
+def _equal(weights: Weights, first: str | None, second: str | None) -> bool:
     """Whether two tensors of a file are equal."""
-    first, second = names
     return first == second or torch.equal(weights[str(first)], weights[str(second)])
 
 

@@ -36,23 +36,13 @@ class Schema(BaseModel):
 def read_bytes(path: str | os.PathLike, limit: int = LARGEST) -> bytes:
     """The content of a regular file. UserError where it is none (a pipe or a device may have no
     end) or larger than `limit` bytes; OSError where it cannot be read."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a name with a NUL
-        raise UserError(f"{os.fspath(path)!r} is no name of a file") from None
-    status = os.fstat(handle)
-    if stat.S_ISDIR(status.st_mode):  # open would name it by its number
-        os.close(handle)
-        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")
-        if status.st_size > limit:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise UserError(
-                f"{os.fspath(path)} has {status.st_size:,} bytes, and of such a file {limit:,} are "
-                "read at most"
+                f"{os.fspath(path)} has {size:,} bytes, and of such a file {limit:,} are read at most"
             )
-        return file.read(status.st_size)
+        return file.read(size)
 
 
 def check_regular(path: str | os.PathLike) -> None:
@@ -60,7 +50,7 @@ def check_regular(path: str | os.PathLike) -> None:
     where there is no such file."""
     try:
         mode = Path(path).stat().st_mode
-    except ValueError:
+    except ValueError:  # a name with a NUL
         raise UserError(f"{os.fspath(path)!r} is no name of a file") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UserError(f"{os.fspath(path)} is a pipe or a device: give a regular file")

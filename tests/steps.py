@@ -5,7 +5,7 @@ from megaarch.training.steps_in_flight import PendingTotals
 
 def forward_backward(trainer, batches):
     """Gradients of the step that follows, from these micro-batches; returns its loss."""
-    weight = PendingTotals(batches, trainer.grid).read().weight
+    _, weight = PendingTotals(batches, trainer.grid).read()
     trainer.engine.train()
     trainer.model.set_dropout_step(trainer.settings.training.seed, trainer.launched.step)
     return trainer.engine.forward_backward(batches, max(weight, 1e-8))

@@ -23,7 +23,18 @@ class _Open(Schema):
     model_config = ConfigDict(extra="allow")
 
 
-class SavedTotals(_Open):
+class Progress(_Open):
+    """Running totals of a run. The loader's position is `step`.
+
+    flops: exact training FLOPs. palm_flops: the same by PaLM's convention. seen_tokens: tokens
+    that passed through the model, padding left out. target_tokens: targets of non-zero weight.
+    slots: tokens with padding. seconds: wall time of the steps and of waiting for their batches;
+    evaluation and checkpoints are left out.
+    skipped: steps whose loss or gradient was not finite.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
     step: Count
     flops: Count
     palm_flops: Amount
@@ -32,6 +43,19 @@ class SavedTotals(_Open):
     slots: Count
     seconds: Amount
     skipped: Count
+
+    def plus(self, **more: float) -> "Progress":
+        """Returns the totals with these amounts added."""
+        return self.model_copy(
+            update={name: getattr(self, name) + amount for name, amount in more.items()}
+        )
+
+    def since(self, begin: "Progress") -> "Progress":
+        """Returns what was added to the totals `begin`."""
+        return self.plus(**{name: -getattr(begin, name) for name in Progress.model_fields})
+
+
+NO_PROGRESS = Progress(**dict.fromkeys(Progress.model_fields, 0))  # of a run that begins
 
 
 class SavedData(_Open):
@@ -60,8 +84,8 @@ class CheckpointRecord(_Open):
     where an earlier version wrote it, whose runs began their parents' samples anew. unscored: held-out text is
     to be scored at this step, after the save."""
 
-    progress: SavedTotals
-    inherited: SavedTotals | None = None
+    progress: Progress
+    inherited: Progress | None = None
     fingerprint: str | None
     settings: SavedSettings
     tokenizer: SavedTokenizer

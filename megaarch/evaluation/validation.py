@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from megaarch.checkpoint.record import Progress
 from megaarch.config import catalogue
 from megaarch.config.schema import Evaluation, Model, Settings
 from megaarch.engine.base import Engine
@@ -12,7 +13,6 @@ from megaarch.evaluation.items import cut
 from megaarch.evaluation.rank_classification import target_bits
 from megaarch.evaluation.scorer import Scorer
 from megaarch.ingest.prepared_data import Prepared
-from megaarch.training.train_state import Progress
 
 Held = TypeVar("Held")
 READ = 8  # held-out documents for each one that is scored: a short one gives no item

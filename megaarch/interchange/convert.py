@@ -7,7 +7,7 @@ layout, so reading it and writing it again is all that re-sharding takes.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 
 from megaarch import config
 from megaarch.checkpoint.lazy import Lazy, Weights, changed, like
-from megaarch.checkpoint.record import CheckpointRecord
+from megaarch.checkpoint.record import NO_PROGRESS, CheckpointRecord
 from megaarch.config import catalogue
 from megaarch.config.schema import MOST_SENTINELS, Model, Settings
 from megaarch.errors import UserError
@@ -37,7 +37,6 @@ from megaarch.interchange.hf_weights import from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted
 from megaarch.training.open_run import run_folder
-from megaarch.training.train_state import Progress
 
 OWN = "megaarch"  # in config.json: what Hugging Face's settings cannot say
 SENTINELS = 100
@@ -154,7 +153,7 @@ def _from_hf(job: Conversion) -> Saved:
     data = {"tokenizer": path, "sentinels": sentinels, "objective": objective}
     settings = config.resolve({"model": given, "data": data}, str(job.source / files.CONFIG))
     record = {
-        "progress": asdict(Progress()),
+        "progress": NO_PROGRESS,
         "fingerprint": None,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "tokenizer": {"path": path, "fingerprint": tokenizer.fingerprint},

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from megaarch.checkpoint.record import Progress
 from megaarch.config import catalogue
 from megaarch.config.fingerprint import changed_settings
 from megaarch.distributed.heartbeat import Heartbeat
@@ -37,7 +38,6 @@ from megaarch.study.results import (
 from megaarch.study.start import inherited, parent_record
 from megaarch.study.sweep_grid import RATE
 from megaarch.training.metrics import HELD_OUT
-from megaarch.training.train_state import Progress
 from megaarch.training.trainer import Trainer
 
 LOSS_POINTS = 200

@@ -7,7 +7,14 @@ from typing import NamedTuple
 from torch.optim import Optimizer
 
 from megaarch.checkpoint import checkpoint
-from megaarch.checkpoint.record import PROGRESS, SAMPLES, CheckpointRecord, read_record
+from megaarch.checkpoint.record import (
+    NO_PROGRESS,
+    PROGRESS,
+    SAMPLES,
+    CheckpointRecord,
+    Progress,
+    read_record,
+)
 from megaarch.config.fingerprint import RESUMABLE, changed_settings
 from megaarch.config.fingerprint import fingerprint as settings_fingerprint
 from megaarch.config.schema import Model, Settings, Training
@@ -19,7 +26,7 @@ from megaarch.model import weight_transfer
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.model.weight_transfer import Origins
 from megaarch.training.lr_schedule import limit_change
-from megaarch.training.train_state import Limit, Progress
+from megaarch.training.train_state import Limit
 
 APART = 0x9E3779B97F4A7C15  # odd, so that no two generations of a seed share one
 log = logging.getLogger(__name__)
@@ -85,25 +92,22 @@ def resume(
     """
     training, path, saved = settings.training, start.path, start.record
     if path is None or saved is None:
-        return Progress(), Progress()
+        return NO_PROGRESS, NO_PROGRESS
     if start.own:
         _check_continued(path, saved, settings, fingerprint)
         checkpoint.load(path, engine, optimizer, grid)
-        progress = Progress.of(saved.progress)
         limit = {name: saved.settings.training.get(name) for name in ("steps", "budget")}
         before = fit(training.model_dump() | limit, Training, path / PROGRESS)
-        change = limit_change(before, training, progress)
+        change = limit_change(before, training, saved.progress)
         if change and grid.is_main:
             log.warning("%s: %s", path, change)
-        return progress, Progress.of(saved.inherited) if saved.inherited else Progress()
-    inherited = Progress()
+        return saved.progress, saved.inherited or NO_PROGRESS
     origins = check_parent(path, saved, settings, tokenizer)
     if training.start_optimizer:
-        inherited = Progress.of(saved.progress)
         _load_with_optimizer(path, engine, optimizer, grid)
-    else:
-        checkpoint.load(path, engine, None, grid, origins)
-    return inherited, inherited
+        return saved.progress, saved.progress
+    checkpoint.load(path, engine, None, grid, origins)
+    return NO_PROGRESS, NO_PROGRESS
 
 
 def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer, grid: Grid) -> None:
@@ -166,7 +170,7 @@ def _check_optimizer(
             f"{where}: {found} has no state of {moved[0]}, which starts from other weights "
             f"({len(moved)} parameters): leave it out"
         )
-    if (limit := Limit.of(training)).reached(Progress.of(saved.progress)):
+    if (limit := Limit.of(training)).reached(saved.progress):
         raise UserError(
             f"{where}: {found} has already come to {limit}, for training.steps and training.budget "
             "count what the parent has spent too: raise them"

@@ -7,9 +7,9 @@ from dataclasses import astuple, dataclass
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from megaarch.checkpoint.record import Progress
 from megaarch.data.batch import Batch, Counts
 from megaarch.distributed.mesh import DATA, Grid
-from megaarch.training.train_state import Progress
 
 
 class Readback:
@@ -40,36 +40,25 @@ def upload(numbers: Sequence[float], device: torch.device) -> torch.Tensor:
     return held if device.type == "cpu" else held.pin_memory().to(device, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What the micro-batches of a step hold on all data ranks: the loss is divided by `weight`, and
-    budgets and the learning rate count `counts`.
-
-    counts: of all micro-batches. weight: the sum of their targets' weights.
-    """
-
-    counts: Counts
-    weight: float
-
-
 class PendingTotals:
-    """The totals of a step whose micro-batches here are `batches`, added up by the data ranks, which
-    make it together. Nothing waits before `read`."""
+    """What a step's micro-batches hold on all data ranks, which make it together from those that each has
+    (`batches`). Nothing waits before `read`."""
 
     def __init__(self, batches: list[Batch], grid: Grid):
         counts = sum((b.counts for b in batches[1:]), batches[0].counts)
         weight = float(sum(b.target_weights.sum() for b in batches))
-        self._own, self._summed = Totals(counts, weight), None
+        self._own, self._summed = (counts, weight), None
         if grid.data_ranks > 1:
-            numbers, self._form = tree_flatten((weight, astuple(counts)))
+            numbers, self._form = tree_flatten((astuple(counts), weight))
             self._summed = Readback(grid.sum(upload(numbers, grid.device), DATA))
 
-    def read(self) -> Totals:
-        """Returns the totals, the same on every rank."""
+    def read(self) -> tuple[Counts, float]:
+        """Returns the counts, by which budgets and the learning rate go, and the sum of the targets' weights,
+        by which the loss is divided; the same on every rank."""
         if self._summed is None:
             return self._own
-        weight, counts = tree_unflatten(self._summed.read(), self._form)
-        return Totals(Counts(*tree_map(int, counts)), weight)
+        counts, weight = tree_unflatten(self._summed.read(), self._form)
+        return Counts(*tree_map(int, counts)), weight
 
 
 @dataclass(frozen=True)
@@ -112,7 +101,6 @@ class Launched:
     of the steps that are not read. started: as `Trainer.train_step` says."""
 
     progress: Progress
-    totals: Totals
     rate: float
     started: float
     numbers: Readback

@@ -16,12 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from megaarch.checkpoint.record import SAMPLES, CheckpointRecord, SavedTokenizer
+from megaarch.checkpoint.record import SAMPLES, CheckpointRecord, Progress, SavedTokenizer
 from megaarch.checkpoint.saving import Saver
 from megaarch.config.schema import Settings
 from megaarch.data import tokens_per_batch
@@ -49,7 +48,7 @@ from megaarch.training.profile import traced
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
-from megaarch.training.train_state import Limit, Progress
+from megaarch.training.train_state import Limit
 from megaarch.training.utilization import Utilization
 
 log = logging.getLogger(__name__)
@@ -276,22 +275,25 @@ class Trainer:
         """
         training, model = self.settings.training, self.settings.model
         started = time.perf_counter() if started is None else started
-        totals = pending.read()
-        after = self.launched.after(
-            totals.counts,
-            flops=flops.training(model, totals.counts),
-            palm_flops=flops.palm(model, totals.counts, self.parameters),
+        counts, weight = pending.read()
+        after = self.launched.plus(
+            step=1,
+            flops=flops.training(model, counts),
+            palm_flops=flops.palm(model, counts, self.parameters),
+            seen_tokens=sum(counts.tokens),
+            target_tokens=counts.targets,
+            slots=sum(counts.slots),
         )
         rate = learning_rate(training, after.step, self.limit.share(after))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.engine.train()
         self.model.set_dropout_step(training.seed, self.launched.step)
-        loss = self.engine.forward_backward(micro_batches, max(totals.weight, 1e-8))
+        loss = self.engine.forward_backward(micro_batches, max(weight, 1e-8))
         norm, taken = self.engine.update(self.optimizer, loss)
         numbers = Readback(torch.stack([x.double() for x in (loss, norm, taken)]))
         self.launched = after
-        self.in_flight.append(Launched(after, totals, rate, started, numbers))
+        self.in_flight.append(Launched(after, rate, started, numbers))
 
     def step(self, micro_batches: list[Batch]) -> Step:
         """Takes one optimizer step on these micro-batches, and waits for its numbers."""
@@ -307,12 +309,11 @@ class Trainer:
         now = time.perf_counter()
         seconds = now - max(launched.started, self._read_at)
         self._read_at = now
-        flops = launched.progress.flops - self.progress.flops
-        self.progress = replace(
-            launched.progress,
-            seconds=self.progress.seconds + seconds,
-            skipped=self.progress.skipped + (not taken),
+        before = self.progress
+        self.progress = launched.progress.model_copy(
+            update={"seconds": before.seconds + seconds, "skipped": before.skipped + (not taken)}
         )
+        own = self.progress.since(before)
         return Step(
             self.progress,
             self.limit.share(self.progress),
@@ -320,8 +321,8 @@ class Trainer:
             norm,
             launched.rate,
             seconds,
-            sum(launched.totals.counts.tokens),
-            self.utilization.of_step(flops, seconds),
+            own.seen_tokens,
+            self.utilization.of_step(own.flops, seconds),
         )
 
     def read_steps(self, ahead: int = 0) -> Iterator[Step]:
@@ -360,7 +361,7 @@ class Trainer:
         where it is written in the background."""
         if self._saved != self.progress.step:
             record = {
-                "progress": asdict(self.progress),
+                "progress": self.progress,
                 "fingerprint": self.fingerprint,
                 "settings": self.given.model_dump(mode="json", by_alias=True),
                 "tokenizer": self.tokenizer,
@@ -368,7 +369,7 @@ class Trainer:
                 "generation": self.generation,
             }
             if self.inherited.step:
-                record["inherited"] = asdict(self.inherited)
+                record["inherited"] = self.inherited
             if self.unscored:
                 record["unscored"] = True
             self.saver.save(

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -264,7 +263,7 @@ def groups_of_all(folder, settings):
         )
         trainer.save(wait=False)
         trainer.saver.finish()
-        trainer.progress = replace(trainer.progress, step=1)
+        trainer.progress = trainer.progress.plus(step=1)
         trainer.save()
     assert checkpoint.newest(folder / "run", grid).name == "step-00000001"
     return len(found)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from megaarch.checkpoint.record import NO_PROGRESS
 from megaarch.config import ConfigError
 from megaarch.config.schema import Training
 from megaarch.parallel import validate
 from megaarch.training import optimizer
 from megaarch.training.lr_schedule import learning_rate
-from megaarch.training.train_state import Limit, Progress
+from megaarch.training.train_state import Limit
 
 
 def rates(steps=1000, **given):
@@ -52,9 +53,9 @@ def test_constant_stays():
 
 def test_a_limit_is_reached_at_the_nearest_step():
     limit = Limit("flops", 100)
-    assert not limit.reached(Progress(step=9, flops=90))
-    assert limit.reached(Progress(step=10, flops=100))
-    assert limit.reached(Progress(step=9, flops=96))
+    assert not limit.reached(NO_PROGRESS.plus(step=9, flops=90))
+    assert limit.reached(NO_PROGRESS.plus(step=10, flops=100))
+    assert limit.reached(NO_PROGRESS.plus(step=9, flops=96))
 
 
 def test_matrices_decay_and_vectors_do_not():

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from megaarch.config import ConfigError
+from megaarch.config import ConfigError, get_path
 from megaarch.config.schema import Settings, Training
 from megaarch.files import read_json
 
@@ -48,10 +48,8 @@ def read(path: str) -> Config:
         raise ConfigError([f"parallel.deepspeed_config: {error}"]) from None
     if not isinstance(given, dict):
         raise ConfigError([f"parallel.deepspeed_config: {path} holds no JSON object"])
-    wrong = [key for key in _SECTIONS if not _is_section(given.get(key))]
-    if not _is_section(_section(given, "optimizer").get("params")):
-        wrong.append("optimizer.params")
-    if wrong:
+    sections = {key: get_path(given, key) for key in _SECTIONS}
+    if wrong := [key for key, value in sections.items() if not _is_section(value)]:
         raise ConfigError(
             [f"parallel.deepspeed_config: {path}: {key} has to be an object" for key in wrong]
         )
@@ -60,12 +58,6 @@ def read(path: str) -> Config:
 
 def _is_section(value: Any) -> bool:
     return value in (None, "auto") or isinstance(value, dict)
-
-
-def _section(given: Config, key: str) -> Config:
-    """A section of the JSON; empty where it is absent or left to "auto"."""
-    value = given.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _zero(stage: int, offload: bool) -> Config:
@@ -93,12 +85,16 @@ def _ours(training: Training, ranks: int) -> Config:
 
 
 _ENABLED = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "amp": "", "torch_autocast": ""}
-_SECTIONS = ("zero_optimization", "data_types", "optimizer", "scheduler", *_ENABLED)
+_SECTIONS = (
+    *("zero_optimization", "data_types", "optimizer", "optimizer.params", "scheduler"),
+    *_ENABLED,
+)
 # compared with the settings, and left out
 _TAKEN = ("optimizer", "scheduler", "data_types", "communication_data_type", *_ENABLED)
 # DeepSpeed's defaults, with which bf16 trains here: masters and states in fp32, a step that is not
-# finite skipped
+# finite skipped; "": of all other keys
 _BF16 = {
+    "": "auto",
     "immediate_grad_update": False,
     "check_grad_overflow": True,
     "bf16_master_weights_and_grads": False,
@@ -114,60 +110,56 @@ _SETTINGS = {
 }
 
 
+_KINDS = {"adamw": ("adam", "adamw"), "apex_adam": ("adam", "adamw"), "sgd": ("sgd",)}
+Rows = dict[str, tuple[tuple[Any, ...], str]]
+
+
 def _problems(given: Config, wanted: Config, training: Training) -> Iterator[str]:
-    stage = _section(given, "zero_optimization").get("stage")
+    stage = get_path(given, "zero_optimization.stage")
     if type(stage) is not int or stage not in (1, 2, 3):
         yield f"zero_optimization.stage is {stage}: it has to be 1, 2 or 3"
-    for key, setting in _SETTINGS.items():
-        value = given.get(key, "auto")
-        if value not in ("auto", wanted[key]):
-            yield f"{key} is {value} and {setting} is {wanted[key]}: make them equal or write auto"
-    yield from _precision_problems(given, training.precision)
     if (given.get("scheduler") or "auto") != "auto":
         yield "scheduler: training.schedule is the schedule; remove this section"
-    if optimizer := _section(given, "optimizer"):
-        yield from _optimizer_problems(optimizer, training)
+    rows, flat = _rows(wanted, training), dict(given)
+    for section in _SECTIONS:
+        if isinstance(inner := get_path(given, section), dict):
+            flat |= {f"{section}.{key}": value for key, value in inner.items()}
+    for key, value in flat.items():
+        value = str(value).lower() if key == "optimizer.type" else value
+        section = key.rpartition(".")[0]
+        ours, sentence = rows.get(key) or rows.get(f"{section}.") or ((value,), "")
+        if value not in ("auto", *ours):
+            yield f"{key} is {_json(value)} and {sentence}"
 
 
-def _precision_problems(given: Config, precision: str) -> Iterator[str]:
-    ours = f"training.precision is {precision}"
-    for key, wanted in _ENABLED.items():
-        enabled = _section(given, key).get("enabled", "auto")
-        if enabled not in ("auto", precision == wanted):
-            yield f"{key}.enabled is {_json(enabled)} and {ours}: make them agree or write auto"
-    for section in ("bf16", "bfloat16") if precision == "bf16" else ():
-        for key, value in _section(given, section).items():
-            if key != "enabled" and value not in ("auto", _BF16.get(key, "auto")):
-                yield (
-                    f"{section}.{key} is {_json(value)} and {ours}, which is trained with "
-                    f"{_json(_BF16.get(key, 'auto'))}: remove it or write auto"
-                )
-    sums = {"communication_data_type": given.get("communication_data_type")}
-    sums |= {f"data_types.{key}": value for key, value in _section(given, "data_types").items()}
-    for key, value in sums.items():
-        if value not in (None, "auto", "fp32"):
-            yield (
-                f"{key} is {_json(value)} and {ours}, whose gradients are summed in fp32: remove it "
-                "or write auto"
-            )
+def _rows(wanted: Config, training: Training) -> Rows:
+    """Maps each key that our settings decide to the values that it may have beside "auto", and to the rest of the
+    sentence on any other. A name with a dot at its end stands for all other keys of that section."""
+    rows: Rows = {}
+    for key, setting in _SETTINGS.items():
+        rows[key] = (wanted[key],), f"{setting} is {wanted[key]}: make them equal or write auto"
+    ours = f"training.precision is {training.precision}"
+    for key, precision in _ENABLED.items():
+        enabled = training.precision == precision
+        rows[f"{key}.enabled"] = (enabled,), f"{ours}: make them agree or write auto"
+    for section in ("bf16", "bfloat16") if training.precision == "bf16" else ():
+        for key, value in _BF16.items():
+            trained = f"{ours}, which is trained with {_json(value)}: remove it or write auto"
+            rows[f"{section}.{key}"] = (value,), trained
+    summed = f"{ours}, whose gradients are summed in fp32: remove it or write auto"
+    rows["communication_data_type"] = rows["data_types."] = (None, "fp32"), summed
+    kinds = _KINDS.get(training.optimizer, ())
+    rows["optimizer.type"] = kinds, f"training.optimizer is {training.optimizer}"
+    for key, setting, value in (
+        ("lr", "training.learning_rate", training.learning_rate),
+        ("betas", "[training.beta1, training.beta2]", [training.beta1, training.beta2]),
+        ("eps", "training.epsilon", training.epsilon),
+        ("weight_decay", "training.weight_decay", training.weight_decay),
+        ("", "no setting of ours", "auto"),
+    ):
+        rows[f"optimizer.params.{key}"] = (value,), f"{setting} is {value}: write auto"
+    return rows
 
 
 def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _optimizer_problems(given: Config, training: Training) -> Iterator[str]:
-    kinds = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd"}
-    kind = str(given.get("type", "auto")).lower()
-    if kind != "auto" and kinds.get(kind) != training.optimizer.removeprefix("apex_"):
-        yield f"optimizer.type is {kind} and training.optimizer is {training.optimizer}"
-    wanted = {
-        "lr": ("training.learning_rate", training.learning_rate),
-        "betas": ("[training.beta1, training.beta2]", [training.beta1, training.beta2]),
-        "eps": ("training.epsilon", training.epsilon),
-        "weight_decay": ("training.weight_decay", training.weight_decay),
-    }
-    for key, value in _section(given, "params").items():
-        setting, ours = wanted.get(key, ("no setting of ours", "auto"))
-        if value not in ("auto", ours):
-            yield f"optimizer.params.{key} is {value} and {setting} is {ours}: write auto"

@@ -143,6 +143,14 @@ def test_a_deepspeed_json_is_taken_and_may_repeat_the_settings(raw, tmp_path):
     assert "optimizer" not in config
 
 
+def test_a_deepspeed_json_may_say_adam_of_either_adam(raw, tmp_path):
+    given = {"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adam"}}
+    for optimizer in ("adamw", "apex_adam"):
+        config_of(raw, tmp_path, given, {"training.optimizer": optimizer})
+    with pytest.raises(ConfigError, match="optimizer.type is adam and training.optimizer is sgd"):
+        config_of(raw, tmp_path, given, {"training.optimizer": "sgd"})
+
+
 @pytest.mark.parametrize(
     "given, words",
     [

@@ -160,14 +160,17 @@ def find(given: Path, grid: Grid = ALONE) -> Path:
     return given
 
 
+def checkpoints(given: Path) -> list[Path]:
+    """Returns the checkpoint that this folder is, or those of the run whose folder it is, oldest first."""
+    return [given] if (given / manifest.MANIFEST).exists() else complete(given / "checkpoints")
+
+
 def locate(given: Path) -> Path:
     """Returns what `find` does where no checkpoint is damaged, and reads none. UserError where there is
     none."""
-    if (given / manifest.MANIFEST).exists():
-        return given
-    if there := complete(given / "checkpoints"):
-        return there[-1]
-    raise UserError(f"{given} has no complete checkpoint: {WANTED}")
+    if not (there := checkpoints(given)):
+        raise UserError(f"{given} has no complete checkpoint: {WANTED}")
+    return there[-1]
 
 
 def latest_settings(run: Path) -> dict[str, Any] | None:
@@ -175,8 +178,7 @@ def latest_settings(run: Path) -> dict[str, Any] | None:
     or not the rest of it is sound (that takes reading all of it: `newest`), or None where there is no
     checkpoint. UserError where no record of one can be read; it names the newest."""
     damaged = None
-    there = [run] if (run / manifest.MANIFEST).exists() else complete(run / "checkpoints")
-    for path in reversed(there):
+    for path in reversed(checkpoints(run)):
         try:
             return read_record(path).raw_settings()
         except (OSError, ValueError) as error:

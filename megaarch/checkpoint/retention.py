@@ -52,7 +52,6 @@ def sweep(folder: Path) -> None:
 def sizes_fit(path: Path) -> bool:
     """Whether all files are there with their sizes: what can be seen without reading them."""
     try:
-        listed = manifest.read(path)
-        return all((path / name).stat().st_size == size for name, (size, _) in listed.items())
+        return manifest.first_fault(path, manifest.read(path).items(), read=False) is None
     except (OSError, ValueError):
         return False

@@ -38,15 +38,14 @@ STAGES_ONCE = torch.__version__ < "2.13"
 
 @dataclass(frozen=True)
 class _Flight:
-    """A checkpoint in the making. written: all processes' shards. sealed: this one's, with their
-    part of the manifest."""
+    """A checkpoint in the making. sealed: once this process's shards are written, their part of the
+    manifest."""
 
     step: int
     path: Path
     aside: Path
     record: CheckpointRecord
-    written: Future
-    sealed: Future
+    sealed: Future[Manifest]
 
 
 class Saver:
@@ -56,7 +55,8 @@ class Saver:
     def __init__(self, run: Path, training: Training, grid: Grid):
         self.run, self.training, self.grid = run, training, grid
         self._flight: _Flight | None = None
-        self._stager = self._thread = None
+        self._stager = None
+        self._thread = ThreadPoolExecutor(1, "seal")  # starts with what it is first given
 
     def save(
         self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
@@ -96,8 +96,6 @@ class Saver:
                     use_non_blocking_copy=cuda,
                 )
             )
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "seal")
         written = state_dict_saver.async_save(
             checkpoint.state_of(engine, optimizer),
             storage_writer=storage.Writer(aside / "state"),
@@ -107,7 +105,7 @@ class Saver:
         )
         assert isinstance(written, Future), "it is two where the copy is made in the background too"
         sealed = self._thread.submit(_seal, written, path, aside, self.grid)
-        return _Flight(step, path, aside, record, written, sealed)
+        return _Flight(step, path, aside, record, sealed)
 
     @property
     def ready(self) -> int:
@@ -126,7 +124,6 @@ class Saver:
             return
         flight, self._flight = self._flight, None
         with self.grid.on_main():
-            _wait(flight.written, flight.path)
             sealed = flight.sealed.result()
         self._put(flight.path, flight.aside, sealed, flight.record)
 
@@ -139,10 +136,6 @@ class Saver:
 
 
 def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> Manifest:
-    _wait(written, path)
-    return manifest.seal(aside, grid)
-
-
-def _wait(written: Future, path: Path) -> None:
     with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
         written.result()
+    return manifest.seal(aside, grid)

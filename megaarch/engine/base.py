@@ -16,6 +16,7 @@ from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import Grid
 from megaarch.model import TargetLosses, Transformer
 from megaarch.model.loss import training_loss
+from megaarch.parallel import context_parallel
 from megaarch.parallel.precision import compute_dtype
 
 Optimizer = torch.optim.Optimizer
@@ -59,11 +60,8 @@ class Engine(nn.Module, ABC):
     def shard(self, batch: Batch) -> Batch:
         """Returns what this rank's model takes of a batch, which may be that already. Host only."""
         last = batch.streams[-1]
-        if self.grid.size("cp") > 1 and last.tokens.shape[1] == last.parts.queries:
-            from megaarch.parallel import context_parallel
-
-            return context_parallel.local_batch(batch, self.grid)
-        return batch
+        is_whole = last.tokens.shape[1] == last.parts.queries
+        return context_parallel.local_batch(batch, self.grid) if is_whole else batch
 
     def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         return self.score(batch, text_tokens)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]  # is public
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import cpp_extension
 
 from megaarch.config import ConfigError
@@ -49,8 +49,7 @@ class DeepSpeedEngine(Engine):
             model = build_model(settings.model, settings.data.objective)
         super().__init__(settings, grid, model)
         self.deepspeed, self.config, self.stage = deepspeed, config, stage
-        if settings.parallel.recompute != "none":
-            recompute.apply(self.model, settings.parallel.recompute)
+        recompute.apply(self.model, settings.parallel.recompute)
 
     def adopt(self, optimizer: Optimizer) -> Optimizer:
         """Returns DeepSpeed's optimizer, around the one built for the parameters."""
@@ -148,12 +147,7 @@ class DeepSpeedEngine(Engine):
         if self.grid.mesh is None:
             return full.detach().clone()
         mesh = self.grid.submesh("dp_shard")
-        parts = full.detach().chunk(mesh.size())
-        own = parts[mesh.get_local_rank()].clone() if mesh.get_local_rank() < len(parts) else None
-        own = full.new_empty((0, *full.shape[1:])) if own is None else own
-        return DTensor.from_local(
-            own, mesh, [Shard(0)], run_check=False, shape=full.shape, stride=full.stride()
-        )
+        return distribute_tensor(full.detach(), mesh, [Shard(0)], src_data_rank=None)
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 
 from megaarch import config
 from megaarch.checkpoint import checkpoint
-from megaarch.checkpoint.manifest import MANIFEST
 from megaarch.checkpoint.record import CheckpointRecord
 from megaarch.checkpoint.retention import complete
 from megaarch.config.schema import Settings
@@ -77,7 +76,7 @@ def run_folder(given: Path) -> Path:
     """Returns the folder of a run or of a checkpoint: the given one, or of STUDY/NAME the run that lies in
     STUDY/cells/NAME/SIZE-BUDGET-seedN. UserError where a path in a study names no run, several, or one that
     has no complete checkpoint."""
-    if (given / MANIFEST).exists() or complete(given / "checkpoints"):
+    if checkpoint.checkpoints(given):
         return given
     path = given.resolve()
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from megaarch.errors import UserError
 from megaarch.files import read_text, replacing
@@ -19,16 +19,6 @@ ID = "wandb.id"  # in a run's directory: W&B's name for the run
 
 class NotInstalled(UserError):
     """A board that the settings ask for is not there at all."""
-
-
-class Board(Protocol):
-    """Draws the numbers of each step. Any of its calls may raise."""
-
-    name: str
-
-    def write(self, numbers: Mapping[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -75,6 +65,9 @@ class WandB:
 
     def close(self) -> None:
         self.run.finish()
+
+
+Board = TensorBoard | WandB  # draws the numbers of each step; any of its calls may raise
 
 
 def run_name(directory: Path) -> str:

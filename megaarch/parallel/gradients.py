@@ -20,10 +20,15 @@ def sum_summands(model: Transformer) -> None:
         if name in model.sharding.summands and parameter.grad is not None:
             together[parameter.grad.dtype].append(local(parameter.grad))
     for summands in together.values():
-        flat = torch.cat([x.flatten() for x in summands])
-        distributed.all_reduce(flat, group=model.sharding.group)
-        for summand, total in zip(summands, flat.split([x.numel() for x in summands])):
-            summand.copy_(total.view_as(summand))
+        sum_in_one_message(summands, model.sharding.group)
+
+
+def sum_in_one_message(tensors: list[torch.Tensor], group: distributed.ProcessGroup | None) -> None:
+    """Sums tensors of one type in place over the ranks of a group."""
+    flat = torch.cat([x.flatten() for x in tensors])
+    distributed.all_reduce(flat, group=group)
+    for x, total in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+        x.copy_(total.view_as(x))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate
 
 from megaarch.model.fused_projections import Fused
-from megaarch.parallel.gradients import local
+from megaarch.parallel.gradients import local, sum_in_one_message
 from megaarch.parallel.parallelize import shard_of
 
 DECAY = 0.8  # of the second moment: t**-0.8 of it is new at step t
@@ -136,10 +136,7 @@ def _sum_together(updates: list[_Update]) -> None:
             for group in groups:
                 together[group, x.dtype].append(x)
         for (group, _), tensors in together.items():
-            flat = torch.cat([x.flatten() for x in tensors])
-            distributed.all_reduce(flat, group=group)
-            for x, total in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
-                x.copy_(total.view_as(x))
+            sum_in_one_message(tensors, group)
 
 
 def _update(held: _Held, state: dict[str, Any], rate: float, weight_decay: float) -> _Update:

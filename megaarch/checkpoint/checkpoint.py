@@ -49,7 +49,7 @@ def save_weights(run: Path, step: int, weights: Weights, record: CheckpointRecor
     be continued. weights: whole tensors by parameter name, each looked up once, as it is written."""
     path = place(run, step)
     aside = begin(path)
-    with as_os_error(f"checkpoint {path} could not be written"):
+    with written(path):
         storage.save(
             {"model": lazy.like(weights)},
             aside / "state",
@@ -107,14 +107,16 @@ def put(
 
 
 @contextmanager
-def as_os_error(fault: str) -> Iterator[None]:
-    """Raises what torch reports of a rank that could not write or read as one sentence (OSError)."""
+def written(path: Path) -> Iterator[None]:
+    """Raises what torch reports of a rank that could not write a checkpoint as one sentence (OSError)."""
     try:
         yield
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
         said = (str(cause).splitlines() or [""])[0]
-        raise StorageError(f"{fault}: rank {rank}: {type(cause).__name__}: {said}") from error
+        raise StorageError(
+            f"checkpoint {path} could not be written: rank {rank}: {type(cause).__name__}: {said}"
+        ) from error
 
 
 def newest(run: Path, grid: Grid = ALONE) -> Path | None:
@@ -212,9 +214,7 @@ def load(
         index = stored.renamed(origins)
         _compare(path, index, whole, partial=grid.size("pp") > 1)
         values = storage.read_values(wanted, path / "state", index)
-    with as_os_error(f"checkpoint {path} could not be read"):
-        storage.read_tensors(wanted, path / "state", index, grid.host_group)
-    with grid.on_main():
+        storage.read_tensors(wanted, path / "state", index)
         for name in weights.keys() & (origins.keys() - whole.keys()):
             _fill(weights[name], origins[name], path, stored)
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)

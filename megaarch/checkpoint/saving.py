@@ -70,7 +70,7 @@ class Saver:
             self._flight = self._begin(step, path, aside, engine, optimizer, record)
             return
         with self.grid.on_main():
-            with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
+            with checkpoint.written(path):
                 state = checkpoint.state_of(engine, optimizer)
                 values = self.grid.is_first_of_stage
                 storage.save(state, aside / "state", self.grid.host_group, values)
@@ -136,6 +136,6 @@ class Saver:
 
 
 def _seal(written: Future, path: Path, aside: Path, grid: Grid) -> Manifest:
-    with checkpoint.as_os_error(f"checkpoint {path} could not be written"):
+    with checkpoint.written(path):
         written.result()
     return manifest.seal(aside, grid)

@@ -12,9 +12,8 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -22,29 +21,19 @@ import torch
 from pydantic import Field, GetPydanticSchema
 from pydantic_core import core_schema
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import (
-    FileSystemReader,
-    FileSystemWriter,
-    _StorageInfo,
-)
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, WriteItemType
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 from torch.distributed.checkpoint.utils import _create_file_view
-from torch.futures import Future
 
 from megaarch.checkpoint.lazy import Lazy
 from megaarch.errors import StorageError, UserError
 from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
 from megaarch.model.weight_transfer import Origins, renamed
+from megaarch.parallel.gradients import local
+from megaarch.parallel.parallelize import shard_of
 
 INDEX, PICKLED = "metadata.json", ".metadata"
 LARGEST_VALUE = 1 << 16  # bytes of a plain value
@@ -138,33 +127,6 @@ class SavePlanner(DefaultSavePlanner):
         return io.BytesIO(json.dumps(object).encode())
 
 
-class _Reader(FileSystemReader):
-    """torch's reader of tensors, given what the index says. torch's own reads a chunk whole; this one reads the
-    rows of it that are asked for."""
-
-    def __init__(self, folder: Path, index: Index):
-        super().__init__(folder)
-        self.metadata = _metadata(index)
-
-    def read_metadata(self) -> Metadata:
-        return self.metadata
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        parts = [(self.storage_data[item.storage_index], item) for item in plan.items]
-        parts.sort(key=lambda part: (part[0].relative_path, part[0].offset))
-        for file, of_file in groupby(parts, key=lambda part: part[0].relative_path):
-            with (Path(self.path) / file).open("rb") as stream:
-                for place, item in of_file:
-                    chunk = self._slice_file(stream, place)
-                    part = _read_part(chunk, item.storage_offsets, item.lengths)
-                    target = planner.resolve_tensor(item).detach()
-                    target.copy_(part)
-                    planner.commit_tensor(item, target)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-
 def save(
     state: State,
     folder: Path,
@@ -193,21 +155,15 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def read_tensors(
-    wanted: State, folder: Path, index: Index, group: ProcessGroup | None = None
-) -> None:
-    """Fill the tensors of `wanted` in place; what else is in it stays. group: its processes call
-    this, each with its own shards."""
-    tensors = {
-        part: {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
-        for part, named in wanted.items()
-    }
-    state_dict_loader.load(
-        tensors,
-        storage_reader=_Reader(folder, index),
-        planner=DefaultLoadPlanner(),
-        process_group=group,
-    )
+def read_tensors(wanted: State, folder: Path, index: Index) -> None:
+    """Fill what this process holds of the tensors of `wanted` in place; what else is in it stays. OSError where
+    one cannot be read."""
+    for part, named in wanted.items():
+        for name, value in named.items():
+            if isinstance(value, torch.Tensor):
+                held = shard_of(value) or tuple(map(range, value.shape))
+                for place, found in _read(folder, f"{part}.{name}", index, held):
+                    local(value).detach()[place] = found
 
 
 def read_values(wanted: State, folder: Path, index: Index) -> State:
@@ -224,6 +180,8 @@ def read_values(wanted: State, folder: Path, index: Index) -> State:
                 raise UserError(f"{folder} has no {kind} {full}")
             if not isinstance(value, torch.Tensor):
                 wanted_of[index.values[full][0]].append((part, name))
+            elif (size := index.tensors[full].size) != list(value.shape):
+                raise UserError(f"{folder} has {full} of size {size}, not {list(value.shape)}")
     for file, names in wanted_of.items():
         with open_regular(folder / file) as stream:
             for part, name in names:
@@ -247,37 +205,48 @@ def read_tensor(folder: Path, name: str, index: Index) -> torch.Tensor:
     cannot be read."""
     if name not in index.tensors:
         raise UserError(f"{folder} has no tensor {name}")
-    found = _empty(index.tensors[name])
+    whole = _empty(index.tensors[name])
+    for place, found in _read(folder, name, index, tuple(map(range, whole.shape))):
+        if (found.shape, found.dtype) == (whole.shape, whole.dtype):
+            return found
+        whole[place] = found
+    return whole
+
+
+def _read(
+    folder: Path, name: str, index: Index, held: tuple[range, ...]
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    """Yields what each chunk of a tensor has of its ranges `held`, with the place in them."""
     for offsets, sizes, file, start, length in index.tensors[name].chunks:
+        axes = zip(offsets, sizes, held, strict=True)
+        common = [range(max(o, own.start), min(o + n, own.stop)) for o, n, own in axes]
+        if not all(common):
+            continue
         try:
             with open_regular(folder / file) as stream:
                 chunk = _create_file_view(cast(io.IOBase, stream), start, length)
-                part = _read_part(chunk, [0] * len(sizes), sizes)
+                found = _read_part(chunk, _slices(common, offsets))
         except Exception as error:  # of many kinds, by what torch.load finds
             said = (str(error).splitlines() or [""])[0]
             raise StorageError(
                 f"{name} of {folder} could not be read: {type(error).__name__}: {said}"
             ) from error
-        if sizes == index.tensors[name].size and part.dtype == found.dtype:
-            return part
-        found[_slices(offsets, sizes)] = part
-    return found
+        yield _slices(common, [own.start for own in held]), found
 
 
 def _empty(tensor: Tensor, device: str = "cpu") -> torch.Tensor:
     return torch.empty(tensor.size, dtype=getattr(torch, tensor.dtype), device=device)
 
 
-def _slices(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+def _slices(parts: Sequence[range], origin: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(p.start - o, p.stop - o) for p, o in zip(parts, origin, strict=True))
 
 
-def _read_part(chunk: Any, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+def _read_part(chunk: Any, part: tuple[slice, ...]) -> torch.Tensor:
     """Returns a part of the tensor that a chunk (a file) holds, and reads the part's rows alone."""
-    part = _slices(offsets, sizes)
     whole = torch.load(chunk, map_location="meta", weights_only=True)
-    if whole[part].shape != torch.Size(sizes):
-        raise ValueError(f"a tensor of {list(whole.shape)} has no {list(sizes)} at {list(offsets)}")
+    if len(part) != whole.ndim or any(p.stop > n for p, n in zip(part, whole.shape)):
+        raise ValueError(f"a tensor of {list(whole.shape)} has no {part}")
     first = getattr(whole.untyped_storage(), "_checkpoint_offset", None)
     if not part or first is None or not whole.is_contiguous():
         chunk.seek(0)
@@ -335,16 +304,3 @@ def check(index: Index, folder: Path, where: Path) -> None:
             holds(name, math.prod(shape) * item, file, start, length)
         if volume != math.prod(tensor.size):
             raise UserError(f"{where} is damaged: the chunks of {name} do not make it up")
-
-
-def _metadata(index: Index) -> Metadata:
-    """The tensors of the index as torch's planner takes them."""
-    entries, places = {}, {}
-    for name, tensor in index.tensors.items():
-        chunks = []
-        for offsets, shape, file, start, length in tensor.chunks:
-            chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape)))
-            places[MetadataIndex(name, offsets)] = _StorageInfo(file, start, length)
-        properties = TensorProperties(dtype=getattr(torch, tensor.dtype))
-        entries[name] = TensorStorageMetadata(properties, torch.Size(tensor.size), chunks)
-    return Metadata(entries, storage_data=places)

@@ -8,28 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megaarch.attention import Parts, attend
-    from megaarch.config import load_config
-    from megaarch.inference.generate import Generator, generate
-    from megaarch.ingest.prepare import prepare
-    from megaarch.study.describe import count_flops
-    from megaarch.training.trainer import Trainer
-    from megaarch.training.whole_model import build_model, load_checkpoint
+    from megaarch.attention import Parts as Parts
+    from megaarch.attention import attend as attend
+    from megaarch.config import load_config as load_config
+    from megaarch.inference.generate import Generator as Generator
+    from megaarch.inference.generate import generate as generate
+    from megaarch.ingest.prepare import prepare as prepare
+    from megaarch.study.describe import count_flops as count_flops
+    from megaarch.training.trainer import Trainer as Trainer
+    from megaarch.training.whole_model import build_model as build_model
+    from megaarch.training.whole_model import load_checkpoint as load_checkpoint
 
 __version__ = "0.1.0"
-__all__ = [
-    "Generator",
-    "Parts",
-    "Trainer",
-    "__version__",
-    "attend",
-    "build_model",
-    "count_flops",
-    "generate",
-    "load_checkpoint",
-    "load_config",
-    "prepare",
-]
 _MODULES = {
     "Generator": "megaarch.inference.generate",
     "Parts": "megaarch.attention",
@@ -42,6 +32,7 @@ _MODULES = {
     "load_config": "megaarch.config",
     "prepare": "megaarch.ingest.prepare",
 }
+__all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

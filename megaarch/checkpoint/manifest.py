@@ -44,7 +44,8 @@ def digest(path: Path) -> str:
 def seal(aside: Path, grid: Grid = ALONE) -> Manifest:
     """Bring the files of a written state that this process wrote to the disk, and read them back.
     No other process is needed for it. OSError where they do not read as written."""
-    files = [file for file in _files(aside) if _writer(file) == grid.global_rank]
+    there = sorted(file for file in aside.rglob("*") if file.is_file())
+    files = [file for file in there if _writer(file) == grid.global_rank]
     manifest = {str(file.relative_to(aside)): size_and_checksum(file) for file in files}
     for file in files:
         flush(file)
@@ -110,10 +111,6 @@ def first_fault(
         if read and size_and_checksum(file)[1] != checksum:
             return f"{name} has a wrong checksum"
     return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _writer(file: Path) -> int:

@@ -136,12 +136,11 @@ def save(
 ) -> None:
     """Write tensors and plain values by name. group: its processes call this, each with its own.
     values, read: as SavePlanner's."""
-    planner = SavePlanner(values, read)
     state_dict_saver.save(
         state,
         # torch holds what it has written until the file is closed
         storage_writer=Writer(folder, single_file_per_rank=read is None),
-        planner=planner,
+        planner=SavePlanner(values, read),
         process_group=group,
     )
 

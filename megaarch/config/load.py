@@ -77,13 +77,24 @@ def read_yaml(path: str | Path, mappings: Sequence[str] = ()) -> Raw:
 
     mappings: tags ("!Template") of objects that are read as plain mappings; any other is refused.
     """
+    where = str(path)
     try:
-        text = read_text(path, LARGEST)
+        raw = _load(read_text(path, LARGEST), mappings)
     except OSError as error:
-        raise ConfigError([f"cannot read the configuration: {error.strerror}"], str(path)) from None
-    except ValueError as error:
+        raise ConfigError([f"cannot read the configuration: {error.strerror}"], where) from None
+    except UserError as error:
         raise ConfigError([str(error)]) from None
-    return _parse(text, str(path), mappings) or {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError([f"{place}{error.problem or 'not YAML'}"], where) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], where) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError([f"is not YAML that can be read: {error}"], where) from None
+    if raw is not None and not isinstance(raw, dict):
+        raise ConfigError(["must be a mapping of sections (model, data, training, ...)"], where)
+    return raw or {}
 
 
 def _load(text: str, mappings: Sequence[str] = ()) -> Any:
@@ -113,22 +124,6 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
             below = [inner for pair in below for inner in pair]
         known[id(node)] = 1 + sum(_expanded(inner, known) for inner in below)
     return known[id(node)]
-
-
-def _parse(text: str, where: str, mappings: Sequence[str] = ()) -> Raw | None:
-    try:
-        raw = _load(text, mappings)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError([f"{place}{error.problem or 'not YAML'}"], where) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"is not YAML: {' '.join(str(error).split())}"], where) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError([f"is not YAML that can be read: {error}"], where) from None
-    if raw is not None and not isinstance(raw, dict):
-        raise ConfigError(["must be a mapping of sections (model, data, training, ...)"], where)
-    return raw
 
 
 def parse_override(text: str) -> tuple[str, Any]:

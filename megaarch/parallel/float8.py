@@ -4,8 +4,7 @@ torchao is imported only in runs that use it.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
@@ -54,8 +53,14 @@ def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
     """Returns what makes the linear layers of layers. sharded: whether FSDP gathers their weights."""
     if training.float8 is None:
         return Linear
-    with _quiet():
+    before = logging.root.manager.disable
+    logging.disable(
+        logging.WARNING
+    )  # torchao's of extensions that do not load; these products use none
+    try:
         from megaarch.model import float8_linear
+    finally:
+        logging.disable(before)
     return float8_linear.linear(training.float8, emulate=training.float8_emulate, sharded=sharded)
 
 
@@ -81,14 +86,3 @@ def _master(value: Value) -> Value | torch.Tensor:
     plain = shard._tensor  # pyright: ignore[reportAttributeAccessIssue]  # torchao's subclass has it
     mesh, whole = value.device_mesh, {"shape": value.shape, "stride": value.stride()}
     return DTensor.from_local(plain, mesh, value.placements, run_check=False, **whole)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torchao's warnings of extensions that do not load here; float8 products use none."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -44,10 +44,10 @@ WANTED = "give the folder of a trained run, or of one of its checkpoints"
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def save_weights(run: Path, step: int, weights: Weights, record: CheckpointRecord) -> Path:
+def save_weights(run: Path, weights: Weights, record: CheckpointRecord) -> Path:
     """A checkpoint without an optimizer's state: for `training.start_from` and scoring, and not to
     be continued. weights: whole tensors by parameter name, each looked up once, as it is written."""
-    path = place(run, step)
+    path = place(run, record.progress.step)
     aside = begin(path)
     with written(path):
         storage.save(

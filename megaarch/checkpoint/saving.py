@@ -41,7 +41,6 @@ class _Flight:
     """A checkpoint in the making. sealed: once this process's shards are written, their part of the
     manifest."""
 
-    step: int
     path: Path
     aside: Path
     record: CheckpointRecord
@@ -58,16 +57,15 @@ class Saver:
         self._stager = None
         self._thread = ThreadPoolExecutor(1, "seal")  # starts with what it is first given
 
-    def save(
-        self, step: int, engine: Engine, optimizer: Optimizer, record: CheckpointRecord
-    ) -> None:
-        """Write the checkpoint of `step` aside, seal it and put it in force, or begin to; the one before it is
-        finished first."""
+    def save(self, engine: Engine, optimizer: Optimizer, record: CheckpointRecord) -> None:
+        """Write the checkpoint of the record's step aside, seal it and put it in force, or begin to; the one
+        before it is finished first."""
         self.finish()
-        path = checkpoint.place(self.run, step)
+        path = checkpoint.place(self.run, record.progress.step)
         aside = checkpoint.begin(path, self.grid)
         if self.training.async_save:
-            self._flight = self._begin(step, path, aside, engine, optimizer, record)
+            sealed = self._begin(path, aside, checkpoint.state_of(engine, optimizer))
+            self._flight = _Flight(path, aside, record, sealed)
             return
         with self.grid.on_main():
             with checkpoint.written(path):
@@ -77,15 +75,7 @@ class Saver:
             sealed = manifest.seal(aside, self.grid)
         self._put(path, aside, sealed, record)
 
-    def _begin(
-        self,
-        step: int,
-        path: Path,
-        aside: Path,
-        engine: Engine,
-        optimizer: Optimizer,
-        record: CheckpointRecord,
-    ) -> _Flight:
+    def _begin(self, path: Path, aside: Path, state: storage.State) -> Future[Manifest]:
         if self._stager is None or STAGES_ONCE:
             cuda = self.grid.device.type == "cuda"
             self._stager = DefaultStager(
@@ -97,25 +87,26 @@ class Saver:
                 )
             )
         written = state_dict_saver.async_save(
-            checkpoint.state_of(engine, optimizer),
+            state,
             storage_writer=storage.Writer(aside / "state"),
             planner=storage.SavePlanner(self.grid.is_first_of_stage),
             process_group=launch.host_group() if distributed.is_initialized() else None,
             async_stager=self._stager,
         )
         assert isinstance(written, Future), "it is two where the copy is made in the background too"
-        sealed = self._thread.submit(_seal, written, path, aside, self.grid)
-        return _Flight(step, path, aside, record, sealed)
+        return self._thread.submit(_seal, written, path, aside, self.grid)
 
     @property
     def ready(self) -> int:
         """The step of the checkpoint in the making, once this process's part of it is; else 0."""
-        return self._flight.step if self._flight and self._flight.sealed.done() else 0
+        flight = self._flight
+        return flight.record.progress.step if flight and flight.sealed.done() else 0
 
     def finish_if(self, ready: int) -> None:
         """Put the checkpoint in the making in force if it is ready on all processes. ready: the sum
         of what they said."""
-        if self._flight and ready == self._flight.step * self.grid.world_size:
+        flight = self._flight
+        if flight and ready == flight.record.progress.step * self.grid.world_size:
             self.finish()
 
     def finish(self) -> None:

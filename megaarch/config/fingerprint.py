@@ -34,9 +34,7 @@ VOLATILE = (
     "training.skip_limit",  # it decides whether a run comes to its end, and nothing of what it gives
     "training.start_from",
 )
-SCORING = (
-    "study.evaluation."  # of these a run knows nothing, and the scores of a cell depend on them
-)
+SCORING = "study.evaluation."  # of these a run knows nothing; the scores of a cell depend on them
 # what a resumed run may change: how far it goes; its data are guarded by their fingerprint
 RESUMABLE = (
     "training.steps",

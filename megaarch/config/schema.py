@@ -195,12 +195,8 @@ class Training(Section):
     clip_gradient: Rate = 1.0  # 0: no clipping
     z_loss: Rate = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    float8: Literal["tensorwise", "rowwise"] | None = (
-        None  # products of layers, by torchao's recipe
-    )
-    float8_emulate: bool = (
-        False  # in fp32 arithmetic, to try float8 where there are no units for it
-    )
+    float8: Literal["tensorwise", "rowwise"] | None = None  # products of layers; torchao's recipes
+    float8_emulate: bool = False  # in fp32 arithmetic, where there are no units for float8
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool | None = None  # None: on CUDA (parallel/compile.py)
     deterministic: bool = False
@@ -347,9 +343,7 @@ class Study(Section):
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0]
     encoder_decoder_size: Literal["layers_per_stack", "parameters"] = "layers_per_stack"
     cells: Annotated[list[Cell], Field(min_length=1)]
-    lanes: Annotated[Processes, Field(gt=0)] = (
-        1  # cells that run at a time, in processes of their own
-    )
+    lanes: Annotated[Processes, Field(gt=0)] = 1  # cells that run at a time, a process each
     rates: Text | None = None  # rates.json of a sweep: learning rate by cell name
     tune: Tune | None = None
     adapt: Adapt | None = None

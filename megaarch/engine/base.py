@@ -41,7 +41,7 @@ class Engine(nn.Module, ABC):
         the norm from before clipping, and whether the step was taken, both on the device."""
 
     @abstractmethod
-    def score(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
+    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         """Returns the losses of a batch's targets, all of them on every rank; without gradient where
         there is more than one. text_tokens: bool [vocabulary_size], or None."""
 
@@ -62,9 +62,6 @@ class Engine(nn.Module, ABC):
         last = batch.streams[-1]
         is_whole = last.tokens.shape[1] == last.parts.queries
         return context_parallel.local_batch(batch, self.grid) if is_whole else batch
-
-    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
-        return self.score(batch, text_tokens)
 
     def _local(self, batch: Batch) -> Batch:
         return self.shard(batch).to(self.grid.device)

@@ -30,6 +30,12 @@ from megaarch.parallel import recompute
 from megaarch.parallel.parallelize import build_model
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+# what holds a group's masters: of ZeRO 1 and 2; of ZeRO 1 in bf16; of ZeRO 3
+FLATS = (
+    "single_partition_of_fp32_groups",
+    "fp32_groups_flat_partition",
+    "fp32_partitioned_groups_flat",
+)
 LONGEST_BUILD = 10  # minutes; DeepSpeed's parts take less than one
 
 
@@ -79,7 +85,7 @@ class DeepSpeedEngine(Engine):
             loss = loss + self._micro_step(batch, weight, self.zero, backward)
         return self.grid.sum(loss, GRADIENT)
 
-    def score(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
+    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         return self.model(self._local(batch), text_tokens)
 
     def update(self, optimizer: Optimizer, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,12 +169,7 @@ def _link(outer) -> list[torch.Tensor]:
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     inner: Optimizer = outer.optimizer
-    for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-        flats = getattr(outer, name, None)  # of ZeRO 1 and 2; of ZeRO 1 in bf16
-        if flats is not None:
-            break
-    else:
-        flats = outer.fp32_partitioned_groups_flat  # of ZeRO 3
+    flats = next(getattr(outer, name) for name in FLATS if hasattr(outer, name))
     for flat in flats:
         if not inner.state[flat]:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}

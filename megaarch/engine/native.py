@@ -47,7 +47,7 @@ class NativeEngine(Engine):
         if self.compiled:
             compile.apply(self.model)
 
-    def score(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
+    def forward(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         batch = self._local(batch)
         float8.set_scales(self.model, self.settings.training)
         with compile.as_written(self.compiled):

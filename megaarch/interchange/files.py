@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> Saved:
 
 def write_checkpoint(run: Path, saved: Saved) -> Path:
     """The folder of a run with one checkpoint, without the optimizer's state."""
-    return checkpoint.save_weights(run, saved.record.progress.step, *saved)
+    return checkpoint.save_weights(run, *saved)
 
 
 def read_safetensors(file: Path) -> Saved:

@@ -22,10 +22,8 @@ from megaarch.data.row_lengths import segmentations
 from megaarch.model import flops
 from megaarch.model.transformer import Transformer, overlap, stacks
 
-ONE_STAGE = (
-    "gpipe",
-    "1f1b",
-)  # schedules of one stage on a rank, which take that; the others take a list
+# schedules of one stage on a rank, which take that; the others take a list
+ONE_STAGE = ("gpipe", "1f1b")
 
 
 @dataclass(frozen=True)

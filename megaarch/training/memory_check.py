@@ -56,10 +56,8 @@ def activation_bytes(settings: Settings) -> float:
     is recomputed."""
     model, parallel = settings.model, settings.parallel
     each = 2 if settings.training.precision == "bf16" else 4
-    lengths = (
-        model.sequence_length,
-        model.target_length or 0,
-    )  # one that is derived counts for nothing
+    # a target length that is derived counts for nothing
+    lengths = (model.sequence_length, model.target_length or 0)
     slots = sum(n * len(stack.layers) for n, stack in zip(lengths, stacks(model)))
     ranks = parallel.tensor_parallel * parallel.context_parallel * parallel.pipeline_parallel
     return each * settings.training.micro_batch_size * slots * model.hidden_size / ranks

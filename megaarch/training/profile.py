@@ -21,10 +21,8 @@ def traced(settings: Logging, grid: Grid, step: int) -> Iterator[Callable[[], No
 
     step: the one that ended last. A run that begins within these steps traces what is left of them.
     """
-    first, end = (
-        max(settings.profile_from, step + 1),
-        settings.profile_from + settings.profile_steps,
-    )
+    first = max(settings.profile_from, step + 1)
+    end = settings.profile_from + settings.profile_steps
     if not settings.profile_from or end <= first or grid.global_rank not in settings.profile_ranks:
         yield lambda: None
         return

@@ -372,12 +372,7 @@ class Trainer:
                 record["inherited"] = self.inherited
             if self.unscored:
                 record["unscored"] = True
-            self.saver.save(
-                self.progress.step,
-                self.engine,
-                self.optimizer,
-                CheckpointRecord.model_validate(record),
-            )
+            self.saver.save(self.engine, self.optimizer, CheckpointRecord.model_validate(record))
             self._saved = self.progress.step
         if wait:
             self.saver.finish()

@@ -102,7 +102,7 @@ def test_a_rank_reads_the_rows_that_it_holds_of_whole_weights(pool, raw, prepare
     given = wide | {"logging.directory": str(tmp_path / "run")}
     [(_, weights)] = pool.run(1, train_to, raw, given, 2, "gpt")
     record = checkpoint.read_record(checkpoint.newest(tmp_path / "run"))
-    path = checkpoint.save_weights(tmp_path / "whole", record.progress.step, weights, record)
+    path = checkpoint.save_weights(tmp_path / "whole", weights, record)
     given |= {"logging.directory": str(tmp_path / "other")}
     for layout, most in ((FSDP2, 0.6), ({"parallel.tensor_parallel": 2}, 0.8)):
         for taken, whole in pool.run(2, bytes_read, raw, given | layout, path):

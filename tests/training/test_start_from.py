@@ -148,7 +148,7 @@ def test_an_optimizer_that_cannot_be_taken_along_is_told(tiny, prepared, tmp_pat
         started(tiny, prepared, tmp_path, training__steps=6)
     path = checkpoint.newest(tmp_path / "run")
     record = checkpoint.read_record(path)
-    checkpoint.save_weights(tmp_path / "run", 7, checkpoint.read_weights(path), at(record, 7))
+    checkpoint.save_weights(tmp_path / "run", checkpoint.read_weights(path), at(record, 7))
     with pytest.raises(UserError, match="step-00000007 holds weights alone: leave it out"):
         started(tiny, prepared, tmp_path)
 

@@ -194,15 +194,16 @@ def load(
     path: Path,
     engine: Engine,
     optimizer: Optimizer | None,
-    grid: Grid = ALONE,
     origins: Origins | None = None,
 ) -> None:
-    """Read weights (and the optimizer's state) into place, whatever layout they are in.
+    """Read weights (and the optimizer's state) into place, whatever layout they are in. All processes of the
+    engine call this.
 
-    grid: all its processes call this. origins: where parameters come from that are not the
+    origins: where parameters come from that are not the
     checkpoint's own; None: they are. UserError where the checkpoint's parameters are not the
     model's; a pipeline rank holds some of them only.
     """
+    grid = engine.grid
     weights, state = engine.state(optimizer)
     origins = {name: Origin(name) for name in weights} if origins is None else origins
     whole = {name: w for name, w in weights.items() if name in origins and origins[name].whole}

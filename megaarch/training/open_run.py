@@ -68,7 +68,7 @@ def open_run(
     saved = checkpoint.read_record(path)
     settings = _settings(saved.raw_settings(), overrides, run, training or {})
     engine = NativeEngine(settings, grid)
-    checkpoint.load(path, engine, None, grid)
+    checkpoint.load(path, engine, None)
     return Opened(run, engine, settings, saved, grid)
 
 

@@ -82,7 +82,6 @@ def resume(
     tokenizer: str | None,
     engine: Engine,
     optimizer: Optimizer,
-    grid: Grid,
 ) -> tuple[Progress, Progress]:
     """Loads what a run begins with; returns its totals up to there and, of these, those that it has
     inherited (`training.start_optimizer`). Every process calls it.
@@ -95,26 +94,26 @@ def resume(
         return NO_PROGRESS, NO_PROGRESS
     if start.own:
         _check_continued(path, saved, settings, fingerprint)
-        checkpoint.load(path, engine, optimizer, grid)
+        checkpoint.load(path, engine, optimizer)
         limit = {name: saved.settings.training.get(name) for name in ("steps", "budget")}
         before = fit(training.model_dump() | limit, Training, path / PROGRESS)
         change = limit_change(before, training, saved.progress)
-        if change and grid.is_main:
+        if change and engine.grid.is_main:
             log.warning("%s: %s", path, change)
         return saved.progress, saved.inherited or NO_PROGRESS
     origins = check_parent(path, saved, settings, tokenizer)
     if training.start_optimizer:
-        _load_with_optimizer(path, engine, optimizer, grid)
+        _load_with_optimizer(path, engine, optimizer)
         return saved.progress, saved.progress
-    checkpoint.load(path, engine, None, grid, origins)
+    checkpoint.load(path, engine, None, origins)
     return NO_PROGRESS, NO_PROGRESS
 
 
-def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer, grid: Grid) -> None:
+def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer) -> None:
     """Loads weights and the optimizer's state; its options stay those of the settings."""
     options = getattr(optimizer, "defaults", {})
     own = [{name: group[name] for name in options} for group in optimizer.param_groups]
-    checkpoint.load(path, engine, optimizer, grid)
+    checkpoint.load(path, engine, optimizer)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
 

@@ -129,13 +129,7 @@ class Trainer:
         self.metrics: Metrics | None = None
         # totals up to the step that was read last, and that was launched last
         self.progress, self.inherited = resume(
-            start,
-            self.given,
-            self.fingerprint,
-            used.fingerprint,
-            self.engine,
-            self.optimizer,
-            self.grid,
+            start, self.given, self.fingerprint, used.fingerprint, self.engine, self.optimizer
         )
         self.launched = self.progress
         self._saved = -1 if self.is_new else self.progress.step

@@ -91,7 +91,7 @@ def bytes_read(raw, given, path):
         return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
     before = read()
-    checkpoint.load(path, trainer.engine, None, trainer.grid)
+    checkpoint.load(path, trainer.engine, None)
     taken = read() - before
     return taken, sum(tensor.nbytes for tensor in checkpoint.read_weights(path).values())
 

@@ -128,10 +128,7 @@ class Optimizer:
 
 
 # settings of `data` that an objective may accept
-NOISE = (
-    *("noise_density", "mean_span_length", "whole_word_masking", "max_predictions"),
-    "fim_rate",
-)
+NOISE = ("noise_density", "mean_span_length", "whole_word_masking", "max_predictions", "fim_rate")
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",

@@ -16,12 +16,12 @@ A notebook or a test calls `register` itself.
 import difflib
 from collections import UserDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
 
 from megaarch.errors import UserError
 
@@ -108,22 +108,14 @@ def nearest_of(name: object, names: Any) -> str:
     return f"; did you mean {guess[0]}?" if guess else ""
 
 
-@dataclass(frozen=True, eq=False)  # to compare would be to read
-class NameIn:
-    """Marks a setting that names an entry of `table`, or is one of `also`. Tables are read when a
-    configuration is: at import, plugins are not there yet."""
+def name_in(table: Registry, also: tuple[str, ...] = ()) -> PlainValidator:
+    """Returns the check of a setting that names an entry of `table`, or is one of `also`. It reads the table when
+    a configuration is read: at import, plugins are not there yet."""
 
-    table: Registry
-    also: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.also, *self.table)
-
-    def check(self, value: Any) -> str:
-        if not isinstance(value, str) or value not in self.names:
-            raise PydanticCustomError("unknown_name", "{names}", {"names": self.names})
+    def check(value: Any) -> str:
+        names = (*also, *table)
+        if not isinstance(value, str) or value not in names:
+            raise PydanticCustomError("unknown_name", "{names}", {"names": names})
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.check)
+    return PlainValidator(check)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from megaarch.config import catalogue
-from megaarch.config.registry import NameIn
+from megaarch.config.registry import name_in
 
 LARGEST_LAYERS = 1024  # DeepNet has 1,000 (Wang et al. 2022, arXiv:2203.00555)
 Positive = Annotated[int, Field(gt=0, le=1 << 40)]
@@ -27,11 +27,11 @@ Processes = Annotated[int, Field(ge=0, le=1024)]  # of one machine
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]*$")]
-ArchitectureName = Annotated[str, NameIn(catalogue.ARCHITECTURES)]
-ObjectiveName = Annotated[str, NameIn(catalogue.OBJECTIVES)]
-PresetName = Annotated[str, NameIn(catalogue.PRESETS)]
-AttentionKernel = Annotated[str, NameIn(catalogue.KERNELS, also=("auto",))]
-OptimizerName = Annotated[str, NameIn(catalogue.OPTIMIZERS)]
+ArchitectureName = Annotated[str, name_in(catalogue.ARCHITECTURES)]
+ObjectiveName = Annotated[str, name_in(catalogue.OBJECTIVES)]
+PresetName = Annotated[str, name_in(catalogue.PRESETS)]
+AttentionKernel = Annotated[str, name_in(catalogue.KERNELS, also=("auto",))]
+OptimizerName = Annotated[str, name_in(catalogue.OPTIMIZERS)]
 FusedKernel = Literal["rms_norm", "rows", "cross_entropy"]
 
 

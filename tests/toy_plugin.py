@@ -108,8 +108,6 @@ OBJECTIVES.register(
         position_axes=2,
     )
 )
-PRESETS.register(
-    Preset("blocks", "block_decoder", "next_block", "tests", ("#123456", "#abcdef"), "p")
-)
+PRESETS.register(Preset("blocks", "block_decoder", "next_block", ("#123456", "#abcdef"), "p"))
 KERNELS.register(Dense("dense"))
 OPTIMIZERS.register(Optimizer("momentum", momentum, states=1))

@@ -104,14 +104,13 @@ class Objective:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named (architecture, objective) pair. source: its paper. colour (light, dark scheme) and
+    """A named (architecture, objective) pair. colour (light, dark scheme) and
     marker (matplotlib's): of its figures; without them it takes those of a preset that is not
     drawn."""
 
     name: str
     architecture: str
     objective: str
-    source: str
     colour: tuple[str, str] | None = None
     marker: str | None = None
 
@@ -283,50 +282,24 @@ OBJECTIVES: Registry[Objective] = Registry(
 # markers are the second channel.
 PRESETS: Registry[Preset] = Registry(
     "preset",
-    Preset("gpt", "causal_decoder", "full_lm", "Radford et al. 2019", ("#0b62a8", "#6db5f2"), "o"),
-    Preset(
-        "prefix_lm",
-        "prefix_decoder",
-        "prefix_lm",
-        "Liu et al. 2018; Raffel et al. 2020",
-        ("#c84a00", "#ff9257"),
-        "s",
-    ),
-    Preset("unilm", "prefix_decoder", "unilm", "Dong et al. 2019", ("#8f6800", "#e3b53c"), "^"),
-    Preset(
-        "t5",
-        "encoder_decoder",
-        "span_corruption",
-        "Raffel et al. 2020",
-        ("#007a5a", "#3bc9a0"),
-        "D",
-    ),
-    Preset(
-        "bart",
-        "encoder_decoder",
-        "denoising",
-        "Lewis et al. 2020",
-        ("#b0387f", "#f08fc6"),
-        "v",
-    ),
-    Preset("bert", "encoder", "masked_lm", "Devlin et al. 2019", ("#68717d", "#a6afbb"), "X"),
-    Preset(
-        "glm",
-        "prefix_decoder",
-        "blank_infilling",
-        "Du et al. 2022",
-        ("#0a819e", "#62d0ea"),
-        "P",
-    ),
-    Preset(
-        "xlnet",
-        "two_stream",
-        "permutation_lm",
-        "Yang et al. 2019",
-        ("#6246b0", "#b09df8"),
-        "h",
-    ),
-    Preset("ul2", "encoder_decoder", "ul2", "Tay et al. 2023", ("#8c2f39", "#ee8b95"), "*"),
+    # Radford et al. 2019
+    Preset("gpt", "causal_decoder", "full_lm", ("#0b62a8", "#6db5f2"), "o"),
+    # Liu et al. 2018; Raffel et al. 2020
+    Preset("prefix_lm", "prefix_decoder", "prefix_lm", ("#c84a00", "#ff9257"), "s"),
+    # Dong et al. 2019
+    Preset("unilm", "prefix_decoder", "unilm", ("#8f6800", "#e3b53c"), "^"),
+    # Raffel et al. 2020
+    Preset("t5", "encoder_decoder", "span_corruption", ("#007a5a", "#3bc9a0"), "D"),
+    # Lewis et al. 2020
+    Preset("bart", "encoder_decoder", "denoising", ("#b0387f", "#f08fc6"), "v"),
+    # Devlin et al. 2019
+    Preset("bert", "encoder", "masked_lm", ("#68717d", "#a6afbb"), "X"),
+    # Du et al. 2022
+    Preset("glm", "prefix_decoder", "blank_infilling", ("#0a819e", "#62d0ea"), "P"),
+    # Yang et al. 2019
+    Preset("xlnet", "two_stream", "permutation_lm", ("#6246b0", "#b09df8"), "h"),
+    # Tay et al. 2023
+    Preset("ul2", "encoder_decoder", "ul2", ("#8c2f39", "#ee8b95"), "*"),
 )
 
 # what attention/dispatch.py runs

@@ -10,3 +10,9 @@ class UserError(ValueError):
 
 class StorageError(UserError, OSError):
     """A disk or a file system that did not keep what was written, or does not give it back."""
+
+
+def in_brief(error: BaseException) -> str:
+    """Returns an error's type and the first line of what it says."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}"

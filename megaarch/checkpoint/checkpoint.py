@@ -32,7 +32,7 @@ from megaarch.checkpoint.record import (
 from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.engine.base import Engine
-from megaarch.errors import StorageError, UserError
+from megaarch.errors import StorageError, UserError, in_brief
 from megaarch.files import replacing
 from megaarch.model.weight_transfer import Origin, Origins
 from megaarch.parallel import gradients
@@ -113,10 +113,8 @@ def written(path: Path) -> Iterator[None]:
         yield
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
-        said = (str(cause).splitlines() or [""])[0]
-        raise StorageError(
-            f"checkpoint {path} could not be written: rank {rank}: {type(cause).__name__}: {said}"
-        ) from error
+        told = f"checkpoint {path} could not be written: rank {rank}: {in_brief(cause)}"
+        raise StorageError(told) from error
 
 
 def newest(run: Path, grid: Grid = ALONE) -> Path | None:

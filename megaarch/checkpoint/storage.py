@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megaarch.checkpoint.lazy import Lazy
-from megaarch.errors import StorageError, UserError
+from megaarch.errors import StorageError, UserError, in_brief
 from megaarch.files import LARGEST, Schema, fit, inside, open_regular, parse_json, read_bytes
 from megaarch.model.weight_transfer import Origins, renamed
 from megaarch.parallel.gradients import local
@@ -226,9 +226,8 @@ def _read(
                 chunk = _create_file_view(cast(io.IOBase, stream), start, length)
                 found = _read_part(chunk, _slices(common, offsets))
         except Exception as error:  # of many kinds, by what torch.load finds
-            said = (str(error).splitlines() or [""])[0]
             raise StorageError(
-                f"{name} of {folder} could not be read: {type(error).__name__}: {said}"
+                f"{name} of {folder} could not be read: {in_brief(error)}"
             ) from error
         yield _slices(common, [own.start for own in held]), found
 

@@ -30,6 +30,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from megaarch.config.schema import Training
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import in_brief
 
 LOST = 69  # EX_UNAVAILABLE: a rank died or hung; the same command continues from its checkpoint
 INTERVAL = 2.0  # seconds between two beats, at most
@@ -110,7 +111,7 @@ class Heartbeat:
         self.hurry.set()
 
     def _fail(self, error: Exception) -> None:
-        self.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.error = in_brief(error)
         self.state = "failed"
         self.hurry.set()
         while not self.over.wait(INTERVAL):  # in turns, so that signals are handled

@@ -39,7 +39,6 @@ def apply(model: Transformer, mode: str) -> None:
     """
     if mode == "none":
         return
-    assert mode in ("selective", "full"), mode
     whole = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     policy = _keep_costly if mode == "selective" else _keep_none
     chosen = partial(whole, context_fn=partial(create_selective_checkpoint_contexts, policy))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from megaarch.config.schema import Logging
+from megaarch.errors import UserError, in_brief
 from megaarch.files import open_regular, replacing
-from megaarch.training.trackers import Board, NotInstalled, TensorBoard, WandB
+from megaarch.training.trackers import Board, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +112,12 @@ class Metrics:
     def _goes_on_without(self, name: str) -> Iterator[None]:
         try:
             yield
-        except NotInstalled:
+        except UserError:  # it is not installed
             raise
         except Exception as error:
             log.warning(
-                "%s fails (%s: %s): the run goes on without it, and metrics.jsonl has every step",
+                "%s fails (%s): the run goes on without it, and metrics.jsonl has every step",
                 name,
-                type(error).__name__,
-                str(error).strip().partition("\n")[0],
+                in_brief(error),
             )
             self.boards = [board for board in self.boards if board.name != name]

@@ -17,10 +17,6 @@ log = logging.getLogger(__name__)
 ID = "wandb.id"  # in a run's directory: W&B's name for the run
 
 
-class NotInstalled(UserError):
-    """A board that the settings ask for is not there at all."""
-
-
 class TensorBoard:
     """Event files in `directory`/tensorboard. start: step that the run continues from; TensorBoard
     drops what earlier files hold after it."""
@@ -101,6 +97,6 @@ def _wandb() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "wandb":
             raise
-        raise NotInstalled(
+        raise UserError(
             "logging.wandb: Weights & Biases is not installed: pip install wandb, or set it false"
         ) from None

@@ -64,7 +64,7 @@ class PendingTotals:
 @dataclass(frozen=True)
 class Step:
     """What one step did. loss: nats a target. seconds: of this step, with the wait for its batches.
-    rate: learning rate. utilization: of its GPUs (`Utilization.of_step`)."""
+    rate: learning rate. utilization: of its GPUs (`utilization.of_step`)."""
 
     progress: Progress
     share: float

@@ -38,7 +38,7 @@ from megaarch.model.parameter_count import parameter_count
 from megaarch.parallel import float8
 from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
-from megaarch.training import memory_check, optimizer
+from megaarch.training import memory_check, optimizer, utilization
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
 from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
@@ -49,7 +49,6 @@ from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
 from megaarch.training.train_state import Limit
-from megaarch.training.utilization import Utilization
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,6 @@ class Trainer:
         self.in_flight: deque[Launched] = deque()
         self._read_at = 0.0  # when the numbers of a step came in last
         self.ahead = AHEAD.get(self.device.type, 0)
-        self.utilization = Utilization(self.device, self.grid.world_size)
         self.guard = Guard(self.directory, training, self.steps.samples, writes=self.grid.is_main)
         self.saver = Saver(self.directory, training, self.grid)
         self.metrics: Metrics | None = None
@@ -316,7 +314,7 @@ class Trainer:
             launched.rate,
             seconds,
             own.seen_tokens,
-            self.utilization.of_step(own.flops, seconds),
+            utilization.of_step(own.flops, seconds, self.device, self.grid.world_size),
         )
 
     def read_steps(self, ahead: int = 0) -> Iterator[Step]:

@@ -27,22 +27,13 @@ def peak_flops(device: torch.device) -> float | None:
     return next((flops for part, flops in PEAKS.items() if part in name), None)
 
 
-class Utilization:
-    """What a run's metrics say of its GPUs; nothing on a CPU.
-
-    device: of this process. ranks: of the run, each with a GPU as this one.
-    """
-
-    def __init__(self, device: torch.device, ranks: int):
-        self.device, self.ranks = device, ranks
-        self.peak = peak_flops(device)
-
-    def of_step(self, flops: int, seconds: float) -> dict[str, float]:
-        """Returns the numbers of a step of `flops` exact FLOPs on all ranks: mfu, where the peak is known, and
-        the most bytes that tensors of this rank took since the run began, peak_memory."""
-        found: dict[str, float] = {}
-        if self.peak:
-            found["mfu"] = flops / (seconds * self.peak * self.ranks)
-        if self.device.type == "cuda":
-            found["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
-        return found
+def of_step(flops: int, seconds: float, device: torch.device, ranks: int) -> dict[str, float]:
+    """Returns what metrics say of a step of `flops` exact FLOPs on all ranks, each with a GPU as `device`: mfu,
+    where the peak is known, and the most bytes that tensors of this rank took since the run began,
+    peak_memory; nothing on a CPU."""
+    found: dict[str, float] = {}
+    if peak := peak_flops(device):
+        found["mfu"] = flops / (seconds * peak * ranks)
+    if device.type == "cuda":
+        found["peak_memory"] = torch.cuda.max_memory_allocated(device)
+    return found

@@ -7,7 +7,7 @@ import torch
 
 from megaarch.training.metrics import cut_back, read_lines
 from megaarch.training.trainer import Trainer
-from megaarch.training.utilization import Utilization, peak_flops
+from megaarch.training.utilization import of_step, peak_flops
 
 DAMAGED = ["\0" * 300, "{", "[1]", "3", "null", '{"loss": 1}', '{"step": "4"}', "[" * 3000]
 
@@ -47,11 +47,11 @@ def test_a_run_on_gpus_tells_its_utilization_and_memory(tiny, prepared, tmp_path
     assert "mfu" not in line and "peak_memory" not in line
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 5)
-    gpus = Utilization(torch.device("cuda", 0), ranks=4)
-    found = gpus.of_step(flops=int(989.4e12), seconds=0.5)
+    gpu = torch.device("cuda", 0)
+    found = of_step(int(989.4e12), 0.5, gpu, ranks=4)
     assert found == {"mfu": pytest.approx(0.5), "peak_memory": 5}
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "another maker's")
-    assert Utilization(torch.device("cuda", 0), ranks=4).of_step(1, 0.5) == {"peak_memory": 5}
+    assert of_step(1, 0.5, gpu, ranks=4) == {"peak_memory": 5}
 
 
 @pytest.mark.parametrize(

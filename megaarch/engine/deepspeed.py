@@ -7,7 +7,6 @@ name, so a run moves between DeepSpeed and the other layouts. (Rajbhandari et al
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -98,36 +97,32 @@ class DeepSpeedEngine(Engine):
 
     def state(self, optimizer: Optimizer | None) -> tuple[dict, dict]:
         """As the base says, under the keys of other layouts."""
-        utils = self.deepspeed.utils
-        weights, state = {}, {}
-        for name, parameter in self.model.named_parameters():
-            weights[name] = self._slice(utils.safe_get_full_fp32_param(parameter))
+        utils, named = self.deepspeed.utils, dict(self.model.named_parameters())
+        weights = {n: self._slice(utils.safe_get_full_fp32_param(p)) for n, p in named.items()}
+        state = {}
         if optimizer is None:
             return weights, state
-        for name, key, counts in self._moments():
-            if counts is not None:
-                state[f"state.{name}.{key}"] = counts[0].clone()
-                continue
-            full = utils.safe_get_full_optimizer_state(self.model.get_parameter(name), key)
-            state[f"state.{name}.{key}"] = self._slice(full)
+        counts = self._counts()
         for names, group in zip(self.groups, optimizer.param_groups, strict=True):
             options = {key: value for key, value in group.items() if key != "params"}
             for name in names:
                 state |= {f"param_groups.{name}.{key}": value for key, value in options.items()}
+                if counts:
+                    state[f"state.{name}.step"] = counts[0].clone()
+                for key in MOMENTS if counts else ():
+                    full = utils.safe_get_full_optimizer_state(named[name], key)
+                    state[f"state.{name}.{key}"] = self._slice(full)
         return weights, state
 
     def load_state(self, weights: dict, state: dict, optimizer: Optimizer | None) -> None:
+        counts = [] if optimizer is None else self._counts()
         for name, parameter in self.model.named_parameters():
             self._put(parameter, _whole(weights[name]))
-        if optimizer is None:
-            return
-        put = self.deepspeed.utils.safe_set_full_optimizer_state
-        for name, key, counts in self._moments():
-            value = _whole(state[f"state.{name}.{key}"])
-            for count in counts or ():
-                count.copy_(value)
-            if counts is None:
-                put(self.model.get_parameter(name), value, key)
+            for count in counts:
+                count.copy_(_whole(state[f"state.{name}.step"]))
+            for key in MOMENTS if counts else ():
+                value = _whole(state[f"state.{name}.{key}"])
+                self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
 
     def _put(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Sets a parameter and its fp32 master to the whole `value`."""
@@ -139,15 +134,9 @@ class DeepSpeedEngine(Engine):
         with torch.no_grad(), whole:
             parameter.copy_(value)
 
-    def _moments(self) -> Iterator[tuple[str, str, list[torch.Tensor] | None]]:
-        """(parameter, key of its state, where that is a count of steps: those of all partitions)."""
-        if self.settings.training.optimizer == "sgd":
-            return
-        counts = _link(self.zero.optimizer)
-        for name in (name for names in self.groups for name in names):
-            yield name, "step", counts
-            for key in MOMENTS:
-                yield name, key, None
+    def _counts(self) -> list[torch.Tensor]:
+        """Returns AdamW's counts of steps, of all partitions; SGD has none, and no moments."""
+        return [] if self.settings.training.optimizer == "sgd" else _link(self.zero.optimizer)
 
     def _slice(self, full: torch.Tensor) -> torch.Tensor:
         if self.grid.mesh is None:

@@ -86,26 +86,27 @@ class Pipeline:
     def evaluate(self, batch: Batch, text_tokens: torch.Tensor | None = None) -> TargetLosses:
         """Returns the losses of a batch of any shape, on every pipeline rank. Dropout is off.
 
-        One batch leaves nothing to schedule: stages run one after another.
+        One batch leaves nothing to schedule: stages run one after another, and each gives what it made to
+        all ranks.
         """
         batch, training = batch.to(self.grid.device), self.model.training
         self.model.eval()
-        received: tuple[torch.Tensor, ...] = ()
-        losses = None
+        given: tuple[torch.Tensor, ...] = ()
+        loss = torch.empty(batch.target_index.shape, dtype=self._loss_dtype, device="meta")
         for stage, owner in enumerate(self.stages.ranks):
+            is_last = stage + 1 == len(self.stages.ranks)
+            shapes = [loss] * (2 + (text_tokens is not None))
+            shapes = shapes if is_last else self._inputs(stage + 1, batch)
+            made = tuple(torch.empty_like(x, device=self.grid.device) for x in shapes)
             if owner == self.rank:
-                out = self.modules[stage].run(batch, received, text_tokens)
-                losses, received = (out, ()) if isinstance(out, TargetLosses) else (None, out)
-            if stage + 1 < len(self.stages.ranks):
-                received = self._send_on(stage, batch, received)
+                out = self.modules[stage].run(batch, given, text_tokens)
+                for own, x in zip(made, (x for x in out if x is not None), strict=True):
+                    own.copy_(x)
+            for x in made:
+                distributed.broadcast(x, group=self.group, group_src=owner)
+            given = made
         self.model.train(training)
-        count = 2 + (text_tokens is not None)
-        shape = (count, *batch.target_index.shape)
-        everywhere = torch.empty(shape, dtype=self._loss_dtype, device=self.grid.device)
-        if losses is not None:
-            everywhere.copy_(torch.stack([x for x in losses if x is not None]))
-        distributed.broadcast(everywhere, group=self.group, group_src=self.stages.ranks[-1])
-        return TargetLosses(*everywhere)
+        return TargetLosses(*given)
 
     def counts(self, name: str) -> bool:
         """Whether this rank counts the parameter of this name in sums over pipeline ranks."""
@@ -114,23 +115,6 @@ class Pipeline:
     @property
     def _loss_dtype(self) -> torch.dtype:
         return accumulator(self.model.dtype)
-
-    def _send_on(
-        self, stage: int, batch: Batch, tensors: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """Sends what `stage` made to the rank of the next one; returns what this rank then has."""
-        here, there = self.stages.ranks[stage : stage + 2]
-        if here == there or self.rank not in (here, there):
-            return tensors
-        if self.rank == here:
-            for tensor in tensors:
-                distributed.send(tensor, group=self.group, group_dst=there)
-            return ()
-        shapes = self._inputs(stage + 1, batch)
-        tensors = tuple(torch.empty_like(x, device=self.grid.device) for x in shapes)
-        for tensor in tensors:
-            distributed.recv(tensor, group=self.group, group_src=here)
-        return tensors
 
     def _inputs(self, stage: int, batch: Batch) -> tuple[torch.Tensor, ...]:
         """Returns meta tensors of the shapes and types that `stage` receives."""

@@ -212,8 +212,7 @@ def load(
         stored = storage.read_index(path / "state")
         index = stored.renamed(origins)
         _compare(path, index, whole, partial=grid.size("pp") > 1)
-        values = storage.read_values(wanted, path / "state", index)
-        storage.read_tensors(wanted, path / "state", index)
+        values = storage.read(wanted, path / "state", index)
         for name in weights.keys() & (origins.keys() - whole.keys()):
             _fill(weights[name], origins[name], path, stored)
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)

@@ -11,9 +11,10 @@ weights_only; both are never used here. A `.metadata` of version 0.1 is refused 
 import io
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -154,41 +155,39 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def read_tensors(wanted: State, folder: Path, index: Index) -> None:
-    """Fill what this process holds of the tensors of `wanted` in place; what else is in it stays. OSError where
-    one cannot be read."""
-    for part, named in wanted.items():
-        for name, value in named.items():
-            if isinstance(value, torch.Tensor):
-                held = shard_of(value) or tuple(map(range, value.shape))
-                for place, found in _read(folder, f"{part}.{name}", index, held):
-                    local(value).detach()[place] = found
-
-
-def read_values(wanted: State, folder: Path, index: Index) -> State:
-    """The plain values of `wanted`, as the state has them. UserError where one is missing or no
-    plain value, or where a tensor of `wanted` is none in the state."""
+def read(wanted: State, folder: Path, index: Index) -> State:
+    """Fill what this process holds of the tensors of `wanted` in place; return its plain values, as the state has
+    them. UserError where the state has not what is wanted, OSError where a tensor cannot be read."""
     found: State = {part: {} for part in wanted}
-    wanted_of = defaultdict(list)  # a file
-    for part, named in wanted.items():
-        for name, value in named.items():
-            full = f"{part}.{name}"
-            there = index.tensors if isinstance(value, torch.Tensor) else index.values
-            if full not in there:
-                kind = "tensor" if isinstance(value, torch.Tensor) else "plain value"
-                raise UserError(f"{folder} has no {kind} {full}")
-            if not isinstance(value, torch.Tensor):
-                wanted_of[index.values[full][0]].append((part, name))
-            elif (size := index.tensors[full].size) != list(value.shape):
-                raise UserError(f"{folder} has {full} of size {size}, not {list(value.shape)}")
-    for file, names in wanted_of.items():
-        with open_regular(folder / file) as stream:
-            for part, name in names:
+    with ExitStack() as stack:
+        opened = cache(lambda file: stack.enter_context(open_regular(folder / file)))
+        for part, named in wanted.items():
+            for name, value in named.items():
                 full = f"{part}.{name}"
-                _, start, length = index.values[full]
-                stream.seek(start)
-                found[part][name] = _value(stream.read(length), f"{full} in {folder}")
+                if isinstance(value, torch.Tensor):
+                    _fill(value, folder, full, index)
+                    continue
+                if full not in index.values:
+                    raise UserError(f"{folder} has no plain value {full}")
+                file, start, length = index.values[full]
+                opened(file).seek(start)
+                found[part][name] = _value(opened(file).read(length), f"{full} in {folder}")
     return found
+
+
+def _fill(tensor: torch.Tensor, folder: Path, name: str, index: Index) -> None:
+    stored = _stored(folder, name, index)
+    if stored.size != list(tensor.shape):
+        raise UserError(f"{folder} has {name} of size {stored.size}, not {list(tensor.shape)}")
+    held = shard_of(tensor) or tuple(map(range, tensor.shape))
+    for place, found in _read(folder, name, stored, held):
+        local(tensor).detach()[place] = found
+
+
+def _stored(folder: Path, name: str, index: Index) -> Tensor:
+    if name not in index.tensors:
+        raise UserError(f"{folder} has no tensor {name}")
+    return index.tensors[name]
 
 
 def read_whole(folder: Path, prefix: str = "") -> Lazy:
@@ -202,10 +201,9 @@ def read_whole(folder: Path, prefix: str = "") -> Lazy:
 def read_tensor(folder: Path, name: str, index: Index) -> torch.Tensor:
     """A whole tensor on the CPU. index: the folder's. UserError where it has no such tensor, OSError where that
     cannot be read."""
-    if name not in index.tensors:
-        raise UserError(f"{folder} has no tensor {name}")
-    whole = _empty(index.tensors[name])
-    for place, found in _read(folder, name, index, tuple(map(range, whole.shape))):
+    stored = _stored(folder, name, index)
+    whole = _empty(stored)
+    for place, found in _read(folder, name, stored, tuple(map(range, whole.shape))):
         if (found.shape, found.dtype) == (whole.shape, whole.dtype):
             return found
         whole[place] = found
@@ -213,10 +211,10 @@ def read_tensor(folder: Path, name: str, index: Index) -> torch.Tensor:
 
 
 def _read(
-    folder: Path, name: str, index: Index, held: tuple[range, ...]
+    folder: Path, name: str, stored: Tensor, held: tuple[range, ...]
 ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
     """Yields what each chunk of a tensor has of its ranges `held`, with the place in them."""
-    for offsets, sizes, file, start, length in index.tensors[name].chunks:
+    for offsets, sizes, file, start, length in stored.chunks:
         axes = zip(offsets, sizes, held, strict=True)
         common = [range(max(o, own.start), min(o + n, own.stop)) for o, n, own in axes]
         if not all(common):

@@ -90,12 +90,8 @@ def _float8(settings: Settings) -> Iterator[Conflict]:
             "of both: use another schedule",
         )
     keys, tensor = key_heads(settings.model), parallel.tensor_parallel
-    sharded = parallel.data_ranks > 1
-    if (
-        training.float8 == "tensorwise"
-        and keys < tensor
-        and (sharded or parallel.context_parallel > 1)
-    ):
+    sharded = parallel.data_ranks * parallel.context_parallel > 1
+    if training.float8 == "tensorwise" and keys < tensor and sharded:
         yield (
             (name, "model.kv_heads", "parallel.tensor_parallel"),
             f"tensorwise gathers weights in float8, and {tensor} tensor ranks that share {keys} "

@@ -21,8 +21,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from megaarch.checkpoint import lazy, manifest, storage
-from megaarch.checkpoint.lazy import Lazy, Weights
+from megaarch.checkpoint import manifest, storage
+from megaarch.checkpoint.lazy import Lazy, Weights, like
 from megaarch.checkpoint.manifest import Manifest
 from megaarch.checkpoint.record import (
     PROGRESS,
@@ -51,7 +51,7 @@ def save_weights(run: Path, weights: Weights, record: CheckpointRecord) -> Path:
     aside = begin(path)
     with written(path):
         storage.save(
-            {"model": lazy.like(weights)},
+            {"model": like(weights)},
             aside / "state",
             read=lambda name: weights[name.removeprefix("model.")],
         )

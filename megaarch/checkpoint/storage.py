@@ -9,11 +9,12 @@ weights_only; both are never used here. A `.metadata` of version 0.1 is refused 
 """
 
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -77,15 +78,9 @@ class Writer(FileSystemWriter):
     """torch's writer of shards, with the index in place of its pickle."""
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        places = {
-            (r.index.fqn, r.index.offset): [
-                r.storage_data.relative_path,
-                r.storage_data.offset,
-                r.storage_data.length,
-            ]
-            for share in results
-            for r in share
-        }
+        places = {}  # file, first byte, bytes
+        for r in itertools.chain(*results):
+            places[r.index.fqn, r.index.offset] = astuple(r.storage_data)[:3]
         tensors, values = {}, {}
         for name, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, BytesStorageMetadata):

@@ -1,5 +1,7 @@
 """Parameters that several pipeline ranks hold: tied embeddings, tables of relative bias."""
 
+from typing import Any
+
 import torch
 from torch import distributed
 
@@ -21,17 +23,13 @@ class TiedParameters:
         rank = grid.rank("pp")
         self.ranks = {name: ranks for name, ranks in holders.items() if rank in ranks}
         self.counted_elsewhere = {name for name, ranks in self.ranks.items() if ranks[0] != rank}
-        self.groups: dict[tuple[int, ...], distributed.ProcessGroup] = {}
+        self.groups: dict[tuple[int, ...], Any] = {}
         # Every process makes the groups of all pipelines: torch names groups by counting them.
         assert grid.mesh is not None
         pipelines = grid.mesh.mesh.flatten(1).t().tolist()
         for ranks in sorted(set(holders.values())):
-            for pipeline in pipelines:
-                processes = [pipeline[rank] for rank in ranks]
-                group = distributed.new_group(processes)
-                if distributed.get_rank() in processes:
-                    assert isinstance(group, distributed.ProcessGroup)
-                    self.groups[ranks] = group
+            of_each = [[pipeline[rank] for rank in ranks] for pipeline in pipelines]
+            self.groups[ranks], _ = distributed.new_subgroups_by_enumeration(of_each)
 
     def sum_gradients(self, model: Transformer) -> None:
         """Sums the gradients of each of these parameters over the ranks that hold it."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import zeros as sharded_zeros
 
 from megaarch.model.fused_projections import Fused
 from megaarch.parallel.gradients import local, sum_in_one_message
@@ -103,18 +104,14 @@ class _Held:
 
     def zeros(self, shape: tuple[int, ...], split: tuple[int, ...]) -> torch.Tensor:
         """Returns a state of this shape, which is split as the parameter is along these axes of it."""
-        here = local(self.p)
-        sizes = [here.shape[a] if a in split else size for a, size in enumerate(shape)]
-        zeros = here.new_zeros(sizes)
         if not isinstance(self.p, DTensor):
-            return zeros
+            return self.p.new_zeros(shape)
         placements = [
             placement if getattr(placement, "dim", None) in split else Replicate()
             for placement in self.p.placements
         ]
-        whole = torch.empty(shape, device="meta")
-        mesh, whole = self.p.device_mesh, {"shape": whole.shape, "stride": whole.stride()}
-        return DTensor.from_local(zeros, mesh, placements, run_check=False, **whole)
+        mesh, dtype = self.p.device_mesh, self.p.dtype
+        return sharded_zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
 
 
 def _matrix(x: torch.Tensor) -> torch.Tensor:

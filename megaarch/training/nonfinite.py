@@ -35,10 +35,8 @@ class Guard:
         self.skipped.append(
             {"step": step, "loss": str(loss), "gradient_norm": str(norm), "samples": samples}
         )
-        if len(self.skipped) > self.limit:
-            self._end()
-
-    def _end(self) -> None:
+        if len(self.skipped) <= self.limit:
+            return
         path = self.directory / FILE
         if self.writes:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,7 @@ class Stages:
         """Returns the stages of a run, the same on every rank. ConfigError for what does not fit."""
         check(settings)
         ranks, each = settings.parallel.pipeline_parallel, settings.parallel.stages_per_rank
-        lengths, targets = row_shape(settings)
-        layers = split(settings.model, ranks * each, lengths, targets)
+        layers = split(settings.model, ranks * each, *row_shape(settings))
         order = list(range(ranks)) * each
         if is_v(settings):
             order = [*range(ranks), *reversed(range(ranks))]

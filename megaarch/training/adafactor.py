@@ -93,8 +93,8 @@ class _Held:
 
     def sums_of_squares(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Returns the sum of each projection's squares in each tensor [o, ...]: [K, tensors]."""
-        sums = [self.members @ x.square().flatten(1).sum(1) for x in map(_matrix, tensors)]
-        return torch.stack(sums, 1)
+        rows = [x.square().reshape(len(x), prod(x.shape[1:])).sum(1) for x in tensors]
+        return torch.stack([self.members @ x for x in rows], 1)
 
     def root_mean_squares(self, sums: torch.Tensor) -> list[torch.Tensor]:
         """Returns of each tensor the RMS of each projection, spread to its rows [o, 1...]."""
@@ -112,10 +112,6 @@ class _Held:
         ]
         mesh, dtype = self.p.device_mesh, self.p.dtype
         return sharded_zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
-
-
-def _matrix(x: torch.Tensor) -> torch.Tensor:
-    return x if x.ndim > 1 else x[:, None]
 
 
 _Sum = tuple[torch.Tensor, list[distributed.ProcessGroup]]

@@ -2,8 +2,9 @@
 
 import math
 
+from megaarch.checkpoint.record import Progress
 from megaarch.config.schema import Training
-from megaarch.training.train_state import Limit, Progress
+from megaarch.training.train_state import Limit
 
 
 def learning_rate(training: Training, step: int, share: float) -> float:

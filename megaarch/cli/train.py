@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.study import lock
     from megaarch.study.progress_bar import ProgressBar, ProgressDisplay
     from megaarch.training import memory_check
-    from megaarch.training.train_state import Limit
+    from megaarch.training.limit import Limit
     from megaarch.training.trainer import Trainer, device_of
 
     settings = config.resolve(read(options), options.config)

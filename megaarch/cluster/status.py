@@ -21,9 +21,9 @@ from megaarch.study.cells import StudyCell, expand
 from megaarch.study.folder import load_config
 from megaarch.study.progress_bar import clock
 from megaarch.study.results import CellRecord
+from megaarch.training.limit import Limit
 from megaarch.training.metrics import parse_line
 from megaarch.training.preemption import REQUEUE
-from megaarch.training.train_state import Limit
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read
 ENDED = ("failed", "not run")  # states with a reason worth a line of its own

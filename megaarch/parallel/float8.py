@@ -54,9 +54,7 @@ def layer_linear(training: Training, *, sharded: bool) -> MakeLinear:
     if training.float8 is None:
         return Linear
     before = logging.root.manager.disable
-    logging.disable(
-        logging.WARNING
-    )  # torchao's of extensions that do not load; these products use none
+    logging.disable(logging.WARNING)  # torchao's, of extensions that these products do not use
     try:
         from megaarch.model import float8_linear
     finally:

@@ -17,7 +17,7 @@ from megaarch.planner.layer_costs import Layers
 from megaarch.planner.memory import Memory, step_memory
 from megaarch.planner.time import Cluster, Seconds, model_flops, step_seconds
 from megaarch.study.describe import describe
-from megaarch.training.train_state import Limit
+from megaarch.training.limit import Limit
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 DEEPEST = 64  # pipeline ranks

@@ -22,7 +22,7 @@ from megaarch.study.cells import StudyCell, generations
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
 from megaarch.training import adafactor
-from megaarch.training.train_state import Limit
+from megaarch.training.limit import Limit
 from megaarch.training.trainer import Trainer
 
 TIMED_STEPS = 3

@@ -4,7 +4,7 @@ import math
 
 from megaarch.checkpoint.record import Progress
 from megaarch.config.schema import Training
-from megaarch.training.train_state import Limit
+from megaarch.training.limit import Limit
 
 
 def learning_rate(training: Training, step: int, share: float) -> float:

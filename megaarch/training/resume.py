@@ -25,8 +25,8 @@ from megaarch.files import fit
 from megaarch.model import weight_transfer
 from megaarch.model.positions import position_scheme, scheme_fault
 from megaarch.model.weight_transfer import Origins
+from megaarch.training.limit import Limit
 from megaarch.training.lr_schedule import limit_change
-from megaarch.training.train_state import Limit
 
 APART = 0x9E3779B97F4A7C15  # odd, so that no two generations of a seed share one
 log = logging.getLogger(__name__)

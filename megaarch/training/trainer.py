@@ -40,6 +40,7 @@ from megaarch.parallel.precision import compute_dtype
 from megaarch.parallel.validate import check
 from megaarch.training import memory_check, optimizer, utilization
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
+from megaarch.training.limit import Limit
 from megaarch.training.lr_schedule import learning_rate
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
@@ -48,7 +49,6 @@ from megaarch.training.profile import traced
 from megaarch.training.rank_agreement import Agreement
 from megaarch.training.resume import find_start, resume
 from megaarch.training.steps_in_flight import Launched, PendingTotals, Readback, Step
-from megaarch.training.train_state import Limit
 
 log = logging.getLogger(__name__)
 

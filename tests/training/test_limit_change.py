@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megaarch.training.train_state import Limit
+from megaarch.training.limit import Limit
 from megaarch.training.trainer import Trainer
 
 TOLD = re.compile(r"from ([\d.e+-]+) at step (\d+) to ([\d.e+-]+) at step (\d+)$")

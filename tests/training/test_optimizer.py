@@ -13,8 +13,8 @@ from megaarch.config import ConfigError
 from megaarch.config.schema import Training
 from megaarch.parallel import validate
 from megaarch.training import optimizer
+from megaarch.training.limit import Limit
 from megaarch.training.lr_schedule import learning_rate
-from megaarch.training.train_state import Limit
 
 
 def rates(steps=1000, **given):

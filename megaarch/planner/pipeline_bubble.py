@@ -70,12 +70,9 @@ def _order_of(parallel: Parallel, batches: int, rounds: int) -> tuple[str, int, 
 @lru_cache(maxsize=64)
 def order(schedule: str, ranks: int, each: int, batches: int) -> Order:
     """What every rank runs, in turn. each: stages on a rank."""
-    if schedule == "gpipe":
-        return tuple(
-            tuple((rank, kind, i) for kind in "FB" for i in range(batches)) for rank in range(ranks)
-        )
-    if schedule == "1f1b":
-        return tuple(_one_forward_one_backward(rank, ranks, batches) for rank in range(ranks))
+    if schedule in ONE_STAGE:
+        ahead = [batches if schedule == "gpipe" else ranks - rank for rank in range(ranks)]
+        return tuple(_of_one_stage(rank, batches, ahead[rank]) for rank in range(ranks))
     v = schedule == "zero_bubble" and each == 2
     found = _of_torch(ScheduleZBVZeroBubble if v else SCHEDULES[schedule], ranks, each, batches)
     return tuple(
@@ -84,13 +81,13 @@ def order(schedule: str, ranks: int, each: int, batches: int) -> Order:
     )
 
 
-def _one_forward_one_backward(rank: int, ranks: int, batches: int) -> tuple[Action, ...]:
-    first = min(ranks - rank, batches)
-    actions = [(rank, "F", i) for i in range(first)]
+def _of_one_stage(rank: int, batches: int, ahead: int) -> tuple[Action, ...]:
+    """One forward and one backward pass in turn, with so many forward passes ahead."""
+    actions = [(rank, "F", i) for i in range(min(ahead, batches))]
     for i in range(batches):
         actions.append((rank, "B", i))
-        if first + i < batches:
-            actions.append((rank, "F", first + i))
+        if ahead + i < batches:
+            actions.append((rank, "F", ahead + i))
     return tuple(actions)
 
 
@@ -99,7 +96,6 @@ def _of_torch(kind: Any, ranks: int, each: int, batches: int) -> dict[int, list]
         def _prepare_schedule_with_comms(self, *args: Any, **options: Any) -> None:
             pass  # sends and receives between the computations take long to order
 
-    assert kind not in (SCHEDULES[name] for name in ONE_STAGE)
     stages = [
         SimpleNamespace(
             group_size=ranks, group_rank=0, num_stages=ranks * each, submod=nn.Identity()
@@ -116,8 +112,7 @@ def _idle(schedule: str, ranks: int, each: int, batches: int, costs: tuple[int, 
     takes = {"F": forward, "B": inputs + weights, "I": inputs, "W": weights}
     todo, last = order(schedule, ranks, each, batches), ranks * each - 1
     begun, clocks = [0] * ranks, [0.0] * ranks
-    ahead: dict[tuple[int, int], float] = {}  # when the forward pass of a stage ended
-    back: dict[tuple[int, int], float] = {}  # when the gradients of its inputs were there
+    done: dict[Action, float] = {}  # when a stage's forward pass (F), or gradients of inputs (B), ended
     moved = True
     while moved:
         moved = False
@@ -126,18 +121,14 @@ def _idle(schedule: str, ranks: int, each: int, batches: int, costs: tuple[int, 
             for stage, kind, i in actions[place:]:
                 ready: float | None = clock
                 if kind == "F" and stage:
-                    ready = ahead.get((stage - 1, i))
+                    ready = done.get((stage - 1, "F", i))
                 elif kind in "BI":
-                    ready = (ahead if stage == last else back).get(
-                        (stage if stage == last else stage + 1, i)
-                    )
+                    ready = done.get((stage, "F", i) if stage == last else (stage + 1, "B", i))
                 if ready is None:
                     break
                 clock = max(clock, ready) + takes[kind]
-                if kind == "F":
-                    ahead[stage, i] = clock
-                elif kind != "W":
-                    back[stage, i] = clock
+                if kind != "W":
+                    done[stage, "F" if kind == "F" else "B", i] = clock
                 place, moved = place + 1, True
             begun[rank], clocks[rank] = place, clock
     assert begun == [len(actions) for actions in todo], "ranks wait for each other"

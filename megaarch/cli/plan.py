@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.planner.cells import cells, plans, totals
 
     raw = read(options)
-    width = max((len(name) for name, _ in cells(raw)), default=0)
+    width = max(map(len, cells(raw)), default=0)
     found = []
     for name, plan in plans(raw, cluster_of(options), options.gpus, options.top):
         found.append((name, plan))

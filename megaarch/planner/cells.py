@@ -40,7 +40,7 @@ def plans(
     if settings.study is None:
         yield from (("", plan) for plan in search(settings, gpus, cluster)[:top])
         return
-    for name, cell in _first_seeds(raw):
+    for name, cell in cells(raw).items():
         try:
             plan = search(cell.settings, gpus, cluster)[0]
         except ValueError as error:
@@ -56,7 +56,7 @@ def totals(raw: config.Raw, found: Mapping[str, PlannedLayout]) -> StudyTotals:
     study = config.resolve(raw).study
     assert study is not None
     seeds, hours, swept, disk = len(study.seeds), {}, 0.0, 0.0
-    for name, cell in _first_seeds(raw):
+    for name, cell in cells(raw).items():
         plan = found[name]
         assert plan.hours is not None and plan.steps is not None
         hours[name] = plan.hours
@@ -76,20 +76,15 @@ def totals(raw: config.Raw, found: Mapping[str, PlannedLayout]) -> StudyTotals:
     )
 
 
-def cells(raw: config.Raw) -> Iterator[tuple[str, Settings]]:
-    """Name and settings of each cell of a study, seeds left out; none without a study. Budgets tell apart cells
+def cells(raw: config.Raw) -> dict[str, StudyCell]:
+    """The cells of a study by name, each with its first seed; none without a study. Budgets tell apart cells
     that would else have one name."""
-    return ((name, cell.settings) for name, cell in _first_seeds(raw))
-
-
-def _first_seeds(raw: config.Raw) -> Iterator[tuple[str, StudyCell]]:
-    study = config.resolve(raw).study
-    if study is None:
-        return
-    for cell in expand(raw, Path("runs") / study.name):
-        if cell.seed == study.seeds[0]:
-            name = f"{cell.name}/{cell.size}" if cell.size else cell.name
-            yield (name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"), cell
+    study, found = config.resolve(raw).study, {}
+    for cell in expand(raw, Path("runs") / study.name) if study else ():
+        name = f"{cell.name}/{cell.size}" if cell.size else cell.name
+        name = name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"
+        found.setdefault(name, cell)
+    return found
 
 
 def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None) -> Settings:
@@ -97,11 +92,11 @@ def chosen(raw: config.Raw, cell: str | None, cluster: Cluster, gpus: int | None
     `cluster` where they are given, else in their own. UserError for what cannot be."""
     settings = config.resolve(raw)
     if settings.study is not None:
-        known = dict(cells(raw))
+        known = cells(raw)
         if cell not in known:
             hint = nearest_of(cell or "", known) or f": one of {', '.join(known)}"
             raise UserError(f"--cell {cell}: names no cell of this study{hint}")
-        settings = known[cell]
+        settings = known[cell].settings
     elif cell is not None:
         raise UserError(f"--cell {cell}: this configuration is no study; leave it out")
     counted(settings)

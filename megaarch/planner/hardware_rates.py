@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from megaarch.config.schema import Parallel
-from megaarch.distributed.mesh import processes
+from megaarch.distributed.mesh import AXES, processes
 from megaarch.planner.hardware import Constants, Gpu, hardware
 from megaarch.planner.layer_costs import HALF, Work
 from megaarch.planner.software_stacks import Software
@@ -26,14 +26,8 @@ class Cluster:
         have a communicator each, as have all ranks together and those that shard parameters."""
         groups = 0
         if parallel is not None and processes(parallel) > 1:
-            sizes = (
-                parallel.tensor_parallel,
-                parallel.context_parallel,
-                parallel.pipeline_parallel,
-                parallel.data_parallel_shard,
-                parallel.data_parallel_replicate,
-            )
-            groups = 1 + sum(size > 1 for size in sizes) + (sizes[1] > 1 and sizes[3] > 1)
+            used = {axis for axis, name in AXES.items() if getattr(parallel, name) > 1}
+            groups = 1 + len(used) + ({"cp", "dp_shard"} <= used)
         reserve = self.constants.context + groups * self.constants.communicator
         return max(0.0, self.gpu.memory - reserve) * 1e9 * (1 - self.constants.fragments)
 

@@ -61,8 +61,6 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
     UserError says what is missing where none is left.
     """
     counted(settings)
-    if gpus < 1:
-        raise UserError(f"--gpus {gpus}: must be at least 1")
     nodes, rest = divmod(gpus, cluster.gpus_per_node)
     if nodes and rest:
         raise UserError(
@@ -74,12 +72,12 @@ def search(settings: Settings, gpus: int, cluster: Cluster) -> list[PlannedLayou
     leanest: tuple[float, float, Settings] | None = None
     for candidate in candidates(settings, gpus, cluster, refused):
         for recompute in RECOMPUTE:
-            tried = _with(candidate, recompute=recompute)
+            parallel = candidate.parallel.model_copy(update={"recompute": recompute})
+            tried = candidate.model_copy(update={"parallel": parallel})
             if reasons := _problems(tried, gpus):
                 refused.update(reasons)
                 continue
-            memory = step_memory(tried)
-            room = cluster.room(tried.parallel)
+            memory, room = step_memory(tried), cluster.room(parallel)
             if leanest is None or memory.total - room < leanest[0] - leanest[1]:
                 leanest = memory.total, room, tried
             if memory.total <= room:
@@ -111,14 +109,12 @@ def counted(settings: Settings) -> None:
 
 
 def candidates(
-    settings: Settings, gpus: int, cluster: Cluster, refused: Counter[str] | None = None
+    settings: Settings, gpus: int, cluster: Cluster, refused: Counter[str]
 ) -> Iterator[Settings]:
     """Every layout worth a look that a run takes, without recomputation. refused: counts the reasons
     against the others."""
-    refused = Counter() if refused is None else refused
-    wanted = None
-    if settings.training.global_batch_tokens is not None:
-        wanted = rows_a_step(settings)
+    in_tokens = settings.training.global_batch_tokens is not None
+    wanted = rows_a_step(settings) if in_tokens else None
     for parallel in _layouts(settings, gpus, cluster):
         data = parallel.data_ranks
         if wanted is None and settings.training.global_batch_size % data:
@@ -197,11 +193,6 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if not number % n]
 
 
-def _with(settings: Settings, **parallel) -> Settings:
-    changed = settings.parallel.model_copy(update=parallel)
-    return settings.model_copy(update={"parallel": changed})
-
-
 def plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> PlannedLayout:
     """What these settings take, in their own layout."""
     seconds, flops = step_seconds(settings, cluster), model_flops(settings)
@@ -241,14 +232,15 @@ def _nothing(
 def layout(settings: Settings) -> str:
     """tp8 cp2 pp4x2 dp64: a layout in a few characters; x2: two stages on a rank, dp8x4: four
     copies of shards over eight."""
-    p, parts = settings.parallel, []
-    if p.tensor_parallel > 1:
-        parts.append(f"tp{p.tensor_parallel}")
-    if p.context_parallel > 1:
-        parts.append(f"cp{p.context_parallel}")
-    if p.pipeline_parallel > 1:
-        each = f"x{p.stages_per_rank}" if p.stages_per_rank > 1 else ""
-        parts.append(f"pp{p.pipeline_parallel}{each}")
-    copies = f"x{p.data_parallel_replicate}" if p.data_parallel_replicate > 1 else ""
-    parts.append(f"dp{p.data_parallel_shard}{copies}")
-    return " ".join(parts)
+    p = settings.parallel
+    axes = (
+        ("tp", p.tensor_parallel, 1),
+        ("cp", p.context_parallel, 1),
+        ("pp", p.pipeline_parallel, p.stages_per_rank),
+        ("dp", p.data_parallel_shard, p.data_parallel_replicate),
+    )
+    return " ".join(
+        f"{axis}{size}" + (f"x{times}" if times > 1 else "")
+        for axis, size, times in axes
+        if size > 1 or axis == "dp"
+    )

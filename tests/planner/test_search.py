@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,7 @@ def test_no_candidate_is_refused_whatever_the_model(planned):
         }
         planned["training"]["global_batch_size"] = draw.choice([24, 64, 96])
         settings = config.resolve(planned)
-        for found in candidates(settings, 8, Cluster(gpu("a100"))):
+        for found in candidates(settings, 8, Cluster(gpu("a100")), Counter()):
             check(found, 8)  # ConfigError, if it is
 
 
@@ -177,8 +178,8 @@ def test_a_study_is_summed_over_cells_and_seeds(study, capsys):
     assert whole["gpu_hours"] == pytest.approx(8 * whole["hours"])
     assert whole["longest"] == max(hours, key=lambda name: hours[name])
     assert whole["longest_hours"] == max(hours.values())
-    cells_of = dict(cells(config.read_yaml(ask[1])))
-    weights = sum(parameter_count(cell.model, 1) for cell in cells_of.values())
+    of_study = cells(config.read_yaml(ask[1])).values()
+    weights = sum(parameter_count(cell.settings.model, 1) for cell in of_study)
     assert whole["disk"] == 3 * 2 * 3 * 4 * weights  # seeds, checkpoints, AdamW's copies, fp32
     assert main(ask) == 0
     text = capsys.readouterr().out

@@ -112,8 +112,8 @@ def layouts(record: Record, study: str) -> dict[str, Settings]:
     """Maps each cell of the study to its settings in the recorded layout."""
     chosen = {found["name"]: found["settings"] for found in record["plans"]}
     found = {}
-    for name, settings in cells(config.read_yaml(study)):
-        given = settings.model_dump(mode="json", by_alias=True, exclude={"study"})
+    for name, cell in cells(config.read_yaml(study)).items():
+        given = cell.settings.model_dump(mode="json", by_alias=True, exclude={"study"})
         for path, value in chosen[name].items():
             config.set_path(given, path, value)
         found[name] = config.resolve(given)

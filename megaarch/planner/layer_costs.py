@@ -8,11 +8,12 @@ micro-batch on a rank, T tensor ranks, C context ranks.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from megaarch.config.cached import cached
-from megaarch.config.matmuls import GATED, Product, head_size, key_heads, layer_products
+from megaarch.config.matmuls import GATED, head_size, key_heads, layer_products
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
@@ -28,7 +29,7 @@ HALF, FULL = 2, 4  # bytes of bf16 and fp32
 FLOAT8_CAST = 5
 FLOAT8_TURN = {"tensorwise": 2, "rowwise": FLOAT8_CAST}
 FLOAT8_WEIGHT = {"tensorwise": Bytes(5, 3), "rowwise": Bytes(5, 5)}
-NOTHING = Bytes(0.0, 0.0)
+NOTHING = Bytes()
 
 
 class Matmul(NamedTuple):
@@ -60,19 +61,16 @@ class Work:
     exchanged: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
+        both = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Work(*(mine + theirs for mine, theirs in both))
+
+    def times(self, count: int) -> "Work":
+        """The same so many times over."""
         return Work(
-            self.products + other.products,
-            self.attention + other.attention,
-            total(self.moved, other.moved),
-            total(self.launches, other.launches),
-            self.sent + other.sent,
-            self.exchanged + other.exchanged,
+            tuple(product._replace(count=product.count * count) for product in self.products),
+            tuple((flops * count, length) for flops, length in self.attention),
+            *(each * count for each in (self.moved, self.launches, self.sent, self.exchanged)),
         )
-
-
-def total(*parts: Bytes, count: float = 1) -> Bytes:
-    """Their sum, `count` times."""
-    return Bytes(*(count * sum(part) for part in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -102,24 +100,20 @@ def _row(model: Model, data: str) -> Row:
     return Row(tuple(slots // counts.rows for slots in counts.slots), counts)
 
 
-def row(settings: Settings) -> Row:
-    """The mean row of these settings, from made-up text, stretched to what the layout divides."""
-    parallel = settings.parallel
-    found = _row(settings.model, settings.data.model_dump_json())
-    shards = parallel.tensor_parallel * parallel.context_parallel
-    return replace(found, slots=tuple(-(-n // shards) * shards for n in found.slots))
-
-
 @dataclass(frozen=True)
 class Layers:
     """Work of one layer of a stack, of the head and of an embedding, in a layout."""
 
     settings: Settings
     software: Software = OURS
-    row: Row = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "row", row(self.settings))
+    @cached_property
+    def row(self) -> Row:
+        """The mean row, of made-up text, stretched to what the layout divides."""
+        parallel = self.settings.parallel
+        found = _row(self.settings.model, self.settings.data.model_dump_json())
+        shards = parallel.tensor_parallel * parallel.context_parallel
+        return replace(found, slots=tuple(-(-n // shards) * shards for n in found.slots))
 
     def tokens(self, stream: int) -> int:
         """Returns the tokens of a micro-batch on one context-parallel rank; tensor ranks gather all of them."""
@@ -134,69 +128,58 @@ class Layers:
         width = self.settings.model.hidden_size / self.settings.parallel.tensor_parallel
         return HALF * tokens * width
 
-    def products(self, stream: int) -> list[tuple[Product, int, int, int]]:
-        """Returns each product of a layer of this stream's stack with its m, n and k on one tensor rank."""
+    def products(self, stream: int) -> list[Matmul]:
+        """Returns the products of a layer of this stream's stack with its weights."""
         tensor = self.settings.parallel.tensor_parallel
+        share = self.settings.model.hidden_size * (tensor - 1) / tensor
         found = []
         for product in layer_products(self.settings.model, stream).values():
             m, n, k = self.tokens(stream - product.memory), product.outputs, product.inputs
             split = (m, n // tensor, k) if product.column else (m, n, k // tensor)
-            found.append((product, *split))
+            size = 1 if product.column and self.software.float8_messages else HALF
+            found.append(Matmul(*split, 1, m * share * size, product.column, product.last))
         return found
 
     def layer(self, stream: int) -> Work:
         """A layer of the stack of this stream."""
-        tensor, context = (
-            getattr(self.settings.parallel, f"{a}_parallel") for a in ("tensor", "context")
-        )
-        d = self.settings.model.hidden_size
+        parallel = self.settings.parallel
+        tensor, context = parallel.tensor_parallel, parallel.context_parallel
         products = self.products(stream)
         work = self._attention(stream, self.row.slots[stream], self.row.pairs(stream))
         if stream > 0:
             pairs = self.row.cross_pairs(stream)
             work += self._attention(stream, self.row.slots[stream - 1], pairs)
         kernels = len(products) + len(work.attention)
-        share = d * (tensor - 1) / tensor
         return work + Work(
-            tuple(
-                Matmul(m, n, k, 1, m * share * self._message_bytes(p.column), p.column, p.last)
-                for p, m, n, k in products
-            ),
+            tuple(products),
             moved=self._elementwise(stream, products),
-            launches=total(self.software.traffic.launches, Bytes(kernels, 2 * kernels)),
+            launches=self.software.traffic.launches + Bytes(kernels, 2 * kernels),
             exchanged=HALF * self._exchanged(stream) / tensor * (context - 1) / context,
         )
 
-    def _message_bytes(self, gathers: bool) -> int:
-        """Returns the bytes of a number that tensor ranks send."""
-        return 1 if gathers and self.software.float8_messages else HALF
-
-    def _elementwise(self, stream: int, products: list[tuple[Product, int, int, int]]) -> Bytes:
+    def _elementwise(self, stream: int, products: list[Matmul]) -> Bytes:
         """Bytes that a layer's kernels other than products and attention move."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         n, traffic = self.tokens(stream), self.software.traffic
         branches, gated = 2 + (stream > 0), model.activation in GATED
         width = branches * n * model.hidden_size
         width /= tensor if self.software.sequence_parallel else 1
-        parts = [
-            (width, traffic.norm),
-            (width, traffic.residual),
-            (n * model.feed_forward_size // tensor, traffic.gate if gated else traffic.activation),
-        ]
+        hidden = traffic.gate if gated else traffic.activation
+        moved = traffic.norm * width + traffic.residual * width
+        moved += hidden * (n * model.feed_forward_size // tensor)
         if model.position_encoding == "rope":
             turned = (model.heads + key_heads(model)) * head_size(model)
-            parts.append((n * turned / tensor, traffic.rope))
+            moved += traffic.rope * (n * turned / tensor)
         if recipe := self.software.float8:
             shares = tensor if self.software.float8_messages else 1  # cast before a gather
             turn = FLOAT8_TURN[recipe]
-            for product, rows, outputs, inputs in products:
-                taken, given = (shares, 1) if product.column else (1, shares)
-                parts += [
-                    (rows * inputs, Bytes(FLOAT8_CAST / taken, turn)),
-                    (rows * outputs, Bytes(0, FLOAT8_CAST / given + turn)),
-                    (outputs * inputs, FLOAT8_WEIGHT[recipe]),
-                ]
-        return total(*(total(each, count=elements) for elements, each in parts))
+            for product in products:
+                m, n, k = product[:3]
+                taken, given = (shares, 1) if product.gathers else (1, shares)
+                moved += Bytes(FLOAT8_CAST / taken, turn) * (m * k)
+                moved += Bytes(0, FLOAT8_CAST / given + turn) * (m * n)
+                moved += FLOAT8_WEIGHT[recipe] * (n * k)
+        return moved
 
     def _exchanged(self, stream: int) -> float:
         """Numbers that context ranks pass on, before tensor parallelism: queries, keys, values and
@@ -220,7 +203,7 @@ class Layers:
         # every score is written and read: by both products, softmax, its mask or bias, dropout
         return Work(
             (Matmul(queries, keys, size, heads), Matmul(queries, size, keys, heads)),
-            moved=total(Bytes(9, 18), count=heads * queries * keys),
+            moved=Bytes(9, 18) * (heads * queries * keys),
         )
 
     def head(self) -> Work:
@@ -234,8 +217,7 @@ class Layers:
         products = [Matmul(rows, columns, d, 1, sent, True)]
         if model.head_transform:
             products.append(Matmul(rows, d, d))
-        moved = total(self.software.traffic.logit, count=rows * columns)
-        return Work(tuple(products), moved=moved)
+        return Work(tuple(products), moved=self.software.traffic.logit * (rows * columns))
 
     def embedding(self, stream: int) -> Work:
         """A stack's lookup."""
@@ -260,19 +242,5 @@ class Layers:
         for stream, (count, begins) in enumerate(mine):
             if begins:
                 found += self.embedding(stream)
-            found += times(self.layer(stream), count)
+            found += self.layer(stream).times(count)
         return found, self.head() if ends else Work()
-
-
-def times(work: Work, count: int) -> Work:
-    """`work` so many times over."""
-    if not count:
-        return Work()
-    return Work(
-        tuple(product._replace(count=product.count * count) for product in work.products),
-        tuple((flops * count, length) for flops, length in work.attention),
-        total(work.moved, count=count),
-        total(work.launches, count=count),
-        work.sent * count,
-        work.exchanged * count,
-    )

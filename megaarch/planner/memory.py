@@ -10,7 +10,7 @@ Legend: d width, H heads, Hkv key heads, Dh head size, f feed-forward, V vocabul
 micro-batch, T tensor ranks.
 """
 
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, entry.name) for entry in fields(self))
+        return sum(vars(self).values())
 
 
 def step_memory(settings: Settings) -> Memory:
@@ -61,46 +61,41 @@ def memory_by_rank(settings: Settings) -> list[Memory]:
 
 def micro_batches(settings: Settings) -> int:
     """Returns the number of micro-batches of a step on one data-parallel rank."""
-    parallel, training = settings.parallel, settings.training
-    ranks = parallel.data_ranks
-    return training.global_batch_size // (training.micro_batch_size * ranks)
+    training = settings.training
+    return training.global_batch_size // (training.micro_batch_size * settings.parallel.data_ranks)
 
 
 def parameters_by_rank(settings: Settings) -> list[float]:
     """Parameters of each pipeline rank, before sharding over data ranks."""
-    stages, parallel = Stages.of(settings), settings.parallel
-    return [
-        sum(_held(settings, stages, rank).values()) for rank in range(parallel.pipeline_parallel)
-    ]
+    stages = Stages.of(settings)
+    held = [_held(settings, stages, rank) for rank in range(settings.parallel.pipeline_parallel)]
+    return [sum(layers.values()) + outside for outside, layers in held]
 
 
-def _held(settings: Settings, stages: Stages, rank: int) -> dict[int | None, float]:
-    """Parameters on a rank of this pipeline stage, by layer; None: those outside of layers."""
-    tensor, axes = (
-        settings.parallel.tensor_parallel,
-        catalogue.position_axes(settings.data.objective),
-    )
-    return dict(_held_by(settings.model, axes, tensor, stages, rank))
+def _held(settings: Settings, stages: Stages, rank: int) -> tuple[float, dict[int, float]]:
+    """Parameters on a rank of this pipeline stage: outside of layers, and of each layer."""
+    tensor = settings.parallel.tensor_parallel
+    return _held_by(settings.model, settings.data.objective, tensor, stages, rank)
 
 
 @cached(4096)
 def _held_by(
-    model: Model, axes: int, tensor: int, stages: Stages, rank: int
-) -> dict[int | None, float]:
-    layers, others = _split_sizes(model, axes, tensor)
+    model: Model, objective: str, tensor: int, stages: Stages, rank: int
+) -> tuple[float, dict[int, float]]:
+    layers, others = _split_sizes(model, objective, tensor)
     mine = {i for stage in stages.on(rank) for i in stages.layers[stage]}
     outside = sum(size for name, size in others if rank in stages.holders(name, model))
-    return {i: layers[i] for i in mine} | {None: outside}
+    return outside, {i: layers[i] for i in mine}
 
 
 @cached(64)
 def _split_sizes(
-    model: Model, axes: int, tensor: int
+    model: Model, objective: str, tensor: int
 ) -> tuple[dict[int, float], list[tuple[str, float]]]:
     """Parameters of a tensor-parallel rank: of each layer, and those outside of layers by name."""
     layers: dict[int, float] = {}
     others: list[tuple[str, float]] = []
-    for name, size in parameter_sizes(model, axes).items():
+    for name, size in parameter_sizes(model, catalogue.position_axes(objective)).items():
         split = size if any(part in name for part in WHOLE) else size / tensor
         if name.startswith("layers."):
             layer = int(name.split(".")[1])
@@ -114,13 +109,11 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     parallel, training = settings.parallel, settings.training
     shards = parallel.data_parallel_shard * parallel.context_parallel
     sharded = shards * parallel.data_parallel_replicate > 1
-    by_layer = _held(settings, stages, rank)
-    root, layers = by_layer.pop(None), list(by_layer.values())
-    count, layer = root + sum(layers), max(layers)
+    root, by_layer = _held(settings, stages, rank)
+    count, layer = root + sum(by_layer.values()), max(by_layer.values())
     shard, batches = count / shards, micro_batches(settings)
     ends = stages.layers[-1].stop in {stages.layers[s].stop for s in stages.on(rank)}
-    sizes = np.array([sum(by_layer[i] for i in stages.layers[s]) for s in stages.on(rank)])
-    kept, summed, one, work = _kept(settings, stages, rank, sizes)
+    kept, summed, one, work = _kept(settings, stages, rank, by_layer)
     pipelined = parallel.pipeline_parallel > 1
     whole = HALF * count  # parameters in half precision
     if pipelined:
@@ -155,24 +148,25 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
 
 
 def _kept(
-    settings: Settings, stages: Stages, rank: int, sizes: np.ndarray
+    settings: Settings, stages: Stages, rank: int, by_layer: dict[int, float]
 ) -> tuple[float, float, float, float]:
     """Bytes kept for backward passes and of whole gradients, at the moment that has most of both; what one
-    layer keeps; and what the layer at work has besides. sizes: parameters of the layers of each stage."""
-    recompute, counter = settings.parallel.recompute, Kept(settings)
+    layer keeps; and what the layer at work has besides. by_layer: its parameters."""
+    recompute, counter, mine = settings.parallel.recompute, Kept(settings), stages.on(rank)
     whole, least = 0.0, 0.0
-    bytes_of = np.zeros((len(sizes), len(InFlight._fields)))
-    bytes_of[:, 2:] = sizes[:, None] * (FULL, HALF)
-    for place, stage in enumerate(stages.on(rank)):
+    bytes_of = np.zeros((len(mine), len(InFlight._fields)))
+    for place, stage in enumerate(mine):
+        held = sum(by_layer[i] for i in stages.layers[stage])
+        bytes_of[place, 2:] = FULL * held, HALF * held
         for stream, stack in enumerate(stacks(settings.model)):
-            mine = overlap(stack.layers, stages.layers[stage])
-            if not mine:
+            layers = overlap(stack.layers, stages.layers[stage])
+            if not layers:
                 continue
             each = counter.layer(stream)
             whole, least = max(whole, each["none"]), max(least, each[recompute])
-            bytes_of[place, 0] += len(mine) * each[recompute]
-            bytes_of[place, 0] += counter.beside_layers(stream, mine.start == stack.layers.start)
-            bytes_of[place, 1] += len(mine) * each["pending"]
+            bytes_of[place, 0] += len(layers) * each[recompute]
+            bytes_of[place, 0] += counter.beside_layers(stream, layers.start == stack.layers.start)
+            bytes_of[place, 1] += len(layers) * each["pending"]
     moments = in_flight(settings.parallel, micro_batches(settings), rank)
     by_kind = (moments * bytes_of).sum(axis=1)  # [moments, 4]
     kept, late, summed, unsummed = by_kind[by_kind.sum(axis=1).argmax()].tolist()
@@ -232,7 +226,7 @@ class Kept:
         norms = branches * HALF * n * d
         dropped = branches * (HALF + 1) * n * d / tensor if model.dropout else 0.0
         blocks = HALF * n * f * (4 if gated else 1 if model.activation == "relu" else 2)
-        returned = [(p.column, HALF * m * n) for p, m, n, _ in self.work.products(stream)]
+        returned = [(p.gathers, HALF * p.m * p.n) for p in self.work.products(stream)]
         products = sum(size for _, size in returned)
         attention, out = self._attention(stream, 0, queries, keys)
         if stream > 0:
@@ -326,17 +320,13 @@ def _calls(model: Model, data: str, rows: int, several: bool) -> tuple[tuple[Cal
 
 def _count(parts: Parts) -> Calls:
     plan = sdpa_plan.build(parts)
-    total = Calls(0, 0, 0, 0, 0, plan.whole)
+    q = k = out = pairs = masked = 0
     for call in plan.calls:
-        tiles, longest = len(call.q_lengths), int(call.q_lengths.max())
+        rows = len(call.q_lengths) * int(call.q_lengths.max())
         keys = int(call.k_lengths.max())
-        pairs = tiles * longest * keys
-        total = replace(
-            total,
-            q=total.q + tiles * longest * isinstance(call.q, np.ndarray),
-            k=total.k + tiles * keys * isinstance(call.k, np.ndarray),
-            out=total.out + tiles * longest,
-            pairs=total.pairs + pairs,
-            masked=total.masked + pairs * call.masked,
-        )
-    return total
+        q += rows * isinstance(call.q, np.ndarray)
+        k += len(call.q_lengths) * keys * isinstance(call.k, np.ndarray)
+        out += rows
+        pairs += rows * keys
+        masked += rows * keys * call.masked
+    return Calls(q, k, out, pairs, masked, plan.whole)

@@ -7,7 +7,7 @@ turns queries and keys as complex fp32 numbers.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -15,11 +15,18 @@ from megaarch.config.schema import Settings
 from megaarch.parallel import compile
 
 
-class Bytes(NamedTuple):
-    """For one element, in the forward and the backward pass."""
+@dataclass(frozen=True)
+class Bytes:
+    """In the forward and the backward pass; of a kernel, for one element."""
 
-    forward: float
-    backward: float
+    forward: float = 0.0
+    backward: float = 0.0
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, count: float) -> "Bytes":
+        return Bytes(self.forward * count, self.backward * count)
 
 
 @dataclass(frozen=True)

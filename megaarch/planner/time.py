@@ -9,7 +9,7 @@ parallelism and between stages where the software says so.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from megaarch.config.schema import Settings
 from megaarch.model import flops
@@ -44,13 +44,13 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, entry.name) for entry in fields(self))
+        return sum(vars(self).values())
 
     @property
     def limit(self) -> str:
         """What costs most besides the products."""
-        names = [entry.name for entry in fields(self) if entry.name != "products"]
-        return max(names, key=lambda name: getattr(self, name))
+        others = {name: spent for name, spent in vars(self).items() if name != "products"}
+        return max(others, key=lambda name: others[name])
 
 
 def step_seconds(settings: Settings, cluster: Cluster, software: Software | None = None) -> Seconds:
@@ -63,11 +63,12 @@ def step_seconds(settings: Settings, cluster: Cluster, software: Software | None
     forward, inputs, weights = (
         sum(costs) / len(ranks) for costs in zip(*map(_passes, ranks), strict=True)
     )
-    spent = {entry.name: getattr(slowest, entry.name) * batches for entry in fields(Seconds)}
+    spent = {name: seconds * batches for name, seconds in vars(slowest).items()}
     spent["bubble"] = bubble(parallel, batches, (forward, inputs, weights))
     sizes = parameters_by_rank(settings)
     busy, backward = sum(spent.values()), slowest.total * 2 / 3
-    units = _units(settings)
+    layers = sum(len(stack.layers) for stack in stacks(settings.model))
+    units = math.ceil(layers / parallel.pipeline_parallel) + 1  # sharded one by one; 1: the rest
     spent["data"] = _data(rates, max(sizes), units, batches, busy, backward)
     shards = parallel.data_parallel_shard * parallel.context_parallel
     spent["optimizer"] = max(sizes) / shards * OPTIMIZER_BYTES / cluster.memory_rate
@@ -85,8 +86,7 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     """A micro-batch on each pipeline rank."""
     layers, parallel = Layers(settings, rates.software), settings.parallel
     stages = Stages.of(settings)
-    span = parallel.tensor_parallel * parallel.context_parallel
-    span *= parallel.data_ranks
+    span = parallel.tensor_parallel * parallel.context_parallel * parallel.data_ranks
     known: dict[tuple, Seconds] = {}  # many stages are alike
 
     def stage(mine: range) -> Seconds:
@@ -120,8 +120,10 @@ def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
     )
     attention = rates.attention(work)
     context = rates.context(work.exchanged, attention)
-    forward, backward = (moved / rates.cluster.memory_rate for moved in work.moved)
-    launched, launched_back = (count * constants.launch * 1e-6 for count in work.launches)
+    forward = work.moved.forward / rates.cluster.memory_rate
+    backward = work.moved.backward / rates.cluster.memory_rate
+    launched = work.launches.forward * constants.launch * 1e-6
+    launched_back = work.launches.backward * constants.launch * 1e-6
     again = {
         "none": 0.0,
         "selective": forward
@@ -145,7 +147,7 @@ def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
 
 
 def _add(*parts: Seconds) -> Seconds:
-    return Seconds(**{e.name: sum(getattr(x, e.name) for x in parts) for e in fields(Seconds)})
+    return Seconds(*map(sum, zip(*(vars(each).values() for each in parts), strict=True)))
 
 
 def _passes(rank: Seconds) -> tuple[float, float, float]:
@@ -156,12 +158,6 @@ def _passes(rank: Seconds) -> tuple[float, float, float]:
     forward = (rank.products + rank.memory_bound + rank.launches) / 3 + attention + messages / 2
     weights = rank.products / 3
     return forward, rank.total - forward - weights, weights
-
-
-def _units(settings: Settings) -> int:
-    """What a pipeline rank shards one by one: its layers, and what is outside of layers."""
-    layers = sum(len(stack.layers) for stack in stacks(settings.model))
-    return math.ceil(layers / settings.parallel.pipeline_parallel) + 1
 
 
 def _data(

@@ -8,11 +8,12 @@ That a step comes to its end shows that shapes and collectives fit; the trace sh
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import getattr_static
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
 
     No process group may exist; none is left.
     """
-    parallel, training = settings.parallel, settings.training
-    world_size = processes(settings.parallel)
+    training, world_size = settings.training, processes(settings.parallel)
     check(settings, world_size)
     eager = training.model_copy(update={"compile": False, "float8": None})
     settings = settings.model_copy(update={"training": eager})
@@ -80,7 +80,7 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
     os.environ.setdefault("TORCH_DISTRIBUTED_DEBUG", "OFF")
     distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        grid = Grid.build(parallel, "cpu")
+        grid = Grid.build(settings.parallel, "cpu")
         engine = _DryEngine(settings, grid, model=build_on_meta(settings, grid))
         count = _enough(settings)
         batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
@@ -92,24 +92,22 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
 
 def fullest(settings: Settings) -> int:
     """A rank of the pipeline stage that the planner finds fullest."""
-    check(settings, processes(settings.parallel))
+    ranks = processes(settings.parallel)
+    check(settings, ranks)
     totals = [memory.total for memory in memory_by_rank(settings)]
-    return totals.index(max(totals)) * (processes(settings.parallel) // len(totals))
+    return totals.index(max(totals)) * (ranks // len(totals))
 
 
 def planned(settings: Settings, rank: int) -> float:
     """Bytes that the planner expects `rank` to hold in the step that a dry run makes."""
-    parallel, training = settings.parallel, settings.training
-    check(settings, processes(settings.parallel))
-    if not 0 <= rank < processes(settings.parallel):
-        raise UserError(
-            f"--rank {rank}: the layout has ranks 0 to {processes(settings.parallel) - 1}"
-        )
-    data = parallel.data_ranks
-    rows = _enough(settings) * training.micro_batch_size * data
+    training, ranks = settings.training, processes(settings.parallel)
+    check(settings, ranks)
+    if not 0 <= rank < ranks:
+        raise UserError(f"--rank {rank}: the layout has ranks 0 to {ranks - 1}")
+    rows = _enough(settings) * training.micro_batch_size * settings.parallel.data_ranks
     made = training.model_copy(update={"global_batch_size": rows})
     by_rank = memory_by_rank(settings.model_copy(update={"training": made}))
-    return by_rank[rank // (processes(settings.parallel) // len(by_rank))].total
+    return by_rank[rank * len(by_rank) // ranks].total
 
 
 def _enough(settings: Settings) -> int:
@@ -142,13 +140,8 @@ def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Ba
         engine.clip(training.clip_gradient)
         made.step()
         parameters = _bytes(model.parameters())
-        grads = _bytes(p.grad for p in model.parameters() if p.grad is not None)
-        states = _bytes(
-            x
-            for state in made.state.values()
-            for x in state.values()
-            if isinstance(x, torch.Tensor)
-        )
+        grads = _bytes(p.grad for p in model.parameters())
+        states = _bytes(x for state in made.state.values() for x in state.values())
         messages = tuple(
             (axis, name, found["count"], found["bytes"])
             for (axis, name), found in sorted(trace.messages.items())
@@ -166,24 +159,19 @@ def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Ba
     )
 
 
-def _bytes(tensors: Iterator[torch.Tensor]) -> int:
-    storages = {
-        x._cdata: x.nbytes() for x in (gradients.local(t).untyped_storage() for t in tensors)
-    }
-    return sum(storages.values())
+def _bytes(held: Iterable[Any]) -> int:
+    """Bytes of the tensors among what is `held`, each storage once."""
+    tensors = (gradients.local(x) for x in held if isinstance(x, torch.Tensor))
+    return sum({x._cdata: x.nbytes() for x in (t.untyped_storage() for t in tensors)}.values())
 
 
 def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
     """The axes that a process group spans, by its ranks."""
-    found, rank = {}, distributed.get_rank()
+    found: dict[tuple[int, ...], str] = {}
     if grid.mesh is None:
         return found
-    place = (grid.mesh.mesh == rank).nonzero()[0].tolist()
     for span in (*((axis,) for axis in AXES), ("dp_shard", "cp")):
-        where = tuple(
-            slice(None) if axis in span else at for axis, at in zip(AXES, place, strict=True)
-        )
-        ranks = grid.mesh.mesh[where].flatten().tolist()
+        ranks = grid.submesh(*span).mesh.flatten().tolist()
         if len(ranks) > 1:
             found.setdefault(tuple(sorted(ranks)), " x ".join(span))
     return found
@@ -197,16 +185,13 @@ def _as_accelerator() -> Iterator[None]:
     2.11 does not ask); the engine gives every stage its shapes."""
     stage, question = pipelining.PipelineStage, "_warmup_backward_result"
     yes = SimpleNamespace(item=lambda: 1)
-    changes = [
+    changes: list[tuple[Any, str, Any]] = [
         (SdpaKernel, "compute_dtype", lambda self, q: q.dtype),
         (F, "rms_norm", lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)),
         (loss, "limits_of", lambda device_type: loss.ACCELERATOR),
-        *(
-            [(stage, question, lambda self, received_result=None: yes)]
-            if hasattr(stage, question)
-            else []
-        ),
     ]
+    if hasattr(stage, question):
+        changes.append((stage, question, lambda self, received_result=None: yes))
     with ExitStack() as undo:
         for owner, name, value in changes:
             undo.callback(setattr, owner, name, getattr_static(owner, name))

@@ -8,7 +8,7 @@ micro-batch on a rank, T tensor ranks, C context ranks.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -73,31 +73,9 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
-class Row:
-    """The mean row of a run. slots: of each stream, padding with it. counts: of `rows` rows."""
-
-    slots: tuple[int, ...]
-    counts: Counts
-
-    @property
-    def targets(self) -> float:
-        """Targets of one row."""
-        return self.counts.targets / self.counts.rows
-
-    def pairs(self, stream: int) -> float:
-        """Visible pairs of a stream's self-attention in one row."""
-        return self.counts.areas[stream] / self.counts.rows
-
-    def cross_pairs(self, stream: int) -> float:
-        """Visible pairs of a stream's attention to the one before it, in one row."""
-        return self.counts.cross_areas[stream] / self.counts.rows
-
-
 @cached(256)
-def _row(model: Model, data: str) -> Row:
-    counts, _ = row_counts(model, *made_up_rows(model, Data.model_validate_json(data)))
-    return Row(tuple(slots // counts.rows for slots in counts.slots), counts)
+def _counts(model: Model, data: str) -> Counts:
+    return row_counts(model, *made_up_rows(model, Data.model_validate_json(data)))[0]
 
 
 @dataclass(frozen=True)
@@ -108,17 +86,21 @@ class Layers:
     software: Software = OURS
 
     @cached_property
-    def row(self) -> Row:
-        """The mean row, of made-up text, stretched to what the layout divides."""
-        parallel = self.settings.parallel
-        found = _row(self.settings.model, self.settings.data.model_dump_json())
+    def counts(self) -> Counts:
+        """Of `rows` rows of made-up text."""
+        return _counts(self.settings.model, self.settings.data.model_dump_json())
+
+    @cached_property
+    def slots(self) -> tuple[int, ...]:
+        """Of each stream of a row, padding with it: stretched to what the layout divides."""
+        parallel, rows = self.settings.parallel, self.counts.rows
         shards = parallel.tensor_parallel * parallel.context_parallel
-        return replace(found, slots=tuple(-(-n // shards) * shards for n in found.slots))
+        return tuple(-(-(slots // rows) // shards) * shards for slots in self.counts.slots)
 
     def tokens(self, stream: int) -> int:
         """Returns the tokens of a micro-batch on one context-parallel rank; tensor ranks gather all of them."""
         training, parallel = self.settings.training, self.settings.parallel
-        return training.micro_batch_size * self.row.slots[stream] // parallel.context_parallel
+        return training.micro_batch_size * self.slots[stream] // parallel.context_parallel
 
     def received(self, start: int) -> float:
         """Returns the bytes of the tensors that a stage whose first layer is `start` receives: hidden states,
@@ -145,10 +127,9 @@ class Layers:
         parallel = self.settings.parallel
         tensor, context = parallel.tensor_parallel, parallel.context_parallel
         products = self.products(stream)
-        work = self._attention(stream, self.row.slots[stream], self.row.pairs(stream))
+        work = self._attention(stream, stream, self.counts.areas)
         if stream > 0:
-            pairs = self.row.cross_pairs(stream)
-            work += self._attention(stream, self.row.slots[stream - 1], pairs)
+            work += self._attention(stream, stream - 1, self.counts.cross_areas)
         kernels = len(products) + len(work.attention)
         return work + Work(
             tuple(products),
@@ -192,12 +173,13 @@ class Layers:
             found += n * passed + 2 * self.tokens(stream - 1) * keys
         return found
 
-    def _attention(self, stream: int, keys: int, pairs: float) -> Work:
-        """Returns the attention of one layer, over rows of `keys` keys and `pairs` visible pairs."""
+    def _attention(self, stream: int, seen: int, areas: tuple[int, ...]) -> Work:
+        """Returns the attention of one layer to the stream `seen`. areas: visible pairs, per stream."""
         model, parallel = self.settings.model, self.settings.parallel
         rows = self.settings.training.micro_batch_size
         heads = rows * model.heads / (parallel.tensor_parallel * parallel.context_parallel)
-        size, queries = head_size(model), self.row.slots[stream]
+        size, queries, keys = head_size(model), self.slots[stream], self.slots[seen]
+        pairs = areas[stream] / self.counts.rows
         if self.software.attention != "scores" and model.position_encoding != "relative":
             return Work(attention=((4 * heads * size * pairs, keys),))
         # every score is written and read: by both products, softmax, its mask or bias, dropout
@@ -209,7 +191,7 @@ class Layers:
     def head(self) -> Work:
         """Output layer and loss, on rows of targets."""
         model, parallel = self.settings.model, self.settings.parallel
-        rows = self.settings.training.micro_batch_size * self.row.targets
+        rows = self.settings.training.micro_batch_size * (self.counts.targets / self.counts.rows)
         rows = math.ceil(rows / parallel.context_parallel / HEAD_MULTIPLE) * HEAD_MULTIPLE
         columns = padded_vocabulary(model.vocabulary_size) // parallel.tensor_parallel
         n, d, tensor = self.tokens(-1), model.hidden_size, parallel.tensor_parallel
@@ -234,10 +216,9 @@ class Layers:
         )
         return mine, layers.stop == model[-1].layers.stop
 
-    def stage(self, layers: range) -> tuple[Work, Work]:
-        """The layers of a pipeline stage with the embeddings that they begin with; and, apart, the
-        head, if the stage ends with it."""
-        mine, ends = self.contents(layers)
+    def stage(self, mine: tuple[tuple[int, bool], ...], ends: bool) -> tuple[Work, Work]:
+        """The layers of a pipeline stage of these `contents` with the embeddings that they begin with; and,
+        apart, the head, if the stage ends with it."""
         found = Work()
         for stream, (count, begins) in enumerate(mine):
             if begins:

@@ -258,7 +258,7 @@ class Kept:
     def gradients(self) -> float:
         """Returns the gradients of activations in the layer at work: those of its widest product's inputs and outputs."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
-        n = max(self.work.tokens(s) for s in range(len(self.work.row.slots)))
+        n = max(self.work.tokens(s) for s in range(len(self.work.slots)))
         width = model.feed_forward_size / tensor * (1 + (model.activation in GATED))
         return HALF * n * (width + model.hidden_size)
 

@@ -158,7 +158,7 @@ def _problems(settings: Settings, gpus: int) -> list[str]:
 def _layouts(settings: Settings, gpus: int, cluster: Cluster) -> Iterator[Parallel]:
     own = settings.parallel
     node = min(cluster.gpus_per_node, gpus)
-    long = max(Layers(settings).row.slots) >= LONG
+    long = max(Layers(settings).slots) >= LONG
     for tensor in _divisors(node):
         for context in _divisors(node // tensor) if long else (1,):
             for deep in _divisors(gpus // (tensor * context)):
@@ -201,7 +201,7 @@ def plan(settings: Settings, gpus: int, cluster: Cluster, memory: Memory) -> Pla
 
 
 def _steps(settings: Settings, flops: float) -> int | None:
-    training, counts = settings.training, Layers(settings).row.counts
+    training, counts = settings.training, Layers(settings).counts
     if training.steps is None and training.budget is None:
         return None
     limit, rows = Limit.of(training), training.global_batch_size / counts.rows

@@ -9,7 +9,7 @@ parallelism and between stages where the software says so.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megaarch.config.schema import Settings
 from megaarch.model import flops
@@ -77,8 +77,8 @@ def step_seconds(settings: Settings, cluster: Cluster, software: Software | None
 
 def model_flops(settings: Settings) -> float:
     """Exact training FLOPs of one step."""
-    row = Layers(settings).row
-    each = flops.training(settings.model, row.counts) / row.counts.rows
+    counts = Layers(settings).counts
+    each = flops.training(settings.model, counts) / counts.rows
     return each * settings.training.global_batch_size
 
 
@@ -91,16 +91,16 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
 
     def stage(mine: range) -> Seconds:
         received = layers.received(mine.start) if parallel.pipeline_parallel > 1 else 0.0
-        key = (received, *layers.contents(mine))
-        if key not in known:
-            body, head = layers.stage(mine)
+        contents = layers.contents(mine)
+        if (key := (received, contents)) not in known:
+            body, head = layers.stage(*contents)
             found = _add(
                 _micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False)
             )
             messages = 2 * received / rates.cluster.wire(2 * span)
             if rates.software.overlaps_pipeline:
                 messages = exposed(messages, found.total)
-            known[key] = _add(found, Seconds(pipeline=messages))
+            known[key] = replace(found, pipeline=messages)
         return known[key]
 
     return [

@@ -44,10 +44,6 @@ class StepTrace(TorchDispatchMode):
         self.peak = self.live
         self.messages.clear()
 
-    def uncounted(self) -> "_Uncounted":
-        """A context in which nothing counts. It can be entered again and again."""
-        return _Uncounted(self)
-
     def __enter__(self) -> "StepTrace":
         trace, resize = self, self._resize
 
@@ -58,7 +54,7 @@ class StepTrace(TorchDispatchMode):
 
         torch.UntypedStorage.resize_ = resized
         # DTensors learn the shape of a result by running whole tensors, which are never held
-        ShardingPropagator._fake_mode_lock = self.uncounted()
+        ShardingPropagator._fake_mode_lock = _Uncounted(self)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -117,6 +113,8 @@ class StepTrace(TorchDispatchMode):
 
 
 class _Uncounted(nullcontext[None]):
+    """A context in which nothing counts. It can be entered again and again."""
+
     def __init__(self, trace: StepTrace):
         super().__init__()
         self.trace = trace

@@ -62,8 +62,8 @@ def with_float8(recipe, **parallel):
 @pytest.mark.parametrize("preset", ["gpt", "t5", "xlnet", "bart"])
 def test_layers_have_the_products_that_flops_are_counted_of(preset, tensor):
     found = Layers(settings(preset, tensor_parallel=tensor))
-    counts, rows = found.row.counts, found.settings.training.micro_batch_size
-    whole = replace(counts, tokens=tuple(slots * counts.rows for slots in found.row.slots))
+    counts, rows = found.counts, found.settings.training.micro_batch_size
+    whole = replace(counts, tokens=tuple(slots * counts.rows for slots in found.slots))
     forward = flops.forward(found.settings.model, whole)
     wanted = (forward.projections + forward.feed_forward) * rows / counts.rows / tensor
     said = sum(

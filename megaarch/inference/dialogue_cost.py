@@ -19,7 +19,7 @@ from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
 from megaarch.data.example import ConvertedStream, Tokens
 from megaarch.errors import UserError
-from megaarch.inference.memory_traffic import MemoryTraffic, cache_bytes, memory_traffic
+from megaarch.inference.memory_traffic import cache_bytes
 from megaarch.inference.prompts import Prompt, turn_block, window
 
 TURN_BLOCKS = "turn_blocks"
@@ -35,10 +35,6 @@ class Call:
     counts: Counts
     keys: int
     memory: int
-
-    def traffic(self, model: Model, axes: int, element: int) -> MemoryTraffic:
-        """Returns the bytes that it moves. axes: of positions. element: bytes of a number."""
-        return memory_traffic(model, axes, self.counts, self.keys, self.memory, element)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from megaarch.config.schema import Model, Parallel, Settings
 from megaarch.errors import UserError
 from megaarch.inference.dialogue_cost import Call, Turn, dialogue, policies
 from megaarch.inference.generate import position_limit, room
-from megaarch.inference.memory_traffic import cache_bytes
-from megaarch.inference.prompts import Prompt, prompt
+from megaarch.inference.memory_traffic import cache_bytes, memory_traffic
+from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from megaarch.model.parameter_count import parameter_count
 from megaarch.planner.hardware_rates import Cluster, Rates
@@ -41,13 +41,9 @@ class Lengths:
     batch: int = 1
 
     def __post_init__(self):
-        for name, most in (
-            ("prompt", MOST_TOKENS),
-            ("answer", MOST_TOKENS),
-            ("turns", MOST_TURNS),
-            ("batch", MOST_TOKENS),
-        ):
-            if not 1 <= (value := getattr(self, name)) <= most:
+        for name, value in vars(self).items():
+            most = MOST_TURNS if name == "turns" else MOST_TOKENS
+            if not 1 <= value <= most:
                 raise UserError(f"--{name} {value}: is not a number from 1 to {most:,}")
         if self.turns * (self.prompt + self.answer) > MOST_TOKENS:
             raise UserError(
@@ -127,13 +123,17 @@ def cost(name: str, settings: Settings, cluster: Cluster, lengths: Lengths) -> I
     prompt_of = partial(prompt, data.objective, model.architecture, vocabulary=vocabulary)
     text, answer = (made_up_tokens(vocabulary, n) for n in (lengths.prompt, lengths.answer))
     whole = prompt_of(np.resize(text, lengths.turns * (len(text) + len(answer)) - len(answer)))
-    _check_positions(whole, model, lengths)
-
-    def turns(policy: str) -> list[Turn]:
-        all_alike = [text] * lengths.turns, [answer] * lengths.turns
-        return list(dialogue(prompt_of, *all_alike, policy, lengths.batch))
-
-    dialogues = {policy: turns(policy) for policy in policies(prompt_of, text)}
+    if room(whole, model) < lengths.answer:
+        raise UserError(
+            f"{lengths.turns} turn(s) of {lengths.prompt} tokens with answers of {lengths.answer} take more "
+            f"than the {position_limit(model)} positions that the model knows: give fewer, or set "
+            "model.sequence_length"
+        )
+    all_alike = [text] * lengths.turns, [answer] * lengths.turns
+    dialogues = {
+        policy: list(dialogue(prompt_of, *all_alike, policy, lengths.batch))
+        for policy in policies(prompt_of, text)
+    }
     first = dialogues["recompute"][0]
     of_prompt = replace(first, answer=1, rows=1).cache_bytes(model, HALF)
     rates = CallRates(model, cluster, first.axes)
@@ -144,16 +144,6 @@ def cost(name: str, settings: Settings, cluster: Cluster, lengths: Lengths) -> I
         cache_bytes_per_answer_token=cache_bytes(model, first.axes, 1, 0, HALF),
         dialogues={policy: list(map(rates.turn, found)) for policy, found in dialogues.items()},
     )
-
-
-def _check_positions(whole: Prompt, model: Model, lengths: Lengths) -> None:
-    """UserError where the last turn and its answer take more positions than the model knows."""
-    if room(whole, model) < lengths.answer:
-        raise UserError(
-            f"{lengths.turns} turn(s) of {lengths.prompt} tokens with answers of {lengths.answer} take more "
-            f"than the {position_limit(model)} positions that the model knows: give fewer, or set "
-            "model.sequence_length"
-        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +175,8 @@ class CallRates:
         )
 
     def moved(self, call: Call) -> int:
-        return call.traffic(self.model, self.axes, HALF).total
+        found = memory_traffic(self.model, self.axes, call.counts, call.keys, call.memory, HALF)
+        return found.total
 
     def seconds(self, call: Call, row: float) -> tuple[float, float]:
         """Returns those of a call's FLOPs and those of its bytes. row: tokens on which the rate of attention

@@ -80,7 +80,8 @@ def _first_turns(
 
 def _dialogues(costs: list[InferenceCost], width: int, lengths: Lengths) -> list[str]:
     """By turn: what its first token waits for, and FLOPs; policies that come to the same in one row."""
-    shown = _shown(lengths.turns)
+    # as many turns as there is room for, the first and the last among them
+    shown = sorted({round(n) for n in np.linspace(0, lengths.turns - 1, SHOWN)})
     rows = [(cost.name, *policy) for cost in costs for policy in _apart(cost.dialogues)]
     time, waits = _column(
         [turns[n].first_token_seconds for *_, turns in rows for n in shown], SECONDS
@@ -115,11 +116,6 @@ def _apart(dialogues: dict[str, list[TurnCost]]) -> list[tuple[str, list[TurnCos
         else:
             found.append((name, turns))
     return found
-
-
-def _shown(turns: int) -> list[int]:
-    """Returns the numbers of turns that a table has room for, the first and the last among them."""
-    return sorted({round(n) for n in np.linspace(0, turns - 1, SHOWN)})
 
 
 def _column(

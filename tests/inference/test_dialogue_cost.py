@@ -18,7 +18,7 @@ from megaarch.inference.decode import Decoding
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.generate import Generator, Options
-from megaarch.inference.memory_traffic import cache_bytes
+from megaarch.inference.memory_traffic import cache_bytes, memory_traffic
 from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
@@ -187,8 +187,8 @@ def test_bytes_that_move_are_those_of_the_modules_tensors(preset, encoding):
     moved = Moved(model)
     for turn, _ in run(model, settings, "reuse", moved.found.clear):
         calls = [turn.prefill, *(turn.step(n + 1) for n in range(turn.steps))]
-        wanted = [astuple(c.traffic(settings.model, turn.axes, SIZE)) for c in calls]
-        assert moved.found == wanted
+        given = [(turn.axes, c.counts, c.keys, c.memory, SIZE) for c in calls]
+        assert moved.found == [astuple(memory_traffic(settings.model, *each)) for each in given]
 
 
 class Ids:

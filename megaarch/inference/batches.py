@@ -33,13 +33,20 @@ class Layout:
     def tensor(self, x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x).to(self.device, non_blocking=True)
 
+    def heads(self, index: np.ndarray, rows: np.ndarray) -> "Heads":
+        return self.tensor(index[:, None]), self.tensor(rows)
+
+
+Heads = tuple[torch.Tensor, torch.Tensor]  # int64 [B, 1], int64 [R]
+
 
 @dataclass(frozen=True)
 class New:
     """New tokens of each row, first among the S of a call.
 
     tokens: int64 [B, S]; positions: int64 [B, S, A]. table: parts [B, P, 5], whose keys are slots; pairs:
-    their area. counts, kept: int64 [B], a row's new tokens, and how many of these stay in the cache.
+    their area. counts, kept: int64 [B], a row's new tokens, and how many of these stay in the cache. heads:
+    where logits are read, the token of each row and the rows.
     """
 
     tokens: np.ndarray
@@ -48,66 +55,52 @@ class New:
     pairs: int
     counts: np.ndarray
     kept: np.ndarray
+    heads: Heads
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The rows of which logits are read. index: int64 [B, 1], the token of a row at which they are.
-    rows: int64 [R]."""
-
-    index: torch.Tensor
-    rows: torch.Tensor
-
-    @classmethod
-    def of(cls, index: np.ndarray, rows: np.ndarray, layout: Layout) -> "Heads":
-        return cls(layout.tensor(index[:, None]), layout.tensor(rows))
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """Rows of an encoder that ran. lengths: int64 [B], real tokens. width: those that its output has."""
+    """Rows of an encoder that ran. lengths: int64 [B], real tokens. width: those that its output has. rest:
+    the stream of the encoder now that nothing is left to run."""
 
-    lengths: np.ndarray
-    width: int
+    def __init__(self, lengths: np.ndarray, width: int, layout: Layout):
+        self.lengths, self.width = lengths, width
+        tokens = torch.zeros(len(lengths), 0, dtype=torch.int64, device=layout.device)
+        positions = tokens[..., None].expand(len(lengths), 0, layout.axes)
+        self.rest = Stream(tokens, positions, Parts.of([[]] * len(lengths), 0, 0))
 
 
-def new_rows(streams: Sequence[ConvertedStream], kept: np.ndarray, layout: Layout) -> New:
+def new_rows(
+    streams: Sequence[ConvertedStream], kept: np.ndarray, heads: Heads, layout: Layout
+) -> New:
     """Returns rows of any length, padded to the longest."""
     counts = np.array([len(s.tokens) for s in streams])
     tokens, positions = arrays(streams, layout)
     parts = [s.parts for s in streams]
     pairs = sum(area(part) for row in parts for part in row)
-    return New(tokens, positions, table(parts), pairs, counts, kept)
+    return New(tokens, positions, table(parts), pairs, counts, kept, heads)
 
 
 def encoder_stream(encoders: Sequence[ConvertedStream], layout: Layout) -> Stream:
     """Returns the stream of an encoder that sees each row whole."""
     tokens, positions = arrays(encoders, layout)
     width = tokens.shape[1]
-    parts = Parts(table([e.parts for e in encoders]), width, width)
+    parts = Parts.of([e.parts for e in encoders], width, width)
     return Stream(layout.tensor(tokens), layout.tensor(positions), parts)
-
-
-def no_tokens(rows: int, layout: Layout) -> Stream:
-    """Returns the stream of an encoder that has nothing left to run."""
-    tokens = torch.zeros(rows, 0, dtype=torch.int64, device=layout.device)
-    positions = tokens[..., None].expand(rows, 0, layout.axes)
-    return Stream(tokens, positions, Parts.of([[]] * rows, 0, 0))
 
 
 def batch(
     new: New,
     slots: int,
-    heads: Heads,
     layout: Layout,
     encoder: Stream | None = None,
     encoded: Encoded | None = None,
 ) -> Batch:
-    """Returns the batch of a call. slots: of the cache, in use. encoder: its stream, or `no_tokens`.
+    """Returns the batch of a call. slots: of the cache, in use. encoder: its stream, in the call that runs it.
     encoded: its rows, which all new tokens see."""
     rows, width = new.tokens.shape
     cross, crossed = None, 0
     if encoded is not None:
+        encoder = encoder or encoded.rest
         seen = np.where(new.counts > 0, encoded.lengths, 0)
         cross_table = np.zeros((rows, 1, 5), dtype=np.int32)
         cross_table[:, 0, 0] = np.where(seen > 0, FULL, UNUSED)
@@ -117,7 +110,7 @@ def batch(
     parts = Parts(new.table, width, slots)
     last = Stream(layout.tensor(new.tokens), layout.tensor(new.positions), parts, cross)
     streams = (last,) if encoder is None else (encoder, last)
-    targets, one = len(heads.rows), heads.index
+    (index, head_rows), targets = new.heads, len(new.heads[1])
     of_streams = [(int(new.counts.sum()), new.pairs, crossed, rows * width)]
     if encoder is not None:
         assert encoded is not None
@@ -125,7 +118,7 @@ def batch(
         of_streams.insert(0, (ran, encoder.parts.area(), 0, encoder.slots))
     tokens, areas, cross_areas, of_slots = zip(*of_streams, strict=True)
     count = Counts(rows, tokens, areas, cross_areas, targets, of_slots)
-    return Batch(streams, one, one, one, heads.rows, targets, one[:, 0], count)
+    return Batch(streams, index, index, index, head_rows, targets, index[:, 0], count)
 
 
 def arrays(streams: Sequence[ConvertedStream], layout: Layout) -> tuple[np.ndarray, np.ndarray]:

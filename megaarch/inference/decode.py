@@ -2,47 +2,37 @@
 docs/shapes.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from megaarch.attention.mask import CAUSAL, FULL
-from megaarch.data.batch import Batch, Counts, Stream
+from megaarch.data.batch import Counts, Stream
 from megaarch.data.example import ConvertedStream
-from megaarch.inference.batches import (
-    Encoded,
-    Heads,
-    Layout,
-    New,
-    batch,
-    encoder_stream,
-    new_rows,
-    no_tokens,
-)
+from megaarch.inference.batches import Encoded, Heads, Layout, New, batch, encoder_stream, new_rows
 from megaarch.inference.prompts import Prompt, window
 from megaarch.model.kv_cache import Cache
-
-Forward = Callable[[Batch, Cache], torch.Tensor]  # logits [R, V] of the batch's head rows
+from megaarch.model.transformer import Transformer
 
 
 class Decoding:
     """Prompts of one form under way: `start`, then `step` by step a new token for each row.
 
-    forward: runs the model, on every rank of a layout alike. chunk: tokens of the prompts that are run
+    model: runs on every rank of a layout alike. chunk: tokens of the prompts that are run
     at a time; None: all. room: new tokens to make room for in the cache at once. counts: of all that
     ran, or None.
     """
 
     def __init__(
         self,
-        forward: Forward,
+        model: Transformer,
         layout: Layout,
         prompts: Sequence[Prompt],
         chunk: int | None = None,
         room: int = 0,
     ):
-        self.forward, self.layout, self.form = forward, layout, prompts[0].form
+        self.model, self.layout, self.form = model, layout, prompts[0].form
         assert all(p.form == self.form for p in prompts), "prompts of one form share a batch"
         self.prompts, self.chunk = list(prompts), chunk
         self.advance = np.array(self.form.advance)
@@ -52,7 +42,7 @@ class Decoding:
         self.positions = np.stack([p.next_position for p in prompts])  # of each row's next token
         self.encoded: Encoded | None = None
         self.counts: Counts | None = None
-        self._step: tuple[Heads, Stream | None] | None = None
+        self._heads: Heads | None = None  # of every step
 
     def start(self) -> torch.Tensor:
         """Runs the prompts; returns the logits [B, V] of each row's first new token.
@@ -63,7 +53,7 @@ class Decoding:
         if encoders:
             encoder = encoder_stream(encoders, self.layout)
             lengths = np.array([len(e.tokens) for e in encoders])
-            self.encoded = Encoded(lengths, encoder.tokens.shape[1])
+            self.encoded = Encoded(lengths, encoder.tokens.shape[1], self.layout)
         return self._rows([p.stream for p in self.prompts], encoder)
 
     def go_on(self, streams: Sequence[ConvertedStream]) -> torch.Tensor:
@@ -92,25 +82,22 @@ class Decoding:
         table[:, 0, 0], table[:, 0, 2], table[:, 0, 4] = shape, width, seen
         pairs = int(seen.sum()) * width - (rows if shape == CAUSAL else 0)
         ones = np.ones(rows, dtype=np.int64)
-        if self._step is None:
-            heads = Heads.of(ones * (width - 1), np.arange(rows), self.layout)
-            self._step = heads, None if self.encoded is None else no_tokens(rows, self.layout)
-        new = New(token_BS, position_BSA, table, pairs, ones * width, ones)
-        return self._run(new, *self._step)
+        if self._heads is None:
+            self._heads = self.layout.heads(ones * (width - 1), np.arange(rows))
+        return self._run(New(token_BS, position_BSA, table, pairs, ones * width, ones, self._heads))
 
     def select(self, rows: list[int]) -> None:
         """Goes on with these rows alone."""
         self.cache.select(rows)
-        self.positions, self._step = self.positions[rows], None
+        self.positions, self._heads = self.positions[rows], None
         if self.encoded is not None:
-            self.encoded = Encoded(self.encoded.lengths[rows], self.encoded.width)
+            self.encoded = Encoded(self.encoded.lengths[rows], self.encoded.width, self.layout)
 
     def _rows(self, streams: Sequence[ConvertedStream], encoder: Stream | None) -> torch.Tensor:
         """Runs rows of any length, chunk by chunk; returns the logits [B, V] of their last tokens."""
         lengths = np.array([len(stream.tokens) for stream in streams])
         longest, held = int(lengths.max()), self.cache.lengths
         chunk = min(self.chunk or longest, longest)
-        rest = None if encoder is None else no_tokens(len(streams), self.layout)
         out = None
         for start in range(0, longest, chunk):
             stops = np.minimum(lengths, start + chunk)
@@ -123,19 +110,19 @@ class Decoding:
             last = np.maximum(kept - 1, 0)
             if self.form.probe is not None:
                 kept[ending] -= 1
-            heads = Heads.of(last, ending, self.layout)
-            new = new_rows(pieces, kept, self.layout)
-            logits = self._run(new, heads, encoder if start == 0 else rest)
+            new = new_rows(pieces, kept, self.layout.heads(last, ending), self.layout)
+            logits = self._run(new, encoder if start == 0 else None)
             if out is None:
                 out = logits.new_empty(len(streams), logits.shape[1])
-            out[heads.rows] = logits
+            out[new.heads[1]] = logits
         assert out is not None
         return out
 
-    def _run(self, new: New, heads: Heads, encoder: Stream | None) -> torch.Tensor:
+    @torch.no_grad()
+    def _run(self, new: New, encoder: Stream | None = None) -> torch.Tensor:
         slots = self.cache.begin(new.counts, new.positions)
-        made = batch(new, slots, heads, self.layout, encoder, self.encoded)
-        logits = self.forward(made, self.cache)
+        made = batch(new, slots, self.layout, encoder, self.encoded)
+        logits = self.model(made, None, None, (), self.cache)
         self.cache.commit(new.kept)
         self.counts = made.counts if self.counts is None else self.counts + made.counts
         return logits

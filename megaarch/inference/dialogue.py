@@ -11,7 +11,6 @@ import logging
 from contextlib import suppress
 
 import numpy as np
-import torch
 
 from megaarch.data.example import ConvertedStream, TooManySpans
 from megaarch.errors import UserError
@@ -73,19 +72,14 @@ class Dialogue:
         if stream is not None:
             made = Prompt(made.form, stream)
         keys = draw_keys([tokens], self.options.sampling.seed)
-        task = Task(self.generator, [made], [tokens], keys, self.options, say)
-        decoding, self.decoding = self.decoding, None  # lost where a step is interrupted
+        behind = None if stream is None else self.decoding
+        task = Task(self.generator, [made], [tokens], keys, self.options, say, decoding=behind)
+        self.decoding = None  # lost where a step is interrupted
         turn = new.tolist()
         self.turns.append(turn)
         try:
-            with torch.no_grad():
-                if stream is None or decoding is None:
-                    decoding = task.decoding()
-                    logits = decoding.start()
-                else:
-                    logits = decoding.go_on([stream])
-                (answer,) = task.run(decoding, logits)
-            self.decoding = decoding
+            (answer,) = task.run(None if stream is None else [stream])
+            self.decoding = task.decoding
         except UserError:
             self.turns.pop()
             raise

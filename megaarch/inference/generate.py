@@ -10,20 +10,21 @@ import torch
 
 from megaarch.config import catalogue
 from megaarch.config.schema import Model, Settings
-from megaarch.data.batch import Batch
+from megaarch.data.example import ConvertedStream
 from megaarch.data.row_lengths import spans_of
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
 from megaarch.inference.batches import Layout
 from megaarch.inference.decode import Decoding
-from megaarch.inference.loaded_run import open_run
 from megaarch.inference.prompts import Prompt, prompt
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
 from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.tokenizer import Tokenizer
-from megaarch.model.kv_cache import Cache
+from megaarch.ingest.trained_tokenizer import tokenizer_of
 from megaarch.model.transformer import Transformer
+from megaarch.training.open_run import open_run
 
+OF_TRAINING = {"compile": False, "float8": None, "float8_emulate": False}  # left out here
 ROOM = 256  # new tokens that a cache has slots for at once
 Say = Callable[[int, str], None]  # told the number of a prompt and the next piece of its answer
 
@@ -85,15 +86,12 @@ class Generator:
         overrides: `--set` settings. tokenizer: the file, where it is no longer where it was. UserError
         for a folder without a complete checkpoint, another tokenizer, and a layout that cannot generate.
         """
-        return cls(*open_run(Path(run), overrides, tokenizer))
-
-    def forward(self, batch: Batch, cache: Cache) -> torch.Tensor:
-        """Returns the logits of a batch's head rows."""
-        return self.model(batch, None, None, (), cache)
-
-    def prompt(self, text: str) -> Prompt:
-        """Returns a prompt in the model's form. UserError where it is empty or has no room."""
-        return self.prompt_of(self.tokenizer.encode(text))
+        found = open_run(Path(run), overrides, OF_TRAINING, _check_layout)
+        words = tokenizer_of(found.record, found.settings, tokenizer, Path(run))
+        model = found.engine.model
+        if found.grid.mesh is None and model.compute_dtype is not None:
+            model.to(model.compute_dtype)  # once, and not at every step
+        return cls(model, found.settings, words, found.grid)
 
     def prompt_of(self, tokens: np.ndarray) -> Prompt:
         """Returns the prompt of these token ids, in the model's own conditional form."""
@@ -139,14 +137,21 @@ class Generator:
         for first in range(0, len(texts), options.batch_size):
             rows = slice(first, first + options.batch_size)
             task = Task(self, prompts[rows], encoded[rows], keys[rows], options, say, first)
-            with torch.no_grad():
-                decoding = task.decoding()
-                yield from task.run(decoding, decoding.start())
+            yield from task.run()
+
+
+def _check_layout(settings: Settings) -> None:
+    for name in ("pipeline_parallel", "context_parallel"):
+        if getattr(settings.parallel, name) > 1:
+            raise UserError(
+                f"parallel.{name}: generation runs under tensor and sharded data parallelism alone: set it "
+                "to 1, or run one process, which reads a checkpoint of any layout"
+            )
 
 
 class Task:
     """The answers to one batch of prompts: rows leave it when their answers end. first: the number of the
-    first prompt, for `say`."""
+    first prompt, for `say`. decoding: what runs it; None: one of its own, from the prompts' start."""
 
     def __init__(
         self,
@@ -157,9 +162,9 @@ class Task:
         options: Options,
         say: Say | None = None,
         first: int = 0,
+        decoding: Decoding | None = None,
     ):
-        self.generator, self.prompts, self.options = generator, prompts, options
-        self.say, self.first = say, first
+        self.options, self.say, self.first = options, say, first
         model, form = generator.settings.model, prompts[0].form
         self.ends = set(form.ends)
         self.room = [min(options.max_tokens, room(p, model)) for p in prompts]
@@ -169,15 +174,15 @@ class Task:
         self.texts = [TextStream(generator.tokenizer, ids, options.stops) for ids in before]
         allowed = generator.allowed(prompts[0])
         self.sampler = Sampler(options.sampling, encoded, keys, allowed)
+        at_once = min(max(self.room), ROOM)
+        self.decoding = decoding or Decoding(
+            generator.model, generator.layout, prompts, options.chunk, at_once
+        )
 
-    def decoding(self) -> Decoding:
-        """Returns what runs the prompts, from their start."""
-        of = self.generator
-        room = min(max(self.room), ROOM)
-        return Decoding(of.forward, of.layout, self.prompts, self.options.chunk, room)
-
-    def run(self, decoding: Decoding, logits: torch.Tensor) -> list[Answer]:
-        """Returns the answers. logits: [B, V], of each prompt's first new token."""
+    def run(self, streams: Sequence[ConvertedStream] | None = None) -> list[Answer]:
+        """Returns the answers. streams: what is run behind what `decoding` holds; None: the prompts."""
+        decoding = self.decoding
+        logits = decoding.start() if streams is None else decoding.go_on(streams)
         while True:
             tokens = self.sampler(logits)
             going = self.take(tokens)

@@ -192,10 +192,7 @@ class GeneratorLM(TemplateLM):
         prompts, encoded = [prompt for prompt, _ in made], [tokens for _, tokens in made]
         most = [form.most_tokens(tokens, options.max_tokens) for tokens in encoded]
         task = Task(self.generator, prompts, encoded, keys, replace(options, max_tokens=max(most)))
-        with torch.no_grad():
-            decoding = task.decoding()
-            answers = task.run(decoding, decoding.start())
-        return [form.text(answer, n, stops) for answer, n in zip(answers, most, strict=True)]
+        return [form.text(answer, n, stops) for answer, n in zip(task.run(), most, strict=True)]
 
     def apply_chat_template(self, chat_history: list, add_generation_prompt: bool = True) -> str:
         raise UserError("--apply_chat_template: a run has no chat template: leave it out")

@@ -105,7 +105,8 @@ class TargetScorer:
         cache = Cache(rows, layout.axes, layout.device, width)
         cache.begin(np.full(rows, width), positions)
         with torch.no_grad():
-            return self.generator.forward(batch.to(layout.device), cache)[: batch.head_count]
+            logits = self.generator.model(batch.to(layout.device), None, None, (), cache)
+        return logits[: batch.head_count]
 
 
 def _weighted(converted: Converted) -> np.ndarray:

@@ -35,8 +35,7 @@ def greedy(raws, layout, tokenizer):
         ]
         axes = catalogue.position_axes(data.objective)
         layout_of = Layout(grid.device, axes, vocabulary.pad, grid.row_multiple)
-        forward = lambda batch, cache, model=model: model(batch, None, None, (), cache)  # noqa: E731
-        decoding, steps = Decoding(forward, layout_of, prompts), []
+        decoding, steps = Decoding(model, layout_of, prompts), []
         with torch.no_grad():
             steps.append(decoding.start())
             for _ in range(STEPS):

@@ -54,8 +54,7 @@ def started(model, settings, chunk=None):
     prompts = [prompt(data.objective, of.architecture, p, VOCABULARY) for p in prefixes]
     axes = catalogue.position_axes(data.objective)
     layout = Layout(torch.device("cpu"), axes, VOCABULARY.pad)
-    forward = lambda batch, cache: model(batch, None, None, (), cache)  # noqa: E731
-    return Decoding(forward, layout, prompts, chunk), prefixes
+    return Decoding(model, layout, prompts, chunk), prefixes
 
 
 def check(model, settings, limit, chunk=None):

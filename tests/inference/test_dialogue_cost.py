@@ -56,7 +56,6 @@ def run(model, settings, policy, before=lambda: None):
     before each turn."""
     texts, answers = tokens(TEXTS), tokens(ANSWERS)
     layout = Layout(torch.device("cpu"), catalogue.position_axes(settings.data.objective), 0)
-    forward = lambda batch, cache: model(batch, None, None, (), cache)  # noqa: E731
     decoding = None
     for turn, answer in zip(
         dialogue(forms(settings), texts, answers, policy, ROWS), answers, strict=True
@@ -64,7 +63,7 @@ def run(model, settings, policy, before=lambda: None):
         before()
         with torch.no_grad():
             if turn.held == 0:
-                decoding = Decoding(forward, layout, [turn.prompt] * ROWS)
+                decoding = Decoding(model, layout, [turn.prompt] * ROWS)
                 decoding.start()
             else:
                 decoding.counts = None

@@ -24,6 +24,7 @@ from megaarch.inference.generate import Generator, Options, room
 from megaarch.inference.sampling import Sampler, Sampling, draw
 from megaarch.inference.text_stream import TextStream
 from megaarch.ingest.trained_tokenizer import tokenizer_of
+from megaarch.model.transformer import Transformer
 from tests.conftest import PRESETS, WORDS
 
 pytestmark = pytest.mark.slow
@@ -164,7 +165,7 @@ def test_an_answer_that_the_model_ended_stays_in_the_cache_once(
 ):
     """Its last token has run when the model ends it; one that its length ended has not."""
     talk = dialogue(runs, preset, turn_blocks)
-    [end, *_] = talk.generator.prompt("The river").form.ends
+    [end, *_] = talk.generator.prompt_of(talk.generator.tokenizer.encode("The river")).form.ends
     drawn = iter([5, 6, end, 7, 8, 9, end])
     monkeypatch.setattr(Sampler, "__call__", lambda self, logits: np.array([next(drawn)]))
     assert talk.say("The river\n").finish == "end"
@@ -219,16 +220,16 @@ def test_what_cannot_be_a_dialogue_is_refused_before_its_first_turn(
 
 
 def test_ctrl_c_ends_an_answer_and_the_dialogue_goes_on(runs, capsys, monkeypatch):
-    lines, forward, calls = iter(["The river", "The stone"]), Generator.forward, []
+    lines, forward, calls = iter(["The river", "The stone"]), Transformer.forward, []
 
-    def interrupted(self, batch, cache):
+    def interrupted(self, *given):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return forward(self, batch, cache)
+        return forward(self, *given)
 
     monkeypatch.setattr(generate, "ask", lambda: next(lines, None))
-    monkeypatch.setattr(Generator, "forward", interrupted)
+    monkeypatch.setattr(Transformer, "forward", interrupted)
     assert main(["generate", runs("gpt"), "--chat", "--max-tokens", "4"]) == 0
     assert len(calls) == 3 + 4
     shown = capsys.readouterr()
@@ -236,20 +237,20 @@ def test_ctrl_c_ends_an_answer_and_the_dialogue_goes_on(runs, capsys, monkeypatc
 
 
 def test_ctrl_c_says_how_many_prompts_were_answered(runs, tmp_path, capsys, monkeypatch):
-    forward, calls = Generator.forward, []
+    forward, calls = Transformer.forward, []
 
-    def interrupted(self, batch, cache):
+    def interrupted(self, *given):
         calls.append(1)
         if len(calls) == 2 * 4 + 1:  # in the third batch
             assert len(capsys.readouterr().out.splitlines()) == 2  # the second
             raise KeyboardInterrupt
         if len(calls) == 4 + 1:
             assert len(capsys.readouterr().out.splitlines()) == 2
-        return forward(self, batch, cache)
+        return forward(self, *given)
 
     path = tmp_path / "in.jsonl"
     path.write_text((json.dumps({"prompt": PROMPT}) + "\n") * 5)
-    monkeypatch.setattr(Generator, "forward", interrupted)
+    monkeypatch.setattr(Transformer, "forward", interrupted)
     given = ["--input", str(path), "--max-tokens", "4", "--batch-size", "2"]
     assert main(["generate", runs("gpt"), *given]) == 130
     assert capsys.readouterr().err.endswith("megaarch: interrupted; 4 of 5 prompts were answered\n")

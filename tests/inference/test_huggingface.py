@@ -65,8 +65,7 @@ def test_greedy_tokens_equal_transformers(name):
     rng = np.random.default_rng(0)
     prefixes = [rng.integers(20, V - 5, size=n) for n in LENGTHS]
     prompts = [prompt(OBJECTIVES[name], settings.architecture, p, vocabulary) for p in prefixes]
-    forward = lambda batch, cache: made(batch, None, None, (), cache)  # noqa: E731
-    decoding = Decoding(forward, Layout(torch.device("cpu"), 1, SPECIAL["pad"]), prompts)
+    decoding = Decoding(made, Layout(torch.device("cpu"), 1, SPECIAL["pad"]), prompts)
     found = []
     with torch.no_grad():
         logits = decoding.start()

@@ -91,7 +91,7 @@ def test_what_is_generated_is_greedy_and_nothing_else_is(preset, runs):
 def _first_logits(lm, prompt):
     from megaarch.inference.decode import Decoding
 
-    return Decoding(lm.generator.forward, lm.generator.layout, [prompt]).start()
+    return Decoding(lm.generator.model, lm.generator.layout, [prompt]).start()
 
 
 def test_rolling_sums_windows_that_cover_each_token_once(runs):

@@ -41,13 +41,12 @@ class Candidate:
     def __call__(self) -> list[float]:
         """Runs all turns; returns, turn by turn, the seconds to the first token and of the others."""
         layout, decoding = Layout(self.device, self.turns[0].axes, 0), None
-        forward = lambda batch, cache: self.model(batch, None, None, (), cache)  # noqa: E731
         self.cache_bytes = []
         self.clock.start()
         for turn in self.turns:
             if decoding is None or not turn.held:
                 prompts = [turn.prompt] * turn.rows
-                decoding = Decoding(forward, layout, prompts, room=turn.answer)
+                decoding = Decoding(self.model, layout, prompts, room=turn.answer)
                 decoding.start()
             else:
                 decoding.counts = None

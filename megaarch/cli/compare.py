@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def add(command: Adder) -> None:
     compare = command(
-        "compare",
         "Run a study: every cell at the same budget, then the report",
         "Cells that are finished are kept and an interrupted one continues, so a longer list of "
         "sizes, budgets or seeds runs only what is new. Ends with a table, results.json and "

@@ -1,15 +1,13 @@
 """`megaarch dry-run`: a step of one rank of a layout, on fake tensors."""
 
 import argparse
-import json
 
-from megaarch.cli.options import Adder, config_arguments, read
+from megaarch.cli.options import Adder, config_arguments, print_result, read
 from megaarch.cli.plan import cluster_arguments, cluster_of
 
 
 def add(command: Adder) -> None:
     dry = command(
-        "dry-run",
         "Run a step of one rank of a layout on fake tensors: does it fit, and what does it send",
         "In one process, without a GPU, with the trainer's own model, plan, pipeline stage and "
         "optimizer. The layout is the configuration's own or, with --gpus, the planner's best.",
@@ -33,8 +31,6 @@ def run(options: argparse.Namespace) -> int:
     rank = fullest(settings) if options.rank is None else options.rank
     expected = planned(settings, rank)
     found = dry_run(settings, rank)
-    if options.json:
-        print(json.dumps(display.dry_record(options.cell, settings, found, expected), indent=1))
-    else:
-        print(display.dry(found, expected))
+    record = display.dry_record(options.cell, settings, found, expected)
+    print_result(options, record, display.dry(found, expected))
     return 0

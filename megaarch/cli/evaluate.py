@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megaarch.cli.errors import is_first_process
-from megaarch.cli.options import RUN_HELP, Adder, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, print_result, set_argument
 
 if TYPE_CHECKING:
     from megaarch.evaluation.heldout_scores import Heldout
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def add(command: Adder) -> None:
     evaluate = command(
-        "evaluate",
         "Score a trained run on held-out text",
         "Bits per byte of continuations by length and of middles, what a wrong prefix costs more, and a "
         "four-way choice; with --tasks accuracy by rank classification. docs/yardsticks.md says what each "
@@ -76,20 +75,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for warning in warnings:
         print(f"megaarch: {warning}", file=sys.stderr)
-    found = heldout.as_json()
-    if options.json:
-        more = {"harness": [asdict(each) for each in harness]} if names else {}
-        print(json.dumps(found | more | {"warnings": warnings}, indent=1))
-    else:
-        print(panel(heldout))
-        print(harness_panel(harness), end="")
+    more = {"harness": [asdict(each) for each in harness]} if names else {}
+    record = heldout.as_json() | more | {"warnings": warnings}
+    print_result(options, record, "\n".join([*panel(heldout), *harness_panel(harness)]))
     return 0
 
 
-def harness_panel(harness: "Sequence[Found]") -> str:
+def harness_panel(harness: "Sequence[Found]") -> list[str]:
     """The metrics of lm-evaluation-harness as a table, with 95% intervals; empty where there are none."""
     if not harness:
-        return ""
+        return []
     from megaarch.evaluation.confidence_intervals import NORMAL_95
 
     lines = ["", f"{'lm-evaluation-harness':<28}{'metric':<22}value, 95% interval"]
@@ -98,12 +93,12 @@ def harness_panel(harness: "Sequence[Found]") -> str:
         if found.error is not None:
             interval = [found.value + side * NORMAL_95 * found.error for side in (-1, 1)]
         lines.append(f"{found.task:<28}{found.metric:<22}{_shown(found.value, interval)}")
-    return "\n".join([*lines, ""])
+    return lines
 
 
-def panel(heldout: "Heldout") -> str:
+def panel(heldout: "Heldout") -> list[str]:
     """The yardsticks as a table: values, 95% intervals and numbers of items."""
-    rows = [("", "value, 95% interval", "items", "")]
+    lines = [f"{'':<14}{'value, 95% interval':<26}{'items':>6}"]
     for name, unit in (
         ("continuation_bits_per_byte", "bits per byte"),
         ("middle_bits_per_byte", "bits per byte"),
@@ -111,10 +106,7 @@ def panel(heldout: "Heldout") -> str:
     ):
         kind = name.partition("_")[0]
         shown = _shown(getattr(heldout, name), heldout.interval(name))
-        rows.append((kind, shown, str(heldout.items[kind]), unit))
-    lines = [
-        f"{kind:<14}{shown:<26}{items:>6}  {unit}".rstrip() for kind, shown, items, unit in rows
-    ]
+        lines.append(f"{kind:<14}{shown:<26}{heldout.items[kind]:>6}  {unit}")
     if heldout.continuation:
         lines += ["", f"{'continuation':<14}{'bits per byte':<26}{'prefix gain':<26}{'items':>6}"]
     for length, found in heldout.continuation.items():
@@ -130,15 +122,12 @@ def panel(heldout: "Heldout") -> str:
         exact = "" if found.exact_match is None else f"  exact match {found.exact_match:.4f}"
         lines.append(f"{name:<22}{value:<26}{chance:>6}{found.items:>7}{exact}")
     if heldout.reads_prefix is not None:
-        above = (
-            "above 0: it reads its prefix"
-            if heldout.reads_prefix
-            else "not above 0: it may not read its prefix"
-        )
+        reads = "above 0: it reads its prefix"
+        above = reads if heldout.reads_prefix else "not above 0: it may not read its prefix"
         lines += ["", f"The prefix gain of the longest continuation is {above}."]
     if not heldout.comparable:
         lines += ["", "A pseudo-likelihood: its continuations compare with no other objective's."]
-    return "\n".join(lines)
+    return lines
 
 
 def _shown(value: float | None, interval: list[float] | None) -> str:

@@ -12,7 +12,6 @@ MOST = 100_000  # resamples
 
 def add(command: Adder) -> None:
     fit = command(
-        "fit",
         "Fit scaling laws to a study over sizes and budgets, or to points of a CSV file",
         "L(N, D) = E + A/N^alpha + B/D^beta for each architecture, with bootstrap intervals; which of "
         "two is better at which budget; isoFLOP curves where there are several sizes at a budget. Intervals of a "

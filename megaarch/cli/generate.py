@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def add(command: Adder) -> None:
     generate = command(
-        "generate",
         "Continue text with a trained run",
         "Each model continues in the conditional form of its objective; docs/inference.md.",
     )

@@ -7,7 +7,6 @@ from megaarch.cli.options import Adder
 
 def add(command: Adder) -> None:
     lm_eval = command(
-        "lm-eval",
         "lm-evaluation-harness over a trained run",
         "Takes all arguments of `lm_eval`, and knows its model megaarch: --model megaarch --model_args "
         "run=RUN; docs/tasks.md.",

@@ -1,6 +1,7 @@
 """The `megaarch` command: each of its commands is a file of this folder, with `add` and `run`."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from megaarch import __version__
@@ -71,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str, more: str = "", **how: Any) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=f"{summary}. {more}", **how)
 
-    for module in COMMANDS.values():
-        module.add(command)
+    for name, module in COMMANDS.items():
+        module.add(partial(command, name))
     return top
 
 

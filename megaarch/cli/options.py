@@ -1,9 +1,11 @@
 """Arguments that several commands share, and the configuration that they give."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megaarch import config
 
@@ -29,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-Adder = Callable[..., argparse.ArgumentParser]  # of a command: name, summary, more
+Adder = Callable[..., argparse.ArgumentParser]  # of a command: summary, more
 
 
 def study_arguments(command: argparse.ArgumentParser) -> None:
@@ -57,6 +59,11 @@ def set_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", metavar="A.B=C", nargs="+", action="extend", default=[], help=SET_HELP
     )
+
+
+def print_result(options: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+    """Prints what a command has found: as JSON with --json, else for a terminal."""
+    print(json.dumps(record, indent=1) if options.json else text)
 
 
 def read(options: argparse.Namespace) -> config.Raw:

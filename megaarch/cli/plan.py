@@ -12,7 +12,6 @@ MOST_GPUS = 1 << 20
 
 def add(command: Adder) -> None:
     plan = command(
-        "plan",
         "List the best layouts on so many GPUs: memory, time, MFU, cost and what limits each",
         "The model, the data and the global batch stay; the section parallel and the "
         "micro-batch are searched. Of a study: the best layout of each cell, and what all take.",

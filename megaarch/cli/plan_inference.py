@@ -1,15 +1,13 @@
 """`megaarch plan-inference`: what generation costs each model on a GPU."""
 
 import argparse
-import json
 
-from megaarch.cli.options import Adder, config_arguments, read
+from megaarch.cli.options import Adder, config_arguments, print_result, read
 from megaarch.errors import UserError
 
 
 def add(command: Adder) -> None:
     plan = command(
-        "plan-inference",
         "Print what generation costs on a GPU: times, cache, and a dialogue by turn",
         "FLOPs and bytes are counted exactly, for every model of a study; nothing is run. "
         "docs/inference.md.",
@@ -37,8 +35,6 @@ def run(options: argparse.Namespace) -> int:
     reasons = [cost for _, cost in found if isinstance(cost, UserError)]
     if len(reasons) == len(found):
         raise reasons[0]
-    if options.json:
-        print(json.dumps(display.record(found, options.gpu, cluster, lengths), indent=1))
-    else:
-        print(display.tables(found, options.gpu, cluster, lengths))
+    all_of_it = found, options.gpu, cluster, lengths
+    print_result(options, display.record(*all_of_it), display.tables(*all_of_it))
     return 0

@@ -1,12 +1,11 @@
 """`megaarch probe`: what is measured inside trained runs."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaarch.cli.options import RUN_HELP, Adder, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, print_result, set_argument
 from megaarch.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ LEAST = {"rows": 2, "length": 4, "seed": 0}
 
 def add(command: Adder) -> None:
     probe = command(
-        "probe",
         "Look inside trained runs, for the arguments about decoders",
         "Runs that differ in their seed alone are put together; docs/why.md says what each measures.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,10 +84,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.study is not None:
         print(catalogue.write(Path(options.study), found), file=sys.stderr)
-    if options.json:
-        print(json.dumps(found.model_dump(mode="json"), indent=1))
-    else:
-        show(found)
+    print_result(options, found.model_dump(mode="json"), table(found))
     return 0
 
 
@@ -116,20 +111,23 @@ def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
     return runs, folder.study.evaluation.tasks
 
 
-def show(found: "Probed") -> None:
-    """Prints the estimates of every cell with their intervals; of many, those that are not of a single layer
+def table(found: "Probed") -> str:
+    """The estimates of every cell with their intervals; of many, those that are not of a single layer
     or head."""
     from megaarch.probes.catalogue import estimates
 
+    lines = []
     for name, record in found.cells.items():
         known = [(path, e) for path, e in estimates(record) if e.value is not None]
         rows = [row for row in known if len(known) <= MANY or "[" not in row[0]]
         wide = max((len(path) for path, _ in rows), default=0)
-        print(f"{name}\n{found.probe:<{wide}}  {'value':>9}  {'95% interval':<22}  rows")
+        lines += [name, f"{found.probe:<{wide}}  {'value':>9}  {'95% interval':<22}  rows"]
         for path, estimate in rows:
             low, high = estimate.ends
             interval = f"{low:.4g} to {high:.4g}"
-            print(f"{path:<{wide}}  {estimate.value:>9.4g}  {interval:<22}  {estimate.items:>4}")
+            shown = f"{estimate.value:>9.4g}  {interval:<22}  {estimate.items:>4}"
+            lines.append(f"{path:<{wide}}  {shown}")
         if len(rows) < len(known):
-            print(f"{len(known) - len(rows)} more, by layer and head, with --json")
-        print()
+            lines.append(f"{len(known) - len(rows)} more, by layer and head, with --json")
+        lines.append("")
+    return "\n".join(lines)

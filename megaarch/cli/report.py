@@ -9,7 +9,6 @@ from megaarch.errors import UserError
 
 def add(command: Adder) -> None:
     report = command(
-        "report",
         "Write a study's report from its results.json",
         "Without an option it writes report.html into the study's folder.",
     )
@@ -49,12 +48,11 @@ def run(options: argparse.Namespace) -> int:
         print(report.csv(results), end="")
     elif options.latex:
         print(report.latex(results))
-    elif options.figures:
-        probed = catalogue.read(path.parent)
-        for written in report.write_figures(results, Path(options.figures), probed):
-            print(written)
     else:
-        probed = catalogue.read(path.parent)
-        report.write_page(results, path.with_name("report.html"), probed)
-        print(path.with_name("report.html"))
+        probed, page = catalogue.read(path.parent), path.with_name("report.html")
+        if options.figures:
+            print(*report.write_figures(results, Path(options.figures), probed), sep="\n")
+        else:
+            report.write_page(results, page, probed)
+            print(page)
     return 0

@@ -1,15 +1,14 @@
 """`megaarch status`: how far a study or a run is."""
 
 import argparse
-import json
+from dataclasses import asdict
 from pathlib import Path
 
-from megaarch.cli.options import Adder
+from megaarch.cli.options import Adder, print_result
 
 
 def add(command: Adder) -> None:
     state = command(
-        "status",
         "Print how far a study or a run is",
         "Each cell's state, progress, throughput and time left, from the study's folder and, on a "
         "cluster, from squeue; of a run of megaarch train the same, from its folder.",
@@ -19,9 +18,8 @@ def add(command: Adder) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the states of a study, or of a run."""
     from megaarch.cluster import status
 
     states = status.status(Path(options.run))
-    print(json.dumps(status.as_json(states), indent=1) if options.json else status.table(states))
+    print_result(options, {"states": list(map(asdict, states))}, status.table(states))
     return 0

@@ -9,7 +9,6 @@ from megaarch.cli.options import Adder, read_study, study_arguments
 
 def add(command: Adder) -> None:
     order = command(
-        "submit",
         "Give a study to SLURM: prepare its text, run every cell, write the report",
         "Each cell is a job of its own, in the layout of its settings (parallel); cells of one "
         "layout are an array, and a cell that starts from another follows it. Cells that are "

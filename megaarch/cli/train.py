@@ -9,7 +9,6 @@ from megaarch.cli.options import Adder, config_arguments, read
 
 def add(command: Adder) -> None:
     train = command(
-        "train",
         "Train one model",
         "Writes metrics.jsonl, TensorBoard files and checkpoints to logging.directory; run again, "
         "it continues from the newest checkpoint there.",

@@ -5,9 +5,9 @@ which jobs wait or run. Without SLURM the cells' locks say what runs on this mac
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -282,8 +282,3 @@ def table(states: list[State]) -> str:
 
 def _words(state: State) -> str:
     return state.state if state.state in ENDED or not state.why else f"{state.state} ({state.why})"
-
-
-def as_json(states: list[State]) -> dict[str, Any]:
-    """Returns what `table` prints, for programs."""
-    return {"states": [asdict(state) for state in states]}

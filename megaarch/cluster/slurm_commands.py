@@ -128,9 +128,7 @@ def job_variables() -> list[str]:
 def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
     """Returns the state of each task ("12_3") that is queued or runs, and the reason why it waits. None
     where there is no squeue, or it does not answer."""
-    if not jobs or not shutil.which("squeue"):
-        return None
-    done = _ask("squeue", "--noheader", "--array", f"--jobs={_listed(jobs)}", "--format=%i|%T|%r")
+    done = _ask(jobs, "squeue", "--noheader", "--array", "--format=%i|%T|%r")
     if done is None:
         return None
     if done.returncode:  # it says so of a job that has left its memory, where that is the only one
@@ -141,11 +139,7 @@ def queue(jobs: list[int]) -> dict[str, tuple[str, str]] | None:
 
 def accounts(jobs: list[int]) -> dict[str, str]:
     """The state in which each task ended, where the cluster keeps accounts."""
-    if not jobs or not shutil.which("sacct"):
-        return {}
-    done = _ask(
-        "sacct", "-X", "-n", "-P", "--array", f"--jobs={_listed(jobs)}", "--format=JobID,State"
-    )
+    done = _ask(jobs, "sacct", "-X", "-n", "-P", "--array", "--format=JobID,State")
     if done is None or done.returncode:
         return {}
     lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
@@ -167,12 +161,16 @@ def seconds(time: str, flag: str = "--time") -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess | None:
-    """The command's answer as a whole: variables as SQUEUE_PARTITION would leave jobs out of it."""
+def _ask(jobs: list[int], *command: str) -> subprocess.CompletedProcess | None:
+    """The command's answer about these jobs, as a whole: variables as SQUEUE_PARTITION would leave some out of
+    it. None where there is no such command, or it does not answer."""
+    if not jobs or not shutil.which(command[0]):
+        return None
     own = ("SQUEUE_", "SACCT_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     try:
-        return _run(command, env=environment, timeout=60)
+        asked = [*command, f"--jobs={','.join(map(str, jobs))}"]
+        return _run(asked, env=environment, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -181,10 +179,6 @@ def _run(command: Sequence[str], **more: Any) -> subprocess.CompletedProcess:
     """What it prints, as text; it reads nothing from the terminal."""
     given = {"capture_output": True, "text": True, "errors": "replace"} | more
     return subprocess.run(command, stdin=subprocess.DEVNULL, **given)
-
-
-def _listed(jobs: list[int]) -> str:
-    return ",".join(map(str, jobs))
 
 
 def _task(job: str) -> str:

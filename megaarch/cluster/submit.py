@@ -9,7 +9,7 @@ Every job waits for the success of what it needs; where that fails it is cancell
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,11 +61,6 @@ class SlurmJob:
     needs: tuple[str, ...] = ()
     behind: tuple[str, ...] = ()
     id: int = 0
-
-    @property
-    def numbers(self) -> list[int]:
-        """Of the array's tasks."""
-        return list(self.tasks or ())
 
 
 JOBS = TypeAdapter(list[SlurmJob])  # of jobs.json
@@ -159,7 +154,7 @@ def _in_waves(jobs: list[SlurmJob], nodes: int) -> Iterator[SlurmJob]:
     for job in jobs:
         if job.nodes > free or set(job.needs) & set(wave):
             wave, before, free = [], (*before, *wave), nodes
-        at_once = min(free // job.nodes, len(job.numbers))
+        at_once = min(free // job.nodes, len(job.tasks or ()))
         free -= at_once * job.nodes
         wave.append(job.name)
         yield replace(job, at_once=at_once, behind=before)
@@ -210,10 +205,10 @@ def command(
 ) -> list[str]:
     """The sbatch command of a job. ids: by name, of the jobs before it, as the command says them."""
     array = job.tasks is not None
-    logs = f"{slurm_commands.pattern(directory)}/jobs/{job.name}"
+    task = "%A_%a" if array else "%j_0"
     options = [
         f"--job-name={directory.absolute().name}-{job.name}",
-        f"--output={logs}-%A_%a.log" if array else f"--output={logs}-%j_0.log",
+        f"--output={slurm_commands.pattern(directory)}/jobs/{job.name}-{task}.log",
         f"--time={(job.kind == 'prepare' and request.prepare_time) or request.time}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.ranks}",
@@ -223,8 +218,8 @@ def command(
     waits += [f"afterany:{ids[name]}" for name in job.behind if name not in job.needs]
     if waits:
         options += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
-    if array:
-        options.append(f"--array={_ranges(job.numbers)}%{job.at_once}")
+    if job.tasks is not None:
+        options.append(f"--array={_ranges(job.tasks)}%{job.at_once}")
         if site.gpus_per_node:
             options.append(f"--gpus-per-node={min(job.ranks, site.gpus_per_node)}")
         options.append(f"--cpus-per-task={site.cpus_per_rank}")
@@ -238,7 +233,7 @@ def command(
     return [*env, "sbatch", "--parsable", *options, *script]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):

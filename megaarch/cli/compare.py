@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaarch import config
 from megaarch.cli.options import Adder, read_study, study_arguments
 from megaarch.errors import UserError
 
@@ -56,7 +55,12 @@ def run(options: argparse.Namespace) -> int:
 
     raw, directory = read_study(options)
     if options.cell is not None or options.trial is not None:
-        return _run_task(options, raw, directory)
+        if options.trial is not None:
+            distributed_cell.run_trial(raw, directory, options.trial)
+        else:
+            distributed_cell.run_cell(raw, directory, options.cell)
+        launch.leave()
+        return 0
     if launch.find()[1].world_size > 1:
         raise UserError(
             "compare runs in one process and was started as several: start it once, or run one "
@@ -94,15 +98,3 @@ def generating(results: "Results", directory: Path) -> Path | None:
     cell = min(cells, key=order)
     alone = sum(other.name == cell.name for other in results.cells) == 1
     return directory / (cell.name if alone else cell.key or cell.name)
-
-
-def _run_task(options: argparse.Namespace, raw: config.Raw, directory: Path) -> int:
-    from megaarch.distributed import launch
-    from megaarch.study import distributed_cell
-
-    if options.trial is not None:
-        distributed_cell.run_trial(raw, directory, options.trial)
-    else:
-        distributed_cell.run_cell(raw, directory, options.cell)
-    launch.leave()
-    return 0

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megaarch.cli.options import Adder
+from megaarch.cli.options import Adder, check_ranges
 from megaarch.errors import UserError
 
 MOST = 100_000  # resamples
@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     if (options.study is None) == (options.points is None):
         raise UserError("give a study's folder, or --points FILE.csv")
-    for name, least, most in (("leave_out", 0, MOST), ("resamples", 2, MOST), ("seed", 0, 1 << 63)):
-        if not least <= (value := getattr(options, name)) <= most:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} to {most:,}")
+    check_ranges(options, leave_out=(0, MOST), resamples=(2, MOST), seed=(0, 1 << 63))
     if options.points:
         found = points.read(Path(options.points))
     else:

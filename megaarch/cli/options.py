@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megaarch import config
+from megaarch.errors import UserError
 
 RUN_HELP = "a run's folder, with checkpoints in it, one of these, or STUDY/CELL for a study's cell"
 SET_HELP = (
@@ -59,6 +60,14 @@ def set_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", metavar="A.B=C", nargs="+", action="extend", default=[], help=SET_HELP
     )
+
+
+def check_ranges(options: argparse.Namespace, **ranges: tuple[int, int]) -> None:
+    """UserError for a number that is given and is not from the least to the most of its range."""
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} to {most:,}")
 
 
 def print_result(options: argparse.Namespace, record: dict[str, Any], text: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaarch.cli.options import RUN_HELP, Adder, print_result, set_argument
+from megaarch.cli.options import RUN_HELP, Adder, check_ranges, print_result, set_argument
 from megaarch.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ probes that need no run:
   masks        attention's throughput under each mask against causal's
 """
 MANY = 60  # estimates of a cell
-MOST = {"rows": 100_000, "length": 1 << 20, "seed": 1 << 63}
-LEAST = {"rows": 2, "length": 4, "seed": 0}
 
 
 def add(command: Adder) -> None:
@@ -65,10 +63,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"there is no probe {options.name!r}: choose among {', '.join(catalogue.PROBES)}"
         )
-    for name, most in MOST.items():
-        value = getattr(options, name)
-        if value is not None and not LEAST[name] <= value <= most:
-            raise UserError(f"--{name} {value}: give {LEAST[name]} to {most:,}")
+    check_ranges(options, rows=(2, 100_000), length=(4, 1 << 20), seed=(0, 1 << 63))
     of_runs = catalogue.PROBES[options.name].of_runs
     if of_runs and bool(options.runs) == (options.study is not None):
         raise UserError("give the folders of runs, or --study DIR")

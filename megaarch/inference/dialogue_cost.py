@@ -84,15 +84,14 @@ class Turn:
         return self._call(width, pairs, keys, None)
 
     @property
-    def decode(self) -> Counts:
-        """Counts of all steps, of which each has the same number of pairs more than the one before."""
-        both = self.step(1).counts + self.step(self.steps).counts
-        return Counts(*tree_map(lambda number: number * self.steps // 2, astuple(both)))
-
-    @property
     def counts(self) -> Counts:
-        """The counts of all that the turn runs."""
-        return self.prefill.counts + self.decode if self.steps else self.prefill.counts
+        """The counts of all that the turn runs. Each step has the same number of pairs more than the one
+        before."""
+        if not self.steps:
+            return self.prefill.counts
+        both = self.step(1).counts + self.step(self.steps).counts
+        steps = Counts(*tree_map(lambda number: number * self.steps // 2, astuple(both)))
+        return self.prefill.counts + steps
 
     @property
     def kept(self) -> int:

@@ -136,14 +136,13 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     early = 0.0 if batches == 1 and not pipelined else FULL * shard
     found = [(early, *moment) for moment in moments] + [(FULL * shard, last, one + work)]
     grads, gathered, used = max(found, key=sum)
-    buffers = _received(settings, stages, rank) if pipelined else 0.0
     return Memory(
         parameters=FULL * shard,
         gradients=grads,
         optimizer=FULL * catalogue.OPTIMIZERS[training.optimizer].states * shard,
         gathered=gathered,
         activations=min(kept, used),
-        workspace=max(0.0, used - kept) + buffers,
+        workspace=max(0.0, used - kept) + _received(settings, stages, rank),
     )
 
 

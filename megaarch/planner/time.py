@@ -10,6 +10,7 @@ parallelism and between stages where the software says so.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 from megaarch.config.schema import Settings
 from megaarch.model import flops
@@ -87,24 +88,19 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     layers, parallel = Layers(settings, rates.software), settings.parallel
     stages = Stages.of(settings)
     span = parallel.tensor_parallel * parallel.context_parallel * parallel.data_ranks
-    known: dict[tuple, Seconds] = {}  # many stages are alike
 
-    def stage(mine: range) -> Seconds:
-        received = layers.received(mine.start) if parallel.pipeline_parallel > 1 else 0.0
-        contents = layers.contents(mine)
-        if (key := (received, contents)) not in known:
-            body, head = layers.stage(*contents)
-            found = _add(
-                _micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False)
-            )
-            messages = 2 * received / rates.cluster.wire(2 * span)
-            if rates.software.overlaps_pipeline:
-                messages = exposed(messages, found.total)
-            known[key] = replace(found, pipeline=messages)
-        return known[key]
+    @cache  # many stages are alike
+    def stage(received: float, contents: tuple[tuple[tuple[int, bool], ...], bool]) -> Seconds:
+        body, head = layers.stage(*contents)
+        found = _add(_micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False))
+        messages = 2 * received / rates.cluster.wire(2 * span)
+        if rates.software.overlaps_pipeline:
+            messages = exposed(messages, found.total)
+        return replace(found, pipeline=messages)
 
+    each = [stage(layers.received(mine.start), layers.contents(mine)) for mine in stages.layers]
     return [
-        _add(*(stage(stages.layers[mine]) for mine in stages.on(rank)))
+        _add(*(each[index] for index in stages.on(rank)))
         for rank in range(parallel.pipeline_parallel)
     ]
 

@@ -83,17 +83,13 @@ class Site:
         partition, *options = lines[len(NUMBERS) :]
         return cls(folder, gpus, ranks, cpus, partition, warning, tuple(filter(None, options)))
 
-    def shell(self, command: list[str]) -> list[str]:
-        """The command where the site's variables are set."""
-        source = f"source {shlex.quote(str(self.folder / 'site.sh'))}"
-        return ["bash", "-c", f"{source} >&2 && exec {shlex.join(command)}"]
-
 
 def submit(site: Site, command: list[str]) -> int:
     """Runs an sbatch command; returns the job's id. UserError with what sbatch says."""
     if not shutil.which("sbatch"):
         raise UserError("sbatch is not on this machine: submit from a login node of the cluster")
-    done = _run(site.shell(command))
+    source = f"source {shlex.quote(str(site.folder / 'site.sh'))} >&2"
+    done = _run(["bash", "-c", f"{source} && exec {shlex.join(command)}"])
     told = " ".join(done.stderr.split())
     if done.returncode:
         raise UserError(f"SLURM refuses a job: {told}: {shlex.join(command)}")

@@ -85,19 +85,14 @@ def status(directory: Path) -> list[State]:
     jobs = submit.read(directory)
     ids = [job.id for job in jobs]
     queued, ended = slurm_commands.queue(ids), slurm_commands.accounts(ids)
-    tasks = {
-        name: _Task(directory / "jobs", job.name, f"{job.id}_{number}")
-        for job in jobs
-        for number, name in (job.tasks or {0: job.name}).items()
-    }
-    states = []
-    for cell in grid:
-        task = tasks.pop(cell.key, None)
-        known = _known(task, queued, ended) if task else ("", "")
-        states.append(_cell(cell, *known, task and task.id))
-    for name, task in tasks.items():
-        state, why = _known(task, queued, ended)
-        states.append(State(name, state or "stopped", why, task.id))
+    known: dict[str, tuple[str, str, str | None]] = {}
+    for job in jobs:
+        for number, name in (job.tasks or {0: job.name}).items():
+            it = _Task(directory / "jobs", job.name, f"{job.id}_{number}")
+            known[name] = (*_known(it, queued, ended), it.id)
+    states = [_cell(cell, *known.pop(cell.key, ("", "", None))) for cell in grid]
+    for name, (state, why, task) in known.items():
+        states.append(State(name, state or "stopped", why, task))
     return states
 
 
@@ -113,14 +108,10 @@ def _run(folder: Path) -> State:
     state = "stopped" if lines else "not started"
     if lock.is_held(folder):
         state = "running"
-    elif share and _is_reached(share, step) and checkpoint.place(folder, step).exists():
+    # Limit.reached, where the share of the limit is all that is known of it
+    elif share and 1 - share < 0.5 * share / step and checkpoint.place(folder, step).exists():
         state = "done"
     return _measured(State(str(folder), state), lines, share)
-
-
-def _is_reached(share: float, step: int) -> bool:
-    """Limit.reached, where `share` of the limit is all that is known of it."""
-    return 1 - share < 0.5 * share / step
 
 
 @dataclass(frozen=True)
@@ -171,18 +162,15 @@ def _known(
     code = task.code()
     if code == 0 or (code is None and last == "COMPLETED"):
         return "done", ""
-    if code not in (None, REQUEUE) and not (queued is None and _goes_back(code)):
+    # after these codes a job may go back to the queue (launch/job.sh)
+    goes_back = code in (None, REQUEUE) or (queued is None and (code == LOST or code > 128))
+    if not goes_back:
         return "failed", task.last_words() or f"exit code {code}"
     if last is not None and last not in (*QUEUED, *ALIVE):
         return "failed", _in_words(last)
     if queued is None:
         return "", "squeue does not answer"
     return ("", "") if task.log.exists() else ("not run", "a job before it failed, or scancel")
-
-
-def _goes_back(code: int) -> bool:
-    """Whether a job may go back to the queue after this exit code (launch/job.sh)."""
-    return code in (REQUEUE, LOST) or code > 128
 
 
 def _in_words(state: str) -> str:

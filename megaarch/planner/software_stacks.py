@@ -6,7 +6,7 @@ come to; `COMPOSITE` is eager torch of 2024, whose RMSNorm is nine operators in 
 turns queries and keys as complex fp32 numbers.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -119,5 +119,5 @@ OURS = Software()
 def ours(settings: Settings) -> Software:
     """This project's, as these settings run it on a GPU."""
     compiled, recipe = compile.wanted(settings, torch.device("cuda")), settings.training.float8
-    found = replace(OURS, float8=recipe, float8_gathers=recipe == "tensorwise")
-    return replace(found, traffic=COMPILED) if compiled else found
+    traffic = COMPILED if compiled else EAGER
+    return Software(traffic, float8=recipe, float8_gathers=recipe == "tensorwise")

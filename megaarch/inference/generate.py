@@ -14,8 +14,7 @@ from megaarch.data.example import ConvertedStream
 from megaarch.data.row_lengths import spans_of
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.prompts import Prompt, prompt
 from megaarch.inference.sampling import Sampler, Sampling, draw_keys
 from megaarch.inference.text_stream import TextStream

@@ -5,8 +5,6 @@ Each tensor counts once a pass, as if a kernel read it once; norms, activation f
 sums are left out, for they can run inside the products' kernels. Letters of shapes: docs/shapes.md.
 """
 
-from dataclasses import dataclass
-
 from megaarch.config.matmuls import head_size, key_heads, layer_products, stack_layers
 from megaarch.config.schema import Model
 from megaarch.data.batch import Counts
@@ -16,30 +14,16 @@ from megaarch.model.transformer import padded_vocabulary, stacks
 POSITION = 8  # bytes of int64
 
 
-@dataclass(frozen=True)
-class MemoryTraffic:
-    """Bytes of one pass, or of several."""
-
-    weights: int
-    cache: int  # keys and values that attention reads of it
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache + self.activations
-
-
 def memory_traffic(
     model: Model, axes: int, counts: Counts, keys: int, memory: int, element: int
-) -> MemoryTraffic:
-    """Returns the bytes of a pass. axes: of positions. keys, memory: cached tokens, and those of the
+) -> tuple[int, int, int]:
+    """Returns the bytes of a pass: of weights, of keys and values that attention reads of the cache, and of
+    activations. axes: of positions. keys, memory: cached tokens, and those of the
     encoder's output, that attention of the last stack reads in each row. element: bytes of a number.
     """
-    return MemoryTraffic(
-        weights=element * _weights(model, axes, counts),
-        cache=counts.rows * cache_bytes(model, 0, keys, memory, element),
-        activations=element * _activations(model, counts),
-    )
+    weights = element * _weights(model, axes, counts)
+    cache = counts.rows * cache_bytes(model, 0, keys, memory, element)
+    return weights, cache, element * _activations(model, counts)
 
 
 def cache_bytes(model: Model, axes: int, slots: int, memory: int, element: int) -> int:

@@ -175,8 +175,8 @@ class CallRates:
         )
 
     def moved(self, call: Call) -> int:
-        found = memory_traffic(self.model, self.axes, call.counts, call.keys, call.memory, HALF)
-        return found.total
+        given = self.model, self.axes, call.counts, call.keys, call.memory
+        return sum(memory_traffic(*given, HALF))
 
     def seconds(self, call: Call, row: float) -> tuple[float, float]:
         """Returns those of a call's FLOPs and those of its bytes. row: tokens on which the rate of attention

@@ -8,8 +8,7 @@ import torch
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.distributed.mesh import Grid
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.prompts import prompt
 from megaarch.parallel.parallelize import build
 from tests.distributed.layouts import FSDP2, TP2

@@ -8,8 +8,7 @@ from megaarch import config
 from megaarch.attention import Parts, attend, full
 from megaarch.config import catalogue
 from megaarch.errors import UserError
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from megaarch.training.whole_model import build_model

@@ -1,6 +1,5 @@
 """What dialogue_cost.py counts is what generation runs, as torch counts and holds it; and dialogues by a closed form."""
 
-from dataclasses import astuple
 from functools import partial
 
 import numpy as np
@@ -13,8 +12,7 @@ from megaarch.attention.mask import CAUSAL
 from megaarch.config import catalogue
 from megaarch.data.example import SPECIALS, Converted, ConvertedStream
 from megaarch.data.packing import pack
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.dialogue import Dialogue
 from megaarch.inference.dialogue_cost import dialogue, policies
 from megaarch.inference.generate import Generator, Options
@@ -187,7 +185,7 @@ def test_bytes_that_move_are_those_of_the_modules_tensors(preset, encoding):
     for turn, _ in run(model, settings, "reuse", moved.found.clear):
         calls = [turn.prefill, *(turn.step(n + 1) for n in range(turn.steps))]
         given = [(turn.axes, c.counts, c.keys, c.memory, SIZE) for c in calls]
-        assert moved.found == [astuple(memory_traffic(settings.model, *each)) for each in given]
+        assert moved.found == [memory_traffic(settings.model, *each) for each in given]
 
 
 class Ids:

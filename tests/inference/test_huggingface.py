@@ -7,8 +7,7 @@ import torch
 
 from megaarch import interchange
 from megaarch.data.example import SPECIALS, Vocabulary
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.prompts import prompt
 from megaarch.interchange.hf_config import family_in
 from megaarch.model import Transformer

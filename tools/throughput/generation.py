@@ -13,8 +13,7 @@ import torch
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Settings
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.dialogue_cost import Turn, dialogue, policies
 from megaarch.inference.prompts import prompt
 from megaarch.model import Transformer, flops

@@ -14,8 +14,7 @@ import torch
 from megaarch.attention.mask import causal, full
 from megaarch.data.example import ConvertedStream
 from megaarch.errors import UserError
-from megaarch.inference.batches import Layout
-from megaarch.inference.decode import Decoding
+from megaarch.inference.decode import Decoding, Layout
 from megaarch.inference.prompts import Form, Prompt
 from megaarch.inference.sampling import Sampler, Sampling
 from megaarch.model import Transformer

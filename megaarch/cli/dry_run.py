@@ -22,15 +22,13 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from megaarch.planner import display
     from megaarch.planner.cells import chosen
-    from megaarch.planner.dry_run import dry_run, fullest, planned
+    from megaarch.planner.dry_run import dry_run
     from megaarch.training import memory_check
 
     cluster = cluster_of(options)
     settings = chosen(read(options), options.cell, cluster, options.gpus)
     memory_check.check_training(settings, cluster.gpu.memory * 1e9, options.gpu)
-    rank = fullest(settings) if options.rank is None else options.rank
-    expected = planned(settings, rank)
-    found = dry_run(settings, rank)
-    record = display.dry_record(options.cell, settings, found, expected)
-    print_result(options, record, display.dry(found, expected))
+    found = dry_run(settings, options.rank)
+    record = display.dry_record(options.cell, settings, found)
+    print_result(options, record, display.dry(found))
     return 0

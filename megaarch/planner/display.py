@@ -103,23 +103,20 @@ def study(found: StudyTotals) -> str:
     return "\n".join(lines)
 
 
-def dry_record(cell: str | None, settings: Settings, found: DryRun, planned: float) -> dict:
+def dry_record(cell: str | None, settings: Settings, found: DryRun) -> dict[str, Any]:
     """What `dry-run --json` prints. Bytes."""
-    named = {"cell": cell, "layout": layout(settings)}
-    return named | asdict(found) | {"peak": found.peak, "planned": planned}
+    return {"cell": cell, "layout": layout(settings), **asdict(found)}
 
 
-def dry(found: DryRun, planned: float) -> str:
-    """A dry run for a terminal. planned: bytes that the planner expected."""
+def dry(found: DryRun) -> str:
+    """A dry run for a terminal."""
     parts = ("parameters", "gradients", "optimizer", "activations")
     lines = [
         f"rank {found.rank} of {found.world_size}: a step of {found.micro_batches} micro-batch(es) "
         "comes to its end",
-        "peak "
-        + f"{found.peak / 1e9:.2f} GB: "
-        # the parts of it
+        f"peak {found.peak / 1e9:.2f} GB: "
         + ", ".join(f"{name} {getattr(found, name) / 1e9:.2f}" for name in parts),
-        f"planned {planned / 1e9:.2f} GB ({planned / found.peak - 1:+.1%})",
+        f"planned {found.planned / 1e9:.2f} GB ({found.planned / found.peak - 1:+.1%})",
         f"{'axis':<16}{'collective':<26}{'count':>8}{'MB handed in':>15}",
     ]
     for axis, name, count, size in found.messages:

@@ -46,6 +46,7 @@ class DryRun:
     alive when most is: saved for the backward pass, gathered parameters, whole gradients, buffers.
     micro_batches: how many of the step's were run; enough to fill the pipeline.
     messages: axis and collective, how many, and the bytes that the rank hands in.
+    peak: at the fullest moment of a step that is not the first. planned: what the planner expected of it.
     """
 
     rank: int
@@ -56,20 +57,22 @@ class DryRun:
     optimizer: int
     activations: int
     messages: tuple[tuple[str, str, int, int], ...]
-
-    @property
-    def peak(self) -> int:
-        """Bytes at the fullest moment of a step that is not the first."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+    peak: int
+    planned: float
 
 
-def dry_run(settings: Settings, rank: int = 0) -> DryRun:
-    """A training step of `rank` in the layout of `settings`. ConfigError where it does not fit.
+def dry_run(settings: Settings, rank: int | None = None) -> DryRun:
+    """A training step of `rank` in the layout of `settings`; None: of a rank of the pipeline stage that the
+    planner finds fullest. ConfigError where the layout does not fit.
 
     No process group may exist; none is left.
     """
-    training, world_size = settings.training, processes(settings.parallel)
-    check(settings, world_size)
+    training, ranks = settings.training, processes(settings.parallel)
+    check(settings, ranks)
+    if rank is None:
+        totals = [memory.total for memory in memory_by_rank(settings)]
+        rank = totals.index(max(totals)) * (ranks // len(totals))
+    expected = planned(settings, rank)
     eager = training.model_copy(update={"compile": False, "float8": None})
     settings = settings.model_copy(update={"training": eager})
     if training.optimizer not in ("adamw", "sgd"):
@@ -78,30 +81,21 @@ def dry_run(settings: Settings, rank: int = 0) -> DryRun:
             "does; set it to adamw, whose states are larger"
         )
     os.environ.setdefault("TORCH_DISTRIBUTED_DEBUG", "OFF")
-    distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    distributed.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
     try:
         grid = Grid.build(settings.parallel, "cpu")
         engine = _DryEngine(settings, grid, model=build_on_meta(settings, grid))
         count = _enough(settings)
         batches = [made_up_batch(settings, i, grid.row_multiple) for i in range(count)]
         with _as_accelerator():
-            return _step(settings, grid, engine, batches)
+            return _step(settings, grid, engine, batches, expected)
     finally:
         distributed.destroy_process_group()
 
 
-def fullest(settings: Settings) -> int:
-    """A rank of the pipeline stage that the planner finds fullest."""
-    ranks = processes(settings.parallel)
-    check(settings, ranks)
-    totals = [memory.total for memory in memory_by_rank(settings)]
-    return totals.index(max(totals)) * (ranks // len(totals))
-
-
 def planned(settings: Settings, rank: int) -> float:
-    """Bytes that the planner expects `rank` to hold in the step that a dry run makes."""
+    """Bytes that the planner expects `rank` to hold in the step that a dry run makes, in a layout that fits."""
     training, ranks = settings.training, processes(settings.parallel)
-    check(settings, ranks)
     if not 0 <= rank < ranks:
         raise UserError(f"--rank {rank}: the layout has ranks 0 to {ranks - 1}")
     rows = _enough(settings) * training.micro_batch_size * settings.parallel.data_ranks
@@ -126,7 +120,9 @@ class _DryEngine(NativeEngine):
             return super()._local(batch)
 
 
-def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Batch]) -> DryRun:
+def _step(
+    settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Batch], expected: float
+) -> DryRun:
     model, training = engine.model, settings.training
     trace = StepTrace(_axes(grid))
     with FakeTensorMode(allow_non_fake_inputs=True), trace:
@@ -156,6 +152,8 @@ def _step(settings: Settings, grid: Grid, engine: NativeEngine, batches: list[Ba
         optimizer=states,
         activations=peak - parameters - grads,
         messages=messages,
+        peak=peak + states,
+        planned=expected,
     )
 
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -108,14 +109,8 @@ def _dialogues(costs: list[InferenceCost], width: int, lengths: Lengths) -> list
 
 def _apart(dialogues: dict[str, list[TurnCost]]) -> list[tuple[str, list[TurnCost]]]:
     """Policies with their turns, those of equal turns together."""
-    found: list[tuple[str, list[TurnCost]]] = []
-    for policy, turns in dialogues.items():
-        name = policy.replace("_", " ")
-        if found and found[-1][1] == turns:
-            found[-1] = (f"{found[-1][0]}, {name}", turns)
-        else:
-            found.append((name, turns))
-    return found
+    alike = groupby(dialogues, key=lambda policy: dialogues[policy])
+    return [(", ".join(policies).replace("_", " "), turns) for turns, policies in alike]
 
 
 def _column(

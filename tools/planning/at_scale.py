@@ -31,7 +31,7 @@ from megaarch.errors import UserError
 from megaarch.files import Schema, fit, parse_json, read_json
 from megaarch.planner import display
 from megaarch.planner.cells import cells
-from megaarch.planner.dry_run import dry_run, fullest, planned
+from megaarch.planner.dry_run import dry_run
 from megaarch.planner.hardware import gpu
 from megaarch.planner.memory import step_memory
 from megaarch.planner.search import plan
@@ -143,8 +143,7 @@ def recount(path: Path, study: str, gpus: int, kind: str, sizes: Sequence[str] =
 
 
 def _dry(cell: str, settings: Settings) -> Record:
-    rank = fullest(settings)
-    return display.dry_record(cell, settings, dry_run(settings, rank), planned(settings, rank))
+    return display.dry_record(cell, settings, dry_run(settings))
 
 
 def _shown(arguments: list[str]) -> str:

@@ -18,8 +18,8 @@ def memory_traffic(
     model: Model, axes: int, counts: Counts, keys: int, memory: int, element: int
 ) -> tuple[int, int, int]:
     """Returns the bytes of a pass: of weights, of keys and values that attention reads of the cache, and of
-    activations. axes: of positions. keys, memory: cached tokens, and those of the
-    encoder's output, that attention of the last stack reads in each row. element: bytes of a number.
+    activations. axes: of positions. keys, memory: cached tokens, and those of the encoder's output, that
+    attention of the last stack reads in each row. element: bytes of a number.
     """
     weights = element * _weights(model, axes, counts)
     cache = counts.rows * cache_bytes(model, 0, keys, memory, element)

@@ -87,12 +87,12 @@ def status(directory: Path) -> list[State]:
     queued, ended = slurm_commands.queue(ids), slurm_commands.accounts(ids)
     known: dict[str, tuple[str, str, str | None]] = {}
     for job in jobs:
-        for number, name in (job.tasks or {0: job.name}).items():
-            it = _Task(directory / "jobs", job.name, f"{job.id}_{number}")
-            known[name] = (*_known(it, queued, ended), it.id)
+        for place, name in (job.tasks or {0: job.name}).items():
+            task = _Task(directory / "jobs", job.name, f"{job.id}_{place}")
+            known[name] = (*_known(task, queued, ended), task.id)
     states = [_cell(cell, *known.pop(cell.key, ("", "", None))) for cell in grid]
-    for name, (state, why, task) in known.items():
-        states.append(State(name, state or "stopped", why, task))
+    for name, (state, why, number) in known.items():
+        states.append(State(name, state or "stopped", why, number))
     return states
 
 
@@ -162,9 +162,9 @@ def _known(
     code = task.code()
     if code == 0 or (code is None and last == "COMPLETED"):
         return "done", ""
-    # after these codes a job may go back to the queue (launch/job.sh)
-    goes_back = code in (None, REQUEUE) or (queued is None and (code == LOST or code > 128))
-    if not goes_back:
+    # after these codes a job may go back to the queue (launch/job.sh), where no squeue says whether it has
+    may_go_on = code in (None, REQUEUE) or (queued is None and (code == LOST or code > 128))
+    if not may_go_on:
         return "failed", task.last_words() or f"exit code {code}"
     if last is not None and last not in (*QUEUED, *ALIVE):
         return "failed", _in_words(last)

@@ -55,10 +55,10 @@ def run(options: argparse.Namespace) -> int:
 
     raw, directory = read_study(options)
     if options.cell is not None or options.trial is not None:
-        if options.trial is not None:
-            distributed_cell.run_trial(raw, directory, options.trial)
-        else:
+        if options.cell is not None:
             distributed_cell.run_cell(raw, directory, options.cell)
+        else:
+            distributed_cell.run_trial(raw, directory, options.trial)
         launch.leave()
         return 0
     if launch.find()[1].world_size > 1:

@@ -80,7 +80,9 @@ def cells(raw: config.Raw) -> dict[str, StudyCell]:
     """The cells of a study by name, each with its first seed; none without a study. Budgets tell apart cells
     that would else have one name."""
     study, found = config.resolve(raw).study, {}
-    for cell in expand(raw, Path("runs") / study.name) if study else ():
+    if study is None:
+        return found
+    for cell in expand(raw, Path("runs") / study.name):
         name = f"{cell.name}/{cell.size}" if cell.size else cell.name
         name = name if len(study.budgets) == 1 else f"{name}-{cell.budget:.4g}"
         found.setdefault(name, cell)

@@ -69,7 +69,10 @@ class Work:
         return Work(
             tuple(product._replace(count=product.count * count) for product in self.products),
             tuple((flops * count, length) for flops, length in self.attention),
-            *(each * count for each in (self.moved, self.launches, self.sent, self.exchanged)),
+            self.moved * count,
+            self.launches * count,
+            self.sent * count,
+            self.exchanged * count,
         )
 
 

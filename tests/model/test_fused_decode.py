@@ -2,6 +2,7 @@
 that a layer can be, and the layers themselves where the call does not serve."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from megaarch.inference.decode import Decoding
 from megaarch.kernels import decode as kernel
 from megaarch.model import transformer
 from tests.inference.test_cache import CHUNKED, GENERATING, made, started
@@ -162,7 +164,9 @@ def test_a_flop_counter_sees_the_products(calls):
         assert calls == [4]
 
 
-def test_gradients_flow_through_a_step(calls):
+def test_gradients_flow_through_a_step(calls, monkeypatch):
+    """An answer is made without gradients; where they are wanted, the layers run one by one."""
+    monkeypatch.setattr(Decoding, "_run", inspect.unwrap(Decoding._run))
     model, settings = made("gpt", torch.float32)
     decoding, _ = started(model, settings)
     with torch.no_grad():

@@ -231,7 +231,7 @@ def _malformed(pipeline: Pipeline) -> list[str]:
     for shard, summary in zip(pipeline.shards, pipeline.summaries, strict=True):
         if not summary.malformed:
             continue
-        if shard.file != file:
+        if shard.file != file or shard.start < start:  # a source may be given twice
             lines = start = 0
         lines += shards.lines_before(shard, start)
         file, start = shard.file, shard.start

@@ -34,6 +34,18 @@ def test_malformed_records_are_skipped_counted_and_named(size, broken, tokenizer
     assert len(IndexedDataset(tmp_path / "x")) == 12
 
 
+@pytest.mark.parametrize("between", [[], [{"text": "sound"}]])
+def test_lines_of_a_source_that_is_given_twice(between, broken, tokenizer, tmp_path):
+    """Its second time begins at its first line again, whatever stands between."""
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(record) + "\n" for record in between))
+    more = ["--input", *map(str, (broken, *([other] if between else []), broken))]
+    more += ["--shard-bytes", "400", "--skip-malformed", "--held-out", "0"]
+    assert tool("preprocess")([*command(broken, tokenizer, tmp_path / "x"), *more]) == 0
+    named = json.loads((tmp_path / "x.manifest.json").read_text())["malformed_records"]
+    assert [int(record.split("line ")[1].split(":")[0]) for record in named] == [4, 8, 11] * 2
+
+
 @pytest.mark.parametrize(("size", "workers"), [(400, 1), (400, 2), (10**6, 1)])
 def test_a_malformed_record_ends_the_job_by_default(
     size, workers, broken, tokenizer, tmp_path, capsys

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from megaarch.errors import UserError
 from megaarch.ingest import corpus, split
 
-SPARE = 1 << 14  # documents that are kept beyond the sample before the highest hashes go
+# Documents that are kept beyond the sample, at most as many again, before the highest hashes go.
+SPARE = 1 << 14
 
 
 def sample(sources: Iterable[str], text_field: str, most: int, held_out: float = 0.0) -> list[str]:
@@ -23,7 +24,7 @@ def sample(sources: Iterable[str], text_field: str, most: int, held_out: float =
         key = split.digest(text)
         if split.place(key) >= 2 * held_out:
             texts.setdefault(key, text)
-        if len(texts) > most + SPARE:
+        if len(texts) > most + min(most, SPARE):
             texts = _lowest(texts, most)
     if not texts:
         raise UserError(

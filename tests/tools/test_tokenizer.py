@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import tracemalloc
 
 import pytest
 
@@ -75,6 +76,17 @@ def test_the_sample_is_by_hash_without_copies_and_without_what_is_held_out(tmp_p
     assert all(split.place(split.digest(text)) >= 0.2 for text in first)
     everything = sample(sources[0], "text", 1000)
     assert everything == TEXTS
+
+
+def test_a_small_sample_of_a_large_corpus_is_all_that_is_kept(tmp_path):
+    source = [write(tmp_path / "a.jsonl", (f"{n} " + "word " * 2000 for n in range(3000)))]
+    tracemalloc.start()
+    try:
+        assert len(sample(source, "text", 10)) == 10
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 << 20  # of 30 MB of text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from megaarch import cli, config
@@ -245,6 +246,14 @@ def refused(command, given, tmp_path, capsys, sentence):
     assert not (tmp_path / "out").exists() and not (tmp_path / "child" / "checkpoints").exists()
 
 
+def nested(content):
+    """The pickle with its offset of 7 in a million tuples, whose hash needs more than the stack."""
+    return content.replace(b"K\x07\x85", b"K\x07" + b"\x85" * 1_000_000, 1)
+
+
+PLACED = {MetadataIndex("a", torch.Size([7])): _StorageInfo("file", 0, 1)}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -254,6 +263,9 @@ def refused(command, given, tmp_path, capsys, sentence):
         b"\x80\x02c" + line(METADATA) + line("Metadata") + b"}(X\x01\x00\x00\x00aI1\nub.",
         b"\x80\x02]r\xff\xff\xff\xff.",  # a memo of 2**32 places
         b"\x80\x02" + b"]" + b"\x85" * 200_000 + b".",
+        b"\x80\x02}N" + b"\x85" * 1_000_000 + b"Ns.",
+        b"\x80\x02}(N" + b"\x85" * 1_000_000 + b"Nu.",
+        nested(pickle.dumps(Metadata({}, storage_data=PLACED), protocol=2)),
         b"\x80\x02}" + b"(" * 100_000 + b".",
         b"\x80\x02" + b"((" + b"\x85" * 100 + b"d.",
         b"\x80\x04.",
@@ -270,6 +282,30 @@ def refused(command, given, tmp_path, capsys, sentence):
 def test_what_is_no_metadata_of_torch_is_refused(content):
     with pytest.raises(pickled_metadata.Refused):
         pickled_metadata.parse(content)
+
+
+def test_what_was_looked_at_is_what_is_unpickled():
+    """The string that begins in a frame and ends behind it hides instructions from who reads it whole."""
+    hidden = b"\x00" + b"c" + line("os") + line("system") + b"."
+    size = len(hidden).to_bytes(4, "little")
+    frame = b"\x95" + (2).to_bytes(8, "little")
+    content = b"\x80\x04" + frame + b"X" + size + hidden + b"."
+    assert [i.name for i, _, _ in pickletools.genops(content)] == [
+        "PROTO",
+        "FRAME",
+        "BINUNICODE",
+        "STOP",
+    ]
+    with pytest.raises(pickled_metadata.Refused, match="it is no metadata of torch's"):
+        pickled_metadata.parse(content)
+
+
+def test_frames_change_nothing():
+    content = pickle.dumps(Metadata({}, storage_data={}), protocol=4)
+    frame = b"\x95" + (1 << 40).to_bytes(8, "little")
+    assert content[2:3] == b"\x95"
+    for given in (content, content[:2] + content[11:], content[:2] + frame + content[11:]):
+        assert pickled_metadata.parse(given) == {"format": 1, "tensors": {}, "values": {}}
 
 
 @pytest.mark.parametrize("command", ["train", "start_from", "evaluate", "convert"])

@@ -52,7 +52,10 @@ class SdpaKernel(CallsKernel):
         else:
             added = mask(call, q.dtype, q.device) if call.masked else None
         out = run(call, q, k, v, added, inputs.scale, self.backends)
-        return out if call.kept is None else gather_rows(out, call.kept)
+        if call.kept is None:
+            return out
+        # torch's own backward of a choice of rows adds them up, on a GPU by atomics or after a sort
+        return IndexGather((), {"kept": [call.kept]}, once=("kept",)).gather(out, "kept")[0]
 
 
 def on_device(plan: CallPlan, device: torch.device) -> IndexGather:

@@ -3,6 +3,7 @@
 import gc
 import pickle
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -227,6 +228,23 @@ def test_rows_that_share_their_parts_are_not_copied(part):
     with Operators() as ran:
         attend(*inputs, parts, kernel="sdpa")
     assert set(ran.names) <= {FLASH, "transpose", "slice", "view", "detach", "alias"}
+
+
+def test_rows_of_the_output_are_never_added_up():
+    """Their gradients are copied, into calls that computed more rows than are read too."""
+    parts = Parts.of([prefix(p, 64) for p in (5, 20, 33)], 64, 64)
+    (q, k, v, _), operators = tensors(parts), Counter()
+    out = attend(*(x.requires_grad_() for x in (q, k, v)), parts, kernel="sdpa")
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            operators[operator.overloadpacket.__name__] += 1
+            return operator(*args, **(kwargs or {}))
+
+    with Counting():
+        out.sum().backward()
+    assert operators["index_add"] == 0 and operators["index_copy_"] == 2  # a call each
+    assert operators["index_add_"] == 3  # the prefixes' q, k and v, which other calls read too
 
 
 def test_short_packed_examples_share_calls():

@@ -143,8 +143,8 @@ class GeneratorLM(TemplateLM):
         return self.scorer([self.form.converted(*pair) for pair in pairs])
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """Returns each text's log-likelihood, in windows of the model's row; the first one has no
-        context."""
+        """Returns each text's log-likelihood, in windows of as many tokens as the form scores without a context; the
+        first one has none."""
         found: list[float] = []
         with self._progress("loglikelihood_rolling", len(requests), disable_tqdm) as progress:
             for some in _chunks(requests, self.rows):
@@ -158,7 +158,7 @@ class GeneratorLM(TemplateLM):
 
     def _windows(self, text: str) -> list[Pair]:
         tokens = self.tok_encode(text)
-        windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+        windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.form.window, 1)
         return [make_disjoint_window(window) for window in windows]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:

@@ -12,6 +12,7 @@ model's results are those that others publish. x is what the tokenizer's templat
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,6 +105,20 @@ class Objective:
             )
         return found
 
+    @cached_property
+    def window(self) -> int:
+        """The most tokens of a continuation without a context: fewer than `max_length` where a decoder beside an
+        encoder holds fewer, or the vocabulary has too few sentinels for their form."""
+        word = int(self.vocabulary.text.argmax())
+
+        def lacks(length: int) -> bool:
+            try:
+                return not self.converted([], [word] * length)
+            except UserError:
+                return True
+
+        return max(1, bisect_left(range(1, self.max_length + 1), True, key=lacks))
+
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """The context gives way at its left end to `max_tokens`, up to half of what there is."""
         model = self.generator.settings.model
@@ -175,6 +190,11 @@ class Transformers:
             given, fed = np.split(row, [len(row) - len(scored)])
         example = Example(np.array(given, dtype=np.int64), np.array(scored), feed=fed)
         return [convert(example, self.generator.vocabulary)]
+
+    @property
+    def window(self) -> int:
+        """The most tokens of a continuation without a context."""
+        return self.max_length
 
     def prompt(self, context: list[int], max_tokens: int) -> tuple[Prompt, np.ndarray]:
         """UserError where an answer of `max_tokens` leaves no room for a context, as the harness says."""

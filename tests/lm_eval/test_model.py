@@ -111,6 +111,22 @@ def test_rolling_sums_windows_that_cover_each_token_once(runs):
     assert found == pytest.approx(wanted(lm, pairs).text.sum(), abs=1e-2)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_rolling_window_has_room_in_every_form(preset, runs):
+    """UL2's decoder holds 20 tokens, and the text of a row of 48 is 23: a window is one that the decoder holds."""
+    lm = MegaarchLM(run=runs(preset), batch_size=3)
+    text = "The river finds the stone near number 4. " * 6
+    [found] = lm.loglikelihood_rolling(
+        requests("loglikelihood_rolling", (text,)), disable_tqdm=True
+    )
+    windows = lm._windows(text)
+    sizes = [len(continuation) for _, continuation in windows]
+    assert sum(sizes) == len(lm.tok_encode(text)) and found < 0
+    assert max(sizes) == lm.form.window == (20 if preset == "ul2" else lm.max_length)
+    with pytest.raises(UserError, match="has no room"):
+        lm.form.converted([], [windows[0][1][0]] * (lm.form.window + 1))
+
+
 def test_a_long_context_gives_way_at_its_left_end(runs):
     lm = MegaarchLM(run=runs("t5"))
     context = lm.tok_encode("The river finds the stone near number 4. " * 12)

@@ -24,6 +24,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.errors import UserError
+from megaarch.evaluation.items import Item
 from megaarch.evaluation.scorer import Room
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.study import lock, run_cell
@@ -68,10 +69,10 @@ def perform(
     setup = run_cell.Setup(folder, cell, bar, grid, heartbeat, lanes)
     with ExitStack() as locked:
 
-        def enter() -> tuple[Prepared, Room]:
+        def enter() -> tuple[Prepared, dict[str, list[Item]], Room]:
             if grid.is_main:
                 locked.enter_context(lock.alone(cell.locked, "cell"))
-            return setup.prepared, folder.room
+            return setup.prepared, setup.held, folder.room
 
         launch.first(enter)
         return run_cell.run(setup) if cell.choice is None else run_cell.trial(setup)

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from megaarch import config, report
 from megaarch.cli.main import main
 from megaarch.distributed.mesh import Grid
+from megaarch.errors import UserError
 from megaarch.evaluation.scorer import Scores
 from megaarch.probes import catalogue
 from megaarch.report.merged_cells import merged_cells
@@ -27,6 +28,7 @@ from megaarch.study import folder as study_folder
 from megaarch.study import lock, run_cell, workers
 from megaarch.study import run_study as study_module
 from megaarch.study.costs import dry_run
+from megaarch.study.distributed_cell import run_trial
 from megaarch.study.evaluate_run import evaluate_run
 from megaarch.study.progress_bar import ProgressBar
 from megaarch.study.results import CellRecord, Results
@@ -375,6 +377,16 @@ def test_a_trial_is_scored_on_validation_items(study, tmp_path, monkeypatch):
     assert run_cell.trial(setup).trial.heldout == 2.5
     chosen = opened.held_out()["validation"][: opened.study.evaluation.documents]
     assert [item.document for item in judged] == [item.document for item in chosen]
+
+
+def test_a_trial_that_nothing_can_score_is_refused_before_it_trains(study, tmp_path, monkeypatch):
+    """As a job of its own, which looks at no cell ahead."""
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    study["study"]["tune"] = {"learning_rates": [1e-3], "budget": 0.5}
+    study["study"]["evaluation"]["prefix_tokens"] = 10**6
+    monkeypatch.setattr(run_cell.Trainer, "run", lambda *given, **more: pytest.fail("it trained"))
+    with pytest.raises(UserError, match="no held-out document has 1000006 tokens"):
+        run_trial(study, tmp_path, 0)
 
 
 def test_a_trial_of_pairs_is_scored_on_their_own_held_out_targets(study, tmp_path, monkeypatch):

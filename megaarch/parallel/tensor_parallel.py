@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.distributed._functional_collectives import all_gather_tensor
+from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import (
     DTensor,
@@ -103,8 +102,10 @@ class TensorSharding(Sharding):
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
     ) -> torch.Tensor:
         """weight and bias: DTensors split by ids. Without gradient."""
-        mine = super().logits(hidden, weight_VD, bias_V)
-        return all_gather_tensor(mine.contiguous(), mine.ndim - 1, self.group)
+        mine = super().logits(hidden, weight_VD, bias_V).contiguous()
+        every = [torch.empty_like(mine) for _ in range(self.mesh.size())]
+        distributed.all_gather(every, mine, group=self.group)
+        return torch.cat(every, -1)
 
 
 def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:

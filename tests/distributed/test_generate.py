@@ -1,6 +1,7 @@
 """Generation under tensor and sharded data parallelism equals that of one process."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def greedy(raws, layout, tokenizer):
         axes = catalogue.position_axes(data.objective)
         layout_of = Layout(grid.device, axes, vocabulary.pad, grid.row_multiple)
         decoding, steps = Decoding(model, layout_of, prompts), []
-        with torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("error", FutureWarning)  # a user of torch 2.13 would see it
             steps.append(decoding.start())
             for _ in range(STEPS):
                 steps.append(decoding.step(steps[-1].argmax(-1).numpy()))

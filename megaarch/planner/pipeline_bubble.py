@@ -112,9 +112,8 @@ def _idle(schedule: str, ranks: int, each: int, batches: int, costs: tuple[int, 
     takes = {"F": forward, "B": inputs + weights, "I": inputs, "W": weights}
     todo, last = order(schedule, ranks, each, batches), ranks * each - 1
     begun, clocks = [0] * ranks, [0.0] * ranks
-    done: dict[
-        Action, float
-    ] = {}  # when a stage's forward pass (F), or gradients of inputs (B), ended
+    # when a stage's forward pass (F), or the gradients of its inputs (B), ended
+    done: dict[Action, float] = {}
     moved = True
     while moved:
         moved = False

@@ -212,9 +212,12 @@ def load(
         stored = storage.read_index(path / "state")
         index = stored.renamed(origins)
         _compare(path, index, whole, partial=grid.size("pp") > 1)
-        values = storage.read(wanted, path / "state", index)
-        for name in weights.keys() & (origins.keys() - whole.keys()):
-            _fill(weights[name], origins[name], path, stored)
+        try:
+            values = storage.read(wanted, path / "state", index)
+            for name in weights.keys() & (origins.keys() - whole.keys()):
+                _fill(weights[name], origins[name], path, stored)
+        except StorageError as error:
+            raise StorageError(f"rank {grid.global_rank}: {error}") from error
     engine.load_state(weights, state | values.get("optimizer", {}), optimizer)
 
 

@@ -203,6 +203,29 @@ def test_damage_that_one_rank_sees_is_named_on_all_and_skipped(pool, raw, prepar
         assert "none before it" in told
 
 
+def loaded_by(raw, given, path):
+    """What this rank says of a checkpoint that it loads unchecked; None where nothing is wrong."""
+    trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given))
+    try:
+        checkpoint.load(path, trainer.engine, None)
+    except OSError as error:
+        return str(error)
+
+
+def test_a_rank_that_cannot_read_its_shard_is_named_on_all(pool, raw, prepared, tmp_path):
+    given = {"logging.directory": str(tmp_path / "run")} | FSDP2
+    pool.run(2, train_to, raw, given, 2, "gpt")
+    path = complete(tmp_path / "run" / "checkpoints")[-1]
+    given |= {"logging.directory": str(tmp_path / "other")}
+    assert pool.run(2, loaded_by, raw, given, path) == [None, None]
+    shard = path / "state" / "__1_0.distcp"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    first, second = pool.run(2, loaded_by, raw, given, path)
+    assert first == second
+    assert first.startswith("rank 1: model.") and "\n" not in first
+    assert f" of {path}/state could not be read: " in first
+
+
 def scored(run, layout, smaller):
     find_fault, read = manifest.find_fault, []
     manifest.find_fault = lambda path, *grid: read.append(path) or find_fault(path, *grid)

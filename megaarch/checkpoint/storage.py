@@ -13,11 +13,10 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, replace
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, BinaryIO, Literal, cast
 
 import torch
 from pydantic import Field, GetPydanticSchema
@@ -40,6 +39,7 @@ from megaarch.parallel.parallelize import shard_of
 INDEX, PICKLED = "metadata.json", ".metadata"
 LARGEST_VALUE = 1 << 16  # bytes of a plain value
 State = dict[str, dict[str, Any]]
+Opened = Callable[[str], BinaryIO]  # a file of a state's folder, by its name
 
 Whole = Annotated[int, Field(ge=0, lt=1 << 62)]
 Shape = list[Whole]
@@ -154,13 +154,12 @@ def read(wanted: State, folder: Path, index: Index) -> State:
     """Fill what this process holds of the tensors of `wanted` in place; return its plain values, as the state has
     them. UserError where the state has not what is wanted, OSError where a tensor cannot be read."""
     found: State = {part: {} for part in wanted}
-    with ExitStack() as stack:
-        opened = cache(lambda file: stack.enter_context(open_regular(folder / file)))
+    with _files(folder) as opened:
         for part, named in wanted.items():
             for name, value in named.items():
                 full = f"{part}.{name}"
                 if isinstance(value, torch.Tensor):
-                    _fill(value, folder, full, index)
+                    _fill(value, folder, full, index, opened)
                     continue
                 if full not in index.values:
                     raise UserError(f"{folder} has no plain value {full}")
@@ -170,12 +169,29 @@ def read(wanted: State, folder: Path, index: Index) -> State:
     return found
 
 
-def _fill(tensor: torch.Tensor, folder: Path, name: str, index: Index) -> None:
+@contextmanager
+def _files(folder: Path) -> Iterator[Opened]:
+    """Yields what opens a file of the folder by its name. It stays open until another one is asked for: a rank
+    reads thousands of chunks of few files, and each opening is a question to a cluster's file server."""
+    with ExitStack() as stack:
+        held: dict[str, BinaryIO] = {}
+
+        def opened(file: str) -> BinaryIO:
+            if file not in held:
+                stack.close()
+                held.clear()
+                held[file] = stack.enter_context(open_regular(folder / file))
+            return held[file]
+
+        yield opened
+
+
+def _fill(tensor: torch.Tensor, folder: Path, name: str, index: Index, opened: Opened) -> None:
     stored = _stored(folder, name, index)
     if stored.size != list(tensor.shape):
         raise UserError(f"{folder} has {name} of size {stored.size}, not {list(tensor.shape)}")
     held = shard_of(tensor) or tuple(map(range, tensor.shape))
-    for place, found in _read(folder, name, stored, held):
+    for place, found in _read(folder, name, stored, held, opened):
         local(tensor).detach()[place] = found
 
 
@@ -198,15 +214,16 @@ def read_tensor(folder: Path, name: str, index: Index) -> torch.Tensor:
     cannot be read."""
     stored = _stored(folder, name, index)
     whole = _empty(stored)
-    for place, found in _read(folder, name, stored, tuple(map(range, whole.shape))):
-        if (found.shape, found.dtype) == (whole.shape, whole.dtype):
-            return found
-        whole[place] = found
+    with _files(folder) as opened:
+        for place, found in _read(folder, name, stored, tuple(map(range, whole.shape)), opened):
+            if (found.shape, found.dtype) == (whole.shape, whole.dtype):
+                return found
+            whole[place] = found
     return whole
 
 
 def _read(
-    folder: Path, name: str, stored: Tensor, held: tuple[range, ...]
+    folder: Path, name: str, stored: Tensor, held: tuple[range, ...], opened: Opened
 ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
     """Yields what each chunk of a tensor has of its ranges `held`, with the place in them."""
     for offsets, sizes, file, start, length in stored.chunks:
@@ -215,9 +232,8 @@ def _read(
         if not all(common):
             continue
         try:
-            with open_regular(folder / file) as stream:
-                chunk = _create_file_view(cast(io.IOBase, stream), start, length)
-                found = _read_part(chunk, _slices(common, offsets))
+            chunk = _create_file_view(cast(io.IOBase, opened(file)), start, length)
+            found = _read_part(chunk, _slices(common, offsets))
         except Exception as error:  # of many kinds, by what torch.load finds
             raise StorageError(
                 f"{name} of {folder} could not be read: {in_brief(error)}"

@@ -64,7 +64,7 @@ def pieces(parts: Parts) -> dict[str, Pieces]:
         calls, size = plan(parts).calls, len(parts)
         q = Pieces.of([call.q for call in calls], size * parts.queries)
         k = Pieces.of([call.k for call in calls], size * parts.keys)
-        return {"q": q, "k": k, "out": q}
+        return {"q": q, "k": k}
 
     return parts.plan("varlen pieces", build)
 
@@ -75,7 +75,8 @@ def on_device(parts: Parts, device: torch.device, fused_rows: bool) -> Gather:
     def make() -> Gather:
         calls = to_device(plan(parts).calls, device)
         if fused_rows:
-            return FusedGather(calls, to_device(pieces(parts), device))
+            rows = to_device(pieces(parts), device)
+            return FusedGather(calls, rows | {"out": rows["q"]})
         q = [_rows(call.q, len(parts), parts.queries) for call in calls]
         k = [_rows(call.k, len(parts), parts.keys) for call in calls]
         # once: a query is in one part

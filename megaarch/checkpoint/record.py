@@ -33,7 +33,7 @@ class Progress(_Open):
     skipped: steps whose loss or gradient was not finite.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")  # an unknown total would not be added to
 
     step: Count
     flops: Count

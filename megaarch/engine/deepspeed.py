@@ -142,7 +142,8 @@ class DeepSpeedEngine(Engine):
         if self.grid.mesh is None:
             return full.detach().clone()
         mesh = self.grid.submesh("dp_shard")
-        return distribute_tensor(full.detach(), mesh, [Shard(0)], src_data_rank=None)
+        # a copy: of some versions of torch it is a view, which would keep the whole parameter
+        return distribute_tensor(full.detach(), mesh, [Shard(0)], src_data_rank=None).clone()
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

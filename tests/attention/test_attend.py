@@ -134,7 +134,7 @@ def test_relative_bias_and_its_table(name):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(case=partitions(longest=24), key_heads=st.sampled_from((1, 2)))
 def test_random_partitions(plan, case, key_heads):
     parts = Parts.of(*case)

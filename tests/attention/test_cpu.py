@@ -78,7 +78,7 @@ def test_relative_bias_and_its_table(name, size, order):
     assert_same(parts, *arguments, table, positions=places, scale=0.5)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(case=partitions(longest=150), key_heads=st.sampled_from((1, 2)))
 def test_random_partitions(case, key_heads):
     parts = Parts.of(*case)
@@ -198,7 +198,7 @@ def test_half_precision(name, size, biased):
     check_half(parts, size, table, **options)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(case=partitions(longest=150), size=st.sampled_from((32, 48, 64)))
 def test_random_partitions_in_half_precision(case, size):
     """After rows of NaN, which a kernel's scratch may still hold."""

@@ -200,7 +200,7 @@ def test_padding_rows_reach_nothing(kernel, name):
         assert torch.equal(a, b)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(case=partitions(longest=20), key_heads=st.sampled_from((1, 2)))
 def test_random_partitions_by_segments(case, key_heads):
     parts = Parts.of(*case)

@@ -19,7 +19,7 @@ def sees(part, i, j):
     return shape == FULL or (j - k0) <= (i - q0) + (k1 - k0) - (q1 - q0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(partitions())
 def test_dense_is_the_definition_and_area_counts_it(case):
     rows, queries, keys = case
@@ -70,7 +70,7 @@ def test_a_broken_invariant_is_found_and_named(rows, names):
         assert name in str(fault.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(partitions(rows=1), st.data())
 def test_any_row_in_two_parts_is_found(case, data):
     (row,), queries, keys = case

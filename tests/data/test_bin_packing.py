@@ -14,7 +14,7 @@ CLASSES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CLASSES)
 def test_every_item_stands_in_one_row_that_has_room_for_it(classes):
     sizes = np.array([size for *size, _ in classes])
@@ -28,7 +28,7 @@ def test_every_item_stands_in_one_row_that_has_room_for_it(classes):
     assert sum((t + u <= LIMIT).all() for i, t in enumerate(taken) for u in taken[:i]) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=300))
 def test_rows_are_as_few_as_first_fit_decreasing_promises(lengths):
     sizes, counts = np.unique(lengths, return_counts=True)

@@ -9,7 +9,7 @@ from megaarch import config
 from megaarch.data.blend import BLOCK, Blend
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_every_task_gets_its_samples_once_in_order_and_its_share(weights, seed):
     blend = Blend(weights, seed)

@@ -54,7 +54,7 @@ def pieces_of(lengths, kinds, seed):
     return map(np.concatenate, zip(*(vars(block).values() for block in found), strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, RAWS, st.integers(0, 99))
 def test_pieces_hold_every_token_of_every_document_once(lengths, raws, seed):
     kinds = [Kind(1.0, raw, FullLM()) for raw in raws]

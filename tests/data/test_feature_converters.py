@@ -166,7 +166,7 @@ def test_every_preset_is_covered():
     assert all(converter_of(name).name == name for name in ARCHITECTURES)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(PAIRS), st.integers(2, 40), keys)
 def test_parts_equal_the_papers_masks(pair, raw, key):
     architecture, objective = pair

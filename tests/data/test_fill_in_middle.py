@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megaarch.config.catalogue import OBJECTIVES
@@ -37,7 +37,6 @@ def pieces(example, order):
     return (inputs[1:s] if order == "psm" else inputs[m + 1 :]), middle, inputs[s + 1 : m]
 
 
-@settings(deadline=None)
 @given(ORDERS, texts)
 def test_the_three_pieces_give_the_text_back_in_the_published_order(order, text):
     tokens = toy_text(*text)
@@ -48,7 +47,6 @@ def test_the_three_pieces_give_the_text_back_in_the_published_order(order, text)
     assert row == published(prefix, middle, suffix, order)
 
 
-@settings(deadline=None)
 @given(ORDERS, texts)
 def test_what_each_decoder_predicts_and_sees(order, text):
     """A causal decoder predicts every token once from those before it; a prefix decoder the middle

@@ -37,7 +37,7 @@ any_component = st.sampled_from(COMPONENTS)
 keys = st.integers(0, 2**32)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(any_component, st.integers(2, 260), keys, st.sampled_from([0, 4, 30]))
 def test_lengths_bound_every_example(objective, raw, key, eos_every):
     example = objective(toy_text(raw, key, eos_every), VOCABULARY, generator(0, key))
@@ -63,7 +63,7 @@ def test_lengths_never_fall(objective):
         assert (np.diff([b.total for b in bounds]) >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(any_component, st.integers(2, 120), keys)
 def test_the_generator_alone_decides(objective, raw, key):
     tokens = toy_text(raw, key)
@@ -144,7 +144,7 @@ def test_build_passes_settings_on_and_refuses_what_has_no_meaning():
             build(name, **setting)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 90), keys)
 def test_prefix_lm_loses_nothing_and_mirrors(raw, key):
     tokens = toy_text(raw, key)
@@ -186,7 +186,7 @@ def spans_of(tokens, first_special):
 T5 = [c for mixture in ("span_corruption", "ul2") for _, c in MIXTURES[mixture]][:-1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(T5), st.integers(2, 300), keys)
 def test_span_corruption_loses_nothing(objective, raw, key):
     tokens = toy_text(raw, key)
@@ -230,7 +230,7 @@ def test_span_corruption_asks_for_sentinels_it_lacks():
         SpanCorruption()(toy_text(568, 0), toy_vocabulary(sentinels=10), generator(0, 0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 120), keys)
 def test_ul2_sequential_denoising_loses_nothing(raw, key):
     tokens = toy_text(raw, key)

@@ -21,7 +21,7 @@ CLOZE = [MaskedLM(), MaskedLM(whole_word_masking=True)] + [c for _, c in MIXTURE
 DIRECTIONS = ("bidirectional", "seq2seq", "left_to_right", "right_to_left")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(CLOZE), st.integers(2, 250), keys, st.sampled_from([0, 5]))
 def test_cloze_targets_are_the_original_at_their_places(objective, raw, key, eos_every):
     tokens = toy_text(raw, key, eos_every)
@@ -121,7 +121,7 @@ def test_unilm_ngrams():
         assert abs(runs[key] - draws * p) < 4.5 * math.sqrt(draws * p * (1 - p)) + draws * 0.006
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 300), keys)
 def test_xlnet_targets(raw, key):
     tokens = toy_text(raw, key)

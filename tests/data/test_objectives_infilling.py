@@ -34,7 +34,7 @@ def distinct_words(raw, seed):
     return np.random.default_rng(seed).permutation(ids)[:raw]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), keys, st.sampled_from([(0.3, 3.0), (0.5, 1.0), (0.15, 12.0)]))
 def test_bart_keeps_the_order_masks_no_more_than_the_budget_and_targets_the_original(
     raw, key, settings
@@ -122,7 +122,7 @@ def test_bounds_are_tight(objective):
     assert used <= bound < 1.05 * used
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(list(GLM)), st.integers(2, 250), keys)
 def test_glm_loses_nothing_and_places_its_spans(objective, raw, key):
     tokens = toy_text(raw, key)

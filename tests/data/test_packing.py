@@ -31,7 +31,7 @@ def two_stacks(n, m, first):
 LIMIT = RowShape((20, 12), 12, 4, 4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=12))
 def test_packed_rows_hold_every_example_in_a_block_of_its_own(sizes):
     examples = [two_stacks(n, m, 100 * (i + 1)) for i, (n, m) in enumerate(sizes)]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megaarch.config.catalogue import OBJECTIVES
@@ -240,7 +240,6 @@ def test_a_prefix_gain_is_what_the_wrong_prefix_costs_more(prepared, tiny, items
     assert held.prefix_gain == held.continuation["8"].prefix_gain and held.reads_prefix is True
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=30))
 def test_wrong_prefixes_are_of_other_documents(documents):
     nothing = np.array([])

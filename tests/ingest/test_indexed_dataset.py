@@ -67,7 +67,7 @@ def test_reads_what_was_written(tmp_path, dtype):
     assert copy[2].tolist() == [65535, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=8), st.data())
 def test_stream_is_a_slice_of_the_concatenation(tmp_path_factory, sequences, data):
     path = tmp_path_factory.mktemp("stream") / "d"
@@ -122,7 +122,7 @@ def test_a_document_is_its_sequences_end_to_end(tmp_path):
         assert (copy.path, copy[0].tolist()) == (documents.path, [1, 2, 3, 4, 5])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=4), max_size=6))
 def test_documents_are_those_that_were_written(tmp_path_factory, written):
     dataset = write(tmp_path_factory.mktemp("documents") / "d", written)

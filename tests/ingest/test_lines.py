@@ -8,7 +8,7 @@ import lzma
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megaarch.ingest import corpus, lines
@@ -33,7 +33,6 @@ class Counted(bytes):
     __radd__ = __add__
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=6).map(lambda raw: raw.replace(b"\x00", b"\n")), max_size=12))
 def test_lines_are_those_of_all_blocks_together(blocks):
     assert list(lines.split_lines(iter(blocks))) == b"".join(blocks).split(b"\n")

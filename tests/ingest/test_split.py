@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megaarch.ingest import split
@@ -152,7 +152,6 @@ def test_shared_paragraphs_are_dropped_and_short_ones_kept():
     assert split.drop_paragraphs(f"{B}\n\n\nNote:", shared) == (f"{B}\n\n\nNote:", 0)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab \n", max_size=200))
 def test_nothing_shared_leaves_the_text_as_it_was(text):
     assert split.drop_paragraphs(text, {b"other"}) == (text, 0)

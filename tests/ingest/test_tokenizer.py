@@ -76,7 +76,7 @@ def test_tricky_text_survives(trained, text):
     assert trained.decode(ids) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text())
 def test_any_text_survives(trained, text):
     assert trained.decode(trained.encode(text)) == text
@@ -254,7 +254,7 @@ def test_hugging_face_specials_are_no_text(hugging_face):
         assert not set(ids) - {0, 1} & set(tokenizer.encode(f"a {token} b").tolist())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text())
 def test_byte_level_text_survives(byte_level_tokenizer, text):
     assert byte_level_tokenizer.decode(byte_level_tokenizer.encode(text)) == text

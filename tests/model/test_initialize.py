@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megaarch.model import Transformer, initialize
@@ -175,7 +174,6 @@ def whole_draw(name, shape, model, seed, block):
     return torch.cat(drawn).view(shape) * model.initial_deviation
 
 
-@hypothesis_settings(deadline=None)
 @given(data=st.data())
 def test_a_shard_is_a_slice_of_the_whole_draw(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3), label="shape"))
@@ -193,7 +191,6 @@ def test_a_shard_is_a_slice_of_the_whole_draw(data):
     assert torch.equal(found, wanted[tuple(map(slice, starts, stops))])
 
 
-@hypothesis_settings(deadline=None)
 @given(data=st.data())
 def test_a_t5x_shard_is_a_slice_of_the_whole(data):
     settings = tiny(**T5X, kv_heads=64)

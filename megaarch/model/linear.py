@@ -22,6 +22,13 @@ CPU_HAS_UNITS = cpu_features.has_units_for_half()
 ONEDNN_IS_FASTER = cpu_features.multiplies_faster_by_onednn()
 
 
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `linear` of tensors of one dtype, without gradients."""
+    return (_multiply if _in_fp32_on_cpu(x, dtype=x.dtype) else F.linear)(x, weight, bias)
+
+
 def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Returns a.T @ b in fp32 at least, without gradients: a share of a weight's gradient [outputs,
     inputs], of a [rows, outputs] and b [rows, inputs]. Either axis of the result may be the contiguous
@@ -29,6 +36,21 @@ def transposed_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cpu and not _in_fp32_on_cpu(a, b, dtype=a.dtype):
         return (a.t() @ b).to(accumulator(a.dtype))
     return _transposed_multiply(a, b)
+
+
+def weight_gradient(grad: torch.Tensor, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the gradient of a weight [outputs, inputs] of this dtype, from that of a product [..., outputs]
+    and its input [..., inputs]. A master weight's stays in fp32, as the units sum it: it is neither rounded
+    nor converted on its way to the master."""
+    rows, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    if dtype == x.dtype and not _in_fp32_on_cpu(rows, x, dtype=dtype):
+        return rows.t() @ x
+    return transposed_product(rows, x).contiguous().to(dtype)
+
+
+def bias_gradient(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the gradient of a bias [outputs] of this dtype, from that of a product [..., outputs]."""
+    return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=accumulator(grad.dtype)).to(dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -78,8 +100,7 @@ def _has_master_weight(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """A product on a CPU in fp32; or on a GPU, of a master weight. Then the weight's gradient stays in
-    fp32, as the units sum it: it is neither rounded nor converted on its way to the master."""
+    """A product on a CPU in fp32; or on a GPU, of a master weight."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -91,15 +112,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _multiply(grad, weight.t())
         if ctx.needs_input_grad[1]:
-            grad_weight = _transposed_multiply(rows, x.reshape(-1, x.shape[-1]))
-            grad_weight = grad_weight.contiguous().to(ctx.weight_dtype)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0, dtype=accumulator(rows.dtype)).to(ctx.bias_dtype)
+            grad_weight = weight_gradient(grad, x, ctx.weight_dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = bias_gradient(grad, ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias
 
 

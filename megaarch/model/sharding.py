@@ -9,7 +9,7 @@ from megaarch.model.linear import linear
 
 
 class Sharding:
-    """One process holds everything whole. Tensor parallelism overrides all five methods
+    """One process holds everything whole. Tensor parallelism overrides all six methods
     (parallel/tensor_parallel.py): the model calls them, and so knows no process group.
 
     summands: names of the parameters that every rank of `group` holds whole, and of whose gradients it
@@ -22,6 +22,11 @@ class Sharding:
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
         """Returns the hidden states [B, S, D] that the head reads, from the tokens held here."""
         return x_BsD
+
+    def gather_memory(self, memory_BtD: torch.Tensor) -> torch.Tensor:
+        """Returns the encoder's output [B, T, D] that all layers of a decoder attend to, from its tokens held
+        here."""
+        return memory_BtD
 
     def first_token(self, length: int) -> int:
         """Returns the index, among `length` tokens of a stream, of the first one held here."""

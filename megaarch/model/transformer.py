@@ -246,11 +246,13 @@ class Transformer(nn.Module):
         *,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """Runs layers of one stack, by global index: [B, S, D] to [B, S, D]."""
+        """Runs layers of one stack, by global index: [B, S, D] to [B, S, D]. memory: of `to_memory`."""
         if cache is not None and memory is None:
             few = few_tokens(self.settings, self.layers, layers, cache)
             if few is not None and few.serves(x_BSD, context):
                 return few.run(x_BSD, context)
+        if memory is not None:
+            memory = self.sharding.gather_memory(memory)
         for index in layers:
             if cache is not None:
                 context = replace(context, cache=cache.layer(index))

@@ -55,7 +55,7 @@ def build_on_meta(settings: Settings, grid: Grid) -> Transformer:
     layer_linear = float8.layer_linear(settings.training, sharded=grid.gradient_ranks > 1)
     with torch.device("meta"):
         model = build_model(settings.model, settings.data.objective, layer_linear)
-    tensor_parallel.apply(model, grid)
+    tensor_parallel.apply(model, grid, settings)
     context_parallel.apply(model, grid)
     recompute.apply(model, settings.parallel.recompute)
     if grid.size("pp") > 1:

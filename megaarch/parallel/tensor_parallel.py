@@ -6,6 +6,8 @@ and scatters the sequence again (Korthikanti et al. 2022, figure 5):
 
     [B, s, D] norm -> gather [B, S, D] -> column-wise -> attend, activation -> row-wise -> scatter
 
+These layers are in tensor_linear.py.
+
 Embedding and output layer are split by vocabulary: of T ranks, rank r holds ids r·V/T to (r+1)·V/T.
 Looking up sums over ranks, of which one has the token. The head gathers the sequence first and runs
 the last norm on target rows, the same on every rank; the loss is model/loss.py's, which knows of ranks.
@@ -13,7 +15,6 @@ the last norm on target rows, the same on every rank; the loss is model/loss.py'
 Letters of shapes: docs/shapes.md.
 """
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from types import MethodType
 from typing import Any
@@ -22,14 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import (
-    DTensor,
-    Partial,
-    Placement,
-    Replicate,
-    Shard,
-    distribute_tensor,
-)
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -37,16 +31,28 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from megaarch.config import schema
-from megaarch.config.matmuls import head_size, key_heads
+from megaarch.config.matmuls import key_heads
+from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import Layer, LayerNorm, layer_norm
 from megaarch.model.sharding import Sharding
 from megaarch.model.transformer import Transformer
+from megaarch.parallel.tensor_linear import (
+    Column,
+    Exchange,
+    KeyGroup,
+    Row,
+    distribute,
+    gather,
+    key_group_rows,
+    own_parameters,
+    scatter,
+    shares_memory,
+)
 
 
-def apply(model: Transformer, grid: Grid) -> None:
+def apply(model: Transformer, grid: Grid, settings: Settings) -> None:
     """Splits the parameters of a model that is not split yet, on `meta` or holding the same values
     on every rank, over the ranks of axis `tp`: they become DTensors, under unchanged names.
 
@@ -55,38 +61,47 @@ def apply(model: Transformer, grid: Grid) -> None:
     """
     if grid.size("tp") == 1:
         return
-    mesh, rank, ranks = grid.submesh("tp"), grid.rank("tp"), grid.size("tp")
+    mesh, ranks = grid.submesh("tp"), grid.size("tp")
     heads = model.settings.heads
     assert heads % ranks == 0, f"{heads} heads among {ranks} ranks"
-    styles, summands = plan(model.settings, rank, ranks), set()
+    styles, summands = plan(settings, mesh), set()
     for name, module in list(model.named_modules()):
         fitting = [style for pattern, style in styles.items() if fnmatchcase(name, pattern)]
         assert len(fitting) <= 1, f"{name} stands in the tensor plan twice"
         for style in fitting:
             parallelize_module(module, mesh, style, src_data_rank=None)
-            if isinstance(style, Whole) and style.share:
-                summands |= {f"{name}.{own}" for own, _ in module.named_parameters()}
+            if isinstance(style, Row) or (isinstance(style, Whole) and style.share):
+                own = [n for n, p in own_parameters(module) if p.placements[0].is_replicate()]
+                summands |= {f"{name}.{parameter}" for parameter in own}
     for stream in model.relative_bias:
-        _split(model.relative_bias, stream, mesh, Shard(1))
+        distribute(model.relative_bias, stream, mesh, Shard(1))
     if model.output_bias is not None:
-        _split(model, "output_bias", mesh, Shard(0))
+        distribute(model, "output_bias", mesh, Shard(0))
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), f"{name} is not in the tensor plan"
     for layer in model.layers.values():
         assert isinstance(layer, Layer)
         # Where ranks share a key head, each runs only some of its queries.
         layer.attention.group = min(layer.attention.group, heads // ranks)
-    model.sharding = TensorSharding(mesh, frozenset(summands))
+    shared = shares_memory(settings)
+    model.sharding = TensorSharding(mesh, frozenset(summands), shares_memory=shared)
 
 
 class TensorSharding(Sharding):
-    """What the ranks of `mesh` hold under tensor and sequence parallelism."""
+    """What the ranks of `mesh` hold under tensor and sequence parallelism. shares_memory: as
+    `tensor_linear.shares_memory` says."""
 
-    def __init__(self, mesh: DeviceMesh, summands: frozenset[str]):
+    def __init__(self, mesh: DeviceMesh, summands: frozenset[str], *, shares_memory: bool = True):
         self.mesh, self.summands, self.group = mesh, summands, mesh.get_group()
+        self.shares_memory = shares_memory
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
-        return _gather(x_BsD, self.mesh, Replicate())
+        return gather(x_BsD, self.mesh, Replicate())
+
+    def gather_memory(self, memory_BtD: torch.Tensor) -> torch.Tensor:
+        if not self.shares_memory:
+            return memory_BtD
+        return gather(memory_BtD, self.mesh, Partial())
 
     def first_token(self, length: int) -> int:
         return self.mesh.get_local_rank() * (length // self.mesh.size())
@@ -108,13 +123,18 @@ class TensorSharding(Sharding):
         return torch.cat(every, -1)
 
 
-def plan(model: schema.Model, rank: int, ranks: int) -> dict[str, ParallelStyle]:
+def plan(settings: Settings, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
     """Maps patterns of module names to how these modules are split. A name fits one pattern at most."""
-    column = ColwiseParallel(input_layouts=Shard(1))
-    row = RowwiseParallel(output_layouts=Shard(1))
-    qkv = kv = column
-    if key_heads(model) < ranks:
-        qkv, kv = (KeyGroup(rows) for rows in key_group_rows(model, rank, ranks))
+    model, exchange = settings.model, Exchange.of(mesh, settings)
+    column, row = Column(exchange), Row()
+    if settings.training.float8 is not None:  # a scale is of all ranks' shares: torchao finds it
+        column = ColwiseParallel(input_layouts=Shard(1))
+        row = RowwiseParallel(output_layouts=Shard(1))
+    of_memory = None if shares_memory(settings) else exchange
+    qkv, kv = column, Column(None) if of_memory is None else column
+    if key_heads(model) < mesh.size():
+        rows, rows_of_memory = key_group_rows(model, mesh.get_local_rank(), mesh.size())
+        qkv, kv = KeyGroup(rows, exchange), KeyGroup(rows_of_memory, of_memory)
     on_share, on_all = Whole(split=False, share=True), Whole(split=False, share=False)
     return {
         "embedding": Vocabulary(),
@@ -154,12 +174,12 @@ class Whole(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         mesh, split = device_mesh, self.split
         for name, _ in list(module.named_parameters()):
-            _split(module, name, mesh, Replicate())
+            distribute(module, name, mesh, Replicate())
 
         def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
             if split:
                 x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-            parameters = {name: p.to_local() for name, p in _parameters(module)}
+            parameters = {name: p.to_local() for name, p in own_parameters(module)}
             return run(module, x, **parameters)
 
         module.forward = MethodType(forward, module)
@@ -184,7 +204,7 @@ class Vocabulary(ParallelStyle):
     """A table [V, D] split by its rows; called, it looks tokens up."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        _split(module, "weight", device_mesh, Shard(0))
+        distribute(module, "weight", device_mesh, Shard(0))
         module.forward = MethodType(lambda m, tokens: embed(tokens, m.weight, device_mesh), module)
         return module
 
@@ -200,71 +220,4 @@ def embed(tokens_BS: torch.Tensor, weight: DTensor, mesh: DeviceMesh) -> torch.T
     outside_BS = (local_BS < 0) | (local_BS >= len(weight_vD))
     x_BSD = F.embedding(local_BS.masked_fill(outside_BS, 0), weight_vD)
     x_BSD = x_BSD.masked_fill(outside_BS[..., None], 0)
-    x_BSD = DTensor.from_local(x_BSD, mesh, [Partial()], run_check=False)
-    return x_BSD.redistribute(placements=[Shard(1)]).to_local()
-
-
-class KeyGroup(ParallelStyle):
-    """A column-wise layer for fewer key heads than ranks: ranks share a key head, and each runs
-    some of its queries.
-
-    rows: (start, length) of the output rows that run here. Rows of keys and values run on several
-    ranks, which no placement of a DTensor says; so the weight is stored in even contiguous shares
-    and gathered for use, and its gradient, a summand on every rank, is reduce-scattered back.
-    """
-
-    def __init__(self, rows: list[tuple[int, int]]):
-        self.rows = rows
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        mesh, even = device_mesh, module.get_parameter("weight").shape[0] % device_mesh.size() == 0
-        for name, _ in list(module.named_parameters()):
-            _split(module, name, mesh, Shard(0) if even else Replicate())
-        rows = self.rows
-
-        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
-            x_BSD = _gather(x_BsD, mesh, Partial())
-            parameters = {}
-            for name, parameter in _parameters(module):
-                summed_in = torch.promote_types(parameter.dtype, torch.float32)
-                whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
-                whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
-                parameters[name] = torch.cat([whole.narrow(0, *span) for span in rows])
-            return run(module, x_BSD, **parameters)
-
-        module.forward = MethodType(forward, module)
-        return module
-
-
-def key_group_rows(
-    model: schema.Model, rank: int, ranks: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Returns the rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks`
-    runs, as (start, length), where several ranks share a key head."""
-    size, keys, heads = head_size(model), key_heads(model), model.heads // ranks
-    group = model.heads // keys
-    key, first = divmod(rank * heads, group)
-    start = key * (group + 2)
-    qkv = [((start + first) * size, heads * size), ((start + group) * size, 2 * size)]
-    return qkv, [(key * 2 * size, 2 * size)]
-
-
-def _parameters(module: nn.Module) -> Iterator[tuple[str, DTensor]]:
-    """Returns a split module's own parameters by name."""
-    for name, parameter in module.named_parameters(recurse=False):
-        assert isinstance(parameter, DTensor)
-        yield name, parameter
-
-
-def _split(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
-    """Makes one parameter a DTensor. Every rank has the same values: nothing is sent."""
-    parameter = owner.get_parameter(name)
-    split = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
-    setattr(owner, name, nn.Parameter(split, requires_grad=parameter.requires_grad))
-
-
-def _gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> torch.Tensor:
-    """[B, s, D] to [B, S, D]. of_gradient: Partial where every rank has a summand of the result's
-    gradient, Replicate where each has all of it."""
-    x = DTensor.from_local(x_BsD, mesh, [Shard(1)], run_check=False)
-    return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[of_gradient])
+    return scatter(x_BSD, mesh)

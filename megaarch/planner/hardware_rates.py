@@ -95,6 +95,9 @@ class Rates:
             moved = size * (m + n) * k + HALF * m * n
             one = 2.0 * m * n * k / rate + moved / self.cluster.memory_rate
             ahead, back = (self._exposed(sent, beside) for beside in (one, 2 * one))
+            if body and gathers and self.software.overlaps_gradients:
+                messages = 1 + self.software.regathers_tokens
+                back = exposed(messages * self.tensor(sent), messages * one)
             found.append(Timed(count * one, count * ahead, count * back, gathers, last))
         return found
 

@@ -116,13 +116,14 @@ class Layers:
     def products(self, stream: int) -> list[Matmul]:
         """Returns the products of a layer of this stream's stack with its weights."""
         tensor = self.settings.parallel.tensor_parallel
-        share = self.settings.model.hidden_size * (tensor - 1) / tensor
         found = []
         for product in layer_products(self.settings.model, stream).values():
             m, n, k = self.tokens(stream - product.memory), product.outputs, product.inputs
             split = (m, n // tensor, k) if product.column else (m, n, k // tensor)
             size = 1 if product.column and self.software.float8_messages else HALF
-            found.append(Matmul(*split, 1, m * share * size, product.column, product.last))
+            shared = product.memory and self.software.shares_memory  # a stage gathers it once
+            sent = 0.0 if shared else self._gathered(m) * size / HALF
+            found.append(Matmul(*split, 1, sent, product.column, product.last))
         return found
 
     def layer(self, stream: int) -> Work:
@@ -197,8 +198,7 @@ class Layers:
         rows = self.settings.training.micro_batch_size * (self.counts.targets / self.counts.rows)
         rows = math.ceil(rows / parallel.context_parallel / HEAD_MULTIPLE) * HEAD_MULTIPLE
         columns = padded_vocabulary(model.vocabulary_size) // parallel.tensor_parallel
-        n, d, tensor = self.tokens(-1), model.hidden_size, parallel.tensor_parallel
-        sent = n * d * HALF * (tensor - 1) / tensor
+        d, sent = model.hidden_size, self._gathered(self.tokens(-1))
         products = [Matmul(rows, columns, d, 1, sent, True)]
         if model.head_transform:
             products.append(Matmul(rows, d, d))
@@ -206,9 +206,13 @@ class Layers:
 
     def embedding(self, stream: int) -> Work:
         """A stack's lookup."""
-        model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
-        n, d = self.tokens(stream), model.hidden_size
-        return Work(moved=Bytes(6 * n * d, 12 * n * d), sent=n * d * HALF * (tensor - 1) / tensor)
+        n, d = self.tokens(stream), self.settings.model.hidden_size
+        return Work(moved=Bytes(6 * n * d, 12 * n * d), sent=self._gathered(n))
+
+    def _gathered(self, tokens: int) -> float:
+        """Returns the bytes that a rank sends when tensor ranks gather so many tokens, or scatter them."""
+        tensor = self.settings.parallel.tensor_parallel
+        return HALF * tokens * self.settings.model.hidden_size * (tensor - 1) / tensor
 
     def contents(self, layers: range) -> tuple[tuple[tuple[int, bool], ...], bool]:
         """Returns what a pipeline stage of these layers holds: for each stack how many layers, and whether the
@@ -227,4 +231,6 @@ class Layers:
             if begins:
                 found += self.embedding(stream)
             found += self.layer(stream).times(count)
+            if stream > 0 and count and self.software.shares_memory:
+                found += Work(sent=self._gathered(self.tokens(stream - 1)))
         return found, self.head() if ends else Work()

@@ -23,6 +23,7 @@ from megaarch.config.schema import Data, Model, Settings, Training
 from megaarch.model.loss import ACCELERATOR, rows_of_chunk
 from megaarch.model.parameter_count import parameter_sizes
 from megaarch.model.transformer import stacks
+from megaarch.parallel import tensor_linear
 from megaarch.parallel.stages import Stages, overlap
 from megaarch.planner.layer_costs import FULL, HALF, Layers
 from megaarch.planner.pipeline_bubble import InFlight, in_flight
@@ -222,7 +223,8 @@ class Kept:
         branches = 3 if stream > 0 else 2
         queries, keys = (h * head_size(model) / tensor for h in (model.heads, key_heads(model)))
         residual = HALF * n * d / tensor
-        norms = branches * HALF * n * d
+        again = tensor_linear.regathers_tokens(self.settings)
+        norms = branches * HALF * n * d / (tensor if again else 1)
         dropped = branches * (HALF + 1) * n * d / tensor if model.dropout else 0.0
         blocks = HALF * n * f * (4 if gated else 1 if model.activation == "relu" else 2)
         returned = [(p.gathers, HALF * p.m * p.n) for p in self.work.products(stream)]
@@ -232,7 +234,7 @@ class Kept:
             memory = self.work.tokens(stream - 1)
             crossed, more = self._attention(stream, 1, queries, keys)
             attention, out = attention + crossed, out + more
-            if tensor > 1:  # every layer gathers the memory for itself
+            if tensor > 1 and not tensor_linear.shares_memory(self.settings):
                 norms += HALF * memory * d
         late = sum(size for column, size in returned if column) + branches * residual  # and norms'
         if tensor > 1:  # gradients of what a row-wise product returns, gathered
@@ -246,13 +248,15 @@ class Kept:
 
     def beside_layers(self, stream: int, begins: bool) -> float:
         """Returns what a stage keeps of a stack besides its layers: rotary tables; of one that `begins`
-        there, its embedded tokens and the memory, normalized; of another, the memory that it passes on."""
+        there, its embedded tokens and the memory, normalized; of another, the memory that it passes on; and the
+        memory of all tensor ranks."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         rope = model.position_encoding == "rope"
         tables = 2 * FULL * self.work.tokens(stream) * head_size(model) if rope else 0.0
         memory = self.work.tokens(stream - 1) if stream > 0 else 0
         rows = memory + self.work.tokens(stream) * begins
-        return tables + HALF * rows * model.hidden_size / tensor
+        gathered = memory if tensor > 1 and tensor_linear.shares_memory(self.settings) else 0
+        return tables + HALF * (rows / tensor + gathered) * model.hidden_size
 
     def gradients(self) -> float:
         """Returns the gradients of activations in the layer at work: those of its widest product's inputs and outputs."""

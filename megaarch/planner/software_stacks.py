@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from megaarch.config.schema import Settings
-from megaarch.parallel import compile
+from megaarch.parallel import compile, tensor_linear
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Software:
     early_stop: full recomputation leaves out a layer's last product, whose output nothing needs.
     float8: the recipe of layers' products. float8_gathers: data ranks gather parameters in float8,
     float8_messages: tensor ranks gather tokens in it.
+    overlaps_gradients: a column-wise layer scatters its input's gradient beside the product of its weight's;
+    regathers_tokens: and gathers its tokens once more, beside the product of its input's.
+    shares_memory: tensor ranks gather the encoder's output once for all decoder layers of a stage.
     overlaps_tensor: tensor-parallel messages run beside pieces of their products.
     overlaps_pipeline: messages between stages run beside a stage's work.
     ring_context: context ranks pass keys and values on beside attention, instead of an all-to-all.
@@ -105,6 +108,9 @@ class Software:
     float8: Literal["tensorwise", "rowwise"] | None = None
     float8_gathers: bool = False
     float8_messages: bool = False
+    overlaps_gradients: bool = False
+    regathers_tokens: bool = False
+    shares_memory: bool = False
     overlaps_tensor: bool = False
     overlaps_pipeline: bool = False
     ring_context: bool = False
@@ -120,4 +126,11 @@ def ours(settings: Settings) -> Software:
     """This project's, as these settings run it on a GPU."""
     compiled, recipe = compile.wanted(settings, torch.device("cuda")), settings.training.float8
     traffic = COMPILED if compiled else EAGER
-    return Software(traffic, float8=recipe, float8_gathers=recipe == "tensorwise")
+    return Software(
+        traffic,
+        float8=recipe,
+        float8_gathers=recipe == "tensorwise",
+        overlaps_gradients=tensor_linear.overlaps_gradients(settings),
+        regathers_tokens=tensor_linear.regathers_tokens(settings),
+        shares_memory=tensor_linear.shares_memory(settings),
+    )

@@ -84,7 +84,7 @@ def run(given: schema.Settings, batch, dtype, grid=None, mode="none", half=False
     model.compute_dtype = torch.bfloat16 if half else None
     model.set_dropout_step(0, 3)
     if grid is not None:
-        tensor_parallel.apply(model, grid)
+        tensor_parallel.apply(model, grid, given)
         context_parallel.apply(model, grid)
         recompute.apply(model, mode)
         batch = context_parallel.local_batch(batch, grid)

@@ -13,7 +13,7 @@ from megaarch.data.dataset import Rows
 from megaarch.data.loader import Steps
 from megaarch.distributed.mesh import Grid
 from megaarch.model import initialize, loss
-from megaarch.parallel import context_parallel, parallelize, tensor_parallel
+from megaarch.parallel import compile, context_parallel, parallelize, tensor_parallel
 from megaarch.parallel.gradients import sum_summands
 from tests.conftest import PRESETS
 
@@ -187,6 +187,50 @@ def test_what_is_split(pool, cases):
         for agree, whole, shares in pool.run(4, placements, *cases[name]):
             assert agree and shares == {1.0, 0.25}
             assert all(any(k in parameter for k in kept) for parameter in whole), whole
+
+
+def kept_of_all_ranks(given, batches, compiled):
+    """For each stack, what its layers keep of the model's width of more tokens than this rank's: (tokens,
+    address) of each tensor; and the tokens of the stack's micro-batch."""
+    if compiled:
+        compile.BACKEND = "aot_eager"
+    model = parallelize.build(given, Grid.build(schema.Parallel(tensor_parallel=2), "cpu"))
+    if compiled:
+        compile.apply(model)
+    width, batch = given.model.hidden_size, batches[0]
+    tokens = [stream.tokens.numel() for stream in batch.streams]
+    weights = {p.to_local().untyped_storage().data_ptr() for p in model.parameters()}
+    found = [set() for _ in model.stacks]
+
+    def watched(forward, stack):
+        def keep(x):
+            here = x[..., 0].numel() if x.shape[-1:] == (width,) else 0
+            weight = x.untyped_storage().data_ptr() in weights or here not in tokens
+            if here > tokens[stack] // 2 and not weight:
+                found[stack].add((here, x.data_ptr()))
+            return x
+
+        def run(*args):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                return forward(*args)
+
+        return run
+
+    for index, stack in enumerate(model.stacks):
+        for layer in stack.layers:
+            module = model.layers[str(layer)]
+            module.forward = watched(module.forward, index)
+    losses = model(batch)
+    (losses.nll * batch.target_weights).sum().backward()
+    return [[size for size, _ in kept] for kept in found], tokens
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["gpt", "t5", "one key head"])
+def test_layers_keep_a_share_of_the_tokens(pool, cases, name, compiled):
+    """No rank keeps all of them for a column-wise product; of an encoder's output, once for all layers."""
+    for kept, tokens in pool.run(2, kept_of_all_ranks, *cases[name], compiled):
+        assert kept == ([[]] if name == "gpt" else [[], tokens[:1]])
 
 
 def cross_entropies(rows, kept_bytes, dtype):

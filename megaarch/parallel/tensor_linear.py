@@ -1,0 +1,248 @@
+"""Linear layers whose weights tensor-parallel ranks share: by columns, which gathers the sequence before
+its product, and by rows, which sums over the ranks and scatters the sequence after it.
+
+A column-wise layer keeps for its backward pass the tokens that its rank holds, and gathers them once more
+while it computes the gradient of its input; that gradient is scattered while it computes the weight's
+(Korthikanti et al. 2022, section 4.2.2). So what layers keep is split over the ranks, all of it.
+
+Products run on local tensors, by the rule of model/linear.py. Letters of shapes: docs/shapes.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from torch.distributed.tensor.parallel import ParallelStyle
+
+from megaarch.config import schema
+from megaarch.config.matmuls import head_size, key_heads
+from megaarch.model.linear import bias_gradient, linear, product, weight_gradient
+
+MESSAGES = torch.ops._c10d_functional
+
+
+def overlaps_gradients(settings: schema.Settings) -> bool:
+    """Whether column-wise layers send tokens and their gradients beside products of the backward pass. Not
+    where the gradients of inputs and of weights are computed at different times, nor in torchao's layers
+    (training.float8)."""
+    return settings.parallel.schedule != "zero_bubble" and settings.training.float8 is None
+
+
+def regathers_tokens(settings: schema.Settings) -> bool:
+    """Whether column-wise layers keep their rank's tokens and gather all of them again in the backward pass.
+    Not where a checkpoint drops the tokens anyway."""
+    return overlaps_gradients(settings) and settings.parallel.recompute == "none"
+
+
+def shares_memory(settings: schema.Settings) -> bool:
+    """Whether the encoder's output is gathered once for all layers of a stage's decoder, and its gradients are
+    summed before they are scattered. Not in torchao's layers: each gathers it for itself."""
+    return settings.training.float8 is None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How tensor-parallel ranks exchange tokens around a column-wise layer. group: the name of their process
+    group. overlaps, regathers: as the functions above say."""
+
+    mesh: DeviceMesh
+    group: str
+    overlaps: bool
+    regathers: bool
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh, settings: schema.Settings) -> "Exchange":
+        group = mesh.get_group().group_name
+        return cls(mesh, group, overlaps_gradients(settings), regathers_tokens(settings))
+
+
+class Column(ParallelStyle):
+    """The output's columns are split over the ranks. exchange: None where the input has all tokens."""
+
+    def __init__(self, exchange: Exchange | None):
+        self.exchange = exchange
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, _ in list(module.named_parameters()):
+            distribute(module, name, device_mesh, Shard(0))
+        exchange = self.exchange
+
+        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
+            shares = {name: p.to_local() for name, p in own_parameters(module)}
+            return columns(module, x_BsD, exchange, **shares)
+
+        module.forward = MethodType(forward, module)
+        return module
+
+
+class KeyGroup(ParallelStyle):
+    """A column-wise layer for fewer key heads than ranks: ranks share a key head, and each runs
+    some of its queries.
+
+    exchange: as of Column. rows: (start, length) of the output rows that run here. Rows of keys and values run on several
+    ranks, which no placement of a DTensor says; so the weight is stored in even contiguous shares
+    and gathered for use, and its gradient, a summand on every rank, is reduce-scattered back.
+    """
+
+    def __init__(self, rows: list[tuple[int, int]], exchange: Exchange | None):
+        self.rows, self.exchange = rows, exchange
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        mesh, even = device_mesh, module.get_parameter("weight").shape[0] % device_mesh.size() == 0
+        for name, _ in list(module.named_parameters()):
+            distribute(module, name, mesh, Shard(0) if even else Replicate())
+        rows, exchange = self.rows, self.exchange
+
+        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
+            shares = {}
+            for name, parameter in own_parameters(module):
+                summed_in = torch.promote_types(parameter.dtype, torch.float32)
+                whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
+                whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
+                shares[name] = torch.cat([whole.narrow(0, *span) for span in rows])
+            return columns(module, x_BsD, exchange, **shares)
+
+        module.forward = MethodType(forward, module)
+        return module
+
+
+class Row(ParallelStyle):
+    """The input's columns are split over the ranks, whose products are summands. Each adds the bias to its
+    share of the sequence, so that it has a summand of the bias's gradient."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        distribute(module, "weight", device_mesh, Shard(1))
+        if module.bias is not None:
+            distribute(module, "bias", device_mesh, Replicate())
+
+        def forward(module: nn.Module, x_BSd: torch.Tensor) -> torch.Tensor:
+            shares = {name: p.to_local() for name, p in own_parameters(module)}
+            x_BsD = scatter(linear(x_BSd, shares["weight"]), device_mesh)
+            return x_BsD + shares["bias"].to(x_BsD.dtype) if "bias" in shares else x_BsD
+
+        module.forward = MethodType(forward, module)
+        return module
+
+
+def key_group_rows(
+    model: schema.Model, rank: int, ranks: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Returns the rows of qkv [Hkv, (q ... q k v), Dh] and of kv [Hkv, (k v), Dh] that one of `ranks`
+    runs, as (start, length), where several ranks share a key head."""
+    size, keys, heads = head_size(model), key_heads(model), model.heads // ranks
+    group = model.heads // keys
+    key, first = divmod(rank * heads, group)
+    start = key * (group + 2)
+    qkv = [((start + first) * size, heads * size), ((start + group) * size, 2 * size)]
+    return qkv, [(key * 2 * size, 2 * size)]
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, DTensor]]:
+    """Returns a split module's own parameters by name."""
+    for name, parameter in module.named_parameters(recurse=False):
+        assert isinstance(parameter, DTensor)
+        yield name, parameter
+
+
+def distribute(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
+    """Makes one parameter a DTensor. Every rank has the same values: nothing is sent."""
+    parameter = owner.get_parameter(name)
+    shares = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
+    setattr(owner, name, nn.Parameter(shares, requires_grad=parameter.requires_grad))
+
+
+def gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> torch.Tensor:
+    """[B, s, D] to [B, S, D]. of_gradient: Partial where every rank has a summand of the result's
+    gradient, Replicate where each has all of it."""
+    x = DTensor.from_local(x_BsD, mesh, [Shard(1)], run_check=False)
+    return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[of_gradient])
+
+
+def scatter(x_BSD: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """[B, S, D], a summand on every rank, to this rank's share of the sum, [B, s, D]."""
+    x = DTensor.from_local(x_BSD, mesh, [Partial()], run_check=False)
+    return x.redistribute(placements=[Shard(1)]).to_local()
+
+
+def columns(
+    module: nn.Module,
+    x_BsD: torch.Tensor,
+    exchange: Exchange | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Returns the product [B, S, outputs] of all ranks' tokens with this rank's weight [outputs, D]."""
+    if exchange is None:
+        return module.multiply(x_BsD, weight, bias)  # pyright: ignore[reportCallIssue]
+    if exchange.overlaps and torch.is_grad_enabled():
+        ranks = exchange.mesh.size()
+        return _Columns.apply(x_BsD, weight, bias, ranks, exchange.group, exchange.regathers)
+    x_BSD = gather(x_BsD, exchange.mesh, Partial())
+    return module.multiply(x_BSD, weight, bias)  # pyright: ignore[reportCallIssue]
+
+
+class _Columns(torch.autograd.Function):
+    """`columns` of a `linear.Linear`, whose backward pass sends messages beside its products."""
+
+    @staticmethod
+    def forward(ctx, x_BsD, weight, bias, ranks, group, regathers):
+        ctx.ranks, ctx.group, ctx.regathers = ranks, group, regathers
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        x_BSD = _gathered(_start_gather(x_BsD, ranks, group), ranks)
+        weight = weight.to(x_BSD.dtype)
+        ctx.save_for_backward(x_BsD if regathers else x_BSD, weight)
+        return product(x_BSD, weight, None if bias is None else bias.to(x_BSD.dtype))
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
+        (x, weight), ranks, group = ctx.saved_tensors, ctx.ranks, ctx.group
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = gathering = None
+        if of_weight and ctx.regathers:
+            gathering = _start_gather(_of_backward(x, grad), ranks, group)
+        if of_x:
+            grad_x = _start_scatter(product(grad, weight.t()), ranks, group)
+        if of_weight:
+            x_BSD = x if gathering is None else _gathered(gathering, ranks)
+            grad_weight = weight_gradient(grad, x_BSD, ctx.weight_dtype)
+        if of_bias:
+            grad_bias = bias_gradient(grad, ctx.bias_dtype)
+        if grad_x is not None:
+            grad_x = MESSAGES.wait_tensor(grad_x)
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _of_backward(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """Returns x. The compiler takes two equal messages for one, and would keep all tokens from the forward
+    pass for the backward pass: so what is sent there depends, by its form, on the gradient."""
+    if not torch.compiler.is_compiling():
+        return x
+    return torch.where(grad.flatten()[0] == 0, x, x)
+
+
+def _start_gather(x_BsD: torch.Tensor, ranks: int, group: str) -> torch.Tensor:
+    """Sends this rank's tokens to all; `_gathered` waits."""
+    return MESSAGES.all_gather_into_tensor(x_BsD.contiguous(), ranks, group)
+
+
+def _gathered(message: torch.Tensor, ranks: int) -> torch.Tensor:
+    x_WBsD: Any = MESSAGES.wait_tensor(message).unflatten(0, (ranks, -1))
+    return x_WBsD.movedim(0, 1).flatten(1, 2)
+
+
+def _start_scatter(x_BSD: torch.Tensor, ranks: int, group: str) -> torch.Tensor:
+    """Sends each rank its tokens' summand; the message, waited for, is the sum [B, s, D] of this rank's."""
+    x_WBsD = x_BSD.unflatten(1, (ranks, -1)).movedim(1, 0)
+    return MESSAGES.reduce_scatter_tensor(x_WBsD.flatten(0, 1).contiguous(), "sum", ranks, group)

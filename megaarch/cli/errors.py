@@ -33,9 +33,12 @@ def run_command(
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megaarch").setLevel(logging.INFO)
     try:
-        return command()
+        code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what fails of it is told here; the interpreter would end with code 120
+        return code
     except BrokenPipeError:  # the reader has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritten()
         return 0
     except Stopped as stop:
         if is_first_process():
@@ -66,10 +69,21 @@ def run_command(
                 file=sys.stderr,
             )
             return 1
+        _drop_unwritten()
         # the mistake is the same in all processes of a job, but a disk may fail in one
         if is_first_process() or not isinstance(error, (UserError, FloatingPointError)):
             print(f"{program}: {sentence}", file=sys.stderr)
         return 2
+
+
+def _drop_unwritten() -> None:
+    """Drops what stdout does not take (a full disk, a reader who has gone), for the interpreter tries it again as it
+    ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed_part(error: Exception) -> str | None:

@@ -27,8 +27,10 @@ ended() {
 }
 trap ended EXIT
 trap 'exit 143' TERM # of a job that is cancelled or out of time; else $? is of the command before
+set +u # modules and environments of others (conda's, Lmod's) read variables that nobody has set
 # shellcheck source=launch/site.example.sh
 source "$launch/site.sh"
+set -u
 site_is_read=1
 # srun does not take it over from sbatch; where it is not given, --cpus-per-gpu or the node's may be
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

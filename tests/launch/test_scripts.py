@@ -184,6 +184,13 @@ def test_a_site_that_ends_the_job_is_a_failure_with_a_sentence(script, end, tmp_
         assert (tmp_path / "jobs" / "7_0.code").read_text() == "2\n"
 
 
+def test_a_site_may_read_variables_that_nobody_has_set(job):
+    """As activation scripts of conda's packages do, and the modules of many sites: `megaarch submit` takes it."""
+    site = job.losses.parent / "launch" / "site.sh"
+    site.write_text(f'{site.read_text()}export LIBRARY="$CONDA_PATH_BACKUP"\n')
+    assert job(0) == ("", 0, "")
+
+
 def test_a_job_that_is_submitted_within_another_takes_nothing_of_it(job):
     """sbatch passes on the variables of the step, or the shell, that it is called in."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "x", "SLURM_CPU_BIND": "mask_cpu:1"}

@@ -22,7 +22,7 @@ from megaarch.training.limit import Limit
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 DEEPEST = 64  # pipeline ranks
 LONGEST = 1 << 20  # tokens of a row
-LONG = 8192  # tokens of a row from which context parallelism is looked at
+LONG = 8192  # tokens of a row from which context parallelism is looked at; over nodes, of a row's shard
 SCHEDULES = (
     ("1f1b", 1),
     ("interleaved_1f1b", 2),
@@ -158,9 +158,9 @@ def _problems(settings: Settings, gpus: int) -> list[str]:
 def _layouts(settings: Settings, gpus: int, cluster: Cluster) -> Iterator[Parallel]:
     own = settings.parallel
     node = min(cluster.gpus_per_node, gpus)
-    long = max(Layers(settings).slots) >= LONG
+    longest = max(Layers(settings).slots)
     for tensor in _divisors(node):
-        for context in _divisors(node // tensor) if long else (1,):
+        for context in _contexts(longest, node // tensor, gpus // tensor):
             for deep in _divisors(gpus // (tensor * context)):
                 if deep <= DEEPEST:
                     data = gpus // (tensor * context * deep)
@@ -168,11 +168,20 @@ def _layouts(settings: Settings, gpus: int, cluster: Cluster) -> Iterator[Parall
                         yield own.model_copy(update=found)
 
 
+def _contexts(longest: int, inside: int, gpus: int) -> Iterator[int]:
+    """Context ranks of rows of so many tokens, `inside` of them in a node."""
+    for context in _divisors(gpus):
+        within = not inside % context and longest >= LONG
+        if context == 1 or within or (not context % inside and longest >= LONG * context):
+            yield context
+
+
 def _data_layouts(
     tensor: int, context: int, deep: int, data: int, node: int
 ) -> Iterator[dict[str, Any]]:
-    inside = node // (tensor * context)
-    copies = {1, data // inside} if deep == 1 and data % inside == 0 else {1}
+    # one shard group of all ranks, or groups that fill a node, two of them, ...
+    inside = max(1, node // (tensor * context))
+    copies = _divisors(data // inside) if deep == 1 and data % inside == 0 else [1]
     for copy in copies:
         for schedule, each in SCHEDULES if deep > 1 else SCHEDULES[:1]:
             for again in (True, False) if deep == 1 else (False,):

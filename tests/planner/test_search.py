@@ -64,6 +64,31 @@ def test_no_candidate_is_refused_whatever_the_model(planned):
             check(found, 8)  # ConfigError, if it is
 
 
+def tried(planned, gpus, cluster):
+    """The layouts of one pipeline stage that are looked at."""
+    found = candidates(config.resolve(planned), gpus, cluster, Counter())
+    parallel = {plan.parallel for plan in found}
+    return [each for each in parallel if each.pipeline_parallel == 1]
+
+
+def test_shards_fill_a_node_or_some_nodes_or_all(planned):
+    """A gather over 1,024 ranks is slow, and copies of what a node holds send more than they need."""
+    found = tried(planned, 32, Cluster(gpu("h100")))
+    for tensor, shards in ((1, {8, 16, 32}), (4, {2, 4, 8})):
+        mine = [each for each in found if each.tensor_parallel == tensor]
+        assert {each.data_parallel_shard for each in mine} == shards
+        assert all(each.data_ranks == 32 // tensor for each in mine)
+
+
+@pytest.mark.parametrize(
+    ("length", "contexts"), [(4096, {1}), (8192, {1, 2, 4}), (65536, {1, 2, 4, 8})]
+)
+def test_long_rows_are_split_within_a_node_and_very_long_ones_over_nodes(length, contexts, planned):
+    planned["model"] |= {"sequence_length": length, "heads": 16}
+    found = tried(planned, 16, Cluster(gpu("a100"), 4))
+    assert {each.context_parallel for each in found} == contexts
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_batches_in_tokens_have_room_in_every_layout(preset, planned):
     """17,001 tokens: rows that divide by nothing."""

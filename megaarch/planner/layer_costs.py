@@ -17,6 +17,7 @@ from megaarch.config.matmuls import GATED, head_size, key_heads, layer_products
 from megaarch.config.schema import Data, Model, Settings
 from megaarch.data.batch import Counts
 from megaarch.data.packing import HEAD_MULTIPLE
+from megaarch.model.loss import ACCELERATOR, rows_of_chunk
 from megaarch.model.transformer import padded_vocabulary, stacks
 from megaarch.parallel.stages import overlap
 from megaarch.planner.software_stacks import OURS, Bytes, Software
@@ -203,6 +204,14 @@ class Layers:
         if model.head_transform:
             products.append(Matmul(rows, d, d))
         return Work(tuple(products), moved=self.software.traffic.logit * (rows * columns))
+
+    def logits_again(self) -> float:
+        """Returns the share of the logits that the head's backward pass computes again: the chunks whose slopes
+        the loss has no room for (model/loss.py)."""
+        rows, columns = self.head().products[0][:2]
+        chunk = rows_of_chunk(ACCELERATOR, columns)
+        kept = ACCELERATOR.kept // (HALF * chunk * columns) * chunk
+        return max(0.0, 1 - kept / rows)
 
     def embedding(self, stream: int) -> Work:
         """A stack's lookup."""

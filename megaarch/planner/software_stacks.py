@@ -82,7 +82,7 @@ class Software:
     sequence_parallel: tensor ranks share the tokens between products (Korthikanti et al. 2022).
     attention: the kernel, attention_share: how much of that kernel's rate it reaches; with `scores`
         every score is in memory.
-    logits_again: the head's backward pass computes the logits again.
+    logits_again: the head's backward pass computes those logits again that the loss has no room to keep.
     products_again: share of a layer's products that `selective` recomputation makes again.
     early_stop: full recomputation leaves out a layer's last product, whose output nothing needs.
     float8: the recipe of layers' products. float8_gathers: data ranks gather parameters in float8,

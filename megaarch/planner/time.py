@@ -92,7 +92,8 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     @cache  # many stages are alike
     def stage(received: float, contents: tuple[tuple[tuple[int, bool], ...], bool]) -> Seconds:
         body, head = layers.stage(*contents)
-        found = _add(_micro_batch(body, rates, body=True), _micro_batch(head, rates, body=False))
+        again = rates.software.logits_again and layers.logits_again()
+        found = _add(_micro_batch(body, rates), _micro_batch(head, rates, again))
         messages = 2 * received / rates.cluster.wire(2 * span)
         if rates.software.overlaps_pipeline:
             messages = exposed(messages, found.total)
@@ -105,9 +106,11 @@ def _ranks(settings: Settings, rates: Rates) -> list[Seconds]:
     ]
 
 
-def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
-    """Forward and backward of what a stage does. body: layers, which may recompute."""
+def _micro_batch(work: Work, rates: Rates, logits_again: float | None = None) -> Seconds:
+    """Forward and backward of what a stage does. logits_again: of the head, the share that its backward
+    pass computes again; None: layers, which may recompute."""
     software, constants = rates.software, rates.cluster.constants
+    body = logits_again is None
     products = rates.products(work, body=body)
     product = sum(each.product for each in products)
     ahead, back = (
@@ -130,13 +133,12 @@ def _micro_batch(work: Work, rates: Rates, *, body: bool) -> Seconds:
     }
     if software.early_stop:
         again["full"] -= sum(each.product + each.forward for each in products if each.last)
-    recompute = software.logits_again * product
     return Seconds(
         products=3 * product,
         attention=(1 + FUSED_BACKWARD) * attention,
         memory_bound=forward + backward,
         launches=launched + launched_back,
-        recompute=again[rates.parallel.recompute] if body else recompute,
+        recompute=again[rates.parallel.recompute] if body else logits_again * product,
         tensor=ahead + back,
         context=2 * context,
     )

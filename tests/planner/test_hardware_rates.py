@@ -9,7 +9,7 @@ from megaarch import config
 from megaarch.model import flops
 from megaarch.model.transformer import stacks
 from megaarch.planner.hardware import gpu
-from megaarch.planner.hardware_rates import exposed
+from megaarch.planner.hardware_rates import Rates, exposed
 from megaarch.planner.layer_costs import Layers
 from megaarch.planner.software_stacks import OURS
 from megaarch.planner.time import Cluster, step_seconds
@@ -134,6 +134,24 @@ def test_a_ring_over_nodes_is_as_fast_as_its_ports_and_no_faster_than_the_node()
     one, four = (CLUSTER.wire(16, ports) for ports in (1, 4))
     assert four == pytest.approx(4 * one)
     assert CLUSTER.wire(16, 1000) == CLUSTER.wire(8)
+
+
+@pytest.mark.parametrize(("rows", "again"), [(4, 0.0), (16, 0.0), (17, 1 / 17), (64, 0.75)])
+def test_logits_are_made_again_whose_slopes_the_loss_does_not_keep(rows, again):
+    """2 GiB of them stay: of 65,536 ids in bf16 those of 16 rows of 1,024 tokens, in chunks of 2,048."""
+    given = settings()
+    given = given.model_copy(
+        update={
+            "model": given.model.model_copy(update={"vocabulary_size": 65536}),
+            "training": given.training.model_copy(
+                update={"micro_batch_size": rows, "global_batch_size": 8 * rows}
+            ),
+        }
+    )
+    assert Layers(given).logits_again() == pytest.approx(again, abs=0.001)
+    (head,) = Rates(CLUSTER, given.parallel, OURS).products(Layers(given).head(), body=False)
+    found = step_seconds(given, CLUSTER)
+    assert found.recompute == pytest.approx(again * head.product, rel=0.02)
 
 
 def test_a_layers_last_product_is_not_made_again():

@@ -121,7 +121,9 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
         whole += max(0.0, summed + FULL * (root - shard))
     elif not parallel.gathers_again and batches > 1:
         whole += FULL * (count - shard)  # and the sum of gradients, until the last micro-batch
-    head = _head(settings) if ends else 0.0
+    stays, head = _head(settings) if ends else (0.0, 0.0)
+    # gpipe's last stage runs all of its forward passes before the first backward pass
+    head += stays * (batches if pipelined and parallel.schedule == "gpipe" else 1)
     if not sharded:
         last, moments = HALF * count, [(HALF * count, kept + max(head, work))]
     elif pipelined or not parallel.gathers_again:
@@ -186,9 +188,10 @@ def _received(settings: Settings, stages: Stages, rank: int) -> float:
     return micro_batches(settings) * sum(map(layers.received, starts))
 
 
-def _head(settings: Settings) -> float:
-    """Returns the bytes of the output layer: gathered hidden states, rows of targets, slopes kept; and the
-    logits at work or, in the backward pass, the gradient of the table, in fp32 and as it is added to or cast."""
+def _head(settings: Settings) -> tuple[float, float]:
+    """Returns the bytes of the output layer that wait for its backward pass (gathered hidden states, rows of
+    targets, slopes kept); and the logits at work or, in the backward pass, the gradient of the table, in fp32 and
+    as it is added to or cast."""
     model, tensor = settings.model, settings.parallel.tensor_parallel
     counter = Layers(settings)
     rows, columns = counter.head().products[0][:2]
@@ -200,7 +203,7 @@ def _head(settings: Settings) -> float:
     if kept < HALF * rows * columns:  # the other slopes are made again
         work = max(work, logits + FULL * table)
     gathered = counter.tokens(-1) * d * (HALF if tensor > 1 else 0)
-    return gathered + 3 * HALF * rows * d + kept + work
+    return gathered + 3 * HALF * rows * d + kept, work
 
 
 class Kept:

@@ -89,6 +89,17 @@ OFTEN_MISSED = {
         "parallel.schedule": "interleaved_1f1b",
         "parallel.recompute": "selective",
     },
+    # of the head, for every micro-batch
+    "slopes-of-all-micro-batches": {
+        "model.preset": "gpt",
+        "model.layers": 2,
+        "model.vocabulary_size": 131072,
+        "parallel.tensor_parallel": 1,
+        "parallel.schedule": "gpipe",
+        "parallel.stages_per_rank": 1,
+        "training.micro_batch_size": 4,
+        "training.global_batch_size": 256,
+    },
     # with few targets the gradient of the table is larger than the logits
     "gradient-of-the-table": {
         "model.preset": "bert",

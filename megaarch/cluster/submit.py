@@ -32,11 +32,16 @@ FOR_GPUS = tuple(
     f"SBATCH_{name}"
     for name in (
         "CONSTRAINT",
+        "CPUS_PER_GPU",
         "EXCLUSIVE",
         "GPUS",
         "GPUS_PER_NODE",
         "GPUS_PER_TASK",
+        "GPU_BIND",
+        "GPU_FREQ",
         "GRES",
+        "GRES_FLAGS",
+        "MEM_PER_GPU",
         "QOS",
         "RESERVATION",
     )

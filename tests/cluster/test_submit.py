@@ -147,13 +147,13 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
     file = site_folder / "site.sh"
     text = file.read_text().replace("#export SBATCH_QOS", "export SBATCH_QOS")
     text = text.replace("#export SBATCH_CONSTRAINT", "export SBATCH_CONSTRAINT")
-    text += "export SBATCH_GPUS_PER_NODE=8 SBATCH_RESERVATION=maintenance\n"
+    text += "export SBATCH_GPUS_PER_NODE=8 SBATCH_RESERVATION=maintenance SBATCH_MEM_PER_GPU=64G\n"
     text = text.replace("CPU_SBATCH_OPTIONS=()", "CPU_SBATCH_OPTIONS=(--qos=cpu '--comment=a b')")
     file.write_text(text.replace("WARNING_SECONDS=300", "WARNING_SECONDS=900"))
     program = tmp_path / "bin"
     program.mkdir()
     names = ("$SBATCH_PARTITION", "$SBATCH_QOS", "$SBATCH_CONSTRAINT")
-    names += ("$SBATCH_GPUS_PER_NODE", "$SBATCH_RESERVATION")
+    names += ("$SBATCH_GPUS_PER_NODE", "$SBATCH_RESERVATION", "$SBATCH_MEM_PER_GPU")
     (program / "sbatch").write_text(
         f'#!/bin/sh\necho "{" ".join(names)} |" "$@" >>"$LOG"\nwc -l <"$LOG"\n'
     )
@@ -164,11 +164,11 @@ def test_jobs_without_gpus_take_no_setting_of_the_nodes_that_train(
     submit.submit(study, tmp_path / "out", Site.read(site_folder), asked)
     prepare, *cells, report = (tmp_path / "log").read_text().splitlines()
     for line, time in ((prepare, "8:00:00"), (report, "2:00:00")):
-        assert line.startswith("gpu     |") and f"--time={time} " in line
+        assert line.startswith("gpu      |") and f"--time={time} " in line
         assert "--partition=cpu --qos=cpu --comment=a b " in line and "--nice" not in line
         assert "--signal" not in line
     for line in cells:
-        assert line.startswith("gpu normal h100 8 maintenance |") and "--time=2:00:00 " in line
+        assert line.startswith("gpu normal h100 8 maintenance 64G |") and "--time=2:00:00 " in line
         assert "--signal=USR1@900 --nice " in line and "--partition" not in line
     # on a cluster of one partition there are no others to ask for
     file.write_text(file.read_text().replace("CPU_PARTITION=cpu", "CPU_PARTITION="))

@@ -16,6 +16,9 @@ MATCHED = {
     "target_tokens": "target tokens",
     "parameters": "parameters",
 }
+BUDGETS = MATCHED | {
+    "parameters": "seen tokens"
+}  # what budgets count: equal tokens beside equal parameters
 
 
 def plain(text: str) -> str:
@@ -98,7 +101,7 @@ def are(names: Sequence[str]) -> str:
 def budget(match: str, amount: float, adaptation: float | None = None) -> str:
     """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs. adaptation: what study.adapt added to it."""
     words = power if match == "flops" else count
-    phrase = f"{words(amount)} {MATCHED.get(match, match)}"
+    phrase = f"{words(amount)} {BUDGETS.get(match, match)}"
     return phrase if adaptation is None else f"{phrase} and {words(adaptation)} of adaptation"
 
 

@@ -281,6 +281,18 @@ def heirs_of(cells, match):
     return [cell.label for f in findings.findings(results) for cell in findings.heirs(f.cells)]
 
 
+def test_where_parameters_are_matched_a_budget_is_of_tokens(tmp_path):
+    cells = [cell_at(name, 2.0, 1.9, 2.1, budget=3e11, adaptation=None) for name in ("a", "b")]
+    children = [cell | {"name": f"{cell['name']}-adapted", "adaptation": 6e9} for cell in cells]
+    results = example_results([*cells, *children], "parameters")
+    first, *_, second = [s for s in headline(results) if "predicts held-out text best" in s]
+    assert first.startswith("At 300 B seen tokens each, ")
+    assert second.startswith("After 6.00 B seen tokens more of adaptation each, ")
+    page = write_page(results, tmp_path / "report.html").read_text()
+    for shown in (page, report.text(results), report.latex(results)):
+        assert "300 B seen tokens" in shown and "B parameters" not in shown
+
+
 def test_names_that_hold_a_seed_s_word_are_whole_names():
     parent = cell_at("gpt-seeded", 2.5, 2.4, 2.6, key="gpt-seeded/base-seed0", seen_tokens=8e5)
     child = cell_at("gpt-seeded-long", 2.0, 1.9, 2.1, parent=parent["key"], seen_tokens=8e5)

@@ -52,8 +52,8 @@ def merged_cells(results: Results) -> list[MergedCell]:
     for cell in results.cells:
         groups.setdefault((cell.name, cell.size, cell.budget), []).append(cell)
     cells = [merge(group) for group in groups.values()]
+    sizes = {cell.size for cell in cells}
     for cell in cells:
-        sizes = {other.size for other in cells if other.name == cell.name}
         if len(sizes) > 1 and cell.size:
             cell.label = f"{cell.name} {cell.size}"
     mark_heirs(cells, results.budget.match)
@@ -132,8 +132,11 @@ def merged_heldout(helds: Sequence[Heldout]) -> MergedHeldout:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where one is missing. Of equal values it is their value, to the last bit: by it cells of one place meet."""
     numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
+    if len(numbers) < len(values):
+        return None
+    return numbers[0] if len(set(numbers)) == 1 else sum(numbers) / len(numbers)
 
 
 def mean_curve(curves: list[list[CurvePoint]]) -> list[CurvePoint]:

@@ -307,6 +307,28 @@ def test_sizes_and_budgets_stay_apart():
     }
 
 
+def test_a_size_is_named_though_the_cell_s_others_are_not_finished():
+    found = scaling_results()
+    small = [c for c in found["cells"] if c["name"] != "t5" or c["size"] == "small"]
+    labels = {cell["label"] for cell in merged_cells(found | {"cells": small})}
+    assert "t5 small" in labels and "t5" not in labels
+    one = [c for c in found["cells"] if c["size"] == "small"]
+    assert {cell["label"] for cell in merged_cells(found | {"cells": one})} == {
+        *("gpt", "prefix_lm", "t5")
+    }
+
+
+def test_what_is_equal_in_all_seeds_stays_as_it_is():
+    """Of an amount of adaptation too, by which cells rank together: one seed of a cell may not be finished."""
+    more = {"learning_rate": 3e-3, "adaptation": 1.3e24}
+    cells = [cell_at("a", 2.0, 1.9, 2.1, seed=seed, **more) for seed in range(3)]
+    cells += [cell_at("b", 2.3, 2.2, 2.4, seed=0, **more)]
+    merged = merged_cells(example_results(cells))
+    assert [cell["learning_rate"] for cell in merged] == [3e-3, 3e-3]
+    [finding] = findings.findings(Results.of(example_results(cells)))
+    assert [cell.label for cell in finding.cells] == ["a", "b"]
+
+
 @pytest.mark.parametrize("gains", [(None, 0.2), (0.2, None), (None, -0.2), (-0.2, None)])
 def test_seeds_of_which_one_has_no_gain_do_not_say_whether_a_cell_reads(gains):
     seeds = [cell_at("a", 2.0, 1.9, 2.1) | {"seed": seed} for seed in (1, 2)]

@@ -69,6 +69,12 @@ def paired_error(a: Paired, b: Paired) -> Error | None:
     return Error(math.sqrt(variance), len(names) - 1)
 
 
+def paired_difference(a: Paired, b: Paired) -> float:
+    """a's value less b's, of the same items; by what each cost, as `paired_error` takes it: values that were rounded
+    otherwise would differ where no item does."""
+    return (sum(a.amounts) - sum(b.amounts)) / sum(a.sizes)
+
+
 def seed_error(groups: Sequence[Sequence[float]]) -> Error | None:
     """Error, over seeds alone, of a cell's mean (one group: a value for each seed) or of the
     difference of two (two groups, whose variance is pooled). None where no group has two seeds. An

@@ -15,6 +15,7 @@ from megaarch.evaluation.confidence_intervals import (
     Error,
     holm,
     p_value,
+    paired_difference,
     paired_error,
     ratio_interval,
     seed_error,
@@ -262,10 +263,9 @@ def difference(a: Score, b: Score) -> float:
     if a.value is None or b.value is None:
         return 1.0
     over_seeds = seed_error([a.by_seed, b.by_seed])
-    over_documents = paired_error(a.paired, b.paired) if a.paired and b.paired else None
-    if over_documents:
+    if a.paired and b.paired and (over_documents := paired_error(a.paired, b.paired)):
         errors = [over_documents] + ([over_seeds] if over_seeds else [])
-        return p_value(a.value - b.value, errors)
+        return p_value(paired_difference(a.paired, b.paired), errors)
     if a.interval is None or b.interval is None:
         return 1.0
     if not (a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]):

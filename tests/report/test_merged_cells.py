@@ -212,6 +212,18 @@ def test_one_document_tells_nothing_apart():
     assert not distinguishable(*pair)
 
 
+def test_what_two_runs_differ_by_in_rounding_alone_tells_nothing_apart():
+    """Costs of items are kept in four digits, and values in all."""
+    rng, documents = np.random.default_rng(0), np.arange(64)
+    costs = rng.normal(0.5, 0.1, 64)
+    a, b = (scored(name, 0, costs + 1e-9 * rng.normal(size=64), documents) for name in "ab")
+    for cell in (a, b):
+        paired = cell["heldout"]["paired"]
+        paired["amounts"] = [round(amount, 4) for amount in paired["amounts"]]
+    assert a["heldout"]["continuation_bits_per_byte"] != b["heldout"]["continuation_bits_per_byte"]
+    assert not distinguishable(a, b)
+
+
 def test_a_true_difference_shows_at_any_number_of_seeds():
     rng = np.random.default_rng(2)
     documents, hard = np.arange(64), rng.normal(2.0, 0.4, 64)

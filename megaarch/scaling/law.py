@@ -19,7 +19,9 @@ from megaarch.errors import UserError
 from megaarch.scaling.points import Points
 
 DELTA = 1e-3
-FEWEST = 6  # points: one more than the law has parameters
+FEWEST = 6  # points, and places of points: one more than the law has parameters
+ALIKE = 1.1  # numbers of parameters or of tokens that are one
+LEAST_BREADTH = np.log(1.2)  # of log N and log D across the line that points lie nearest to
 ITERATIONS = 300
 ROUGH, KEPT = 20, 24  # iterations after which as many of the starts go on to the end
 FINE = 1e-9  # gradient of a fit that has ended, as a share of the sum of its weights times DELTA
@@ -123,12 +125,36 @@ def _check(points: Points) -> None:
             f"{points.name}: {len(points)} points do not decide the five parameters of a law: "
             f"give {FEWEST} or more, of several sizes and budgets"
         )
-    for name in ("parameters", "tokens"):
-        if len(np.unique(getattr(points, name))) < 3:
+    levels = [_levels(values) for values in (points.parameters, points.tokens)]
+    for name, found in zip(("parameters", "tokens"), levels, strict=True):
+        if len(set(found)) < 3:
             raise UserError(
                 f"{points.name}: all points have one or two numbers of {name}, which decide no "
                 "exponent: give three or more"
             )
+    places = len(set(zip(*levels, strict=True)))
+    if places < FEWEST:
+        raise UserError(
+            f"{points.name}: {len(points)} points at {places} pairs of parameters and tokens do not decide the five "
+            f"parameters of a law: give {FEWEST} pairs or more"
+        )
+    logs = np.log([points.parameters, points.tokens]).T
+    _, _, axes = np.linalg.svd(logs - logs.mean(axis=0), full_matrices=False)
+    if np.ptp(logs @ axes[1]) < LEAST_BREADTH:
+        raise UserError(
+            f"{points.name}: tokens follow from parameters in all points, as at one budget, so that an exponent of "
+            "each is not decided: give several budgets of each size"
+        )
+
+
+def _levels(values: np.ndarray) -> list[int]:
+    """Returns of each value the number of the group that it is in: of values that seeds, or what a token costs, move."""
+    found, first, level = np.zeros(len(values), dtype=int), 0.0, -1
+    for place in np.argsort(values, kind="stable"):
+        if values[place] > ALIKE * first:
+            first, level = values[place], level + 1
+        found[place] = level
+    return found.tolist()
 
 
 def _law(theta: np.ndarray, middle: tuple[float, float]) -> tuple[np.ndarray, ...]:

@@ -85,6 +85,29 @@ def test_what_decides_no_law_is_refused():
         law.fit(one)
 
 
+@pytest.mark.parametrize(
+    "sizes, tokens_of, sentence",
+    [
+        ((1e8, 3e8, 1e9), lambda n: [1.6e19 / n], "9 points at 3 pairs of parameters and tokens"),
+        (np.geomspace(1e8, 4e9, 7), lambda n: [1.6e19 / n], "tokens follow from parameters"),
+        (np.geomspace(1e8, 4e9, 7), lambda n: [20 * n], "tokens follow from parameters"),
+        (np.geomspace(1e8, 4e9, 7), lambda n: [5e9, 2e10], "one or two numbers of tokens"),
+    ],
+    ids=["sizes", "budget", "ladder", "tokens"],
+)
+def test_seeds_are_no_points_of_their_own(sizes, tokens_of, sentence):
+    """Which differ in tokens and losses by little: of one budget, of 20 tokens a parameter, of two numbers of tokens."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (n, d * np.exp(0.005 * rng.normal()), TRUTH.loss(n, d) * np.exp(0.003 * rng.normal()))
+        for n in sizes
+        for d in tokens_of(n)
+        for _ in range(3)
+    ]
+    with pytest.raises(UserError, match=sentence):
+        law.fit(points.of("p", [points.Run(*row) for row in rows]), resamples=50)
+
+
 def test_losses_that_depend_on_neither_decide_no_exponent():
     of = planted(noise=0.0)
     flat = points.Points(

@@ -58,9 +58,18 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"{path} does not exist: give the folder of a study that has run")
         found = points.of_study(Results.read(path))
     kept = {name: of.without_lowest_ratios(options.leave_out) for name, of in found.items()}
-    fits = {name: law.fit(of, options.resamples, options.seed) for name, of in kept.items()}
-    curves = {name: isoflop(of, options.resamples, options.seed) for name, of in kept.items()}
+    fits, refused = {}, []
+    for name, of in kept.items():
+        try:
+            fits[name] = law.fit(of, options.resamples, options.seed)
+        except UserError as error:
+            refused.append(str(error))
+    if not fits:
+        raise UserError("; ".join(refused))
+    curves = {name: isoflop(kept[name], options.resamples, options.seed) for name in fits}
     pairs = comparisons(fits)
+    for sentence in refused:
+        Console(stderr=True, highlight=False, markup=False).print(sentence, soft_wrap=True)
     if not options.json:
         console = Console(highlight=False, markup=False)
         display.show(fits, curves, console)
@@ -68,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             console.print(sentence, soft_wrap=True)
         return 0
     records = {name: display.record(fit, curves[name]) for name, fit in fits.items()}
-    if len(records) == 1:
+    if len(kept) == 1:
         [out] = records.values()
     else:
         out = {"architectures": records, "comparisons": [display.comparison(p) for p in pairs]}

@@ -181,6 +181,20 @@ def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys)
     assert pair["documents"] is False
 
 
+def test_an_architecture_whose_points_decide_no_law_leaves_the_others_theirs(tmp_path, capsys):
+    """As a cell that is not finished at all sizes."""
+    columns = "parameters,training_flops,loss,architecture"
+    path = write(tmp_path / "a.csv", planted(0.01), columns, ",gpt")
+    path.write_text(path.read_text() + "1e8,1e19,3.0,t5\n")
+    assert main(["fit", "--points", str(path), "--resamples", "5", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["architectures"]) == ["gpt"]
+    assert err.startswith("t5: 1 points do not decide the five parameters")
+    path.write_text(columns + "\n1e8,1e19,3.0,t5\n1e8,1e19,3.0,gpt\n")
+    assert main(["fit", "--points", str(path)]) == 2
+    assert "t5: 1 points" in (err := capsys.readouterr().err) and "gpt: 1 points" in err
+
+
 @pytest.mark.parametrize(
     "arguments, sentence",
     [

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from megaarch.report import notation
-from megaarch.report.style import LIGHT, Look, Panel, drawable
+from megaarch.report.style import LIGHT, Look, Panel, canvas, drawable
 
 WIDTH, HEIGHT = 370, 260  # points
 SMALL_WIDTH, SMALL_HEIGHT = 230, 165
+BOTTOM, TOP = 36, 10  # below and above axes
 LETTER = 5.3  # points, about the width of one letter
 LINE_GAP = 12.0  # points between names at the ends of curves
 TICK_STEPS = [1, 2, 2.5, 5, 10]
@@ -28,11 +30,16 @@ def reference(name: str, value: float | None) -> Reference:
     return None if value is None else (name, value)
 
 
-def axes(panel: Panel, left: float, right: float, bottom: float = 36, top: float = 10) -> Axes:
+def axes(panel: Panel, left: float, right: float, bottom: float = BOTTOM, top: float = TOP) -> Axes:
     """Axes with margins in points."""
     width, height = panel.figure.get_size_inches() * 72
     inner = (width - left - right) / width, (height - bottom - top) / height
     return panel.figure.add_axes((left / width, bottom / height, *inner))
+
+
+def tall(names: int) -> Figure:
+    """A canvas for curves, as high as their names at their ends need."""
+    return canvas(WIDTH, max(HEIGHT, BOTTOM + TOP + LINE_GAP * names))
 
 
 def ticks(axis: Any, most: int, whole: bool = False) -> None:

@@ -11,7 +11,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from megaarch.report import notation
 from megaarch.report.axes import (
-    HEIGHT,
     LETTER,
     OFFSET,
     SMALL_HEIGHT,
@@ -27,6 +26,7 @@ from megaarch.report.axes import (
     name_rows,
     seconds_scale,
     shown,
+    tall,
     thinned,
     ticks,
 )
@@ -34,6 +34,9 @@ from megaarch.report.merged_cells import MergedCell, value_of
 from megaarch.report.style import LIGHT, Panel, canvas
 from megaarch.report.yardsticks import Score
 
+MOST_APART = (
+    1.6  # a factor of x between the first and the last curve, less than between two lengths
+)
 FEW_POINTS = 4  # a curve of no more points is shown whole
 Points = list[tuple[float, float]]
 
@@ -77,7 +80,7 @@ def curves(
     name: str, title: str, cells: Sequence[MergedCell], look: Looks, x: str, reference: Reference
 ) -> Panel:
     """Held-out bits per byte against `x`: "flops" or "seconds"."""
-    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    panel = Panel(name, title, tall(len(cells)))
     ax = axes(panel, 44, margin([cell.label for cell in cells]) + 8)
     series, largest = series_of(cells, "curve", x, "heldout")
     if x == "flops":
@@ -215,7 +218,8 @@ def bars(
 def losses(name: str, title: str, cells: Sequence[MergedCell], look: Looks) -> Panel:
     """Training loss of the cells of one objective, with its running mean."""
     alone = len(cells) == 1
-    panel = Panel(name, title, canvas(*((SMALL_WIDTH, SMALL_HEIGHT) if alone else (WIDTH, HEIGHT))))
+    small = SMALL_WIDTH, SMALL_HEIGHT
+    panel = Panel(name, title, canvas(*small) if alone else tall(len(cells)))
     right = 12 if alone else margin([cell.label for cell in cells]) + 8
     ax = axes(panel, 32, right, bottom=34, top=6)
     series, largest = series_of(cells, "losses", "flops", "loss")
@@ -275,9 +279,9 @@ def ranges(
     """A curve with its intervals for each name over a logarithmic axis, of which only the places of points are
     named. x, y: what the axes say. written: numbers of x. apart: the factor in x between curves, so that their
     intervals stand side by side."""
-    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    panel = Panel(name, title, tall(len(series)))
     ax = axes(panel, 52, margin(list(series)) + 8)
-    ends = {}
+    ends, apart = {}, min(apart, MOST_APART ** (1 / max(len(series), 1)))
     for shift, (label, points) in enumerate(series.items()):
         xs = [p.x * apart ** (shift - len(series) / 2) for p in points]
         ys = [p.value for p in points]
@@ -340,7 +344,7 @@ def lines(
 ) -> Panel:
     """A line with its interval for each name that has points. x, y: what the axes say. logarithmic: the y axis, within
     the values; intervals end at the frame. thin: further curves of a name, e.g. of its seeds."""
-    panel = Panel(name, title, canvas(WIDTH, HEIGHT))
+    panel = Panel(name, title, tall(len(series)))
     series = {label: points for label, points in series.items() if points}
     ax = axes(panel, 50, margin(list(series)) + 8)
     ends = {}

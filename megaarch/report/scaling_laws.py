@@ -9,9 +9,9 @@ from matplotlib.ticker import FuncFormatter
 
 from megaarch.errors import UserError
 from megaarch.report import notation
-from megaarch.report.axes import HEIGHT, WIDTH, Looks, axes, margin, name_ends
+from megaarch.report.axes import Looks, axes, margin, name_ends, tall
 from megaarch.report.merged_cells import MergedCell
-from megaarch.report.style import Panel, canvas
+from megaarch.report.style import Panel
 from megaarch.scaling import display, points
 from megaarch.scaling.crossing import comparisons
 from megaarch.scaling.law import Fit, fit
@@ -44,7 +44,7 @@ def panels(results: Results, cells: Sequence[MergedCell], looks: Looks) -> list[
     if not found:
         return []
     look = {name: looks[next(c.label for c in cells if c.name == name)] for name in found}
-    panel = Panel("laws", "Each at its best size, by its law", canvas(WIDTH, HEIGHT))
+    panel = Panel("laws", "Each at its best size, by its law", tall(len(found)))
     ax = axes(panel, 44, margin(list(found)) + 8)
     ends = {}
     for name, one in found.items():

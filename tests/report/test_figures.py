@@ -2,7 +2,10 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from megaarch import report
 from megaarch.attention.mask import area
@@ -11,10 +14,12 @@ from megaarch.report.merged_cells import merged_cells
 from megaarch.report.style import LIGHT, looks, write
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
+    CELLS,
     cell_at,
     example_cell,
     example_results,
     scaling_results,
+    with_lengths,
 )
 
 pytestmark = pytest.mark.slow
@@ -186,6 +191,35 @@ def test_cells_whose_names_differ_in_marks_have_drawings_and_values_of_their_own
     assert len(set(names)) == len(names)
     final = next(panel for panel in panels if panel.name.startswith("heldout-final"))
     assert {says.partition(":")[0] for says in final.groups.values()} >= {"t5", "t5+", "v1.1"}
+
+
+def test_the_names_of_many_curves_stand_within_their_figure():
+    """As many as configs/studies/scale.yaml has at its budget."""
+    cells = [example_cell(p, size=size) for p in CELLS for size in ("small", "medium", "large")]
+    cells += [cell | {"size": "huge"} for cell in cells[2::3]]
+    found = [p for p in sections(example_results(cells))["heldout"] if p.name == "heldout-flops"]
+    for panel in (*found, *sections(example_results())["heldout"][:1]):
+        canvas = FigureCanvasAgg(panel.figure)
+        canvas.draw()
+        [ax] = panel.figure.axes
+        names = [text for text in ax.texts if text.arrow_patch]
+        ends = [Text.get_window_extent(text, canvas.get_renderer()) for text in names]
+        assert len(ends) == len(panel.groups)
+        assert min(end.y0 for end in ends) > 0
+        assert max(end.y1 for end in ends) < panel.figure.bbox.height
+        points = [end.y0 / panel.figure.dpi * 72 for end in ends]
+        assert min(b - a for a, b in pairwise(sorted(points))) > 10
+
+
+def test_points_of_many_curves_stand_at_their_lengths():
+    """Beside each other, and none nearer to another length than its own."""
+    lengths = {str(2**i): 2.0 for i in range(6)}
+    cells = [with_lengths(cell_at(f"c{i}", 2.0, 1.9, 2.1), lengths, 0.1) for i in range(32)]
+    panels = {p.name: p for p in sections(example_results(cells))["heldout"]}
+    [ax] = panels["heldout-length"].figure.axes
+    at = np.array([line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 6])
+    assert at.shape == (32, 6)
+    assert (at[:, :-1].max(axis=0) < at[:, 1:].min(axis=0)).all()
 
 
 def test_iso_budget_curves_are_of_cells_that_rank_together():

@@ -50,14 +50,16 @@ class Entry(NamedTuple):
     mark: str = ""
 
 
-def entries(scores: Mapping[str, Score], marks: Mapping[str, str]) -> list[Entry]:
-    """Rows of the scores that have a value, the largest first. marks: of some."""
+def entries(
+    scores: Mapping[str, Score], marks: Mapping[str, str], lowest_first: bool = False
+) -> list[Entry]:
+    """Rows of the scores that have a value, the largest first; equal ones in the order of the scores. marks: of some."""
     rows = [
         Entry(label, score.value, score.interval, marks.get(label, ""))
         for label, score in scores.items()
         if score.value is not None
     ]
-    return sorted(rows, key=lambda row: -row.value)
+    return sorted(rows, key=lambda row: row.value if lowest_first else -row.value)
 
 
 def points_of(cell: MergedCell, curve: str, x: str, y: str) -> Points:

@@ -118,7 +118,7 @@ def heldout(
             if inherits:
                 panel.caption = f"{panel.caption} {note}".strip()
             yield panel
-    if rows := charts.entries(scores(comparable, CONTINUATION), {})[::-1]:
+    if rows := charts.entries(scores(comparable, CONTINUATION), {}, lowest_first=True):
         title = "At the end, with 95% intervals"
         near = final if final and charts.reference_in_view(rows, final[1]) else None
         panel = charts.dots(f"heldout-final{suffix}", title, rows, look, "bits per byte", near)
@@ -255,7 +255,7 @@ def choice(
         panel.caption = note(rows)
         yield panel
     marks = {cell.label: TOLD for cell in text if knows_length(cell.objective)}
-    if rows := charts.entries(scores(text, MIDDLE), marks)[::-1]:
+    if rows := charts.entries(scores(text, MIDDLE), marks, lowest_first=True):
         title = "A middle given both sides"
         panel = charts.dots(f"middle{suffix}", title, rows, look, "bits per byte", None)
         others = " The others read one mark for the whole gap."

@@ -222,6 +222,20 @@ def test_points_of_many_curves_stand_at_their_lengths():
     assert (at[:, :-1].max(axis=0) < at[:, 1:].min(axis=0)).all()
 
 
+def test_equal_values_are_drawn_in_the_order_of_the_table():
+    names = ["a", "b", "c"]
+    cells = [cell_at(name, 2.0, 1.9, 2.1) for name in names]
+    for cell in cells:
+        middle = {"middle_bits_per_byte": 2.0, "middle_interval": [1.9, 2.1]}
+        cell["heldout"] |= middle | {"choice_accuracy": 0.5, "choice_interval": [0.4, 0.6]}
+    results = example_results(cells)
+    panels = {p.name: p for section in sections(results).values() for p in section}
+    for name in ("heldout-final", "choice", "middle"):
+        assert rows_of(panels[name]) == names
+    table = report.text(results).partition("-" * 70)[2].splitlines()[1:4]
+    assert [line.split()[0] for line in table] == names
+
+
 def test_iso_budget_curves_are_of_cells_that_rank_together():
     results = scaling_results()
     cells = merged_cells(Results.of(results))

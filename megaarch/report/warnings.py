@@ -27,6 +27,7 @@ TRIAL_LIMIT = 2.0  # how many times more, or less, compute a trial may have had 
 ENDS_LIMIT = 0.25  # of the rows of span corruption that end a document
 SEEDS_WANTED = 3
 ITEMS_WANTED = 100
+DOCUMENTS_WANTED = 20
 
 TWO_STACKS = (
     " An encoder-decoder passes each token through one of two stacks: at equal FLOPs it has up to twice the parameters "
@@ -314,6 +315,14 @@ def few_items(cells: Cells) -> Iterator[str]:
         counts = [count for cell in cells if (count := cell.heldout.items.get(kind))]
         if counts and min(counts) < ITEMS_WANTED:
             yield f"Only {min(counts)} held-out {kind} items: differences must be large to show."
+    documents = [len(set(of.documents)) for cell in cells if (of := cell.heldout.paired)]
+    if documents and min(documents) == 1:
+        yield "Items of only one held-out document: what holds for others cannot be told from it."
+    elif documents and min(documents) < DOCUMENTS_WANTED:
+        yield (
+            f"Items of only {min(documents)} held-out documents: intervals over so few are too narrow, and by one it is "
+            "judged whether a cell reads its prefix (docs/yardsticks.md)."
+        )
 
 
 def shortened_prompts(cells: Cells) -> Iterator[str]:

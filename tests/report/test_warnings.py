@@ -32,6 +32,13 @@ def items(kind, number):
     return lambda cell: cell["heldout"]["items"].update({kind: number})
 
 
+def of_documents(number):
+    """Two items of each."""
+    documents = [float(i // 2) for i in range(2 * number)]
+    lists = {"documents": documents, "sizes": [100.0] * len(documents)}
+    return lambda cell: cell["heldout"].update(paired=lists | {"amounts": [200.0] * len(documents)})
+
+
 def setting(section, key, value):
     return lambda cell: cell["settings"][section].update({key: value})
 
@@ -65,6 +72,8 @@ CAUSES = [
     (change(seed=1), "2 seeds in some cells"),
     (items("continuation", 99), "Only 99 held-out continuation items"),
     (items("choice", 20), "Only 20 held-out choice items"),
+    (of_documents(19), "Items of only 19 held-out documents: intervals over so few"),
+    (of_documents(1), "Items of only one held-out document: what holds for others"),
     (
         lambda cell: cell["heldout"].update(
             tasks={
@@ -185,6 +194,12 @@ def test_documents_that_are_long_or_cut_by_no_mask_or_of_another_objective_end_f
         assert len(warnings_for(results)) == 1
         change_more(cell)
         assert warnings_for(results) == []
+
+
+def test_items_of_enough_documents_are_enough():
+    results = clean_results()
+    of_documents(20)(results["cells"][-1])
+    assert warnings_for(results) == []
 
 
 def test_batches_within_a_quarter_and_at_other_budgets_are_equal():

@@ -40,7 +40,14 @@ COLUMNS = (
     ("tok/s", 7),
 )
 
-CHANGES = (("bits/byte", 15), ("gain", 14), ("choice", 14), ("FLOPs", 7), ("tokens", 6))
+CHANGE = 14  # letters of two values
+CHANGES = (
+    ("bits/byte", CHANGE + 1),
+    ("gain", CHANGE),
+    ("choice", CHANGE),
+    ("FLOPs", 7),
+    ("tokens", 6),
+)
 
 
 def text(found: Results | dict) -> str:
@@ -100,7 +107,7 @@ def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
     for cell in (*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)):
         before, mark = before_adaptation(cells, cell), "~" if cell.label in finding.tied else " "
         changes = [
-            f"{notation.fixed(before and read(before), 3, '-')} -> {notation.fixed(read(cell), 3, '-')}"
+            before_after(before and read(before), read(cell))
             for read in (
                 lambda cell: cell.bits_per_byte,
                 lambda cell: cell.heldout.prefix_gain,
@@ -115,6 +122,15 @@ def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
         )
         lines.append(line(cell, CHANGES, values))
     return lines
+
+
+def before_after(before: float | None, after: float | None) -> str:
+    """Both values, with fewer digits where their column has no room: one that is cut is another number."""
+    texts = (
+        f"{notation.fixed(before, digits, '-')} -> {notation.fixed(after, digits, '-')}"
+        for digits in (3, 2, 1, 0)
+    )
+    return next((text for text in texts if len(text) <= CHANGE), "-")
 
 
 def by_length(cells: list[MergedCell]) -> list[str]:

@@ -47,6 +47,20 @@ def test_text_keeps_80_columns_with_long_names_and_large_numbers():
     assert "tion_one" in page_text and "tion_two" in page_text
 
 
+def test_a_value_after_adaptation_is_never_cut_in_its_digits():
+    results = adapted_results()
+    for cell in results["cells"]:
+        gain = -0.128 if "adaptation" in cell else -0.007
+        cell["heldout"] |= {"prefix_gain": gain, "prefix_gain_interval": [gain, gain]}
+        cell["heldout"]["continuation_bits_per_byte"] += 10
+    lines = report.text(results).splitlines()
+    rows = [line for line in lines if "-adapted" in line and "->" in line]
+    assert rows and max(map(len, lines)) <= 80
+    for row in rows:
+        assert "-0.01 -> -0.13 " in row
+        assert re.search(r" 1\d\.\d\d -> 1\d\.\d\d[~ ]", row)
+
+
 def test_text_is_sorted_by_bits_per_byte():
     lines = report.text(example_results()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("---"))

@@ -1,6 +1,7 @@
 """Numbers as people read them: sensible digits, SI prefixes, powers of ten; "–" for a missing one."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -96,6 +97,17 @@ def listed(names: Sequence[str]) -> str:
 def are(names: Sequence[str]) -> str:
     """The names as the subject of a sentence: a is; a, b and c are."""
     return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def extent(degrees: Sequence[str]) -> str:
+    """The least and the greatest of several degrees, which begin with a number; of words all."""
+    numbers = [re.match(r"(about )?(\d+(\.\d+)?)", degree) for degree in degrees]
+    order = [
+        (float(found[2]), degree) for found, degree in zip(numbers, degrees, strict=True) if found
+    ]
+    if len(degrees) < 2 or len(order) < len(degrees):
+        return "; ".join(degrees)
+    return f"{min(order)[1]} to {max(order)[1].removeprefix('about ')}"
 
 
 def budget(match: str, amount: float, adaptation: float | None = None) -> str:

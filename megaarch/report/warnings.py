@@ -152,12 +152,13 @@ CAUSES = (
 def shared_causes(cells: Cells) -> Iterator[str]:
     everyone = {label(cell) for cell in cells}
     for cause in CAUSES:
-        affected: dict[str, str] = {}
+        degrees: dict[str, dict[str, None]] = {}  # of budgets and seeds, each once
         for cell in cells:
             if (degree := cause.degree(cell)) is not None:
-                affected.setdefault(label(cell), degree)
-        if not affected:
+                degrees.setdefault(label(cell), {})[degree] = None
+        if not degrees:
             continue
+        affected = {name: notation.extent(list(each)) for name, each in degrees.items()}
         names = [f"{name} ({degree})" if degree else name for name, degree in affected.items()]
         if 1 < len(affected) == len(everyone) and not any(affected.values()):
             names = ["every cell"]

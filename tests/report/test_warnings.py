@@ -182,6 +182,21 @@ def test_an_encoder_decoder_s_parameters_are_said_once_however_many_groups_rank(
     assert "t5 has 7.44 M, 100% more than gpt with 3.72 M. An encoder-decoder passes" in said
 
 
+def test_a_cause_is_told_in_its_least_and_its_greatest_degree():
+    """Of a cell at several budgets, and in several words."""
+    results = clean_results()
+    for cell, epochs, share in zip(
+        results["cells"][:3], (12.3, 1.04, 4.0), (0.2, 0.06, 0.1), strict=True
+    ):
+        cell |= {"epochs": epochs, "padding_share": share, "flops": 3e13}
+        cell["extrapolation"] = {"places": 6, "scatter": 1.1, "times": epochs}
+        cell["tuned"] = False
+    found = " ".join(warnings_for(results))
+    assert "More than one epoch over the training text: gpt (1.0 to 12.3)." in found
+    assert "More than 5% padding: gpt (6.0% to 20%)." in found
+    assert "for 12 times their parameters; swept at 6 sizes" in found
+
+
 def test_documents_that_are_long_or_cut_by_no_mask_or_of_another_objective_end_few_rows():
     for change_more in (
         lambda cell: short_documents(cell, 513),

@@ -178,14 +178,17 @@ def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
 
 
 def extremes(
-    results: Results, amount_of: Callable[[CellResult], float | None]
+    results: Results, amount_of: Callable[[CellResult], float | None], of_size: bool = False
 ) -> Iterator[tuple[str, tuple[float, CellResult], tuple[float, CellResult]]]:
     """Of the cells that rank together at each budget those with the least and the most of an amount, where any has
-    some."""
+    some. of_size: of each size by itself, where an amount follows from the size."""
     for budget, group in by_budget(results):
-        amounts = [(amount, cell) for cell in group if (amount := amount_of(cell)) is not None]
-        order = sorted(amounts, key=lambda pair: (pair[0], label(pair[1])))
-        if order:
+        sizes: dict[str | None, list[tuple[float, CellResult]]] = {}
+        for cell in group:
+            if (amount := amount_of(cell)) is not None:
+                sizes.setdefault(cell.size if of_size else None, []).append((amount, cell))
+        for amounts in sizes.values():
+            order = sorted(amounts, key=lambda pair: (pair[0], label(pair[1])))
             yield budget, order[0], order[-1]
 
 
@@ -243,9 +246,9 @@ def unequal_batches(results: Results) -> Iterator[str]:
 
 
 def unequal_targets(results: Results) -> Iterator[str]:
-    """Cells of one budget of which one learns from 1.5 times the target tokens of another."""
+    """Cells of one budget and size of which one learns from 1.5 times the target tokens of another."""
     for budget, (least, sparse), (most, dense) in extremes(
-        results, lambda cell: cell.target_tokens or None
+        results, lambda cell: cell.target_tokens or None, of_size=True
     ):
         if most > (1 + TARGETS_TOLERANCE) * least:
             yield (
@@ -256,7 +259,7 @@ def unequal_targets(results: Results) -> Iterator[str]:
 
 
 def unequal_shares(results: Results) -> Iterator[str]:
-    """Cells of one budget whose heads take shares of their FLOPs that differ by more than 10%, or the outputs of
+    """Cells of one budget and size whose heads take shares of their FLOPs that differ by more than 10%, or the outputs of
     their last layers that nothing reads by more than 2%."""
     for share_of, tolerance, what, why in (
         (
@@ -272,7 +275,7 @@ def unequal_shares(results: Results) -> Iterator[str]:
             "These shares fall with the number of layers, so deeper models may rank otherwise (docs/counting.md).",
         ),
     ):
-        for budget, (least, light), (most, heavy) in extremes(results, share_of):
+        for budget, (least, light), (most, heavy) in extremes(results, share_of, True):
             if most - least > tolerance:
                 yield (
                     f"{what.format(budget)} {notation.percent(most)} of the FLOPs of {label(heavy)} and "

@@ -10,6 +10,7 @@ from tests.study.example_results import (
     clean_results,
     example_cell,
     example_results,
+    scaling_results,
 )
 
 
@@ -180,6 +181,20 @@ def test_an_encoder_decoder_s_parameters_are_said_once_however_many_groups_rank(
     results["cells"] += tuned
     [said] = warnings_for(results)
     assert "t5 has 7.44 M, 100% more than gpt with 3.72 M. An encoder-decoder passes" in said
+
+
+def test_what_follows_from_the_size_is_held_against_cells_of_the_same_size():
+    """One architecture at three sizes predicts all that it sees at each; t5 less than gpt of its size."""
+    unequal = ("Unequal targets", "Unequal heads", "Unequal last layers")
+    results = scaling_results()
+    every = results["cells"]
+    results["cells"] = [cell for cell in every if cell["name"] == "gpt"]
+    assert not [said for said in warnings_for(results) if said.startswith(unequal)]
+    results["cells"] = [cell for cell in every if cell["name"] != "prefix_lm"]
+    told = [said for said in warnings_for(results) if said.startswith("Unequal targets")]
+    assert len(told) == 6
+    for size in ("small", "medium", "large"):
+        assert sum(f"gpt {size} predicts " in s and f"and t5 {size} " in s for s in told) == 2
 
 
 def test_a_cause_is_told_in_its_least_and_its_greatest_degree():

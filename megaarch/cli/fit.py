@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from itertools import chain
 from pathlib import Path
 
 from megaarch.cli.options import Adder, check_ranges
@@ -73,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         console = Console(highlight=False, markup=False)
         display.show(fits, curves, console)
-        for sentence in [*map(display.sentence, pairs), *display.caveats(fits)]:
+        said = map(display.sentence, pairs), display.notes(fits, pairs), display.caveats(fits)
+        for sentence in chain(*said):
             console.print(sentence, soft_wrap=True)
         return 0
     records = {name: display.record(fit, curves[name]) for name, fit in fits.items()}

@@ -84,9 +84,13 @@ def table(results: Results, looks: Looks, cells: Sequence[MergedCell]) -> dict[s
     if not found:
         return None
     colours = {c.name: looks[c.label].variable for c in reversed(cells)}
+    pairs, shown = comparisons(found), notation.power
     return {
         "rows": [_row(name, one, colours[name]) for name, one in found.items()],
-        "sentences": [display.sentence(pair, notation.power) for pair in comparisons(found)],
+        "sentences": [
+            *(display.sentence(pair, shown) for pair in pairs),
+            *display.notes(found, pairs, shown, notation.count),
+        ],
         "caveats": display.caveats(found),
     }
 

@@ -1,6 +1,6 @@
 """Fitted laws as a terminal shows them, and as JSON."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -38,11 +38,17 @@ def _allocations(fit: Fit) -> list[dict[str, Any]]:
     for budget in sorted({float(fit.points.flops.min()), float(fit.points.flops.max())}):
         values = (*fit.law.allocation(budget), fit.law.best_loss(budget))
         again = (*fit.resamples.allocation(budget), fit.resamples.best_loss(budget))
-        best: dict[str, Any] = {"flops": budget}
+        best: dict[str, Any] = {"flops": budget, "extrapolated": _outside(fit, values[0])}
         for name, value, resampled in zip(("parameters", "tokens", "loss"), values, again):
             best |= {name: float(value), f"{name}_interval": list(fit.interval(value, resampled))}
         found.append(best)
     return found
+
+
+def _outside(fit: Fit, size: float) -> bool:
+    """Whether no run is as small, or as large, as this size."""
+    sizes = fit.points.parameters
+    return bool(size < sizes.min() or size > sizes.max())
 
 
 def comparison(found: Comparison) -> dict[str, Any]:
@@ -66,6 +72,32 @@ def sentence(found: Comparison, shown: Callable[[float], str] = "{:.3g}".format)
         return f"{at_low} is better at {low} and at {high} FLOPs."
     known, where, unknown = (at_low, low, high) if at_low else (at_high, high, low)
     return f"{known} is better at {where} FLOPs; at {unknown} it cannot be told."
+
+
+def notes(
+    fits: Mapping[str, Fit],
+    pairs: Sequence[Comparison],
+    shown: Callable[[float], str] = "{:.3g}".format,
+    counted: Callable[[float], str] = "{:.3g}".format,
+) -> list[str]:
+    """Says what these laws are asked for beyond their runs, and how many comparisons there are. shown: writes a number
+    of FLOPs; counted: one of parameters."""
+    found = []
+    for name, fit in fits.items():
+        for best in _allocations(fit):
+            if best["extrapolated"]:
+                sizes = fit.points.parameters
+                ends = f"{counted(sizes.min())} to {counted(sizes.max())}"
+                found.append(
+                    f"{name}: the best size at {shown(best['flops'])} FLOPs, {counted(best['parameters'])} parameters, lies "
+                    f"beyond those that were run ({ends}): what is said of it there is extrapolated."
+                )
+    if len(pairs) > 1:
+        found.append(
+            f"Each of these {len(pairs)} comparisons is held to 5% by itself: of as many pairs of equal architectures some "
+            "may be called different."
+        )
+    return found
 
 
 def caveats(fits: Mapping[str, Fit]) -> list[str]:

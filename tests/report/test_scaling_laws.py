@@ -1,5 +1,7 @@
 """Scaling laws in a study's report."""
 
+import copy
+
 import numpy as np
 
 from megaarch import report
@@ -47,6 +49,21 @@ def test_the_page_shows_each_law_and_says_who_is_better():
         and f"{found['t5'].law.E:.2f}" in html
     )
     assert html.count('id="laws--') == 2, "a curve of each"
+
+
+def test_a_best_size_that_was_not_run_is_said_to_be_extrapolated():
+    """Where the sizes begin above the best one of the lowest budget; and of three laws, that pairs are three."""
+    said = "the best size at {} FLOPs, "
+    found = planted_results()
+    html = page(Results.of(found))
+    for name in LAWS:
+        assert f"{name}: {said.format(notation.power(1e13))}" in html
+        assert f"{name}: {said.format(notation.power(6.4e14))}" not in html
+    assert "beyond those that were run (1.00 M to 20.0 M)" in html
+    assert "comparisons is held to 5% by itself" not in html
+    third = [copy.deepcopy(cell) for cell in found["cells"] if cell["name"] == "t5"]
+    found["cells"] += [cell | {"name": "glm"} for cell in third]
+    assert "Each of these 3 comparisons is held to 5% by itself" in page(Results.of(found))
 
 
 def test_what_the_documents_favour_is_no_difference():

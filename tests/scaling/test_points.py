@@ -167,8 +167,9 @@ def test_the_command_prints_the_law_and_compares_architectures(tmp_path, capsys)
     for name in ("A", "B", "E", "alpha", "beta"):
         low, high = found["intervals"][name]
         assert low < found[name] < high
+    assert [best["extrapolated"] for best in found["allocation"]] == [False, False]
     assert main(arguments) == 0
-    assert "isoFLOP" in capsys.readouterr().out
+    assert "isoFLOP" in (text := capsys.readouterr().out) and "extrapolated" not in text
     columns = "parameters,training_flops,loss,architecture"
     both = write(tmp_path / "a.csv", planted(0.01), columns, ",gpt").read_text()
     second = write(tmp_path / "b.csv", planted(0.01, 1), columns, ",t5").read_text()

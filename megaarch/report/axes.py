@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from megaarch.report import notation
@@ -124,10 +124,25 @@ def name_rows(ax: Axes, labels: Sequence[str], look: Looks, marks: Sequence[str]
         tick.set_color(look[label].colour)
 
 
-def thinned(ticks: Sequence[float]) -> list[float]:
-    """Ticks at least a factor of 1.35 apart, so that their labels do not touch."""
+def thinned(ticks: Sequence[float], apart: float = 1.35) -> list[float]:
+    """Ticks at least a factor `apart`, so that their labels do not touch."""
     kept: list[float] = []
     for tick in ticks:
-        if not kept or tick > 1.35 * kept[-1]:
+        if not kept or tick > apart * kept[-1]:
             kept.append(tick)
     return kept
+
+
+def budget_ticks(ax: Axes, budgets: Sequence[float]) -> None:
+    """A logarithmic axis of FLOPs, named at powers of ten, or at some of these budgets where fewer than two powers lie
+    among them."""
+    ax.set_xscale("log")
+    low, high = min(budgets), max(budgets)
+    if math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1:
+        apart = max(1.35, (high / low) ** (1 / 3))
+        ax.xaxis.set_major_locator(FixedLocator(thinned(sorted(budgets), 0.99 * apart)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: notation.power(value)))
+    else:
+        label = FuncFormatter(lambda value, _: notation.ten(round(math.log10(value))))
+        ax.xaxis.set_major_formatter(label)
+    ax.xaxis.set_minor_formatter(NullFormatter())

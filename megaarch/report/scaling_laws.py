@@ -5,11 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
 
 from megaarch.errors import UserError
 from megaarch.report import notation
-from megaarch.report.axes import Looks, axes, margin, name_ends, tall
+from megaarch.report.axes import Looks, axes, budget_ticks, margin, name_ends, tall
 from megaarch.report.merged_cells import MergedCell
 from megaarch.report.style import Panel
 from megaarch.scaling import display, points
@@ -63,12 +62,8 @@ def panels(results: Results, cells: Sequence[MergedCell], looks: Looks) -> list[
         says = f"{name}: {loss[-1]:.3f} bits per byte at {notation.power(budgets[-1])} FLOPs"
         ax.plot(budgets, loss, color=style.colour, linestyle=style.dash, gid=panel.gid(name, says))
         ends[name] = float(budgets[-1]), float(loss[-1])
-    ax.set_xscale("log")
     ax.set(xlabel="training FLOPs", ylabel="held-out bits per byte")
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: notation.ten(round(np.log10(value))))
-    )
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    budget_ticks(ax, [budget for one in found.values() for budget in one.points.flops.tolist()])
     name_ends(ax, ends, look)
     panel.caption = (
         "Points are runs of all sizes, each of one schedule; a band is the law's 95% interval."

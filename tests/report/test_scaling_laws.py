@@ -3,10 +3,13 @@
 import copy
 
 import numpy as np
+import pytest
 
 from megaarch import report
 from megaarch.report import notation, scaling_laws
+from megaarch.report.merged_cells import merged_cells
 from megaarch.report.page import page
+from megaarch.report.style import looks
 from megaarch.scaling.law import Law, fit
 from megaarch.scaling.points import of_study
 from megaarch.study.results import Results
@@ -18,11 +21,11 @@ LAWS = {
 }
 
 
-def planted_results() -> dict:
+def planted_results(budgets=(1e13, 4e13, 1.6e14, 6.4e14)) -> dict:
     """Five sizes at four budgets of two architectures, whose losses follow LAWS but for 0.2%."""
     cells, rng = [], np.random.default_rng(0)
     for name, law in LAWS.items():
-        for budget in (1e13, 4e13, 1.6e14, 6.4e14):
+        for budget in budgets:
             for number, size in enumerate(np.geomspace(1e6, 2e7, 5)):
                 cell = example_cell(name, budget)
                 loss = float(law.loss(size, budget / 6 / size) * np.exp(0.002 * rng.normal()))
@@ -93,6 +96,26 @@ def test_a_study_of_few_points_has_no_law():
     few["cells"] = few["cells"][:4]
     for results in map(Results.of, (example_results(), few)):
         assert scaling_laws.fits(results) == {} and 'id="laws"' not in page(results)
+
+
+@pytest.mark.parametrize(
+    "budgets, named",
+    [
+        ((1e13, 1e14, 1e15), ["10¹³", "10¹⁴", "10¹⁵"]),
+        ((1.5e13, 3e13, 6e13), [notation.power(budget) for budget in (1.5e13, 3e13, 6e13)]),
+        ((8e13, 8.1e13, 4e14), [notation.power(budget) for budget in (8e13, 4e14)]),
+    ],
+    ids=["decades", "within one", "about one"],
+)
+def test_its_axis_of_budgets_has_numbers(budgets, named):
+    results = Results.of(planted_results(budgets))
+    cells = merged_cells(results)
+    [panel] = scaling_laws.panels(results, cells, looks(cells))
+    panel.figure.draw_without_rendering()
+    [ax] = panel.figure.axes
+    low, high = ax.get_xlim()
+    ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    assert [text.get_text() for at, text in ticks if low <= at <= high] == named
 
 
 def test_its_figure_is_a_file_of_its_own(tmp_path):

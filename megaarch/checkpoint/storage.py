@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, replace
@@ -235,10 +236,16 @@ def _read(
             chunk = _create_file_view(cast(io.IOBase, opened(file)), start, length)
             found = _read_part(chunk, _slices(common, offsets))
         except Exception as error:  # of many kinds, by what torch.load finds
-            raise StorageError(
-                f"{name} of {folder} could not be read: {in_brief(error)}"
-            ) from error
+            raise StorageError(f"{name} of {folder} could not be read: {refusal(error)}") from error
         yield _slices(common, [own.start for own in held]), found
+
+
+def refusal(error: Exception) -> str:
+    """Returns why torch.load has not loaded what it was given, without torch's advice to load it with
+    weights_only off, which would execute it."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return "its bytes are not those of plain tensors"
+    return in_brief(error)
 
 
 def _empty(tensor: Tensor, device: str = "cpu") -> torch.Tensor:

@@ -92,8 +92,7 @@ def _value(state: Path, place: storage.Place, name: str) -> Any:
     try:
         value = torch.load(content, map_location="cpu", weights_only=True)
     except (ValueError, RuntimeError, RecursionError, EOFError, pickle.UnpicklingError) as error:
-        said = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{name} is no plain value and was not loaded: {type(error).__name__}: {said[:120]}"
+            f"{name} is no plain value and was not loaded: {storage.refusal(error)}"
         ) from None
     return storage.plain(value, name)

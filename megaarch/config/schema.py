@@ -243,6 +243,11 @@ class Parallel(Section):
         return self.data_parallel_shard * self.data_parallel_replicate
 
     @property
+    def splits_backward(self) -> bool:
+        """Whether a backward pass runs in two halves. A schedule is of a pipeline."""
+        return self.pipeline_parallel > 1 and self.schedule == "zero_bubble"
+
+    @property
     def gathers_again(self) -> bool:
         """Whether a layer's parameters are given back after its forward pass and gathered again for
         its backward pass. Where they are not sharded they stay, whatever the setting says."""

@@ -83,9 +83,9 @@ def _float8(settings: Settings) -> Iterator[Conflict]:
         )
     if parallel.engine == "deepspeed":
         yield (name, "parallel.engine"), "not with deepspeed: use parallel.engine=torch"
-    if parallel.schedule == "zero_bubble":
+    if parallel.splits_backward:
         yield (
-            (name, "parallel.schedule"),
+            (name, "parallel.schedule", "parallel.pipeline_parallel"),
             "zero_bubble splits a backward pass in two, and each would run all float8 products "
             "of both: use another schedule",
         )

@@ -23,7 +23,7 @@ def wanted(settings: Settings, device: torch.device) -> bool:
     training, parallel = settings.training, settings.parallel
     if training.compile is not None:
         return training.compile
-    splits = parallel.engine == "deepspeed" or parallel.schedule == "zero_bubble"
+    splits = parallel.engine == "deepspeed" or parallel.splits_backward
     return device.type == "cuda" and not splits
 
 

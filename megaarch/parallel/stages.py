@@ -96,6 +96,11 @@ def problems(settings: Settings) -> Iterator[str]:
             "parallel.recompute: zero_bubble runs each backward pass twice and would recompute "
             "twice too; use another schedule or recompute none"
         )
+    if schedule == "zero_bubble" and parallel.gathers_again:
+        yield (
+            "parallel.reshard_after_forward: both backward passes of zero_bubble take the same parameters, "
+            "which stay gathered: leave it out, or take another schedule"
+        )
     if is_v(settings) and torch.__version__ < "2.13":
         yield (
             "parallel.stages_per_rank: zero_bubble with 2 hands from a stage to the next one on the "

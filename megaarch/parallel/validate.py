@@ -64,8 +64,7 @@ def _problems(settings: Settings, world_size: int) -> Iterator[str]:
     ):
         if width % tensor:
             yield f"model.{name}: {width} does not divide among tensor_parallel {tensor} ranks"
-    if parallel.pipeline_parallel > 1:
-        yield from stages.problems(settings)
+    yield from stages.problems(settings)
     yield from _engine_problems(settings)
 
 
@@ -94,6 +93,11 @@ def _engine_problems(settings: Settings) -> Iterator[str]:
         yield (
             "training.optimizer: adafactor factors matrices and ZeRO flattens them: use adamw, or "
             "parallel.engine=torch"
+        )
+    if parallel.reshard_after_forward is not None:
+        yield (
+            "parallel.reshard_after_forward: under parallel.engine=deepspeed parallel.zero_stage says what "
+            "is gathered again: leave it out, or use parallel.engine=torch"
         )
     if training.compile:
         yield "training.compile: not with parallel.engine=deepspeed; use parallel.engine=torch"

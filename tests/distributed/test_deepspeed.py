@@ -262,6 +262,8 @@ def test_a_precision_of_the_json_may_repeat_the_settings(precision, raw, tmp_pat
     [
         (ENGINE | {"parallel.tensor_parallel": 2}, "parallel.tensor_parallel"),
         (ENGINE | {"training.optimizer": "adafactor"}, "adafactor"),
+        (ENGINE | {"parallel.reshard_after_forward": False}, "parallel.zero_stage says what"),
+        (ENGINE | {"parallel.stages_per_rank": 2}, "are of a pipeline, and there is none"),
         ({"parallel.zero_stage": 2, "parallel.data_parallel_shard": 2}, "engine=deepspeed"),
         (ENGINE | {"parallel.zero_stage": 2, "parallel.deepspeed_config": "x"}, "one of the two"),
     ],

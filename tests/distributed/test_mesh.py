@@ -71,6 +71,7 @@ def test_one_process_needs_no_process_group():
         ({}, 4, "4 processes were started and the layout is of one.*data_parallel_shard=4"),
         ({"context_parallel": 2, "tensor_parallel": 4}, 8, "4 heads do not divide among"),
         ({"pipeline_parallel": 4}, 4, "model's 2 layers"),
+        ({"stages_per_rank": 2}, 1, "2 stages on a rank are of a pipeline, and there is none"),
         ({"data_parallel_shard": 4, "tensor_parallel": 2}, 4, "needs 8 processes and 4"),
     ],
 )

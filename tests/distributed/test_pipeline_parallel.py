@@ -178,6 +178,7 @@ def compare(pool, ranks, cases, run=pipelined):
 
 PIPELINE = "parallel__pipeline_parallel"
 SCHEDULE, EACH = "parallel__schedule", "parallel__stages_per_rank"
+SHARDS = "parallel__data_parallel_shard"
 EXACT = torch.float64
 
 
@@ -341,6 +342,15 @@ def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
         ({PIPELINE: 2, SCHEDULE: "interleaved_1f1b"}, "needs 2 or more"),
         ({PIPELINE: 2, SCHEDULE: "zero_bubble", "parallel__recompute": "full"}, "recompute twice"),
         ({PIPELINE: 2, SCHEDULE: "zero_bubble", "training__compile": True}, "cannot split"),
+        (
+            {
+                PIPELINE: 2,
+                SCHEDULE: "zero_bubble",
+                SHARDS: 2,
+                "parallel__reshard_after_forward": True,
+            },
+            "take the same parameters, which stay gathered",
+        ),
         ({PIPELINE: 2, "training__micro_batch_size": 8}, "as many micro-batches"),
         (
             {PIPELINE: 2, SCHEDULE: "zero_bubble", "training__global_batch_size": 20},
@@ -351,3 +361,9 @@ def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
 def test_a_pipeline_that_cannot_be_is_refused(given, message, tiny):
     with pytest.raises(ConfigError, match=message):
         check(tiny(**given))
+
+
+def test_a_schedule_without_a_pipeline_keeps_nothing_from_being_compiled(tiny):
+    gpu = torch.device("cuda")
+    assert compile.wanted(tiny(**{SCHEDULE: "zero_bubble"}), gpu)
+    assert not compile.wanted(tiny(**{SCHEDULE: "zero_bubble", PIPELINE: 2}), gpu)

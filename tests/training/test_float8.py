@@ -95,7 +95,10 @@ def problems(given):
             "training.float8_emulate: belongs to training.float8",
         ),
         ({"parallel.engine": "deepspeed"}, "training.float8: not with deepspeed"),
-        ({"parallel.schedule": "zero_bubble"}, "training.float8: zero_bubble splits"),
+        (
+            {"parallel.schedule": "zero_bubble", "parallel.pipeline_parallel": 2},
+            "training.float8: zero_bubble splits",
+        ),
         (
             {"model.feed_forward_size": 680},
             "training.float8: float8 products need widths that are multiples of 16, and those of a "

@@ -47,7 +47,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
             "checkpoint is written at these steps",
         )
     if settings.study:
-        yield from validate_study.conflicts(settings.study, settings.data, settings.training)
+        yield from validate_study.conflicts(settings.study, settings)
 
 
 def _start(settings: Settings) -> Iterator[Conflict]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from megaarch.config.registry import nearest_of
-from megaarch.config.schema import ADAPTED, Data, Study, Training
+from megaarch.config.schema import ADAPTED, Data, Logging, Settings, Study, Training
 from megaarch.config.suggest import flatten, setting_names, unknown_setting
 
 Conflict = tuple[tuple[str, ...], str]  # the settings involved, the one to blame first; a sentence
@@ -16,11 +16,13 @@ STUDYS_OWN = (
     "data.sentinels",
     "data.tokenizer",
 )
+BATCH = "training.global_batch_tokens"
 _FOLDER = re.compile(r"\w[\w.+-]{0,99}")
 
 
-def conflicts(study: Study, data: Data, training: Training) -> Iterator[Conflict]:
+def conflicts(study: Study, settings: Settings) -> Iterator[Conflict]:
     """Yields every conflict within a study, or between it and the sections that all its cells share."""
+    data, training = settings.data, settings.training
     names: set[str] = set()
     if not _FOLDER.fullmatch(study.name):
         yield ("study.name",), f"{study.name!r} cannot be the name of a folder"
@@ -35,10 +37,11 @@ def conflicts(study: Study, data: Data, training: Training) -> Iterator[Conflict
             yield (f"{where}.from",), f"no cell {cell.start_from!r} stands before this one{hint}"
         if cell.budget is not None and cell.start_from is None:
             yield (f"{where}.budget",), "is what a cell adds to its parent: give from, or leave it"
-        yield from _cell_settings(f"{where}.set", cell.set, study, data)
+        starts = cell.start_from is not None
+        yield from _cell_settings(f"{where}.set", cell.set, study, data, starts)
         names.add(cell.name)
     if study.adapt:
-        yield from _cell_settings("study.adapt.set", study.adapt.set, study, data)
+        yield from _cell_settings("study.adapt.set", study.adapt.set, study, data, True)
         for name in sorted(name for name in names if name + ADAPTED in names):
             yield (
                 ("study.adapt",),
@@ -65,6 +68,13 @@ def conflicts(study: Study, data: Data, training: Training) -> Iterator[Conflict
     for section in ("steps", "budget"):
         if getattr(training, section) is not None:
             yield (f"training.{section}",), "a study sets it for each cell: leave it out"
+    if training.seed != Training().seed:
+        yield ("training.seed",), "a study's cells have the seeds of study.seeds: give it there"
+    if settings.logging.directory != Logging().directory:
+        yield (
+            ("logging.directory",),
+            "a study's folder is runs/NAME, or what --output says: leave it out",
+        )
 
 
 def _sweep(study: Study) -> Iterator[Conflict]:
@@ -93,9 +103,9 @@ def _sweep(study: Study) -> Iterator[Conflict]:
 
 
 def _cell_settings(
-    where: str, given: dict[str, object], study: Study, data: Data
+    where: str, given: dict[str, object], study: Study, data: Data, starts: bool
 ) -> Iterator[Conflict]:
-    """Yields what a cell of the study cannot set."""
+    """Yields what a cell of the study cannot set. starts: whether it starts from another cell."""
     flat = flatten(given)
     if study.tune and flat.get("training.start_optimizer"):
         yield (
@@ -107,6 +117,19 @@ def _cell_settings(
     for path in flat:
         if path in STUDYS_OWN:
             yield (where,), f"{path} is the study's to set: leave it out"
+        elif path.startswith("training.budget"):
+            yield (
+                (where,),
+                f"{path} is the study's to set (study.budgets, study.match; of a cell that starts from "
+                "another its budget): leave it out",
+            )
+        elif path == "training.start_from" and starts:
+            yield (where,), f"{path} is the cell that from names: leave one of them out"
+        elif path == BATCH and study.tune and study.tune.global_batch_tokens:
+            yield (
+                (where, "study.tune.global_batch_tokens"),
+                f"{path} is tried by the sweep (study.tune): leave one of them out",
+            )
         elif path == "model.vocabulary_size" and data.tokenizer is None:
             yield (
                 (where,),

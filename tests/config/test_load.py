@@ -100,6 +100,12 @@ def test_settings_of_objectives_and_biases_are_judged_in_each_cell_of_a_study():
     assert [cell.name for cell in expand(raw, Path("runs"))] == ["t5", "bert"]
 
 
+def set_in_cell(given, cell=None, **study):
+    """A study of two cells, the second of which sets what is given."""
+    cells = [{"name": "parent"}, {"name": "a", "set": given} | (cell or {})]
+    return {"study": {"budgets": [1], "cells": cells} | study}
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
@@ -139,6 +145,29 @@ def test_settings_of_objectives_and_biases_are_judged_in_each_cell_of_a_study():
                 }
             },
             "data.tokenizer is the study's to set",
+        ),
+        (
+            {"training": {"seed": 3}, "study": {"budgets": [1], "cells": [{"name": "a"}]}},
+            "training.seed: a study's cells have the seeds of study.seeds",
+        ),
+        (
+            {"logging": {"directory": "x"}, "study": {"budgets": [1], "cells": [{"name": "a"}]}},
+            "logging.directory: a study's folder is runs/NAME, or what --output says",
+        ),
+        (
+            set_in_cell({"training": {"budget": {"amount": 9}}}),
+            "training.budget.amount is the study's",
+        ),
+        (
+            set_in_cell({"training.start_from": "x"}, {"from": "parent"}),
+            "training.start_from is the cell that from names",
+        ),
+        (
+            set_in_cell(
+                {"training.global_batch_tokens": 512},
+                tune={"learning_rates": [1e-3], "global_batch_tokens": [256, 1024]},
+            ),
+            "training.global_batch_tokens is tried by the sweep",
         ),
         ({"data": {"source": [{"pth": "x"}]}}, "did you mean data.source.path?"),
         ({"model": 3}, "must be a section"),

@@ -1,10 +1,13 @@
 """`megaarch train`: one run of one model."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from megaarch import config
 from megaarch.cli.options import Adder, config_arguments, read
+
+log = logging.getLogger(__name__)
 
 
 def add(command: Adder) -> None:
@@ -24,6 +27,7 @@ def add(command: Adder) -> None:
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from megaarch.config.idle import idle
     from megaarch.distributed import launch
     from megaarch.distributed.heartbeat import Heartbeat
     from megaarch.evaluation.validation import validate
@@ -47,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     device = device_of(settings)
     memory_check.check(settings, device)
     grid = join(settings, device)
+    for sentence in idle(settings) if grid.is_main else ():
+        log.warning(sentence)
     directory = Path(settings.logging.directory)
     for folder in (directory, directory / "checkpoints"):
         if folder.exists() and not folder.is_dir():

@@ -100,6 +100,12 @@ def test_train_evaluate_and_resume(file, tmp_path, capsys):
     assert 0 < elsewhere["continuation_bits_per_byte"] != found["continuation_bits_per_byte"]
 
 
+def test_train_tells_what_is_given_and_has_no_effect(file, caplog):
+    assert main(["train", str(file), "--set", "training.steps=1", "training.decay=0.5"]) == 0
+    told = [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()]
+    assert told == ["training.decay: 0.5 has no effect, for training.schedule is cosine"]
+
+
 def test_evaluate_prints_the_panel(file, tmp_path, capsys):
     """Each yardstick's value stands on its line, and what could not be scored is told."""
     given = ["--set", "training.steps=2", "model.preset=prefix_lm", "data.objective=fill_in_middle"]

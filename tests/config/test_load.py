@@ -7,6 +7,8 @@ import pytest
 
 from megaarch import config
 from megaarch.config import catalogue
+from megaarch.config.idle import IDLE, idle
+from megaarch.config.suggest import flatten, setting_names
 from megaarch.study.cells import expand
 
 
@@ -194,6 +196,35 @@ def set_in_cell(given, cell=None, **study):
 )
 def test_impossible_combinations(raw, sentence):
     assert any(sentence in problem for problem in problems(raw)), problems(raw)
+
+
+def test_what_is_given_and_has_no_effect_is_told():
+    given = {
+        "model": {"position_encoding": "none", "rope_base": 5e5},
+        "data": {"pack": False, "document_masks": True},
+        "training": {"optimizer": "adafactor", "beta1": 0.0, "schedule": "constant", "decay": 0.5},
+    }
+    assert list(idle(config.resolve(given))) == [
+        "model.rope_base: 500000.0 has no effect, for model.position_encoding is none",
+        "training.decay: 0.5 has no effect, for training.schedule is constant",
+        "training.beta1: 0.0 has no effect, for training.optimizer is adafactor",
+        "data.pack: False has no effect, for data.objective is full_lm",
+    ]
+    given["data"]["objective"] = "supervised"
+    masks = "data.document_masks: True has no effect, for data.objective is supervised"
+    assert list(idle(config.resolve(given)))[-1] == masks
+    used = {"training": {"schedule": "wsd", "decay": 0.5, "minimum_learning_rate": 0.0}}
+    assert not list(idle(config.resolve(used)))
+
+
+def test_what_makes_a_setting_idle_is_a_value_of_the_other():
+    names = set(setting_names())
+    for settings, chooser, values in IDLE:
+        assert {*settings, chooser} <= names
+        for value in values:
+            raw = {}
+            config.set_path(raw, chooser, value)
+            assert flatten(config.resolve(raw).model_dump())[chooser] == value
 
 
 def test_broken_yaml_names_file_and_line(tmp_path):

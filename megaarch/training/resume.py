@@ -97,8 +97,8 @@ def resume(
         checkpoint.load(path, engine, optimizer)
         limit = {name: saved.settings.training.get(name) for name in ("steps", "budget")}
         before = fit(training.model_dump() | limit, Training, path / PROGRESS)
-        change = limit_change(before, training, saved.progress)
-        if change and engine.grid.is_main:
+        changes = limit_change(before, training, saved.progress), _unread_start(saved, training)
+        for change in filter(None, changes if engine.grid.is_main else ()):
             log.warning("%s: %s", path, change)
         return saved.progress, saved.inherited or NO_PROGRESS
     origins = check_parent(path, saved, settings, tokenizer)
@@ -116,6 +116,19 @@ def _load_with_optimizer(path: Path, engine: Engine, optimizer: Optimizer) -> No
     checkpoint.load(path, engine, optimizer)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
+
+
+def _unread_start(saved: CheckpointRecord, training: Training) -> str:
+    """Says that a run which continues does not start from `training.start_from`, where that is not what it
+    began with; else ""."""
+    given, before = training.start_from, saved.settings.training.get("start_from")
+    if not given or (before and Path(given).resolve() == Path(before).resolve()):
+        return ""
+    began = f"from {before}" if before else "with weights of its own"
+    return (
+        f"the run began {began} and continues, so that training.start_from={given} is not read: to start "
+        "from it, give another logging.directory"
+    )
 
 
 def _check_continued(

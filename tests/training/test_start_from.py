@@ -105,6 +105,20 @@ def test_a_run_that_took_an_optimizer_along_resumes_and_tells_its_own_share(
     assert total.since(again.inherited).flops == total.flops - parent["flops"]
 
 
+def test_a_run_that_continues_says_that_it_reads_no_other_weights(tiny, prepared, tmp_path, caplog):
+    Trainer(tiny(), prepared).run()
+    child = {"logging__directory": str(tmp_path / "child")}
+    begun = child | {"training__start_from": str(tmp_path / "run")}
+    Trainer(tiny(**begun), prepared).run()
+    for given in (begun, child):
+        Trainer(tiny(**given), prepared)
+    assert "is not read" not in caplog.text
+    Trainer(tiny(**child, training__start_from="other"), prepared)
+    assert f"the run began from {tmp_path / 'run'} and continues, so that" in caplog.text
+    Trainer(tiny(training__start_from=str(tmp_path / "child")), prepared)
+    assert f"training.start_from={tmp_path / 'child'} is not read" in caplog.text
+
+
 def test_held_out_points_lie_within_what_a_run_adds(tiny, prepared, tmp_path):
     Trainer(tiny(), prepared).run()
     seen = []

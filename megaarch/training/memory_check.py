@@ -80,8 +80,14 @@ def memory_of(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The sentence for a model that does not fit, None where the error is another."""
+    """The sentence for a model that does not fit, or for a loader's process that the system has killed;
+    None where the error is another."""
     text = str(error)
+    if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", text):
+        return (
+            "a process that makes batches was killed, as the system does where a machine's memory is full: "
+            "lower data.workers, or take more memory; the same command continues"
+        )
     told = isinstance(error, MemoryError) or re.search(
         r"out of memory|can't allocate memory|Storage size calculation overflowed", text
     )

@@ -176,6 +176,15 @@ def test_workers_do_not_outlive_a_run_that_was_killed(tiny, tmp_path):
             time.sleep(0.1)
 
 
+def test_a_worker_that_the_system_kills_is_one_sentence(tiny, tmp_path):
+    with started(tiny(**ENDLESS), tmp_path) as (process, errors):
+        (worker,) = workers_of(process)
+        os.kill(int(worker), signal.SIGKILL)
+        assert process.wait(BOUND) == 2, errors.read_text()
+    said = errors.read_text()
+    assert "Traceback" not in said and "lower data.workers" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_that_comes_again_lets_the_run_save(number):
     """A launcher passes on what its ranks have got as well."""

@@ -21,7 +21,7 @@ from megaarch.data.example import Converted, Converter, Lengths, RowShape, Vocab
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import plan_rows
-from megaarch.data.row_lengths import Segmentation, fixed_shape, segmentations
+from megaarch.data.row_lengths import Segmentation, check_positions, fixed_shape, segmentations
 from megaarch.errors import UserError
 
 ROWS_ORDER = 0x9085  # as ORDER, of rows of pairs
@@ -240,13 +240,7 @@ class Rows:
         self._supervised = prepared.supervised
         self.blend = Blend([weight for weight, _ in weighted], seed)
         self.shape = fixed_shape(model, [task.shape for task in self.tasks])
-        longest = max(self.shape.streams)
-        if model.position_encoding == "learned" and longest > model.position_rows:
-            raise UserError(
-                f"model.learned_positions: {model.position_rows} positions are fewer than the "
-                f"{longest} tokens of a row that {data.objective} makes: set it to {longest} or "
-                "more, or set model.target_length"
-            )
+        check_positions(model, data.objective, self.shape)
         for task in self.tasks:  # what no row can be made of (too few sentinels) shows here
             task.row(0, (seed, 0))
 

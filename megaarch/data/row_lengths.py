@@ -188,3 +188,14 @@ def fixed_shape(model: Model, shapes: list[RowShape]) -> RowShape:
     configured = (model.sequence_length, model.target_length)[: len(largest.streams)]
     streams = tuple(c or n for c, n in zip(configured, largest.streams, strict=True))
     return replace(largest, streams=streams)
+
+
+def check_positions(model: Model, objective: str, shape: RowShape) -> None:
+    """UserError where a table of learned positions does not reach to the end of rows of this shape."""
+    longest = max(shape.streams)
+    if model.position_encoding == "learned" and longest > model.position_rows:
+        raise UserError(
+            f"model.learned_positions: {model.position_rows} positions are fewer than the "
+            f"{longest} tokens of a row that {objective} makes: set it to {longest} or "
+            "more, or set model.target_length"
+        )

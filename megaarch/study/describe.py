@@ -26,7 +26,7 @@ from megaarch.data.example import (
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.objectives.language_modelling import supervised
 from megaarch.data.packing import pack
-from megaarch.data.row_lengths import fixed_shape, segmentations
+from megaarch.data.row_lengths import check_positions, fixed_shape, segmentations
 from megaarch.errors import UserError
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.prepared_data import Prepared
@@ -100,6 +100,7 @@ def made_up_rows(
     blend = Blend(list(shares), 0)
     rows, raw = [], []
     shape = fixed_shape(model, [plan.shape for plan in plans])
+    check_positions(model, data.objective, shape)
     for i in range(_samples(shape)) if samples is None else samples:
         plan = plans[blend[i][0]]
         tokens = made_up_tokens(vocabulary, plan.raw)
@@ -120,6 +121,7 @@ def _made_up_pair(
     text, answer = (made_up_tokens(vocabulary, length) for length in (inputs, targets - 1))
     made = converter.shape(Lengths(inputs, targets))
     shape = RowShape(room, made.targets, made.parts, made.cross_parts)
+    check_positions(model, data.objective, shape)
     row = [converter(supervised(text, answer, vocabulary), vocabulary)]
     return [row], shape, float(inputs + targets)
 

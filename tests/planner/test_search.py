@@ -334,3 +334,15 @@ def test_a_layout_that_does_not_fit_is_no_dry_run(planned):
 
     with pytest.raises(ConfigError, match="heads"):
         dry_run(config.resolve(planned | {"parallel": {"tensor_parallel": 16}}))
+
+
+@pytest.mark.parametrize("command", ["plan", "dry-run"])
+def test_rows_beyond_the_learned_positions_are_refused_as_a_run_refuses_them(
+    command, planned, tmp_path, capsys
+):
+    planned["model"] |= {"preset": "bart", "position_encoding": "learned"}
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    assert main([command, str(path), "--gpus", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "48 positions are fewer than the 56 tokens of a row that denoising makes" in error

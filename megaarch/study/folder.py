@@ -8,6 +8,7 @@ cells/NAME/SIZE-BUDGET-seedN/   cell.json      settings and, once finished, the 
                                 tune/          the trials of a sweep on it; a finished one keeps no checkpoint
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,21 +92,27 @@ class StudyFolder:
         assert self.study.tune is not None
         return self.study.tune
 
-    def finished(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> CellRecord | None:
+    def finished(
+        self, cell: StudyCell, parent: dict[str, Any] | None = None, but: Collection[str] = ()
+    ) -> CellRecord | None:
         """The record of a cell that is done. ConfigError where what decides it has changed since.
 
         parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
-        is not done either.
+        is not done either. but: settings, its ancestors' too, that a sweep has yet to choose.
         """
         record = CellRecord.read(cell.folder)
         if record is None or (cell.parent and parent is None and not start.parent_record(cell)):
             return None
-        now, before = self.identity(cell, parent), record.signature
-        if record.result is None:  # nothing is scored yet
-            before, now = (
-                {key: value for key, value in each.items() if not key.startswith(SCORING)}
-                for each in (before, now)
-            )
+        unscored = record.result is None
+        before, now = (
+            {
+                key: value
+                for key, value in each.items()
+                if key.rpartition("from.")[2] not in but
+                and not (unscored and key.startswith(SCORING))
+            }
+            for each in (record.signature, self.identity(cell, parent))
+        )
         if differences := changed_settings(before, now):
             raise config.ConfigError(
                 [

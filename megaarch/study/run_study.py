@@ -14,7 +14,7 @@ from megaarch.evaluation import yardsticks
 from megaarch.evaluation.items import Item, text_warnings
 from megaarch.files import write_json
 from megaarch.ingest.manifest import PreparedManifest
-from megaarch.study import lock, preflight, sweep, workers
+from megaarch.study import lock, preflight, sweep, sweep_grid, workers
 from megaarch.study.cells import StudyCell, generations, not_adapted
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, save_config
@@ -68,13 +68,14 @@ def _check(folder: StudyFolder, console: Console) -> None:
     preflight.check(folder)
     _show_own_data(folder, console)
     identities: dict[str | None, dict[str, Any]] = {}
+    tune = folder.study.tune
+    chosen = sweep_grid.decided(tune) if tune else ()
     for cell in folder.cells:
-        known = None
-        if not folder.study.tune:  # a sweep may yet change the rates
-            parent = identities.get(cell.parent)
-            identities[cell.key] = folder.identity(cell, parent)
-            known = folder.finished(cell, parent)
-        if not known:
+        parent = identities.get(cell.parent)
+        identities[cell.key] = folder.identity(cell, parent)
+        # ahead of a sweep, whose trials of other settings are removed and run again
+        known = folder.finished(cell, parent, but=chosen)
+        if tune or not known:
             _check_one_process(cell)
 
 

@@ -43,6 +43,11 @@ def largest_grid(tune: Tune) -> list[Choice]:
     return [choice for i, choice in enumerate(found) if choice not in found[:i]]
 
 
+def decided(tune: Tune) -> set[str]:
+    """Returns the settings that a sweep decides."""
+    return {path for choice in largest_grid(tune) for axis in choice for path in DECIDES[axis]}
+
+
 def label(choice: Choice) -> str:
     """Names a choice to a person, in a few words."""
     words = [f"{choice[RATE]:g}"]

@@ -311,6 +311,20 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
         compare(study, tmp_path / "x", QUIET)
 
 
+def test_a_changed_setting_is_told_before_a_finished_sweep_is_run_again(
+    study, tmp_path, monkeypatch
+):
+    study["study"]["cells"] = study["study"]["cells"][:1]
+    study["study"]["tune"] = {"learning_rates": [1e-3], "budget": 0.5}
+    done = compare(study, tmp_path, QUIET)
+    monkeypatch.setattr(Trainer, "run", lambda *given, **more: pytest.fail("it trained"))
+    changed = copy.deepcopy(study)
+    changed["model"]["activation"] = "gelu"
+    with pytest.raises(UserError, match="other settings: model.activation was 'swiglu' and is"):
+        compare(changed, tmp_path, QUIET)
+    assert compare(study, tmp_path, QUIET)["tuning"] == done["tuning"]
+
+
 def test_a_trial_that_was_interrupted_continues_from_its_checkpoint(study, tmp_path, monkeypatch):
     study["study"]["cells"] = study["study"]["cells"][:1]
     study["study"]["tune"] = {"learning_rates": [1e-3], "budget": 0.5}

@@ -23,7 +23,23 @@ Value = TypeVar("Value")
 
 
 def check(training: Training, device: torch.device) -> None:
-    """Raises UserError where the float8 products of `training.float8` cannot run on `device`."""
+    """Raises UserError where a run cannot train with the float8 products of `training.float8` on `device`."""
+    check_package(training)
+    if training.float8 is None or training.float8_emulate:
+        return
+    instead = "set training.float8_emulate=true to try it without, slowly, or leave it out"
+    if device.type != "cuda":
+        raise UserError(f"training.float8: a CPU has no float8 units: {instead}")
+    have = torch.cuda.get_device_capability(device)
+    if have < CAPABILITY:
+        raise UserError(
+            f"training.float8: it needs a GPU of compute capability 8.9 or later (Ada, Hopper, "
+            f"Blackwell), and this one is of {have[0]}.{have[1]}: {instead}"
+        )
+
+
+def check_package(training: Training) -> None:
+    """Raises UserError where `training.float8` is set and there is no torchao for it."""
     if training.float8 is None:
         return
     try:
@@ -35,17 +51,6 @@ def check(training: Training, device: torch.device) -> None:
         raise UserError(
             f"training.float8: {training.float8} needs torchao {OLDEST[0]}.{OLDEST[1]} or newer, "
             f"{have}: pip install 'megaarch[float8]', or leave the setting out"
-        )
-    if training.float8_emulate:
-        return
-    instead = "set training.float8_emulate=true to try it without, slowly, or leave it out"
-    if device.type != "cuda":
-        raise UserError(f"training.float8: a CPU has no float8 units: {instead}")
-    have = torch.cuda.get_device_capability(device)
-    if have < CAPABILITY:
-        raise UserError(
-            f"training.float8: it needs a GPU of compute capability 8.9 or later (Ada, Hopper, "
-            f"Blackwell), and this one is of {have[0]}.{have[1]}: {instead}"
         )
 
 

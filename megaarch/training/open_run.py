@@ -17,6 +17,7 @@ from megaarch.distributed import launch
 from megaarch.distributed.mesh import Grid
 from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
+from megaarch.parallel import float8
 from megaarch.parallel.validate import join
 from megaarch.training import memory_check
 from megaarch.training.trainer import device_of
@@ -51,7 +52,8 @@ def open_run(
 
     overrides: `--set` settings. training: settings of that section in place of the run's.
     check: raises a UserError for a layout that the caller does not serve, before anything is built.
-    UserError where the folder has no complete checkpoint, or its model does not fit the memory.
+    UserError where the folder has no complete checkpoint, or its model does not fit the memory or needs
+    torchao, or a GPU's units for float8, that are not there.
     """
     run = run_folder(run)
     if not run.is_dir():
@@ -62,6 +64,10 @@ def open_run(
     settings = _settings(raw, overrides, run, training or {})
     check(settings)
     device = device_of(settings)
+    if device.type == "cuda":
+        float8.check(settings.training, device)
+    else:  # whose products of float8 are slow, and serve to score
+        float8.check_package(settings.training)
     memory_check.check_weights(settings, device)
     grid = join(settings, device)
     path = checkpoint.find(run, grid)
@@ -113,6 +119,7 @@ def _settings(
     for name in DEEPSPEED:
         raw.get("parallel", {}).pop(name, None)
     raw["training"] |= training
+    raw["logging"]["profile_from"] = 0  # no steps are traced, on ranks that may not be there
     for text in overrides:
         config.set_path(raw, *config.parse_override(text))
     return config.resolve(raw, str(run))

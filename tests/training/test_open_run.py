@@ -1,5 +1,6 @@
 """Which run a path names: its own folder, or STUDY/CELL."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from megaarch.checkpoint import checkpoint
 from megaarch.cli.main import main
 from megaarch.errors import UserError
+from megaarch.files import size_and_checksum
+from megaarch.parallel import float8
 from megaarch.training.open_run import open_run, run_folder
 from megaarch.training.trainer import Trainer
 
@@ -115,3 +118,35 @@ def test_a_checkpoint_of_a_run_is_opened_and_not_the_newest(tiny, prepared, tmp_
     assert main(["evaluate", str(given), "--set", "study.evaluation.middles=0"]) == 0
     assert main(["generate", str(given), "--prompt", "The river", "--max-tokens", "2"]) == 0
     assert main(["probe", "rank", str(given)]) == 0
+
+
+RECORD, MANIFEST = "progress.json", "manifest.json"
+
+
+def rewrite(run, section, **values):
+    """Changes settings in the record of a run's newest checkpoint, as if it had been trained with these."""
+    path = checkpoint.newest(run)
+    record, listed = (json.loads((path / name).read_text()) for name in (RECORD, MANIFEST))
+    record["settings"][section] |= values
+    (path / RECORD).write_text(json.dumps(record))
+    listed[RECORD] = size_and_checksum(path / RECORD)
+    (path / MANIFEST).write_text(json.dumps(listed))
+
+
+def test_a_run_that_traced_other_ranks_is_opened_by_one(tiny, prepared, tmp_path):
+    Trainer(tiny(training__steps=1), prepared).run()
+    rewrite(tmp_path / "run", "logging", profile_from=2, profile_ranks=[5])
+    assert open_run(tmp_path / "run").record.settings.logging["profile_ranks"] == [5]
+
+
+def test_a_run_of_float8_is_opened_with_torchao_or_without_float8(
+    tiny, prepared, tmp_path, monkeypatch
+):
+    given = {"precision": "bf16", "float8": "tensorwise", "float8_emulate": True, "steps": 1}
+    Trainer(tiny(**{f"training__{name}": v for name, v in given.items()}), prepared).run()
+    rewrite(tmp_path / "run", "training", float8_emulate=False)
+    open_run(tmp_path / "run")  # a CPU multiplies it too
+    monkeypatch.setattr(float8, "version", lambda package: "0.1")
+    with pytest.raises(UserError, match="tensorwise needs torchao 0.18 or newer, and 0.1 is"):
+        open_run(tmp_path / "run")
+    open_run(tmp_path / "run", ["training.float8=null"])

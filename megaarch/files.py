@@ -151,13 +151,25 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Has an error of the system in the block name `path` where it names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path beside `path`, to be written. At the end of the block that file is on the disk and
     takes the place of `path`; an error leaves `path` as it was."""
     aside = Path(f"{os.fspath(path)}.{os.getpid()}.aside")
     aside.unlink(missing_ok=True)  # a link there would lead the writer elsewhere
     try:
-        yield aside
+        with naming(path):
+            yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)

@@ -5,6 +5,7 @@ import copy
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -339,6 +340,12 @@ def test_a_file_that_cannot_be_replaced_is_told_by_its_own_name(tmp_path):
     with pytest.raises(FileNotFoundError) as told:
         files.write_json(path, {})
     assert told.value.filename == str(path)
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_replaced(tmp_path):
+    with pytest.raises(OSError) as told, files.replacing(tmp_path / "a.json"):
+        Path("/dev/full").write_text("{}")
+    assert told.value.filename == str(tmp_path / "a.json")
 
 
 def test_a_file_system_without_locks_gives_the_lock_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -15,7 +15,15 @@ from megaarch.checkpoint import storage
 from megaarch.checkpoint.record import PROGRESS, CheckpointRecord, Count, read_record
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.errors import StorageError, UserError
-from megaarch.files import Schema, fit, inside, read_json, size_and_checksum, write_json
+from megaarch.files import (
+    Schema,
+    fit,
+    inside,
+    naming,
+    read_json,
+    size_and_checksum,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 Entry = tuple[Count, Count]  # size, checksum
@@ -124,7 +132,8 @@ def flush(path: Path) -> None:
     """Brings a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
         if hasattr(os, "posix_fadvise"):  # who reads it next reads the disk
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from megaarch.config.schema import Logging
 from megaarch.errors import UserError, in_brief
-from megaarch.files import open_regular, replacing
+from megaarch.files import naming, open_regular, replacing
 from megaarch.training.trackers import Board, TensorBoard, WandB
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class Metrics:
         if logging.wandb:
             with self._goes_on_without(WandB.name):
                 self.boards.append(WandB(directory, settings))
-        path = directory / "metrics.jsonl"
-        cut_back(path, start)
-        self.file = path.open("a", buffering=1)
+        self.path = directory / "metrics.jsonl"
+        cut_back(self.path, start)
+        self.file = self.path.open("a", buffering=1)
         self.heldout = directory / HELD_OUT
         if scored is not None:
             cut_back(self.heldout, scored)
@@ -83,16 +83,17 @@ class Metrics:
         """line: has at least `step`; the other numbers go to the boards too. One that is not finite (a
         skipped step's loss) is null: JSON knows no NaN."""
         numbers = {name: number for name, number in line.items() if math.isfinite(number)}
-        self.file.write(
-            json.dumps({name: numbers.get(name) for name in line}, allow_nan=False) + "\n"
-        )
+        with naming(self.path):
+            self.file.write(
+                json.dumps({name: numbers.get(name) for name in line}, allow_nan=False) + "\n"
+            )
         self._draw(int(numbers.pop("step")), numbers)
 
     def write_heldout(self, step: int, flops: int, seconds: float, value: float | None) -> None:
         """value: held-out bits per byte after `step`. flops, seconds: that the run itself has taken."""
         value = value if value is not None and math.isfinite(value) else None
         point = {"step": step, "flops": flops, "seconds": seconds, "heldout": value}
-        with self.heldout.open("a") as file:
+        with naming(self.heldout), self.heldout.open("a") as file:
             file.write(json.dumps(point) + "\n")
         if value is not None:
             self._draw(step, {"heldout_bits_per_byte": value})
@@ -103,7 +104,8 @@ class Metrics:
                 board.write(numbers, step)
 
     def close(self) -> None:
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
         for board in tuple(self.boards):
             with self._goes_on_without(board.name):
                 board.close()

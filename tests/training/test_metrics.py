@@ -1,11 +1,14 @@
 """metrics.jsonl after a crash: what is damaged is left out and named, the rest is kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from megaarch.training.metrics import cut_back, read_lines
+from megaarch.cli.errors import user_sentence
+from megaarch.config.schema import Logging
+from megaarch.training.metrics import Metrics, cut_back, read_lines
 from megaarch.training.trainer import Trainer
 from megaarch.training.utilization import of_step, peak_flops
 
@@ -37,6 +40,16 @@ def test_a_run_whose_metrics_hold_nuls_goes_on(tiny, prepared, tmp_path):
     path.write_text("\n".join([first, "\0" * 4096, *rest]) + "\n")
     Trainer(tiny(training__steps=5), prepared).run()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    metrics = Metrics(Logging(directory=str(tmp_path), tensorboard=False), 0, {})
+    metrics.file.close()
+    with Path("/dev/full").open("a", buffering=1) as metrics.file:
+        for use in (lambda: metrics.write({"step": 1}), metrics.close):
+            with pytest.raises(OSError) as told:
+                use()
+            assert user_sentence(told.value) == f"{tmp_path}/metrics.jsonl: No space left on device"
 
 
 def test_a_run_on_gpus_tells_its_utilization_and_memory(tiny, prepared, tmp_path, monkeypatch):

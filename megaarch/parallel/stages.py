@@ -124,6 +124,16 @@ def _schedule_problems(settings: Settings) -> Iterator[str]:
             f"parallel.schedule: 1f1b on {ranks} ranks needs as many micro-batches a step, not "
             f"{batches}: raise training.global_batch_size or take gpipe"
         )
+    # torch's second half of a backward pass runs FSDP's hook between two gradients of a layer that normalizes
+    # behind its branches: the first is then summed in fp32, and the other only by the next micro-batch
+    summed = training.precision == "bf16" and data_ranks * parallel.context_parallel > 1
+    post = settings.model.normalization_position == "post"
+    if schedule == "zero_bubble" and batches == 1 and summed and post:
+        yield (
+            "parallel.schedule: zero_bubble on several data ranks needs two micro-batches a step at least "
+            "where model.normalization_position is post and training.precision bf16: raise "
+            "training.global_batch_size or take gpipe"
+        )
     rounds = max(1, batches // ranks)
     if schedule in ("interleaved_1f1b", "zero_bubble") and not is_v(settings) and batches % rounds:
         yield (

@@ -353,6 +353,16 @@ def test_costs_of_all_layers_are_the_flops_of_a_row(tiny):
         ),
         ({PIPELINE: 2, "training__micro_batch_size": 8}, "as many micro-batches"),
         (
+            {
+                PIPELINE: 2,
+                SCHEDULE: "zero_bubble",
+                SHARDS: 2,
+                "training__precision": "bf16",
+                "model__normalization_position": "post",
+            },
+            "needs two micro-batches a step at least",
+        ),
+        (
             {PIPELINE: 2, SCHEDULE: "zero_bubble", "training__global_batch_size": 20},
             "5 do not divide: make them a multiple of 2",
         ),

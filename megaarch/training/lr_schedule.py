@@ -33,6 +33,18 @@ def learning_rate(training: Training, step: int, share: float) -> float:
     return training.learning_rate * rate
 
 
+def unfinished_warmup(training: Training) -> str:
+    """Says that a run of so many steps ends within its warmup, and at what learning rate; "" where it does not."""
+    steps, warmup = training.steps or math.inf, training.warmup
+    if steps >= warmup or warmup < 1 or training.schedule == "inverse_square_root":
+        return ""
+    last = learning_rate(training, int(steps), 1.0)
+    return (
+        f"training.warmup: the run ends after {steps} of its {warmup:g} steps, at a learning rate of {last:.2e}, "
+        "and never has that of training.learning_rate"
+    )
+
+
 def limit_change(before: Training, after: Training, progress: Progress) -> str:
     """What a changed limit does to the learning rate of a run that continues at `progress`, in a
     sentence; "" where the limit is as before, or already reached. The rate is exact where the limit

@@ -41,7 +41,7 @@ from megaarch.parallel.validate import check
 from megaarch.training import memory_check, optimizer, utilization
 from megaarch.training.host_memory import collected_by_hand, keep_freed_memory
 from megaarch.training.limit import Limit
-from megaarch.training.lr_schedule import learning_rate
+from megaarch.training.lr_schedule import learning_rate, unfinished_warmup
 from megaarch.training.metrics import Metrics
 from megaarch.training.nonfinite import Guard
 from megaarch.training.preemption import Stopped, Watch
@@ -108,9 +108,9 @@ class Trainer:
         self.rows = Rows(settings.model, settings.data, prepared, data_seed)
         self.rows_a_step, error = tokens_per_batch.rows_a_step(training, self.rows)
         self.settings = settings = tokens_per_batch.in_rows(settings, self.rows_a_step)
-        for sentence in (self.rows.truncation, tokens_per_batch.uncertain(error)):
-            if sentence and self.grid.is_main:
-                log.warning(sentence)
+        notes = self.rows.truncation, tokens_per_batch.uncertain(error), unfinished_warmup(training)
+        for sentence in filter(None, notes if self.grid.is_main else ()):
+            log.warning(sentence)
         self.fingerprint = prepared.fingerprint
         used = prepared.tokenizer
         self.tokenizer = SavedTokenizer(path=used.path, fingerprint=used.fingerprint)

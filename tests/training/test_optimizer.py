@@ -14,7 +14,7 @@ from megaarch.config.schema import Training
 from megaarch.parallel import validate
 from megaarch.training import optimizer
 from megaarch.training.limit import Limit
-from megaarch.training.lr_schedule import learning_rate
+from megaarch.training.lr_schedule import learning_rate, unfinished_warmup
 
 
 def rates(steps=1000, **given):
@@ -49,6 +49,19 @@ def test_inverse_square_root_is_t5s():
 def test_constant_stays():
     assert rates(schedule="constant", warmup=0.01)[20:] == pytest.approx([2.0] * 980)
     assert rates(schedule="constant", warmup=0)[0] == 2.0
+
+
+def test_a_run_that_ends_within_its_warmup_is_told():
+    given = {"steps": 100, "learning_rate": 1e-3}
+    said = unfinished_warmup(Training(warmup=200, **given))
+    assert "ends after 100 of its 200 steps, at a learning rate of 5.00e-04" in said
+    for more in (
+        {"warmup": 100},
+        {"warmup": 0.9},
+        {"schedule": "inverse_square_root", "warmup": 1e4},
+    ):
+        assert unfinished_warmup(Training(**given | more)) == ""
+    assert unfinished_warmup(Training(warmup=200)) == ""
 
 
 def test_a_limit_is_reached_at_the_nearest_step():

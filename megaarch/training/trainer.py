@@ -193,12 +193,13 @@ class Trainer:
     @contextmanager
     def _session(self) -> Iterator[Watch]:
         """Writes metrics and listens for signals inside the block."""
-        if self.grid.is_main:
-            given = self.given.model_dump(mode="json")
-            step = self.progress.step
-            last_scored = -1 if self.is_new else step - self.unscored
-            scored = last_scored if self.hold_out else None
-            self.metrics = Metrics(self.settings.logging, step, given, scored)
+        with self.grid.on_main() as main:  # a mistake in where they go is one of all processes
+            if main:
+                given = self.given.model_dump(mode="json")
+                step = self.progress.step
+                last_scored = -1 if self.is_new else step - self.unscored
+                scored = last_scored if self.hold_out else None
+                self.metrics = Metrics(self.settings.logging, step, given, scored)
         try:
             with Watch() as signals:
                 try:

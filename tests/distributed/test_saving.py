@@ -1,6 +1,7 @@
 """Saving in the background, and steps that are not finite, in every layout."""
 
 import json
+import sys
 from contextlib import suppress
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import distributed
 
 from megaarch.checkpoint import checkpoint, storage
+from megaarch.errors import UserError
 from megaarch.training.trainer import Trainer
 from tests.distributed import runs
 
@@ -103,6 +105,21 @@ def test_an_error_that_nobody_expects_ends_all_ranks_too(pool, raw, prepared, tm
         "RuntimeError: MemoryError of another process: no memory for a copy",
         "MemoryError: no memory for a copy",
     ]
+
+
+def run_without_wandb(raw, given):
+    trainer = runs.trainer_of(runs.settings_of(raw, "gpt", given | {"logging.wandb": True}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(UserError) as told:
+            trainer.run()
+    return str(told.value)
+
+
+def test_a_mistake_in_where_metrics_go_is_one_of_all_ranks(pool, raw, prepared, tmp_path):
+    given = LAYOUTS["fsdp2"] | {"logging.directory": str(tmp_path / "run")}
+    first, second = pool.run(2, run_without_wandb, raw, given)
+    assert first == second and "logging.wandb: Weights & Biases is not installed" in first
 
 
 def poisoned_on_rank_1(raw, given):

@@ -100,7 +100,12 @@ class NativeEngine(Engine):
 
     def state(self, optimizer: Optimizer | None) -> tuple[dict, dict]:
         optimizers = [optimizer] if optimizer else []
+        begun = optimizer is None or bool(optimizer.state)
         weights, state = get_state_dict(self.model, optimizers, options=BY_NAME)
+        if optimizer is not None and not begun:  # torch has made it by a step without gradients
+            for held in optimizer.state.values():
+                if "step" in held:
+                    held["step"].zero_()
         return float8.masters(weights), state
 
     def load_state(self, weights: dict, state: dict, optimizer: Optimizer | None) -> None:

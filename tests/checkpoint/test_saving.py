@@ -131,6 +131,45 @@ def test_a_write_that_fails_is_one_sentence_and_the_one_before_stays(
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == step(2)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_save_before_the_first_step_that_counts_changes_nothing(
+    optimizer, tiny, prepared, tmp_path
+):
+    """An optimizer without state is then given one by torch."""
+    found = []
+    for every, stops in ((0, (4,)), (1, (4,)), (1, (1, 4))):
+        for steps in stops:
+            trainer = Trainer(
+                tiny(
+                    training__optimizer=optimizer,
+                    training__save_every=every,
+                    training__schedule="constant",
+                    training__warmup=0.0,
+                    training__steps=steps,
+                    logging__directory=str(tmp_path / f"{every}-{len(stops)}"),
+                ),
+                prepared,
+            )
+            poison_first_step(trainer)
+            trainer.run()
+        assert trainer.progress.skipped == 1
+        found.append([p.detach() for p in trainer.model.parameters()])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def poison_first_step(trainer):
+    honest = trainer.engine.forward_backward
+
+    def poisoned(*given):
+        loss = honest(*given)
+        if trainer.progress.step == 0:
+            next(trainer.model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    trainer.engine.forward_backward = poisoned
+
+
 def test_skipped_steps_are_written_down_with_their_samples(tiny, prepared, tmp_path):
     settings = tiny(training__skip_limit=1, training__async_save=True, training__save_every=2)
     trainer = Trainer(settings, prepared)

@@ -57,17 +57,27 @@ def identity(evaluation: Evaluation) -> dict[str, str]:
 
 
 def check(evaluation: Evaluation, settings: Settings) -> None:
-    """UserError where a cell cannot be scored by a task of the harness."""
+    """UserError where a cell cannot be scored by a task: one of the harness under its layout, or one that asks for
+    generated text."""
     harness, parallel = harness_of(evaluation), settings.parallel
-    if harness is None:
-        return
-    if parallel.pipeline_parallel > 1 or parallel.context_parallel > 1:
+    divided = parallel.pipeline_parallel > 1 or parallel.context_parallel > 1
+    if harness is not None and divided:
         raise UserError(
             "study.evaluation.tasks: the tasks of lm-evaluation-harness run under tensor and sharded data "
             "parallelism alone: leave out parallel.pipeline_parallel and parallel.context_parallel, or score the "
             "finished runs with megaarch evaluate"
         )
-    generating = harness.generating
+    generating = [
+        f"{task.name} (wordings without choices)"
+        for task in _own(evaluation)
+        if any(wording.choices is None for wording in task.wordings)
+    ]
+    if generating and divided:
+        raise UserError(
+            f"study.evaluation.tasks: {', '.join(generating)} asks for generated text, and pipeline and context "
+            "parallelism do not generate: give choices, or evaluate the run in one process"
+        )
+    generating += harness.generating if harness else []
     if generating and not catalogue.OBJECTIVES[settings.data.objective].comparable:
         raise UserError(
             f"study.evaluation.tasks: {', '.join(generating)} asks for generated text, and a model of "

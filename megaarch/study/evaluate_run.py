@@ -42,6 +42,7 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     if not prepared.heldout:
         raise UserError("data.source: this data has no held-out text to score")
     evaluation = _evaluation(settings.model, scoring)
+    tasks.check(evaluation, settings)
     if _chose(found):
         items = split(prepared.heldout, prepared.tokenizer, evaluation)["test"]
     else:

@@ -256,6 +256,33 @@ def test_a_mistake_in_a_cell_is_one_sentence_of_the_command(study, tmp_path, cap
     assert "megaarch: cell t5: sentinel 21 asked for" in capsys.readouterr().err
 
 
+def test_a_task_whose_answers_a_cell_cannot_generate_is_told_before_any_cell_trains(
+    study, tmp_path
+):
+    """A study of BERT trained all cells before it and then ended, without a word of which cell or task."""
+    (tmp_path / "items.jsonl").write_text(json.dumps({"text": "one"}) + "\n")
+    wording = {"name": "w", "prompt": "{{ text }} ||| yes"}
+    said = {"summary": "s", "data": {"test": "items.jsonl"}, "wordings": [wording]}
+    (tmp_path / "free.task.yaml").write_text(json.dumps(said))
+    study["study"]["evaluation"]["tasks"] = [str(tmp_path / "free.task.yaml")]
+    divided = {"parallel.pipeline_parallel": 2}
+    study["study"]["cells"] += [
+        {"name": "bert", "preset": "bert"},
+        {"name": "divided", "preset": "gpt", "set": divided},
+    ]
+    with pytest.raises(ConfigError) as told:
+        check(StudyFolder.open(study, tmp_path))
+    asked = "study.evaluation.tasks: free (wordings without choices) asks for generated text, and"
+    assert [problem.partition(asked)[::2] for problem in told.value.problems] == [
+        ("cell bert: ", " a model of masked_lm generates none: leave out the task or the cell"),
+        (
+            "cell divided: ",
+            " pipeline and context parallelism do not generate: give choices, or evaluate the run in one "
+            "process",
+        ),
+    ]
+
+
 def test_a_task_that_cannot_be_asked_is_told_before_any_cell_trains(study, tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps({"text": "one", "label": 0}))
     said = {

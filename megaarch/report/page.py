@@ -18,7 +18,7 @@ from megaarch.report import findings as report_findings
 from megaarch.report.arguments.evidence import Argument, evidence
 from megaarch.report.arguments.judged_cells import Compared
 from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
-from megaarch.report.axes import Looks
+from megaarch.report.axes import SMALL_WIDTH, Looks
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding, Lead
 from megaarch.report.masks import kinds
@@ -30,7 +30,7 @@ from megaarch.report.merged_cells import (
     without_positions,
 )
 from megaarch.report.ranking_table import adaptation_table, columns_of, table
-from megaarch.report.style import Look, looks, palette, svg
+from megaarch.report.style import Look, Panel, looks, palette, svg
 from megaarch.report.warnings import warnings_for, warnings_of
 from megaarch.study.results import Results, Text
 from megaarch.study.sweep_grid import label
@@ -60,6 +60,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda panel: Markup(svg(panel, inline=True))
+    environment.filters["grid_class"] = grid_class
     cells = merged_cells(results)
     look = looks(cells)
     findings = report_findings.findings(results)
@@ -85,7 +86,6 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         },
         inference=dialogue_costs.table(probed, cells, look),
         laws=scaling_laws.table(results, look, cells),
-        shared_losses=len({cell.objective for cell in cells}) < len({cell.name for cell in cells}),
         kinds=kinds(cells),
         chance=notation.percent(results.chance),
         warnings=warnings_for(results),
@@ -98,6 +98,12 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         facts=list(facts(results, cells)),
         palette=palette(),
     )
+
+
+def grid_class(panels: Sequence[Panel]) -> str:
+    """Returns the class of page.css with columns as wide as these panels are drawn, so that their text can be read."""
+    points = max(round(panel.figure.get_figwidth() * 72) for panel in panels)
+    return "small" if points <= SMALL_WIDTH else "pair"
 
 
 def leads(findings: Sequence[Finding]) -> list[tuple[str, list[Lead]]]:

@@ -86,7 +86,16 @@ def pages(tmp_path_factory):
         "demo": write_page(example_results(), directory / "demo.html"),
         "scaling": write_page(scaling_results(), directory / "scaling.html"),
         "adapted": write_page(adapted_results(), directory / "adapted.html"),
+        "tasks": write_page(with_tasks(scaling_results()), directory / "tasks.html"),
     }
+
+
+def with_tasks(found: dict) -> dict:
+    """The results with scores of two tasks."""
+    for cell in found["cells"]:
+        score = {"accuracy": 0.5, "interval": [0.4, 0.6], "items": 60, "chance": 0.25}
+        cell["heldout"]["tasks"] = {"first": score, "second": score}
+    return found
 
 
 def look(browser, path, width=1280, scheme="light"):
@@ -159,6 +168,21 @@ def test_text_of_drawings_reads_in_both_schemes(browser, pages):
         contrasts = tab.evaluate(script)
         assert len(contrasts) > 100 and min(contrasts) >= 4.5, (scheme, min(contrasts))
         tab.context.close()
+
+
+@pytest.mark.parametrize("name", ["demo", "tasks"])
+def test_text_of_plots_is_large_enough_to_read(browser, pages, name):
+    """In a study of several sizes, plots of the training loss and of tasks were drawn for a half of the page and
+    shown at a quarter of it, in letters of 5 pixels."""
+    script = """() => [...document.querySelectorAll("svg[data-panel]:not([data-panel^=mask]) text")].map(text => {
+      const {a, b} = text.getScreenCTM();
+      const panel = text.closest("svg[data-panel]").dataset.panel;
+      return [Math.hypot(a, b) * parseFloat(getComputedStyle(text).fontSize), panel];
+    })"""
+    tab, _ = look(browser, pages[name])
+    sizes = tab.evaluate(script)
+    assert len(sizes) > 100 and min(sizes) >= [8.0, ""], min(sizes)
+    tab.context.close()
 
 
 def test_a_column_sorts_both_ways_and_missing_values_stay_last(browser, pages):

@@ -31,6 +31,7 @@ LEAST_SHARD_BYTES = 256
 LEAST_HELD_OUT = 1e-4  # as data.held_out
 MOST_NAMED = 100  # malformed records in the manifest
 LOCK, PLAN = "lock", "plan.json"
+SHARD = re.compile(r"\d{8}\.json")  # of a finished one, of which there may be none yet
 # What a job writes into PREFIX.parts.
 OWN = re.compile(
     r"lock|plan\.json|train\.(bin|idx|heldout\.jsonl)|\d{8}\.(documents|paragraphs|bin|json|heldout\.jsonl)"
@@ -163,7 +164,8 @@ def _claimed(prefix: str, folder: Path, plan: Plan) -> Iterator[None]:
         asked = plan.model_dump()
         before = _plan_in(folder) if file.exists() else asked
         changed = [key for key in asked if before.get(key) != asked[key]]
-        if changed:
+        begun = any(SHARD.fullmatch(path.name) for path in folder.iterdir())
+        if changed and (begun or before.keys() != asked.keys()):
             raise UserError(
                 f"{folder} holds part of a job with another {' and '.join(changed)}: finish it "
                 "with its own arguments and unchanged sources, or delete that folder"

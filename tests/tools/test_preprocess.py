@@ -247,6 +247,18 @@ def test_parts_of_another_job_and_a_job_at_work_are_left_alone(
     assert "another process is at work in it" in capsys.readouterr().err
 
 
+def test_a_mistake_that_ended_a_job_before_its_first_shard_can_be_corrected(
+    source, tokenizer, made, tmp_path, capsys
+):
+    """The same command with the right field was refused until the user deleted x.parts, which held nothing."""
+    arguments = command(source, tokenizer, tmp_path / "x")
+    assert tool("preprocess")([*arguments, "--text-field", "contnet"]) == 2
+    assert "no field 'contnet'" in capsys.readouterr().err
+    assert tool("preprocess")(arguments) == 0
+    assert contents(tmp_path / "x") == contents(made)
+    assert not (tmp_path / "x.parts").exists()
+
+
 def test_every_format_gives_its_documents_in_order(tokenizer, tmp_path):
     texts = [document(seed) for seed in range(12)]
     folder = tmp_path / "corpus"

@@ -127,13 +127,18 @@ def text_of(found: Opened) -> Prepared:
 
 def _may_have_seen(found: Opened, prepared: Prepared) -> str | None:
     """Returns a warning where the run may have trained on what is scored, as far as that is known:
-    nothing is known of another source, and what was converted from elsewhere has trained on no text
-    here.
+    nothing is known of another source, of which it says how much is scored, and what was converted from
+    elsewhere has trained on no text here.
 
     UserError where source and split are the run's, and the text has changed since.
     """
     settings, saved, was = found.settings, found.record, found.as_trained().data
     same = {name: getattr(settings.data, name) == getattr(was, name) for name in SPLIT}
+    if not same["source"] and prepared.manifest.kind != "indexed":
+        return (
+            f"Of {prepared.manifest.source} {prepared.manifest.heldout_share:.0%} is scored, what data.held_out "
+            "holds out of it; for more give --set data.held_out=0.9."
+        )
     if not (same["source"] and saved.fingerprint) or prepared.fingerprint == saved.fingerprint:
         return None
     if not all(same.values()):

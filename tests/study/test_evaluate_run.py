@@ -50,7 +50,22 @@ def test_a_source_that_has_changed_since_is_refused_and_other_text_is_not(run, t
     grow(corpus)
     with pytest.raises(ValueError, match=r"text.jsonl has changed since the run was trained"):
         evaluate_run.evaluate_run(folder)
-    assert warnings(folder, f"data.source={other}") == []
+    [told] = warnings(folder, f"data.source={other}")
+    assert "may have seen" not in told
+
+
+def test_of_other_text_it_is_told_how_much_is_scored(run, tmp_path):
+    """A test set was scored by its tenth, and nothing said so."""
+    folder, corpus = run
+    other = tmp_path / "other.jsonl"
+    other.write_text(corpus.read_text())
+    for share, expected in (("0.1", 0.1), ("0.5", 0.5)):
+        [told] = warnings(folder, f"data.source={other}", f"data.held_out={share}")
+        said = told.removeprefix(f"Of {other} ").partition(
+            "% is scored, what data.held_out holds out"
+        )[0]
+        assert expected <= int(said) / 100 <= 1.5 * expected
+    assert warnings(folder) == []
 
 
 def test_another_split_of_the_same_source_is_scored_with_a_warning(run):

@@ -79,11 +79,12 @@ def run_command(
 def _drop_unwritten() -> None:
     """Drops what stdout does not take (a full disk, a reader who has gone), for the interpreter tries it again as it
     ends."""
+    if (stdout := sys.stdout) is None:
+        return
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 def _failed_part(error: Exception) -> str | None:

@@ -37,7 +37,7 @@ def overlaps_gradients(settings: schema.Settings) -> bool:
     """Whether column-wise layers send tokens and their gradients beside products of the backward pass. Not
     where the gradients of inputs and of weights are computed at different times, nor in torchao's layers
     (training.float8)."""
-    return settings.parallel.schedule != "zero_bubble" and settings.training.float8 is None
+    return not settings.parallel.splits_backward and settings.training.float8 is None
 
 
 def regathers_tokens(settings: schema.Settings) -> bool:

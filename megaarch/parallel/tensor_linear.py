@@ -68,72 +68,73 @@ class Exchange:
         return cls(mesh, group, overlaps_gradients(settings), regathers_tokens(settings))
 
 
-class Column(ParallelStyle):
+class Style(ParallelStyle):
+    """How tensor-parallel ranks share a module: where its parameters lie, and what runs in place of its `forward`."""
+
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        """Returns how a parameter of the module is split."""
+        raise NotImplementedError
+
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters()):
+            placement = self.placement(name, parameter, device_mesh.size())
+            distribute(module, name, device_mesh, placement)
+        module.forward = MethodType(lambda module, x: self.forward(module, device_mesh, x), module)
+        return module
+
+
+class Column(Style):
     """The output's columns are split over the ranks. exchange: None where the input has all tokens."""
 
     def __init__(self, exchange: Exchange | None):
         self.exchange = exchange
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        for name, _ in list(module.named_parameters()):
-            distribute(module, name, device_mesh, Shard(0))
-        exchange = self.exchange
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        return Shard(0)
 
-        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
-            shares = {name: p.to_local() for name, p in own_parameters(module)}
-            return columns(module, x_BsD, exchange, **shares)
-
-        module.forward = MethodType(forward, module)
-        return module
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        return columns(module, x, self.exchange, **shares(module))
 
 
-class KeyGroup(ParallelStyle):
+class KeyGroup(Style):
     """A column-wise layer for fewer key heads than ranks: ranks share a key head, and each runs
     some of its queries.
 
-    exchange: as of Column. rows: (start, length) of the output rows that run here. Rows of keys and values run on several
-    ranks, which no placement of a DTensor says; so the weight is stored in even contiguous shares
+    exchange: as of Column. rows: (start, length) of the output rows that run here. Rows of keys and values run
+    on several ranks, which no placement of a DTensor says; so the weight is stored in even contiguous shares
     and gathered for use, and its gradient, a summand on every rank, is reduce-scattered back.
     """
 
     def __init__(self, rows: list[tuple[int, int]], exchange: Exchange | None):
         self.rows, self.exchange = rows, exchange
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        mesh, even = device_mesh, module.get_parameter("weight").shape[0] % device_mesh.size() == 0
-        for name, _ in list(module.named_parameters()):
-            distribute(module, name, mesh, Shard(0) if even else Replicate())
-        rows, exchange = self.rows, self.exchange
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        return Replicate() if parameter.shape[0] % ranks else Shard(0)
 
-        def forward(module: nn.Module, x_BsD: torch.Tensor) -> torch.Tensor:
-            shares = {}
-            for name, parameter in own_parameters(module):
-                summed_in = torch.promote_types(parameter.dtype, torch.float32)
-                whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
-                whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
-                shares[name] = torch.cat([whole.narrow(0, *span) for span in rows])
-            return columns(module, x_BsD, exchange, **shares)
-
-        module.forward = MethodType(forward, module)
-        return module
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        mine = {}
+        for name, parameter in own_parameters(module):
+            summed_in = torch.promote_types(parameter.dtype, torch.float32)
+            whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
+            whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
+            mine[name] = torch.cat([whole.narrow(0, *span) for span in self.rows])
+        return columns(module, x, self.exchange, **mine)
 
 
-class Row(ParallelStyle):
+class Row(Style):
     """The input's columns are split over the ranks, whose products are summands. Each adds the bias to its
     share of the sequence, so that it has a summand of the bias's gradient."""
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        distribute(module, "weight", device_mesh, Shard(1))
-        if module.bias is not None:
-            distribute(module, "bias", device_mesh, Replicate())
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        return Shard(1) if name == "weight" else Replicate()
 
-        def forward(module: nn.Module, x_BSd: torch.Tensor) -> torch.Tensor:
-            shares = {name: p.to_local() for name, p in own_parameters(module)}
-            x_BsD = scatter(linear(x_BSd, shares["weight"]), device_mesh)
-            return x_BsD + shares["bias"].to(x_BsD.dtype) if "bias" in shares else x_BsD
-
-        module.forward = MethodType(forward, module)
-        return module
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        mine = shares(module)
+        x_BsD = scatter(linear(x, mine["weight"]), mesh)
+        return x_BsD + mine["bias"].to(x_BsD.dtype) if "bias" in mine else x_BsD
 
 
 def key_group_rows(
@@ -154,6 +155,11 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, DTensor]]:
     for name, parameter in module.named_parameters(recurse=False):
         assert isinstance(parameter, DTensor)
         yield name, parameter
+
+
+def shares(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns this rank's shares of a split module's own parameters by name."""
+    return {name: parameter.to_local() for name, parameter in own_parameters(module)}
 
 
 def distribute(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
@@ -208,20 +214,13 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
         (x, weight), ranks, group = ctx.saved_tensors, ctx.ranks, ctx.group
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        grad_x = grad_weight = grad_bias = gathering = None
-        if of_weight and ctx.regathers:
-            gathering = _start_gather(_of_backward(x, grad), ranks, group)
-        if of_x:
-            grad_x = _start_scatter(product(grad, weight.t()), ranks, group)
-        if of_weight:
-            x_BSD = x if gathering is None else _gathered(gathering, ranks)
-            grad_weight = weight_gradient(grad, x_BSD, ctx.weight_dtype)
-        if of_bias:
-            grad_bias = bias_gradient(grad, ctx.bias_dtype)
-        if grad_x is not None:
-            grad_x = MESSAGES.wait_tensor(grad_x)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        if ctx.regathers:
+            x = _start_gather(_of_backward(x, grad), ranks, group)
+        scattering = _start_scatter(product(grad, weight.t()), ranks, group)
+        x_BSD = _gathered(x, ranks) if ctx.regathers else x
+        grad_weight = weight_gradient(grad, x_BSD, ctx.weight_dtype)
+        grad_bias = None if ctx.bias_dtype is None else bias_gradient(grad, ctx.bias_dtype)
+        return MESSAGES.wait_tensor(scattering), grad_weight, grad_bias, None, None, None
 
 
 def _of_backward(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:

@@ -16,14 +16,13 @@ Letters of shapes: docs/shapes.md.
 """
 
 from fnmatch import fnmatchcase
-from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -43,11 +42,13 @@ from megaarch.parallel.tensor_linear import (
     Exchange,
     KeyGroup,
     Row,
+    Style,
     distribute,
     gather,
     key_group_rows,
     own_parameters,
     scatter,
+    shares,
     shares_memory,
 )
 
@@ -157,7 +158,7 @@ def plan(settings: Settings, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
     }
 
 
-class Whole(ParallelStyle):
+class Whole(Style):
     """Every rank holds the parameters whole.
 
     split: the input [B, S, ...] is the same on every rank, which takes its share of the sequence.
@@ -171,19 +172,13 @@ class Whole(ParallelStyle):
     def __init__(self, *, split: bool, share: bool):
         self.split, self.share = split, share
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        mesh, split = device_mesh, self.split
-        for name, _ in list(module.named_parameters()):
-            distribute(module, name, mesh, Replicate())
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        return Replicate()
 
-        def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-            if split:
-                x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
-            parameters = {name: p.to_local() for name, p in own_parameters(module)}
-            return run(module, x, **parameters)
-
-        module.forward = MethodType(forward, module)
-        return module
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        if self.split:
+            x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
+        return run(module, x, **shares(module))
 
 
 def run(module: nn.Module, x: torch.Tensor, **parameters: torch.Tensor) -> torch.Tensor:
@@ -200,22 +195,22 @@ RUN = {
 }
 
 
-class Vocabulary(ParallelStyle):
+class Vocabulary(Style):
     """A table [V, D] split by its rows; called, it looks tokens up."""
 
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        distribute(module, "weight", device_mesh, Shard(0))
-        module.forward = MethodType(lambda m, tokens: embed(tokens, m.weight, device_mesh), module)
-        return module
+    def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
+        return Shard(0)
+
+    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+        return embed(x, shares(module)["weight"], mesh)
 
 
-def embed(tokens_BS: torch.Tensor, weight: DTensor, mesh: DeviceMesh) -> torch.Tensor:
+def embed(tokens_BS: torch.Tensor, weight_vD: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
     """Returns [B, s, D]: this rank's share of the sequence, from all of its tokens.
 
-    weight: [V, D], split by rows. torch's own rowwise embedding is right too, but its backward pass
+    weight: this rank's rows of the table. torch's own rowwise embedding is right too, but its backward pass
     makes the gradient of the whole table on every rank before it takes a slice.
     """
-    weight_vD = weight.to_local()
     local_BS = tokens_BS - mesh.get_local_rank() * len(weight_vD)
     outside_BS = (local_BS < 0) | (local_BS >= len(weight_vD))
     x_BSD = F.embedding(local_BS.masked_fill(outside_BS, 0), weight_vD)

@@ -126,6 +126,13 @@ CAUSES = (
         "Learning rate tuned at a share of the compute: {names}. The best rate shifts with it.",
     ),
     Cause(
+        lambda c: (
+            f"{c.skipped_steps:.3g} of {notation.whole(c.steps)}" if c.skipped_steps else None
+        ),
+        "{degree} steps were skipped, for their loss or gradient was not finite",
+        "Steps skipped, for their loss or gradient was not finite: {names}. They count as compute and taught nothing.",
+    ),
+    Cause(
         lambda cell: _share_above(cell.padding_share, PADDING_LIMIT),
         "{degree} of its rows is padding",
         "More than 5% padding: {names}. It costs time but counts as no compute.",

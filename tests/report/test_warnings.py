@@ -63,6 +63,10 @@ CAUSES = [
     (change(tuned=False), "not tuned for unilm"),
     (change(learning_rate_at_edge=True), "edge of its grid for unilm"),
     (change(trial_flops=1.4e13), "tuned at a share of the compute: unilm (0.47)"),
+    (
+        change(skipped_steps=3),
+        "Steps skipped, for their loss or gradient was not finite: unilm (3 of 588)",
+    ),
     (change(padding_share=0.051), "More than 5% padding: unilm"),
     (change(truncated_share=0.2), "left out: unilm (20%)"),
     (

@@ -91,10 +91,7 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
         warnings=warnings_for(results),
         differing=differing_settings(cells),
         cells=[details(cell, look[cell.label]) for cell in cells],
-        tuning=[
-            (t.cell, label(t.choice), notation.fixed(t.heldout), notation.power(t.flops))
-            for t in results.tuning
-        ],
+        tuning=list(tuning(results)),
         facts=list(facts(results, cells)),
         palette=palette(),
     )
@@ -104,6 +101,14 @@ def grid_class(panels: Sequence[Panel]) -> str:
     """Returns the class of page.css with columns as wide as these panels are drawn, so that their text can be read."""
     points = max(round(panel.figure.get_figwidth() * 72) for panel in panels)
     return "small" if points <= SMALL_WIDTH else "pair"
+
+
+def tuning(results: Results) -> Iterator[tuple[str, str, str, str]]:
+    """Yields what each trial tried and found, under its cell's name; with size and budget where a sweep had several."""
+    several = len({t.rate_key for t in results.tuning}) > len({t.cell for t in results.tuning})
+    for t in results.tuning:
+        name = t.rate_key if several and t.rate_key else t.cell
+        yield name, label(t.choice), notation.fixed(t.heldout), notation.power(t.flops)
 
 
 def leads(findings: Sequence[Finding]) -> list[tuple[str, list[Lead]]]:

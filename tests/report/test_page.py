@@ -77,6 +77,16 @@ def test_all_that_a_trial_tried_is_shown():
     assert "0.001 4,096 tokens encoder 0.75" in page(results)
 
 
+@pytest.mark.parametrize(
+    "sizes, named", [(["small", "large"], "gpt/large-3e+13"), (["large"], "gpt")]
+)
+def test_a_trial_names_its_size_where_several_were_swept(sizes, named):
+    results = example_results()
+    first = results["tuning"][0]
+    results["tuning"] = [first | {"rate_key": f"gpt/{size}-3e+13"} for size in sizes]
+    assert f'<th scope="row">{named}</th><td>0.001</td>' in page(results)
+
+
 def test_who_does_not_read_is_said_once():
     """At the top, where the page begins with the arguments."""
     found = arguments()

@@ -9,10 +9,11 @@ from megaarch.config.schema import Evaluation, Model, Settings
 from megaarch.engine.base import Engine
 from megaarch.errors import UserError
 from megaarch.evaluation import yardsticks
-from megaarch.evaluation.items import cut
+from megaarch.evaluation.items import Item, cut
 from megaarch.evaluation.rank_classification import target_bits
-from megaarch.evaluation.scorer import Scorer
+from megaarch.evaluation.scorer import Scorer, fits
 from megaarch.ingest.prepared_data import Prepared
+from megaarch.ingest.tokenizer import Tokenizer
 
 Held = TypeVar("Held")
 READ = 8  # held-out documents for each one that is scored: a short one gives no item
@@ -55,14 +56,31 @@ def validate(settings: Settings, prepared: Prepared) -> Callable[[Engine, Progre
     if catalogue.OBJECTIVES[settings.data.objective].of_pairs and held.pairs:
         pairs = spread(held.pairs, count)
         return lambda engine, _: target_bits(scorer(engine), tokenizer, pairs)
-    usual = usual_items(settings.model)
-    try:
-        firsts = {item.document: item for item in reversed(cut(held.documents, tokenizer, usual))}
-    except UserError:
-        raise UserError(
-            f"training.eval_every: none of {len(held.documents)} held-out documents has an item of "
-            f"{usual.prefix_tokens + usual.continuation_tokens} tokens between word starts; set it to 0, or give "
-            "longer documents"
-        ) from None
-    items = spread([firsts[number] for number in sorted(firsts)], count)
+    items = spread(_first_items(settings, held.documents, tokenizer), count)
     return lambda engine, _: yardsticks.continuation_bits(scorer(engine), items)
+
+
+def _first_items(settings: Settings, documents: list[str], tokenizer: Tokenizer) -> list[Item]:
+    """Returns the first item of each document, in their order: the usual ones, halved while the rows of training
+    have no room for them (a decoder that restores its whole input). UserError where no document has one."""
+    usual = usual_items(settings.model)
+    while True:
+        size = usual.prefix_tokens + usual.continuation_tokens
+        try:
+            firsts = {item.document: item for item in reversed(cut(documents, tokenizer, usual))}
+        except UserError:
+            raise UserError(
+                f"training.eval_every: none of {len(documents)} held-out documents has an item of "
+                f"{size} tokens between word starts; set it to 0, or give longer documents"
+            ) from None
+        items = [firsts[number] for number in sorted(firsts)]
+        longest = (
+            max(items, key=lambda item: len(item.left) + len(item.span)),
+            max(items, key=lambda item: len(item.span)),
+        )
+        if size == 2 or all(fits(settings, tokenizer.vocabulary, i.left, i.span) for i in longest):
+            return items
+        halves = {
+            n: max(getattr(usual, n) // 2, 1) for n in ("prefix_tokens", "continuation_tokens")
+        }
+        usual = usual.model_copy(update=halves)

@@ -155,6 +155,13 @@ def test_documents_that_are_all_too_short_are_one_sentence(tiny, prepared, monke
         validation.validate(tiny(training__eval_every=2), prepared)
 
 
+def test_items_are_shortened_to_what_a_decoder_of_whole_texts_holds(tiny, prepared):
+    given = {"model__sequence_length": 96, "model__target_length": 32, "training__eval_every": 3}
+    settings = tiny("bart", **given)
+    trainer = Trainer(settings, prepared, hold_out=validation.validate(settings, prepared))
+    assert trainer.run().step == 6
+
+
 def test_a_run_that_scores_nothing_leaves_a_file_of_that_name(tiny, prepared, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "heldout.jsonl").write_text('{"text": "mine"}\n')

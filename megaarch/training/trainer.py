@@ -56,17 +56,22 @@ AHEAD = {"cuda": 1}  # steps, by device, launched before the newest whose number
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Returns the device that `training.device` names; auto is CUDA where there is one."""
-    wanted = settings.training.device
+    """Returns the device that `training.device` names."""
+    return device_named(settings.training.device, "training.device")
+
+
+def device_named(wanted: str, setting: str) -> torch.device:
+    """Returns the device that a setting names: cpu, cuda or auto, which is CUDA where there is one. UserError where
+    there should be one."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda is asked for and torch finds none; use cpu or auto")
+        raise UserError(f"{setting}: cuda is asked for and torch finds none; use cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
         gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
         if wanted == "cpu" and gpus not in ("", "0"):
             raise UserError(
                 f"SLURM gave this job {gpus} GPUs on {socket.gethostname()}, and torch finds none: leave "
-                "the machine out, mend the environment, or set training.device to cpu"
+                f"the machine out, mend the environment, or set {setting} to cpu"
             )
     return torch.device(wanted)
 

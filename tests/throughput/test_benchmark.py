@@ -179,6 +179,17 @@ def test_a_missing_device_is_one_sentence(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without CUDA")
+def test_a_job_whose_gpus_torch_does_not_find_measures_no_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    arguments = [*ATTENTION, "--masks", "causal", "--repetitions", "1", "--output", str(tmp_path)]
+    assert command.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "SLURM gave this job 8 GPUs" in said and said.endswith("or set --device to cpu\n")
+    assert not list(tmp_path.iterdir())
+    assert command.main([*arguments, "--device", "cpu"]) == 0
+
+
 @pytest.mark.parametrize("benchmark", ["peers", "inference"])
 @pytest.mark.parametrize(
     ("given", "said"),

@@ -13,6 +13,7 @@ import torch
 from megaarch import config
 from megaarch.cli.errors import run_command
 from megaarch.errors import UserError
+from megaarch.training.trainer import device_named
 from tools.throughput.arguments import DTYPES, INFERENCE_SIZE, SIZE, parser
 from tools.throughput.isolate import isolated
 from tools.throughput.record import Event, Record
@@ -27,15 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     return run_command(
-        "benchmark", lambda: COMMANDS[options.command](options, _device(options.device))
+        "benchmark",
+        lambda: COMMANDS[options.command](options, device_named(options.device, "--device")),
     )
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: cuda is asked for and torch finds none; use cpu or auto")
-    cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
 
 
 def run_attention(options: argparse.Namespace, device: torch.device) -> int:

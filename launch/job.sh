@@ -51,19 +51,24 @@ task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TA
 : "${losses:=slurm-$task.losses}" # a line for each start that lost a rank since a step was saved
 export MEGAARCH_LOSSES=$losses    # which a checkpoint removes
 
-# train COMMAND...: the command as the job's tasks, one a rank. Told to stop (SIGUSR1 ahead of the
+# ranks COMMAND...: the command as the job's tasks, one a rank.
+# Ranks end within seconds of each other; one that is alone for longer than --wait has lost the
+# others. --mpi=none: ranks meet by SLURM's variables, and those of a site's default MPI would say
+# something else.
+ranks() {
+  srun --mpi=none --kill-on-bad-exit=0 --wait=120 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@"
+}
+
+# train COMMAND...: ranks that continue. Told to stop (SIGUSR1 ahead of the
 # time limit, SIGTERM at a preemption), the ranks finish their step, save and end with code 75; the
 # job then goes back to the queue, and the same command continues. It also goes back, but MAX_LOSSES
 # times in a row at most, where no step is known to be saved: SIGUSR1 outside training (at the start,
 # while a trained model is scored) ends the ranks at once, code 138; a rank is lost (69; or, above
 # 128, killed by a signal).
-# Ranks end within seconds of each other; one that is alone for longer than --wait has lost the
-# others. --mpi=none: ranks meet by SLURM's variables, and those of a site's default MPI would say
-# something else.
 train() {
   local code=0 why="a rank was lost"
   trap : USR1 TERM # they are the ranks' to answer; this shell waits until they have saved
-  srun --mpi=none --kill-on-bad-exit=0 --wait=120 "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@" || code=$?
+  ranks "$@" || code=$?
   if ((code == 75)); then
     rm -f "$losses"
     again "told to stop (code $code)"

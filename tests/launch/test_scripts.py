@@ -62,7 +62,7 @@ def test_a_job_of_a_study_that_is_ended_early_notes_that_it_was(what, tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    """job(code, state, losses) runs train.sbatch as a task of an array: what it says, its exit code
+    """job(code, state, losses) runs a script, train.sbatch, as a task of an array: what it says, its exit code
     and what scontrol was asked. `code` is srun's, `state` squeue's, `losses` of earlier starts."""
     programs, launch = tmp_path / "bin", tmp_path / "launch"
     for folder in (programs, launch):
@@ -81,11 +81,11 @@ def job(tmp_path):
     slurm |= {"SLURM_JOB_NODELIST": "node[1-2]", "MEGAARCH_LAUNCH": str(launch)}
     losses = tmp_path / "slurm-7_2.losses"
 
-    def run(code, state="RUNNING None", before=0, **more):
+    def run(code, state="RUNNING None", before=0, script="train.sbatch", **more):
         losses.write_text("earlier\n" * before)
         given = slurm | {"PATH": f"{programs}:/usr/bin:/bin", "CODE": str(code), "STATE": state}
         done = subprocess.run(
-            ["bash", LAUNCH / "train.sbatch", "x.yaml"],
+            ["bash", LAUNCH / script, "x.yaml"],
             env=given | more,
             cwd=tmp_path,
             capture_output=True,
@@ -161,6 +161,16 @@ def test_a_job_that_loses_ranks_goes_back_a_bounded_number_of_times(code, job):
     said, ended, asked = job(code, before=3)
     assert (ended, asked) == (code, "")
     assert "MAX_LOSSES" in said and "slurm-7_2.losses lists them" in said
+
+
+@pytest.mark.parametrize("script", ["attention.sbatch", "benchmark.sbatch"])
+@pytest.mark.parametrize("code", [69, 143])
+def test_a_benchmark_that_is_out_of_time_or_loses_a_rank_does_not_begin_anew(code, script, job):
+    """It has nothing to continue from, and would take its time limit over and over."""
+    assert job(code, "COMPLETING TimeLimit", script=script) == ("", code, "")
+    given = job.variables()["GIVEN"]
+    name = {"attention.sbatch": "attention --isolate", "benchmark.sbatch": "scaling"}[script]
+    assert given.endswith(f"--wait=120 python tools/benchmark.py {name} x.yaml")
 
 
 def test_other_failures_and_success_stay_as_they_are(job):

@@ -59,7 +59,9 @@ def test_each_script_does_its_work_over_nodes(cluster, sbatch, raw, tmp_path):
         over_two,
         [config, "--set", tp2, "--presets", "gpt", "--repetitions", "1", "--output", tmp_path],
     )
-    waited = ("squeue", "--noheader", f"--jobs={made},{trained},{last},{timed}")
+    small = ["--masks", "causal", "--lengths", "24", "--tokens", "48", "--repetitions", "1"]
+    alone = sbatch("attention", [], [*small, "--output", tmp_path])
+    waited = ("squeue", "--noheader", f"--jobs={made},{trained},{last},{timed},{alone}")
     until = time.monotonic() + PATIENCE
     while cluster.run(*waited) and time.monotonic() < until:
         time.sleep(0.3)
@@ -69,3 +71,5 @@ def test_each_script_does_its_work_over_nodes(cluster, sbatch, raw, tmp_path):
     (found,) = tmp_path.glob("*-scaling-cpu.json")
     result = json.loads(found.read_text())["results"][0]
     assert result["preset"] == "gpt" and result["ranks"] == 2, result
+    (found,) = tmp_path.glob("*-attention-cpu.json")
+    assert json.loads(found.read_text())["complete"], logs["attention"]

@@ -8,6 +8,7 @@ from megaarch.cli.options import Adder, config_arguments, read
 from megaarch.errors import UserError
 
 MOST_GPUS = 1 << 20
+MOST_NETWORK = 10_000.0  # GB/s
 
 
 def add(command: Adder) -> None:
@@ -27,6 +28,13 @@ def cluster_arguments(command: argparse.ArgumentParser, *, required: bool) -> No
     command.add_argument("--gpu", metavar="NAME", default="h100", help="a100, h100, ... (h100)")
     command.add_argument(
         "--gpus-per-node", type=int, metavar="N", default=8, help="GPUs of a node (8)"
+    )
+    command.add_argument(
+        "--network",
+        type=float,
+        metavar="GB/S",
+        help="of a node to others, a GPU's share and one way, where it is not that of NVIDIA's own nodes: two "
+        "ports of 400 Gb/s for 8 GPUs are 12.5",
     )
 
 
@@ -56,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def cluster_of(options: argparse.Namespace):
-    """The machine that --gpu and --gpus-per-node describe."""
+    """The machine that --gpu, --gpus-per-node and --network describe."""
     from megaarch.planner.hardware import gpu
     from megaarch.planner.time import Cluster
 
@@ -64,4 +72,11 @@ def cluster_of(options: argparse.Namespace):
         if value is not None and not 1 <= value <= MOST_GPUS:
             bound = f"at most {MOST_GPUS:,}" if value > MOST_GPUS else "at least 1"
             raise UserError(f"--{name} {value}: must be {bound}")
-    return Cluster(gpu(options.gpu), options.gpus_per_node)
+    kind = gpu(options.gpu)
+    if options.network is not None:
+        if not 0 < options.network <= MOST_NETWORK:
+            raise UserError(
+                f"--network {options.network:g}: must be above 0 and at most {MOST_NETWORK:,.0f} GB/s"
+            )
+        kind = kind.model_copy(update={"network": options.network})
+    return Cluster(kind, options.gpus_per_node)

@@ -131,6 +131,16 @@ def test_a_slower_network_never_makes_a_step_faster(planned):
     assert times[0] < times[1]
 
 
+def test_nodes_whose_gpus_share_a_network_port_are_planned_as_such(planned, tmp_path, capsys):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(planned))
+    found = []
+    for more in ([], ["--network", "50"], ["--network", "1"]):
+        assert main(["plan", str(path), "--gpus", "32", "--json", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out)["plans"][0]["seconds"]["total"])
+    assert found[0] == found[1] < found[2]  # an H100's own, and a slower one
+
+
 def test_recomputation_trades_time_for_memory(planned):
     from megaarch.planner.memory import step_memory
 
@@ -283,6 +293,8 @@ def test_columns_of_small_and_of_large_plans_stand_apart(planned):
         (["--gpus", "8", "--set", "parallel.zero_stage=2"], "parallel.zero_stage is DeepSpeed's"),
         (["--gpus", "8", "--top", "0"], "--top 0"),
         (["--gpus", "8", "--gpus-per-node", "0"], "--gpus-per-node 0"),
+        (["--gpus", "8", "--network", "0"], "--network 0: must be above 0"),
+        (["--gpus", "8", "--network", "nan"], "--network nan: must be above 0"),
         (["--gpus", "1", "--set", "model.hidden_size=32768", "model.layers=96"], "nothing fits"),
     ],
 )

@@ -30,6 +30,15 @@ from megaarch.study import data, rate_law, start
 from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 
+# the settings of study.evaluation that decide the last scores of a cell and no point of its curve
+SCORED_LAST = [
+    SCORING + name
+    for name in (
+        *("documents", "choices", "middles", "lengths", "by_length"),
+        *("tasks", "tasks.room", "tasks.choices", "task_items", "shots", "include_path"),
+    )
+]
+
 
 @dataclass(frozen=True)
 class StudyFolder:
@@ -114,13 +123,12 @@ class StudyFolder:
             for each in (record.signature, self.identity(cell, parent))
         )
         if differences := changed_settings(before, now):
-            raise config.ConfigError(
-                [
-                    f"cell {cell.key} was run with other settings: {'; '.join(differences)}. "
-                    "Restore them, give the cell another name, or remove its folder "
-                    f"{cell.folder}"
-                ]
-            )
+            names = [difference.partition(" was ")[0] for difference in differences]
+            remedy = f"give the cell another name, or remove its folder {cell.folder}"
+            if all(name in SCORED_LAST for name in names):
+                remedy = f"or remove {cell.folder}/cell.json: its weights stay and are scored anew"
+            told = f"cell {cell.key} was run with other settings: {'; '.join(differences)}"
+            raise config.ConfigError([f"{told}. Restore them, {remedy}"])
         return record if record.result else None
 
     def identity(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -197,6 +197,27 @@ def test_only_new_cells_run_and_a_changed_one_is_named(study, tmp_path, monkeypa
         compare(study, tmp_path, QUIET)
 
 
+def test_a_finished_cell_is_scored_anew_without_its_record_and_not_trained_again(study, tmp_path):
+    """The advice on another yardstick was to remove the cell's folder, and the trained weights with it."""
+    del study["study"]["cells"][1]
+    before = compare(study, tmp_path, QUIET)["cells"]
+    steps = {path: path.read_bytes() for path in tmp_path.glob("cells/*/*/metrics.jsonl")}
+    study["study"]["evaluation"]["choices"] = 4
+    with pytest.raises(config.ConfigError, match=r"or remove .*seed0/cell.json: its weights stay"):
+        compare(study, tmp_path, QUIET)
+    for record in tmp_path.glob("cells/*/*/cell.json"):
+        record.unlink()
+    after = compare(study, tmp_path, QUIET)["cells"]
+    assert len(steps) == 2 and all(path.read_bytes() == step for path, step in steps.items())
+    assert [cell["heldout"]["items"]["choice"] for cell in after] == [4, 4]
+    for cell, was in zip(after, before, strict=True):
+        assert cell["curve"] == was["curve"] and cell["flops"] == was["flops"]
+        assert cell["heldout"]["paired"] == was["heldout"]["paired"]
+    study["study"]["evaluation"]["curve_documents"] = 3  # the curve's points stay what they were
+    with pytest.raises(config.ConfigError, match=r"or remove its folder .*seed0$"):
+        compare(study, tmp_path, QUIET)
+
+
 def test_a_cell_that_another_version_scored_on_other_items_is_named(study, tmp_path):
     """Nothing of a cell's settings tells which items a version cuts of a text."""
     study["study"]["cells"] = study["study"]["cells"][:1]

@@ -3,9 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megaarch.cli.options import RUN_HELP, Adder, check_ranges, print_result, set_argument
+from megaarch.config.suggest import flatten
 from megaarch.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,11 +109,14 @@ def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
 
 def table(found: "Probed") -> str:
     """The estimates of every cell with their intervals; of many, those that are not of a single layer
-    or head."""
+    or head. Of a probe that counts and estimates nothing, its counts."""
     from megaarch.probes.catalogue import estimates
 
     lines = []
     for name, record in found.cells.items():
+        if not estimates(record):
+            lines += [name, found.probe, *counts(record.model_dump()), ""]
+            continue
         known = [(path, e) for path, e in estimates(record) if e.value is not None]
         rows = [row for row in known if len(known) <= MANY or "[" not in row[0]]
         wide = max((len(path) for path, _ in rows), default=0)
@@ -126,3 +130,15 @@ def table(found: "Probed") -> str:
             lines.append(f"{len(known) - len(rows)} more, by layer and head, with --json")
         lines.append("")
     return "\n".join(lines)
+
+
+def counts(record: dict[str, Any]) -> list[str]:
+    """A line for each number, or list of numbers, of a record."""
+    flat = flatten(record)
+    wide = max(map(len, flat))
+    return [f"{path:<{wide}}  {_numbers(value)}" for path, value in flat.items()]
+
+
+def _numbers(value: Any) -> str:
+    each = value if isinstance(value, list) else [] if value in (None, {}) else [value]
+    return "  ".join(f"{number:.4g}" for number in each) or "-"

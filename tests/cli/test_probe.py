@@ -30,3 +30,13 @@ def test_a_mistake_is_one_sentence(arguments, says, capsys, tmp_path, monkeypatc
 def test_rows_longer_than_the_text_are_refused(runs, capsys):
     assert main(["probe", "rank", runs("gpt"), "--length", "4000"]) == 2
     assert "no held-out document has 4000 tokens for a row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "reused"), [("gpt", True), ("bert", False)])
+def test_what_a_dialogue_costs_is_printed(preset, reused, runs, capsys):
+    """The table had a head and no row, for nothing of it is an estimate."""
+    assert main(["probe", "dialogue", runs(preset), "--length", "8"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:] if line)
+    assert rows["tokens"] == "4"
+    assert ("flops.reuse" in rows and len(rows["flops.reuse"].split()) == 8) == reused
+    assert (rows["answer_bytes_per_token"] != "-") == reused

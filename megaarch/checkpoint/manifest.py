@@ -15,15 +15,7 @@ from megaarch.checkpoint import storage
 from megaarch.checkpoint.record import PROGRESS, CheckpointRecord, Count, read_record
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.errors import StorageError, UserError
-from megaarch.files import (
-    Schema,
-    fit,
-    inside,
-    naming,
-    read_json,
-    size_and_checksum,
-    write_json,
-)
+from megaarch.files import Schema, fit, inside, naming, read_json, size_and_checksum, write_json
 
 MANIFEST = "manifest.json"
 Entry = tuple[Count, Count]  # size, checksum

@@ -171,11 +171,7 @@ def tiny_raw(corpus: Path, cache: Path) -> dict[str, Any]:
             "sequence_length": 48,
             "vocabulary_size": 512,
         },
-        "data": {
-            "source": str(corpus),
-            "sentinels": 16,
-            "cache": str(cache),
-        },
+        "data": {"source": str(corpus), "sentinels": 16, "cache": str(cache)},
         "training": {
             "steps": 6,
             "micro_batch_size": 4,

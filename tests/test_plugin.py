@@ -24,12 +24,7 @@ from tests.distributed.pool import Pool
 
 HERE = Path(__file__).parent
 EVALUATION = Evaluation(
-    documents=6,
-    curve_documents=4,
-    prefix_tokens=12,
-    continuation_tokens=6,
-    choices=8,
-    batch_rows=4,
+    documents=6, curve_documents=4, prefix_tokens=12, continuation_tokens=6, choices=8, batch_rows=4
 )
 BRIEF = DEEPER | {"training.global_batch_size": 4, "training.steps": 3}
 

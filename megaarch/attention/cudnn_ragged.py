@@ -73,11 +73,7 @@ KERNEL = VarlenKernel(
     "cudnn_ragged",
     run=run,
     package=Package(
-        "nvidia-cudnn-frontend",
-        "pip install nvidia-cudnn-frontend",
-        "cudnn",
-        "sdpa_torch",
-        last=12,
+        "nvidia-cudnn-frontend", "pip install nvidia-cudnn-frontend", "cudnn", "sdpa_torch", last=12
     ),
     head_sizes=(128, 8),
     limit=limit,

@@ -24,11 +24,7 @@ from torch.optim import Optimizer
 from megaarch.checkpoint import manifest, storage
 from megaarch.checkpoint.lazy import Lazy, Weights, like
 from megaarch.checkpoint.manifest import Manifest
-from megaarch.checkpoint.record import (
-    PROGRESS,
-    CheckpointRecord,
-    read_record,
-)
+from megaarch.checkpoint.record import PROGRESS, CheckpointRecord, read_record
 from megaarch.checkpoint.retention import ASIDE, complete, prune, sweep
 from megaarch.distributed.mesh import ALONE, Grid
 from megaarch.engine.base import Engine
@@ -189,10 +185,7 @@ def latest_settings(run: Path) -> dict[str, Any] | None:
 
 
 def load(
-    path: Path,
-    engine: Engine,
-    optimizer: Optimizer | None,
-    origins: Origins | None = None,
+    path: Path, engine: Engine, optimizer: Optimizer | None, origins: Origins | None = None
 ) -> None:
     """Read weights (and the optimizer's state) into place, whatever layout they are in. All processes of the
     engine call this.

@@ -7,9 +7,7 @@ from megaarch.cli.options import Adder, config_arguments, print_result, read
 
 
 def add(command: Adder) -> None:
-    describe = command(
-        "Print what each cell is: parameters, FLOPs and tokens of a row, lengths",
-    )
+    describe = command("Print what each cell is: parameters, FLOPs and tokens of a row, lengths")
     config_arguments(describe)
     describe.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -81,11 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.inference.sampling import Sampling
 
     sampling = Sampling(
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.repetition_penalty,
-        options.seed,
+        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
     how = Options(
         options.max_tokens, sampling, tuple(options.stop), options.batch_size, options.chunk

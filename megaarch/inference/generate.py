@@ -64,11 +64,7 @@ class Generator:
     grid calls the same with the same prompts."""
 
     def __init__(
-        self,
-        model: Transformer,
-        settings: Settings,
-        tokenizer: Tokenizer,
-        grid: Grid | None = None,
+        self, model: Transformer, settings: Settings, tokenizer: Tokenizer, grid: Grid | None = None
     ):
         self.model, self.settings, self.tokenizer = model.eval(), settings, tokenizer
         self.vocabulary = tokenizer.vocabulary

@@ -26,13 +26,7 @@ from megaarch.ingest.trained_tokenizer import tokenizer_of
 from megaarch.interchange import files, verify
 from megaarch.interchange.families import FAMILIES
 from megaarch.interchange.files import Saved
-from megaarch.interchange.hf_config import (
-    complete,
-    config_for,
-    family_in,
-    family_of,
-    settings_from,
-)
+from megaarch.interchange.hf_config import complete, config_for, family_in, family_of, settings_from
 from megaarch.interchange.hf_weights import from_hf, settle, to_hf
 from megaarch.interchange.tokenizer_files import tokenizer_files
 from megaarch.interchange.vocabulary import TABLES, fitted

@@ -108,10 +108,7 @@ def to_hf(model: schema.Model) -> dict[str, Any]:
     """The keys of a Llama config, in the spellings of transformers 4 and 5."""
     scaling, base = model.rope_scaling, model.rope_base
     if scaling is None:
-        return {
-            "rope_theta": base,
-            "rope_parameters": {"rope_type": "default", "rope_theta": base},
-        }
+        return {"rope_theta": base, "rope_parameters": {"rope_type": "default", "rope_theta": base}}
     found = {"rope_type": scaling.kind}
     for key, ours in FIELDS[scaling.kind].items():
         if (value := getattr(scaling, ours)) is not None:

@@ -66,9 +66,7 @@ def _of_sentencepiece(content: bytes) -> dict[str, Any] | None:
     a space ahead, as `data.tokenizer` trains them; None of another."""
     try:
         # protobuf makes the class when the module is imported
-        from sentencepiece.sentencepiece_model_pb2 import (
-            ModelProto,  # pyright: ignore[reportAttributeAccessIssue]
-        )
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:  # of protobuf
         return None
     model = ModelProto.FromString(content)

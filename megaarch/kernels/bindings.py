@@ -20,12 +20,7 @@ from megaarch.errors import UserError
 ACTIVATIONS = {"swiglu": 0, "geglu": 1, "relu": 2, "gelu": 3, "gelu_tanh": 4}  # csrc/cpu.h
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-_TYPES = {
-    "p": ctypes.c_void_p,
-    "q": ctypes.c_int64,
-    "d": ctypes.c_double,
-    "i": ctypes.c_int,
-}
+_TYPES = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "d": ctypes.c_double, "i": ctypes.c_int}
 # Arguments in the headers' order, but for the stream, which all end with.
 _SIGNATURES = {
     "rms_norm_forward": "ppppqqdi",

@@ -21,13 +21,7 @@ from megaarch.errors import UserError
 from megaarch.model.dropout import DropoutKeys, dropout
 from megaarch.model.fused_decode import few_tokens
 from megaarch.model.kv_cache import Cache
-from megaarch.model.layers import (
-    ACTIVATIONS,
-    Context,
-    Layer,
-    MakeLinear,
-    normalization,
-)
+from megaarch.model.layers import ACTIVATIONS, Context, Layer, MakeLinear, normalization
 from megaarch.model.linear import Linear
 from megaarch.model.loss import Slope, TargetLosses, cross_entropy
 from megaarch.model.positions import LearnedPositions, rotary_tables
@@ -97,11 +91,7 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self,
-        model: schema.Model,
-        *,
-        position_axes: int = 1,
-        layer_linear: MakeLinear = Linear,
+        self, model: schema.Model, *, position_axes: int = 1, layer_linear: MakeLinear = Linear
     ):
         super().__init__()
         assert model.heads % key_heads(model) == 0, "heads must be a multiple of kv_heads"

@@ -35,9 +35,7 @@ def shard(model: Transformer, grid: Grid, settings: Settings) -> None:
         mesh = DeviceMesh._concatenate([grid.submesh("dp_replicate"), mesh])
     half = compute_dtype(settings)
     policy = MixedPrecisionPolicy(
-        param_dtype=half,
-        reduce_dtype=torch.float32 if half else None,
-        cast_forward_inputs=False,
+        param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
     )
     layers = list(model.layers.values())
     last = layers[-1:]  # the backward pass begins with it

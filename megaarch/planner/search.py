@@ -23,12 +23,7 @@ MICRO_BATCHES = (1, 2, 4, 8, 16)
 DEEPEST = 64  # pipeline ranks
 LONGEST = 1 << 20  # tokens of a row
 LONG = 8192  # tokens of a row from which context parallelism is looked at; over nodes, of a row's shard
-SCHEDULES = (
-    ("1f1b", 1),
-    ("interleaved_1f1b", 2),
-    ("interleaved_1f1b", 4),
-    ("zero_bubble", 2),
-)
+SCHEDULES = (("1f1b", 1), ("interleaved_1f1b", 2), ("interleaved_1f1b", 4), ("zero_bubble", 2))
 RECOMPUTE = ("none", "selective", "full")  # cheapest first; the first that fits is the fastest
 
 

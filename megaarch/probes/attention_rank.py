@@ -35,10 +35,7 @@ SWITCHES = {
     "attention_alone": {"skip": False, "feed_forward": False},
 }
 FLOOR = 1e-24  # of smallest over largest: far below what fp64 can tell from a singular matrix
-NORMS = {
-    "frobenius": matrix_rank.frobenius_norm,
-    "composite": matrix_rank.composite_norm,
-}
+NORMS = {"frobenius": matrix_rank.frobenius_norm, "composite": matrix_rank.composite_norm}
 Values = dict[tuple[str, ...], np.ndarray]  # of each measure [L, H], by its path in Attention
 
 
@@ -208,10 +205,7 @@ def measured(matrices: torch.Tensor) -> Values:
 
 
 def _block(
-    name: str,
-    size: tuple[int, int],
-    found: Mapping[str, list[Values]],
-    documents: np.ndarray,
+    name: str, size: tuple[int, int], found: Mapping[str, list[Values]], documents: np.ndarray
 ) -> Block:
     """found: the values of each row, by kind."""
     kinds = {  # [N, L, H]

@@ -96,11 +96,7 @@ def measure(subject: Subject, options: Options) -> InContext:
 
 
 def similarities(
-    subject: Subject,
-    tasks: Sequence[Task],
-    queries: int = 8,
-    shots: int = SHOTS,
-    seed: int = 0,
+    subject: Subject, tasks: Sequence[Task], queries: int = 8, shots: int = SHOTS, seed: int = 0
 ) -> InContext:
     """Compares the three settings on held-out items of tasks; the subject's model stays as it is.
 
@@ -212,11 +208,7 @@ def finetuned(model: Transformer, batches: Sequence[Batch], learning_rate: float
 
 
 def compared(
-    model: Transformer,
-    tuned: Transformer,
-    alone: Batch,
-    behind: Batch,
-    rng: np.random.Generator,
+    model: Transformer, tuned: Transformer, alone: Batch, behind: Batch, rng: np.random.Generator
 ) -> np.ndarray:
     """Returns what Similarity has of each layer, float64 [layers, 5], of one query: alone, and behind
     demonstrations. NaN where nothing changes, and SimAM where the query has but one key."""

@@ -147,12 +147,7 @@ def ends_of(series: Mapping[str, Points], divisor: float) -> dict[str, tuple[flo
 
 
 def dots(
-    name: str,
-    title: str,
-    rows: Sequence[Entry],
-    look: Looks,
-    unit: str,
-    reference: Reference,
+    name: str, title: str, rows: Sequence[Entry], look: Looks, unit: str, reference: Reference
 ) -> Panel:
     """A dot and its interval for each row, first row on top."""
     panel = Panel(name, title, canvas(WIDTH, max(150, 58 + 24 * len(rows))))

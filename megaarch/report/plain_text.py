@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.findings import Finding
-from megaarch.report.merged_cells import (
-    MergedCell,
-    before_adaptation,
-    interval_kinds,
-    merged_cells,
-)
+from megaarch.report.merged_cells import MergedCell, before_adaptation, interval_kinds, merged_cells
 from megaarch.report.warnings import warnings_for
 from megaarch.report.yardsticks import (
     GAIN,

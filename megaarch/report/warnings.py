@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from megaarch.evaluation import heldout_scores
 from megaarch.report import notation
 from megaarch.report.flops_shares import head_share, unread_share
-from megaarch.report.merged_cells import (
-    FLOPS_TOLERANCE,
-    finetuned,
-    merged_cells,
-    place,
-    seedless,
-)
+from megaarch.report.merged_cells import FLOPS_TOLERANCE, finetuned, merged_cells, place, seedless
 from megaarch.study.results import CellResult, Results
 from megaarch.study.sweep_grid import AXES
 

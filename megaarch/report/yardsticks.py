@@ -143,12 +143,7 @@ def gain_of_length(length: str) -> Yardstick:
 
     title = f"gain at {length}"
     return Yardstick(
-        f"prefix_gain_{length}",
-        title,
-        title,
-        read,
-        higher_is_better=True,
-        signed=True,
+        f"prefix_gain_{length}", title, title, read, higher_is_better=True, signed=True
     )
 
 

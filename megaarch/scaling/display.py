@@ -118,9 +118,7 @@ def show(fits: dict[str, Fit], isoflops: dict[str, IsoFlop | None], console: Con
         for key, (low, high) in fit.intervals().items():
             digits = DIGITS[key]
             table.add_row(
-                key,
-                f"{getattr(fit.law, key):.{digits}g}",
-                f"{low:.{digits}g} to {high:.{digits}g}",
+                key, f"{getattr(fit.law, key):.{digits}g}", f"{low:.{digits}g} to {high:.{digits}g}"
             )
         console.print(table)
         for best in _allocations(fit):

@@ -22,7 +22,7 @@ from megaarch.study.sweep_grid import BATCH, DECIDES, RATE, Choice
 FREE = ("training.learning_rate", "training.budget", "training.seed")  # what a trial need not share
 # what may differ between a cell and the smaller ones whose law gives it a rate
 OF_A_SIZE = {f"model.{name}" for name in Size.model_fields} | {
-    *("model.encoder_layers", "model.decoder_layers", "model.kv_heads", "model.head_size"),
+    *("model.encoder_layers", "model.decoder_layers", "model.kv_heads", "model.head_size")
 }
 Entry = TypeVar("Entry")
 UNTUNED = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}

@@ -186,10 +186,7 @@ def test_describe_prints_cells(file, capsys):
         (["train", "{file}", "--set", f"model.head_size={1 << 63}"], "at most 1048576"),
         (["train", "{file}", "--set", f"model.segments={1 << 63}"], "at most 1048576"),
         (["train", "{file}", "--set", f"model.position_offset={1 << 63}"], "at most 1048576"),
-        (
-            ["train", "{file}", "--set", f"model.relative_max_distance={1 << 63}"],
-            "at most 1048576",
-        ),
+        (["train", "{file}", "--set", f"model.relative_max_distance={1 << 63}"], "at most 1048576"),
         (["train", "{file}", "--set", "logging.directory=/proc/run"], "/proc/run"),
         (["train", "{file}", "--set", ".=3"], "--set takes section.name=value, not '.=3'"),
         (["train", "{file}", "--set", 'data.source="a\\0b"'], "text without control characters"),

@@ -13,13 +13,7 @@ import yaml
 
 from megaarch import config
 from megaarch.data.dataset import Rows
-from megaarch.ingest.indexed_dataset import (
-    HEADER,
-    MAGIC,
-    VERSION,
-    IndexedDataset,
-    IndexedDocuments,
-)
+from megaarch.ingest.indexed_dataset import HEADER, MAGIC, VERSION, IndexedDataset, IndexedDocuments
 from tests.conftest import tiny_raw
 from tests.data.toy_vocabulary import toy_vocabulary
 

@@ -145,10 +145,7 @@ def test_the_forms_are_those_of_training():
     assert (
         between("unilm", "prefix_decoder")
         == between("masked_lm", "encoder")
-        == [
-            ([1, 2, v.mask, v.mask, 5], [3]),
-            ([1, 2, 3, v.mask, 5], [4]),
-        ]
+        == [([1, 2, v.mask, v.mask, 5], [3]), ([1, 2, 3, v.mask, 5], [4])]
     )
     assert after("masked_lm", "encoder") == [([1, 2, v.mask, 4], [3]), ([1, 2, 3, v.mask], [4])]
 

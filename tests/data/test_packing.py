@@ -18,10 +18,7 @@ def two_stacks(n, m, first):
         return ConvertedStream(tokens, np.arange(length)[:, None], list(parts), list(cross))
 
     return Converted(
-        (
-            stream(n, [full(0, n, 0, n)]),
-            stream(m, [causal(0, m, 0, m)], [full(0, m, 0, n)]),
-        ),
+        (stream(n, [full(0, n, 0, n)]), stream(m, [causal(0, m, 0, m)], [full(0, m, 0, n)])),
         np.arange(m),
         np.arange(first, first + m),
         np.ones(m, dtype=np.float32),

@@ -6,11 +6,7 @@ from torch import distributed
 from megaarch.data import dataset
 from tests.distributed import runs
 
-PP4 = {
-    "parallel.pipeline_parallel": 4,
-    "model.layers": 4,
-    "training.micro_batch_size": 2,
-}
+PP4 = {"parallel.pipeline_parallel": 4, "model.layers": 4, "training.micro_batch_size": 2}
 
 
 def masks_seen(raw, preset, by_rank):

@@ -11,11 +11,7 @@ pytestmark = pytest.mark.skipif(device.obstacle() is not None, reason=str(device
 FUSED = "model.fused_kernels=[rms_norm, rows, cross_entropy]"
 MODELS = {
     "groups of key heads": ("gpt", "model.kv_heads=4"),
-    "groups of key heads in torch's attention": (
-        "gpt",
-        "model.kv_heads=4",
-        "model.attention=sdpa",
-    ),
+    "groups of key heads in torch's attention": ("gpt", "model.kv_heads=4", "model.attention=sdpa"),
     "BERT as published": (
         "bert",
         "model.position_encoding=learned",

@@ -34,9 +34,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # one item a thread to eight, packed and not, fewer rows than blocks and more
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape",
-    [(1, 8), (3, 5, 7), (700, 33), (2000, 256), (40, 4096), (9, 6144), (5, 16384)],
-    ids=str,
+    "shape", [(1, 8), (3, 5, 7), (700, 33), (2000, 256), (40, 4096), (9, 6144), (5, 16384)], ids=str
 )
 def test_rms_norm(shape, dtype):
     assert norms(shape, dtype, "cuda") < 2 * TOLERANCE[dtype]

@@ -56,10 +56,7 @@ def write_tasks(folder: Path, items: int = 6) -> Path:
             "doc_to_target": "label",
             "metric_list": [{"metric": name, **mean} for name in ("acc", "acc_norm")],
         },
-        "local_word": {
-            "output_type": "loglikelihood",
-            "metric_list": [{"metric": "acc", **mean}],
-        },
+        "local_word": {"output_type": "loglikelihood", "metric_list": [{"metric": "acc", **mean}]},
         "local_rolling": {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",

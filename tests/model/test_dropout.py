@@ -29,14 +29,7 @@ def test_same_key_same_mask_whatever_the_global_random_state():
 
 @pytest.mark.parametrize(
     "other",
-    [
-        {"row": 6},
-        {"row": 5 + 2**32},
-        {"seed": 2},
-        {"step": 3},
-        {"name": "layers.1"},
-        {"branch": 1},
-    ],
+    [{"row": 6}, {"row": 5 + 2**32}, {"seed": 2}, {"step": 3}, {"name": "layers.1"}, {"branch": 1}],
 )
 def test_every_part_of_the_key_gives_an_independent_mask(other):
     a, b = mask().float(), mask(**other).float()

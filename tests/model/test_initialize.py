@@ -118,10 +118,7 @@ def of_t5x(name, value, settings):
 
 @pytest.mark.parametrize(
     "given",
-    [
-        {"architecture": "encoder_decoder"},
-        {"kv_heads": 32, "tied_embedding": False},
-    ],
+    [{"architecture": "encoder_decoder"}, {"kv_heads": 32, "tied_embedding": False}],
     ids=["encoder-decoder", "decoder, grouped keys, untied"],
 )
 def test_t5x_deviations_are_the_sources(given):

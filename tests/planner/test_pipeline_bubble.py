@@ -116,11 +116,7 @@ def test_a_step_of_few_micro_batches_costs_its_bubble(raw):
     found = {}
     for batches in (2, 32):
         raw["training"]["global_batch_size"] = 4 * batches
-        raw["parallel"] = {
-            "pipeline_parallel": 4,
-            "schedule": "zero_bubble",
-            "stages_per_rank": 2,
-        }
+        raw["parallel"] = {"pipeline_parallel": 4, "schedule": "zero_bubble", "stages_per_rank": 2}
         seconds = step_seconds(config.resolve(raw), Cluster(gpu("h100")))
         found[batches] = seconds.bubble / (seconds.total - seconds.bubble)
     assert found[2] > 0.4 and 0.01 < found[32] < 0.1

@@ -16,10 +16,7 @@ OPTIONS = Options(rows=3, length=20)
 def test_a_probe_of_each_preset(preset, subject):
     """All blocks that the preset's mask has, finite, with ranks between 0 and 1."""
     found = attention_rank.measure(subject(preset), OPTIONS)
-    blocks = {
-        "bert": {"encoder"},
-        "prefix_lm": {"decoder", "decoder.prefix", "decoder.rest"},
-    }
+    blocks = {"bert": {"encoder"}, "prefix_lm": {"decoder", "decoder.prefix", "decoder.rest"}}
     for name in ("gpt", "unilm", "glm", "xlnet"):
         blocks[name] = blocks["prefix_lm"]
     assert found.blocks.keys() == blocks.get(preset, {"encoder", "decoder", "decoder.cross"})
@@ -86,10 +83,7 @@ def test_content_alone_counts_in_two_streams(subject):
 def attention_alone(subject, deviation: float):
     """A bidirectional model of two layers without norms, and rows of text."""
     subject = subject(
-        "bert",
-        model__position_encoding="none",
-        model__layers=2,
-        model__initial_deviation=deviation,
+        "bert", model__position_encoding="none", model__layers=2, model__initial_deviation=deviation
     )
     model = subject.model
     for name, _ in list(model.named_modules()):

@@ -70,8 +70,7 @@ def online_descent(x, y, size, steps):
 
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize(
-    "architecture, descent",
-    [("prefix_decoder", batch_descent), ("causal_decoder", online_descent)],
+    "architecture, descent", [("prefix_decoder", batch_descent), ("causal_decoder", online_descent)]
 )
 def test_constructed_linear_layers_are_steps_of_descent(architecture, descent, layers):
     problems, size = row(n=7, dimensions=3), 0.3

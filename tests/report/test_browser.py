@@ -8,12 +8,7 @@ import shutil
 import pytest
 
 from megaarch.report import write_page
-from tests.study.example_results import (
-    CELLS,
-    adapted_results,
-    example_results,
-    scaling_results,
-)
+from tests.study.example_results import CELLS, adapted_results, example_results, scaling_results
 
 pytestmark = pytest.mark.slow
 

@@ -37,8 +37,7 @@ def polygon_area(points) -> float:
 
 
 @pytest.mark.parametrize(
-    "part",
-    [(1, 2, 7, 0, 9), (2, 0, 8, 0, 8), (2, 3, 7, 0, 9), (2, 0, 6, 2, 5), (2, 4, 5, 0, 1)],
+    "part", [(1, 2, 7, 0, 9), (2, 0, 8, 0, 8), (2, 3, 7, 0, 9), (2, 0, 6, 2, 5), (2, 4, 5, 0, 1)]
 )
 def test_a_drawn_part_covers_its_exact_area(part):
     assert polygon_area([tuple(p) for p in masks.outline(*part)]) == area(part)

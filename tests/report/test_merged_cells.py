@@ -14,11 +14,7 @@ from megaarch.report import charts, findings, yardsticks
 from megaarch.report import merged_cells as module
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import CellResult, Results
-from tests.study.example_results import (
-    cell_at,
-    example_results,
-    scaling_results,
-)
+from tests.study.example_results import cell_at, example_results, scaling_results
 
 
 def headline(results):

@@ -12,11 +12,7 @@ from megaarch.study.results import Results
 from megaarch.study.sweep_grid import BATCH, SHARE
 from tests.report.arguments.example_probes import probed
 from tests.report.arguments.example_probes import results as arguments
-from tests.study.example_results import (
-    cell_at,
-    example_cell,
-    example_results,
-)
+from tests.study.example_results import cell_at, example_cell, example_results
 
 
 def page(results) -> str:

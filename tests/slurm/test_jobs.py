@@ -50,9 +50,7 @@ def test_each_script_does_its_work_over_nodes(cluster, sbatch, raw, tmp_path):
     )
     file = tmp_path / "model.safetensors"
     last = sbatch(
-        "convert",
-        [f"--dependency=afterok:{trained}"],
-        [run, file, "--to", "safetensors"],
+        "convert", [f"--dependency=afterok:{trained}"], [run, file, "--to", "safetensors"]
     )
     timed = sbatch(
         "benchmark",

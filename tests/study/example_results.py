@@ -218,10 +218,7 @@ def scaling_results() -> dict:
 
 def cell_at(name: str, value: float, low: float, high: float, **more) -> dict:
     cell = example_cell("gpt") | {"name": name} | more
-    cell["heldout"] |= {
-        "continuation_bits_per_byte": value,
-        "continuation_interval": [low, high],
-    }
+    cell["heldout"] |= {"continuation_bits_per_byte": value, "continuation_interval": [low, high]}
     return cell
 
 

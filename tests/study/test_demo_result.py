@@ -36,10 +36,7 @@ def misses(cell, results):
     if below and "unigram_paired" in results:
         score = CONTINUATION.score([Heldout(**heldout)])
         below = difference(score, unigram(Results.of(results))) < LEVEL
-    passed = {
-        "bits": below,
-        "choice": heldout["choice_accuracy"] > chance + 2 * error,
-    }
+    passed = {"bits": below, "choice": heldout["choice_accuracy"] > chance + 2 * error}
     return [name for name, fine in passed.items() if not fine]
 
 

@@ -48,16 +48,10 @@ WRONG = [
         "tokens in the decoder and prefix_lm was trained on rows of 3: lower study.evaluation.prefix_tok",
     ),
     (
-        {
-            "preset": "gpt",
-            "set": {"model.sequence_length": 200000, "data.document_masks": False},
-        },
+        {"preset": "gpt", "set": {"model.sequence_length": 200000, "data.document_masks": False}},
         "give more text or lower",
     ),
-    (
-        {"preset": "gpt", "set": {"training.global_batch_tokens": 40}},
-        "40 tokens are less than the",
-    ),
+    ({"preset": "gpt", "set": {"training.global_batch_tokens": 40}}, "40 tokens are less than the"),
     (
         {"preset": "t5", "from": "gpt", "set": {"model.encoder_layers": 1}},
         "cannot start from the weights of gpt: a decoder's layers become those of each stack of an "

@@ -40,11 +40,7 @@ def trials_at(parameters, budget, optimum, rates=RATES, cell="gpt", **more):
     ]
 
 
-@given(
-    st.floats(-1, 1),
-    st.floats(-0.5, 0.5),
-    st.floats(1e-4, 1e-1),
-)
+@given(st.floats(-1, 1), st.floats(-0.5, 0.5), st.floats(1e-4, 1e-1))
 def test_a_law_of_parameters_and_budget_is_found_again(a, b, middle):
     """Exactly, from sweeps whose values are parabolas, and from 9 places that vary both."""
     sizes, budgets = (1e6, 4e6, 1.6e7), (1e12, 1e13, 1e14)

@@ -7,11 +7,7 @@ import pytest
 from megaarch.interchange import files
 from tests.tools.conversions import convert
 
-WRITERS = {
-    "hf": "write_hf",
-    "safetensors": "write_safetensors",
-    "checkpoint": "write_checkpoint",
-}
+WRITERS = {"hf": "write_hf", "safetensors": "write_safetensors", "checkpoint": "write_checkpoint"}
 
 
 def below(folder):

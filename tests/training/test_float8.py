@@ -113,11 +113,7 @@ def problems(given):
             "a layer's attention.qkv are 256 and 24 on each of 4 tensor ranks",
         ),
         (
-            {
-                "model.kv_heads": 2,
-                "parallel.tensor_parallel": 4,
-                "parallel.data_parallel_shard": 2,
-            },
+            {"model.kv_heads": 2, "parallel.tensor_parallel": 4, "parallel.data_parallel_shard": 2},
             "training.float8: tensorwise gathers weights in float8, and 4 tensor ranks that share 2 ",
         ),
     ],

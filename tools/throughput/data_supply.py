@@ -31,11 +31,7 @@ BILLION = {
 
 
 def run(
-    raw: config.Raw,
-    presets: list[str],
-    steps: int,
-    device_type: str,
-    show: Callable[[str], None],
+    raw: config.Raw, presets: list[str], steps: int, device_type: str, show: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """One record a preset. Rounds go over all presets, so that noise hits them alike."""
     sources = {}

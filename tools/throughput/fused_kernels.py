@@ -49,10 +49,7 @@ def norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Pro
         return F.rms_norm(x, (width,), weight, EPSILON)
 
     def pair(function):
-        return (
-            lambda: (function(*leaves),),
-            lambda out: torch.autograd.grad(out, leaves, grad),
-        )
+        return (lambda: (function(*leaves),), lambda out: torch.autograd.grad(out, leaves, grad))
 
     wide = [y.detach().double().requires_grad_() for y in leaves]
     out = plain(*wide)

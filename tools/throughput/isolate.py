@@ -126,10 +126,7 @@ def _stream(
 
 
 def _serve(
-    sender: Connection,
-    threads: int,
-    benchmark: Callable[..., Iterator[Event]],
-    arguments: tuple,
+    sender: Connection, threads: int, benchmark: Callable[..., Iterator[Event]], arguments: tuple
 ) -> None:
     """Sends (event, None) for each, then (None, None), or (None, error): a user's or the GPU's.
     Any other error is a bug: its traceback is printed and the process ends."""

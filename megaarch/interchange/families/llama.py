@@ -5,15 +5,7 @@ from typing import Any
 from megaarch.config.schema import Layers, Length, Model, Number, Width
 from megaarch.errors import UserError
 from megaarch.interchange import rope
-from megaarch.interchange.family import (
-    DECODERS,
-    Family,
-    Key,
-    Used,
-    activation,
-    special_ids,
-    under,
-)
+from megaarch.interchange.family import DECODERS, Family, Key, Used, activation, special_ids, under
 
 
 def _read(c: Used) -> dict[str, Any]:
@@ -75,11 +67,7 @@ LLAMA = Family(
     without_effect="""
         is_decoder initializer_range attention_dropout pretraining_tp max_sequence_length
     """,
-    once={
-        "embedding": "model.embed_tokens",
-        "norm": "model.norm",
-        "output": "lm_head",
-    },
+    once={"embedding": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"},
     layers={
         "decoder": under(
             "model.layers.{i}.",

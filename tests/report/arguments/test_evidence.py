@@ -99,11 +99,7 @@ def test_causal_cells_of_other_objectives_are_no_counterexample():
 
 @pytest.mark.parametrize(
     ("number", "probe", "cell"),
-    [
-        (2, "rank", "encdec"),
-        (3, "difficulty", "masked"),
-        (5, "position", "masked-blind"),
-    ],
+    [(2, "rank", "encdec"), (3, "difficulty", "masked"), (5, "position", "masked-blind")],
 )
 def test_a_cell_that_is_still_to_be_probed_leaves_its_argument_open(number, probe, cell):
     probes = probed()

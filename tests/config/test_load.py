@@ -219,8 +219,8 @@ def test_what_is_given_and_has_no_effect_is_told():
 
 def test_what_makes_a_setting_idle_is_a_value_of_the_other():
     names = set(setting_names())
-    for settings, chooser, values in IDLE:
-        assert {*settings, chooser} <= names
+    for setting, (chooser, values) in IDLE.items():
+        assert {setting, chooser} <= names
         for value in values:
             raw = {}
             config.set_path(raw, chooser, value)

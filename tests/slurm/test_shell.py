@@ -22,7 +22,7 @@ def test_the_shell_of_an_allocation_trains_and_submits(cluster, launch, raw, tmp
     mine["logging"]["directory"] = str(tmp_path / "run")
     mine["data"]["workers"] = 0
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(mine))
-    del mine["training"]["steps"]
+    del mine["training"]["steps"], mine["logging"]["directory"]
     mine["training"]["micro_batch_size"] = 2
     cells = [{"name": "gpt", "preset": "gpt", "set": {"parallel.tensor_parallel": 2}}]
     mine["study"] = {"budgets": [3e8], "cells": cells, "evaluation": EVALUATION}

@@ -53,18 +53,18 @@ def fingerprint(settings: Settings | dict[str, Any], but: tuple[str, ...] = ()) 
     return {k: v for k, v in flatten(settings).items() if not _among(k, names)}
 
 
-def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Returns the settings in which two fingerprints differ, with both values. One that an earlier
+def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """Returns the settings in which two fingerprints differ, each with a phrase of both values. One that an earlier
     version took for decisive does not count, nor one that it did not have at its default."""
     defaults = flatten(Settings().model_dump(mode="json", by_alias=True))
     defaults |= {SCORING + k: v for k, v in Evaluation().model_dump(mode="json").items()}
-    changed = []
+    changed = {}
     for key in sorted({**before, **after}):
         name = re.sub(r"^(from\.)+", "", key)
         new = key not in before and name in defaults and defaults[name] == after[key]
         volatile = _among(name, VOLATILE) and not name.startswith(SCORING)
         if before.get(key) != after.get(key) and not new and not volatile:
-            changed.append(f"{key} was {before.get(key)!r} and is {after.get(key)!r}")
+            changed[key] = f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
     return changed
 
 

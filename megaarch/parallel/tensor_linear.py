@@ -8,6 +8,7 @@ while it computes the gradient of its input; that gradient is scattered while it
 Products run on local tensors, by the rule of model/linear.py. Letters of shapes: docs/shapes.md.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodType
@@ -71,12 +72,13 @@ class Exchange:
 class Style(ParallelStyle):
     """How tensor-parallel ranks share a module: where its parameters lie, and what runs in place of its `forward`."""
 
+    @abstractmethod
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         """Returns how a parameter of the module is split."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Returns what the module computes from x, on this rank's shares."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, parameter in list(module.named_parameters()):

@@ -101,9 +101,11 @@ def are(names: Sequence[str]) -> str:
 
 def extent(degrees: Sequence[str]) -> str:
     """The least and the greatest of several degrees, which begin with a number; of words all."""
-    numbers = [re.match(r"(about )?(\d+(\.\d+)?)", degree) for degree in degrees]
+    numbers = [re.match(r"(about )?(\d[\d,]*(\.\d+)?)", degree) for degree in degrees]
     order = [
-        (float(found[2]), degree) for found, degree in zip(numbers, degrees, strict=True) if found
+        (float(found[2].replace(",", "")), degree)
+        for found, degree in zip(numbers, degrees, strict=True)
+        if found
     ]
     if len(degrees) < 2 or len(order) < len(degrees):
         return "; ".join(degrees)

@@ -121,7 +121,9 @@ CAUSES = (
     ),
     Cause(
         lambda c: (
-            f"{c.skipped_steps:.3g} of {notation.whole(c.steps)}" if c.skipped_steps else None
+            f"{notation.whole(c.skipped_steps)} of {notation.whole(c.steps)}"
+            if c.skipped_steps
+            else None
         ),
         "{degree} steps were skipped, for their loss or gradient was not finite",
         "Steps skipped, for their loss or gradient was not finite: {names}. They count as compute and taught nothing.",

@@ -31,13 +31,13 @@ from megaarch.study.cells import StudyCell, expand
 from megaarch.study.results import CellRecord, Sweep, Trial
 
 # the settings of study.evaluation that decide the last scores of a cell and no point of its curve
-SCORED_LAST = [
+SCORED_LAST = {
     SCORING + name
     for name in (
         *("documents", "choices", "middles", "lengths", "by_length"),
         *("tasks", "tasks.room", "tasks.choices", "task_items", "shots", "include_path"),
     )
-]
+}
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,10 @@ class StudyFolder:
             for each in (record.signature, self.identity(cell, parent))
         )
         if differences := changed_settings(before, now):
-            names = [difference.partition(" was ")[0] for difference in differences]
             remedy = f"give the cell another name, or remove its folder {cell.folder}"
-            if all(name in SCORED_LAST for name in names):
+            if differences.keys() <= SCORED_LAST:
                 remedy = f"or remove {cell.folder}/cell.json: its weights stay and are scored anew"
-            told = f"cell {cell.key} was run with other settings: {'; '.join(differences)}"
+            told = f"cell {cell.key} was run with other settings: {'; '.join(differences.values())}"
             raise config.ConfigError([f"{told}. Restore them, {remedy}"])
         return record if record.result else None
 

@@ -152,7 +152,7 @@ def _check_continued(
     )
     if differences:
         raise UserError(
-            f"{path} was trained with other settings: {'; '.join(differences)}; restore "
+            f"{path} was trained with other settings: {'; '.join(differences.values())}; restore "
             "them, use another logging.directory, or start a new run from these weights "
             "with training.start_from"
         )

@@ -3,7 +3,7 @@
 import pytest
 
 from megaarch import report
-from megaarch.report import flops_shares, warnings
+from megaarch.report import flops_shares, notation, warnings
 from megaarch.report.page import page
 from megaarch.study.results import CellResult, Results
 from tests.study.example_results import (
@@ -214,6 +214,11 @@ def test_a_cause_is_told_in_its_least_and_its_greatest_degree():
     assert "More than one epoch over the training text: gpt (1.0 to 12.3)." in found
     assert "More than 5% padding: gpt (6.0% to 20%)." in found
     assert "for 12 times their parameters; swept at 6 sizes" in found
+
+
+def test_degrees_above_a_thousand_are_ordered_as_numbers():
+    degrees = ["1,200 of 5,000", "7 of 600", "about 90 of 600"]
+    assert notation.extent(degrees) == "7 of 600 to 1,200 of 5,000"
 
 
 def test_documents_that_are_long_or_cut_by_no_mask_or_of_another_objective_end_few_rows():

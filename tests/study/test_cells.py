@@ -141,7 +141,9 @@ def test_a_change_that_matters_is_named_and_one_that_does_not_is_not(study, tmp_
     study["training"]["clip_gradient"] = 0.5
     study["data"]["workers"] = 3
     after = fingerprint(expand(study, tmp_path / "elsewhere")[0].settings)
-    assert changed_settings(before, after) == ["training.clip_gradient was 1.0 and is 0.5"]
+    assert changed_settings(before, after) == {
+        "training.clip_gradient": "training.clip_gradient was 1.0 and is 0.5"
+    }
 
 
 def test_what_decided_in_an_earlier_version_is_no_change(study, tmp_path):
@@ -159,13 +161,13 @@ def test_a_change_of_what_is_scored_is_named(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StudyFolder, "text_of", lambda *_: SimpleNamespace(fingerprint="text"))
     before = of(documents=8)
-    assert changed_settings(before, of(documents=8)) == []
-    assert changed_settings(before, of(documents=9)) == [
-        "study.evaluation.documents was 8 and is 9"
-    ]
+    assert changed_settings(before, of(documents=8)) == {}
+    assert changed_settings(before, of(documents=9)) == {
+        "study.evaluation.documents": "study.evaluation.documents was 8 and is 9"
+    }
     # one that an earlier version lacked is at its default
     del before["study.evaluation.shots"]
-    assert changed_settings(before, of(documents=8)) == []
+    assert changed_settings(before, of(documents=8)) == {}
     assert changed_settings(before, of(documents=8, shots=2))
 
 
@@ -188,12 +190,14 @@ def test_a_setting_that_an_earlier_version_lacked_is_a_change_only_off_its_defau
     after = fingerprint(expand(study, tmp_path)[0].settings)
     lacked = {"data.document_masks", "training.global_batch_tokens"}
     before = {name: value for name, value in after.items() if name not in lacked}
-    assert changed_settings(before, after) == ["data.document_masks was None and is True"]
-    assert changed_settings(before, after | {"data.document_masks": False}) == []
+    assert changed_settings(before, after) == {
+        "data.document_masks": "data.document_masks was None and is True"
+    }
+    assert changed_settings(before, after | {"data.document_masks": False}) == {}
     inherited = {f"from.{name}": value for name, value in after.items()}
     assert changed_settings(
         {f"from.{name}": value for name, value in before.items()}, inherited
-    ) == ["from.data.document_masks was None and is True"]
+    ) == {"from.data.document_masks": "from.data.document_masks was None and is True"}
 
 
 def test_a_study_without_a_grid_and_mistakes_in_a_cell(raw, study, tmp_path):

@@ -6,6 +6,7 @@ them.
 
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,12 +94,14 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
     has died. For CUDA they lie in pinned memory, so that the step's copy does not wait.
 
     They never get a signal that stops a run: it reaches a whole group of processes where a launcher
-    sends it, and the trainer needs its batches to finish the step.
+    sends it, and the trainer needs its batches to finish the step. The death of one is an error of
+    the next step that is asked for, and of no line between.
     """
     device = steps.device_type
     workers = WORKERS.get(device, 0) if workers is None else workers
     # what is blocked in a process is so in those that it forks
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    told_of_children = signal.getsignal(signal.SIGCHLD)
     try:
         batches: Any = iter(  # what ends the workers of torch's iterator is private
             DataLoader(
@@ -114,11 +117,29 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # torch's handler raises wherever the process is: within a save, or where Python drops it
+        if threading.current_thread() is threading.main_thread() and told_of_children is not None:
+            signal.signal(signal.SIGCHLD, told_of_children)
     try:
-        yield batches
+        yield _received(batches) if workers else batches
     finally:
         if workers:  # not at the interpreter's end: that sends SIGTERM and waits for them
             batches._shutdown_workers()
             for worker in batches._workers:  # one that hangs in a read
                 worker.kill()
                 worker.join()
+
+
+def _received(batches: Any) -> Iterator[list[Batch]]:
+    """Yields what workers send, and names the one that died while it sent, which torch's check of living workers
+    can come too early to see."""
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        for worker in batches._workers:
+            worker.join(timeout=1)
+            if worker.exitcode:
+                raise RuntimeError(
+                    f"DataLoader worker (pid {worker.pid}) exited unexpectedly"
+                ) from error
+        raise

@@ -1,5 +1,6 @@
 """Being told to stop: the step is finished, the run saved, and it continues as if unbroken."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -162,6 +163,28 @@ def test_a_worker_that_hangs_ends_with_the_block():
         worker = str(next(steps))
         assert lives(worker)
     assert not lives(worker)
+
+
+class Numbers:
+    """Steps that are their numbers."""
+
+    device_type = "cpu"
+
+    def __getitem__(self, step):
+        return step
+
+
+def test_a_workers_death_is_an_error_of_the_next_step_alone():
+    with prefetch(Numbers(), 0, 1) as steps:
+        assert next(steps) == 0
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        while lives(
+            str(worker.pid)
+        ):  # not by a join: torch's handler asks children that nobody waited for
+            time.sleep(0.001)
+        with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
+            list(steps)
 
 
 def test_workers_do_not_outlive_a_run_that_was_killed(tiny, tmp_path):

@@ -2,19 +2,24 @@
 
 Documents of one cell's value by bootstrap. Seeds by Student's t, for a bootstrap of two or three runs
 knows too little of their spread. Two cells by standard errors in pairs, whose p values reach further
-than the share of a thousand draws that a bootstrap could count.
+than the share of a thousand draws that a bootstrap could count, and the spread of runs of all cells
+that are compared.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import chdtri, stdtrit
 
 from megaarch.evaluation.heldout_scores import Paired
 
 RESAMPLES = 1000
+WIDEST = 2.0
+SMALLEST = -30.0  # power of ten: a p below is 0
+MANY = 1e9  # degrees of freedom of an error that is taken as known
 NORMAL_95 = 1.959964  # deviations of a normal distribution on each side of its 95%
 
 
@@ -75,27 +80,61 @@ def paired_difference(a: Paired, b: Paired) -> float:
     return (sum(a.amounts) - sum(b.amounts)) / sum(a.sizes)
 
 
-def seed_error(groups: Sequence[Sequence[float]]) -> Error | None:
-    """Error, over seeds alone, of a cell's mean (one group: a value for each seed) or of the
-    difference of two (two groups, whose variance is pooled). None where no group has two seeds. An
-    empty group has no seeds and adds no spread."""
-    groups = [group for group in groups if group]
-    freedom = sum(len(group) - 1 for group in groups)
-    if freedom == 0:
+def seed_error(values: Sequence[float]) -> Error | None:
+    """Error, over seeds alone, of a cell's mean, by its own spread: a value for each seed. None below two."""
+    own = run_error([values])
+    return Error(own.deviation / math.sqrt(len(values)), own.freedom) if own else None
+
+
+def run_error(groups: Sequence[Sequence[float]]) -> Error | None:
+    """Deviation of one run from the mean of its cell, as all cells together know it; None where none has two seeds.
+
+    groups: of each cell, a value for each seed. Variances are pooled, but one that is far from the rest
+    moves the pool no further than to WIDEST of what their median says, which a diverged cell does not move.
+    """
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
         return None
-    squares = sum((x - sum(group) / len(group)) ** 2 for group in groups for x in group)
-    variance = squares / freedom * sum(1 / len(group) for group in groups)
-    return Error(math.sqrt(variance), freedom)
+    freedom = np.array([len(group) - 1 for group in groups])
+    variances = np.array([np.var(group, ddof=1) for group in groups])
+    pooled = float(freedom @ variances / freedom.sum())
+    middle = float(np.median(variances * freedom / chdtri(freedom, 0.5)))
+    if middle:  # 0: of most cells all seeds are equal
+        pooled = min(pooled, WIDEST * middle)
+    return Error(math.sqrt(pooled), int(freedom.sum()))
+
+
+def difference_over_seeds(groups: Sequence[Sequence[float]], run: Error | None) -> Error | None:
+    """Error, over seeds, of the difference of two means. run: `run_error` of all cells that are compared; a
+    cell's own variance counts where it is larger, for that of two or three seeds comes out small by chance.
+    A cell of one seed has that of the others, an empty group (what is no run) none."""
+    if run is None:
+        return None
+    own = [np.var(group, ddof=1) if len(group) > 1 else 0.0 for group in groups]
+    variance = sum(
+        max(float(v), run.deviation**2) / len(group)
+        for v, group in zip(own, groups, strict=True)
+        if group
+    )
+    return Error(math.sqrt(variance), run.freedom)
 
 
 def p_value(difference: float, errors: Sequence[Error]) -> float:
-    """Two-sided p of a difference with independent errors, by Student's t with the degrees of freedom
-    of Welch (1947) and Satterthwaite (1946)."""
-    variance = sum(error.deviation**2 for error in errors)
-    if not variance:
+    """Two-sided p of a difference with independent errors: the level at which the squares of their half-widths,
+    each by Student's t with its own degrees of freedom, sum to that of the difference (Banerjee 1960). A
+    normal value is rejected at no more than the level, however the variances stand to each other."""
+    errors = [error for error in errors if error.deviation]
+    if not errors or not difference:
         return float(difference == 0)
-    freedom = variance**2 / sum(error.deviation**4 / error.freedom for error in errors)
-    return float(2 * stdtr(freedom, -abs(difference) / math.sqrt(variance)))
+
+    def lacks(power: float) -> float:
+        half = [float(stdtrit(e.freedom, 10**power / 2)) * e.deviation for e in errors]
+        return math.hypot(*half) - abs(difference)
+
+    if lacks(SMALLEST) < 0:
+        return 0.0
+    power: Any = brentq(lacks, SMALLEST, 0.0)
+    return 10.0**power
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
@@ -112,6 +151,15 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 def widened(interval: Sequence[float], value: float, seeds: Error | None) -> list[float]:
     """An interval about `value` with an independent error over seeds: half-widths are added in
     quadrature, each side for itself."""
-    half = seeds.deviation * float(stdtrit(seeds.freedom, 0.975)) if seeds else 0.0
-    low, high = interval
+    half, (low, high) = _half_width(seeds), interval
     return [value - math.hypot(value - low, half), value + math.hypot(high - value, half)]
+
+
+def documents_error(interval: Sequence[float], value: float, seeds: Error | None) -> Error:
+    """The error over documents of an interval that `widened` made with this error over seeds."""
+    squares = [max((end - value) ** 2 - _half_width(seeds) ** 2, 0.0) for end in interval]
+    return Error(sum(map(math.sqrt, squares)) / 2 / NORMAL_95, MANY)
+
+
+def _half_width(error: Error | None) -> float:
+    return error.deviation * float(stdtrit(error.freedom, 0.975)) if error else 0.0

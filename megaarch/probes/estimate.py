@@ -58,7 +58,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     value = sum(seeds) / len(seeds)
     intervals = np.array([e.interval for e in estimates if e.interval is not None])
     within = (intervals.mean(axis=0) - np.mean(seeds) + value) if len(intervals) else [value, value]
-    spread = seed_error([seeds])
+    spread = seed_error(seeds)
     interval = widened(list(within), value, spread) if spread or len(intervals) else None
     return Estimate(value=value, interval=interval, items=items, seeds=seeds)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megaarch.evaluation.confidence_intervals import holm
 from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
     MergedCell,
@@ -16,16 +15,15 @@ from megaarch.report.merged_cells import (
 from megaarch.report.notation import are, budget, count, listed, power
 from megaarch.report.yardsticks import (
     CONTINUATION,
-    LEVEL,
     MIDDLE,
     TASKS,
     Score,
     Yardstick,
-    difference,
     distinguished,
     knows_length,
     panel,
     phrases,
+    told_apart,
 )
 from megaarch.study.results import Results
 
@@ -236,9 +234,9 @@ def against_unigram(results: Results, found: list[Finding]) -> list[str]:
     if reference is None or not order:
         return []
     value = results.unigram_bits_per_byte or 0.0
-    tests = [difference(cell.heldout.score(CONTINUATION), reference) for _, cell in order]
+    told = told_apart([(cell.heldout.score(CONTINUATION), reference) for _, cell in order])
     tied, behind = [], []
-    for (name, cell), differs in zip(order, holm(tests, LEVEL), strict=True):
+    for (name, cell), differs in zip(order, told, strict=True):
         if not differs:
             tied.append(name)
         elif value_of(cell) > value:

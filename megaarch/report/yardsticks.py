@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
-from scipy.special import stdtrit
 
 from megaarch.config import catalogue
 from megaarch.evaluation.confidence_intervals import (
     Error,
+    difference_over_seeds,
+    documents_error,
     holm,
     p_value,
     paired_difference,
     paired_error,
     ratio_interval,
+    run_error,
     seed_error,
     widened,
 )
 from megaarch.evaluation.heldout_scores import Continuation, Heldout, Paired, TaskScore
 from megaarch.report.notation import listed
 
-MANY = 1e9  # degrees of freedom of an error that is taken as known
 MAIN = "continuation"
 LEVEL = 0.05
 MANY_TASKS = 5  # more are counted in a sentence and not named
@@ -69,7 +70,7 @@ class Yardstick:
         interval = None
         if value is not None and len(intervals) == len(found):
             ends = [sum(side) / len(found) for side in zip(*intervals, strict=True)]
-            low, high = widened(ends, value, seed_error([by_seed]))
+            low, high = widened(ends, value, seed_error(by_seed))
             least = low if self.signed else max(low, 0.0)
             interval = [least, high if self.most is None else min(high, self.most)]
         return Score(value, interval, mean_paired([one.paired for one in found]), by_seed)
@@ -248,7 +249,15 @@ def knows_length(objective: str) -> bool:
     return row is not None and row.gap_length
 
 
-def difference(a: Score, b: Score) -> float:
+def told_apart(pairs: Sequence[tuple[Score, Score]]) -> list[bool]:
+    """Whether the scores of each pair differ by more than chance, such that in at most 5% of studies of
+    equals any pair does (Holm over all pairs). How far runs spread is known by all scores together."""
+    scores = {id(score): score for pair in pairs for score in pair}.values()
+    run = run_error([score.by_seed for score in scores])
+    return holm([_difference(a, b, run) for a, b in pairs], LEVEL)
+
+
+def _difference(a: Score, b: Score, run: Error | None) -> float:
     """Returns the two-sided p of a's value against b's; 1 where it cannot be told.
 
     Scored on the same items: by the paired difference over documents and, where there are several
@@ -257,30 +266,23 @@ def difference(a: Score, b: Score) -> float:
     """
     if a.value is None or b.value is None:
         return 1.0
-    over_seeds = seed_error([a.by_seed, b.by_seed])
+    over_seeds = difference_over_seeds([a.by_seed, b.by_seed], run)
+    errors = [over_seeds] if over_seeds else []
     if a.paired and b.paired and (over_documents := paired_error(a.paired, b.paired)):
-        errors = [over_documents] + ([over_seeds] if over_seeds else [])
-        return p_value(paired_difference(a.paired, b.paired), errors)
+        return p_value(paired_difference(a.paired, b.paired), [over_documents, *errors])
     if a.interval is None or b.interval is None:
         return 1.0
     if not (a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]):
         return 1.0
-    return p_value(a.value - b.value, [_error(a), _error(b)])
-
-
-def _error(score: Score) -> Error:
-    """The error of a score from its interval, which `widened` made with its seeds' degrees of freedom."""
-    assert score.interval is not None
-    low, high = score.interval
-    freedom = len(score.by_seed) - 1 if len(score.by_seed) > 1 else MANY
-    return Error((high - low) / 2 / float(stdtrit(freedom, 0.975)), freedom)
+    errors.append(documents_error(a.interval, a.value, seed_error(a.by_seed)))
+    errors.append(documents_error(b.interval, b.value, seed_error(b.by_seed)))
+    return p_value(a.value - b.value, errors)
 
 
 def distinguished(scores: Sequence[Score]) -> list[bool]:
-    """Whether each of the scores differs from the first by more than chance, such that in at most 5% of
-    studies of equals any two are said to (Holm over all pairs)."""
-    rejected = holm([difference(a, b) for a, b in combinations(scores, 2)], LEVEL)
-    return [False, *rejected[: len(scores) - 1]]
+    """Whether each of the scores can be told from the first, by a test of all pairs."""
+    apart = told_apart(list(combinations(scores, 2)))
+    return [False, *apart[: len(scores) - 1]]
 
 
 def phrases(yardsticks: Sequence[Yardstick]) -> str:

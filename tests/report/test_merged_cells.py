@@ -34,7 +34,7 @@ def distinguishable(*cells):
     seeds = [cell if isinstance(cell, list) else [cell] for cell in cells]
     merged = [module.merge([CellResult(**cell) for cell in each]) for each in seeds]
     scores = [cell.heldout.score(yardsticks.CONTINUATION) for cell in merged]
-    return yardsticks.difference(*scores) < yardsticks.LEVEL
+    return yardsticks.told_apart([(scores[0], scores[1])]) == [True]
 
 
 def points_of(cell, *names):

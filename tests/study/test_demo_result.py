@@ -9,7 +9,7 @@ import pytest
 from megaarch import config
 from megaarch.evaluation.heldout_scores import Heldout
 from megaarch.report.findings import headline, unigram
-from megaarch.report.yardsticks import CONTINUATION, LEVEL, difference
+from megaarch.report.yardsticks import CONTINUATION, told_apart
 from megaarch.study.results import Results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -35,7 +35,7 @@ def misses(cell, results):
     below = heldout["continuation_bits_per_byte"] < results["unigram_bits_per_byte"]
     if below and "unigram_paired" in results:
         score = CONTINUATION.score([Heldout(**heldout)])
-        below = difference(score, unigram(Results.of(results))) < LEVEL
+        [below] = told_apart([(score, unigram(Results.of(results)))])
     passed = {"bits": below, "choice": heldout["choice_accuracy"] > chance + 2 * error}
     return [name for name, fine in passed.items() if not fine]
 

@@ -79,7 +79,7 @@ class Compared:
         seeds = [x - y for x, y in zip(a.by_seed, b.by_seed, strict=True)] if alike else []
         error = paired_error(a.paired, b.paired)
         half = NORMAL_95 * error.deviation if error else math.inf
-        interval = widened([value - half, value + half], value, seed_error([seeds]))
+        interval = widened([value - half, value + half], value, seed_error(seeds))
         items = np.subtract(a.paired.amounts, b.paired.amounts).tolist() if error else None
         paired = a.paired.model_copy(update={"amounts": items}) if items else None
         return Score(value, interval, paired, seeds)

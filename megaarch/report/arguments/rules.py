@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from megaarch.evaluation.confidence_intervals import holm
 from megaarch.report.notation import fixed, listed, percent
-from megaarch.report.yardsticks import LEVEL, Score, difference
+from megaarch.report.yardsticks import Score, told_apart
 
 Answer = Literal["holds here", "does not hold here", "cannot be told"]
 HOLDS: Answer = "holds here"
@@ -60,7 +59,7 @@ def standing(scores: Scores, claimed: str, higher_is_better: bool) -> Standing:
 
 def of_pairs(pairs: Mapping[str, tuple[Score, Score]], higher_is_better: bool) -> Standing:
     """Compares by pairs, each of the claimed score at the conditions of the other, and the other."""
-    differs = holm([difference(claimed, other) for claimed, other in pairs.values()], LEVEL)
+    differs = told_apart(list(pairs.values()))
     found = Standing({name: other for name, (_, other) in pairs.items()}, [], [], [], [])
     for (name, (claimed, other)), apart in zip(pairs.items(), differs, strict=True):
         if claimed.value is None or other.value is None:

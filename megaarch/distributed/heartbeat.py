@@ -4,7 +4,7 @@ A thread of each rank beats: every `interval` it writes its state to a store tha
 Rank 0 reads all beats, the others rank 0's and its verdict. So dying and hanging are told apart: a
 rank that is dead or stopped falls silent (`training.heartbeat_timeout`), while one that is in a step
 for too long still beats (`training.hang_timeout`; a process's first step, which may compile, and
-everything outside steps may take any time). Time is counted in turns of a thread's own loop, so a job
+everything outside steps may take any time, and so may a step that waits for that of another rank). Time is counted in turns of a thread's own loop, so a job
 that was suspended and resumed as a whole has missed nothing.
 
 The verdict is one sentence on stderr, and every rank ends with the exit code LOST, from the thread:
@@ -45,13 +45,14 @@ ENDED = "ended"  # the verdict where every rank has raised an error of its own
 class Beat:
     """A rank's state, as it writes it.
 
-    last: the step that ended last. hangs: seconds that its step has taken, where that is too long, else
-    0. location: function and line of its main thread. state: "runs", "failed" or "gone".
+    last: the step that ended last. bounded: whether it is in a step whose time is bounded. hangs: seconds
+    that its step has taken, where that is too long, else 0. location: function and line of its main thread. state: "runs", "failed" or "gone".
     """
 
     count: int
     host: str
     last: int | None
+    bounded: bool
     hangs: float
     location: str
     state: str
@@ -135,6 +136,7 @@ class Heartbeat:
             count=1 if before is None else before.count + 1,
             host=socket.gethostname(),
             last=self.last,
+            bounded=self.entered is not None,
             hangs=held if hangs else 0.0,
             location=_location(),
             state=self.state,
@@ -216,10 +218,12 @@ class Heartbeat:
         if self.rank != 0 or not held:
             return ""
         last = min(beat.last or 0 for beat in self.beats.values())
+        behind = {rank: beat for rank, beat in self.beats.items() if (beat.last or 0) == last}
+        if not all(beat.bounded for beat in behind.values()):
+            return ""
         at = defaultdict(list)
-        for rank, beat in self.beats.items():
-            if (beat.last or 0) == last:
-                at[beat.location].append(rank)
+        for rank, beat in behind.items():
+            at[beat.location].append(rank)
         # the odd one out first: most ranks wait for it at one location
         rarest = sorted(at.items(), key=lambda item: len(item[1]))[:NAMED]
         where = "; ".join(f"{self._describe(ranks)} is in {place}" for place, ranks in rarest)

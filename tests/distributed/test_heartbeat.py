@@ -80,7 +80,7 @@ def test_the_error_of_one_rank_is_told_by_the_others(tiny, prepared, tmp_path):
 
 
 def test_what_takes_long_outside_of_steps_ends_nothing(tiny, prepared, tmp_path):
-    given = {"training__heartbeat_timeout": 20.0, "training__hang_timeout": 3.0}
+    given = {"training__heartbeat_timeout": 10.0, "training__hang_timeout": 2.0}
     with Job(tiny("gpt", **given, **TP2), tmp_path, stumble, "slow") as job:
         assert job.wait(BOUND) == [0, 0], job.told
         assert job.step() == 6

@@ -96,7 +96,8 @@ def finished_runs(study: Path, of_runs: bool) -> tuple[list[Path], list[str]]:
     if not of_runs:
         return [], folder.study.evaluation.tasks
     folder = sweep.chosen(folder)
-    done = [cell for cell in folder.cells if folder.finished(cell)]
+    found = [(cell, folder.finished(cell)) for cell in folder.cells]
+    done = [cell for cell, record in found if record and record.result]
     of_text = [c for c in done if not OBJECTIVES[c.settings.data.objective].of_pairs]
     left = dict.fromkeys(cell.name for cell in done if cell not in of_text)
     if left:

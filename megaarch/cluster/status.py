@@ -26,7 +26,7 @@ from megaarch.training.metrics import parse_line
 from megaarch.training.preemption import REQUEUE
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read
-ENDED = ("failed", "not run")  # states with a reason worth a line of its own
+ENDED = ("failed", "diverged", "not run")  # states with a reason worth a line of its own
 RECENT = 20  # steps over which speed is averaged
 # sacct's states of a task that has not ended
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -184,6 +184,9 @@ def _cell(cell: StudyCell, state: str, why: str, task: str | None) -> State:
     lines = _last_lines(folder / "metrics.jsonl")
     if record and record.result:
         state, why = "done", ""
+    elif record and record.diverged:
+        gone = record.diverged
+        state, why, task = "not run" if gone.parent else "diverged", gone.said, cell.key
     elif not state or state == "done":  # done before its record was written: it was not
         begun = bool(lines or record)
         state = "running" if lock.is_held(folder) else "stopped" if begun else "not started"

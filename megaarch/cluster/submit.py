@@ -125,7 +125,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
 
 def _is_finished(cell: StudyCell) -> bool:
     record = CellRecord.read(cell.folder)
-    return bool(record and record.result)
+    return bool(record and record.has_ended(cell.settings.training.skip_limit))
 
 
 def _by_layout(group: list[StudyCell]) -> Iterator[tuple[str, list[StudyCell]]]:

@@ -1,5 +1,6 @@
 """What a study found: who is best on which yardstick, who ties, and the sentences that say so."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,36 +95,41 @@ def comparable(cells: Sequence[MergedCell]) -> list[MergedCell]:
 
 
 def ranked(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Comparable cells that have trained for the budget, heirs left out."""
-    return [cell for cell in comparable(cells) if not cell.heir]
+    """Comparable cells that have trained for the budget, at every seed; heirs left out."""
+    return [cell for cell in comparable(cells) if cell.ranks]
+
+
+def diverged(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Cells of which a seed diverged, which rank with no other."""
+    return [cell for cell in cells if cell.diverged]
 
 
 def heirs(cells: Sequence[MergedCell]) -> list[MergedCell]:
     """Cells that have trained longer, from another cell's weights, and rank with no other."""
-    found = [cell for cell in cells if cell.heir]
+    found = [cell for cell in cells if cell.heir and not cell.diverged]
     return sorted(found, key=lambda c: (c.bits_per_byte is None, c.bits_per_byte or 0.0))
 
 
 def apart(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Cells whose value is a pseudo-likelihood, which ranks with no other. No heirs."""
+    """Cells whose value is a pseudo-likelihood, which ranks with no other. None that ranks with nothing."""
     found = [cell for cell in cells if not cell.heldout.comparable and not finetuned(cell)]
-    return [cell for cell in found if not cell.heir]
+    return [cell for cell in found if cell.ranks]
 
 
 def tuned(cells: Sequence[MergedCell]) -> list[MergedCell]:
-    """Cells that were finetuned, which rank among themselves by tasks. No heirs."""
-    return [cell for cell in cells if finetuned(cell) and not cell.heir]
+    """Cells that were finetuned, which rank among themselves by tasks."""
+    return [cell for cell in cells if finetuned(cell) and cell.ranks]
 
 
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 
-    No heirs, and none that is finetuned. A middle is a likelihood for every cell that has one (the chain
+    No heirs, none of which a seed diverged, and none that is finetuned. A middle is a likelihood for every cell that has one (the chain
     rule, from left to right), but not an equal task for those that are told its length. All else:
     comparable cells.
     """
     if yardstick is MIDDLE:
-        text = [cell for cell in cells if not finetuned(cell) and not cell.heir]
+        text = [cell for cell in cells if not finetuned(cell) and cell.ranks]
         return [cell for cell in text if not knows_length(cell.objective)]
     return ranked(cells)
 
@@ -175,7 +181,7 @@ def headline(results: Results, leads: bool = True, reading: bool = True) -> list
     sentences = unread(found) if reading else []
     for finding in found:
         sentences.append(answer(finding))
-        sentences += longer(finding)
+        sentences += longer(finding) + lost(results, finding)
         if leads:
             sentences += by_yardstick(finding.rankings)
             sentences += by_yardstick(finding.of_finetuned, "among finetuned cells, ")
@@ -278,6 +284,25 @@ def longer(finding: Finding) -> list[str]:
     whose = "another cell's" if all(cell.parent for cell in found) else "other"
     start = "started" if finding.adaptation is None else "had been trained longer, and started"
     return [f"{listed(sums)} {start} from {whose} weights, and {verb} ranked with no other."]
+
+
+def lost(results: Results, finding: Finding) -> list[str]:
+    """Says which cells diverged, at how many of their seeds."""
+    gone = [
+        cell
+        for cell in results.diverged
+        if not cell.divergence.parent and place(cell) == (finding.budget, finding.adaptation)
+    ]
+    several = len({cell.size for cell in (*results.cells, *results.diverged)}) > 1
+    numbers = Counter(f"{c.name} {c.size}" if several and c.size else c.name for c in gone)
+    seeds = {cell.label: cell.seeds for cell in finding.cells}
+    parts = [
+        f"{name} in {n} of {n + seeds[name]} seeds, and ranks with no other"
+        if name in seeds
+        else name + (f" in all of {n} seeds" if n > 1 else "")
+        for name, n in numbers.items()
+    ]
+    return [f"Training diverged: {'; '.join(parts)}."] if parts else []
 
 
 def in_all(match: str, cell: MergedCell) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from megaarch.config import catalogue
 from megaarch.evaluation.heldout_scores import INTERVALS, Heldout
 from megaarch.report.yardsticks import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
-from megaarch.study.results import CellResult, CurvePoint, LossPoint, Point, Results
+from megaarch.study.results import CellResult, CurvePoint, DivergedCell, LossPoint, Point, Results
 
 FLOPS_TOLERANCE = 0.02
 FIELDS = {
@@ -36,14 +36,21 @@ class MergedCell(CellResult):
     """A cell of a study with the mean over its seeds in place of each value.
 
     label: its name, with its size where the study has several. seeds: how many. digests: theirs. heir: it began with
-    another cell's weights, and has with what these cost more than the cells that it would rank with.
+    another cell's weights, and has with what these cost more than the cells that it would rank with. diverged: how
+    many seeds more have no value, for they diverged.
     """
 
     label: str
     seeds: int
     digests: list[str] = Field(default_factory=list)
     heir: bool = False
+    diverged: int = 0
     heldout: MergedHeldout  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it ranks with others. A mean over the seeds that did not diverge would favour it."""
+        return not (self.heir or self.diverged)
 
 
 def merged_cells(results: Results) -> list[MergedCell]:
@@ -52,6 +59,9 @@ def merged_cells(results: Results) -> list[MergedCell]:
     for cell in results.cells:
         groups.setdefault((cell.name, cell.size, cell.budget), []).append(cell)
     cells = [merge(group) for group in groups.values()]
+    for cell in cells:
+        mine = (cell.name, cell.size, *place(cell))
+        cell.diverged = [(c.name, c.size, *place(c)) for c in results.diverged].count(mine)
     sizes = {cell.size for cell in cells}
     for cell in cells:
         if len(sizes) > 1 and cell.size:
@@ -175,7 +185,7 @@ def interpolated(
     return [form.model_construct(**dict(zip(("flops", *keys), row, strict=True))) for row in rows]
 
 
-def place(cell: CellResult) -> tuple[float, float | None]:
+def place(cell: CellResult | DivergedCell) -> tuple[float, float | None]:
     """The budget and what study.adapt added to it: cells of one place compare."""
     return cell.budget, cell.adaptation
 

@@ -86,6 +86,8 @@ def table(finding: Finding) -> list[str]:
     lines = [*wrap(f"At {finding.amount} each:"), *heading(COLUMNS)]
     ranked = report_findings.ranked(finding.cells)
     lines += [row(cell, "~" if cell.label in finding.tied else " ") for cell in ranked]
+    if diverged := report_findings.diverged(finding.cells):
+        lines += ["", "diverged at some seeds: not ranked", *(row(c, " ") for c in diverged)]
     if longer := report_findings.heirs(finding.cells):
         lines += ["", "trained longer, from other weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):
@@ -96,10 +98,14 @@ def table(finding: Finding) -> list[str]:
 
 
 def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
-    """Adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it started from."""
+    """Adapted cells, best first, those that rank with no other behind them, each value behind that of the cell whose weights it started from."""
     lines = wrap(f"At {finding.amount} each (before -> after; FLOPs and tokens of both):")
     lines += heading(CHANGES)
-    for cell in (*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)):
+    for cell in (
+        *report_findings.ranked(finding.cells),
+        *report_findings.heirs(finding.cells),
+        *report_findings.diverged(finding.cells),
+    ):
         before, mark = before_adaptation(cells, cell), "~" if cell.label in finding.tied else " "
         changes = [
             before_after(before and read(before), read(cell))

@@ -10,6 +10,9 @@ from megaarch.report.findings import Finding
 from megaarch.report.merged_cells import MergedCell, before_adaptation
 from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 
+DIVERGED = (
+    "Diverged at some seeds: a mean over the others would favour it, and it ranks with no other."
+)
 PSEUDO = (
     "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."
 )
@@ -123,6 +126,7 @@ def table(finding: Finding, columns: Sequence[Column], look: Looks) -> dict[str,
     ends = [end for cell in ranked for end in interval_or_value(cell)]
     span = (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
     groups = (
+        (DIVERGED, report_findings.diverged(finding.cells)),
         (LONGER, report_findings.heirs(finding.cells)),
         (PSEUDO, report_findings.apart(finding.cells)),
         (TUNED, report_findings.tuned(finding.cells)),
@@ -140,9 +144,13 @@ def table(finding: Finding, columns: Sequence[Column], look: Looks) -> dict[str,
 
 
 def adaptation_table(finding: Finding, cells: Sequence[MergedCell], look: Looks) -> dict[str, Any]:
-    """As `table`: adapted cells, best first, heirs behind them, each value behind that of the cell whose weights it
+    """As `table`: adapted cells, best first, those that rank with no other behind them, each value behind that of the cell whose weights it
     started from."""
-    order = [*report_findings.ranked(finding.cells), *report_findings.heirs(finding.cells)]
+    order = [
+        *report_findings.ranked(finding.cells),
+        *report_findings.heirs(finding.cells),
+        *report_findings.diverged(finding.cells),
+    ]
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
     rows = []
     for cell in order:

@@ -73,8 +73,8 @@ def latex(found: Results | dict) -> str:
         strong = [cell.label for cell in finding.main.top]
         for cell in report_findings.ranked(finding.cells):
             lines.append(latex_row(cell, cell.label in strong))
-        for others in (report_findings.heirs(finding.cells), report_findings.apart(finding.cells)):
-            lines += [latex_row(cell, False) for cell in others]
+        for others in (report_findings.diverged, report_findings.heirs, report_findings.apart):
+            lines += [latex_row(cell, False) for cell in others(finding.cells)]
     caption = (
         "Held-out bits per byte of a continuation (with its 95\\% interval), accuracy of a "
         f"four-way choice (chance {results.chance}) and bits per byte of a middle. "
@@ -82,6 +82,8 @@ def latex(found: Results | dict) -> str:
     )
     if any(not cell.heldout.comparable for cell in results.cells):
         caption += r" $^{\dagger}$Pseudo-likelihood, not comparable."
+    if any(cell.diverged for cell in merged_cells(results)):
+        caption += r" $^{\S}$Diverged at some seeds: ranked with no other."
     if any(cell.heir for cell in merged_cells(results)):
         caption += r" $^{\ddagger}$Trained longer, from other weights: ranked with no other."
     if any(cell.inherited_flops for cell in results.cells):
@@ -109,7 +111,8 @@ def latex_row(cell: MergedCell, strong: bool) -> str:
     columns = (
         escaped(cell.label)
         + ("" if heldout.comparable else r"$^{\dagger}$")
-        + (r"$^{\ddagger}$" if cell.heir else ""),
+        + (r"$^{\ddagger}$" if cell.heir else "")
+        + (r"$^{\S}$" if cell.diverged else ""),
         escaped(notation.spelled(cell.architecture)),
         notation.count(cell.parameters, "--"),
         rf"${mantissa} \times 10^{{{exponent}}}$" if exponent else mantissa,

@@ -170,10 +170,12 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with the cells that rank together there."""
-    heirs = {(cell.name, cell.size, place(cell)) for cell in merged_cells(results) if cell.heir}
+    alone = {
+        (cell.name, cell.size, place(cell)) for cell in merged_cells(results) if not cell.ranks
+    }
     groups: dict[tuple, list[CellResult]] = {}
     for cell in results.cells:
-        if (cell.name, cell.size, place(cell)) not in heirs:
+        if (cell.name, cell.size, place(cell)) not in alone:
             groups.setdefault((*place(cell), finetuned(cell)), []).append(cell)
     for key in sorted(groups, key=lambda key: (key[0], key[1] or 0, key[2])):
         amount, added, _ = key

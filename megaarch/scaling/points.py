@@ -124,10 +124,11 @@ def of_study(results: Results) -> dict[str, Points]:
 def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
     """Returns the final points of a study's cells by their name: each ran its own schedule to its end, as
     points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose
-    value is a pseudo-likelihood or that were finetuned on pairs are left out; so are those that begin with another's
-    weights, whose schedule ran twice, unless they go on with its optimizer as one run would
+    value is a pseudo-likelihood or that were finetuned on pairs are left out; so are those of which a seed diverged,
+    and those that begin with another's weights, whose schedule ran twice, unless they go on with its optimizer as one run would
     (training.start_optimizer) and all of it is counted."""
     found: dict[str, list[Run]] = {}
+    gone = {(cell.name, cell.size, cell.budget) for cell in results.diverged}
     for cell in results.cells:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
         flops = (cell.flops or 0) + (cell.inherited_flops or 0)
@@ -136,6 +137,7 @@ def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
         goes_on = cell.settings.get("training", {}).get("start_optimizer")
         one_run = (
             cell.adaptation is None
+            and (cell.name, cell.size, cell.budget) not in gone
             and (cell.start is None or (goes_on and cell.start_known))
             and not of_pairs
         )

@@ -35,7 +35,7 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
     cell = find(folder.cells, which)
     if cell.parent:
         parent = parent_record(cell)
-        if not (parent and parent.result):
+        if not (parent and (parent.result or parent.diverged)):
             raise UserError(f"cell {cell.key} starts from {cell.parent}, which is not finished")
     return _run(folder, cell)
 

@@ -104,7 +104,7 @@ class StudyFolder:
     def finished(
         self, cell: StudyCell, parent: dict[str, Any] | None = None, but: Collection[str] = ()
     ) -> CellRecord | None:
-        """The record of a cell that is done. ConfigError where what decides it has changed since.
+        """The record of a cell that is done: that has a result, or diverged. ConfigError where what decides it has changed since.
 
         parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
         is not done either. but: settings, its ancestors' too, that a sweep has yet to choose.
@@ -128,7 +128,7 @@ class StudyFolder:
                 remedy = f"or remove {cell.folder}/cell.json: its weights stay and are scored anew"
             told = f"cell {cell.key} was run with other settings: {'; '.join(differences.values())}"
             raise config.ConfigError([f"{told}. Restore them, {remedy}"])
-        return record if record.result else None
+        return record if record.has_ended(cell.settings.training.skip_limit) else None
 
     def identity(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> dict[str, Any]:
         """Returns all that decides a cell's result, or what a trial finds: its settings, data and yardsticks, and all

@@ -231,14 +231,37 @@ class Trial(Record):
         return {RATE: self.learning_rate, **self.more}
 
 
+class Divergence(Record):
+    """Why a cell has no result: its loss or gradient was not finite in more than `skip_limit` steps in a row, up
+    to `step`; or the cell that it starts from, of key `parent`, has none. said: the sentence."""
+
+    step: Count
+    skip_limit: Count
+    said: str
+    parent: str | None = None
+
+
+class DivergedCell(Record):
+    """A cell that has no entry in results.json, for it diverged, or what it starts from."""
+
+    name: str
+    key: str
+    size: str | None = None
+    budget: Amount
+    adaptation: Number = None
+    seed: int
+    divergence: Divergence
+
+
 class CellRecord(Record):
-    """cell.json. A cell that is not finished has neither result nor trial. signature: the settings,
+    """cell.json. A cell that has not ended has neither result, trial nor divergence. signature: the settings,
     data and yardsticks that decide its result."""
 
     signature: dict[str, Any]
     key: str | None = None
     result: CellResult | None = None
     trial: Trial | None = None
+    diverged: Divergence | None = None
     environment: Environment = Environment()
 
     @property
@@ -249,6 +272,12 @@ class CellRecord(Record):
         run = None if found is None else [found.final_loss, found.train_seconds]
         text = json.dumps([self.signature, run], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def has_ended(self, skip_limit: int) -> bool:
+        """Whether the same command has nothing to do: there is a result, or the cell diverged, and a run of
+        `skip_limit` would end at the same step."""
+        gone = self.diverged is not None and skip_limit <= self.diverged.skip_limit
+        return self.result is not None or gone
 
     def get_result(self) -> CellResult:
         """The result of a cell that is finished."""
@@ -323,6 +352,7 @@ class Results(Machine):
     curve_unigram_bits_per_byte: Number = None
     chance: Amount = 0.25
     cells: Annotated[list[CellResult], Field(min_length=1)]
+    diverged: list[DivergedCell] = Field(default_factory=list)
     tuning: list[Trial] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 

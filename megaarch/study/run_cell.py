@@ -28,6 +28,7 @@ from megaarch.study.results import (
     CellRecord,
     CellResult,
     CurvePoint,
+    Divergence,
     Environment,
     LossPoint,
     Mask,
@@ -101,6 +102,10 @@ def run(setup: Setup) -> CellRecord | None:
     cell, prepared, grid = setup.cell, setup.prepared, setup.grid
     evaluation, held = setup.folder.study.evaluation, setup.held
     record = CellRecord(key=cell.key, signature=setup.folder.identity(cell))
+    before = parent_record(cell)
+    if before and before.diverged:
+        said = f"starts from {cell.parent}, which diverged"
+        return _diverged(setup, record, 0, said, before.diverged.skip_limit, cell.parent)
     if grid.is_main:
         record.write(cell.folder)
 
@@ -109,12 +114,16 @@ def run(setup: Setup) -> CellRecord | None:
 
     shares = tuple(np.linspace(0, 1, evaluation.points + 1))
     trainer = setup.trainer(hold_out=curve_point, shares=shares)
-    progress = trainer.run(more=True)
+    try:
+        progress = trainer.run(more=True)
+    except FloatingPointError as error:  # a result too: the study goes on and says so
+        step, limit = trainer.progress.step + 1, cell.settings.training.skip_limit
+        return _diverged(setup, record, step, str(error), limit)
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
     trained = tasks.trained_on(cell.settings.data)
-    if (before := parent_record(cell)) and before.result:
+    if before and before.result:
         trained |= {name for name, task in before.result.heldout.tasks.items() if task.trained_on}
     heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     if not grid.is_main:
@@ -129,12 +138,29 @@ def run(setup: Setup) -> CellRecord | None:
     )
     record = record.model_copy(update={"result": found, "environment": environment})
     record.write(cell.folder)
-    setup.bar.set_text(f"done  {summary(found)}")
+    setup.bar.set_text(f"done  {summary(record)}")
     return record
 
 
-def summary(result: CellResult) -> str:
-    """A finished cell in a few words."""
+def _diverged(
+    setup: Setup, record: CellRecord, step: int, said: str, limit: int, parent: str | None = None
+) -> CellRecord | None:
+    """Keeps and returns the record of a cell that diverged, or whose parent did; None on other processes than the
+    main one."""
+    if not setup.grid.is_main:
+        return None
+    gone = Divergence(step=step, skip_limit=limit, said=said, parent=parent)
+    record = record.model_copy(update={"diverged": gone})
+    record.write(setup.cell.folder)
+    setup.bar.set_text(summary(record))
+    return record
+
+
+def summary(record: CellRecord) -> str:
+    """A cell that has ended in a few words."""
+    if gone := record.diverged:
+        return f"not run  {gone.said}" if gone.parent else f"diverged  {gone.said}"
+    result = record.get_result()
     heldout = result.heldout
     bits, choice = heldout.continuation_bits_per_byte, heldout.choice_accuracy
     return (
@@ -165,13 +191,15 @@ def trial(setup: Setup) -> CellRecord:
             shutil.rmtree(cell.folder)
         CellRecord(signature=mark).write(cell.folder)
     grid.barrier()
-    trainer = setup.trainer()
-    value = None
-    try:
-        trainer.run(more=True)
-        value = setup.validation_bits(setup.scorer(trainer.engine))
-    except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
-        setup.bar.set_text(str(error))
+    value, flops, before = None, 0.0, parent_record(cell)
+    if not (before and before.diverged):
+        trainer = setup.trainer()
+        try:
+            trainer.run(more=True)
+            value = setup.validation_bits(setup.scorer(trainer.engine))
+        except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
+            setup.bar.set_text(str(error))
+        flops = trainer.progress.flops
     parameters, budget = place_of(cell)
     found = Trial(
         cell=cell.name,
@@ -180,7 +208,7 @@ def trial(setup: Setup) -> CellRecord:
         learning_rate=choice[RATE],
         more={axis: value for axis, value in choice.items() if axis != RATE},
         heldout=value,
-        flops=trainer.progress.flops,
+        flops=flops,
         parameters=parameters,
         budget=budget,
     )

@@ -1,5 +1,6 @@
 """A study from its configuration to results.json: prepare, tune, run every cell, report."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ from megaarch.study.cells import StudyCell, generations, not_adapted
 from megaarch.study.environment import command, machine
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
-from megaarch.study.results import Budget, CellRecord, CellResult, Results, Text, Trial
+from megaarch.study.results import (
+    Budget,
+    CellRecord,
+    CellResult,
+    DivergedCell,
+    Results,
+    Text,
+    Trial,
+)
 
 
 def compare(raw: config.Raw, directory: Path, console: Console) -> Results:
@@ -83,10 +92,18 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     study, prepared = folder.study, folder.text
     missing = [cell.key for cell in folder.cells if cell.key not in records]
     left_out = f"Not finished, so left out: {', '.join(missing)}." if missing else None
+    gone = diverged(folder, records)
+    done = [cell for cell in folder.cells if cell.key in records and records[cell.key].result]
+    if not done:
+        said = "; ".join(f"{cell.key}: {cell.divergence.said}" for cell in gone)
+        raise UserError(
+            f"{folder.directory}: every cell diverged, and there is nothing to report: {said}"
+        )
     of_text = text_warnings(prepared.heldout, prepared.tokenizer)
     warnings = (
         *of_text,
         left_out,
+        *lost(gone),
         _unlike_items(folder, records),
         *not_adapted(folder.cells, study),
     )
@@ -102,9 +119,8 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
         ),
         **unigram_of(folder),
         chance=1 / yardsticks.CHOICES,
-        cells=[
-            entry(cell, records[cell.key], folder) for cell in folder.cells if cell.key in records
-        ],
+        cells=[entry(cell, records[cell.key], folder) for cell in done],
+        diverged=gone,
         tuning=folder.sweep.trials if folder.sweep else [],
         warnings=[w for w in warnings if w],
     )
@@ -112,12 +128,44 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     return results
 
 
+def diverged(folder: StudyFolder, records: dict[str, CellRecord]) -> list[DivergedCell]:
+    """The cells that diverged, and those that start from one that did."""
+    return [
+        DivergedCell(
+            name=cell.name,
+            key=cell.key,
+            size=cell.size,
+            budget=cell.budget,
+            adaptation=cell.adaptation,
+            seed=cell.seed,
+            divergence=gone,
+        )
+        for cell in folder.cells
+        if (record := records.get(cell.key)) and (gone := record.diverged)
+    ]
+
+
+def lost(gone: list[DivergedCell]) -> Iterator[str]:
+    """Says which cells diverged, and which were not run for that."""
+    own = [
+        f"{cell.key} (step {cell.divergence.step})" for cell in gone if not cell.divergence.parent
+    ]
+    if own:
+        yield (
+            f"Diverged, so left out: {', '.join(own)}. The run's nonfinite.json names the steps; a larger "
+            "training.skip_limit goes on past them, a lower training.learning_rate may do without."
+        )
+    behind = [cell.key for cell in gone if cell.divergence.parent]
+    if behind:
+        yield f"Not run, for what they start from diverged: {', '.join(behind)}."
+
+
 def _unlike_items(folder: StudyFolder, records: dict[str, CellRecord]) -> str | None:
     """Says which cells were scored on other held-out items than the rest: by another version, which cut others."""
     groups: dict[int, dict[tuple, list[str]]] = {}  # by vocabulary, whose tokens items are cut in
     for cell in folder.cells:
         record = records.get(cell.key)
-        paired = record.get_result().heldout.paired if record else None
+        paired = record.result.heldout.paired if record and record.result else None
         if paired:
             of_vocabulary = groups.setdefault(cell.settings.model.vocabulary_size, {})
             items = (*paired.documents, *paired.sizes)

@@ -44,9 +44,7 @@ def kept(folder: StudyFolder, cell: StudyCell, show: Show) -> CellRecord | None:
     """The record of a cell that is finished, and says so; None of one that is not, and of a trial."""
     record = folder.finished(cell) if cell.choice is None else None
     if record:
-        show(
-            title(cell, folder.study), 1.0, f"done before  {run_cell.summary(record.get_result())}"
-        )
+        show(title(cell, folder.study), 1.0, f"done before  {run_cell.summary(record)}")
     return record
 
 

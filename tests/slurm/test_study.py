@@ -11,6 +11,8 @@ import yaml
 from megaarch.cli import main
 from megaarch.cluster.slurm_commands import seconds
 from megaarch.cluster.status import State, status
+from megaarch.study import lock
+from megaarch.study.cells import expand
 from tests.distributed.pool import Pool
 from tests.distributed.test_distributed_cell import EVALUATION, run_cells
 
@@ -116,21 +118,20 @@ def test_a_study_over_four_nodes_survives_a_preemption_and_ends_in_its_report(
 
 def test_a_failing_cell_stops_the_chain_and_says_why(cluster, make, capsys):
     written, submit, run = make
-    written(
-        [cell("gpt", "gpt"), {**cell("adapted", "prefix_lm", budget=6e8), "from": "gpt"}],
-        learning_rate=1e30,
-        skip_limit=0,
+    study = written(
+        [cell("gpt", "gpt"), {**cell("adapted", "prefix_lm", budget=6e8), "from": "gpt"}]
     )
-    assert submit() == 0
-    wait_for(cluster, run, "report", lambda s: s.state == "not run")
+    with lock.alone(expand(study, run)[0].locked, "cell"):
+        assert submit() == 0
+        wait_for(cluster, run, "report", lambda s: s.state == "not run")
     gpt, adapted, prepare, report = status(run)
-    assert gpt.state == "failed" and "lower training.learning_rate" in gpt.why
+    assert gpt.state == "failed" and "another process" in gpt.why
     assert adapted.state == "not run" and prepare.state == "done" and report.state == "not run"
     assert cluster.run("squeue", "--noheader") == ""
     capsys.readouterr()
     assert main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
-    assert "lower training.learning_rate" in shown and "a job before it failed" in shown
+    assert "another process" in shown and "a job before it failed" in shown
     assert not (run / "results.json").exists()
 
 

@@ -33,7 +33,7 @@ class Compared:
         every = merged_cells(results)
         cells = [cell for cell in every if cell.adaptation is None]
         largest = max((cell.budget for cell in cells if not finetuned(cell)), default=0)
-        text = [c for c in cells if c.budget == largest and not finetuned(c) and not c.heir]
+        text = [c for c in cells if c.budget == largest and not finetuned(c) and c.ranks]
         decoders = [
             c
             for c in text

@@ -296,13 +296,14 @@ def lost(results: Results, finding: Finding) -> list[str]:
     several = len({cell.size for cell in (*results.cells, *results.diverged)}) > 1
     numbers = Counter(f"{c.name} {c.size}" if several and c.size else c.name for c in gone)
     seeds = {cell.label: cell.seeds for cell in finding.cells}
+    if not numbers:
+        return []
     parts = [
-        f"{name} in {n} of {n + seeds[name]} seeds, and ranks with no other"
-        if name in seeds
-        else name + (f" in all of {n} seeds" if n > 1 else "")
+        f"{name} (at {n} of {n + seeds.get(name, 0)} seeds)" if n + seeds.get(name, 0) > 1 else name
         for name, n in numbers.items()
     ]
-    return [f"Training diverged: {'; '.join(parts)}."] if parts else []
+    verb = "ranks" if len(parts) == 1 else "rank"
+    return [f"{listed(parts)} diverged in training, and {verb} with no other."]
 
 
 def in_all(match: str, cell: MergedCell) -> str:

@@ -79,7 +79,7 @@ def test_a_cell_that_diverges_is_said_to_and_the_others_run(study, tmp_path, mon
     assert "up to step 6" in own.said and "larger training.skip_limit" in own.said
 
     said = " ".join(headline(results))
-    assert "Training diverged: gpt in 1 of 2 seeds, and ranks with no other." in said
+    assert "gpt (at 1 of 2 seeds) diverged in training, and ranks with no other." in said
     assert "prefix_lm predicts held-out text best" in said and "no other comparable cell" in said
     text = " ".join(report.text(results).split())
     assert f"Diverged, so left out: {GONE[0]} (step 6)." in text

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megaarch.report.merged_cells import (
     FLOPS_TOLERANCE,
     MergedCell,
+    Place,
     finetuned,
     flops_spread,
     merged_cells,
@@ -59,21 +60,25 @@ class Lead:
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer at one budget, or after what study.adapt added to it (`adaptation`). match: what the study
-    matches. rankings: of cells that are not finetuned, by continuations first, if any has a value there;
+    """The answer at one place: at a budget, or after what study.adapt added to it. match: what the study
+    matches. size: the cells', where the study has others that do not compare. rankings: of cells that are not finetuned, by continuations first, if any has a value there;
     of_finetuned: of the others, by tasks."""
 
     match: str
-    budget: float
-    adaptation: float | None
+    place: Place
+    size: str | None
     cells: list[MergedCell]
     rankings: list[Ranking]
     of_finetuned: list[Ranking]
 
     @property
     def amount(self) -> str:
-        """The budget as a phrase."""
-        return budget(self.match, self.budget, self.adaptation)
+        """The place as a phrase."""
+        return budget(self.match, self.place.budget, self.adaptation, self.size)
+
+    @property
+    def adaptation(self) -> float | None:
+        return self.place.adaptation
 
     @property
     def main(self) -> Ranking:
@@ -152,17 +157,25 @@ def ranking(
 
 
 def findings(results: Results) -> list[Finding]:
-    """One finding for each budget, the largest first, and behind it one of its adapted cells."""
+    """One finding for each budget, and each size where sizes do not compare, the largest first, and behind
+    it one of its adapted cells."""
     cells, match = merged_cells(results), results.budget.match
+    places: dict[Place, list[MergedCell]] = {}
+    for cell in cells:
+        places.setdefault(place(cell, match), []).append(cell)
+    largest: dict[str | None, float] = {}
+    for at, group in places.items():
+        most = max(cell.parameters or 0 for cell in group)
+        largest[at.size] = max(most, largest.get(at.size, 0))
     found = []
-    for amount, added in sorted({place(cell) for cell in cells}, key=lambda p: (-p[0], p[1] or 0)):
-        group = [cell for cell in cells if place(cell) == (amount, added)]
+    for at in sorted(places, key=lambda p: (-p.budget, -largest[p.size], p.adaptation or 0)):
+        group, size = places[at], at.size if len(largest) > 1 else None
         yardsticks = panel([held for cell in group for held in cell.heldout.each])
         by_tasks = [y for y in yardsticks if y.key.startswith("task")]
         raw = [ranking(y, judged(y, group), ranked(group)) for y in yardsticks]
         apart = [ranking(y, tuned(group), tuned(group)) for y in by_tasks]
         found.append(
-            Finding(match, amount, added, group, [v for v in raw if v], [v for v in apart if v])
+            Finding(match, at, size, group, [v for v in raw if v], [v for v in apart if v])
         )
     return found
 
@@ -212,7 +225,7 @@ def one_seed(found: Sequence[Finding]) -> bool:
 
 def named(found: Sequence[Finding]) -> list[tuple[str, MergedCell]]:
     """The comparable cells, each with its name and its budget where there are several."""
-    several = len({finding.budget for finding in found}) > 1
+    several = len({finding.place.budget for finding in found}) > 1
     return [
         (cell.label + (f" at {budget(finding.match, cell.budget)}" if several else ""), cell)
         for finding in found
@@ -262,7 +275,8 @@ def when(finding: Finding) -> str:
     """The budget as the beginning of a sentence, with what it leaves out."""
     amount = finding.amount
     if finding.adaptation is not None:
-        return f"After {budget(finding.match, finding.adaptation)} more of adaptation each"
+        of_size = f" at size {finding.size}" if finding.size else ""
+        return f"After {budget(finding.match, finding.adaptation)} more of adaptation each{of_size}"
     if finding.match == "flops":
         rivals = [*ranked(finding.cells), *tuned(finding.cells)]
         if not all(cell.start_known for cell in rivals):
@@ -291,7 +305,7 @@ def lost(results: Results, finding: Finding) -> list[str]:
     gone = [
         cell
         for cell in results.diverged
-        if not cell.divergence.parent and place(cell) == (finding.budget, finding.adaptation)
+        if not cell.divergence.parent and place(cell, finding.match) == finding.place
     ]
     several = len({cell.size for cell in (*results.cells, *results.diverged)}) > 1
     numbers = Counter(f"{c.name} {c.size}" if several and c.size else c.name for c in gone)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -60,8 +60,10 @@ def merged_cells(results: Results) -> list[MergedCell]:
         groups.setdefault((cell.name, cell.size, cell.budget), []).append(cell)
     cells = [merge(group) for group in groups.values()]
     for cell in cells:
-        mine = (cell.name, cell.size, *place(cell))
-        cell.diverged = [(c.name, c.size, *place(c)) for c in results.diverged].count(mine)
+        cell.diverged = sum(
+            (c.name, c.size, c.budget) == (cell.name, cell.size, cell.budget)
+            for c in results.diverged
+        )
     sizes = {cell.size for cell in cells}
     for cell in cells:
         if len(sizes) > 1 and cell.size:
@@ -82,7 +84,9 @@ def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:
             "flops": cell.total_flops,
             "target_tokens": sum(each.target_tokens or 0 for each in line),
         }.get(match, cell.total_tokens)
-        groups.setdefault((place(cell), finetuned(cell)), []).append((number, amount or 0.0, cell))
+        groups.setdefault((place(cell, match), finetuned(cell)), []).append(
+            (number, amount or 0.0, cell)
+        )
     for group in groups.values():
         fewest = min(number for number, _, _ in group)
         most = max(amount for number, amount, _ in group if number == fewest)
@@ -185,9 +189,18 @@ def interpolated(
     return [form.model_construct(**dict(zip(("flops", *keys), row, strict=True))) for row in rows]
 
 
-def place(cell: CellResult | DivergedCell) -> tuple[float, float | None]:
-    """The budget and what study.adapt added to it: cells of one place compare."""
-    return cell.budget, cell.adaptation
+class Place(NamedTuple):
+    """Where cells compare: at a budget, after what study.adapt added to it, and at one size, None where sizes
+    compare too, as at equal FLOPs."""
+
+    budget: float
+    adaptation: float | None
+    size: str | None
+
+
+def place(cell: CellResult | DivergedCell, match: str) -> Place:
+    """match: what the study matches."""
+    return Place(cell.budget, cell.adaptation, None if match == "flops" else cell.size)
 
 
 def before_adaptation(cells: Sequence[MergedCell], child: MergedCell) -> MergedCell | None:

@@ -112,11 +112,16 @@ def extent(degrees: Sequence[str]) -> str:
     return f"{min(order)[1]} to {max(order)[1].removeprefix('about ')}"
 
 
-def budget(match: str, amount: float, adaptation: float | None = None) -> str:
-    """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs. adaptation: what study.adapt added to it."""
+def budget(
+    match: str, amount: float, adaptation: float | None = None, size: str | None = None
+) -> str:
+    """The budget as a phrase: 3.00 × 10¹⁴ training FLOPs. adaptation: what study.adapt added to it. size: of the
+    cells, where a study has several that do not compare."""
     words = power if match == "flops" else count
     phrase = f"{words(amount)} {BUDGETS.get(match, match)}"
-    return phrase if adaptation is None else f"{phrase} and {words(adaptation)} of adaptation"
+    if adaptation is not None:
+        phrase = f"{phrase} and {words(adaptation)} of adaptation"
+    return phrase if size is None else f"size {size} and {phrase}"
 
 
 def shortened(name: str, width: int, tail: int, gap: str) -> str:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from megaarch.evaluation import heldout_scores
 from megaarch.report import notation
 from megaarch.report.flops_shares import head_share, unread_share
-from megaarch.report.merged_cells import FLOPS_TOLERANCE, finetuned, merged_cells, place, seedless
+from megaarch.report.merged_cells import (
+    FLOPS_TOLERANCE,
+    Place,
+    finetuned,
+    merged_cells,
+    place,
+    seedless,
+)
 from megaarch.study.results import CellResult, Results
 from megaarch.study.sweep_grid import AXES
 
@@ -170,16 +177,18 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with the cells that rank together there."""
-    alone = {
-        (cell.name, cell.size, place(cell)) for cell in merged_cells(results) if not cell.ranks
-    }
-    groups: dict[tuple, list[CellResult]] = {}
+    match = results.budget.match
+    alone = {(c.name, c.size, c.budget) for c in merged_cells(results) if not c.ranks}
+    groups: dict[tuple[Place, bool], list[CellResult]] = {}
     for cell in results.cells:
-        if (cell.name, cell.size, place(cell)) not in alone:
-            groups.setdefault((*place(cell), finetuned(cell)), []).append(cell)
-    for key in sorted(groups, key=lambda key: (key[0], key[1] or 0, key[2])):
-        amount, added, _ = key
-        yield notation.budget(results.budget.match, amount, added), groups[key]
+        if (cell.name, cell.size, cell.budget) not in alone:
+            groups.setdefault((place(cell, match), finetuned(cell)), []).append(cell)
+    several = len({at.size for at, _ in groups}) > 1
+    for at, tuned in sorted(
+        groups, key=lambda key: (key[0].budget, key[0].adaptation or 0, key[1])
+    ):
+        size = at.size if several else None
+        yield notation.budget(match, at.budget, at.adaptation, size), groups[at, tuned]
 
 
 def extremes(

@@ -18,6 +18,7 @@ from tests.study.example_results import (
     example_cell,
     example_results,
     panel_results,
+    scaling_results,
     with_lengths,
 )
 
@@ -392,6 +393,32 @@ def test_a_true_winner_among_eight_is_named():
         for seed in range(3)
     ]
     assert "every other cell is distinguishable from it" in headline(example_results(cells))[0]
+
+
+@pytest.mark.parametrize("match", ["flops", "parameters", "seen_tokens"])
+def test_sizes_compare_at_equal_flops_alone(match):
+    results = scaling_results()
+    results["budget"]["match"] = match
+    for cell in results["cells"]:
+        cell["parameters"] = {"small": 1e6, "medium": 2e6, "large": 4e6}[cell["size"]]
+    found = findings.findings(Results.of(results))
+    groups = [[cell.label for cell in finding.main.order] for finding in found]
+    if match == "flops":
+        assert [len(group) for group in groups] == [9, 9]
+        return
+    sizes = ["large", "medium", "small"] * 2
+    assert [{label.partition(" ")[2] for label in group} for group in groups] == [
+        {s} for s in sizes
+    ]
+    said = headline(results)
+    starts = [
+        f"At size {size} and {finding.amount.partition(' and ')[2]} each, "
+        for size, finding in zip(sizes, found, strict=True)
+    ]
+    assert [s for s in said if s.startswith("At size")] == [
+        next(s for s in said if s.startswith(start)) for start in starts
+    ]
+    assert len({finding.amount for finding in found}) == 6
 
 
 ADAPTED = ["t5-adapted", "gpt-adapted", "prefix_lm-adapted", "unilm-adapted", "bart-adapted"]

@@ -45,15 +45,15 @@ ENDED = "ended"  # the verdict where every rank has raised an error of its own
 class Beat:
     """A rank's state, as it writes it.
 
-    last: the step that ended last. bounded: whether it is in a step whose time is bounded. hangs: seconds
-    that its step has taken, where that is too long, else 0. location: function and line of its main thread. state: "runs", "failed" or "gone".
+    last: the step that ended last. held: seconds that its step has taken so far, 0 outside of a step whose
+    time is bounded. longest: of those that have ended. location: function and line of its main thread. state: "runs", "failed" or "gone".
     """
 
     count: int
     host: str
     last: int | None
-    bounded: bool
-    hangs: float
+    held: float
+    longest: float
     location: str
     state: str
     error: str
@@ -129,15 +129,13 @@ class Heartbeat:
         self.last, self.entered = number, None
 
     def _write(self) -> None:
-        held = 0.0 if self.entered is None else (self.turns - self.entered) * self.interval
-        hangs = bool(self.hang_timeout) and held > max(self.hang_timeout, 3 * self.longest)
         before = self.beats.get(self.rank)
         beat = Beat(
             count=1 if before is None else before.count + 1,
             host=socket.gethostname(),
             last=self.last,
-            bounded=self.entered is not None,
-            hangs=held if hangs else 0.0,
+            held=0.0 if self.entered is None else (self.turns - self.entered) * self.interval,
+            longest=self.longest,
             location=_location(),
             state=self.state,
             error=self.error,
@@ -214,12 +212,14 @@ class Heartbeat:
         return f"{self._describe([rank])} failed and the others wait: {self.beats[rank].error}"
 
     def _hung(self) -> str:
-        held = max(beat.hangs for beat in self.beats.values())
-        if self.rank != 0 or not held:
+        if self.rank != 0 or not self.hang_timeout:
             return ""
         last = min(beat.last or 0 for beat in self.beats.values())
         behind = {rank: beat for rank, beat in self.beats.items() if (beat.last or 0) == last}
-        if not all(beat.bounded for beat in behind.values()):
+        # one that came late has held the others up, and has neither their time nor their longest step
+        held = min(beat.held for beat in behind.values())
+        longest = min(beat.longest for beat in self.beats.values())
+        if held <= max(self.hang_timeout, 3 * longest):
             return ""
         at = defaultdict(list)
         for rank, beat in behind.items():

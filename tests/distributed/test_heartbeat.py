@@ -9,7 +9,7 @@ import pytest
 
 from megaarch.checkpoint import checkpoint
 from megaarch.config.schema import Training
-from megaarch.distributed.heartbeat import LOST, Heartbeat
+from megaarch.distributed.heartbeat import LOST, Beat, Heartbeat
 from megaarch.distributed.mesh import Grid
 from megaarch.training.preemption import REQUEUE
 from megaarch.training.trainer import Trainer
@@ -84,6 +84,29 @@ def test_what_takes_long_outside_of_steps_ends_nothing(tiny, prepared, tmp_path)
     with Job(tiny("gpt", **given, **TP2), tmp_path, stumble, "slow") as job:
         assert job.wait(BOUND) == [0, 0], job.told
         assert job.step() == 6
+
+
+def test_a_rank_that_came_late_to_a_step_leaves_it_its_time():
+    """Rank 1 was outside of steps for 900 s, and has been in step 11 for no longer than it takes."""
+
+    def said(*times, hang_timeout=600.0):
+        heartbeat = Heartbeat(Grid.single("cpu"), Training(hang_timeout=hang_timeout))
+        heartbeat.beats = {
+            rank: Beat(9, "host", last, held, longest, "step", "runs", "")
+            for rank, (last, held, longest) in enumerate(times)
+        }
+        return heartbeat._hung()
+
+    assert said((10, 900.0, 2.0), (10, 0.0, 2.0)) == ""
+    assert said((10, 902.0, 2.0), (10, 2.0, 2.0)) == ""
+    assert said((10, 900.0, 2.0), (11, 0.0, 2.0), (11, 0.0, 2.0)).startswith(
+        "step 11 has not ended for 900 s"
+    )
+    assert "for 601 s" in said((10, 1501.0, 2.0), (10, 601.0, 2.0))
+    # the wait is no step's length: rank 1 tells it
+    assert "for 604 s" in said((20, 604.0, 904.0), (20, 606.0, 4.0))
+    assert said((20, 604.0, 904.0), (20, 606.0, 204.0)) == ""
+    assert said((10, 902.0, 2.0), (10, 902.0, 2.0), hang_timeout=0.0) == ""
 
 
 def test_a_signal_to_one_rank_ends_all_saved(tiny, prepared, tmp_path):

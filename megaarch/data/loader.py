@@ -7,6 +7,7 @@ them.
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,13 +96,13 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
 
     They never get a signal that stops a run: it reaches a whole group of processes where a launcher
     sends it, and the trainer needs its batches to finish the step. The death of one is an error of
-    the next step that is asked for, and of no line between.
+    the step that is asked for next, and of no line between.
     """
     device = steps.device_type
     workers = WORKERS.get(device, 0) if workers is None else workers
     # what is blocked in a process is so in those that it forks
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    told_of_children = signal.getsignal(signal.SIGCHLD)
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
         batches: Any = iter(  # what ends the workers of torch's iterator is private
             DataLoader(
@@ -111,17 +112,17 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
                 num_workers=workers,
                 pin_memory=device == "cuda",
                 prefetch_factor=4 if workers else None,
-                persistent_workers=False,
                 multiprocessing_context="fork" if workers else None,
             )
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # torch's handler raises wherever the process is: within a save, or where Python drops it
-        if threading.current_thread() is threading.main_thread() and told_of_children is not None:
-            signal.signal(signal.SIGCHLD, told_of_children)
+    # torch's handler raises wherever the process is: within a save, or where Python drops it
+    handles = threading.current_thread() is threading.main_thread() and of_children is not None
+    if workers and handles:
+        signal.signal(signal.SIGCHLD, of_children)
     try:
-        yield _received(batches) if workers else batches
+        yield _received(batches, handles) if workers else batches
     finally:
         if workers:  # not at the interpreter's end: that sends SIGTERM and waits for them
             batches._shutdown_workers()
@@ -130,16 +131,25 @@ def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator
                 worker.join()
 
 
-def _received(batches: Any) -> Iterator[list[Batch]]:
-    """Yields what workers send, and names the one that died while it sent, which torch's check of living workers
-    can come too early to see."""
-    try:
-        yield from batches
-    except (OSError, EOFError) as error:
+def _received(batches: Any, handles: bool) -> Iterator[list[Batch]]:
+    """Yields what workers send. handles: whether to hear of a death while it waits; a worker that is killed while
+    it sends leaves a part of a message, for whose rest the process waits without end."""
+
+    def check(*_: object) -> None:
         for worker in batches._workers:
-            worker.join(timeout=1)
             if worker.exitcode:
-                raise RuntimeError(
-                    f"DataLoader worker (pid {worker.pid}) exited unexpectedly"
-                ) from error
-        raise
+                raise RuntimeError(f"DataLoader worker (pid {worker.pid}) exited unexpectedly")
+
+    while True:
+        before = signal.signal(signal.SIGCHLD, check) if handles else None
+        try:
+            check()
+            step = next(batches)
+        except (OSError, EOFError):
+            time.sleep(0.1)  # a connection is gone before its process is
+            check()
+            raise
+        finally:
+            if handles:
+                signal.signal(signal.SIGCHLD, before)
+        yield step

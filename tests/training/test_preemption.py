@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,18 +166,22 @@ def test_a_worker_that_hangs_ends_with_the_block():
     assert not lives(worker)
 
 
-class Numbers:
-    """Steps that are their numbers."""
+class Bytes:
+    """Steps of so many bytes; more than a pipe holds, and a worker waits in the middle of one."""
 
     device_type = "cpu"
 
+    def __init__(self, size):
+        self.size = size
+
     def __getitem__(self, step):
-        return step
+        return bytes(self.size)
 
 
-def test_a_workers_death_is_an_error_of_the_next_step_alone():
-    with prefetch(Numbers(), 0, 1) as steps:
-        assert next(steps) == 0
+@pytest.mark.parametrize("size", [1, 1 << 18])
+def test_a_workers_death_is_an_error_of_the_next_step_alone(size):
+    with prefetch(Bytes(size), 0, 1) as steps:
+        assert next(steps) == bytes(size)
         (worker,) = multiprocessing.active_children()
         worker.kill()
         while lives(
@@ -184,7 +189,15 @@ def test_a_workers_death_is_an_error_of_the_next_step_alone():
         ):  # not by a join: torch's handler asks children that nobody waited for
             time.sleep(0.001)
         with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
-            list(steps)
+            next(steps)
+
+
+def test_a_workers_death_is_an_error_of_the_step_that_waits():
+    with prefetch(Hanging(), 0, 1) as steps:
+        worker = next(steps)
+        threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
+        with pytest.raises(RuntimeError, match="DataLoader worker .* exited unexpectedly"):
+            next(steps)
 
 
 def test_workers_do_not_outlive_a_run_that_was_killed(tiny, tmp_path):

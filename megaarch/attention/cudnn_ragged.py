@@ -20,7 +20,7 @@ def run(sdpa_torch, q, k, v, call: VarlenCall, scale: float) -> torch.Tensor:
     """Calls it as nvidia-cudnn-frontend 1.32 wants: it is differentiable where it returns the
     log-sum-exp, and follows torch.use_deterministic_algorithms."""
     segments = len(call.q.starts) - 1
-    more = _power_of_two(segments) - segments
+    more = (1 << (segments - 1).bit_length()) - segments  # to a power of two
     out, _ = sdpa_torch(
         *(_padded(x, more) for x in (q, k, v)),
         scale=scale,
@@ -51,11 +51,6 @@ def _with_more(starts: torch.Tensor, more: int) -> torch.Tensor:
 
 def _rounded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
-
-
-def _power_of_two(count: int) -> int:
-    """Returns the least one that is no smaller."""
-    return 1 << (count - 1).bit_length()
 
 
 def limit(gpu: Gpu, head_size: int, parts: Parts) -> str | None:

@@ -26,6 +26,7 @@ from megaarch.training.metrics import parse_line
 from megaarch.training.preemption import REQUEUE
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that are read
+GOING = ("running", "waiting")
 ENDED = ("failed", "diverged", "not run")  # states with a reason worth a line of its own
 RECENT = 20  # steps over which speed is averaged
 # sacct's states of a task that has not ended
@@ -58,7 +59,7 @@ class _Line(Schema):
 class State:
     """A cell, another job of the study, or a run. task: "12_3", SLURM's; None where none is known.
 
-    state: done, running, waiting, failed, stopped (it has begun, and no job of it is left), not
+    state: done, diverged, running, waiting, failed, stopped (it has begun, and no job of it is left), not
     run (its job ended before it began, e.g. because an earlier one failed), not started.
     mfu, peak_memory: as metrics.jsonl has them, of a run on GPUs.
     """
@@ -184,7 +185,7 @@ def _cell(cell: StudyCell, state: str, why: str, task: str | None) -> State:
     lines = _last_lines(folder / "metrics.jsonl")
     if record and record.result:
         state, why = "done", ""
-    elif record and record.diverged:
+    elif record and record.diverged and state not in GOING and not lock.is_held(folder):
         gone = record.diverged
         state, why, task = "not run" if gone.parent else "diverged", gone.said, cell.key
     elif not state or state == "done":  # done before its record was written: it was not

@@ -26,6 +26,7 @@ from megaarch.study import sweep, sweep_grid
 from megaarch.study.cells import StudyCell, expand, generations, study_of
 from megaarch.study.folder import save_config
 from megaarch.study.results import CellRecord
+from megaarch.study.start import has_ended
 
 # of site.sh; the CPU partition may refuse them, or never have them
 FOR_GPUS = tuple(
@@ -91,7 +92,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     _check(grid, directory, site, request)
     numbers = {cell.key: i for i, cell in enumerate(grid)}
     trials = sweep.trials(raw, directory, grid)
-    left = [cell for cell in grid if not _is_finished(cell)]
+    left = unfinished(grid)
     if not left:
         return [SlurmJob("report", "report")]
     tuning = {cell.rate_key for cell in left}
@@ -123,9 +124,15 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     return [SlurmJob("prepare", "prepare"), *_in_waves(jobs, request.nodes), report]
 
 
-def _is_finished(cell: StudyCell) -> bool:
-    record = CellRecord.read(cell.folder)
-    return bool(record and record.has_ended(cell.settings.training.skip_limit))
+def unfinished(grid: list[StudyCell]) -> list[StudyCell]:
+    """The cells that are to run, with those that start from a diverged one which is to run again."""
+    left: dict[str, StudyCell] = {}
+    for cell in grid:  # parents before their children
+        record = CellRecord.read(cell.folder)
+        waits = record is not None and record.diverged is not None and cell.parent in left
+        if waits or not has_ended(cell, record):
+            left[cell.key] = cell
+    return list(left.values())
 
 
 def _by_layout(group: list[StudyCell]) -> Iterator[tuple[str, list[StudyCell]]]:

@@ -37,7 +37,7 @@ class MergedCell(CellResult):
 
     label: its name, with its size where the study has several. seeds: how many. digests: theirs. heir: it began with
     another cell's weights, and has with what these cost more than the cells that it would rank with. diverged: how
-    many seeds more have no value, for they diverged.
+    many seeds more have no value, for they diverged, or what they start from.
     """
 
     label: str
@@ -64,12 +64,20 @@ def merged_cells(results: Results) -> list[MergedCell]:
             (c.name, c.size, c.budget) == (cell.name, cell.size, cell.budget)
             for c in results.diverged
         )
-    sizes = {cell.size for cell in cells}
+    several = len(sizes(results)) > 1
     for cell in cells:
-        if len(sizes) > 1 and cell.size:
-            cell.label = f"{cell.name} {cell.size}"
+        cell.label = label(cell, several)
     mark_heirs(cells, results.budget.match)
     return cells
+
+
+def sizes(results: Results) -> set[str | None]:
+    return {cell.size for cell in (*results.cells, *results.diverged)}
+
+
+def label(cell: CellResult | DivergedCell, several: bool) -> str:
+    """The cell's name, with its size where the study has several."""
+    return f"{cell.name} {cell.size}" if several and cell.size else cell.name
 
 
 def mark_heirs(cells: Sequence[MergedCell], match: str) -> None:

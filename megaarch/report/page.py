@@ -21,6 +21,7 @@ from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
 from megaarch.report.axes import SMALL_WIDTH, Looks
 from megaarch.report.figures import sections
 from megaarch.report.findings import Finding, Lead
+from megaarch.report.headline import headline, unread
 from megaarch.report.masks import kinds
 from megaarch.report.merged_cells import (
     MergedCell,
@@ -69,12 +70,12 @@ def page(results: Results, probed: Mapping[str, Probed] | None = None) -> str:
     return environment.get_template("page.html.j2").render(
         study=results.study,
         created=day(results.created or ""),
-        unread=report_findings.unread(findings),
+        unread=unread(findings),
         arguments=arguments,
         models=models(cells, look),
         architectures=architectures(cells),
         scale=scale(arguments, cells, results) if arguments else "",
-        headline=report_findings.headline(results, leads=False, reading=not arguments),
+        headline=headline(results, leads=False, reading=not arguments),
         leads=leads(findings),
         tables=[table(f, columns, look) for f in findings if f.adaptation is None],
         adaptations=[

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from megaarch.report import findings as report_findings
 from megaarch.report import notation
 from megaarch.report.findings import Finding
+from megaarch.report.headline import headline
 from megaarch.report.merged_cells import MergedCell, before_adaptation, interval_kinds, merged_cells
 from megaarch.report.warnings import warnings_for
 from megaarch.report.yardsticks import (
@@ -56,7 +57,7 @@ def text(found: Results | dict) -> str:
     findings, cells = report_findings.findings(results), merged_cells(results)
     blocks = [
         [f"Study {results.study}"[:WIDTH]],
-        wrap(" ".join(report_findings.headline(results))),
+        wrap(" ".join(headline(results))),
         *(table(f) if f.adaptation is None else adaptation_table(f, cells) for f in findings),
         footnotes(results, findings, cells),
     ]
@@ -87,7 +88,9 @@ def table(finding: Finding) -> list[str]:
     ranked = report_findings.ranked(finding.cells)
     lines += [row(cell, "~" if cell.label in finding.tied else " ") for cell in ranked]
     if diverged := report_findings.diverged(finding.cells):
-        lines += ["", "diverged at some seeds: not ranked", *(row(c, " ") for c in diverged)]
+        marks = (" " if cell.heldout.comparable else "*" for cell in diverged)
+        lines += ["", "without a value at some seeds, for training diverged: not ranked"]
+        lines += map(row, diverged, marks)
     if longer := report_findings.heirs(finding.cells):
         lines += ["", "trained longer, from other weights", *(row(c, " ") for c in longer)]
     if apart := report_findings.apart(finding.cells):

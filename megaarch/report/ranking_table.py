@@ -11,7 +11,7 @@ from megaarch.report.merged_cells import MergedCell, before_adaptation
 from megaarch.report.yardsticks import TASKS, of_unseen, unseen
 
 DIVERGED = (
-    "Diverged at some seeds: a mean over the others would favour it, and it ranks with no other."
+    "Without a value at some seeds, for training diverged: a mean over the others would favour it."
 )
 PSEUDO = (
     "Pseudo-likelihood: each token given both of its sides. Not comparable with the rows above."

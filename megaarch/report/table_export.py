@@ -83,7 +83,7 @@ def latex(found: Results | dict) -> str:
     if any(not cell.heldout.comparable for cell in results.cells):
         caption += r" $^{\dagger}$Pseudo-likelihood, not comparable."
     if any(cell.diverged for cell in merged_cells(results)):
-        caption += r" $^{\S}$Diverged at some seeds: ranked with no other."
+        caption += r" $^{\S}$Without a value at some seeds, for training diverged."
     if any(cell.heir for cell in merged_cells(results)):
         caption += r" $^{\ddagger}$Trained longer, from other weights: ranked with no other."
     if any(cell.inherited_flops for cell in results.cells):

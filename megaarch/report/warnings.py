@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from megaarch.evaluation import heldout_scores
 from megaarch.report import notation
 from megaarch.report.flops_shares import head_share, unread_share
-from megaarch.report.merged_cells import (
-    FLOPS_TOLERANCE,
-    Place,
-    finetuned,
-    merged_cells,
-    place,
-    seedless,
-)
+from megaarch.report.merged_cells import FLOPS_TOLERANCE, finetuned, merged_cells, place, seedless
 from megaarch.study.results import CellResult, Results
 from megaarch.study.sweep_grid import AXES
 
@@ -179,7 +172,7 @@ def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with the cells that rank together there."""
     match = results.budget.match
     alone = {(c.name, c.size, c.budget) for c in merged_cells(results) if not c.ranks}
-    groups: dict[tuple[Place, bool], list[CellResult]] = {}
+    groups: dict[tuple, list[CellResult]] = {}
     for cell in results.cells:
         if (cell.name, cell.size, cell.budget) not in alone:
             groups.setdefault((place(cell, match), finetuned(cell)), []).append(cell)

@@ -20,7 +20,7 @@ from megaarch.study.cells import StudyCell, find
 from megaarch.study.folder import StudyFolder, save_config
 from megaarch.study.progress_bar import ProgressDisplay
 from megaarch.study.results import CellRecord, Trial
-from megaarch.study.start import parent_record
+from megaarch.study.start import parent_diverged, parent_record
 from megaarch.training.trainer import device_of
 
 
@@ -40,15 +40,15 @@ def run_cell(raw: config.Raw, directory: Path, which: str) -> CellRecord | None:
     return _run(folder, cell)
 
 
-def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial:
-    """Runs trial `number` of the study's sweep (sweep.trials); returns what it found. ConfigError as
-    `run_cell`."""
+def run_trial(raw: config.Raw, directory: Path, number: int) -> Trial | None:
+    """Runs trial `number` of the study's sweep (sweep.trials); returns what it found, None where the cell's parent
+    diverged. ConfigError as `run_cell`."""
     folder = StudyFolder.open(raw, directory)
     trials = sweep.trials(raw, directory, folder.cells)
     if not 0 <= number < len(trials):
         raise UserError(f"--trial {number}: the study has {len(trials)} trials, numbered from 0")
     record = _run(folder, trials[number])
-    assert record and record.trial
+    assert record
     return record.trial
 
 
@@ -72,7 +72,7 @@ def _run(folder: StudyFolder, cell: StudyCell) -> CellRecord | None:
         launch.first(enter)
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
             if cell.choice is None:
-                if folder.study.tune:
+                if folder.study.tune and not parent_diverged(cell):
                     folder = _tuned(folder, cell)
                     cell = find(folder.cells, cell.key)
                 if record := workers.kept(folder, cell, display.show):
@@ -86,7 +86,8 @@ def _tuned(folder: StudyFolder, cell: StudyCell) -> StudyFolder:
     if not sweep_grid.holds(folder.study, cell.size):  # its rate is by the law of its name
         alike = [c for c in folder.cells if c.name == cell.name]
     found = sweep.finished(folder, alike)
-    wanted = len(sweep.trials(folder.raw, folder.directory, alike))
+    trials = sweep.trials(folder.raw, folder.directory, alike)
+    wanted = sum(not parent_diverged(trial) for trial in trials)
     if len(found) < wanted:
         raise UserError(
             f"cell {cell.key}: {wanted - len(found)} of its {wanted} trials are not finished: run "

@@ -112,6 +112,8 @@ class StudyFolder:
         record = CellRecord.read(cell.folder)
         if record is None or (cell.parent and parent is None and not start.parent_record(cell)):
             return None
+        if record.diverged and record.diverged.parent:  # nothing was run
+            return record if start.has_ended(cell, record) else None
         unscored = record.result is None
         before, now = (
             {
@@ -128,7 +130,7 @@ class StudyFolder:
                 remedy = f"or remove {cell.folder}/cell.json: its weights stay and are scored anew"
             told = f"cell {cell.key} was run with other settings: {'; '.join(differences.values())}"
             raise config.ConfigError([f"{told}. Restore them, {remedy}"])
-        return record if record.has_ended(cell.settings.training.skip_limit) else None
+        return record if start.has_ended(cell, record) else None
 
     def identity(self, cell: StudyCell, parent: dict[str, Any] | None = None) -> dict[str, Any]:
         """Returns all that decides a cell's result, or what a trial finds: its settings, data and yardsticks, and all

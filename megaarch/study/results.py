@@ -235,9 +235,9 @@ class Divergence(Record):
     """Why a cell has no result: its loss or gradient was not finite in more than `skip_limit` steps in a row, up
     to `step`; or the cell that it starts from, of key `parent`, has none. said: the sentence."""
 
-    step: Count
-    skip_limit: Count
     said: str
+    step: Count = 0
+    skip_limit: Count = 0
     parent: str | None = None
 
 
@@ -272,12 +272,6 @@ class CellRecord(Record):
         run = None if found is None else [found.final_loss, found.train_seconds]
         text = json.dumps([self.signature, run], sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-    def has_ended(self, skip_limit: int) -> bool:
-        """Whether the same command has nothing to do: there is a result, or the cell diverged, and a run of
-        `skip_limit` would end at the same step."""
-        gone = self.diverged is not None and skip_limit <= self.diverged.skip_limit
-        return self.result is not None or gone
 
     def get_result(self) -> CellResult:
         """The result of a cell that is finished."""

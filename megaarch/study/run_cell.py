@@ -36,7 +36,7 @@ from megaarch.study.results import (
     Trial,
     read_points,
 )
-from megaarch.study.start import inherited, parent_record
+from megaarch.study.start import inherited, parent_diverged, parent_record
 from megaarch.study.sweep_grid import RATE
 from megaarch.training.metrics import HELD_OUT
 from megaarch.training.trainer import Trainer
@@ -102,10 +102,9 @@ def run(setup: Setup) -> CellRecord | None:
     cell, prepared, grid = setup.cell, setup.prepared, setup.grid
     evaluation, held = setup.folder.study.evaluation, setup.held
     record = CellRecord(key=cell.key, signature=setup.folder.identity(cell))
-    before = parent_record(cell)
-    if before and before.diverged:
+    if parent_diverged(cell):
         said = f"starts from {cell.parent}, which diverged"
-        return _diverged(setup, record, 0, said, before.diverged.skip_limit, cell.parent)
+        return _diverged(setup, record, Divergence(said=said, parent=cell.parent))
     if grid.is_main:
         record.write(cell.folder)
 
@@ -118,12 +117,12 @@ def run(setup: Setup) -> CellRecord | None:
         progress = trainer.run(more=True)
     except FloatingPointError as error:  # a result too: the study goes on and says so
         step, limit = trainer.progress.step + 1, cell.settings.training.skip_limit
-        return _diverged(setup, record, step, str(error), limit)
+        return _diverged(setup, record, Divergence(said=str(error), step=step, skip_limit=limit))
     setup.bar.set_text("scoring held-out text")
     scorer = setup.scorer(trainer.engine)
     heldout = yardsticks.evaluate(scorer, held["test"], evaluation)
     trained = tasks.trained_on(cell.settings.data)
-    if before and before.result:
+    if (before := parent_record(cell)) and before.result:
         trained |= {name for name, task in before.result.heldout.tasks.items() if task.trained_on}
     heldout.tasks = tasks.score(scorer, prepared.tokenizer, evaluation, trained)
     if not grid.is_main:
@@ -142,14 +141,11 @@ def run(setup: Setup) -> CellRecord | None:
     return record
 
 
-def _diverged(
-    setup: Setup, record: CellRecord, step: int, said: str, limit: int, parent: str | None = None
-) -> CellRecord | None:
+def _diverged(setup: Setup, record: CellRecord, gone: Divergence) -> CellRecord | None:
     """Keeps and returns the record of a cell that diverged, or whose parent did; None on other processes than the
     main one."""
     if not setup.grid.is_main:
         return None
-    gone = Divergence(step=step, skip_limit=limit, said=said, parent=parent)
     record = record.model_copy(update={"diverged": gone})
     record.write(setup.cell.folder)
     setup.bar.set_text(summary(record))
@@ -176,11 +172,13 @@ def trial(setup: Setup) -> CellRecord:
     a cell of pairs.
 
     One that was interrupted continues; what other settings left there is removed, and the checkpoints of
-    one that is done. All processes of the cell's layout call this.
+    one that is done. There is none where the cell's parent diverged. All processes of the cell's layout call this.
     """
     cell, choice, grid = setup.cell, setup.cell.choice, setup.grid
     assert choice is not None
     mark, kept = setup.folder.identity(cell), cell.folder / "checkpoints"
+    if parent_diverged(cell):
+        return CellRecord(signature=mark)
     if found := setup.folder.finished_trial(cell):
         if grid.is_main:
             shutil.rmtree(kept, ignore_errors=True)
@@ -191,15 +189,13 @@ def trial(setup: Setup) -> CellRecord:
             shutil.rmtree(cell.folder)
         CellRecord(signature=mark).write(cell.folder)
     grid.barrier()
-    value, flops, before = None, 0.0, parent_record(cell)
-    if not (before and before.diverged):
-        trainer = setup.trainer()
-        try:
-            trainer.run(more=True)
-            value = setup.validation_bits(setup.scorer(trainer.engine))
-        except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
-            setup.bar.set_text(str(error))
-        flops = trainer.progress.flops
+    trainer = setup.trainer()
+    value = None
+    try:
+        trainer.run(more=True)
+        value = setup.validation_bits(setup.scorer(trainer.engine))
+    except FloatingPointError as error:  # a rate that diverges has lost, and the sweep goes on
+        setup.bar.set_text(str(error))
     parameters, budget = place_of(cell)
     found = Trial(
         cell=cell.name,
@@ -208,7 +204,7 @@ def trial(setup: Setup) -> CellRecord:
         learning_rate=choice[RATE],
         more={axis: value for axis, value in choice.items() if axis != RATE},
         heldout=value,
-        flops=flops,
+        flops=trainer.progress.flops,
         parameters=parameters,
         budget=budget,
     )

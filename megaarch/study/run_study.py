@@ -95,6 +95,10 @@ def _write_results(folder: StudyFolder, records: dict[str, CellRecord]) -> Resul
     gone = diverged(folder, records)
     done = [cell for cell in folder.cells if cell.key in records and records[cell.key].result]
     if not done:
+        if missing:
+            raise UserError(
+                f"{folder.directory}: no cell has a result yet; see megaarch status {folder.directory}"
+            )
         said = "; ".join(f"{cell.key}: {cell.divergence.said}" for cell in gone)
         raise UserError(
             f"{folder.directory}: every cell diverged, and there is nothing to report: {said}"

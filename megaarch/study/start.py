@@ -18,6 +18,25 @@ def parent_record(cell: StudyCell) -> CellRecord | None:
     return CellRecord.read(Path(start)) if cell.parent and start else None
 
 
+def parent_diverged(cell: StudyCell) -> bool:
+    """Whether the cell that this one starts from has no result, for it or one before it diverged."""
+    record = parent_record(cell)
+    return record is not None and record.diverged is not None
+
+
+def has_ended(cell: StudyCell, record: CellRecord | None) -> bool:
+    """Whether the same command has nothing to do for a cell of this record: there is a result; or it diverged, and
+    may skip no more steps now; or its parent has diverged still."""
+    gone = record and record.diverged
+    if not gone:
+        return bool(record and record.result)
+    return (
+        parent_diverged(cell)
+        if gone.parent
+        else cell.settings.training.skip_limit <= gone.skip_limit
+    )
+
+
 def outside(cell: StudyCell) -> Path | None:
     """The checkpoint, or the folder of its run, that a cell starts from and no cell has made."""
     start = cell.settings.training.start_from

@@ -8,6 +8,7 @@ import pytest
 from megaarch import report
 from megaarch.evaluation.heldout_scores import Paired
 from megaarch.report import findings
+from megaarch.report import headline as sentences
 from megaarch.report.figures import sections
 from megaarch.report.page import write_page
 from megaarch.report.yardsticks import Score, distinguished
@@ -24,7 +25,7 @@ from tests.study.example_results import (
 
 
 def headline(results):
-    return findings.headline(Results.of(results))
+    return sentences.headline(Results.of(results))
 
 
 def tops(results):
@@ -419,6 +420,65 @@ def test_sizes_compare_at_equal_flops_alone(match):
         next(s for s in said if s.startswith(start)) for start in starts
     ]
     assert len({finding.amount for finding in found}) == 6
+
+
+def lose(results, wanted, parent=None):
+    """Takes cells out of results, as ones that diverged, or whose parent did."""
+    gone = [cell for cell in results["cells"] if wanted(cell)]
+    results["cells"] = [cell for cell in results["cells"] if not wanted(cell)]
+    results.setdefault("diverged", []).extend(
+        {key: cell.get(key) for key in ("name", "key", "size", "budget", "seed")}
+        | {"key": "k", "divergence": {"said": "not finite", "step": 9, "parent": parent}}
+        for cell in gone
+    )
+    return results
+
+
+def test_the_headline_names_who_diverged_where_nothing_else_is_left():
+    results = scaling_results()
+    results["budget"]["match"] = "parameters"
+    lose(results, lambda cell: cell["size"] == "large" and cell["budget"] == 3e13)
+    said = " ".join(headline(results))
+    names = [
+        f"{name} large at 30.0 T seen tokens (at 3 of 3 seeds)"
+        for name in ("gpt", "prefix_lm", "t5")
+    ]
+    assert (
+        f"{names[0]}, {names[1]} and {names[2]} diverged in training, and rank with no other."
+        in said
+    )
+
+
+def test_a_size_of_which_all_diverged_is_one_of_several():
+    results = scaling_results()
+    results["cells"] = [
+        c for c in results["cells"] if c["size"] != "medium" and c["budget"] == 1e13
+    ]
+    lose(results, lambda cell: cell["size"] == "large")
+    lose(results, lambda cell: cell["name"] == "gpt" and cell["seed"] == 1)
+    lose(results, lambda cell: cell["name"] == "t5" and cell["seed"] == 2, "gpt")
+    assert {cell.label for cell in findings.merged_cells(Results.of(results))} == {
+        "gpt small",
+        "prefix_lm small",
+        "t5 small",
+    }
+    said = " ".join(headline(results))
+    assert "gpt small (at 1 of 3 seeds) diverged" in said.replace(
+        "t5 large (at 3 of 3 seeds) and ", ""
+    )
+    assert (
+        "t5 small (at 1 of 3 seeds) was not run, for what it starts from diverged, and ranks"
+        in said
+    )
+    [finding] = findings.findings(Results.of(results))
+    assert [cell.label for cell in finding.main.order] == ["prefix_lm small"]
+
+
+def test_a_cell_of_one_seed_among_others_is_said_to_have_their_spread():
+    cells = [cell_at("a", 2.0, 1.99, 2.01, seed=seed) for seed in range(3)]
+    cells += [cell_at("b", 2.5, 2.49, 2.51)]
+    note = "One seed of b: how far its runs spread is taken from the others."
+    assert note in headline(example_results(cells))
 
 
 ADAPTED = ["t5-adapted", "gpt-adapted", "prefix_lm-adapted", "unilm-adapted", "bart-adapted"]

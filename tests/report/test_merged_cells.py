@@ -11,6 +11,7 @@ import pytest
 from megaarch import report
 from megaarch.evaluation.confidence_intervals import ratio_interval
 from megaarch.report import charts, findings, yardsticks
+from megaarch.report import headline as sentences
 from megaarch.report import merged_cells as module
 from megaarch.report.warnings import warnings_for
 from megaarch.study.results import CellResult, Results
@@ -18,7 +19,7 @@ from tests.study.example_results import cell_at, example_results, scaling_result
 
 
 def headline(results):
-    return findings.headline(Results.of(results))
+    return sentences.headline(Results.of(results))
 
 
 def merge(cells):

@@ -8,7 +8,8 @@ import pytest
 
 from megaarch import config
 from megaarch.evaluation.heldout_scores import Heldout
-from megaarch.report.findings import headline, unigram
+from megaarch.report.findings import unigram
+from megaarch.report.headline import headline
 from megaarch.report.yardsticks import CONTINUATION, told_apart
 from megaarch.study.results import Results
 

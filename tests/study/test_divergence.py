@@ -9,15 +9,14 @@ from rich.console import Console
 
 from megaarch import report
 from megaarch.cluster import status
-from megaarch.cluster.submit import _is_finished
+from megaarch.cluster.submit import unfinished
 from megaarch.errors import UserError
-from megaarch.report.findings import headline
+from megaarch.report.headline import headline
 from megaarch.report.ranking_table import DIVERGED
 from megaarch.scaling.points import runs_of_study
 from megaarch.study import run_study
 from megaarch.study.cells import expand
-from megaarch.study.distributed_cell import run_cell
-from megaarch.study.results import CellRecord
+from megaarch.study.distributed_cell import run_cell, run_trial
 from megaarch.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -84,7 +83,8 @@ def test_a_cell_that_diverges_is_said_to_and_the_others_run(study, tmp_path, mon
     text = " ".join(report.text(results).split())
     assert f"Diverged, so left out: {GONE[0]} (step 6)." in text
     assert f"Not run, for what they start from diverged: {GONE[1]}." in text
-    assert "diverged at some seeds: not ranked gpt" in text
+    assert "adapted (at 1 of 2 seeds) was not run, for what it starts from diverged" in said
+    assert "for training diverged: not ranked gpt" in text
     page = report.write_page(results, tmp_path / "report.html").read_text()
     assert DIVERGED in page
     assert r"gpt$^{\S}$ & causal decoder" in report.latex(results)
@@ -99,7 +99,7 @@ def test_a_cell_that_diverges_is_said_to_and_the_others_run(study, tmp_path, mon
     console = Console(file=io.StringIO(), width=300)
     again = run_study.compare(study, tmp_path, console)
     assert again.cells == results.cells and again.diverged == results.diverged
-    assert all(map(_is_finished, expand(study, tmp_path)))
+    assert unfinished(expand(study, tmp_path)) == []
     for key in GONE:
         record = run_cell(study, tmp_path, key)
         assert record and record.diverged and record.result is None
@@ -107,7 +107,9 @@ def test_a_cell_that_diverges_is_said_to_and_the_others_run(study, tmp_path, mon
     monkeypatch.undo()
 
     # one that may skip more goes on, and its child with it
-    study["training"]["skip_limit"] = 100
+    study["study"]["cells"][0]["set"] = {"training.skip_limit": 100}
+    study["study"]["cells"][2]["set"] = {"training.skip_limit": 1}
+    assert [cell.key for cell in unfinished(expand(study, tmp_path))] == GONE
     whole = run_study.compare(study, tmp_path, QUIET)
     assert [cell.key for cell in whole.cells] == keys and not whole.diverged
     assert "diverged" not in report.text(whole)
@@ -115,14 +117,21 @@ def test_a_cell_that_diverges_is_said_to_and_the_others_run(study, tmp_path, mon
 
 def test_trials_of_a_child_whose_parent_diverged_are_none(study, tmp_path, monkeypatch):
     study["study"] |= {"seeds": [0], "tune": {"learning_rates": [1e-3, 2e-3], "budget": 0.5}}
-    honest = CellRecord.write
-    diverging(monkeypatch, 0)
-    # trials of the parent pass, and it itself does not
-    results = run_study.compare(study, tmp_path, QUIET)
-    assert honest is CellRecord.write
+    with monkeypatch.context() as patched:
+        diverging(patched, 0)
+        results = run_study.compare(study, tmp_path, QUIET)
     found = {(trial.cell, trial.heldout is None) for trial in results.tuning}
-    assert found == {("gpt", True), ("prefix_lm", False), ("adapted", True)}
+    assert found == {("gpt", True), ("prefix_lm", False)}
     assert [cell.name for cell in results.cells] == ["prefix_lm"]
+    record = run_cell(study, tmp_path, GONE[1].replace("seed1", "seed0"))
+    assert record and record.diverged and record.diverged.parent
+    assert run_trial(study, tmp_path, 4) is None
+
+    # trials of the parent diverged too, and its own rate stays; with a larger limit it goes on, and its child
+    study["training"]["skip_limit"] = 100
+    results = run_study.compare(study, tmp_path, QUIET)
+    assert [cell.name for cell in results.cells] == ["gpt", "prefix_lm", "adapted"]
+    assert {trial.cell for trial in results.tuning if trial.heldout} == {"prefix_lm", "adapted"}
 
 
 def test_a_study_of_which_every_cell_diverges_says_why(study, tmp_path, monkeypatch):
@@ -130,3 +139,6 @@ def test_a_study_of_which_every_cell_diverges_says_why(study, tmp_path, monkeypa
     diverging(monkeypatch, 0)
     with pytest.raises(UserError, match="every cell diverged.*not finite in 4 steps in a row"):
         run_study.compare(study, tmp_path, QUIET)
+    study["study"]["seeds"] = [0, 1]
+    with pytest.raises(UserError, match="no cell has a result yet"):
+        run_study.gather(study, tmp_path)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from megaarch.config import ConfigError
 from megaarch.errors import UserError
-from megaarch.report.findings import headline
+from megaarch.report.headline import headline
 from megaarch.report.warnings import warnings_for
 from megaarch.scaling import points
 from megaarch.study.run_study import compare, gather

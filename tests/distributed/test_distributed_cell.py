@@ -9,44 +9,31 @@ from megaarch import config
 from megaarch.study import distributed_cell, run_study
 from megaarch.study.folder import load_config
 from tests.distributed.pool import RankError
+from tests.study.small_study import small_study
 
 LAYOUTS = {
     "gpt": {"parallel.tensor_parallel": 2},
     "t5": {"parallel.pipeline_parallel": 2},
     "adapted": {"parallel.data_parallel_shard": 2},
 }
-EVALUATION = {
-    "points": 2,
-    "documents": 6,
-    "curve_documents": 4,
-    "prefix_tokens": 12,
-    "continuation_tokens": 6,
-    "choices": 8,
-    "middles": 4,
-}
 
 
 @pytest.fixture
 def study(raw):
     """Three cells, a child among them, each in a layout of two processes."""
-    mine = copy.deepcopy(raw)
-    del mine["training"]["steps"]
+    cells = [
+        {"name": "gpt", "preset": "gpt", "set": LAYOUTS["gpt"]},
+        {"name": "t5", "preset": "t5", "set": LAYOUTS["t5"]},
+        {
+            "name": "adapted",
+            "preset": "prefix_lm",
+            "from": "gpt",
+            "budget": 3e8,
+            "set": LAYOUTS["adapted"],
+        },
+    ]
+    mine = small_study(raw, cells, 6e8)
     mine["training"]["micro_batch_size"] = 2
-    mine["study"] = {
-        "budgets": [6e8],
-        "cells": [
-            {"name": "gpt", "preset": "gpt", "set": LAYOUTS["gpt"]},
-            {"name": "t5", "preset": "t5", "set": LAYOUTS["t5"]},
-            {
-                "name": "adapted",
-                "preset": "prefix_lm",
-                "from": "gpt",
-                "budget": 3e8,
-                "set": LAYOUTS["adapted"],
-            },
-        ],
-        "evaluation": EVALUATION,
-    }
     return mine
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megaarch.cluster.status import status
-from tests.distributed.test_distributed_cell import EVALUATION
+from tests.study.small_study import EVALUATION
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.xdist_group("slurm")]
 PATIENCE = 600  # seconds, on a machine with much else to do

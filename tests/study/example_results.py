@@ -303,3 +303,19 @@ def adapted_child(parent: dict, added: float) -> dict:
         "reads_prefix": True,
     }
     return child
+
+
+def paired(costs, documents) -> dict:
+    """Lists of items of 100 bytes that cost so many bits per byte."""
+    return {
+        "documents": documents.tolist(),
+        "sizes": [100.0] * len(costs),
+        "amounts": (100 * costs).tolist(),
+    }
+
+
+def scored(name: str, seed: int, costs, documents) -> dict:
+    mean = costs.mean()
+    cell = cell_at(name, mean, mean - 0.1, mean + 0.1, seed=seed)
+    cell["heldout"]["paired"] = paired(costs, documents)
+    return cell

@@ -1,6 +1,5 @@
 """The grid: what multiplies, what a cell is called, and what decides that it has changed."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -11,18 +10,13 @@ from megaarch.model.parameter_count import parameter_count
 from megaarch.study.cells import expand, not_adapted
 from megaarch.study.folder import StudyFolder
 from megaarch.study.sweep_grid import RATE
+from tests.study.small_study import small_study
 
 
 @pytest.fixture
 def study(raw):
-    mine = copy.deepcopy(raw)
-    del mine["training"]["steps"]
-    mine["study"] = {
-        "name": "s",
-        "budgets": [1e9],
-        "cells": [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}],
-    }
-    return mine
+    cells = [{"name": "gpt", "preset": "gpt"}, {"name": "t5", "preset": "t5"}]
+    return small_study(raw, cells, 1e9)
 
 
 @pytest.fixture

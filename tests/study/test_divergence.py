@@ -1,6 +1,5 @@
 """A cell whose loss is not finite is a finding of its study: the others run, and the report says so."""
 
-import copy
 import io
 
 import pytest
@@ -18,6 +17,7 @@ from megaarch.study import run_study
 from megaarch.study.cells import expand
 from megaarch.study.distributed_cell import run_cell, run_trial
 from megaarch.training.trainer import Trainer
+from tests.study.small_study import small_study
 
 pytestmark = pytest.mark.slow
 
@@ -27,28 +27,12 @@ GONE = ["gpt/base-1.2e+09-seed1", "adapted/base-1.2e+09-seed1"]
 
 @pytest.fixture
 def study(raw):
-    mine = copy.deepcopy(raw)
-    del mine["training"]["steps"]
-    mine["study"] = {
-        "name": "s",
-        "budgets": [1.2e9],
-        "seeds": [0, 1],
-        "cells": [
-            {"name": "gpt", "preset": "gpt"},
-            {"name": "prefix_lm", "preset": "prefix_lm"},
-            {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 6e8},
-        ],
-        "evaluation": {
-            "points": 2,
-            "documents": 6,
-            "curve_documents": 4,
-            "prefix_tokens": 12,
-            "continuation_tokens": 6,
-            "choices": 8,
-            "middles": 4,
-        },
-    }
-    return mine
+    cells = [
+        {"name": "gpt", "preset": "gpt"},
+        {"name": "prefix_lm", "preset": "prefix_lm"},
+        {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 6e8},
+    ]
+    return small_study(raw, cells, seeds=[0, 1])
 
 
 def diverging(monkeypatch, *seeds):

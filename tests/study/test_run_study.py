@@ -36,6 +36,7 @@ from megaarch.study.sweep_grid import BATCH, RATE, SHARE
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
 from tests.study.example_results import example_cell
+from tests.study.small_study import EVALUATION, small_study
 
 pytestmark = pytest.mark.slow
 
@@ -55,27 +56,12 @@ def lowercase_words(study):
 
 @pytest.fixture
 def study(raw):
-    mine = copy.deepcopy(raw)
-    del mine["training"]["steps"]
-    mine["study"] = {
-        "name": "s",
-        "budgets": [1.2e9],
-        "cells": [
-            {"name": "gpt", "preset": "gpt"},
-            {"name": "t5", "preset": "t5"},
-            {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 6e8},
-        ],
-        "evaluation": {
-            "points": 8,
-            "documents": 6,
-            "curve_documents": 4,
-            "prefix_tokens": 12,
-            "continuation_tokens": 6,
-            "choices": 8,
-            "middles": 4,
-        },
-    }
-    return mine
+    cells = [
+        {"name": "gpt", "preset": "gpt"},
+        {"name": "t5", "preset": "t5"},
+        {"name": "adapted", "preset": "prefix_lm", "from": "gpt", "budget": 6e8},
+    ]
+    return small_study(raw, cells, evaluation=EVALUATION | {"points": 8})
 
 
 def test_results_have_what_the_report_and_its_readers_rely_on(study, tmp_path):

@@ -15,12 +15,13 @@ test: install
 quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 
-# Style, the floors of the package, types.
+# Style, the floors of the package, types, and that every test file can be imported.
 check: .venv/checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	@said=$$($(BIN)/python -m pytest tests --collect-only -qqq) || { echo "$$said"; exit 1; }
 
 .venv/checks: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[check]'

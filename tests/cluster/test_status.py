@@ -15,8 +15,8 @@ from megaarch.study import lock, run_study
 from megaarch.study.folder import save_config
 from megaarch.training.preemption import Stopped
 from megaarch.training.trainer import Trainer
-from tests.distributed.test_distributed_cell import EVALUATION
 from tests.study.example_results import example_cell
+from tests.study.small_study import EVALUATION
 
 GPT, T5, GLM, CHILD = (f"{name}/base-6e+08-seed0" for name in ("gpt", "t5", "glm", "adapted"))
 

@@ -251,7 +251,8 @@ def knows_length(objective: str) -> bool:
 
 def told_apart(pairs: Sequence[tuple[Score, Score]]) -> list[bool]:
     """Whether the scores of each pair differ by more than chance, such that in at most 5% of studies of
-    equals any pair does (Holm over all pairs). How far runs spread is known by all scores together."""
+    equals any pair does (Holm over all pairs). How far runs spread is known by all scores together, where
+    a score that stands in several pairs (the same object) counts once."""
     scores = {id(score): score for pair in pairs for score in pair}.values()
     run = run_error([score.by_seed for score in scores])
     return holm([_difference(a, b, run) for a, b in pairs], LEVEL)

@@ -145,16 +145,16 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if mine is None:
         return None
     causal = mine.blocks["decoder"]
+    own = {name: as_score(block.trained.matrix.effective_rank) for name, block in mine.blocks.items()}
     pairs, drawn = {}, {}
     for label, record in ranks.items():
         name = next((n for n in ("encoder", "decoder.prefix") if n in record.blocks), None)
         if name is None or study.causal(label):
             continue
         block = record.blocks[name]
-        alike = causal if block.queries == causal.queries else mine.blocks["decoder.prefix"]
-        drawn.setdefault(study.decoder.label, alike)
-        effective = [b.trained.matrix.effective_rank for b in (alike, block)]
-        pairs[label] = (as_score(effective[0]), as_score(effective[1]))
+        alike = "decoder" if block.queries == causal.queries else "decoder.prefix"
+        drawn.setdefault(study.decoder.label, mine.blocks[alike])
+        pairs[label] = (own[alike], as_score(block.trained.matrix.effective_rank))
         drawn[label] = block
     every = {study.decoder.label: mine} | ranks
     swapped = {

@@ -4,6 +4,7 @@ import pytest
 
 from megaarch.probes import catalogue
 from megaarch.probes.estimate import Estimate
+from megaarch.report import yardsticks
 from megaarch.report.arguments import figures
 from megaarch.report.arguments.evidence import evidence
 from megaarch.report.arguments.rules import FAILS, HOLDS, UNKNOWN
@@ -64,6 +65,19 @@ def test_ranks_are_compared_over_as_many_tokens():
     blocks = probes["rank"].cells["gpt"].blocks
     blocks["decoder.prefix"].trained.matrix.effective_rank = estimate(0.3)
     assert answers(results(), probes)[2] == FAILS  # of the prefix, 0.4
+
+
+def test_seeds_of_a_cell_that_stands_in_several_pairs_count_once(monkeypatch):
+    """Two encoders are held against the same causal attention."""
+    probes = probed()
+    causal = probes["rank"].cells["gpt"].blocks["decoder"].trained.matrix
+    causal.effective_rank = Estimate(value=0.7, interval=[0.6, 0.8], seeds=[0.65, 0.75])
+    pooled = []
+    monkeypatch.setattr(yardsticks, "run_error", pooled.append)
+    evidence(Results.of(results()), probes)
+    [groups] = [groups for groups in pooled if [0.65, 0.75] in groups]
+    assert groups.count([0.65, 0.75]) == 1
+    assert len(groups) == 5  # the halves of the causal decoder and of the prefix decoder, and two encoders
 
 
 def test_positions_are_read_off_the_second_layer():

@@ -1,4 +1,5 @@
-"""Trains models on in-context linear regression and writes what they learned (megaarch/probes/in_context_regression.py).
+"""Trains models on in-context linear regression and writes what they learned
+(megaarch/probes/in_context_regression.py).
 
     python -m tools.regression [SETTING=VALUE ...] --output benchmarks/DATE-regression.json
 

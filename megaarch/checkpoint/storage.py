@@ -5,7 +5,8 @@ state/__RANK_0.distcp   tensors, as torch.save writes them, read with weights_on
 state/metadata.json     of each tensor its type, size and chunks, of each chunk and value its place
 
 Nothing that is read can execute. torch's own reader unpickles `.metadata` and loads values without
-weights_only; both are never used here. A `.metadata` of version 0.1 is refused (interchange/upgrade.py brings it to this version).
+weights_only; both are never used here. A `.metadata` of version 0.1 is refused (interchange/upgrade.py brings
+it to this version).
 """
 
 import io

@@ -33,11 +33,11 @@ class Steps(torch.utils.data.Dataset):
 
     global_batch_size, micro_batch_size: rows. rows_a_step: of the mean step, where that is less than
     global_batch_size; the rows that a step does not need are empty. rank, ranks: place among the
-    data-parallel ranks; a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths are stored
-    (what that adds is no padding that counts). device_type, kernel: where batches will run and the
-    attention kernel that `model.attention` names; its plans are made here, before the step, with
-    what `fused_rows` needs. half: whether layers compute in half precision. bias: whether
-    self-attention has a position bias. shard: from a batch to what the rank's model takes of it.
+    data-parallel ranks; a step's rows are dealt out in contiguous shares. multiple: of which streams' lengths
+    are stored (what that adds is no padding that counts). device_type, kernel: where batches will run and the
+    attention kernel that `model.attention` names; its plans are made here, before the step, with what
+    `fused_rows` needs. half: whether layers compute in half precision. bias: whether self-attention has a
+    position bias. shard: from a batch to what the rank's model takes of it.
     """
 
     rows: Rows = field(kw_only=False)
@@ -90,9 +90,9 @@ class Steps(torch.utils.data.Dataset):
 
 @contextmanager
 def prefetch(steps: Steps, start: int, workers: int | None) -> Iterator[Iterator[list[Batch]]]:
-    """Yields the micro-batches of steps start, start + 1, ... without end; made before their turn in `workers` processes
-    (0: in this one; None: WORKERS of the device), which end with the block, or when this process
-    has died. For CUDA they lie in pinned memory, so that the step's copy does not wait.
+    """Yields the micro-batches of steps start, start + 1, ... without end; made before their turn in
+    `workers` processes (0: in this one; None: WORKERS of the device), which end with the block, or when this
+    process has died. For CUDA they lie in pinned memory, so that the step's copy does not wait.
 
     They never get a signal that stops a run: it reaches a whole group of processes where a launcher
     sends it, and the trainer needs its batches to finish the step. The death of one is an error of

@@ -1,11 +1,11 @@
 """Heartbeats: a rank that dies or hangs ends its job within a bounded time, and is named.
 
-A thread of each rank beats: every `interval` it writes its state to a store that rank 0 serves.
-Rank 0 reads all beats, the others rank 0's and its verdict. So dying and hanging are told apart: a
-rank that is dead or stopped falls silent (`training.heartbeat_timeout`), while one that is in a step
-for too long still beats (`training.hang_timeout`; a process's first step, which may compile, and
-everything outside steps may take any time, and so may a step that waits for that of another rank). Time is counted in turns of a thread's own loop, so a job
-that was suspended and resumed as a whole has missed nothing.
+A thread of each rank beats: every `interval` it writes its state to a store that rank 0 serves. Rank 0 reads
+all beats, the others rank 0's and its verdict. So dying and hanging are told apart: a rank that is dead or
+stopped falls silent (`training.heartbeat_timeout`), while one that is in a step for too long still beats
+(`training.hang_timeout`; a process's first step, which may compile, and everything outside steps may take any
+time, and so may a step that waits for that of another rank). Time is counted in turns of a thread's own loop,
+so a job that was suspended and resumed as a whole has missed nothing.
 
 The verdict is one sentence on stderr, and every rank ends with the exit code LOST, from the thread:
 the main one may sit in a collective that never returns.
@@ -46,7 +46,8 @@ class Beat:
     """A rank's state, as it writes it.
 
     last: the step that ended last. held: seconds that its step has taken so far, 0 outside of a step whose
-    time is bounded. longest: of those that have ended. location: function and line of its main thread. state: "runs", "failed" or "gone".
+    time is bounded. longest: of those that have ended. location: function and line of its main thread. state:
+    "runs", "failed" or "gone".
     """
 
     count: int

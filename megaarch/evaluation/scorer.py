@@ -96,7 +96,8 @@ def form_marks(
     scores are the same.
 
     decoder: the tokens that the decoder beside an encoder holds, of a cell that was fed more. spans: their
-    length and period, where they are not those of T5's noise. tasks.choices: of a finetuned cell that is scored on tasks.
+    length and period, where they are not those of T5's noise. tasks.choices: of a finetuned cell that is
+    scored on tasks.
     """
     model, data = settings.model, settings.data
     spans, usual = spans_of(data), Spans()

@@ -48,13 +48,13 @@ class Family:
     default. same_weights: further architectures with the same weights. heads_divide_width: whether
     transformers insists on it, also where a head's size is given.
 
-    Weights: tables of the tensors that stand once, and of a layer of each stream. A name that ends in
-    .weight or .bias is one tensor; any other is a module, whose weight and bias go the same way. `{i}`
-    is the layer's index in its own stack. layouts: of tensors that are not laid out as `LAYOUTS` has it. prefix: of the base model's tensors, which files of a model
-    without a head leave out. copies: our name -> their further names for the same tensor where
-    config.json ties them, in the order in which transformers ties them. always_tied: T5's, whose
-    tie_word_embeddings says whether logits are scaled. zero_if_missing: a tensor [1, V] that older
-    files lack. no_effect_tensors: patterns of tensors that no logit depends on.
+    Weights: tables of the tensors that stand once, and of a layer of each stream. A name that ends in .weight
+    or .bias is one tensor; any other is a module, whose weight and bias go the same way. `{i}` is the layer's
+    index in its own stack. layouts: of tensors that are not laid out as `LAYOUTS` has it. prefix: of the base
+    model's tensors, which files of a model without a head leave out. copies: our name -> their further names
+    for the same tensor where config.json ties them, in the order in which transformers ties them.
+    always_tied: T5's, whose tie_word_embeddings says whether logits are scaled. zero_if_missing: a tensor [1,
+    V] that older files lack. no_effect_tensors: patterns of tensors that no logit depends on.
     """
 
     hf_class: str

@@ -73,8 +73,8 @@ class TurnCost:
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """What inference costs one model. cache_bytes_per_*: what the cache holds of a first turn, for each of its tokens, and what
-    a token of an answer adds. dialogues: the turns under each policy."""
+    """What inference costs one model. cache_bytes_per_*: what the cache holds of a first turn, for each of
+    its tokens, and what a token of an answer adds. dialogues: the turns under each policy."""
 
     name: str
     weight_bytes: int

@@ -262,7 +262,8 @@ class Kept:
         return tables + HALF * (rows / tensor + gathered) * model.hidden_size
 
     def gradients(self) -> float:
-        """Returns the gradients of activations in the layer at work: those of its widest product's inputs and outputs."""
+        """Returns the gradients of activations in the layer at work: those of its widest product's inputs and
+        outputs."""
         model, tensor = self.settings.model, self.settings.parallel.tensor_parallel
         n = max(self.work.tokens(s) for s in range(len(self.work.slots)))
         width = model.feed_forward_size / tensor * (1 + (model.activation in GATED))
@@ -294,7 +295,8 @@ class Kept:
 @dataclass(frozen=True)
 class Calls:
     """A micro-batch's attention, summed over calls. q, k: rows that are copied for a call. out: rows of
-    results. pairs: of queries and keys. masked: those pairs under a mask that is stored. whole: share of micro-batches in which one call's result is the output."""
+    results. pairs: of queries and keys. masked: those pairs under a mask that is stored. whole: share of
+    micro-batches in which one call's result is the output."""
 
     q: float
     k: float

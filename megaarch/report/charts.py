@@ -53,7 +53,8 @@ class Entry(NamedTuple):
 def entries(
     scores: Mapping[str, Score], marks: Mapping[str, str], lowest_first: bool = False
 ) -> list[Entry]:
-    """Rows of the scores that have a value, the largest first; equal ones in the order of the scores. marks: of some."""
+    """Rows of the scores that have a value, the largest first; equal ones in the order of the scores. marks:
+    of some."""
     rows = [
         Entry(label, score.value, score.interval, marks.get(label, ""))
         for label, score in scores.items()

@@ -50,8 +50,8 @@ class Lead:
 @dataclass(frozen=True)
 class Finding:
     """The answer at one place: at a budget, or after what study.adapt added to it. match: what the study
-    matches. size: the cells', where the study has others that do not compare. rankings: of cells that are not finetuned, by continuations first, if any has a value there;
-    of_finetuned: of the others, by tasks."""
+    matches. size: the cells', where the study has others that do not compare. rankings: of cells that are not
+    finetuned, by continuations first, if any has a value there; of_finetuned: of the others, by tasks."""
 
     match: str
     place: Place
@@ -118,9 +118,9 @@ def tuned(cells: Sequence[MergedCell]) -> list[MergedCell]:
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 
-    No heirs, none of which a seed diverged, and none that is finetuned. A middle is a likelihood for every cell that has one (the chain
-    rule, from left to right), but not an equal task for those that are told its length. All else:
-    comparable cells.
+    No heirs, none of which a seed diverged, and none that is finetuned. A middle is a likelihood for every
+    cell that has one (the chain rule, from left to right), but not an equal task for those that are told its
+    length. All else: comparable cells.
     """
     if yardstick is MIDDLE:
         text = [cell for cell in cells if not finetuned(cell) and cell.ranks]

@@ -19,9 +19,10 @@ def head_share(cell: CellResult) -> float | None:
 
 
 def unread_share(cell: CellResult) -> float | None:
-    """Returns the share that its last layer took for outputs which no target reads: the attention's output product
-    and the feed-forward of tokens that are no targets. A decoder that predicts every token has none, nor has a stack
-    behind an encoder. A lower bound: these tokens' queries and their attention are left out. None where it is not known.
+    """Returns the share that its last layer took for outputs which no target reads: the attention's output
+    product and the feed-forward of tokens that are no targets. A decoder that predicts every token has none,
+    nor has a stack behind an encoder. A lower bound: these tokens' queries and their attention are left out.
+    None where it is not known.
     """
     if cell.architecture == "encoder_decoder":
         return 0.0

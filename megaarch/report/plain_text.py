@@ -101,7 +101,8 @@ def table(finding: Finding) -> list[str]:
 
 
 def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
-    """Adapted cells, best first, those that rank with no other behind them, each value behind that of the cell whose weights it started from."""
+    """Adapted cells, best first, those that rank with no other behind them, each value behind that of the
+    cell whose weights it started from."""
     lines = wrap(f"At {finding.amount} each (before -> after; FLOPs and tokens of both):")
     lines += heading(CHANGES)
     for cell in (

@@ -144,8 +144,8 @@ def table(finding: Finding, columns: Sequence[Column], look: Looks) -> dict[str,
 
 
 def adaptation_table(finding: Finding, cells: Sequence[MergedCell], look: Looks) -> dict[str, Any]:
-    """As `table`: adapted cells, best first, those that rank with no other behind them, each value behind that of the cell whose weights it
-    started from."""
+    """As `table`: adapted cells, best first, those that rank with no other behind them, each value behind
+    that of the cell whose weights it started from."""
     order = [
         *report_findings.ranked(finding.cells),
         *report_findings.heirs(finding.cells),

@@ -266,8 +266,8 @@ def unequal_targets(results: Results) -> Iterator[str]:
 
 
 def unequal_shares(results: Results) -> Iterator[str]:
-    """Cells of one budget and size whose heads take shares of their FLOPs that differ by more than 10%, or the outputs of
-    their last layers that nothing reads by more than 2%."""
+    """Cells of one budget and size whose heads take shares of their FLOPs that differ by more than 10%, or
+    the outputs of their last layers that nothing reads by more than 2%."""
     for share_of, tolerance, what, why in (
         (
             head_share,

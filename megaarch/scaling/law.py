@@ -148,7 +148,8 @@ def _check(points: Points) -> None:
 
 
 def _levels(values: np.ndarray) -> list[int]:
-    """Returns of each value the number of the group that it is in: of values that seeds, or what a token costs, move."""
+    """Returns of each value the number of the group that it is in: of values that seeds, or what a token
+    costs, move."""
     found, first, level = np.zeros(len(values), dtype=int), 0.0, -1
     for place in np.argsort(values, kind="stable"):
         if values[place] > ALIKE * first:

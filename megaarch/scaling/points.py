@@ -123,10 +123,10 @@ def of_study(results: Results) -> dict[str, Points]:
 
 def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
     """Returns the final points of a study's cells by their name: each ran its own schedule to its end, as
-    points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose
-    value is a pseudo-likelihood or that were finetuned on pairs are left out; so are those of which a seed diverged,
-    and those that begin with another's weights, whose schedule ran twice, unless they go on with its optimizer as one run would
-    (training.start_optimizer) and all of it is counted."""
+    points along a curve did not. The loss is the bits per byte of held-out continuations; cells whose value
+    is a pseudo-likelihood or that were finetuned on pairs are left out; so are those of which a seed
+    diverged, and those that begin with another's weights, whose schedule ran twice, unless they go on with
+    its optimizer as one run would (training.start_optimizer) and all of it is counted."""
     found: dict[str, list[Run]] = {}
     gone = {(cell.name, cell.size, cell.budget) for cell in results.diverged}
     for cell in results.cells:

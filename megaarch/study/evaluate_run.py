@@ -31,8 +31,8 @@ def evaluate_run(run: Path, overrides: Sequence[str] = ()) -> tuple[Heldout, lis
     """Returns the scores of the run in folder `run` on its held-out text, and warnings. A study's cell is scored on
     the documents that judge it there; a run of no study, by whose documents nothing was chosen, on all.
 
-    overrides: `--set` settings, e.g. data.source to score other text, or study.evaluation.tasks. One process holds the whole
-    model; several take the run's layout, or what overrides say of it, and return the same.
+    overrides: `--set` settings, e.g. data.source to score other text, or study.evaluation.tasks. One process
+    holds the whole model; several take the run's layout, or what overrides say of it, and return the same.
     UserError where the folder has no complete checkpoint, or its text has changed since.
     """
     scoring = [text for text in overrides if text.startswith(SCORING)]
@@ -158,8 +158,8 @@ def _may_have_seen(found: Opened, prepared: Prepared) -> str | None:
 
 
 def _lacks_held_out(run: Path) -> bool:
-    """Whether the run, or that of the checkpoint `run`, is a study's cell whose own text lacks what the study holds out. One that is
-    not finished may be."""
+    """Whether the run, or that of the checkpoint `run`, is a study's cell whose own text lacks what the study
+    holds out. One that is not finished may be."""
     of_one = run.parent.name == "checkpoints"
     record = CellRecord.read(run.parent.parent if of_one else run)
     if record is None:

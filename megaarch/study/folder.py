@@ -104,7 +104,8 @@ class StudyFolder:
     def finished(
         self, cell: StudyCell, parent: dict[str, Any] | None = None, but: Collection[str] = ()
     ) -> CellRecord | None:
-        """The record of a cell that is done: that has a result, or diverged. ConfigError where what decides it has changed since.
+        """The record of a cell that is done: that has a result, or diverged. ConfigError where what decides
+        it has changed since.
 
         parent: the identity of its parent; None: that with which it was run. Where it was not, the cell
         is not done either. but: settings, its ancestors' too, that a sweep has yet to choose.

@@ -145,8 +145,8 @@ def test_examples_of_a_row_neither_see_nor_predict_each_other(preset, rows_of):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_little_of_a_row_is_padding(preset, rows_of):
-    """Less than a tenth is padding beyond what the objective's bounds leave: BART's inputs, GLM's spans and UL2's decoder rows are
-    shorter than theirs by up to a tenth."""
+    """Less than a tenth is padding beyond what the objective's bounds leave: BART's inputs, GLM's spans and
+    UL2's decoder rows are shorter than theirs by up to a tenth."""
     rows = rows_of(preset)
     room = np.array(rows.shape.streams)
     taken = np.zeros(len(room))

@@ -56,7 +56,8 @@ class RankError(AssertionError):
 
 
 class SegmentationError(RankError):
-    """A rank died of SIGSEGV, or of SIGABRT where malloc saw it first; the message says where its Python threads were."""
+    """A rank died of SIGSEGV, or of SIGABRT where malloc saw it first; the message says where its Python
+    threads were."""
 
 
 @contextmanager

@@ -65,7 +65,8 @@ def _prepared(data, vocabulary_size: int):
 def run(
     raw: dict[str, Any], presets: list[str], given: dict[str, Any], precision: str = "fp32"
 ) -> dict[str, Found]:
-    """The run of each preset, of STEPS where `given` names no number. Every rank returns what it holds; `merge` joins them."""
+    """The run of each preset, of STEPS where `given` names no number. Every rank returns what it holds;
+    `merge` joins them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(PRECISION[precision])
     try:

@@ -1,7 +1,7 @@
-"""What torch decides on the host by asking the driver, or by a tensor's type, answered as on a GPU:
-which kernel runs scaled_dot_product_attention, which memory is pinned, whether lists of tensors go
-through one kernel, whether what was asked for has arrived. Host arrays that go to the device keep their values at hand, for the lengths of
-packed rows."""
+"""What torch decides on the host by asking the driver, or by a tensor's type, answered as on a GPU: which
+kernel runs scaled_dot_product_attention, which memory is pinned, whether lists of tensors go through one
+kernel, whether what was asked for has arrived. Host arrays that go to the device keep their values at hand,
+for the lengths of packed rows."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

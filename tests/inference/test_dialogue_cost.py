@@ -1,4 +1,5 @@
-"""What dialogue_cost.py counts is what generation runs, as torch counts and holds it; and dialogues by a closed form."""
+"""What dialogue_cost.py counts is what generation runs, as torch counts and holds it; and dialogues by a
+closed form."""
 
 from functools import partial
 

@@ -31,7 +31,8 @@ def found(lengths, *presets):
 
 
 def gpt_seconds(rows, new, kept, pairs, row):
-    """Returns the seconds that FLOPs and bytes take: a call of GPT on so many rows, by the formulas of docs/inference.md."""
+    """Returns the seconds that FLOPs and bytes take: a call of GPT on so many rows, by the formulas of
+    docs/inference.md."""
     constants, tokens = hardware().constants, rows * new
     projections = D * (H + 2 * HKV) * DH + H * DH * D
     work = 2 * tokens * L * (projections + 3 * D * F) + 2 * rows * D * V

@@ -96,7 +96,8 @@ def test_what_decides_no_law_is_refused():
     ids=["sizes", "budget", "ladder", "tokens"],
 )
 def test_seeds_are_no_points_of_their_own(sizes, tokens_of, sentence):
-    """Which differ in tokens and losses by little: of one budget, of 20 tokens a parameter, of two numbers of tokens."""
+    """Which differ in tokens and losses by little: of one budget, of 20 tokens a parameter, of two numbers of
+    tokens."""
     rng = np.random.default_rng(0)
     rows = [
         (n, d * np.exp(0.005 * rng.normal()), TRUTH.loss(n, d) * np.exp(0.003 * rng.normal()))

@@ -145,7 +145,9 @@ def _rank(study: Compared, probed: Mapping[str, Probed]) -> Made:
     if mine is None:
         return None
     causal = mine.blocks["decoder"]
-    own = {name: as_score(block.trained.matrix.effective_rank) for name, block in mine.blocks.items()}
+    own = {
+        name: as_score(block.trained.matrix.effective_rank) for name, block in mine.blocks.items()
+    }
     pairs, drawn = {}, {}
     for label, record in ranks.items():
         name = next((n for n in ("encoder", "decoder.prefix") if n in record.blocks), None)

@@ -77,7 +77,9 @@ def test_seeds_of_a_cell_that_stands_in_several_pairs_count_once(monkeypatch):
     evidence(Results.of(results()), probes)
     [groups] = [groups for groups in pooled if [0.65, 0.75] in groups]
     assert groups.count([0.65, 0.75]) == 1
-    assert len(groups) == 5  # the halves of the causal decoder and of the prefix decoder, and two encoders
+    assert (
+        len(groups) == 5
+    )  # the halves of the causal decoder and of the prefix decoder, and two encoders
 
 
 def test_positions_are_read_off_the_second_layer():

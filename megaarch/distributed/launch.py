@@ -28,6 +28,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
+from megaarch.distributed.gloo import use_one_thread
 from megaarch.errors import UserError
 
 Result = TypeVar("Result")
@@ -113,6 +114,7 @@ def join(device: torch.device, timeout: timedelta = TIMEOUT) -> Process:
             # segments that grow: batches of differing sizes leave no gaps behind
             torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     _allow_files()
+    use_one_thread()
     if process.world_size == 1 or distributed.is_initialized():
         return process
     address, port = rendezvous(starter, process)

@@ -195,7 +195,10 @@ def _work(
         import torch
         from torch import distributed
 
+        from megaarch.distributed.gloo import use_one_thread
+
         torch.set_num_threads(1)
+        use_one_thread()
         distributed.init_process_group(
             "gloo",
             init_method=f"file://{folder / 'store'}",

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,6 +241,25 @@ def test_the_main_process_goes_first_and_its_error_is_everyones(pool, tmp_path):
     found = pool.run(2, one_after_another, tmp_path / "count")
     assert found == [0, 1]
     assert pool.run(2, refuse) == ["no such data"] * 2
+
+
+def threads_and_groups(settings):
+    Grid.build(settings.parallel, "cpu")
+    launch.host_group()
+    groups = list(distributed_c10d._world.pg_map)
+    for group in groups:
+        torch.distributed.barrier(group)  # its thread runs, and has its name
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return names.count("pt_gloo_runloop\n"), len(groups)
+
+
+@pytest.mark.parametrize("interface", ["", "lo"])
+def test_each_group_of_gloo_has_one_thread(interface, pool, tiny):
+    """Two write one string without a lock: about one run in a thousand under tensor parallelism died of it."""
+    settings = tiny("gpt", parallel__tensor_parallel=2)
+    given = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    [found, _] = pool.run(2, threads_and_groups, settings, environment=given)
+    assert found[0] == found[1] > 2
 
 
 def groups_of_all(folder, settings):

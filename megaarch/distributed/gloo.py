@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from torch.distributed import ProcessGroupGloo
+from torch.distributed.constants import default_pg_timeout
 
 _connect: Any = ProcessGroupGloo.__init__
 
@@ -19,11 +20,18 @@ def use_one_thread() -> None:
     ProcessGroupGloo.__init__ = _with_one_thread  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _with_one_thread(group: ProcessGroupGloo, *place: Any, timeout: timedelta) -> None:
-    """place: store, rank and size."""
+def _with_one_thread(
+    group: ProcessGroupGloo, *given: Any, timeout: timedelta = default_pg_timeout
+) -> None:
+    """given: store, rank and size. What a caller adds to them, options or a time, is passed on as it is."""
+    _connect(group, *given, *([_options(timeout)] if len(given) == 3 else []))
+
+
+def _options(timeout: timedelta) -> Any:
+    """Those that torch would take but for the number of threads."""
     options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
     names = filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(","))
     devices = [ProcessGroupGloo.create_device(interface=name) for name in names]
     options._devices = devices or [ProcessGroupGloo.create_default_device()]
     options._threads, options._timeout = 1, timeout
-    _connect(group, *place, options)
+    return options

@@ -101,8 +101,8 @@ class Pool:
         environment: variables set in every rank.
         Raises RankError with the traceback of the first rank that failed.
 
-        A rank that dies of these is run once more, with all others, and a warning says where it died:
-        about one of a thousand runs ends in malloc, called by gloo's thread (docs/log.md).
+        A rank that dies of a fault is run once more, with all others, and a warning says where it died: while
+        gloo's groups had two threads, one of about a thousand runs did (docs/log.md).
         """
         with _kept(self.folder) as put_back:
             try:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch.distributed import distributed_c10d
 from megaarch.checkpoint import checkpoint
 from megaarch.cli import main
 from megaarch.distributed import launch
+from megaarch.distributed.gloo import use_one_thread
 from megaarch.distributed.heartbeat import Heartbeat
 from megaarch.distributed.launch import Process, find, hosts, rendezvous
 from megaarch.distributed.mesh import Grid
@@ -260,6 +262,18 @@ def test_each_group_of_gloo_has_one_thread(interface, pool, tiny):
     given = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
     [found, _] = pool.run(2, threads_and_groups, settings, environment=given)
     assert found[0] == found[1] > 2
+
+
+def test_a_group_of_gloo_is_made_in_every_form_that_torch_takes():
+    use_one_thread()
+    make, place = torch.distributed.ProcessGroupGloo, (torch.distributed.HashStore(), 0, 1)
+    options = make._Options()
+    options._devices, options._threads = [make.create_default_device()], 3
+    second = timedelta(seconds=1)
+    for group in (make(*place), make(*place, timeout=second), make(*place, second)):
+        assert group.size() == 1
+    assert make(*place).options._threads == 1
+    assert make(*place, options).options._threads == 3
 
 
 def groups_of_all(folder, settings):

@@ -27,7 +27,7 @@ from megaarch.report.merged_cells import (
 )
 from megaarch.report.notation import are, budget, count, listed, power
 from megaarch.report.yardsticks import CONTINUATION, told_apart
-from megaarch.study.results import Results
+from megaarch.study.results import Results, without_seed
 
 
 def headline(results: Results, leads: bool = True, reading: bool = True) -> list[str]:
@@ -151,17 +151,17 @@ def lost(results: Results, found: Sequence[Finding]) -> list[str]:
     """Says which cells diverged, and which were not run for that, at how many of their seeds."""
     budgets = {cell.budget for cell in (*results.cells, *results.diverged)}
     several = len(sizes(results)) > 1
-    seeds = {(c.name, c.size, c.budget): c.seeds for finding in found for c in finding.cells}
+    seeds = {without_seed(cell): cell.seeds for finding in found for cell in finding.cells}
     sentences = []
     for behind in (False, True):
         gone = Counter(
-            (cell.name, cell.size, cell.budget, label(cell, several))
+            (without_seed(cell), cell.budget, label(cell, several))
             for cell in results.diverged
             if bool(cell.divergence.parent) is behind
         )
         parts = []
-        for (name, size, amount, shown), number in gone.items():
-            most = number + seeds.get((name, size, amount), 0)
+        for (which, amount, shown), number in gone.items():
+            most = number + seeds.get(which, 0)
             at = f" at {budget(results.budget.match, amount)}" if len(budgets) > 1 else ""
             parts.append(shown + at + (f" (at {number} of {most} seeds)" if most > 1 else ""))
         verb, was, it = (

@@ -1,6 +1,7 @@
 """The cells of a study as the report reads them: seeds merged into one cell."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,7 +11,15 @@ from pydantic import Field
 from megaarch.config import catalogue
 from megaarch.evaluation.heldout_scores import INTERVALS, Heldout
 from megaarch.report.yardsticks import CHOICE, CONTINUATION, GAIN, MIDDLE, Score, Yardstick
-from megaarch.study.results import CellResult, CurvePoint, DivergedCell, LossPoint, Point, Results
+from megaarch.study.results import (
+    CellResult,
+    CurvePoint,
+    DivergedCell,
+    LossPoint,
+    Point,
+    Results,
+    without_seed,
+)
 
 FLOPS_TOLERANCE = 0.02
 FIELDS = {
@@ -57,15 +66,12 @@ def merged_cells(results: Results) -> list[MergedCell]:
     """One cell for each (name, size, budget), in the order of their first appearance."""
     groups: dict[tuple, list[CellResult]] = {}
     for cell in results.cells:
-        groups.setdefault((cell.name, cell.size, cell.budget), []).append(cell)
+        groups.setdefault(without_seed(cell), []).append(cell)
     cells = [merge(group) for group in groups.values()]
-    for cell in cells:
-        cell.diverged = sum(
-            (c.name, c.size, c.budget) == (cell.name, cell.size, cell.budget)
-            for c in results.diverged
-        )
+    gone = Counter(map(without_seed, results.diverged))
     several = len(sizes(results)) > 1
     for cell in cells:
+        cell.diverged = gone[without_seed(cell)]
         cell.label = label(cell, several)
     mark_heirs(cells, results.budget.match)
     return cells

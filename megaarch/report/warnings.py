@@ -8,7 +8,7 @@ from megaarch.evaluation import heldout_scores
 from megaarch.report import notation
 from megaarch.report.flops_shares import head_share, unread_share
 from megaarch.report.merged_cells import FLOPS_TOLERANCE, finetuned, merged_cells, place, seedless
-from megaarch.study.results import CellResult, Results
+from megaarch.study.results import CellResult, Results, without_seed
 from megaarch.study.sweep_grid import AXES
 
 PADDING_LIMIT = 0.05
@@ -171,10 +171,10 @@ def shared_causes(cells: Cells) -> Iterator[str]:
 def by_budget(results: Results) -> Iterator[tuple[str, list[CellResult]]]:
     """Each budget as a phrase, with the cells that rank together there."""
     match = results.budget.match
-    alone = {(c.name, c.size, c.budget) for c in merged_cells(results) if not c.ranks}
+    alone = {without_seed(cell) for cell in merged_cells(results) if not cell.ranks}
     groups: dict[tuple, list[CellResult]] = {}
     for cell in results.cells:
-        if (cell.name, cell.size, cell.budget) not in alone:
+        if without_seed(cell) not in alone:
             groups.setdefault((place(cell, match), finetuned(cell)), []).append(cell)
     several = len({at.size for at, _ in groups}) > 1
     for at, tuned in sorted(
@@ -307,7 +307,7 @@ def inherited_compute(cells: Cells) -> Iterator[str]:
 def few_seeds(cells: Cells) -> Iterator[str]:
     seeds: dict[tuple, set] = {}
     for cell in cells:
-        seeds.setdefault((cell.name, cell.size, cell.budget), set()).add(cell.seed)
+        seeds.setdefault(without_seed(cell), set()).add(cell.seed)
     counts = [len(found) for found in seeds.values()]
     fewest = min(counts)
     if fewest < SEEDS_WANTED:

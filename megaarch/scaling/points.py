@@ -13,7 +13,7 @@ from megaarch.config.catalogue import OBJECTIVES
 from megaarch.errors import UserError
 from megaarch.evaluation.heldout_scores import Paired
 from megaarch.files import read_text
-from megaarch.study.results import Results
+from megaarch.study.results import Results, without_seed
 
 # Of the draws of documents, which no draw of points repeats, whatever its seed.
 OF_DOCUMENTS = np.random.SeedSequence(0, spawn_key=(0,))
@@ -128,7 +128,7 @@ def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
     diverged, and those that begin with another's weights, whose schedule ran twice, unless they go on with
     its optimizer as one run would (training.start_optimizer) and all of it is counted."""
     found: dict[str, list[Run]] = {}
-    gone = {(cell.name, cell.size, cell.budget) for cell in results.diverged}
+    gone = {without_seed(cell) for cell in results.diverged}
     for cell in results.cells:
         loss, size = cell.heldout.continuation_bits_per_byte, cell.parameters
         flops = (cell.flops or 0) + (cell.inherited_flops or 0)
@@ -137,7 +137,7 @@ def runs_of_study(results: Results) -> dict[str, tuple[Run, ...]]:
         goes_on = cell.settings.get("training", {}).get("start_optimizer")
         one_run = (
             cell.adaptation is None
-            and (cell.name, cell.size, cell.budget) not in gone
+            and without_seed(cell) not in gone
             and (cell.start is None or (goes_on and cell.start_known))
             and not of_pairs
         )

@@ -253,6 +253,11 @@ class DivergedCell(Record):
     divergence: Divergence
 
 
+def without_seed(cell: CellResult | DivergedCell) -> tuple[str, str | None, float]:
+    """Returns what the seeds of one cell share: its name, size and budget."""
+    return cell.name, cell.size, cell.budget
+
+
 class CellRecord(Record):
     """cell.json. A cell that has not ended has neither result, trial nor divergence. signature: the settings,
     data and yardsticks that decide its result."""

@@ -94,9 +94,11 @@ def unread(found: Sequence[Finding]) -> list[str]:
 
 def against_unigram(results: Results, found: list[Finding]) -> list[str]:
     """Which comparable cells a unigram model of the training tokens is better than, by the test that
-    tells two cells apart, corrected for their number."""
+    tells two cells apart, corrected for their number. Those of which a seed diverged are left out, as a mean
+    over their other seeds would favour them."""
     reference = unigram(results)
-    order = [(name, cell) for name, cell in named(found) if cell.bits_per_byte is not None]
+    valued = [(name, cell) for name, cell in named(found) if cell.bits_per_byte is not None]
+    order = [(name, cell) for name, cell in valued if not cell.diverged]
     if reference is None or not order:
         return []
     value = results.unigram_bits_per_byte or 0.0

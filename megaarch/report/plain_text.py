@@ -85,18 +85,15 @@ def line(cell: MergedCell, columns: Columns, values: Sequence[str]) -> str:
 
 def table(finding: Finding) -> list[str]:
     lines = [*wrap(f"At {finding.amount} each:"), *heading(COLUMNS)]
-    ranked = report_findings.ranked(finding.cells)
-    lines += [row(cell, "~" if cell.label in finding.tied else " ") for cell in ranked]
-    if diverged := report_findings.diverged(finding.cells):
-        marks = (" " if cell.heldout.comparable else "*" for cell in diverged)
-        lines += ["", "without a value at some seeds, for training diverged: not ranked"]
-        lines += map(row, diverged, marks)
-    if longer := report_findings.heirs(finding.cells):
-        lines += ["", "trained longer, from other weights", *(row(c, " ") for c in longer)]
-    if apart := report_findings.apart(finding.cells):
-        lines += ["", "not comparable: pseudo-likelihood", *(row(cell, "*") for cell in apart)]
-    if tuned := report_findings.tuned(finding.cells):
-        lines += ["", "finetuned: ranked by tasks alone", *(row(cell, " ") for cell in tuned)]
+    lines += [row(cell, mark(cell, finding)) for cell in report_findings.ranked(finding.cells)]
+    for words, group in (
+        ("without a value at some seeds, for training diverged: not ranked", report_findings.diverged),
+        ("trained longer, from other weights", report_findings.heirs),
+        ("not comparable: pseudo-likelihood", report_findings.apart),
+        ("finetuned: ranked by tasks alone", report_findings.tuned),
+    ):
+        if cells := group(finding.cells):
+            lines += ["", words, *(row(cell, mark(cell, finding)) for cell in cells)]
     return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 
 
@@ -109,8 +106,9 @@ def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
         *report_findings.ranked(finding.cells),
         *report_findings.heirs(finding.cells),
         *report_findings.diverged(finding.cells),
+        *report_findings.apart(finding.cells),
     ):
-        before, mark = before_adaptation(cells, cell), "~" if cell.label in finding.tied else " "
+        before = before_adaptation(cells, cell)
         changes = [
             before_after(before and read(before), read(cell))
             for read in (
@@ -120,13 +118,18 @@ def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
             )
         ]
         values = (
-            changes[0] + mark,
+            changes[0] + mark(cell, finding),
             *changes[1:],
             notation.plain(notation.power(cell.total_flops, "-")),
             notation.count(cell.total_tokens, "-"),
         )
         lines.append(line(cell, CHANGES, values))
     return lines
+
+
+def mark(cell: MergedCell, finding: Finding) -> str:
+    """What stands behind the cell's bits per byte: that they are no likelihood, or not told from the best."""
+    return "*" if not cell.heldout.comparable else "~" if cell.label in finding.tied else " "
 
 
 def before_after(before: float | None, after: float | None) -> str:
@@ -191,10 +194,10 @@ def accuracy(score: Score) -> tuple[str, str]:
     return notation.fixed(score.value), f"{notation.fixed(low)}-{notation.fixed(high)}"
 
 
-def row(cell: MergedCell, mark: str) -> str:
+def row(cell: MergedCell, behind: str) -> str:
     heldout, interval, speed = cell.heldout, cell.heldout.interval(), cell.tokens_per_second
     values = (
-        notation.fixed(cell.bits_per_byte, 3, "-") + mark,
+        notation.fixed(cell.bits_per_byte, 3, "-") + behind,
         f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
         notation.fixed(heldout.choice_accuracy, 3, "-"),
         notation.fixed(heldout.middle_bits_per_byte, 3, "-"),
@@ -209,6 +212,8 @@ def footnotes(results: Results, findings: list[Finding], cells: list[MergedCell]
     lines = []
     if any(finding.tied for finding in findings):
         lines.append("~ not distinguishable from the best at 95%")
+    if not all(cell.heldout.comparable for cell in cells):
+        lines.append("* pseudo-likelihood: each token given both of its sides; not comparable")
     if any(cell.heldout.reads_prefix is False for cell in cells):
         lines.append("! its own prefix is not shown to serve it better than a wrong document's")
     if kinds := interval_kinds(cells):

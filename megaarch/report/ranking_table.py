@@ -150,6 +150,7 @@ def adaptation_table(finding: Finding, cells: Sequence[MergedCell], look: Looks)
         *report_findings.ranked(finding.cells),
         *report_findings.heirs(finding.cells),
         *report_findings.diverged(finding.cells),
+        *report_findings.apart(finding.cells),
     ]
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
     rows = []
@@ -187,7 +188,8 @@ def row(
     tied: bool = False,
     span: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """A row as the page shows it. parent: empty where it starts from none. unread: whether the cell's own prefix is not
+    """A row as the page shows it. parent: empty where it starts from none. pseudo: whether its bits per byte are no
+    likelihood, wherever it stands. unread: whether the cell's own prefix is not
     shown to serve it better than a wrong one. numbers: each a text and the value to sort by. strip: where the interval
     and its value stand in the ranked cells' span, in percent."""
     values = [column.value(cell) for column in columns]
@@ -200,6 +202,7 @@ def row(
         "seeds": cell.seeds,
         "parent": cell.parent.partition("/")[0] if cell.parent else cell.start or "",
         "tied": tied,
+        "pseudo": not cell.heldout.comparable,
         "unread": cell.heldout.reads_prefix is False,
         "colour": look[cell.label].variable,
         "numbers": [(t, "" if v is None else v) for t, v in zip(texts, values, strict=True)],

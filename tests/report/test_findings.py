@@ -11,6 +11,7 @@ from megaarch.report.figures import sections
 from megaarch.report.page import write_page
 from megaarch.study.results import Results
 from tests.study.example_results import (
+    adapted_child,
     adapted_results,
     cell_at,
     example_cell,
@@ -409,3 +410,29 @@ def test_adapted_cells_are_ranked_among_themselves_beside_what_they_were(seeds, 
 def test_a_report_without_adaptation_has_no_section_of_it(tmp_path):
     page = write_page(example_results(), tmp_path / "report.html").read_text()
     assert "adaptation" not in page
+
+
+def test_a_pseudo_likelihood_is_marked_where_it_diverged_and_where_it_was_adapted(tmp_path):
+    cells = [example_cell(name, seed=seed) for name in ("gpt", "bert") for seed in (0, 1)]
+    of_seeds = lose(
+        example_results(cells), lambda cell: (cell["name"], cell["seed"]) == ("bert", 1)
+    )
+    adapted = adapted_results()
+    parent = next(cell for cell in adapted["cells"] if cell["name"] == "bert")
+    adapted["cells"].append(adapted_child(parent, 6e12) | {"objective": "masked_lm"})
+    for results, rows in ((of_seeds, 1), (adapted, 2)):
+        lines = report.text(results).splitlines()
+        marked = [line for line in lines if "* " in line and not line.startswith("* ")]
+        assert len(marked) == rows and all(line.startswith("bert") for line in marked)
+        assert any(line.startswith("* pseudo-likelihood") for line in lines)
+        page = write_page(results, tmp_path / "report.html").read_text()
+        assert page.count('<sup title="pseudo-likelihood') == rows
+
+
+def test_a_cell_of_which_a_seed_diverged_is_not_held_against_the_unigram_model():
+    results = example_results([example_cell(n, seed=s) for n in ("gpt", "t5") for s in (0, 1)])
+    results["unigram_bits_per_byte"] = 2.0
+    assert "t5 did worse" in " ".join(headline(results))
+    lose(results, lambda cell: (cell["name"], cell["seed"]) == ("t5", 1))
+    said = " ".join(headline(results))
+    assert "every comparable cell beats it" in said and "t5 (at 1 of 2 seeds) diverged" in said

@@ -150,6 +150,8 @@ def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], results: R
     """How many arguments hold, and of what models that is said."""
     answers = [argument.verdict.answer for argument in arguments if argument.verdict]
     hold, fail, unknown = (answers.count(answer) for answer in (HOLDS, FAILS, UNKNOWN))
+    missing = len(arguments) - len(answers)
+    unmeasured = f" ({missing} {'was' if missing == 1 else 'were'} not measured)" if missing else ""
     text = [cell for cell in cells if cell.start is None] or cells
     sizes = sorted(cell.parameters for cell in text if cell.parameters)
     budgets = notation.listed(
@@ -164,8 +166,8 @@ def scale(arguments: Sequence[Argument], cells: Sequence[MergedCell], results: R
     judged = Compared.of(results)
     decoder = f"; the causal decoder of the rules is {judged.decoder.label}" if judged else ""
     return (
-        f"Of seven arguments {hold} hold here, {fail} do not, and of {unknown} it cannot be told, each by the rule that "
-        "stands below it and was set before. "
+        f"Of seven arguments {hold} hold here, {fail} do not, and of {unknown} it cannot be told{unmeasured}, each by the "
+        "rule that stands below it and was set before. "
         f"Models{of_sizes} trained for {budgets}, {seeds} {'seed' if seeds == 1 else 'seeds'} each{decoder}. Bars and "
         "bands are 95% intervals. Models are not distinguishable where a test in pairs of items does not tell them apart "
         "at 5%, corrected for the number of comparisons."

@@ -126,6 +126,12 @@ def test_the_arguments_are_summed_up_and_each_says_its_rule():
     html = page_of(Results.of(arguments()), probed())
     assert "Of seven arguments 7 hold here, 0 do not, and of 0 it cannot be told" in html
     assert html.count('<p class="rule"><b>Rule.</b> It holds where ') == 7
+    left = {name: found for name, found in probed().items() if name != "rank"}
+    less = page_of(Results.of(arguments()), left)
+    assert (
+        "Of seven arguments 6 hold here, 0 do not, and of 0 it cannot be told (1 was not measured),"
+        in less
+    )
     found = arguments()
     for cell in found["cells"]:
         cell["parameters"] = None  # of an earlier version

@@ -30,7 +30,6 @@ def run(options: argparse.Namespace) -> int:
     from megaarch.config.idle import idle
     from megaarch.distributed import launch
     from megaarch.distributed.heartbeat import Heartbeat
-    from megaarch.evaluation.validation import validate
     from megaarch.ingest.prepare import prepare
     from megaarch.parallel.validate import join
     from megaarch.study import lock
@@ -59,7 +58,11 @@ def run(options: argparse.Namespace) -> int:
             raise config.ConfigError([f"logging.directory: {folder} is a file"])
     with Heartbeat(grid, settings.training) as heartbeat:
         prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
-        evaluates = settings.training.eval_every > 0
+        hold_out = None
+        if settings.training.eval_every > 0:
+            from megaarch.evaluation.validation import validate  # a second, for what else is imported
+
+            hold_out = validate(settings, prepared)
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:
             bar = ProgressBar(settings.model.preset or settings.model.architecture, display.show)
             with lock.alone(directory, "run", grid):
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
                     grid=grid,
                     heartbeat=heartbeat,
                     watch=bar.update,
-                    hold_out=validate(settings, prepared) if evaluates else None,
+                    hold_out=hold_out,
                     shares=(1.0,),
                 )
                 progress = trainer.run()

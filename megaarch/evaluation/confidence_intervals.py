@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import chdtri, stdtrit
 
 from megaarch.evaluation.heldout_scores import Paired
@@ -133,6 +132,8 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
 
     if lacks(SMALLEST) < 0:
         return 0.0
+    from scipy.optimize import brentq  # half a second, at the start of every run
+
     power: Any = brentq(lacks, SMALLEST, 0.0)
     return 10.0**power
 

@@ -247,7 +247,7 @@ def test_the_yardsticks_of_a_layout_equal_those_of_one_process(
     preset, name, pool, raw, prepared, tmp_path
 ):
     ranks, layout, deeper = LAYOUTS[name]
-    smaller = {"documents": 6, "choices": 4, "middles": 2, "batch_rows": 4}
+    smaller = {"documents": 6, "choices": 4, "middles": 2, "batch_rows": 16}
     smaller |= {"prefix_tokens": 12, "continuation_tokens": 6}
     given = {"logging.directory": str(tmp_path / "run"), "training.steps": 2} | deeper
     runs.trainer_of(runs.settings_of(raw, preset, given)).run()

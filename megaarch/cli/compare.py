@@ -45,13 +45,8 @@ def trains(options: argparse.Namespace) -> bool:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from megaarch import report
     from megaarch.distributed import launch
-    from megaarch.probes import catalogue
-    from megaarch.study import distributed_cell, run_study
-    from megaarch.study.costs import dry_run
+    from megaarch.study import distributed_cell
 
     raw, directory = read_study(options)
     if options.cell is not None or options.trial is not None:
@@ -69,6 +64,13 @@ def run(options: argparse.Namespace) -> int:
     if options.prepare:
         distributed_cell.prepare(raw, directory)
         return 0
+    from rich.console import Console  # what draws a report takes a second, and thousands of ranks draw none
+
+    from megaarch import report
+    from megaarch.probes import catalogue
+    from megaarch.study import run_study
+    from megaarch.study.costs import dry_run
+
     if options.dry_run:
         print(dry_run(raw, directory))
         return 0

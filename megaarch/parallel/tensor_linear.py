@@ -12,7 +12,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +29,15 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from megaarch.config import schema
 from megaarch.config.matmuls import head_size, key_heads
 from megaarch.model.linear import bias_gradient, linear, product, weight_gradient
-
-MESSAGES = torch.ops._c10d_functional
+from megaarch.parallel.sequence_messages import (
+    Ranks,
+    gather,
+    gathered,
+    scatter,
+    scattered,
+    start_gather,
+    start_scatter,
+)
 
 
 def overlaps_gradients(settings: schema.Settings) -> bool:
@@ -55,18 +61,15 @@ def shares_memory(settings: schema.Settings) -> bool:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How tensor-parallel ranks exchange tokens around a column-wise layer. group: the name of their process
-    group. overlaps, regathers: as the functions above say."""
+    """How tensor-parallel ranks exchange tokens around a column-wise layer. overlaps, regathers: as the functions
+    above say."""
 
-    mesh: DeviceMesh
-    group: str
     overlaps: bool
     regathers: bool
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, settings: schema.Settings) -> "Exchange":
-        group = mesh.get_group().group_name
-        return cls(mesh, group, overlaps_gradients(settings), regathers_tokens(settings))
+    def of(cls, settings: schema.Settings) -> "Exchange":
+        return cls(overlaps_gradients(settings), regathers_tokens(settings))
 
 
 class Style(ParallelStyle):
@@ -77,14 +80,15 @@ class Style(ParallelStyle):
         """Returns how a parameter of the module is split."""
 
     @abstractmethod
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
         """Returns what the module computes from x, on this rank's shares."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        ranks = Ranks.of(device_mesh)
         for name, parameter in list(module.named_parameters()):
-            placement = self.placement(name, parameter, device_mesh.size())
+            placement = self.placement(name, parameter, ranks.number)
             distribute(module, name, device_mesh, placement)
-        module.forward = MethodType(lambda module, x: self.forward(module, device_mesh, x), module)
+        module.forward = MethodType(lambda module, x: self.forward(module, ranks, x), module)
         return module
 
 
@@ -97,8 +101,8 @@ class Column(Style):
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         return Shard(0)
 
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
-        return columns(module, x, self.exchange, **shares(module))
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
+        return columns(module, x, ranks, self.exchange, **shares(module))
 
 
 class KeyGroup(Style):
@@ -116,14 +120,14 @@ class KeyGroup(Style):
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         return Replicate() if parameter.shape[0] % ranks else Shard(0)
 
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
         mine = {}
         for name, parameter in own_parameters(module):
             summed_in = torch.promote_types(parameter.dtype, torch.float32)
             whole = parameter.redistribute(placements=[Replicate()], backward_dtype=summed_in)
             whole = whole.to_local(grad_placements=[Partial()])  # a summand on every rank
             mine[name] = torch.cat([whole.narrow(0, *span) for span in self.rows])
-        return columns(module, x, self.exchange, **mine)
+        return columns(module, x, ranks, self.exchange, **mine)
 
 
 class Row(Style):
@@ -133,9 +137,9 @@ class Row(Style):
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         return Shard(1) if name == "weight" else Replicate()
 
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
         mine = shares(module)
-        x_BsD = scatter(linear(x, mine["weight"]), mesh)
+        x_BsD = scatter(linear(x, mine["weight"]), ranks)
         return x_BsD + mine["bias"].to(x_BsD.dtype) if "bias" in mine else x_BsD
 
 
@@ -171,22 +175,10 @@ def distribute(owner: nn.Module, name: str, mesh: DeviceMesh, placement: Placeme
     setattr(owner, name, nn.Parameter(shares, requires_grad=parameter.requires_grad))
 
 
-def gather(x_BsD: torch.Tensor, mesh: DeviceMesh, of_gradient: Placement) -> torch.Tensor:
-    """[B, s, D] to [B, S, D]. of_gradient: Partial where every rank has a summand of the result's
-    gradient, Replicate where each has all of it."""
-    x = DTensor.from_local(x_BsD, mesh, [Shard(1)], run_check=False)
-    return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[of_gradient])
-
-
-def scatter(x_BSD: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """[B, S, D], a summand on every rank, to this rank's share of the sum, [B, s, D]."""
-    x = DTensor.from_local(x_BSD, mesh, [Partial()], run_check=False)
-    return x.redistribute(placements=[Shard(1)]).to_local()
-
-
 def columns(
     module: nn.Module,
     x_BsD: torch.Tensor,
+    ranks: Ranks,
     exchange: Exchange | None,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -195,9 +187,8 @@ def columns(
     if exchange is None:
         return module.multiply(x_BsD, weight, bias)  # pyright: ignore[reportCallIssue]
     if exchange.overlaps and torch.is_grad_enabled():
-        ranks = exchange.mesh.size()
-        return _Columns.apply(x_BsD, weight, bias, ranks, exchange.group, exchange.regathers)
-    x_BSD = gather(x_BsD, exchange.mesh, Partial())
+        return _Columns.apply(x_BsD, weight, bias, ranks, exchange.regathers)
+    x_BSD = gather(x_BsD, ranks, summands=True)
     return module.multiply(x_BSD, weight, bias)  # pyright: ignore[reportCallIssue]
 
 
@@ -205,24 +196,24 @@ class _Columns(torch.autograd.Function):
     """`columns` of a `linear.Linear`, whose backward pass sends messages beside its products."""
 
     @staticmethod
-    def forward(ctx, x_BsD, weight, bias, ranks, group, regathers):
-        ctx.ranks, ctx.group, ctx.regathers = ranks, group, regathers
+    def forward(ctx, x_BsD, weight, bias, ranks, regathers):
+        ctx.ranks, ctx.regathers = ranks, regathers
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
-        x_BSD = _gathered(_start_gather(x_BsD, ranks, group), ranks)
+        x_BSD = gathered(start_gather(x_BsD, ranks), ranks)
         weight = weight.to(x_BSD.dtype)
         ctx.save_for_backward(x_BsD if regathers else x_BSD, weight)
         return product(x_BSD, weight, None if bias is None else bias.to(x_BSD.dtype))
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's: *grads
-        (x, weight), ranks, group = ctx.saved_tensors, ctx.ranks, ctx.group
+        (x, weight), ranks = ctx.saved_tensors, ctx.ranks
         if ctx.regathers:
-            x = _start_gather(_of_backward(x, grad), ranks, group)
-        scattering = _start_scatter(product(grad, weight.t()), ranks, group)
-        x_BSD = _gathered(x, ranks) if ctx.regathers else x
+            x = start_gather(_of_backward(x, grad), ranks)
+        scattering = start_scatter(product(grad, weight.t()), ranks)
+        x_BSD = gathered(x, ranks) if ctx.regathers else x
         grad_weight = weight_gradient(grad, x_BSD, ctx.weight_dtype)
         grad_bias = None if ctx.bias_dtype is None else bias_gradient(grad, ctx.bias_dtype)
-        return MESSAGES.wait_tensor(scattering), grad_weight, grad_bias, None, None, None
+        return scattered(scattering), grad_weight, grad_bias, None, None
 
 
 def _of_backward(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
@@ -231,19 +222,3 @@ def _of_backward(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     if not torch.compiler.is_compiling():
         return x
     return torch.where(grad.flatten()[0] == 0, x, x)
-
-
-def _start_gather(x_BsD: torch.Tensor, ranks: int, group: str) -> torch.Tensor:
-    """Sends this rank's tokens to all; `_gathered` waits."""
-    return MESSAGES.all_gather_into_tensor(x_BsD.contiguous(), ranks, group)
-
-
-def _gathered(message: torch.Tensor, ranks: int) -> torch.Tensor:
-    x_WBsD: Any = MESSAGES.wait_tensor(message).unflatten(0, (ranks, -1))
-    return x_WBsD.movedim(0, 1).flatten(1, 2)
-
-
-def _start_scatter(x_BSD: torch.Tensor, ranks: int, group: str) -> torch.Tensor:
-    """Sends each rank its tokens' summand; the message, waited for, is the sum [B, s, D] of this rank's."""
-    x_WBsD = x_BSD.unflatten(1, (ranks, -1)).movedim(1, 0)
-    return MESSAGES.reduce_scatter_tensor(x_WBsD.flatten(0, 1).contiguous(), "sum", ranks, group)

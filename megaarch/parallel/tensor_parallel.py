@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -37,6 +37,7 @@ from megaarch.kernels.rms_norm import RMSNorm, rms_norm
 from megaarch.model.layers import Layer, LayerNorm, layer_norm
 from megaarch.model.sharding import Sharding
 from megaarch.model.transformer import Transformer
+from megaarch.parallel.sequence_messages import Ranks, gather, scatter
 from megaarch.parallel.tensor_linear import (
     Column,
     Exchange,
@@ -44,10 +45,8 @@ from megaarch.parallel.tensor_linear import (
     Row,
     Style,
     distribute,
-    gather,
     key_group_rows,
     own_parameters,
-    scatter,
     shares,
     shares_memory,
 )
@@ -93,40 +92,40 @@ class TensorSharding(Sharding):
     `tensor_linear.shares_memory` says."""
 
     def __init__(self, mesh: DeviceMesh, summands: frozenset[str], *, shares_memory: bool = True):
-        self.mesh, self.summands, self.group = mesh, summands, mesh.get_group()
+        self.ranks, self.summands, self.group = Ranks.of(mesh), summands, mesh.get_group()
         self.shares_memory = shares_memory
 
     def gather_sequence(self, x_BsD: torch.Tensor) -> torch.Tensor:
-        return gather(x_BsD, self.mesh, Replicate())
+        return gather(x_BsD, self.ranks, summands=False)
 
     def gather_memory(self, memory_BtD: torch.Tensor) -> torch.Tensor:
         if not self.shares_memory:
             return memory_BtD
-        return gather(memory_BtD, self.mesh, Partial())
+        return gather(memory_BtD, self.ranks, summands=True)
 
     def first_token(self, length: int) -> int:
-        return self.mesh.get_local_rank() * (length // self.mesh.size())
+        return self.ranks.own * (length // self.ranks.number)
 
     def local(self, parameter: torch.Tensor) -> torch.Tensor:
         assert isinstance(parameter, DTensor)
         return parameter.to_local()
 
     def vocabulary(self, ids: int) -> dict[str, Any]:
-        return {"first": self.mesh.get_local_rank() * ids, "group": self.group}
+        return {"first": self.ranks.own * ids, "group": self.group}
 
     def logits(
         self, hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
     ) -> torch.Tensor:
         """weight and bias: DTensors split by ids. Without gradient."""
         mine = super().logits(hidden, weight_VD, bias_V).contiguous()
-        every = [torch.empty_like(mine) for _ in range(self.mesh.size())]
+        every = [torch.empty_like(mine) for _ in range(self.ranks.number)]
         distributed.all_gather(every, mine, group=self.group)
         return torch.cat(every, -1)
 
 
 def plan(settings: Settings, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
     """Maps patterns of module names to how these modules are split. A name fits one pattern at most."""
-    model, exchange = settings.model, Exchange.of(mesh, settings)
+    model, exchange = settings.model, Exchange.of(settings)
     column, row = Column(exchange), Row()
     if settings.training.float8 is not None:  # a scale is of all ranks' shares: torchao finds it
         column = ColwiseParallel(input_layouts=Shard(1))
@@ -175,9 +174,9 @@ class Whole(Style):
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         return Replicate()
 
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
         if self.split:
-            x = x.chunk(mesh.size(), dim=1)[mesh.get_local_rank()]
+            x = x.chunk(ranks.number, dim=1)[ranks.own]
         return run(module, x, **shares(module))
 
 
@@ -201,18 +200,18 @@ class Vocabulary(Style):
     def placement(self, name: str, parameter: torch.Tensor, ranks: int) -> Placement:
         return Shard(0)
 
-    def forward(self, module: nn.Module, mesh: DeviceMesh, x: torch.Tensor) -> torch.Tensor:
-        return embed(x, shares(module)["weight"], mesh)
+    def forward(self, module: nn.Module, ranks: Ranks, x: torch.Tensor) -> torch.Tensor:
+        return embed(x, shares(module)["weight"], ranks)
 
 
-def embed(tokens_BS: torch.Tensor, weight_vD: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+def embed(tokens_BS: torch.Tensor, weight_vD: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """Returns [B, s, D]: this rank's share of the sequence, from all of its tokens.
 
     weight: this rank's rows of the table. torch's own rowwise embedding is right too, but its backward pass
     makes the gradient of the whole table on every rank before it takes a slice.
     """
-    local_BS = tokens_BS - mesh.get_local_rank() * len(weight_vD)
+    local_BS = tokens_BS - ranks.own * len(weight_vD)
     outside_BS = (local_BS < 0) | (local_BS >= len(weight_vD))
     x_BSD = F.embedding(local_BS.masked_fill(outside_BS, 0), weight_vD)
     x_BSD = x_BSD.masked_fill(outside_BS[..., None], 0)
-    return scatter(x_BSD, mesh)
+    return scatter(x_BSD, ranks)

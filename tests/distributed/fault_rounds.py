@@ -42,7 +42,7 @@ LAYOUTS = {
     "fsdp2": {"data_parallel_shard": 2},
 }
 STEPS, SAVE_EVERY = 8, 2
-HEARTBEAT = 15.0  # seconds; less is taken for death where many share a processor
+HEARTBEAT = 8.0  # seconds; less is taken for death where many share a processor
 BOUND = 180.0  # seconds, within which the other ranks of a killed one have to be gone
 MOST = 600.0  # seconds that a run may take
 TRIES = 6  # kills until one has cut off a save; starts until a run ends

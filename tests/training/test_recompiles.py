@@ -15,6 +15,7 @@ from megaarch.parallel import compile
 pytestmark = pytest.mark.slow
 
 STEPS, SETTLED = 20, 3
+FEW = 8  # steps of many layers, which are to share a graph: what batches do to it one of each kind shows
 BESIDE_LAYERS = 2  # the head, and a chunk of the loss
 
 
@@ -33,7 +34,7 @@ def graphs(tiny, prepared, monkeypatch):
 
     monkeypatch.setattr(compile, "BACKEND", compiler)
 
-    def run(preset: str, **options) -> list[int]:
+    def run(preset: str, number_of_steps: int = STEPS, **options) -> list[int]:
         settings = tiny(preset, model__attention="sdpa", training__compile=True, **options)
         training = settings.training
         steps = Steps(
@@ -45,7 +46,7 @@ def graphs(tiny, prepared, monkeypatch):
         engine = NativeEngine(settings, Grid.single("cpu"))
         engine.train()
         after = []
-        for number in range(STEPS):
+        for number in range(number_of_steps):
             engine.forward_backward(steps[number], 1.0)
             if number == SETTLED:
                 engine.eval()
@@ -74,7 +75,7 @@ def test_a_layer_is_one_graph_and_is_compiled_once(graphs, preset):
 
 def test_layers_share_their_graph(graphs):
     """However many there are: the compiler gives up on a function after eight graphs."""
-    after = graphs("gpt", model__layers=10)
+    after = graphs("gpt", FEW, model__layers=10)
     assert after[-1] == 1 + BESIDE_LAYERS
 
 
@@ -89,6 +90,6 @@ def test_float8_layers_share_their_graph(graphs, recipe):
 @pytest.mark.parametrize("mode", ["selective", "full"])
 @pytest.mark.parametrize("preset", ["gpt", "prefix_lm", "t5"])
 def test_recomputed_layers_share_their_graph(graphs, preset, mode):
-    after = graphs(preset, model__layers=10, parallel__recompute=mode)
+    after = graphs(preset, FEW, model__layers=10, parallel__recompute=mode)
     assert not counters["graph_break"]
     assert after[0] == after[-1] == kinds_of(preset) + BESIDE_LAYERS, after

@@ -102,10 +102,7 @@ def plan(raw: config.Raw, directory: Path, site: Site, request: Request) -> list
     for g, generation in enumerate(generations(grid)):
         keys, tuned_by = {cell.key for cell in generation}, []
         tried = [
-            c
-            for c in generation
-            if sweep_grid.tries(study, c.size, c.seed)
-            if c.rate_key in tuning or c.name in by_law
+            c for c in generation if c.tried(study) if c.rate_key in tuning or c.name in by_law
         ]
         for layout, group in _by_layout(tried):
             tasks = {

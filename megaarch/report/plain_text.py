@@ -87,7 +87,10 @@ def table(finding: Finding) -> list[str]:
     lines = [*wrap(f"At {finding.amount} each:"), *heading(COLUMNS)]
     lines += [row(cell, mark(cell, finding)) for cell in report_findings.ranked(finding.cells)]
     for words, group in (
-        ("without a value at some seeds, for training diverged: not ranked", report_findings.diverged),
+        (
+            "without a value at some seeds, for training diverged: not ranked",
+            report_findings.diverged,
+        ),
         ("trained longer, from other weights", report_findings.heirs),
         ("not comparable: pseudo-likelihood", report_findings.apart),
         ("finetuned: ranked by tasks alone", report_findings.tuned),

@@ -8,6 +8,7 @@ from pathlib import Path
 from megaarch import config
 from megaarch.config import catalogue
 from megaarch.config.schema import Budget, Cell, Model, Settings, Size, Study, Training
+from megaarch.config.suggest import flatten
 from megaarch.errors import UserError
 from megaarch.model.parameter_count import parameter_count
 from megaarch.study import adapt, sweep_grid
@@ -20,7 +21,8 @@ BUDGET_UNIT = {"parameters": "seen_tokens"}  # equal parameters, and equal token
 class StudyCell:
     """One run of a study. `parent` is the key of the cell whose weights it starts from; `inherited`
     the part of its training.budget that its parents have spent (training.start_optimizer);
-    `adaptation` what it adds where study.adapt has made it; `choice` what is tried where it is a trial."""
+    `adaptation` what it adds where study.adapt has made it; `keeps_rate` whether its own settings give its learning
+    rate, and no sweep; `choice` what is tried where it is a trial."""
 
     name: str
     size: str | None
@@ -30,6 +32,7 @@ class StudyCell:
     parent: str | None
     inherited: float = 0.0
     adaptation: float | None = None
+    keeps_rate: bool = False
     choice: Choice | None = None
 
     @property
@@ -59,6 +62,20 @@ class StudyCell:
         if self.choice is None:
             return self.folder
         return self.folder.parent / "locks" / sweep_grid.folder_name(self.choice)
+
+    def tried(self, study: Study) -> list[Choice]:
+        """What a sweep of the study tries on this cell: of the first seed alone, whose choice serves the others. With
+        a rate of its own, what is swept beside rates."""
+        if study.tune is None or not sweep_grid.holds(study, self.size):
+            return []
+        if self.seed != study.seeds[0]:
+            return []
+        grid = sweep_grid.of_architecture(study.tune, self.settings.model.architecture)
+        if not self.keeps_rate:
+            return grid
+        own = {RATE: self.settings.training.learning_rate}
+        grid = sweep_grid.distinct([choice | own for choice in grid])
+        return grid if len(grid) > 1 else []
 
     def trial(self, choice: Choice, share: float) -> "StudyCell":
         """The trial on this cell, which has the settings that are tried (sweep.trials): with a share of its budget and
@@ -181,7 +198,9 @@ class _Place:
             settings = _match_parameters(settings, choice.get(SHARE))
         elif SHARE in choice:
             settings = _divide_layers(settings, choice[SHARE])
-        return StudyCell(cell.name, size_name, self.amount, self.seed, settings, parent)
+        keeps_rate = RATE in flatten(cell.set)
+        place = cell.name, size_name, self.amount, self.seed
+        return StudyCell(*place, settings, parent, keeps_rate=keeps_rate)
 
 
 def not_adapted(cells: list[StudyCell], study: Study) -> list[str]:

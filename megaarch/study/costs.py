@@ -17,7 +17,7 @@ from megaarch.distributed.mesh import processes
 from megaarch.ingest.prepared_data import Prepared
 from megaarch.model.fused_projections import projections
 from megaarch.model.parameter_count import parameter_shapes
-from megaarch.study import preflight, sweep_grid
+from megaarch.study import preflight
 from megaarch.study.cells import StudyCell, generations
 from megaarch.study.describe import describe
 from megaarch.study.folder import StudyFolder
@@ -151,9 +151,7 @@ def disk_peak(folder: StudyFolder, costs: Mapping[str, Cost]) -> float:
 
 def trials(cell: StudyCell, study: Study) -> int:
     """Returns how many trials a sweep makes of a cell."""
-    if study.tune is None or not sweep_grid.tries(study, cell.size, cell.seed):
-        return 0
-    return len(sweep_grid.of_architecture(study.tune, cell.settings.model.architecture))
+    return len(cell.tried(study))
 
 
 def checkpoint_bytes(settings: Settings) -> float:

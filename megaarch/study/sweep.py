@@ -29,23 +29,21 @@ UNTUNED = {"tuned": False, "learning_rate_at_edge": False, "trial_flops": None}
 
 
 def trials(raw: config.Raw, directory: Path, cells: list[StudyCell]) -> list[StudyCell]:
-    """Returns the sweep's trials: each cell of the first seed with each choice, whose settings it has; none
-    where nothing is swept. ConfigError names a cell that cannot have a choice."""
+    """Returns the sweep's trials: each cell of the first seed with each choice that is tried on it (`StudyCell.tried`),
+    whose settings it has; none where nothing is swept. ConfigError names a cell that cannot have a choice."""
     study = study_of(raw)
     if study.tune is None:
         return []
-    tune = study.tune
-    first = [cell for cell in cells if sweep_grid.tries(study, cell.size, cell.seed)]
-    keys = {cell.rate_key for cell in first}
+    wanted = [(cell, choice) for cell in cells for choice in cell.tried(study)]
+    keys = {cell.rate_key for cell, _ in wanted}
     tried = {
         (sweep_grid.label(choice), cell.key): cell
-        for choice in sweep_grid.largest_grid(tune)
+        for choice in sweep_grid.distinct([choice for _, choice in wanted])
         for cell in expand(raw, directory, dict.fromkeys(keys, choice))
     }
     return [
-        tried[sweep_grid.label(choice), cell.key].trial(choice, tune.budget)
-        for cell in first
-        for choice in sweep_grid.of_architecture(tune, cell.settings.model.architecture)
+        tried[sweep_grid.label(choice), cell.key].trial(choice, study.tune.budget)
+        for cell, choice in wanted
     ]
 
 
@@ -145,8 +143,8 @@ def verdict(cell: StudyCell, rate: float | None, sweep: Sweep | None) -> dict[st
     mine = mine or [trial for trial in sweep.trials if trial.cell == cell.name]
     edges = [axis for axis in choice if axis != RATE and _at_edge(axis, choice, mine)]
     found = {
-        "tuned": True,
-        "learning_rate_at_edge": rate in (sweep.grid[0], sweep.grid[-1]),
+        "tuned": not cell.keeps_rate,
+        "learning_rate_at_edge": not cell.keeps_rate and rate in (sweep.grid[0], sweep.grid[-1]),
         "trial_flops": float(np.median([t.flops for t in mine])) if mine else None,
     }
     return found | ({"more_at_edge": edges} if edges else {})

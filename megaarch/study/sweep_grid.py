@@ -32,15 +32,15 @@ def holds(study: Study, size: str | None) -> bool:
     return study.tune is not None and (not study.tune.sizes or size in study.tune.sizes)
 
 
-def tries(study: Study, size: str | None, seed: int) -> bool:
-    """Whether a study makes trials of a cell: of the first seed alone, whose choice serves the others."""
-    return holds(study, size) and seed == study.seeds[0]
-
-
 def largest_grid(tune: Tune) -> list[Choice]:
     """Returns the choices of all architectures together."""
-    found = [choice for name in catalogue.ARCHITECTURES for choice in of_architecture(tune, name)]
-    return [choice for i, choice in enumerate(found) if choice not in found[:i]]
+    names = catalogue.ARCHITECTURES
+    return distinct([choice for name in names for choice in of_architecture(tune, name)])
+
+
+def distinct(choices: list[Choice]) -> list[Choice]:
+    """Returns the choices, each once, in their order."""
+    return [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
 
 
 def decided(tune: Tune) -> set[str]:

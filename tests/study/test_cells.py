@@ -7,9 +7,10 @@ import pytest
 from megaarch import config
 from megaarch.config.fingerprint import changed_settings, fingerprint
 from megaarch.model.parameter_count import parameter_count
-from megaarch.study.cells import expand, not_adapted
+from megaarch.study import costs, sweep
+from megaarch.study.cells import expand, not_adapted, study_of
 from megaarch.study.folder import StudyFolder
-from megaarch.study.sweep_grid import RATE
+from megaarch.study.sweep_grid import RATE, SHARE
 from tests.study.small_study import small_study
 
 
@@ -104,6 +105,25 @@ def test_a_rate_is_not_swept_for_a_cell_that_takes_its_parents_optimizer_along(s
     study["study"]["tune"] = {"learning_rates": [1e-3]}
     with pytest.raises(config.ConfigError, match="cells.2.set: a cell that takes its parent's opt"):
         expand(study, tmp_path)
+
+
+@pytest.mark.parametrize("given", [{RATE: 5e-3}, {"training": {"learning_rate": 5e-3}}])
+def test_no_trial_is_made_of_a_rate_that_a_cell_gives_itself(study, tmp_path, given):
+    cells = [{**cell, "set": given} for cell in study["study"]["cells"]]
+    study["study"] |= {"cells": [*cells, {"name": "swept", "preset": "gpt"}], "seeds": [0, 1]}
+    study["study"] |= {"budgets": [1e9], "tune": {"learning_rates": [1e-3, 2e-3]}}
+
+    def tried():
+        cells = expand(study, tmp_path)
+        trials = sweep.trials(study, tmp_path, cells)
+        assert len(trials) == sum(costs.trials(cell, study_of(study)) for cell in cells)
+        return [(t.name, t.seed, t.choice, t.settings.training.learning_rate) for t in trials]
+
+    swept = [("swept", 0, {RATE: rate}, rate) for rate in (1e-3, 2e-3)]
+    assert tried() == swept
+    study["study"]["tune"]["encoder_shares"] = [0.25, 0.5]  # which that rate does not decide
+    shares = [("t5", 0, {RATE: 5e-3, SHARE: share}, 5e-3) for share in (0.25, 0.5)]
+    assert tried() == [*shares, *swept]
 
 
 @pytest.mark.parametrize("match", ["flops", "seen_tokens", "target_tokens", "parameters"])

@@ -24,8 +24,8 @@ from megaarch.evaluation.scorer import Scores
 from megaarch.probes import catalogue
 from megaarch.report.merged_cells import merged_cells
 from megaarch.report.warnings import warnings_for
+from megaarch.study import distributed_cell, lock, run_cell, workers
 from megaarch.study import folder as study_folder
-from megaarch.study import lock, run_cell, workers
 from megaarch.study import run_study as study_module
 from megaarch.study.costs import dry_run
 from megaarch.study.distributed_cell import run_trial
@@ -316,6 +316,21 @@ def test_a_sweep_chooses_rates_and_flags_an_optimum_at_the_edge(study, tmp_path)
     study["study"]["rates"] = str(tmp_path / "absent.json")
     with pytest.raises(ValueError, match="study.rates: cannot read"):
         compare(study, tmp_path / "x", QUIET)
+
+
+def test_a_cell_with_a_rate_of_its_own_is_not_swept_and_not_called_tuned(study, tmp_path):
+    study["study"]["cells"] = [
+        {"name": "own", "preset": "gpt", "set": {"training.learning_rate": 2e-3}},
+        {"name": "swept", "preset": "gpt"},
+    ]
+    study["study"]["tune"] = {"learning_rates": [1e-3, 2e-3], "budget": 0.5}
+    results = compare(study, tmp_path, QUIET)
+    own, swept = results["cells"]
+    assert [trial["cell"] for trial in results["tuning"]] == ["swept", "swept"]
+    assert swept["tuned"] and not own["tuned"] and own["learning_rate"] == 2e-3
+    assert not (tmp_path / "cells" / own["key"] / "tune").exists()
+    folder = study_folder.StudyFolder.open(study, tmp_path)
+    assert distributed_cell._tuned(folder, folder.cells[0]).cells[0] == folder.cells[0]
 
 
 def test_a_changed_setting_is_told_before_a_finished_sweep_is_run_again(

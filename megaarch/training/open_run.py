@@ -28,7 +28,7 @@ DEEPSPEED = ("engine", "zero_stage", "offload", "deepspeed_config")
 @dataclass(frozen=True)
 class Opened:
     """A run's weights in an engine. run: its folder, or the checkpoint's that was given. settings: as trained,
-    where `open_run` was not told otherwise."""
+    where `open_run` was not told otherwise, but for the batch, which takes no step."""
 
     run: Path
     engine: NativeEngine
@@ -122,4 +122,7 @@ def _settings(
     raw["logging"]["profile_from"] = 0  # no steps are traced, on ranks that may not be there
     for text in overrides:
         config.set_path(raw, *config.parse_override(text))
+    # no step is taken: a batch of rows would have to divide among these ranks, one of tokens need not
+    raw["training"].pop("global_batch_size", None)
+    raw["training"]["global_batch_tokens"] = raw["training"].get("global_batch_tokens") or 1
     return config.resolve(raw, str(run))

@@ -263,6 +263,21 @@ def test_the_yardsticks_of_a_layout_equal_those_of_one_process(
                 assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_a_run_is_scored_by_ranks_among_which_its_batch_does_not_divide(
+    pool, raw, prepared, tmp_path
+):
+    smaller = {"documents": 6, "choices": 4, "middles": 2, "batch_rows": 16}
+    smaller |= {"prefix_tokens": 12, "continuation_tokens": 6}
+    given = {"logging.directory": str(tmp_path / "run"), "training.steps": 1, "model.layers": 3}
+    runs.trainer_of(runs.settings_of(raw, "gpt", given)).run()
+    bits = "continuation_bits_per_byte"
+    wanted = scored(tmp_path / "run", {}, smaller)[bits]
+    for layout in ({"parallel.data_parallel_shard": 3}, {"parallel.pipeline_parallel": 3}):
+        layout |= {"training.micro_batch_size": 3}
+        for found in pool.run(3, scored, tmp_path / "run", layout, smaller):
+            assert found[bits] == pytest.approx(wanted, rel=1e-5)
+
+
 def started(raw, given):
     """Runs to the end; returns the weights from before the first step."""
     trainer = runs.trainer_of(runs.settings_of(raw, "t5", given))

@@ -198,6 +198,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden_RD[rows] = linear(slope_Cv, cast_vD.t()) * factor_C1
             of_chunk = transposed_product(slope_Cv, (hidden_CD * factor_C1).to(hidden_RD.dtype))
             grad_weight_vD = of_chunk if grad_weight_vD is None else grad_weight_vD.add_(of_chunk)
+            del of_chunk  # a table in fp32, which the next chunk's product need not find
         if grad_weight_vD is None:
             grad_weight_vD = torch.zeros_like(weight_vD)
         if rest_R is not None:

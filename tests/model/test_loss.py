@@ -1,5 +1,7 @@
 """The chunked loss against torch's cross-entropy over whole logits, in fp64."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,23 @@ def test_padded_ids_have_no_gradient(problem):
     ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V)
     _, grad, grad_bias = gradients(ours[:2], [hidden, weight, bias], upstream)
     assert not grad[V:].any() and not grad_bias[V:].any() and grad[:V].any(1).all()
+
+
+def test_a_chunk_finds_one_table_of_gradients_and_no_other(problem, monkeypatch):
+    """A table in fp32 is gigabytes: the sum of those before is there, the last one's summand is not."""
+    hidden, weight, bias, target, upstream = problem
+    made, found = [], []
+
+    def product(a, b):
+        found.append(sum(summand() is not None for summand in made))
+        of_chunk = linear.transposed_product(a, b)
+        made.append(weakref.ref(of_chunk))
+        return of_chunk
+
+    monkeypatch.setattr(loss, "transposed_product", product)
+    ours = cross_entropy(hidden, weight, bias, target, vocabulary_size=V, chunk_rows=128)
+    gradients(ours[:2], [hidden, weight, bias], upstream)
+    assert found == [0, 1, 1]
 
 
 def test_backward_twice_gives_the_same(problem):

@@ -28,7 +28,7 @@ from megaarch.data.batch import Batch
 from megaarch.distributed.mesh import AXES, Grid, processes
 from megaarch.engine.native import NativeEngine
 from megaarch.errors import UserError
-from megaarch.model import loss
+from megaarch.model import linear, loss
 from megaarch.parallel import gradients
 from megaarch.parallel.parallelize import build_on_meta
 from megaarch.parallel.validate import check
@@ -178,7 +178,8 @@ def _axes(grid: Grid) -> dict[tuple[int, ...], str]:
 @contextmanager
 def _as_accelerator() -> Iterator[None]:
     """Fake tensors lie on the CPU: attention computes in half precision, as on an
-    accelerator, the loss takes its chunks, and a norm is one kernel that keeps its input. Pipeline stages
+    accelerator, the loss takes its chunks, products sum weights' gradients in fp32, and a norm is one kernel that
+    keeps its input. Pipeline stages
     ask each other whether all know the shapes that they receive, which fake tensors cannot answer (torch
     2.11 does not ask); the engine gives every stage its shapes."""
     stage, question = pipelining.PipelineStage, "_warmup_backward_result"
@@ -187,6 +188,7 @@ def _as_accelerator() -> Iterator[None]:
         (SdpaKernel, "compute_dtype", lambda self, q: q.dtype),
         (F, "rms_norm", lambda x, shape, weight=None, eps=None: _Norm.apply(x, weight)),
         (loss, "limits_of", lambda device_type: loss.ACCELERATOR),
+        *((module, "transposed_product", _summed_in_fp32) for module in (loss, linear)),
     ]
     if hasattr(stage, question):
         changes.append((stage, question, lambda self, received_result=None: yes))
@@ -195,6 +197,11 @@ def _as_accelerator() -> Iterator[None]:
             undo.callback(setattr, owner, name, getattr_static(owner, name))
             setattr(owner, name, value)
         yield
+
+
+def _summed_in_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """As linear.transposed_product of a GPU."""
+    return torch.mm(a.t(), b, out_dtype=torch.float32) if a.dtype in linear.HALF else a.t() @ b
 
 
 class _Norm(torch.autograd.Function):

@@ -125,16 +125,19 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     # gpipe's last stage runs all of its forward passes before the first backward pass
     head += stays * (batches if pipelined and parallel.schedule == "gpipe" else 1)
     if not sharded:
-        last, moments = HALF * count, [(HALF * count, kept + max(head, work))]
+        # every pass in flight has made its own, which `kept` has
+        half = HALF * (root if _casts_stay(settings) else count)
+        last, moments = half, [(half, kept + max(head, work))]
     elif pipelined or not parallel.gathers_again:
         # the end of a forward pass; and the reduction of a layer's gradients behind it
         last = HALF * root + LAYER_COPIES * layer
         moments = [(whole, kept + head), (whole + HALF * layer, kept + work)]
     else:
-        # the end of the forward pass, which leaves the last layer gathered; and the backward pass of the
-        # last layer but one, while the last one's gradients are on their way
+        # the end of the forward pass, which leaves the last layer gathered, and behind another micro-batch what was
+        # reduced last; and the backward pass of the last layer but one, while the last one's gradients are on their way
         last = 2 * HALF * root + LAYER_COPIES * layer
-        moments = [(HALF * (root + layer), kept + head), (last, kept - one + work)]
+        reduced = FULL * root if batches > 1 else 0.0
+        moments = [(HALF * (root + layer) + reduced, kept + head), (last, kept - one + work)]
     # of a step's only micro-batch the gradients are there at the end of its backward pass alone
     early = 0.0 if batches == 1 and not pipelined else FULL * shard
     found = [(early, *moment) for moment in moments] + [(FULL * shard, last, one + work)]
@@ -149,6 +152,13 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     )
 
 
+def _casts_stay(settings: Settings) -> bool:
+    """Whether each pass through a stage keeps the layers' parameters in half precision, which FSDP gathers once."""
+    parallel = settings.parallel
+    ranks = parallel.data_ranks * parallel.context_parallel
+    return parallel.pipeline_parallel > 1 and ranks == 1 and parallel.recompute == "none"
+
+
 def _kept(
     settings: Settings, stages: Stages, rank: int, by_layer: dict[int, float]
 ) -> tuple[float, float, float, float]:
@@ -160,6 +170,7 @@ def _kept(
     for place, stage in enumerate(mine):
         held = sum(by_layer[i] for i in stages.layers[stage])
         bytes_of[place, 2:] = FULL * held, HALF * held
+        bytes_of[place, 0] = HALF * held if _casts_stay(settings) else 0.0
         for stream, stack in enumerate(stacks(settings.model)):
             layers = overlap(stack.layers, stages.layers[stage])
             if not layers:

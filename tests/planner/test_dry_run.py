@@ -100,6 +100,25 @@ OFTEN_MISSED = {
         "training.micro_batch_size": 4,
         "training.global_batch_size": 256,
     },
+    # of parameters, which no data rank gathers for all of them
+    "half-precision-of-every-pass": {
+        "model.preset": "gpt",
+        "parallel.tensor_parallel": 2,
+        "parallel.pipeline_parallel": 4,
+        "parallel.stages_per_rank": 1,
+        "parallel.data_parallel_shard": 1,
+        "training.global_batch_size": 16,
+    },
+    # chunks of it, beside what was reduced behind the micro-batch before
+    "gradient-of-a-large-table": {
+        "model.preset": "gpt",
+        "model.layers": 2,
+        "model.vocabulary_size": 262144,
+        "parallel.tensor_parallel": 1,
+        "parallel.pipeline_parallel": 1,
+        "parallel.stages_per_rank": 1,
+        "training.micro_batch_size": 2,
+    },
     # with few targets the gradient of the table is larger than the logits
     "gradient-of-the-table": {
         "model.preset": "bert",

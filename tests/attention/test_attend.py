@@ -25,6 +25,7 @@ from megaarch.attention import (
 )
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
+from tests.attention.runs import run, tensors, unread
 
 PLANS = {  # by what one more call costs
     "exact": 0,  # no padding
@@ -39,38 +40,11 @@ def costs(request, monkeypatch):
     monkeypatch.setattr(sdpa_plan.build, "__defaults__", (PLANS[request.param],))
 
 
-def tensors(parts, heads=4, key_heads=2, size=8, dtype=torch.float64, seed=0):
-    """q, k, v and the gradient of the output."""
-    rng = torch.Generator().manual_seed(seed)
-    rows, queries, keys = len(parts), parts.queries, parts.keys
-    shapes = [(rows, queries, heads, size), *[(rows, keys, key_heads, size)] * 2]
-    q, k, v = (torch.randn(s, generator=rng, dtype=torch.float64).to(dtype) for s in shapes)
-    return q, k, v, torch.randn(shapes[0], generator=rng, dtype=torch.float64).to(dtype)
-
-
-def run(kernel, parts, q, k, v, grad, table=None, positions=(None, None), **options):
-    """[out, dq, dk, dv] and the gradient of the bias table where there is one."""
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    if table is not None:
-        leaves.append(table.clone().requires_grad_())
-        options["bias"] = RelativeBias(leaves[3], bidirectional=True, max_distance=12)
-        options["query_positions"], options["key_positions"] = positions
-    out = attend(*leaves[:3], parts, kernel=kernel, **options)
-    assert out.shape == q.shape and out.dtype == q.dtype
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-
 def assert_same(parts, *arguments, tolerance=1e-12, **options):
     expected = run("reference", parts, *arguments, **options)
     found = run("sdpa", parts, *arguments, **options)
     for name, a, b in zip(("out", "dq", "dk", "dv", "dtable"), expected, found, strict=False):
         torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance, msg=f"{name} differs")
-
-
-def unread(parts):
-    """bool [B, Sq] and [B, Sk]: queries that see no key, keys that no query sees."""
-    seen = torch.from_numpy(parts.dense())
-    return ~seen.any(2), ~seen.any(1)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,8 +13,8 @@ from megaarch.attention import Parts, attend, causal, choose, full
 from megaarch.kernels import bindings
 from tests.attention.cases import CASES, prefix
 from tests.attention.partitions import partitions
-from tests.attention.test_attend import run, tensors, unread
-from tests.model.test_fused_decode import check_steps
+from tests.attention.runs import run, tensors, unread
+from tests.model.decode_steps import check_steps
 
 REASON = bindings.obstacle("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]

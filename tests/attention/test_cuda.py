@@ -8,23 +8,16 @@ says why each kernel that did not run could not.
 import pytest
 import torch
 
-from megaarch.attention import KERNELS, Parts, RelativeBias, attend, causal, choose, full, warm
-from tests.attention.cases import CASES, prefix, spans
-from tests.attention.test_attend import tensors, unread
+from megaarch.attention import KERNELS, Parts, RelativeBias, attend, choose, warm
+from tests.attention.cases import CASES, prefix
+from tests.attention.cuda import LONG, skip_if_refused
+from tests.attention.runs import tensors, unread
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA")
 # A kernel that crashes costs the run a process a case: what is least proven comes last.
 UNPROVEN = ("cudnn_ragged", "cudnn_flex", "flash4", "flex_flash")
 FAST = [*(name for name in KERNELS if name not in ("reference", "cpu", *UNPROVEN)), *UNPROVEN]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a norm
-LONG = {
-    "prefix of each row": [prefix(p, 1000) for p in (0, 1, 130, 999, 1000)],
-    "packed": [[causal(a, b, a, b) for a, b in spans([1, 2, 130, 300, 567])]] * 2,
-    "packed prefixes": [
-        [part for a, b in spans([200, 300, 500]) for part in prefix((b - a) // 3, b - a, a)]
-    ],
-    "chat": [[full(0, 100, 0, 100), full(100, 380, 0, 380), full(380, 1000, 0, 1000)]],
-}
 
 
 def run(kernel, parts, q, k, v, grad, **options):
@@ -33,14 +26,6 @@ def run(kernel, parts, q, k, v, grad, **options):
     out = attend(*leaves, parts, kernel=kernel, **options)
     assert out.shape == q.shape and out.dtype == q.dtype
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.cuda())]
-
-
-def skip_if_refused(kernel, q, k, parts, bias=None):
-    """A documented limit of a kernel is no failure: it is why the case was skipped."""
-    try:
-        choose(kernel, q.cuda().requires_grad_(), k.cuda().requires_grad_(), parts, bias)
-    except ValueError as refusal:
-        pytest.skip(str(refusal))
 
 
 def assert_close(kernel, parts, q, k, v, grad, **options):

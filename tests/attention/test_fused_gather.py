@@ -14,8 +14,8 @@ from megaarch.attention.gather import Segments
 from megaarch.attention.plan import to_device
 from tests.attention import emulation
 from tests.attention.cases import CASES
-from tests.attention.test_attend import run, tensors, unread
-from tests.attention.test_kernels import StandIn, assert_same
+from tests.attention.emulation import StandIn
+from tests.attention.runs import assert_same, run, tensors, unread
 from tests.kernels.problems import REASON, random_segments, strided
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))

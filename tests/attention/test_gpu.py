@@ -30,7 +30,7 @@ from megaarch.data.loader import Steps
 from megaarch.ingest.prepare import prepare
 from tests.attention.cases import CASES, prefix
 from tests.attention.gpus import GPUS, MODES, Machine, on_gpu
-from tests.attention.test_attend import tensors
+from tests.attention.runs import tensors
 from tests.conftest import PRESETS
 
 BATCHES = 20

@@ -2,8 +2,7 @@
 
 import inspect
 import pickle
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,8 +33,9 @@ from megaarch.config.schema import AttentionKernel
 from megaarch.errors import UserError
 from tests.attention import emulation
 from tests.attention.cases import CASES, chat, prefix
+from tests.attention.emulation import StandIn
 from tests.attention.partitions import partitions
-from tests.attention.test_attend import run, tensors, unread
+from tests.attention.runs import assert_same, run, tensors, unread
 
 pytestmark = pytest.mark.slow
 
@@ -47,19 +47,6 @@ FUNCTIONS = {
     "torch_varlen": emulation.torch_varlen,
     "torch_varlen, 2.11": emulation.torch_varlen_2_11,
 }
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """A library that is there, on any device."""
-
-    function: Any
-
-    def load(self):
-        return self.function
-
-    def obstacle(self, device):
-        return None
 
 
 @pytest.fixture(params=FUNCTIONS)
@@ -100,12 +87,6 @@ def overlay(monkeypatch):
     """The cuDNN kernel on the CPU's own backend."""
     on_cpu = {"devices": ("cpu",), "dtypes": (torch.float64,), "head_sizes": (256, 1)}
     monkeypatch.setitem(KERNELS, "cudnn", replace(KERNELS["cudnn"], **on_cpu))
-
-
-def assert_same(kernel, parts, *arguments, tolerance=1e-12, **options):
-    expected, found = (run(n, parts, *arguments, **options) for n in ("reference", kernel))
-    for name, a, b in zip(("out", "dq", "dk", "dv"), expected, found):
-        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("name", CASES)

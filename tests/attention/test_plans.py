@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounter
 from megaarch.attention import KERNELS, Parts, attend, causal, cudnn, cudnn_ragged, flex, sdpa_plan
 from tests.attention import emulation
 from tests.attention.cases import prefix, random_lengths, spans
-from tests.attention.test_attend import tensors
-from tests.attention.test_kernels import StandIn
+from tests.attention.emulation import StandIn
+from tests.attention.runs import tensors
 
 
 @pytest.fixture

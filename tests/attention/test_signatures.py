@@ -13,8 +13,8 @@ import torch
 from megaarch.attention import KERNELS, AttentionInputs, Parts
 from tests.attention import emulation
 from tests.attention.cases import prefix
-from tests.attention.test_attend import tensors
-from tests.attention.test_kernels import StandIn
+from tests.attention.emulation import StandIn
+from tests.attention.runs import tensors
 
 FLASH = "flash_attn_varlen_func"
 TORCH = emulation.torch_varlen

@@ -17,6 +17,9 @@ DEEPER = {"model.layers": 3}  # odd, and enough layers for four stages of an enc
 FACTORED = {"model.hidden_size": 128, "model.head_size": 64, "model.feed_forward_size": 256}
 DEEPEST = {"model.layers": 8}  # a layer for each of eight stages
 
+# name -> parallel settings of two processes
+TWO_RANKS = {"fsdp2": FSDP2, "tp2": TP2, "pp2": PP2}
+
 # name -> processes, parallel settings, model settings
 LAYOUTS = {
     "tp2": (2, TP2, DEEPER),

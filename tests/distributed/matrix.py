@@ -22,7 +22,6 @@ from tests import conftest
 from tests.distributed import runs
 from tests.distributed.layouts import LAYOUTS, ZERO
 from tests.distributed.pool import Pool
-from tests.distributed.test_deepspeed import zero_runs
 
 PAGE = Path(__file__).parents[2] / "docs" / "parallelism.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end of matrix -->\n"
@@ -53,7 +52,7 @@ def measure(
             if key not in single:
                 single[key] = runs.run(raw, [preset], model, default)[preset]
         if name in ZERO:
-            answers = pool.run(ranks, zero_runs, raw, presets, model | given, timeout=3600)
+            answers = pool.run(ranks, runs.zero_runs, raw, presets, model | given, timeout=3600)
         else:
             answers = pool.run(ranks, runs.run, raw, presets, model | given, default, timeout=3600)
         for preset, run in runs.merge(answers).items():

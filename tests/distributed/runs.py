@@ -13,6 +13,7 @@ from megaarch.config.schema import Settings
 from megaarch.distributed.mesh import Grid
 from megaarch.ingest.prepare import prepare
 from megaarch.training.trainer import Trainer
+from tests.steps import forward_backward
 
 STEPS = {
     "training.steps": 3
@@ -91,6 +92,32 @@ def _run(settings: Settings) -> Found:
     progress = trainer.progress
     counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
     return Found(losses, norm, gradients, weights(trainer), counts)
+
+
+def zero_runs(raw: dict[str, Any], presets: list[str], given: dict[str, Any]) -> dict[str, Found]:
+    """As run, with DeepSpeed as the engine."""
+    return {preset: _zero_run(raw, preset, given) for preset in presets}
+
+
+def _zero_run(raw: dict[str, Any], preset: str, given: dict[str, Any]) -> Found:
+    """DeepSpeed clears gradients in the step that tells their norm, so the first step is a run of its own."""
+    from deepspeed.utils import safe_get_full_grad
+
+    first = given | {"training.optimizer": "sgd", "training.clip_gradient": 0.0}
+    trainer = trainer_of(settings_of(raw, preset, first))
+    loss = forward_backward(trainer, trainer.steps[0])
+    gradients = {n: safe_get_full_grad(p).clone() for n, p in trainer.model.named_parameters()}
+    norm, stepped = trainer.engine.update(trainer.optimizer, loss)
+    assert stepped
+
+    settings = settings_of(raw, preset, STEPS | given)
+    trainer = trainer_of(settings)
+    losses = [trainer.step(trainer.steps[s]).loss for s in range(settings.training.steps)]
+    progress = trainer.progress
+    counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
+    state, _ = trainer.engine.state(None)
+    final = {name: whole(value) for name, value in state.items()}
+    return Found(losses, float(norm), gradients, final, counts)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import distributed
 
 from megaarch.training.preemption import Stopped
 from tests.distributed import runs
-from tests.distributed.test_saving import LAYOUTS
+from tests.distributed.layouts import TWO_RANKS
 
 
 def both_ways(raw, preset, given, directory):
@@ -29,7 +29,7 @@ def both_ways(raw, preset, given, directory):
 
 @pytest.mark.parametrize("preset, layout", [("gpt", "fsdp2"), ("t5", "pp2"), ("xlnet", "tp2")])
 def test_a_run_is_the_same(preset, layout, pool, raw, prepared, tmp_path):
-    for plain, mine in pool.run(2, both_ways, raw, preset, LAYOUTS[layout], tmp_path):
+    for plain, mine in pool.run(2, both_ways, raw, preset, TWO_RANKS[layout], tmp_path):
         assert plain[1] == mine[1] and plain[0].keys() == mine[0].keys()
         for name, value in plain[0].items():
             assert torch.equal(value, mine[0][name]), name
@@ -63,7 +63,7 @@ def signalled(raw, given):
 def test_a_signal_that_one_rank_hears_stops_all_at_the_same_step(
     layout, pool, raw, prepared, tmp_path
 ):
-    given = LAYOUTS[layout] | {"logging.directory": str(tmp_path / "run")}
+    given = TWO_RANKS[layout] | {"logging.directory": str(tmp_path / "run")}
     told = pool.run(2, signalled, raw, given)
     # the first step is read with the second launched, and what ranks say is acted on a step later
     assert told == [(signal.SIGTERM, 3, 3)] * 2

@@ -11,7 +11,6 @@ from megaarch.parallel.validate import check
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
 from tests.distributed import runs
-from tests.steps import forward_backward
 
 ENGINE = {"parallel.engine": "deepspeed", "parallel.data_parallel_shard": 2}
 
@@ -20,43 +19,17 @@ def zero(stage, **more):
     return ENGINE | {"parallel.zero_stage": stage} | more
 
 
-def zero_runs(raw, presets, given):
-    return {preset: _zero_run(raw, preset, given) for preset in presets}
-
-
-def _zero_run(raw, preset, given):
-    """As runs.run. DeepSpeed clears gradients in the step that tells their norm, so the first step
-    is a run of its own."""
-    from deepspeed.utils import safe_get_full_grad
-
-    first = given | {"training.optimizer": "sgd", "training.clip_gradient": 0.0}
-    trainer = runs.trainer_of(runs.settings_of(raw, preset, first))
-    loss = forward_backward(trainer, trainer.steps[0])
-    gradients = {n: safe_get_full_grad(p).clone() for n, p in trainer.model.named_parameters()}
-    norm, stepped = trainer.engine.update(trainer.optimizer, loss)
-    assert stepped
-
-    settings = runs.settings_of(raw, preset, runs.STEPS | given)
-    trainer = runs.trainer_of(settings)
-    losses = [trainer.step(trainer.steps[s]).loss for s in range(settings.training.steps)]
-    progress = trainer.progress
-    counts = (progress.flops, progress.palm_flops, progress.seen_tokens, progress.slots)
-    weights, _ = trainer.engine.state(None)
-    weights = {name: runs.whole(value) for name, value in weights.items()}
-    return runs.Found(losses, float(norm), gradients, weights, counts)
-
-
 @pytest.mark.parametrize("stage", [1, 3])
 def test_every_preset_equals_one_process(stage, pool, raw, prepared):
     wanted = runs.run(raw, PRESETS, {})
-    found = runs.merge(pool.run(2, zero_runs, raw, PRESETS, zero(stage)))
+    found = runs.merge(pool.run(2, runs.zero_runs, raw, PRESETS, zero(stage)))
     for preset in PRESETS:
         runs.compare(found[preset], wanted[preset], f"{preset} ZeRO-{stage}", 1e-5)
 
 
 def test_batches_in_tokens_and_documents_apart_equal_one_process(pool, raw, prepared):
     given = {"training.global_batch_tokens": 300, "data.document_masks": True}
-    found = runs.merge(pool.run(2, zero_runs, raw, ["gpt", "t5"], zero(1) | given))
+    found = runs.merge(pool.run(2, runs.zero_runs, raw, ["gpt", "t5"], zero(1) | given))
     for preset, wanted in runs.run(raw, ["gpt", "t5"], given).items():
         found[preset].counts = (*found[preset].counts[:-1], wanted.counts[-1])  # slots may be more
         runs.compare(found[preset], wanted, preset, 1e-5)
@@ -65,7 +38,7 @@ def test_batches_in_tokens_and_documents_apart_equal_one_process(pool, raw, prep
 def test_offload_and_recompute_equal_one_process(pool, raw, prepared):
     wanted = runs.run(raw, ["t5"], {})
     for given in (zero(2, **{"parallel.offload": True}), zero(3, **{"parallel.recompute": "full"})):
-        found = runs.merge(pool.run(2, zero_runs, raw, ["t5"], given))
+        found = runs.merge(pool.run(2, runs.zero_runs, raw, ["t5"], given))
         runs.compare(found["t5"], wanted["t5"], str(given), 1e-5)
 
 

@@ -9,7 +9,7 @@ from megaarch import config
 from megaarch.study import distributed_cell, run_study
 from megaarch.study.folder import load_config
 from tests.distributed.pool import RankError
-from tests.study.small_study import small_study
+from tests.study.small_study import run_cells, small_study
 
 LAYOUTS = {
     "gpt": {"parallel.tensor_parallel": 2},
@@ -35,10 +35,6 @@ def study(raw):
     mine = small_study(raw, cells, 6e8)
     mine["training"]["micro_batch_size"] = 2
     return mine
-
-
-def run_cells(raw, directory, names):
-    return [distributed_cell.run_cell(raw, directory, name) is not None for name in names]
 
 
 def run_trials(raw, directory, numbers):

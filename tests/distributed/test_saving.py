@@ -12,12 +12,7 @@ from megaarch.checkpoint import checkpoint, storage
 from megaarch.errors import UserError
 from megaarch.training.trainer import Trainer
 from tests.distributed import runs
-
-LAYOUTS = {
-    "fsdp2": {"parallel.data_parallel_shard": 2},
-    "tp2": {"parallel.tensor_parallel": 2},
-    "pp2": {"parallel.pipeline_parallel": 2},
-}
+from tests.distributed.layouts import TWO_RANKS
 
 
 class Stop(Exception):
@@ -53,7 +48,7 @@ def broken_and_whole(raw, preset, given, directory):
 def test_a_run_continues_from_background_saves_bit_for_bit(
     preset, layout, pool, raw, prepared, tmp_path
 ):
-    for whole, broken in pool.run(2, broken_and_whole, raw, preset, LAYOUTS[layout], tmp_path):
+    for whole, broken in pool.run(2, broken_and_whole, raw, preset, TWO_RANKS[layout], tmp_path):
         assert whole.keys() == broken.keys()
         for name, value in whole.items():
             assert torch.equal(value, broken[name]), name
@@ -77,7 +72,7 @@ def fail_on_rank_1(raw, given):
 
 
 def test_a_rank_that_cannot_write_is_named_on_every_rank(pool, raw, prepared, tmp_path):
-    given = LAYOUTS["pp2"] | {"training.async_save": True}
+    given = TWO_RANKS["pp2"] | {"training.async_save": True}
     given |= {"logging.directory": str(tmp_path / "run")}
     for told in pool.run(2, fail_on_rank_1, raw, given):
         assert "step-00000002 could not be written: rank 1: OSError" in told and "space" in told
@@ -100,7 +95,7 @@ def fall_on_rank_1(raw, given):
 
 
 def test_an_error_that_nobody_expects_ends_all_ranks_too(pool, raw, prepared, tmp_path):
-    given = LAYOUTS["pp2"] | {"logging.directory": str(tmp_path / "run")}
+    given = TWO_RANKS["pp2"] | {"logging.directory": str(tmp_path / "run")}
     assert pool.run(2, fall_on_rank_1, raw, given) == [
         "RuntimeError: MemoryError of another process: no memory for a copy",
         "MemoryError: no memory for a copy",
@@ -117,7 +112,7 @@ def run_without_wandb(raw, given):
 
 
 def test_a_mistake_in_where_metrics_go_is_one_of_all_ranks(pool, raw, prepared, tmp_path):
-    given = LAYOUTS["fsdp2"] | {"logging.directory": str(tmp_path / "run")}
+    given = TWO_RANKS["fsdp2"] | {"logging.directory": str(tmp_path / "run")}
     first, second = pool.run(2, run_without_wandb, raw, given)
     assert first == second and "logging.wandb: Weights & Biases is not installed" in first
 
@@ -140,9 +135,9 @@ def poisoned_on_rank_1(raw, given):
         return str(error), trainer.progress.skipped
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TWO_RANKS)
 def test_one_ranks_gradient_ends_the_run_of_all(layout, pool, raw, prepared, tmp_path):
-    given = LAYOUTS[layout] | {"training.skip_limit": 1}
+    given = TWO_RANKS[layout] | {"training.skip_limit": 1}
     given |= {"logging.directory": str(tmp_path / "run")}
     told = pool.run(2, poisoned_on_rank_1, raw, given)
     assert told[0] == told[1] and told[0][1] == 1
@@ -173,7 +168,7 @@ def test_plain_values_are_planned_by_one_rank_of_a_stage(
     layout, wanted, pool, raw, prepared, tmp_path
 ):
     """An optimizer has several for each parameter, and each rank's plan goes to one rank."""
-    given = LAYOUTS[layout] | {"logging.directory": str(tmp_path), "training.save_every": 1}
+    given = TWO_RANKS[layout] | {"logging.directory": str(tmp_path), "training.save_every": 1}
     pool.run(2, one_step, raw, given | {"training.steps": 1})
     index = storage.read_index(checkpoint.find(tmp_path) / "state")
     files = {file.removesuffix(".distcp") for file, *_ in index.values.values()}

@@ -12,29 +12,13 @@ from megaarch.data.dataset import PairRows
 from megaarch.data.feature_converters import converter_of
 from megaarch.data.row_lengths import longest_example
 from megaarch.evaluation import rank_classification, tasks
-from megaarch.evaluation.scorer import Room, Scorer, Scores, fits
+from megaarch.evaluation.scorer import Scorer, Scores, fits
 from megaarch.ingest.tasks.task import Task
 from megaarch.ingest.tasks.template import Question
 from megaarch.model.loss import TargetLosses
 from megaarch.model.transformer import Transformer
 from tests.conftest import PRESETS
-from tests.evaluation.test_yardsticks import Uniform
-
-
-class Planted:
-    """Gives the text of a choice the log-likelihood that a rule says."""
-
-    def __init__(self, settings, tokenizer, rule):
-        self.settings, self.tokenizer, self.rule = settings, tokenizer, rule
-        self.objective = settings.data.objective
-        self.room = Room([(settings, tokenizer.vocabulary)])
-        self.seen = []
-
-    def loglikelihoods(self, pairs):
-        texts = [tuple(self.tokenizer.decode(side).strip() for side in pair) for pair in pairs]
-        self.seen += texts
-        found = np.array([self.rule(*text) for text in texts])
-        return Scores(found, found)
+from tests.evaluation.known_answers import Planted, Uniform
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from megaarch.evaluation.scorer import Room, Scorer, fitted, form_marks, row_lim
 from megaarch.ingest.tasks.template import Question, with_shots
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
-from tests.evaluation.test_rank_classification import Planted
-from tests.evaluation.test_yardsticks import Uniform
+from tests.evaluation.known_answers import Planted, Uniform
 
 WORDS = "The river finds the stone near number 4."
 CHOICES = ("yes", "the light opens", "no")

@@ -18,6 +18,7 @@ from megaarch.evaluation.scorer import Scorer
 from megaarch.model.transformer import TargetLosses
 from megaarch.training.trainer import Trainer
 from tests.conftest import PRESETS
+from tests.evaluation.known_answers import Uniform
 
 pytestmark = pytest.mark.slow
 
@@ -31,19 +32,6 @@ EVALUATION = Evaluation(
     by_length=8,
     batch_rows=4,
 )
-
-
-class Uniform(torch.nn.Module):
-    """Gives every token the same probability, and the text tokens likewise."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.zeros(1))
-        self.size = size
-
-    def forward(self, batch, text_tokens):
-        nll = torch.full(batch.target_tokens.shape, math.log(self.size))
-        return TargetLosses(nll, nll, torch.full_like(nll, math.log(int(text_tokens.sum()))))
 
 
 class IgnoresPrefix(Uniform):

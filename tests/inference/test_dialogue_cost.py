@@ -21,7 +21,7 @@ from megaarch.inference.memory_traffic import cache_bytes, memory_traffic
 from megaarch.inference.prompts import prompt
 from megaarch.model import flops
 from tests.data.toy_vocabulary import TEXT, toy_vocabulary
-from tests.inference.test_cache import GENERATING, made
+from tests.inference.models import GENERATING, made
 
 VOCABULARY = toy_vocabulary(128 - (TEXT + len(SPECIALS)) % 128)  # no padded ids
 TEXTS, ANSWERS, ROWS = (5, 7, 1), (4, 1, 6), 2

@@ -7,7 +7,7 @@ import pytest
 from megaarch.config.schema import Data, Source
 from megaarch.ingest import prepare, split
 from megaarch.ingest.tokenizer import train_sentencepiece
-from tests.ingest.test_prepare import text, train_texts, write
+from tests.ingest.documents import text, train_texts, write
 
 
 def many_shards(monkeypatch):

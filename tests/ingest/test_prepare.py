@@ -12,40 +12,15 @@ from megaarch.data.example import SPECIALS
 from megaarch.ingest import corpus, prepare, prepared_data, split
 from megaarch.ingest.indexed_dataset import IndexedDataset, writing_dataset
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
+from tests.ingest.documents import text, train_texts, write
 
 pytestmark = pytest.mark.slow
-
-WORDS = "time person year way day thing man world life hand part child eye woman place".split()  # noqa: SIM905
-
-
-def text(seed, sentences=12):
-    """A document of short paragraphs, all of its own."""
-    rng = random.Random(seed)
-    rows = [" ".join(rng.choices(WORDS, k=11)) + f" {seed}.{i}.\n" for i in range(sentences)]
-    return "\n".join(rows)
-
-
-def write(path, texts):
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    return str(path)
 
 
 @pytest.fixture
 def settings(tmp_path):
     source = write(tmp_path / "text.jsonl", [text(seed) for seed in range(60)])
     return Data(source=source, cache=str(tmp_path / "cache"), sentinels=10)
-
-
-def train_texts(prepared):
-    """What training reads, decoded, a document each."""
-    eos = prepared.tokenizer.vocabulary.eos
-    found = []
-    for dataset, _ in prepared.train:
-        for i in range(len(dataset)):
-            assert dataset[i][-1] == eos
-            assert eos not in dataset[i][:-1]
-            found.append(prepared.tokenizer.decode(dataset[i]))
-    return found
 
 
 def test_documents_go_to_one_side_whole(settings):

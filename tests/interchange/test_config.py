@@ -13,8 +13,8 @@ from megaarch.config.schema import Model
 from megaarch.interchange import FAMILIES
 from megaarch.interchange.hf_config import ONLY, WITHOUT_EFFECT, complete, traits
 from megaarch.model import Transformer, initialize
+from tests.interchange.inputs import inputs_and_call
 from tests.interchange.models import V, bart, bert, gpt2, llama, scattered, t5
-from tests.interchange.test_huggingface import inputs_and_call
 
 CLASSES = {
     "gpt2": transformers.GPT2Config,

@@ -13,8 +13,8 @@ from megaarch.attention.gather import Segments
 from megaarch.attention.plan import to_device
 from megaarch.kernels import bindings
 from megaarch.kernels.rms_norm import rms_norm
-from tests.attention.test_attend import tensors
-from tests.attention.test_cuda import LONG, skip_if_refused
+from tests.attention.cuda import LONG, skip_if_refused
+from tests.attention.runs import tensors
 from tests.kernels.problems import (
     TOLERANCE,
     draw,

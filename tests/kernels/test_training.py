@@ -13,7 +13,7 @@ from megaarch.kernels import bindings
 from megaarch.model import initialize
 from megaarch.parallel.parallelize import build_model
 from tests.attention import emulation
-from tests.attention.test_kernels import StandIn
+from tests.attention.emulation import StandIn
 from tests.kernels.problems import REASON, off
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]

@@ -14,8 +14,7 @@ from megaarch.cluster.status import State, status
 from megaarch.study import lock
 from megaarch.study.cells import expand
 from tests.distributed.pool import Pool
-from tests.distributed.test_distributed_cell import run_cells
-from tests.study.small_study import EVALUATION
+from tests.study.small_study import EVALUATION, run_cells
 
 PATIENCE = 600  # seconds that a state is waited for, on a machine with much else to do
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.xdist_group("slurm")]

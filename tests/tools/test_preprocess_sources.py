@@ -15,7 +15,7 @@ from megaarch.ingest.pipeline import Pipeline
 from megaarch.ingest.prepare import prepare
 from megaarch.ingest.tokenizer import Tokenizer, train_sentencepiece
 from tests.conftest import made_up_text
-from tests.ingest.test_sources import messy, write
+from tests.ingest.folders import messy, write
 from tests.tools.run import tool
 
 

@@ -1,5 +1,7 @@
-"""The pages name files that exist. docs/log.md is left out: it tells of what has gone, too."""
+"""The pages name files that exist (docs/log.md is left out: it tells of what has gone, too), and no test file is
+also a library."""
 
+import ast
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -72,3 +74,36 @@ def test_every_path_on_a_page_exists(page):
 def test_pages_name_paths():
     """Otherwise the test above would look at nothing."""
     assert sum(len(named(page.read_text()) - OTHERS) for page in PAGES) > 100
+
+
+def imported_tests(source: str) -> set[str]:
+    """The test files that a file imports, or takes names of."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.rpartition(".")[2].startswith("test_")}
+
+
+def test_no_file_imports_a_test_file():
+    for form in (
+        "from tests.x.test_y import z",
+        "from tests.x import test_y",
+        "import tests.x.test_y",
+        "def f():\n    from .test_y import z",
+        "from . import test_y",
+    ):
+        assert imported_tests(form), form
+    assert not imported_tests("from tests.x.y import z\nimport tests.test_x.y")
+    files = sorted(ROOT.glob("tests/**/*.py"))
+    assert len(files) > 200
+    found = [
+        (file.relative_to(ROOT), name)
+        for file in files
+        for name in imported_tests(file.read_text())
+    ]
+    wrong = "".join(f"\n{file} imports {name}" for file, name in sorted(found))
+    assert not wrong, f"move what is shared to a module without tests, beside the test file:{wrong}"

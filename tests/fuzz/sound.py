@@ -48,7 +48,7 @@ def make(folder: Path) -> Path:
             writer.add(np.arange(8, dtype=np.uint16))
         _hugging_face(path)
         Path("results.json").write_text(json.dumps(example_results()))
-        shutil.copyfile(ROOT / "benchmarks" / "2026-11-28-scale.json", "scale.json")
+        shutil.copyfile(ROOT / "benchmarks" / "2026-12-01-scale.json", "scale.json")
         shutil.copyfile(ROOT / "tests" / "scaling" / "chinchilla_points.csv", "points.csv")
         _tasks(Path("tasks"))
         Path("deepspeed.json").write_text(

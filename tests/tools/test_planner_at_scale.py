@@ -12,7 +12,7 @@ from megaarch.planner.time import Cluster, step_seconds
 from tools.planning import at_scale
 
 ROOT = Path(__file__).parents[2]
-RECORD = json.loads((ROOT / "benchmarks" / "2026-11-28-scale.json").read_text())
+RECORD = json.loads((ROOT / "benchmarks" / "2026-12-01-scale.json").read_text())
 STUDY = str(ROOT / "configs" / "studies" / "scale.yaml")
 
 

@@ -1,6 +1,6 @@
 """A study planned and dry-run cell by cell: one record, and the tables of docs/planning.md.
 
-    python -m tools.planning.at_scale benchmarks/2026-11-28-scale.json
+    python -m tools.planning.at_scale benchmarks/2026-12-01-scale.json
 
 prints the tables of a record. With `--study STUDY --gpus N --gpu NAME --sizes 70b 175b` it makes the
 record first: every cell planned, and those of the named sizes dry-run, each by the command that a

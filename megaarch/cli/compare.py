@@ -64,9 +64,8 @@ def run(options: argparse.Namespace) -> int:
     if options.prepare:
         distributed_cell.prepare(raw, directory)
         return 0
-    from rich.console import (
-        Console,
-    )  # what draws a report takes a second, and thousands of ranks draw none
+    # what draws a report takes a second to import, and the ranks of a cell draw none
+    from rich.console import Console
 
     from megaarch import report
     from megaarch.probes import catalogue

@@ -60,9 +60,8 @@ def run(options: argparse.Namespace) -> int:
         prepared = launch.first(lambda: prepare(settings.data, settings.model.vocabulary_size))
         hold_out = None
         if settings.training.eval_every > 0:
-            from megaarch.evaluation.validation import (
-                validate,
-            )  # a second, for what else is imported
+            # a second, for what it imports
+            from megaarch.evaluation.validation import validate
 
             hold_out = validate(settings, prepared)
         with ProgressDisplay(Console(stderr=True, quiet=not grid.is_main)) as display:

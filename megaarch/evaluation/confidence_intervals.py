@@ -132,7 +132,8 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
 
     if lacks(SMALLEST) < 0:
         return 0.0
-    from scipy.optimize import brentq  # half a second, at the start of every run
+    # half a second to import, which each start of a run would take, and few compare anything
+    from scipy.optimize import brentq
 
     power: Any = brentq(lacks, SMALLEST, 0.0)
     return 10.0**power

@@ -2,7 +2,7 @@
 them (Korthikanti et al. 2022, figure 5).
 
 They are sent by torch's functional collectives, which a compiled layer takes into its graph, and not by a DTensor's
-redistribution, whose host time is seven times as long (docs/log.md). Letters of shapes: docs/shapes.md.
+redistribution, whose host time is six times as long (docs/log.md). Letters of shapes: docs/shapes.md.
 """
 
 from dataclasses import dataclass

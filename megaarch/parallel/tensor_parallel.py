@@ -6,7 +6,7 @@ and scatters the sequence again (Korthikanti et al. 2022, figure 5):
 
     [B, s, D] norm -> gather [B, S, D] -> column-wise -> attend, activation -> row-wise -> scatter
 
-These layers are in tensor_linear.py.
+These layers are in tensor_linear.py, their messages in sequence_messages.py.
 
 Embedding and output layer are split by vocabulary: of T ranks, rank r holds ids r·V/T to (r+1)·V/T.
 Looking up sums over ranks, of which one has the token. The head gathers the sequence first and runs

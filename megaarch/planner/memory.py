@@ -109,7 +109,6 @@ def _split_sizes(
 def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     parallel, training = settings.parallel, settings.training
     shards = parallel.data_parallel_shard * parallel.context_parallel
-    sharded = shards * parallel.data_parallel_replicate > 1
     root, by_layer = _held(settings, stages, rank)
     count, layer = root + sum(by_layer.values()), max(by_layer.values())
     shard, batches = count / shards, micro_batches(settings)
@@ -124,8 +123,8 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     stays, head = _head(settings) if ends else (0.0, 0.0)
     # gpipe's last stage runs all of its forward passes before the first backward pass
     head += stays * (batches if pipelined and parallel.schedule == "gpipe" else 1)
-    if not sharded:
-        # every pass in flight has made its own, which `kept` has
+    if not _sharded(settings):
+        # `kept` has those of the layers where every pass in flight makes its own
         half = HALF * (root if _casts_stay(settings) else count)
         last, moments = half, [(half, kept + max(head, work))]
     elif pipelined or not parallel.gathers_again:
@@ -152,11 +151,16 @@ def _memory(settings: Settings, stages: Stages, rank: int) -> Memory:
     )
 
 
+def _sharded(settings: Settings) -> bool:
+    """Whether FSDP gathers a layer's parameters, in half precision, for all micro-batches (parallel/fsdp.py)."""
+    return settings.parallel.data_ranks * settings.parallel.context_parallel > 1
+
+
 def _casts_stay(settings: Settings) -> bool:
-    """Whether each pass through a stage keeps the layers' parameters in half precision, which FSDP gathers once."""
+    """Whether each pass in flight through a stage keeps the layers' parameters in half precision, its own."""
     parallel = settings.parallel
-    ranks = parallel.data_ranks * parallel.context_parallel
-    return parallel.pipeline_parallel > 1 and ranks == 1 and parallel.recompute == "none"
+    pipelined = parallel.pipeline_parallel > 1
+    return pipelined and not _sharded(settings) and parallel.recompute == "none"
 
 
 def _kept(

@@ -115,6 +115,11 @@ def tuned(cells: Sequence[MergedCell]) -> list[MergedCell]:
     return [cell for cell in cells if finetuned(cell) and cell.ranks]
 
 
+def in_one_table(cells: Sequence[MergedCell]) -> list[MergedCell]:
+    """Cells that rank, the best first, then those of text that rank with no other."""
+    return [*ranked(cells), *heirs(cells), *diverged(cells), *apart(cells)]
+
+
 def judged(yardstick: Yardstick, cells: Sequence[MergedCell]) -> list[MergedCell]:
     """The cells that a yardstick compares.
 

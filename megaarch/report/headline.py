@@ -97,8 +97,11 @@ def against_unigram(results: Results, found: list[Finding]) -> list[str]:
     tells two cells apart, corrected for their number. Those of which a seed diverged are left out, as a mean
     over their other seeds would favour them."""
     reference = unigram(results)
-    valued = [(name, cell) for name, cell in named(found) if cell.bits_per_byte is not None]
-    order = [(name, cell) for name, cell in valued if not cell.diverged]
+    order = [
+        (name, cell)
+        for name, cell in named(found)
+        if cell.bits_per_byte is not None and not cell.diverged
+    ]
     if reference is None or not order:
         return []
     value = results.unigram_bits_per_byte or 0.0

@@ -85,7 +85,7 @@ def line(cell: MergedCell, columns: Columns, values: Sequence[str]) -> str:
 
 def table(finding: Finding) -> list[str]:
     lines = [*wrap(f"At {finding.amount} each:"), *heading(COLUMNS)]
-    lines += [row(cell, mark(cell, finding)) for cell in report_findings.ranked(finding.cells)]
+    lines += [row(cell, finding) for cell in report_findings.ranked(finding.cells)]
     for words, group in (
         (
             "without a value at some seeds, for training diverged: not ranked",
@@ -96,7 +96,7 @@ def table(finding: Finding) -> list[str]:
         ("finetuned: ranked by tasks alone", report_findings.tuned),
     ):
         if cells := group(finding.cells):
-            lines += ["", words, *(row(cell, mark(cell, finding)) for cell in cells)]
+            lines += ["", words, *(row(cell, finding) for cell in cells)]
     return [*lines, *by_length(report_findings.comparable(finding.cells)), *by_task(finding.cells)]
 
 
@@ -105,12 +105,7 @@ def adaptation_table(finding: Finding, cells: list[MergedCell]) -> list[str]:
     cell whose weights it started from."""
     lines = wrap(f"At {finding.amount} each (before -> after; FLOPs and tokens of both):")
     lines += heading(CHANGES)
-    for cell in (
-        *report_findings.ranked(finding.cells),
-        *report_findings.heirs(finding.cells),
-        *report_findings.diverged(finding.cells),
-        *report_findings.apart(finding.cells),
-    ):
+    for cell in report_findings.in_one_table(finding.cells):
         before = before_adaptation(cells, cell)
         changes = [
             before_after(before and read(before), read(cell))
@@ -197,10 +192,10 @@ def accuracy(score: Score) -> tuple[str, str]:
     return notation.fixed(score.value), f"{notation.fixed(low)}-{notation.fixed(high)}"
 
 
-def row(cell: MergedCell, behind: str) -> str:
+def row(cell: MergedCell, finding: Finding) -> str:
     heldout, interval, speed = cell.heldout, cell.heldout.interval(), cell.tokens_per_second
     values = (
-        notation.fixed(cell.bits_per_byte, 3, "-") + behind,
+        notation.fixed(cell.bits_per_byte, 3, "-") + mark(cell, finding),
         f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-",
         notation.fixed(heldout.choice_accuracy, 3, "-"),
         notation.fixed(heldout.middle_bits_per_byte, 3, "-"),

@@ -146,12 +146,7 @@ def table(finding: Finding, columns: Sequence[Column], look: Looks) -> dict[str,
 def adaptation_table(finding: Finding, cells: Sequence[MergedCell], look: Looks) -> dict[str, Any]:
     """As `table`: adapted cells, best first, those that rank with no other behind them, each value behind
     that of the cell whose weights it started from."""
-    order = [
-        *report_findings.ranked(finding.cells),
-        *report_findings.heirs(finding.cells),
-        *report_findings.diverged(finding.cells),
-        *report_findings.apart(finding.cells),
-    ]
+    order = report_findings.in_one_table(finding.cells)
     changed = [c for c in CHANGED if any(c.value(cell) is not None for cell in order)]
     rows = []
     for cell in order:

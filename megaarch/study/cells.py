@@ -66,9 +66,8 @@ class StudyCell:
     def tried(self, study: Study) -> list[Choice]:
         """What a sweep of the study tries on this cell: of the first seed alone, whose choice serves the others. With
         a rate of its own, what is swept beside rates."""
-        if study.tune is None or not sweep_grid.holds(study, self.size):
-            return []
-        if self.seed != study.seeds[0]:
+        held = sweep_grid.holds(study, self.size) and self.seed == study.seeds[0]
+        if study.tune is None or not held:
             return []
         grid = sweep_grid.of_architecture(study.tune, self.settings.model.architecture)
         if not self.keeps_rate:
